@@ -1,0 +1,1 @@
+"""The pieces put together for a person: CLI, presets, demo data, quickstart, reports."""

@@ -1,0 +1,191 @@
+"""Configuration of stage 1. Imports no torch, so that the CLI can build its flags in milliseconds."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vqgan.errors import InputError
+
+Modality = Literal["rgb", "segmentation", "depth", "pose"]
+Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def _require(ok: bool, field_name: str, value: object, remedy: str) -> None:
+    if not ok:
+        raise InputError(f"{field_name} is {value!r}: {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The VQGAN's architecture (Esser et al. 2021; the defaults are the paper's f16 model with 1024 codes)."""
+
+    modality: Modality = "rgb"
+    """What is encoded: RGB images, one-hot segmentation maps, one-channel depth, or drawn poses."""
+    n_labels: int = 0
+    """Labels of a segmentation map, label 0 (unlabelled) included; 0 for every other modality."""
+    resolution: int = 256
+    """Side of the square picture in pixels."""
+    ch: int = 128
+    """Channels at full resolution."""
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Channel multiplier of each level; every level after the first halves the resolution."""
+    num_res_blocks: int = 2
+    """Residual blocks per encoder level (the decoder has one more)."""
+    attn_resolutions: tuple[int, ...] = (16,)
+    """Feature-map sides, in cells, at which the levels have self-attention."""
+    z_channels: int = 256
+    """Channels of the latent before quantisation."""
+    embed_dim: int = 256
+    """Dimension of a code vector."""
+    codebook_size: int = 1024
+    """Number of code vectors; at most 65,536, since shards store uint16."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _require(2 <= self.codebook_size <= 65_536, "codebook_size", self.codebook_size, "choose 2 … 65536")
+        _require(
+            self.ch > 0 and self.ch % 32 == 0,
+            "ch",
+            self.ch,
+            "choose a multiple of 32 (GroupNorm has 32 groups)",
+        )
+        _require(
+            len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "give positive factors"
+        )
+        _require(self.num_res_blocks > 0, "num_res_blocks", self.num_res_blocks, "choose at least 1")
+        _require(
+            self.resolution > 0 and self.resolution % self.factor == 0,
+            "resolution",
+            self.resolution,
+            f"choose a multiple of {self.factor}, the downsampling factor of {len(self.ch_mult)} levels",
+        )
+        seg = self.modality == "segmentation"
+        _require(
+            (2 <= self.n_labels <= 256) if seg else self.n_labels == 0,
+            "n_labels",
+            self.n_labels,
+            "choose 2 … 256 for segmentation (ADE20K: 151) and 0 for every other modality",
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per code along one side."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side."""
+        return self.resolution // self.factor
+
+    @property
+    def channels(self) -> int:
+        """Input and output channels."""
+        return {"segmentation": self.n_labels, "depth": 1}.get(self.modality, 3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Terms of the training loss (VQGAN paper, equations 2 to 7)."""
+
+    perceptual: Perceptual = "lpips-vgg"
+    """Perceptual distance. efficientnet-lite0 ships with its weights and needs no download."""
+    perceptual_weight: float = 1.0
+    """Factor of the perceptual distance, per image."""
+    trunk: str = ""
+    """Path of the LPIPS trunk's torchvision weights; empty: torchvision's own cache or download."""
+    beta: float = 0.25
+    """Factor of the commitment term, the one that pulls the encoder towards the codes."""
+    codebook_weight: float = 1.0
+    """Factor of the whole quantisation loss."""
+    disc_weight: float = 0.8
+    """Factor of the adversarial term, on top of the adaptive weight."""
+    disc_start: int = 10_000
+    """Step at which the patch discriminator starts; a value past `steps` switches it off."""
+    disc_ramp: int = 1_000
+    """Steps over which the adversarial term grows from zero to its weight."""
+    disc_ch: int = 64
+    """Channels of the discriminator's first layer."""
+    disc_layers: int = 3
+    """Strided layers of the discriminator."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _require(self.beta >= 0, "beta", self.beta, "choose 0 or more")
+        _require(self.perceptual_weight >= 0, "perceptual_weight", self.perceptual_weight, "choose 0 or more")
+        _require(self.disc_weight >= 0, "disc_weight", self.disc_weight, "choose 0 or more")
+        _require(self.disc_start >= 0, "disc_start", self.disc_start, "choose 0 or more")
+        _require(self.disc_ramp >= 1, "disc_ramp", self.disc_ramp, "choose 1 or more")
+        _require(1 <= self.disc_layers <= 5, "disc_layers", self.disc_layers, "choose 1 … 5")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One training run of a VQGAN."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Loss terms."""
+    batch_size: int = 12
+    """Images per step."""
+    steps: int = 100_000
+    """Optimiser steps."""
+    learning_rate: float = 5.4e-5
+    """Adam's learning rate (paper: 4.5e-6 times the batch size), for both optimisers."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate grows linearly from zero."""
+    decay: bool = False
+    """Cosine decay of the learning rate to a tenth over the run."""
+    crop: int = 0
+    """Side of the random crop to train on, in pixels; 0 trains on the whole picture."""
+    mirror: bool = True
+    """Mirror half of the training images at random."""
+    restart_every: int = 0
+    """Every so many steps, codes unused since the last time restart at random encoder outputs; 0: never."""
+    seed: int = 0
+    """Seed of initialisation, data order and augmentation."""
+    precision: Precision = "auto"
+    """Autocast type; auto takes bfloat16 where the machine computes it natively."""
+    device: Device = "auto"
+    """Device; auto takes a GPU where there is one."""
+    eval_every: int = 1_000
+    """Steps between evaluations, each with a grid of reconstructions."""
+    eval_images: int = 1_000
+    """Validation images per evaluation, at most."""
+    checkpoint_every: int = 1_000
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in (
+            "batch_size",
+            "steps",
+            "eval_every",
+            "eval_images",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "choose 1 or more")
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "choose a positive rate")
+        ok = self.crop >= 0 and self.crop <= self.model.resolution and self.crop % self.model.factor == 0
+        _require(
+            ok,
+            "crop",
+            self.crop,
+            f"choose 0 or a multiple of {self.model.factor} up to {self.model.resolution}",
+        )
+
+
+def from_dict(cls: type[Any], data: dict[str, Any]) -> Any:
+    """Build a config dataclass from plain data, strictly: unknown fields and wrong types raise InputError."""
+    import dacite
+
+    try:
+        return dacite.from_dict(cls, data, config=dacite.Config(strict=True, cast=[tuple]))
+    except dacite.DaciteError as error:
+        raise InputError(
+            f"{cls.__module__}.{cls.__name__}: {error}; see `imagepriors train-vqgan --help`"
+        ) from error

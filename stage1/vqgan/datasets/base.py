@@ -1,0 +1,153 @@
+"""The dataset interface: items (paths), samples (pixels), splits (sequences of samples)."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from vqgan.datasets.conditions import read_condition
+from vqgan.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """Where one sample lies on disk."""
+
+    key: str
+    image: Path
+    label: int | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
+    """Condition name → what its reader wants: a path, or keypoints."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One decoded sample. All arrays have the same height and width."""
+
+    key: str
+    image: npt.NDArray[np.uint8]
+    """[H, W, 3]."""
+    label: int | None
+    conditions: dict[str, Array]
+    """segmentation uint8 [H, W]; depth float32 [H, W]; pose uint8 [H, W, 3]."""
+
+    def picture(self, modality: str) -> Array:
+        """The array that a tokenizer of `modality` encodes."""
+        if modality == "rgb":
+            return self.image
+        if modality not in self.conditions:
+            have = ", ".join(self.conditions) or "none"
+            raise InputError(f"sample {self.key!r} has no {modality} (conditions there: {have})")
+        return self.conditions[modality]
+
+
+class Split:
+    """A sequence of samples. Keys are unique and dot-free; a bad file raises InputError for that sample alone."""
+
+    def __init__(self, items: Iterable[Item], class_names: Sequence[str] = ()) -> None:
+        self.items = list(items)
+        self.class_names = tuple(class_names)
+        self.keys = [item.key for item in self.items]
+        if len(set(self.keys)) < len(self.keys):
+            seen: set[str] = set()
+            double = next(key for key in self.keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise InputError(f"two images share the key {double!r}: rename one of them")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions that every sample of this split has."""
+        first = self.items[0].conditions if self.items else {}
+        return tuple(name for name in first if all(name in item.conditions for item in self.items))
+
+    def source_hash(self) -> str:
+        """Sha256 over the keys, labels and byte sizes of the source list: what decides which rows exist."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            size = item.image.stat().st_size if item.image.exists() else -1
+            digest.update(f"{item.key}\t{item.label}\t{size}\n".encode())
+        return digest.hexdigest()
+
+    def read(self, index: int, size: int, *, mirror: bool = False, conditions: Sequence[str] = ()) -> Sample:
+        """Decode sample `index`: shorter side resized to `size` pixels, centre crop, mirrored if asked.
+
+        Image bicubic, masks nearest, depth bilinear. EXIF orientation is honoured, alpha composes onto white.
+
+        Raises:
+            InputError: the file cannot be decoded, or a condition is missing or does not fit the image.
+        """
+        item = self.items[index]
+        try:
+            with Image.open(item.image) as opened:
+                image = _to_rgb(ImageOps.exif_transpose(opened))
+            parts = {name: read_condition(name, item.conditions[name], image.size) for name in conditions}
+        except KeyError as error:
+            raise InputError(f"{item.key}: no {error.args[0]} for this image") from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"{item.key}: {item.image.name}: {error}") from error
+        resamplings = {"segmentation": Image.Resampling.NEAREST, "depth": Image.Resampling.BILINEAR}
+        arrays = {
+            name: resize_crop(part, size, resamplings.get(name, Image.Resampling.BICUBIC), mirror)
+            for name, part in parts.items()
+        }
+        pixels = resize_crop(image, size, Image.Resampling.BICUBIC, mirror)
+        return Sample(key=item.key, image=pixels, label=item.label, conditions=arrays)
+
+
+def resize_crop(image: Image.Image, size: int, resampling: Image.Resampling, mirror: bool) -> Array:
+    """Resize the shorter side to `size` pixels and take the centre square."""
+    width, height = image.size
+    if (width, height) != (size, size):
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        # One resampling of the centre square: the same picture as resize-then-crop, without rounding the long side.
+        image = image.resize((size, size), resampling, box=(left, top, left + side, top + side))
+    if mirror:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def make_key(path: Path) -> str:
+    """A relative path without its suffix as a shard key: separators become "/", dots and odd bytes "_"."""
+    return re.sub(r"[^\w/+-]", "_", path.with_suffix("").as_posix())
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All images below `folder`, relative to it, in sorted order."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(path.relative_to(folder) for path in found)
+
+
+def hold_out(split: Split) -> dict[str, Split]:
+    """Divide one split into train and val: every key whose hash falls into a twentieth goes to val."""
+    is_val = [int(hashlib.sha256(key.encode()).hexdigest(), 16) % 20 == 0 for key in split.keys]
+    parts = {
+        name: Split(
+            [item for item, val in zip(split.items, is_val, strict=True) if val == want], split.class_names
+        )
+        for name, want in (("train", False), ("val", True))
+    }
+    empty = [name for name, part in parts.items() if not len(part)]
+    if empty:
+        raise InputError(f"{len(split)} images are too few to hold out a validation split: add images")
+    return parts

@@ -1,0 +1,5 @@
+"""The one error class that stage 1 raises for bad input."""
+
+
+class InputError(ValueError):
+    """Bad input from a person: says what is wrong, which value, and what to do. The CLI exits with code 2."""

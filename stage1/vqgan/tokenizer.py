@@ -1,0 +1,93 @@
+"""The tokenizer: pictures in, code indices out, and back. This is all that later stages need of stage 1."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vqgan import checkpoint
+from vqgan.config import Device, ModelConfig, Precision
+from vqgan.errors import InputError
+from vqgan.modalities import to_input, to_pictures
+from vqgan.model import VQGAN
+
+
+def pick_device(name: Device) -> torch.device:
+    """The device that `name` means here.
+
+    Raises:
+        InputError: cuda is asked for and there is no usable GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device = 'cuda', but torch sees no GPU: use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The autocast type; auto is bfloat16 on GPUs and on CPUs that multiply it natively."""
+    native = device.type == "cuda" or torch.backends.cpu.get_cpu_capability() == "AMX" or _cpu_has_bf16()
+    return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and native) else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and "avx512_bf16" in info.read_text()
+
+
+class Tokenizer:
+    """A trained VQGAN, ready to encode and decode pictures."""
+
+    def __init__(
+        self, config: ModelConfig, model: VQGAN, fingerprint: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.config = config
+        self.fingerprint = fingerprint
+        self._device, self._dtype = device, dtype
+        self._model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        device: Device = "auto",
+        precision: Literal["auto", "float32", "bfloat16"] = "float32",
+    ) -> "Tokenizer":
+        """Load a tokenizer folder. Float32 is the default, since bfloat16 changes a few per cent of the codes.
+
+        Raises:
+            InputError: no tokenizer there, or weights that do not fit.
+        """
+        config, model = checkpoint.load_model(path)
+        place = pick_device(device)
+        return cls(config.model, model, checkpoint.fingerprint(path), place, pick_dtype(precision, place))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
+
+    @torch.inference_mode()
+    def encode(self, pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.uint16]:
+        """Pictures of one modality at `config.resolution` → codes uint16 [N, h, w], raster order."""
+        x = to_input(pictures, self.config).to(self._device, memory_format=torch.channels_last)
+        with self._autocast():
+            codes = self._model.encode(x)
+        return codes.cpu().numpy().astype(np.uint16)
+
+    @torch.inference_mode()
+    def decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Codes [N, h, w] → pictures: uint8 [N, H, W, 3]; label maps uint8 [N, H, W]; depth float32 [N, H, W] in [0, 1].
+
+        Raises:
+            InputError: a code is not in the codebook.
+        """
+        highest = int(codes_NHW.max(initial=0))
+        if highest >= self.config.codebook_size:
+            raise InputError(
+                f"code {highest} is not in the codebook of {self.config.codebook_size}: other tokenizer?"
+            )
+        codes = torch.from_numpy(codes_NHW.astype(np.int64)).to(self._device)
+        with self._autocast():
+            return to_pictures(self._model.decode(codes), self.config)

@@ -1,0 +1,1 @@
+"""Autoregressive priors over image codes, trained from token shards alone (stage 2)."""

@@ -1,0 +1,236 @@
+"""What a run leaves on disk, and how it is read back. Nothing here is pickled.
+
+RUN/
+  checkpoints/step-00000500/
+    config.json          RunConfig: what was trained, on what
+    model.safetensors    the weights
+    state.safetensors    AdamW's moments and torch's random state
+    state.json           step, loader position and other plain values
+  metrics.jsonl
+  config.json            of the finished run
+  model.safetensors
+  summary.json           written last: the run is complete
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import dacite
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from codeprior.config import PriorError, SequenceSpec, TrainConfig
+from codeprior.model import Prior
+from codeshards.format import atomic_write, atomic_write_json, read_json
+
+FORMAT_VERSION = 1
+"""Raised when older code would misread a checkpoint."""
+
+CONFIG, WEIGHTS, TENSORS, SCALARS = "config.json", "model.safetensors", "state.safetensors", "state.json"
+SUMMARY = "summary.json"
+_TEMP_PREFIX = ".tmp-"
+
+FREE_ON_RESUME = frozenset(
+    {"steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "device"}
+)
+"""Fields of TrainConfig that a resumed run may change: none of them alters what a step computes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """All that decides the weights of a run: `config.json`."""
+
+    format_version: int = FORMAT_VERSION
+    """Version of the checkpoint's layout."""
+    train: TrainConfig
+    """How it was trained."""
+    sequence: SequenceSpec
+    """What its sequences mean."""
+    data: str
+    """Fingerprint of the dataset of shards."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read `config.json`.
+
+        Raises:
+            ShardError: missing or damaged, of another version, or with keys that are unknown or missing.
+        """
+        value = read_json(path)
+        if value.get("format_version") != FORMAT_VERSION:
+            raise PriorError(
+                f"{path}: format_version is {value.get('format_version')!r}, "
+                f"this code reads {FORMAT_VERSION}; use the version of the code that wrote it"
+            )
+        # JSON has no tuples, and writes the float 1.0 of a config given as 1 without its point.
+        strict = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
+        try:
+            return dacite.from_dict(cls, value, strict)
+        except (dacite.DaciteError, PriorError) as error:
+            raise PriorError(f"{path} does not describe a prior: {error}") from error
+
+
+def check_same_run(saved: RunConfig, wanted: RunConfig, where: Path) -> None:
+    """Refuse to go on with another config or dataset, naming every field that differs."""
+    old, new = _flat(asdict(saved)), _flat(asdict(wanted))
+    differing = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name.removeprefix("train.") not in FREE_ON_RESUME
+    ]
+    if differing:
+        raise PriorError(
+            f"{where} was trained differently: {'; '.join(differing)}. "
+            "Use the same settings, another output folder, or start over without resuming"
+        )
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, item in value.items():
+        leaves |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
+    return leaves
+
+
+def save_checkpoint(
+    run: Path,
+    config: RunConfig,
+    prior: Prior,
+    *,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    scalars: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write RUN/checkpoints/step-NNNNNNNN, whole or not at all, then remove all but the last `keep`."""
+    root = run / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"step-{step:08d}"
+    temp = root / f"{_TEMP_PREFIX}{final.name}-{os.getpid()}"
+    temp.mkdir()
+    atomic_write_json(temp / CONFIG, asdict(config))
+    atomic_write_json(temp / SCALARS, {"step": step, **scalars})
+    for name, group in ((WEIGHTS, prior.state_dict()), (TENSORS, tensors)):
+        save_file({key: tensor.contiguous() for key, tensor in group.items()}, temp / name)
+        _fsync(temp / name)
+    _fsync(temp)
+    temp.rename(final)
+    _fsync(root)
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's complete checkpoints, oldest first."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what a killed process left half-written. Call it only from the run's one trainer."""
+    for temp in (run / "checkpoints").glob(f"{_TEMP_PREFIX}*"):
+        shutil.rmtree(temp)
+
+
+def load_state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and plain values that :func:`save_checkpoint` was given, and the step."""
+    return _load_tensors(checkpoint / TENSORS, torch.device("cpu")), read_json(checkpoint / SCALARS)
+
+
+def load_weights(prior: Prior, path: Path) -> None:
+    """Replace the prior's weights by those of a safetensors file, on the prior's device.
+
+    Raises:
+        PriorError: the file is damaged, or its tensors are not exactly this prior's.
+    """
+    weights, expected = _load_tensors(path, torch.device("cpu")), prior.state_dict()
+    for what, names in (("lacks", expected.keys() - weights), ("has unknown", weights.keys() - expected)):
+        if names:
+            raise PriorError(f"{path} {what} {', '.join(sorted(names))}: it is not a prior of this config")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise PriorError(f"{path}: {name} is {list(tensor.shape)}, expected {list(expected[name].shape)}")
+    prior.load_state_dict(weights)
+
+
+def finish_run(run: Path, checkpoint: Path, summary: Mapping[str, Any]) -> None:
+    """Publish the last checkpoint as RUN/config.json and RUN/model.safetensors, then the summary."""
+    for name in (CONFIG, WEIGHTS):
+        with (checkpoint / name).open("rb") as source, atomic_write(run / name) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    atomic_write_json(run / SUMMARY, summary)
+
+
+def prior_folder(path: Path) -> Path:
+    """The folder that holds the weights: a finished run itself, else the latest checkpoint of the run.
+
+    Raises:
+        PriorError: nothing to load there.
+    """
+    if (path / SUMMARY).exists() or (path / SCALARS).exists():
+        return path
+    saved = checkpoints(path)
+    if not saved:
+        raise PriorError(
+            f"{path} holds no prior: neither a finished run nor a checkpoint. Train one there first"
+        )
+    return saved[-1]
+
+
+def load_prior(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Prior:
+    """Load a trained prior for sampling.
+
+    Args:
+        path: a run (its final weights; while it is unfinished, its latest checkpoint) or one checkpoint.
+        device: where the weights go.
+
+    Returns:
+        The prior in eval mode; `prior.sequence` says what its codes mean.
+
+    Raises:
+        ShardError: there is no prior, or its files are damaged or not each other's.
+    """
+    folder = prior_folder(Path(path))
+    config = RunConfig.load(folder / CONFIG)
+    # Fresh weights are thrown away at once; drawing them must not disturb the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        prior = Prior(config.train.model, config.sequence)
+    load_weights(prior, folder / WEIGHTS)
+    return prior.to(device).eval()
+
+
+def load_summary(run: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, None while it is not finished."""
+    return read_json(run / SUMMARY) if (run / SUMMARY).exists() else None
+
+
+def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Add one line to a .jsonl file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def _load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
+    try:
+        return load_file(path, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise PriorError(f"{path} cannot be read: {error}") from error
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,103 @@
+"""Small shard datasets, written through codeshards.format like real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codeshards.format import (
+    GridSpec,
+    Manifest,
+    ShardDataset,
+    ShardSpec,
+    Sidecar,
+    build_plan,
+    sidecar_path,
+    write_shard,
+)
+
+CLASSES = 4
+IMAGE = GridSpec(height=4, width=4, codebook_size=16, fingerprint="image-tokenizer")
+SEGMENTATION = GridSpec(height=2, width=2, codebook_size=6, fingerprint="segmentation-tokenizer")
+ORDERS = ("row_major", "spiral_out", "zcurve", "subsample", "alternate")
+
+MakeDataset = Callable[..., ShardDataset]
+
+
+def structured_rows(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    """Labels, and pictures that mostly follow from them: a diagonal ramp with a tenth of the codes random."""
+    labels = rng.integers(CLASSES, size=n)
+    row, column = np.mgrid[: IMAGE.height, : IMAGE.width]
+    codes = (4 * labels[:, None, None] + row + 2 * column) % IMAGE.codebook_size
+    noise = rng.integers(IMAGE.codebook_size, size=codes.shape)
+    codes = np.where(rng.random(codes.shape) < 0.1, noise, codes).astype(np.uint16)
+    segmentation = np.repeat(labels, 4).reshape(n, 2, 2).astype(np.uint16)
+    return {"labels": labels, "codes": codes, "segmentation": segmentation}
+
+
+def write_dataset(
+    path: Path,
+    *,
+    rows: dict[str, int] | None = None,
+    shard_rows: int = 60,
+    orders: tuple[str, ...] = ORDERS,
+    segmentation: bool = True,
+    labelled: bool = True,
+    class_names: tuple[str, ...] = ("ant", "bee", "cat", "dog"),
+    seed: int = 0,
+) -> ShardDataset:
+    rows = rows or {"train": 200, "val": 50}
+    conditions = {"segmentation": SEGMENTATION} if segmentation else {}
+    spec = ShardSpec(image=IMAGE, orders=orders, conditions=conditions)
+    plan = build_plan(
+        samples={split: [f"{split}-{i:05d}" for i in range(n)] for split, n in rows.items()},
+        source_hashes=dict.fromkeys(rows, f"seed-{seed}"),
+        settings={},
+        views=1,
+        shard_rows=shard_rows,
+        shuffle_seed=None,
+    )
+    rng, sidecars = np.random.default_rng(seed), []
+    for shard in plan.shards:
+        made = structured_rows(rng, shard.samples)
+        table = spec.rows_to_table(
+            list(plan.sample_keys(shard)),
+            np.zeros(shard.samples),
+            made["labels"] if labelled else None,
+            made["codes"],
+            conditions={"segmentation": made["segmentation"]} if segmentation else {},
+        )
+        file = shard.path(path, ".parquet")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sidecar = Sidecar(
+            plan_hash=plan.hash,
+            split=shard.split,
+            index=shard.index,
+            rows=shard.samples,
+            samples=shard.samples,
+            files={file.name: write_shard(file, table)},
+        )
+        sidecar.save(sidecar_path(path, shard))
+        sidecars.append(sidecar)
+    names = class_names if labelled else ()
+    Manifest.build(plan=plan, sidecars=sidecars, spec=spec, class_names=names).save(path)
+    return ShardDataset.open(path)
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> MakeDataset:
+    """Writes a dataset of structured codes under tmp_path; keywords as in `write_dataset`."""
+
+    def make(name: str = "shards", **options: object) -> ShardDataset:
+        return write_dataset(tmp_path / name, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> ShardDataset:
+    """200 training and 50 validation rows in several shards; read-only by agreement."""
+    return write_dataset(tmp_path_factory.mktemp("dataset"))

@@ -1,0 +1,207 @@
+"""The loader: exact, resumable, the same for every world size, and safe to start many times."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from codeprior.config import PriorError, SequenceSpec
+from codeprior.data import (
+    CodeBatches,
+    CodeData,
+    entropy_nats,
+    epoch_permutation,
+    memory_map,
+    sequence_from_dataset,
+    unigram_nll_nats,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codeshards.format import ORDER_NAMES, ShardDataset, ShardError, order
+
+
+def toy_data(rows: int) -> CodeData:
+    """Row i is the code i, four times."""
+    codes = np.repeat(np.arange(rows, dtype=np.uint16)[:, None], 4, axis=1)
+    return CodeData(codes_NT=codes, condition_NC=None, identity="toy")
+
+
+@pytest.mark.parametrize("name", ORDER_NAMES)
+def test_memory_map_is_the_column_of_the_shards(dataset: ShardDataset, name: str) -> None:
+    mapped = memory_map(dataset, "train", f"codes_{name}")
+    read = np.concatenate([b[f"codes_{name}"] for b in dataset.batches("train", [f"codes_{name}"])])
+    assert mapped.dtype == np.uint16
+    assert not mapped.flags.writeable
+    np.testing.assert_array_equal(mapped, read)
+    raster = memory_map(dataset, "train", "codes_row_major")
+    np.testing.assert_array_equal(mapped, raster[:, order(name, 4, 4)])
+
+
+@pytest.mark.parametrize(
+    ("condition", "length", "vocabulary"), [("none", 1, 1), ("class", 1, 4), ("segmentation", 4, 6)]
+)
+def test_sequence_and_batches_of_each_condition(
+    dataset: ShardDataset, condition: str, length: int, vocabulary: int
+) -> None:
+    sequence = sequence_from_dataset(dataset, "zcurve", condition)
+    assert (sequence.condition_length, sequence.condition_vocabulary) == (length, vocabulary)
+    assert sequence.class_names == (("ant", "bee", "cat", "dog") if condition == "class" else ())
+    data = CodeData.open(dataset, "val", sequence)
+    batch = data.take(np.array([3, 0]))
+    assert batch.codes_BT.dtype == batch.condition_BC.dtype == torch.int64
+    np.testing.assert_array_equal(batch.codes_BT, memory_map(dataset, "val", "codes_zcurve")[[3, 0]])
+    column = {"class": "label", "segmentation": "cond_segmentation"}.get(condition)
+    expected = memory_map(dataset, "val", column)[[3, 0]].reshape(2, length) if column else np.zeros((2, 1))
+    np.testing.assert_array_equal(batch.condition_BC, expected)
+
+
+def test_unnamed_classes_are_counted(make_dataset) -> None:
+    sequence = sequence_from_dataset(make_dataset(class_names=()), "row_major", "class")
+    assert (sequence.condition_vocabulary, sequence.class_names) == (4, ())
+
+
+@given(rows=st.integers(1, 200), batch=st.integers(1, 40), seed=st.integers(0, 2**63 - 1))
+def test_an_epoch_is_an_exact_shuffle_without_the_tail(rows: int, batch: int, seed: int) -> None:
+    batch = min(batch, rows)
+    batches = CodeBatches(toy_data(rows), batch_size=batch, seed=seed)
+    seen = [next(batches) for _ in range(batches.batches_per_epoch)]
+    codes = torch.cat([b.codes_BT[:, 0] for b in seen])
+    assert all(len(b.codes_BT) == batch for b in seen)
+    assert len(codes) == rows - rows % batch
+    assert len(set(codes.tolist())) == len(codes)
+    assert set(codes.tolist()) <= set(range(rows))
+
+
+def test_epochs_and_seeds_differ_but_repeat() -> None:
+    a, b, c = epoch_permutation(100, 7, 0), epoch_permutation(100, 7, 1), epoch_permutation(100, 8, 0)
+    assert not np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+    np.testing.assert_array_equal(a, epoch_permutation(100, 7, 0))
+    # Golden: a resumed run must find the same batches after any upgrade of numpy.
+    assert epoch_permutation(8, 0, 0).tolist() == GOLDEN_PERMUTATION
+
+
+GOLDEN_PERMUTATION = [0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_global_batches_do_not_depend_on_the_world_size(world_size: int) -> None:
+    ranks = [
+        CodeBatches(toy_data(50), batch_size=12, seed=3, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    single = CodeBatches(toy_data(50), batch_size=12, seed=3)
+    for _ in range(10):
+        parts = [next(rank).codes_BT for rank in ranks]
+        assert len({len(part) for part in parts}) == 1
+        assert torch.equal(torch.cat(parts), next(single).codes_BT)
+
+
+def test_resume_continues_exactly_and_costs_the_same_anywhere() -> None:
+    one = CodeBatches(toy_data(50), batch_size=8, seed=1)
+    for _ in range(9):
+        next(one)
+    other = CodeBatches(toy_data(50), batch_size=8, seed=1)
+    other.load_state_dict(one.state_dict())
+    for _ in range(8):
+        assert torch.equal(next(other).codes_BT, next(one).codes_BT)
+    # O(1): a replay of 10^15 steps would never end.
+    other.load_state_dict({**one.state_dict(), "step": 10**15})
+    assert len(next(other).codes_BT) == 8
+
+
+def test_resume_refuses_another_loader() -> None:
+    state = CodeBatches(toy_data(50), batch_size=8, seed=1).state_dict()
+    with pytest.raises(PriorError, match="seed was 1 and is 2"):
+        CodeBatches(toy_data(50), batch_size=8, seed=2).load_state_dict(state)
+
+
+def test_validation_is_in_order_with_its_ragged_end() -> None:
+    batches = list(toy_data(10).in_order(4))
+    assert [len(b.codes_BT) for b in batches] == [4, 4, 2]
+    assert torch.cat([b.codes_BT[:, 0] for b in batches]).tolist() == list(range(10))
+
+
+def test_unigram_measures_agree_with_a_loop() -> None:
+    train, val = np.array([3, 1, 0]), np.array([1, 0, 1])
+    assert entropy_nats(train) == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+    assert unigram_nll_nats(train, val) == pytest.approx(-(np.log(4 / 7) + np.log(1 / 7)) / 2)
+    assert toy_data(3).code_counts(5).tolist() == [4, 4, 4, 0, 0]
+
+
+BUILD = """
+import sys
+from codeprior.data import memory_map
+from codeshards.format import ShardDataset
+print(int(memory_map(ShardDataset.open(sys.argv[1]), "train", "codes_zcurve").sum()))
+"""
+
+
+def test_concurrent_starters_all_read_a_whole_cache(make_dataset) -> None:
+    dataset = make_dataset(rows={"train": 3000, "val": 10})
+    run = [sys.executable, "-c", BUILD, str(dataset.path)]
+    starters = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    sums = {starter.communicate(timeout=120)[0] for starter in starters}
+    assert sums == {f"{memory_map(dataset, 'train', 'codes_zcurve').sum()}\n"}
+    assert [path.suffix for path in (dataset.path / ".cache").iterdir()] == [".npy"]
+
+
+def test_cache_is_found_again_and_follows_the_content(make_dataset, monkeypatch, tmp_path: Path) -> None:
+    first, second = make_dataset("a", seed=0), make_dataset("b", seed=1)
+    monkeypatch.setenv("IMAGEPRIORS_CACHE", str(tmp_path / "cache"))
+    sums = {int(memory_map(d, "train", "codes_row_major").sum()) for d in (first, second)}
+    files = sorted((tmp_path / "cache").iterdir())
+    assert len(sums) == len(files) == 2
+    assert not (first.path / ".cache").exists()
+    before = [path.stat().st_mtime_ns for path in files]
+    memory_map(first, "train", "codes_row_major")
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_unwritable_cache_names_the_way_out(make_dataset, monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IMAGEPRIORS_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(PriorError, match="set IMAGEPRIORS_CACHE to a writable folder"):
+        memory_map(make_dataset(), "train", "label")
+
+
+def test_user_errors_say_what_the_shards_have(make_dataset) -> None:
+    dataset = make_dataset(orders=("row_major", "zcurve"), labelled=False)
+    with pytest.raises(PriorError, match="'spiral_out' is not in these shards; they have row_major, zcurve"):
+        sequence_from_dataset(dataset, "spiral_out", "none")
+    with pytest.raises(PriorError, match="'depth' is not in these shards; they have none, segmentation"):
+        sequence_from_dataset(dataset, "zcurve", "depth")
+    with pytest.raises(PriorError, match="no class labels; use condition 'none'"):
+        sequence_from_dataset(dataset, "zcurve", "class")
+    with pytest.raises(ShardError, match="no split 'test'"):
+        memory_map(dataset, "test", "label")
+
+
+def test_class_condition_needs_every_label_within_the_classes(make_dataset) -> None:
+    def classes(dataset: ShardDataset, count: int) -> SequenceSpec:
+        return SequenceSpec.from_shards(dataset.spec, order="zcurve", condition="class", class_count=count)
+
+    dataset = make_dataset("unlabelled", labelled=False)
+    with pytest.raises(PriorError, match="200 of 200 rows in split 'train' have no label"):
+        CodeData.open(dataset, "train", classes(dataset, 4))
+    dataset = make_dataset("labelled")
+    with pytest.raises(PriorError, match="has label 3, but there are 2 classes"):
+        CodeData.open(dataset, "train", classes(dataset, 2))
+
+
+def test_batches_that_cannot_be_made_are_refused() -> None:
+    with pytest.raises(PriorError, match="batch_size = 64: the split has only 10 rows"):
+        CodeBatches(toy_data(10), batch_size=64, seed=0)
+    with pytest.raises(PriorError, match="rank 0 of 3: use a batch that divides"):
+        CodeBatches(toy_data(10), batch_size=8, seed=0, world_size=3)
+
+
+def test_config_needs_no_torch() -> None:
+    code = "import sys, codeprior.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0

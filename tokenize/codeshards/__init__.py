@@ -1,0 +1,1 @@
+"""Token shards: the format, the encode step and the Ray job that writes whole datasets."""

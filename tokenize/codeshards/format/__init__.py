@@ -1,0 +1,110 @@
+"""The token-shard contract between pixels and priors: orders, schema, plan, manifest, writer and reader.
+
+Needs numpy and pyarrow only, so that training from shards never imports what made them.
+"""
+
+from codeshards.format.errors import ShardError
+from codeshards.format.files import (
+    FileRecord,
+    atomic_write,
+    atomic_write_json,
+    compact_json,
+    file_record,
+    read_json,
+    remove_stale_temps,
+    sha256_file,
+)
+from codeshards.format.manifest import (
+    MANIFEST_FILE,
+    Failure,
+    Manifest,
+    ShardEntry,
+    Sidecar,
+    SplitEntry,
+    shard_is_done,
+    sidecar_path,
+)
+from codeshards.format.orders import (
+    ORDER_NAMES,
+    OrderName,
+    check_order_name,
+    defined_orders,
+    inverse,
+    order,
+    orders_hash,
+)
+from codeshards.format.parquet import write_shard
+from codeshards.format.plan import (
+    PLAN_FILE,
+    SAMPLES_FILE,
+    Plan,
+    PlannedShard,
+    build_plan,
+    load_plan,
+    planned_order,
+    save_or_match,
+)
+from codeshards.format.reader import ShardDataset
+from codeshards.format.schema import (
+    CONDITION_NAMES,
+    FORMAT_VERSION,
+    MAX_CODEBOOK_SIZE,
+    METADATA_KEY,
+    NO_LABEL,
+    SCALE_SIDES,
+    ConditionName,
+    GridSpec,
+    ShardSpec,
+    check_key,
+    check_keys,
+    row_key,
+)
+
+__all__ = [
+    "CONDITION_NAMES",
+    "FORMAT_VERSION",
+    "MANIFEST_FILE",
+    "MAX_CODEBOOK_SIZE",
+    "METADATA_KEY",
+    "NO_LABEL",
+    "ORDER_NAMES",
+    "PLAN_FILE",
+    "SAMPLES_FILE",
+    "SCALE_SIDES",
+    "ConditionName",
+    "Failure",
+    "FileRecord",
+    "GridSpec",
+    "Manifest",
+    "OrderName",
+    "Plan",
+    "PlannedShard",
+    "ShardDataset",
+    "ShardEntry",
+    "ShardError",
+    "ShardSpec",
+    "Sidecar",
+    "SplitEntry",
+    "atomic_write",
+    "atomic_write_json",
+    "build_plan",
+    "check_key",
+    "check_keys",
+    "check_order_name",
+    "compact_json",
+    "defined_orders",
+    "file_record",
+    "inverse",
+    "load_plan",
+    "order",
+    "orders_hash",
+    "planned_order",
+    "read_json",
+    "remove_stale_temps",
+    "row_key",
+    "save_or_match",
+    "sha256_file",
+    "shard_is_done",
+    "sidecar_path",
+    "write_shard",
+]

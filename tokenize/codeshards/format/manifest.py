@@ -1,0 +1,280 @@
+"""Sidecars, one beside each shard, and the manifest ``dataset.json`` that commits a dataset.
+
+A sidecar is renamed into place after its shard's files, so that a shard with a sidecar is whole. The manifest
+is written last of all and made from the plan and the sidecars alone, without times, so that its bytes do not
+depend on who encoded what when.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from codeshards.format.errors import ShardError
+from codeshards.format.files import FileRecord, atomic_write_json, read_json, sha256_file
+from codeshards.format.plan import Plan, PlannedShard
+from codeshards.format.schema import FORMAT_VERSION, ShardSpec
+
+MANIFEST_FILE = "dataset.json"
+
+
+class Failure(NamedTuple):
+    """A sample that could not be encoded."""
+
+    key: str
+    """Key of the sample."""
+    reason: str
+    """What went wrong, in words for a person."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sidecar:
+    """What became of one planned shard."""
+
+    plan_hash: str
+    """Plan that the shard was made under."""
+    split: str
+    """Split of the shard."""
+    index: int
+    """Number of the shard in its split."""
+    rows: int
+    """Rows written: encoded samples times views."""
+    samples: int
+    """Samples encoded, failures not counted."""
+    failures: tuple[Failure, ...] = ()
+    """Samples left out, each with its reason; samples + failures = the samples planned."""
+    files: dict[str, FileRecord]
+    """File name → sha256 and size, for each data file of the shard."""
+    durations_s: dict[str, float] = field(default_factory=dict)
+    """Step → seconds. Kept out of the manifest, for it differs from run to run."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the sidecar atomically; call it after the shard's data files are in place."""
+        value = {
+            name: getattr(self, name)
+            for name in ("plan_hash", "split", "index", "rows", "samples", "durations_s")
+        }
+        value["failures"] = [failure._asdict() for failure in self.failures]
+        value["files"] = _files_json(self.files)
+        atomic_write_json(path, value)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Sidecar:
+        """Read a sidecar.
+
+        Raises:
+            ShardError: It is missing, or not a sidecar.
+        """
+        value = read_json(path)
+        try:
+            failures = tuple(Failure(**failure) for failure in value.pop("failures"))
+            return cls(**{**value, "failures": failures, "files": _files_from_json(value["files"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ShardError(
+                f"{path} is not a sidecar of a shard ({error!r}). Delete it and resume the job"
+            ) from error
+
+
+def sidecar_path(dataset: str | os.PathLike[str], shard: PlannedShard) -> Path:
+    """``DATASET/<split>/shard-000000.json``."""
+    return shard.path(dataset, ".json")
+
+
+def shard_is_done(
+    dataset: str | os.PathLike[str], plan: Plan, shard: PlannedShard, *, check_hash: bool = False
+) -> bool:
+    """Whether a shard was made under this plan and its data files are still there with their sizes.
+
+    Args:
+        dataset: The dataset's folder.
+        plan: The plan that the shard must have been made under.
+        shard: The shard asked about.
+        check_hash: Also read the files and compare their sha256.
+    """
+    path = sidecar_path(dataset, shard)
+    try:
+        sidecar = Sidecar.load(path)
+    except ShardError:
+        return False  # missing or damaged: either way the shard is to be made again
+    if (sidecar.plan_hash, sidecar.split, sidecar.index) != (plan.hash, shard.split, shard.index):
+        return False
+    return all(_is_intact(path.parent / name, record, check_hash) for name, record in sidecar.files.items())
+
+
+def _is_intact(path: Path, record: FileRecord, check_hash: bool) -> bool:
+    if not path.is_file() or path.stat().st_size != record.bytes:
+        return False
+    return not check_hash or sha256_file(path) == record.sha256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEntry:
+    """One shard in the manifest."""
+
+    name: str
+    """File name without its ending."""
+    rows: int
+    """Rows of the shard."""
+    files: dict[str, FileRecord]
+    """File name → sha256 and size."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitEntry:
+    """One split in the manifest."""
+
+    rows: int
+    """Rows of all its shards."""
+    samples: int
+    """Samples encoded."""
+    failures: int
+    """Samples left out; the sidecars name them."""
+    shards: tuple[ShardEntry, ...]
+    """Its shards in planned order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """``dataset.json``: what a finished dataset holds."""
+
+    spec: ShardSpec
+    """What every shard holds."""
+    plan_hash: str
+    """Hash of the plan that the shards were made under."""
+    splits: dict[str, SplitEntry]
+    """Split → its shards and counts."""
+    class_names: tuple[str, ...] = ()
+    """Name of each label; empty where the dataset has no classes."""
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    """JSON about the image tokenizer: where its weights are, what it is."""
+    conditions: dict[str, Any] = field(default_factory=dict)
+    """Condition name → the same about its tokenizer."""
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        plan: Plan,
+        sidecars: Iterable[Sidecar],
+        spec: ShardSpec,
+        class_names: Iterable[str] = (),
+        tokenizer: Mapping[str, Any] | None = None,
+        conditions: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Collect the sidecars of all planned shards, in any sequence.
+
+        Raises:
+            ShardError: A planned shard has no sidecar, or another plan's, or samples are unaccounted for.
+        """
+        found = {(sidecar.split, sidecar.index): sidecar for sidecar in sidecars}
+        plan_hash = plan.hash
+        members: dict[str, list[tuple[PlannedShard, Sidecar]]] = {split: [] for split in plan.splits}
+        for shard in plan.shards:
+            sidecar = found.pop((shard.split, shard.index), None)
+            members[shard.split].append((shard, _checked_sidecar(sidecar, shard, plan_hash)))
+        if found:
+            raise ShardError(f"sidecars of shards that the plan does not know: {sorted(found)}")
+        return cls(
+            spec=spec,
+            plan_hash=plan_hash,
+            splits={split: _split_entry(pairs) for split, pairs in members.items()},
+            class_names=tuple(class_names),
+            tokenizer=dict(tokenizer or {}),
+            conditions=dict(conditions or {}),
+        )
+
+    def save(self, dataset: str | os.PathLike[str]) -> None:
+        """Write ``dataset.json`` atomically: the dataset's commit point, to be written last."""
+        splits = {
+            name: {
+                "rows": split.rows,
+                "samples": split.samples,
+                "failures": split.failures,
+                "shards": [
+                    {"name": shard.name, "rows": shard.rows, "files": _files_json(shard.files)}
+                    for shard in split.shards
+                ],
+            }
+            for name, split in self.splits.items()
+        }
+        value = {
+            "format_version": FORMAT_VERSION,
+            "spec": self.spec.to_json(),
+            "plan_hash": self.plan_hash,
+            "splits": splits,
+            "class_names": list(self.class_names),
+            "tokenizer": self.tokenizer,
+            "conditions": self.conditions,
+        }
+        atomic_write_json(Path(dataset) / MANIFEST_FILE, value)
+
+    @classmethod
+    def load(cls, dataset: str | os.PathLike[str]) -> Manifest:
+        """Read ``dataset.json``.
+
+        Raises:
+            ShardError: It is missing (the tokenize job has not finished), damaged, or of another version.
+        """
+        path = Path(dataset) / MANIFEST_FILE
+        if not path.exists():
+            raise ShardError(
+                f"{path} is missing: the tokenize job did not finish, or this is not a dataset of shards. "
+                "Run the job again with the same settings; it resumes"
+            )
+        value = read_json(path)
+        try:
+            return cls(
+                spec=ShardSpec.from_json(value["spec"]),
+                plan_hash=value["plan_hash"],
+                splits={name: _split_from_json(split) for name, split in value["splits"].items()},
+                class_names=tuple(value["class_names"]),
+                tokenizer=value["tokenizer"],
+                conditions=value["conditions"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ShardError(f"{path} is not a manifest of a dataset ({error!r})") from error
+
+
+def _checked_sidecar(sidecar: Sidecar | None, shard: PlannedShard, plan_hash: str) -> Sidecar:
+    what = f"{shard.split}/{shard.name}"
+    if sidecar is None:
+        raise ShardError(f"{what} has no sidecar: it was not made yet. Resume the job")
+    if sidecar.plan_hash != plan_hash:
+        raise ShardError(f"{what} was made under another plan. Delete its sidecar and resume the job")
+    if sidecar.samples + len(sidecar.failures) != shard.samples:
+        raise ShardError(
+            f"{what}: {shard.samples} samples were planned, but {sidecar.samples} encoded and "
+            f"{len(sidecar.failures)} failures are recorded. Delete its sidecar and resume the job"
+        )
+    return sidecar
+
+
+def _split_entry(pairs: list[tuple[PlannedShard, Sidecar]]) -> SplitEntry:
+    return SplitEntry(
+        rows=sum(sidecar.rows for _, sidecar in pairs),
+        samples=sum(sidecar.samples for _, sidecar in pairs),
+        failures=sum(len(sidecar.failures) for _, sidecar in pairs),
+        shards=tuple(
+            ShardEntry(name=shard.name, rows=sidecar.rows, files=dict(sidecar.files))
+            for shard, sidecar in pairs
+        ),
+    )
+
+
+def _split_from_json(value: Mapping[str, Any]) -> SplitEntry:
+    shards = tuple(
+        ShardEntry(name=shard["name"], rows=shard["rows"], files=_files_from_json(shard["files"]))
+        for shard in value["shards"]
+    )
+    return SplitEntry(rows=value["rows"], samples=value["samples"], failures=value["failures"], shards=shards)
+
+
+def _files_json(files: Mapping[str, FileRecord]) -> dict[str, dict[str, Any]]:
+    return {name: record._asdict() for name, record in files.items()}
+
+
+def _files_from_json(value: Mapping[str, Mapping[str, Any]]) -> dict[str, FileRecord]:
+    return {name: FileRecord(**record) for name, record in value.items()}

@@ -1,0 +1,330 @@
+"""The deterministic plan: which sample goes to which shard, decided before anything is encoded.
+
+The unit is a sample with all its views. A worker needs only a :class:`PlannedShard` and its sample indices;
+whoever encodes it, whenever and how often, the shard's rows are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from codeshards.format.errors import ShardError
+from codeshards.format.files import atomic_write, atomic_write_json, compact_json, read_json
+from codeshards.format.schema import FORMAT_VERSION, check_keys
+
+PLAN_FILE = "plan.json"
+SAMPLES_FILE = "samples.parquet"
+SHUFFLED_SPLIT = "train"
+"""Only this split is shuffled; the others keep source order, so that reports line up with the source."""
+
+_HASH_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedShard:
+    """A run of samples in planned order; the unit of work."""
+
+    split: str
+    """Split that the shard belongs to."""
+    index: int
+    """Number of the shard in its split."""
+    start: int
+    """Planned position of the first sample."""
+    stop: int
+    """Planned position after the last sample."""
+
+    @property
+    def name(self) -> str:
+        """File name without its ending: ``shard-000000``."""
+        return f"shard-{self.index:06d}"
+
+    @property
+    def samples(self) -> int:
+        """Samples planned for this shard; each gives one row a view."""
+        return self.stop - self.start
+
+    def path(self, dataset: str | os.PathLike[str], suffix: str) -> Path:
+        """``DATASET/<split>/shard-000000<suffix>``."""
+        return Path(dataset) / self.split / f"{self.name}{suffix}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Everything that decides the bytes of a dataset's shards. Make one with :func:`build_plan`."""
+
+    settings: dict[str, Any]
+    """JSON settings of the caller: tokenizer fingerprints, transform, shard spec, views, conditions."""
+    views: int
+    """Views of each sample, so rows = samples · views."""
+    shard_rows: int
+    """Wanted rows of a shard; it holds whole samples, hence ``max(1, shard_rows // views)`` of them."""
+    shuffle_seed: int | None
+    """Seed of the train split's shuffle; None keeps source order."""
+    source_hashes: dict[str, str]
+    """Split → hash of its source list, whatever the caller lets identify it."""
+    keys: dict[str, Any] = field(repr=False, compare=False)
+    """Split → Arrow array of its sample keys in planned order."""
+    keys_sha256: dict[str, str]
+    """Split → sha256 over its keys in planned order."""
+
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) over everything that decides bytes; shards made under another hash are not reused."""
+        return hashlib.sha256(compact_json(self.to_json()).encode()).hexdigest()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits, in alphabetical order."""
+        return tuple(self.keys)
+
+    @property
+    def shard_samples(self) -> int:
+        """Samples of a full shard."""
+        return max(1, self.shard_rows // self.views)
+
+    @property
+    def shards(self) -> tuple[PlannedShard, ...]:
+        """Every shard of every split."""
+        return tuple(self._each_shard())
+
+    def _each_shard(self) -> Iterator[PlannedShard]:
+        step = self.shard_samples
+        for split, keys in self.keys.items():
+            for index, start in enumerate(range(0, len(keys), step)):
+                yield PlannedShard(split=split, index=index, start=start, stop=min(start + step, len(keys)))
+
+    def sample_indices(self, shard: PlannedShard) -> npt.NDArray[np.int64]:
+        """int64 [samples]: the shard's samples as indices into the source-ordered list of its split."""
+        seed = _split_seed(shard.split, self.shuffle_seed)
+        return planned_order(len(self.keys[shard.split]), seed)[shard.start : shard.stop]
+
+    def sample_keys(self, shard: PlannedShard) -> list[str]:
+        """The keys of the shard's samples, in the sequence of :meth:`sample_indices`."""
+        keys: list[str] = self.keys[shard.split][shard.start : shard.stop].to_pylist()
+        return keys
+
+    def to_json(self) -> dict[str, Any]:
+        """What :attr:`hash` is taken over, as a JSON object."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "settings": self.settings,
+            "views": self.views,
+            "shard_rows": self.shard_rows,
+            "shuffle_seed": self.shuffle_seed,
+            "splits": {
+                split: {
+                    "samples": len(keys),
+                    "keys_sha256": self.keys_sha256[split],
+                    "source_hash": self.source_hashes[split],
+                }
+                for split, keys in self.keys.items()
+            },
+        }
+
+
+def build_plan(
+    *,
+    samples: Mapping[str, Sequence[str]],
+    source_hashes: Mapping[str, str],
+    settings: Mapping[str, Any],
+    views: int,
+    shard_rows: int,
+    shuffle_seed: int | None,
+) -> Plan:
+    """Plan a dataset's shards.
+
+    The train split is shuffled, because source folders are sorted by class and a shard of one class makes a
+    poor streaming buffer. Ten million samples cost their key column and one int64 each.
+
+    Args:
+        samples: Split → sample keys in source order.
+        source_hashes: Split → hash that identifies its source list.
+        settings: JSON values of everything else that decides bytes.
+        views: Views of each sample, at least 1.
+        shard_rows: Wanted rows of a shard.
+        shuffle_seed: Seed of the train split's shuffle, None for source order.
+
+    Raises:
+        ShardError: A split is empty or unnamed, keys are bad or repeated, a number is out of range.
+    """
+    _check_numbers(views, shard_rows, shuffle_seed)
+    if not samples or set(samples) != set(source_hashes):
+        raise ShardError(
+            f"splits with samples {sorted(samples)} and with source hashes {sorted(source_hashes)} differ"
+        )
+    keys: dict[str, Any] = {}
+    for split, names in sorted(samples.items()):
+        if not split or not split.isidentifier():
+            raise ShardError(f"split name {split!r} is not allowed: use letters, digits and underscores")
+        if not len(names):
+            raise ShardError(f"split {split!r} has no samples. Leave it out or look at the data folder")
+        column = pa.array(names, pa.large_string())
+        check_keys(column, f"split {split!r}")
+        if views > 1:
+            _check_view_keys(column, split)
+        keys[split] = column.take(planned_order(len(column), _split_seed(split, shuffle_seed)))
+    return Plan(
+        settings=json.loads(compact_json(dict(settings))),  # tuples become lists, as they will on disk
+        views=views,
+        shard_rows=shard_rows,
+        shuffle_seed=shuffle_seed,
+        source_hashes={split: source_hashes[split] for split in keys},
+        keys=keys,
+        keys_sha256={split: _keys_sha256(column) for split, column in keys.items()},
+    )
+
+
+def save_or_match(plan: Plan, dataset: str | os.PathLike[str]) -> bool:
+    """Write the plan into a dataset's folder, or make sure that the plan already there is the same.
+
+    The keys go to ``samples.parquet`` first, ``plan.json`` last: with it, both are there.
+
+    Returns:
+        True if an equal plan was there (the job resumes), False if it was written now.
+
+    Raises:
+        ShardError: Another plan is there; the message names each setting that differs.
+    """
+    folder = Path(dataset)
+    path = folder / PLAN_FILE
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_samples(plan, folder / SAMPLES_FILE)
+        ranges: dict[str, list[list[int]]] = {split: [] for split in plan.splits}
+        for shard in plan.shards:
+            ranges[shard.split].append([shard.start, shard.stop])
+        atomic_write_json(path, {"hash": plan.hash, "plan": plan.to_json(), "shards": ranges})
+        return False
+    found = read_json(path)
+    if found.get("hash") == plan.hash:
+        return True
+    differing = "\n".join(f"  {line}" for line in _differences(found.get("plan"), plan.to_json()))
+    raise ShardError(
+        f"{folder} holds shards of another plan:\n{differing}\n"
+        "Choose another output folder, restore these settings, or start over with --overwrite"
+    )
+
+
+def load_plan(dataset: str | os.PathLike[str]) -> Plan:
+    """The plan in a dataset's folder, with its keys.
+
+    Raises:
+        ShardError: It is missing, damaged, or its two files do not belong together.
+    """
+    folder = Path(dataset)
+    found = read_json(folder / PLAN_FILE)
+    try:
+        body, splits = found["plan"], found["plan"]["splits"]
+        keys = _read_samples(
+            folder / SAMPLES_FILE, {name: split["samples"] for name, split in splits.items()}
+        )
+        plan = Plan(
+            settings=body["settings"],
+            views=body["views"],
+            shard_rows=body["shard_rows"],
+            shuffle_seed=body["shuffle_seed"],
+            source_hashes={name: split["source_hash"] for name, split in splits.items()},
+            keys=keys,
+            keys_sha256={name: _keys_sha256(column) for name, column in keys.items()},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ShardError(f"{folder / PLAN_FILE} is not a plan ({error!r})") from error
+    if plan.hash != found.get("hash"):
+        raise ShardError(
+            f"{folder / PLAN_FILE} and {SAMPLES_FILE} do not match the plan's hash: one was changed"
+        )
+    return plan
+
+
+@functools.lru_cache(maxsize=8)
+def planned_order(samples: int, seed: int | None) -> npt.NDArray[np.int64]:
+    """int64 [samples], read-only: planned position → index in source order.
+
+    A seed sorts the samples by raw PCG64 output: numpy promises that stream for good, which it does not do
+    for ``Generator.permutation``, and the plan must mean the same after an upgrade.
+    """
+    if seed is None:
+        table = np.arange(samples, dtype=np.int64)
+    else:
+        table = np.argsort(np.random.PCG64(seed).random_raw(samples), kind="stable")
+    table.flags.writeable = False
+    return table
+
+
+def _split_seed(split: str, shuffle_seed: int | None) -> int | None:
+    return shuffle_seed if split == SHUFFLED_SPLIT else None
+
+
+def _check_numbers(views: int, shard_rows: int, shuffle_seed: int | None) -> None:
+    if not 1 <= views <= 256:
+        raise ShardError(f"views is {views}: a sample has 1 to 256 views, for they are numbered by a uint8")
+    if shard_rows < 1:
+        raise ShardError(f"shard_rows is {shard_rows}: a shard needs at least one row")
+    if shuffle_seed is not None and shuffle_seed < 0:
+        raise ShardError(f"shuffle_seed is {shuffle_seed}: give 0 or more, or None for source order")
+
+
+def _check_view_keys(keys: Any, split: str) -> None:
+    """Refuse a sample whose key is also the row key of another sample's view (``a-v1`` beside ``a``)."""
+    suffixed = keys.filter(pc.match_substring_regex(keys, r"-v[0-9]+$"))
+    clashes = suffixed.filter(
+        pc.is_in(pc.replace_substring_regex(suffixed, r"-v[0-9]+$", ""), value_set=keys)
+    )
+    if len(clashes):
+        raise ShardError(
+            f"split {split!r}: sample {clashes[0].as_py()!r} is named like a view of another. Rename it"
+        )
+
+
+def _keys_sha256(keys: Any) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(keys), _HASH_CHUNK):
+        # Keys hold no control characters, so a newline after each cannot be mistaken.
+        digest.update("".join(f"{key}\n" for key in keys[start : start + _HASH_CHUNK].to_pylist()).encode())
+    return digest.hexdigest()
+
+
+_SAMPLES_SCHEMA = pa.schema(
+    [pa.field("split", pa.string(), nullable=False), pa.field("key", pa.large_string(), nullable=False)]
+)
+
+
+def _write_samples(plan: Plan, path: Path) -> None:
+    with atomic_write(path) as file, pq.ParquetWriter(file, _SAMPLES_SCHEMA, compression="zstd") as writer:
+        for split, keys in plan.keys.items():
+            split_column = pa.repeat(pa.scalar(split, pa.string()), len(keys))
+            writer.write_table(pa.Table.from_arrays([split_column, keys], schema=_SAMPLES_SCHEMA))
+
+
+def _read_samples(path: Path, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Split → its keys; plan.json says how many and the hash says whether they are the right ones."""
+    try:
+        table = pq.read_table(path, schema=_SAMPLES_SCHEMA)
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(f"{path} cannot be read ({error})") from error
+    return {
+        split: table.filter(pc.field("split") == split)["key"].combine_chunks()[:count]
+        for split, count in counts.items()
+    }
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """``name: old → new`` for every leaf of two JSON values that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name or 'plan'}: {json.dumps(old)} → {json.dumps(new)}"

@@ -1,0 +1,341 @@
+"""The shard contract: which columns a shard has, how rows become a table, what its metadata says.
+
+Axes: N rows of a shard, H×W the grid of codes, L = H·W its codes, S a scale's side.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from codeshards.format.errors import ShardError
+from codeshards.format.files import compact_json
+from codeshards.format.orders import ORDER_NAMES, OrderName, check_order_name, order, orders_hash
+
+FORMAT_VERSION = 1
+"""Raised when shards of the new version cannot be read by old readers."""
+
+METADATA_KEY = b"imagepriors"
+"""The schema-metadata key under which a shard explains itself, as one line of JSON."""
+
+ConditionName = Literal["segmentation", "depth", "pose"]
+CONDITION_NAMES: tuple[ConditionName, ...] = get_args(ConditionName)
+"""What a shard may carry beside the image, each encoded by a tokenizer of its own."""
+
+SCALE_SIDES = (1, 2, 4, 8)
+"""Sides that a coarser scale of the multiscale prior may have (paper section 3)."""
+
+NO_LABEL = -1
+"""What readers put where a label is null."""
+
+MAX_CODEBOOK_SIZE = 1 << 16  # codes are uint16
+
+_BAD_KEY = r"^$|[.\x00-\x1f]|^/"
+
+
+def check_key(key: str) -> str:
+    """Return ``key`` if it can name a row: not empty, no dots, no control characters, no leading slash.
+
+    WebDataset splits a member's name at its first dot, so that a dotted key would change its meaning there.
+    """
+    if re.search(_BAD_KEY, key):
+        raise ShardError(
+            f"key {key!r} is not allowed: keys are not empty, have no dots or control characters and do not "
+            "start with a slash. Replace what offends, e.g. dots by underscores"
+        )
+    return key
+
+
+def check_keys(keys: pa.Array[Any] | pa.ChunkedArray[Any], where: str) -> None:
+    """:func:`check_key` for a whole column of keys, which must also be unique and not null."""
+    bad: Any = pc.match_substring_regex(keys, _BAD_KEY).fill_null(True)
+    first_bad = pc.index(bad, True).as_py()
+    if first_bad >= 0:
+        check_key(keys[first_bad].as_py() or "")
+    if pc.count_distinct(keys).as_py() != len(keys):
+        counts: Any = pc.value_counts(keys)
+        repeated = int(np.argmax(counts.field("counts").to_numpy()))
+        raise ShardError(f"key {counts.field('values')[repeated].as_py()!r} occurs more than once in {where}")
+
+
+def row_key(sample_key: str, view: int) -> str:
+    """The key of one view of a sample: the sample's own for view 0, ``KEY-vN`` for the others.
+
+    A key names one row of its split, so the views of a sample need keys of their own.
+    """
+    return sample_key if view == 0 else f"{sample_key}-v{view}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridSpec:
+    """The grid of codes that one tokenizer makes."""
+
+    height: int
+    """Rows of the grid, H."""
+    width: int
+    """Columns of the grid, W."""
+    codebook_size: int
+    """Entries of the codebook; every code is below it. At most 65,536."""
+    fingerprint: str
+    """Identifies the tokenizer: sha256 over its config and weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "codebook_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ShardError(f"GridSpec.{name} must be a positive int, found {value!r}")
+        if self.codebook_size > MAX_CODEBOOK_SIZE:
+            raise ShardError(
+                f"GridSpec.codebook_size is {self.codebook_size}, but shards store codes as uint16: "
+                f"use a codebook of at most {MAX_CODEBOOK_SIZE} entries"
+            )
+        if not self.fingerprint:
+            raise ShardError(
+                "GridSpec.fingerprint is empty: give the sha256 of the tokenizer's config and weights"
+            )
+
+    @property
+    def length(self) -> int:
+        """Codes of one image, H·W."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardSpec:
+    """What every shard of a dataset holds; two shards with equal specs can be read as one."""
+
+    image: GridSpec
+    """Grid of the image codes."""
+    orders: tuple[OrderName, ...] = ORDER_NAMES
+    """Sequence orders, one column ``codes_<order>`` each."""
+    scales: tuple[int, ...] = ()
+    """Sides S of the coarser scales, ascending, out of 1, 2, 4, 8; one column ``scale_<S>`` each."""
+    conditions: dict[str, GridSpec] = field(default_factory=dict)
+    """Condition name → grid of its own tokenizer; one column ``cond_<name>`` each, always row_major."""
+
+    def __post_init__(self) -> None:
+        if not self.orders or len(set(self.orders)) != len(self.orders):
+            raise ShardError(
+                f"ShardSpec.orders must name each order once and at least one, found {self.orders}"
+            )
+        for name in self.orders:
+            order(name, self.image.height, self.image.width)
+        allowed = tuple(s for s in SCALE_SIDES if self._is_scale(s))
+        if list(self.scales) != sorted(set(self.scales) & set(allowed)):
+            raise ShardError(
+                f"ShardSpec.scales is {self.scales}, but must be ascending and out of {allowed}: sides that "
+                f"divide the {self.image.height}×{self.image.width} grid and are smaller than it"
+            )
+        for condition in self.conditions:
+            if condition not in CONDITION_NAMES:
+                raise ShardError(
+                    f"unknown condition {condition!r}. Choose out of: {', '.join(CONDITION_NAMES)}"
+                )
+
+    def _is_scale(self, side: int) -> bool:
+        height, width = self.image.height, self.image.width
+        return height % side == 0 and width % side == 0 and side < min(height, width)
+
+    @property
+    def code_grids(self) -> dict[str, GridSpec]:
+        """Every column that holds codes → the grid that bounds its length and its codes."""
+        image = self.image
+        grids = {f"codes_{name}": image for name in self.orders}
+        for side in self.scales:
+            # A pooled latent is quantized with the image's own codebook (paper section 3).
+            grids[f"scale_{side}"] = GridSpec(
+                height=side, width=side, codebook_size=image.codebook_size, fingerprint=image.fingerprint
+            )
+        for condition in CONDITION_NAMES:  # not the dict's sequence: equal specs must give equal bytes
+            if condition in self.conditions:
+                grids[f"cond_{condition}"] = self.conditions[condition]
+        return grids
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The columns of a shard in file order."""
+        return ("key", "view", "label", *self.code_grids)
+
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of a shard, with this spec as JSON under the metadata key ``imagepriors``."""
+        fields: list[pa.Field[Any]] = [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("view", pa.uint8(), nullable=False),
+            pa.field("label", pa.int32(), nullable=True),
+        ]
+        fields += [
+            pa.field(name, _codes_type(grid.length), nullable=False) for name, grid in self.code_grids.items()
+        ]
+        return pa.schema(fields, metadata={METADATA_KEY: compact_json(self.to_json()).encode()})
+
+    def to_json(self) -> dict[str, Any]:
+        """This spec as a JSON object, with the format version and the hash of the order tables."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "image": asdict(self.image),
+            "orders": list(self.orders),
+            "orders_hash": orders_hash(self.orders, self.image.height, self.image.width),
+            "scales": list(self.scales),
+            "conditions": {name: asdict(grid) for name, grid in self.conditions.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ShardSpec:
+        """The spec that :meth:`to_json` described.
+
+        Raises:
+            ShardError: Another format version, other order tables than ours, or not a spec at all.
+        """
+        version = value.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ShardError(
+                f"shard format version {version!r} cannot be read here, expected {FORMAT_VERSION}. "
+                "Use the matching version of this package, or encode the dataset again"
+            )
+        try:
+            spec = cls(
+                image=GridSpec(**value["image"]),
+                orders=tuple(check_order_name(name) for name in value["orders"]),
+                scales=tuple(value["scales"]),
+                conditions={name: GridSpec(**grid) for name, grid in value["conditions"].items()},
+            )
+            found_hash = value["orders_hash"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ShardError(f"the shard's own description is incomplete ({error!r})") from error
+        if found_hash != spec.to_json()["orders_hash"]:
+            raise ShardError(
+                f"the shard's order tables (sha256 {found_hash[:12]}…) are not the ones of this package: "
+                "its sequences would be scrambled. Encode the dataset again"
+            )
+        return spec
+
+    @classmethod
+    def from_schema(cls, schema: pa.Schema) -> ShardSpec:
+        """The spec that a shard's schema carries.
+
+        Raises:
+            ShardError: The file is not one of ours, is of another version, has other order tables, or its
+                columns are not the ones that its metadata promises.
+        """
+        text = (schema.metadata or {}).get(METADATA_KEY)
+        if text is None:
+            raise ShardError(
+                f"not a shard of codes: its schema has no {METADATA_KEY.decode()!r} metadata. "
+                f"Columns found: {', '.join(schema.names) or 'none'}"
+            )
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise ShardError(
+                f"the shard's {METADATA_KEY.decode()!r} metadata is not JSON ({error})"
+            ) from error
+        if not isinstance(value, dict):
+            raise ShardError(f"the shard's {METADATA_KEY.decode()!r} metadata is not a JSON object")
+        spec = cls.from_json(value)
+        if not spec.schema().equals(schema):
+            differing = _differing_columns(spec.schema(), schema)
+            raise ShardError(f"the shard's columns are not what its metadata promises: {differing}")
+        return spec
+
+    def rows_to_table(
+        self,
+        keys: Sequence[str],
+        views: npt.ArrayLike,
+        labels: npt.ArrayLike | None,
+        codes_NHW: npt.NDArray[Any],
+        scales: Mapping[int, npt.NDArray[Any]] | None = None,
+        conditions: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> pa.Table:
+        """Lay rows out as a shard's table, the image codes once in every order.
+
+        Args:
+            keys: N row keys, unique, see :func:`check_key` and :func:`row_key`.
+            views: N view numbers, 0..255.
+            labels: N class indices, negative for unknown, or None for a dataset without classes.
+            codes_NHW: Integer [N, H, W], raster layout, below the codebook's size.
+            scales: Side S → integer [N, S, S], for exactly this spec's scales.
+            conditions: Name → integer [N, h, w], for exactly this spec's conditions.
+
+        Returns:
+            A table with :meth:`schema`.
+
+        Raises:
+            ShardError: Codes out of range, arrays of another shape, bad or repeated keys, missing columns.
+        """
+        scales, conditions = scales or {}, conditions or {}
+        _same_names("scales", scales, self.scales)
+        _same_names("conditions", conditions, self.conditions)
+        count, grids = len(keys), self.code_grids
+        key_column = pa.array(keys, pa.string())
+        check_keys(key_column, "these rows")
+        columns: list[Any] = [key_column, _view_column(views, count), _label_column(labels, count)]
+        codes_NL = _checked_codes("codes", codes_NHW, count, self.image)
+        for name in self.orders:
+            columns.append(_codes_column(codes_NL[:, order(name, self.image.height, self.image.width)]))
+        sides = {f"scale_{side}": codes for side, codes in scales.items()}
+        others = sides | {f"cond_{name}": codes for name, codes in conditions.items()}
+        for column in list(grids)[len(self.orders) :]:
+            columns.append(_codes_column(_checked_codes(column, others[column], count, grids[column])))
+        return pa.Table.from_arrays(columns, schema=self.schema())
+
+
+def _codes_type(length: int) -> Any:
+    return pa.list_(pa.field("element", pa.uint16(), nullable=False), length)
+
+
+def _codes_column(codes_NL: npt.NDArray[np.uint16]) -> Any:
+    values = pa.array(np.ascontiguousarray(codes_NL).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(values, type=_codes_type(codes_NL.shape[1]))
+
+
+def _checked_codes(name: str, codes: npt.NDArray[Any], count: int, grid: GridSpec) -> npt.NDArray[np.uint16]:
+    """Codes [N, H, W] as uint16 [N, L], refused if they do not fit the grid or its codebook."""
+    expected = (count, grid.height, grid.width)
+    if codes.shape != expected or not np.issubdtype(codes.dtype, np.integer):
+        raise ShardError(f"{name}: expected integers of shape {expected}, found {codes.dtype} {codes.shape}")
+    if codes.size and (codes.min() < 0 or codes.max() >= grid.codebook_size):
+        raise ShardError(
+            f"{name}: codes {codes.min()}..{codes.max()} do not fit a codebook of {grid.codebook_size}. "
+            "Is this the tokenizer that the spec describes?"
+        )
+    return codes.reshape(count, grid.length).astype(np.uint16, copy=False)
+
+
+def _view_column(views: npt.ArrayLike, count: int) -> Any:
+    array = np.asarray(views, dtype=np.int64)
+    if array.shape != (count,) or (count and (array.min() < 0 or array.max() > np.iinfo(np.uint8).max)):
+        raise ShardError(
+            f"views: expected {count} numbers in 0..255, found shape {array.shape}: {array[:8]}…"
+        )
+    return pa.array(array.astype(np.uint8))
+
+
+def _label_column(labels: npt.ArrayLike | None, count: int) -> Any:
+    if labels is None:
+        return pa.nulls(count, pa.int32())
+    array = np.asarray(labels, dtype=np.int64)
+    if array.shape != (count,) or (count and array.max() > np.iinfo(np.int32).max):
+        raise ShardError(f"labels: expected {count} class indices of 32 bits, found shape {array.shape}")
+    return pa.array(array.astype(np.int32), mask=array < 0)
+
+
+def _same_names(what: str, found: Iterable[object], expected: Iterable[object]) -> None:
+    if set(found) != set(expected):
+        raise ShardError(f"{what}: the spec asks for {list(expected)}, found {list(found)}")
+
+
+def _differing_columns(expected: pa.Schema, found: pa.Schema) -> str:
+    wanted = {name: str(expected.field(name).type) for name in expected.names}
+    given = {column.name: str(column.type) for column in cast(Iterable[Any], found)}
+    names = [name for name in {**wanted, **given} if wanted.get(name) != given.get(name)]
+    return "; ".join(
+        f"{n}: expected {wanted.get(n, 'none')}, found {given.get(n, 'none')}" for n in names
+    ) or ("same columns in another sequence or with other nullability")
