@@ -36,9 +36,7 @@ def save_model(folder: Path, config: TrainConfig, model: VQGAN) -> None:
     """Write config.json and model.safetensors into `folder`, each atomically, the config last."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".model.tmp-{os.getpid()}"
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, temporary
-    )
+    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
     temporary.replace(folder / "model.safetensors")
     write_json(folder / "config.json", {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)})
 
@@ -51,9 +49,7 @@ def load_config(folder: Path) -> TrainConfig:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(
-            f"no tokenizer in {folder} (config.json is missing): train one with `imagepriors train-vqgan`"
-        )
+        raise InputError(f"no tokenizer in {folder} (config.json is missing): train one with `imagepriors train-vqgan`")
     data = json.loads(path.read_text())
     version = data.pop("format_version", None)
     if version != FORMAT_VERSION:
@@ -114,11 +110,7 @@ def save_checkpoint(
     temporary = folder / f".step-{step:08d}.tmp-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     save_model(temporary, config, model)
-    extra = {
-        f"{name}.{key}": value.cpu()
-        for name, part in modules.items()
-        for key, value in part.state_dict().items()
-    }
+    extra = {f"{name}.{key}": value.cpu() for name, part in modules.items() for key, value in part.state_dict().items()}
     save_file(
         {key: value.clone().contiguous() for key, value in {**extra, **tensors}.items()},
         temporary / "state.safetensors",

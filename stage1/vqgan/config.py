@@ -50,9 +50,7 @@ class ModelConfig:
             self.ch,
             "choose a multiple of 32 (GroupNorm has 32 groups)",
         )
-        _require(
-            len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "give positive factors"
-        )
+        _require(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "give positive factors")
         _require(self.num_res_blocks > 0, "num_res_blocks", self.num_res_blocks, "choose at least 1")
         _require(
             self.resolution > 0 and self.resolution % self.factor == 0,
@@ -186,6 +184,4 @@ def from_dict(cls: type[Any], data: dict[str, Any]) -> Any:
     try:
         return dacite.from_dict(cls, data, config=dacite.Config(strict=True, cast=[tuple]))
     except dacite.DaciteError as error:
-        raise InputError(
-            f"{cls.__module__}.{cls.__name__}: {error}; see `imagepriors train-vqgan --help`"
-        ) from error
+        raise InputError(f"{cls.__module__}.{cls.__name__}: {error}; see `imagepriors train-vqgan --help`") from error

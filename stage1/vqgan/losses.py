@@ -34,9 +34,7 @@ class EfficientNetLite0Loss(nn.Module):
         from efficientnet_lite_pytorch import EfficientNet
 
         net = EfficientNet.from_name("efficientnet-lite0")
-        weights = torch.load(
-            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-        )
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         net.load_state_dict(weights)
         self.stem, self.bn = net._conv_stem, net._bn0
         self.blocks = nn.ModuleList(net._blocks[: max(_LITE0_TAPS) + 1])
@@ -71,9 +69,7 @@ class LpipsLoss(nn.Module):
 
         place = Path(trunk) if trunk else Path(torch.hub.get_dir()) / "checkpoints" / TRUNK_FILES[net]
         if trunk and not place.is_file():
-            raise InputError(
-                f"loss.trunk: {place} does not exist: it should be torchvision's {TRUNK_FILES[net]}"
-            )
+            raise InputError(f"loss.trunk: {place} does not exist: it should be torchvision's {TRUNK_FILES[net]}")
         try:
             self.net = lpips.LPIPS(net=net, verbose=False, pnet_rand=bool(trunk))
         except OSError as error:
@@ -96,7 +92,8 @@ class LpipsLoss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean LPIPS of two batches [B, 3, H, W] in [-1, 1]."""
-        return self.net(output, target).mean()  # type: ignore[no-any-return]
+        distance: Tensor = self.net(output, target).mean()
+        return distance
 
 
 def perceptual_loss(config: LossConfig, model: ModelConfig) -> nn.Module | None:
@@ -144,4 +141,5 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     """λ of equation 7: ratio of both terms' gradient norms at the decoder's last layer, clamped to [0, 1e4]."""
     (of_rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (of_adv,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (of_rec.norm() / (of_adv.norm() + 1e-4)).clamp(0.0, 1e4).detach()
+    weight: Tensor = of_rec.norm() / (of_adv.norm() + 1e-4)
+    return weight.clamp(0.0, 1e4).detach()

@@ -29,9 +29,7 @@ def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig) -> Tenso
     if config.modality == "segmentation":
         highest = int(stack.max())
         if highest >= config.n_labels:
-            raise InputError(
-                f"mask label {highest} with n_labels = {config.n_labels}: set --model.n-labels above it"
-            )
+            raise InputError(f"mask label {highest} with n_labels = {config.n_labels}: set --model.n-labels above it")
         return F.one_hot(stack.long(), config.n_labels).permute(0, 3, 1, 2).float()
     if config.modality == "depth":
         depth_BHW = stack.float()

@@ -25,9 +25,7 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm2 = norm(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.nin_shortcut = (
-            nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
-        )
+        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] → [B, C_out, H, W]."""
@@ -89,9 +87,7 @@ class Level(nn.Module):
             self.downsample = resample
         elif isinstance(resample, Upsample):
             self.upsample = resample
-        self._resample = (
-            [resample] if resample else []
-        )  # in a list: registered once, under its published name
+        self._resample = [resample] if resample else []  # in a list: registered once, under its published name
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] → [B, C, H', W']."""
@@ -180,14 +176,14 @@ class VectorQuantizer(nn.Module):
     bfloat16 distances change most codes, so autocast is switched off inside.
     """
 
-    used_k: Tensor
+    used_K: Tensor
 
     def __init__(self, codebook_size: int, dim: int, beta: float = 0.25) -> None:
         super().__init__()
         self.beta = beta
         self.embedding = nn.Embedding(codebook_size, dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
-        self.register_buffer("used_k", torch.zeros(codebook_size, dtype=torch.bool), persistent=False)
+        self.register_buffer("used_K", torch.zeros(codebook_size, dtype=torch.bool), persistent=False)
 
     def codes(self, z_BDhw: Tensor) -> Tensor:
         """Index of the nearest code, int64 [B, h, w]."""
@@ -213,17 +209,17 @@ class VectorQuantizer(nn.Module):
         q_BDhw = self.lookup(codes_Bhw)
         loss = F.mse_loss(q_BDhw, z_BDhw.detach()) + self.beta * F.mse_loss(z_BDhw, q_BDhw.detach())
         if self.training:
-            self.used_k[codes_Bhw.flatten()] = True
+            self.used_K[codes_Bhw.flatten()] = True
         return z_BDhw + (q_BDhw - z_BDhw).detach(), loss, codes_Bhw
 
     @torch.no_grad()
     def restart_unused(self, z_ND: Tensor) -> int:
         """Move every code unused since the last call to a random row of `z_ND`; returns how many moved."""
-        dead = (~self.used_k).nonzero().squeeze(1)
+        dead = (~self.used_K).nonzero().squeeze(1)
         # On the CPU's generator whatever the device, so that a resumed run draws the same rows.
         rows = torch.randint(len(z_ND), (len(dead),))
         self.embedding.weight[dead] = z_ND.float()[rows.to(z_ND.device)]
-        self.used_k.zero_()
+        self.used_K.zero_()
         return len(dead)
 
 

@@ -74,20 +74,19 @@ class Tokenizer:
         x = to_input(pictures, self.config).to(self._device, memory_format=torch.channels_last)
         with self._autocast():
             codes = self._model.encode(x)
-        return codes.cpu().numpy().astype(np.uint16)
+        codes_NHW: npt.NDArray[np.uint16] = codes.cpu().numpy().astype(np.uint16)
+        return codes_NHW
 
     @torch.inference_mode()
     def decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Codes [N, h, w] → pictures: uint8 [N, H, W, 3]; label maps uint8 [N, H, W]; depth float32 [N, H, W] in [0, 1].
+        """Codes [N, h, w] → pictures as `to_pictures` gives them: RGB, label maps or depth in [0, 1].
 
         Raises:
             InputError: a code is not in the codebook.
         """
         highest = int(codes_NHW.max(initial=0))
         if highest >= self.config.codebook_size:
-            raise InputError(
-                f"code {highest} is not in the codebook of {self.config.codebook_size}: other tokenizer?"
-            )
+            raise InputError(f"code {highest} is not in the codebook of {self.config.codebook_size}: other tokenizer?")
         codes = torch.from_numpy(codes_NHW.astype(np.int64)).to(self._device)
         with self._autocast():
             return to_pictures(self._model.decode(codes), self.config)

@@ -89,11 +89,9 @@ class Trainer:
             total = total + self._adversarial(x_BCHW, output, loss, terms)
         if not torch.isfinite(total):
             bad = [name for name, value in terms.items() if not torch.isfinite(value)]
-            raise InputError(
-                f"loss is not finite at step {self.step_done} ({', '.join(bad)}): lower the learning rate"
-            )
+            raise InputError(f"loss is not finite at step {self.step_done} ({', '.join(bad)}): lower the learning rate")
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         self.optimizer.step()
         self.step_done += 1
         every = self.config.restart_every
@@ -130,7 +128,7 @@ class Trainer:
             **checkpoint.optimizer_tensors("optimizer", self.optimizer),
             **checkpoint.optimizer_tensors("disc_optimizer", self.disc_optimizer),
             "rng": torch.get_rng_state(),
-            "used": self.model.quantize.used_k,
+            "used": self.model.quantize.used_K,
         }
         checkpoint.save_checkpoint(run, self.step_done, self.config, self.model, self._modules(), tensors)
 
@@ -144,9 +142,7 @@ class Trainer:
         changed = [name for name in now if name not in _FREE_TO_CHANGE and before[name] != now[name]]
         if changed:
             parts = ", ".join(f"{name}: {before[name]} → {now[name]}" for name in changed)
-            raise InputError(
-                f"{folder.parent.parent} was started with another config ({parts}): choose another --out"
-            )
+            raise InputError(f"{folder.parent.parent} was started with another config ({parts}): choose another --out")
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         tensors = load_file(folder / "state.safetensors")
         part = {key.removeprefix("disc."): value for key, value in tensors.items() if key.startswith("disc.")}
@@ -154,13 +150,11 @@ class Trainer:
         checkpoint.restore_optimizer("optimizer", self.optimizer, tensors)
         checkpoint.restore_optimizer("disc_optimizer", self.disc_optimizer, tensors)
         torch.set_rng_state(tensors["rng"])
-        self.model.quantize.used_k.copy_(tensors["used"])
+        self.model.quantize.used_K.copy_(tensors["used"])
         self.step_done = int(json.loads((folder / "state.json").read_text())["step"])
 
 
-def training_pictures(
-    split: Split, config: TrainConfig, step: int, pool: ThreadPoolExecutor
-) -> list[npt.NDArray[Any]]:
+def training_pictures(split: Split, config: TrainConfig, step: int, pool: ThreadPoolExecutor) -> list[npt.NDArray[Any]]:
     """The batch of one step: a pure function of (seed, step), so that resuming is exact and free.
 
     Raises:
@@ -180,9 +174,7 @@ def training_pictures(
 
     def read(task: tuple[int, bool, npt.NDArray[np.float64]]) -> npt.NDArray[Any]:
         index, mirror, corner = task
-        picture = split.read(index, model.resolution, mirror=mirror, conditions=wanted).picture(
-            model.modality
-        )
+        picture = split.read(index, model.resolution, mirror=mirror, conditions=wanted).picture(model.modality)
         if not config.crop:
             return picture
         top, left = (int(c * (model.resolution - config.crop + 1)) for c in corner)
@@ -210,7 +202,7 @@ def _prefetched(split: Split, config: TrainConfig, first: int) -> Iterator[Tenso
 def evaluate(
     model: VQGAN, split: Split, config: TrainConfig, device: torch.device
 ) -> tuple[TokenizerMetrics, Any, Any]:
-    """Metrics over the first `eval_images` validation images in float32, and the first few pictures (original, output)."""
+    """Metrics over the first `eval_images` validation images in float32; the first few originals and outputs."""
     metrics = TokenizerMetrics(config.model.modality, config.model.codebook_size, config.model.n_labels)
     wanted = () if config.model.modality == "rgb" else (config.model.modality,)
     shown: list[npt.NDArray[Any]] = []
@@ -262,15 +254,12 @@ def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str,
     _truncate_log(run / "metrics.jsonl", trainer.step_done)
     stop: list[int] = []
     previous = {
-        name: signal.signal(name, lambda number, _: stop.append(number))
-        for name in (signal.SIGTERM, signal.SIGINT)
+        name: signal.signal(name, lambda number, _: stop.append(number)) for name in (signal.SIGTERM, signal.SIGINT)
     }
     started = time.monotonic()
     figures: dict[str, Any] = {}
     try:
-        bar = tqdm(
-            total=config.steps, initial=trainer.step_done, desc="train-vqgan", unit="step", disable=None
-        )
+        bar = tqdm(total=config.steps, initial=trainer.step_done, desc="train-vqgan", unit="step", disable=None)
         with (run / "metrics.jsonl").open("a", buffering=1) as lines, bar:
             last = time.monotonic()
             for batch in _prefetched(splits["train"], config, trainer.step_done):

@@ -40,9 +40,7 @@ CONFIG, WEIGHTS, TENSORS, SCALARS = "config.json", "model.safetensors", "state.s
 SUMMARY = "summary.json"
 _TEMP_PREFIX = ".tmp-"
 
-FREE_ON_RESUME = frozenset(
-    {"steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "device"}
-)
+FREE_ON_RESUME = frozenset({"steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "device"})
 """Fields of TrainConfig that a resumed run may change: none of them alters what a step computes."""
 
 
@@ -182,9 +180,7 @@ def prior_folder(path: Path) -> Path:
         return path
     saved = checkpoints(path)
     if not saved:
-        raise PriorError(
-            f"{path} holds no prior: neither a finished run nor a checkpoint. Train one there first"
-        )
+        raise PriorError(f"{path} holds no prior: neither a finished run nor a checkpoint. Train one there first")
     return saved[-1]
 
 

@@ -6,7 +6,7 @@ The command line builds its flags from these classes, so importing this module s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from codeshards.format import ORDER_NAMES, OrderName, ShardError, ShardSpec
 
@@ -91,6 +91,9 @@ class TrainConfig:
         for name in counts:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
         _require(self.order in ORDER_NAMES, "order", self.order, f"use one of {', '.join(ORDER_NAMES)}")
+        conditions = get_args(ConditionName)
+        ok = self.condition in conditions
+        _require(ok, "condition", self.condition, f"use one of {', '.join(conditions)}")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "use numbers in [0, 1)")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")

@@ -30,9 +30,9 @@ CACHE_VERSION = 1
 class Batch:
     """Sequences ready for the model."""
 
-    condition_BC: Tensor  # noqa: N815
+    condition_BC: Tensor
     """int64 condition tokens; zeros [B, 1] where there is no condition."""
-    codes_BT: Tensor  # noqa: N815
+    codes_BT: Tensor
     """int64 image codes in sequence order."""
 
     def to(self, device: torch.device) -> Self:
@@ -108,9 +108,9 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
 class CodeData:
     """One split of a dataset as the sequences a prior reads."""
 
-    codes_NT: NDArray[np.uint16]  # noqa: N815
+    codes_NT: NDArray[np.uint16]
     """Image codes in sequence order."""
-    condition_NC: NDArray[Any] | None  # noqa: N815
+    condition_NC: NDArray[Any] | None
     """Condition tokens (uint16 codes or int32 class ids), None where there is no condition."""
     identity: str
     """What the rows are: the dataset's fingerprint and the split."""
@@ -200,17 +200,12 @@ class CodeBatches:
         PriorError: fewer rows than a batch, or a batch that does not divide over the ranks.
     """
 
-    def __init__(
-        self, data: CodeData, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, data: CodeData, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if data.rows < batch_size:
-            raise PriorError(
-                f"batch_size = {batch_size}: the split has only {data.rows} rows; use at most that"
-            )
+            raise PriorError(f"batch_size = {batch_size}: the split has only {data.rows} rows; use at most that")
         if batch_size % world_size or not 0 <= rank < world_size:
             raise PriorError(
-                f"batch_size = {batch_size}, rank {rank} of {world_size}: "
-                "use a batch that divides over the ranks"
+                f"batch_size = {batch_size}, rank {rank} of {world_size}: use a batch that divides over the ranks"
             )
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.batches_per_epoch = data.rows // batch_size
@@ -253,9 +248,7 @@ class CodeBatches:
         mine = self.state_dict()
         for name in ("data", "seed", "batch_size"):
             if state.get(name) != mine[name]:
-                raise PriorError(
-                    f"cannot resume the loader: {name} was {state.get(name)!r} and is {mine[name]!r} now"
-                )
+                raise PriorError(f"cannot resume the loader: {name} was {state.get(name)!r} and is {mine[name]!r} now")
         self.step = int(state["step"])
 
 

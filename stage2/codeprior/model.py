@@ -41,6 +41,20 @@ class KVCache:
         return self.keys_LBHSE[layer, :, :, :end], self.values_LBHSE[layer, :, :, :end]
 
 
+def attend(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
+    """Attention [B, H, S, E]: causal from several queries, from a single one to all that is there.
+
+    Without dropout on the attention weights, which would switch the fused kernels off.
+    """
+    causal = q_BHSE.shape[2] > 1
+    if q_BHSE.device.type == "cuda" or q_BHSE.dtype != torch.bfloat16 or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, is_causal=causal)
+    # torch's bfloat16 kernel for CPUs: never faster than its float32 one, backward up to four times slower.
+    with torch.autocast(q_BHSE.device.type, enabled=False):
+        out_BHSE = F.scaled_dot_product_attention(q_BHSE.float(), k_BHSE.float(), v_BHSE.float(), is_causal=causal)
+    return out_BHSE.to(q_BHSE.dtype)
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which token s sees tokens 0 … s."""
 
@@ -59,8 +73,7 @@ class CausalSelfAttention(nn.Module):
             # is_causal aligns the mask to the first key, so several tokens at once only fit an empty cache.
             assert S == 1 or cache.length == 0
             k_BHSE, v_BHSE = cache.extend(self.layer, k_BHSE, v_BHSE)
-        # No dropout on the attention weights: it would switch the fused kernels off.
-        out_BHSE = F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, is_causal=S > 1)
+        out_BHSE = attend(q_BHSE, k_BHSE, v_BHSE)
         out_BSD: Tensor = self.proj(out_BHSE.transpose(1, 2).reshape(B, S, D))
         return out_BSD
 

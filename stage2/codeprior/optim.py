@@ -33,7 +33,8 @@ def make_optimizer(prior: Prior, config: TrainConfig) -> torch.optim.AdamW:
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    beta1, beta2 = map(float, config.betas)  # torch refuses whole numbers, which TOML may give
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True)
 
 
 def make_autocast(device: torch.device, precision: Literal["float32", "bfloat16"]) -> torch.autocast:

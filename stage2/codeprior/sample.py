@@ -18,7 +18,6 @@ from codeprior.model import KVCache, Prior
 from codeshards.format import inverse
 
 
-@torch.inference_mode()
 def sample_codes(
     prior: Prior, n: int, *, condition: Tensor | None = None, config: SampleConfig | None = None
 ) -> Tensor:
@@ -81,9 +80,8 @@ def condition_tokens(prior: Prior, n: int, condition: Tensor | None) -> Tensor:
     return condition_NC
 
 
-def _sample_batch(
-    prior: Prior, condition_BC: Tensor, first: int, config: SampleConfig, bar: tqdm[NoReturn]
-) -> Tensor:
+@torch.inference_mode()
+def _sample_batch(prior: Prior, condition_BC: Tensor, first: int, config: SampleConfig, bar: tqdm[NoReturn]) -> Tensor:
     """Codes [B, T] on the CPU, in sequence order, of samples first … first + B - 1."""
     B, T = len(condition_BC), prior.sequence.length
     generators = [sample_generator(config.seed, first + i) for i in range(B)]

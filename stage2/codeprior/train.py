@@ -80,9 +80,7 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(
-    prior: Prior, data: CodeData, *, batch_size: int, autocast: torch.autocast
-) -> NDArray[np.float64]:
+def evaluate(prior: Prior, data: CodeData, *, batch_size: int, autocast: torch.autocast) -> NDArray[np.float64]:
     """Mean negative log-likelihood in nats at each position of the sequence, [T], over all rows."""
     was_training = prior.training
     prior.eval()
@@ -137,7 +135,7 @@ class Trainer:
             "loader": self.batches.state_dict(),
             "recent_nll_nats": [float(nll) for nll in self.recent_nll],
             "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
-            "train_seconds": self.train_seconds,
+            "train_seconds": self.train_seconds + self._interval_s,
         }
         return tensors, scalars
 
@@ -153,9 +151,7 @@ class Trainer:
         try:
             self._load_state_dict(tensors, scalars)
         except KeyError as error:
-            raise PriorError(
-                f"{checkpoint} lacks {error}: delete it to resume from the one before"
-            ) from error
+            raise PriorError(f"{checkpoint} lacks {error}: delete it to resume from the one before") from error
         if self.step > self.config.steps:
             raise PriorError(
                 f"steps = {self.config.steps}: {self.out} is already at step {self.step}; use at least that, "
@@ -238,15 +234,13 @@ class Trainer:
             if not math.isfinite(nll):
                 raise PriorError(
                     f"the loss is {nll} at step {step}: lower learning_rate, lengthen warmup_steps or use "
-                    "precision 'float32', then start again from the last checkpoint"
+                    "precision 'float32', and start over or train in another output folder"
                 )
         return losses
 
     def _log(self) -> float:
         nll = float(np.mean(self._settle()))
-        self.tokens_per_s = (
-            self._timed_steps * self.config.batch_size * self.run.sequence.length / self._interval_s
-        )
+        self.tokens_per_s = self._timed_steps * self.config.batch_size * self.run.sequence.length / self._interval_s
         line = {
             "step": self.step,
             "train_nll_nats": nll,
@@ -316,9 +310,7 @@ class Trainer:
         }
 
 
-def train_prior(
-    config: TrainConfig, shards: str | Path, out: str | Path, *, resume: bool = True
-) -> dict[str, Any]:
+def train_prior(config: TrainConfig, shards: str | Path, out: str | Path, *, resume: bool = True) -> dict[str, Any]:
     """Train a prior from a dataset of shards; run it again to go on where it stopped.
 
     Args:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from codeshards.format import (
     GridSpec,
@@ -85,6 +86,20 @@ def write_dataset(
     names = class_names if labelled else ()
     Manifest.build(plan=plan, sidecars=sidecars, spec=spec, class_names=names).save(path)
     return ShardDataset.open(path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small lose more than they gain from threads, above all on a busy machine.
+
+    Of module scope, so that it holds for the runs that a module's tests share: other threads, other bits.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # for the processes that a test starts
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from codeprior.config import ModelConfig, PriorError, SequenceSpec
-from codeprior.model import KVCache, Prior
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+
+from codeprior.config import ModelConfig, PriorError, SequenceSpec
+from codeprior.model import KVCache, Prior
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16)
 
@@ -64,9 +65,7 @@ def naive_logits(prior: Prior, condition_BC: Tensor, codes_BT: Tensor) -> Tensor
     x = x + w["position_embedding.weight"][:tokens]
     head_width = width // prior.config.n_head
     for layer in range(prior.config.n_layer):
-        q, k, v = linear(f"blocks.{layer}.attention.qkv", norm(f"blocks.{layer}.attention_norm", x)).split(
-            width, -1
-        )
+        q, k, v = linear(f"blocks.{layer}.attention.qkv", norm(f"blocks.{layer}.attention_norm", x)).split(width, -1)
         heads = []
         for h in range(prior.config.n_head):
             part = slice(h * head_width, (h + 1) * head_width)

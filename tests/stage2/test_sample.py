@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from codeprior.config import ModelConfig, PriorError, SampleConfig, SequenceSpec
 from codeprior.model import Prior
 from codeprior.sample import draw, sample_codes, sample_generator
-from torch import Tensor, nn
-
 from codeshards.format import ORDER_NAMES, order
 
 CONDITIONS = {"none": (1, 1), "class": (1, 5), "segmentation": (4, 7)}

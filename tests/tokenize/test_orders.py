@@ -33,7 +33,7 @@ def test_golden_4x4(name: str) -> None:
 
 
 def test_names_are_the_five_of_the_contract() -> None:
-    assert ORDER_NAMES == tuple(GOLDEN_4X4)
+    assert tuple(GOLDEN_4X4) == ORDER_NAMES
 
 
 # -- independent references, one step at a time ------------------------------------------------------------
@@ -116,9 +116,7 @@ def test_zcurve_prefixes_are_aligned_blocks(power: int, extra_rows: int, extra_c
     side = 2**power
     width = side + extra_columns - 1
     prefix = order("zcurve", side + extra_rows - 1, width)[: side * side]
-    assert {divmod(cell, width) for cell in prefix.tolist()} == {
-        (r, c) for r in range(side) for c in range(side)
-    }
+    assert {divmod(cell, width) for cell in prefix.tolist()} == {(r, c) for r in range(side) for c in range(side)}
 
 
 @given(POWERS)
@@ -174,9 +172,7 @@ def assert_single_steps(table: np.ndarray, width: int) -> None:
 )
 def test_undefined_grids_are_refused_by_name(name: str, height: int, width: int, wants: str) -> None:
     for function in (order, inverse):
-        with pytest.raises(
-            ShardError, match=f"'{name}' is undefined on a {height}×{width} grid.*{wants}"
-        ) as error:
+        with pytest.raises(ShardError, match=f"'{name}' is undefined on a {height}×{width} grid.*{wants}") as error:
             function(name, height, width)
         listed = str(error.value).split("Orders defined on this grid: ")[1].split(", ")
         assert listed == list(defined_orders(height, width))

@@ -36,9 +36,7 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
     if name not in DATASETS:
         raise InputError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
     if not root.is_dir():
-        raise InputError(
-            f"dataset folder {root} does not exist: pass the folder that holds the {name} data (DATA=…)"
-        )
+        raise InputError(f"dataset folder {root} does not exist: pass the folder that holds the {name} data (DATA=…)")
     splits = {split: data for split, data in DATASETS[name](root).items() if len(data)}
     if not splits:
         raise InputError(f"no images found in {root}: is it laid out like {name}? See README, «Datasets»")

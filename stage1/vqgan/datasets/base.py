@@ -142,9 +142,7 @@ def hold_out(split: Split) -> dict[str, Split]:
     """Divide one split into train and val: every key whose hash falls into a twentieth goes to val."""
     is_val = [int(hashlib.sha256(key.encode()).hexdigest(), 16) % 20 == 0 for key in split.keys]
     parts = {
-        name: Split(
-            [item for item, val in zip(split.items, is_val, strict=True) if val == want], split.class_names
-        )
+        name: Split([item for item, val in zip(split.items, is_val, strict=True) if val == want], split.class_names)
         for name, want in (("train", False), ("val", True))
     }
     empty = [name for name, part in parts.items() if not len(part)]

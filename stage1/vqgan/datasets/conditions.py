@@ -32,9 +32,7 @@ def read_condition(name: str, source: Any, image_size: tuple[int, int]) -> Image
         opened.load()
         condition = opened.copy() if name == "segmentation" else Image.fromarray(_depth(np.asarray(opened)))
     if name == "segmentation" and condition.mode not in ("L", "P"):
-        raise ValueError(
-            f"{source}: mask has mode {condition.mode}, wanted one 8-bit label per pixel (L or P)"
-        )
+        raise ValueError(f"{source}: mask has mode {condition.mode}, wanted one 8-bit label per pixel (L or P)")
     if condition.size != image_size:
         raise ValueError(f"{source}: {name} is {condition.size}, its image {image_size} (width, height)")
     return condition

@@ -112,9 +112,7 @@ def demo(root: Path) -> dict[str, Split]:
         depth_of = {item.image.stem: item.conditions["depth"] for item in depths[name].items}
         pose_of = {item.image.stem: item.conditions["pose"] for item in poses[name].items}
         items = [
-            replace(
-                item, conditions={**item.conditions, "depth": depth_of[item.key], "pose": pose_of[item.key]}
-            )
+            replace(item, conditions={**item.conditions, "depth": depth_of[item.key], "pose": pose_of[item.key]})
             for item in split.items
         ]
         splits[name] = Split(items, split.class_names)

@@ -54,8 +54,7 @@ class Sidecar:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the sidecar atomically; call it after the shard's data files are in place."""
         value = {
-            name: getattr(self, name)
-            for name in ("plan_hash", "split", "index", "rows", "samples", "durations_s")
+            name: getattr(self, name) for name in ("plan_hash", "split", "index", "rows", "samples", "durations_s")
         }
         value["failures"] = [failure._asdict() for failure in self.failures]
         value["files"] = _files_json(self.files)
@@ -73,9 +72,7 @@ class Sidecar:
             failures = tuple(Failure(**failure) for failure in value.pop("failures"))
             return cls(**{**value, "failures": failures, "files": _files_from_json(value["files"])})
         except (KeyError, TypeError, AttributeError) as error:
-            raise ShardError(
-                f"{path} is not a sidecar of a shard ({error!r}). Delete it and resume the job"
-            ) from error
+            raise ShardError(f"{path} is not a sidecar of a shard ({error!r}). Delete it and resume the job") from error
 
 
 def sidecar_path(dataset: str | os.PathLike[str], shard: PlannedShard) -> Path:
@@ -258,8 +255,7 @@ def _split_entry(pairs: list[tuple[PlannedShard, Sidecar]]) -> SplitEntry:
         samples=sum(sidecar.samples for _, sidecar in pairs),
         failures=sum(len(sidecar.failures) for _, sidecar in pairs),
         shards=tuple(
-            ShardEntry(name=shard.name, rows=sidecar.rows, files=dict(sidecar.files))
-            for shard, sidecar in pairs
+            ShardEntry(name=shard.name, rows=sidecar.rows, files=dict(sidecar.files)) for shard, sidecar in pairs
         ),
     )
 

@@ -162,9 +162,7 @@ def build_plan(
     """
     _check_numbers(views, shard_rows, shuffle_seed)
     if not samples or set(samples) != set(source_hashes):
-        raise ShardError(
-            f"splits with samples {sorted(samples)} and with source hashes {sorted(source_hashes)} differ"
-        )
+        raise ShardError(f"splits with samples {sorted(samples)} and with source hashes {sorted(source_hashes)} differ")
     keys: dict[str, Any] = {}
     for split, names in sorted(samples.items()):
         if not split or not split.isidentifier():
@@ -228,9 +226,7 @@ def load_plan(dataset: str | os.PathLike[str]) -> Plan:
     found = read_json(folder / PLAN_FILE)
     try:
         body, splits = found["plan"], found["plan"]["splits"]
-        keys = _read_samples(
-            folder / SAMPLES_FILE, {name: split["samples"] for name, split in splits.items()}
-        )
+        keys = _read_samples(folder / SAMPLES_FILE, {name: split["samples"] for name, split in splits.items()})
         plan = Plan(
             settings=body["settings"],
             views=body["views"],
@@ -243,9 +239,7 @@ def load_plan(dataset: str | os.PathLike[str]) -> Plan:
     except (KeyError, TypeError, AttributeError) as error:
         raise ShardError(f"{folder / PLAN_FILE} is not a plan ({error!r})") from error
     if plan.hash != found.get("hash"):
-        raise ShardError(
-            f"{folder / PLAN_FILE} and {SAMPLES_FILE} do not match the plan's hash: one was changed"
-        )
+        raise ShardError(f"{folder / PLAN_FILE} and {SAMPLES_FILE} do not match the plan's hash: one was changed")
     return plan
 
 
@@ -280,13 +274,9 @@ def _check_numbers(views: int, shard_rows: int, shuffle_seed: int | None) -> Non
 def _check_view_keys(keys: Any, split: str) -> None:
     """Refuse a sample whose key is also the row key of another sample's view (``a-v1`` beside ``a``)."""
     suffixed = keys.filter(pc.match_substring_regex(keys, r"-v[0-9]+$"))
-    clashes = suffixed.filter(
-        pc.is_in(pc.replace_substring_regex(suffixed, r"-v[0-9]+$", ""), value_set=keys)
-    )
+    clashes = suffixed.filter(pc.is_in(pc.replace_substring_regex(suffixed, r"-v[0-9]+$", ""), value_set=keys))
     if len(clashes):
-        raise ShardError(
-            f"split {split!r}: sample {clashes[0].as_py()!r} is named like a view of another. Rename it"
-        )
+        raise ShardError(f"split {split!r}: sample {clashes[0].as_py()!r} is named like a view of another. Rename it")
 
 
 def _keys_sha256(keys: Any) -> str:

@@ -94,13 +94,9 @@ class ShardDataset:
         if batch_rows < 1:
             raise ShardError(f"batch_rows is {batch_rows}: a batch needs at least one row")
         # Checked above on the call, not on the first batch: a generator would delay the message.
-        return self._batches(
-            [(self._parquet_path(split, e), e.rows) for e in entries], list(columns), batch_rows
-        )
+        return self._batches([(self._parquet_path(split, e), e.rows) for e in entries], list(columns), batch_rows)
 
-    def _batches(
-        self, files: list[tuple[Path, int]], columns: list[str], batch_rows: int
-    ) -> Iterator[Columns]:
+    def _batches(self, files: list[tuple[Path, int]], columns: list[str], batch_rows: int) -> Iterator[Columns]:
         for path, rows in files:
             try:
                 with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
@@ -110,9 +106,7 @@ class ShardDataset:
             except FileNotFoundError:
                 raise ShardError(f"{path} is missing. Run the tokenize job again") from None
             except (OSError, pa.ArrowException) as error:
-                raise ShardError(
-                    f"{path} is damaged ({error}). Delete it and run the tokenize job again"
-                ) from error
+                raise ShardError(f"{path} is damaged ({error}). Delete it and run the tokenize job again") from error
 
     def _check_shard(self, path: Path, file: pq.ParquetFile, rows: int) -> None:
         try:
@@ -120,18 +114,14 @@ class ShardDataset:
         except ShardError as error:
             raise ShardError(f"{path}: {error}") from error
         if found != self.spec:
-            raise ShardError(
-                f"{path} belongs to another dataset: it holds {found}, {MANIFEST_FILE} says {self.spec}"
-            )
+            raise ShardError(f"{path} belongs to another dataset: it holds {found}, {MANIFEST_FILE} says {self.spec}")
         if file.metadata.num_rows != rows:
             raise ShardError(f"{path} has {file.metadata.num_rows} rows, {MANIFEST_FILE} says {rows}")
 
     def _check_columns(self, columns: Sequence[str]) -> None:
         for name in columns:
             if name not in self.spec.column_names:
-                raise ShardError(
-                    f"{self.path} has no column {name!r}. It has: {', '.join(self.spec.column_names)}"
-                )
+                raise ShardError(f"{self.path} has no column {name!r}. It has: {', '.join(self.spec.column_names)}")
 
     def _split(self, split: str) -> SplitEntry:
         if split not in self.manifest.splits:
@@ -151,9 +141,7 @@ class ShardDataset:
 def _to_numpy(column: Any) -> npt.NDArray[Any]:
     if pa.types.is_fixed_size_list(column.type):
         # flatten() respects the slice and copies nothing; neither lists nor codes are ever null.
-        return np.asarray(column.flatten().to_numpy(zero_copy_only=True)).reshape(
-            len(column), column.type.list_size
-        )
+        return np.asarray(column.flatten().to_numpy(zero_copy_only=True)).reshape(len(column), column.type.list_size)
     if pa.types.is_int32(column.type):
         return np.asarray(column.fill_null(NO_LABEL).to_numpy(zero_copy_only=True))
     return np.asarray(column.to_numpy(zero_copy_only=False))

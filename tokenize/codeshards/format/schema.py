@@ -98,9 +98,7 @@ class GridSpec:
                 f"use a codebook of at most {MAX_CODEBOOK_SIZE} entries"
             )
         if not self.fingerprint:
-            raise ShardError(
-                "GridSpec.fingerprint is empty: give the sha256 of the tokenizer's config and weights"
-            )
+            raise ShardError("GridSpec.fingerprint is empty: give the sha256 of the tokenizer's config and weights")
 
     @property
     def length(self) -> int:
@@ -123,9 +121,7 @@ class ShardSpec:
 
     def __post_init__(self) -> None:
         if not self.orders or len(set(self.orders)) != len(self.orders):
-            raise ShardError(
-                f"ShardSpec.orders must name each order once and at least one, found {self.orders}"
-            )
+            raise ShardError(f"ShardSpec.orders must name each order once and at least one, found {self.orders}")
         for name in self.orders:
             order(name, self.image.height, self.image.width)
         allowed = tuple(s for s in SCALE_SIDES if self._is_scale(s))
@@ -136,9 +132,7 @@ class ShardSpec:
             )
         for condition in self.conditions:
             if condition not in CONDITION_NAMES:
-                raise ShardError(
-                    f"unknown condition {condition!r}. Choose out of: {', '.join(CONDITION_NAMES)}"
-                )
+                raise ShardError(f"unknown condition {condition!r}. Choose out of: {', '.join(CONDITION_NAMES)}")
 
     def _is_scale(self, side: int) -> bool:
         height, width = self.image.height, self.image.width
@@ -171,9 +165,7 @@ class ShardSpec:
             pa.field("view", pa.uint8(), nullable=False),
             pa.field("label", pa.int32(), nullable=True),
         ]
-        fields += [
-            pa.field(name, _codes_type(grid.length), nullable=False) for name, grid in self.code_grids.items()
-        ]
+        fields += [pa.field(name, _codes_type(grid.length), nullable=False) for name, grid in self.code_grids.items()]
         return pa.schema(fields, metadata={METADATA_KEY: compact_json(self.to_json()).encode()})
 
     def to_json(self) -> dict[str, Any]:
@@ -234,9 +226,7 @@ class ShardSpec:
         try:
             value = json.loads(text)
         except ValueError as error:
-            raise ShardError(
-                f"the shard's {METADATA_KEY.decode()!r} metadata is not JSON ({error})"
-            ) from error
+            raise ShardError(f"the shard's {METADATA_KEY.decode()!r} metadata is not JSON ({error})") from error
         if not isinstance(value, dict):
             raise ShardError(f"the shard's {METADATA_KEY.decode()!r} metadata is not a JSON object")
         spec = cls.from_json(value)
@@ -312,9 +302,7 @@ def _checked_codes(name: str, codes: npt.NDArray[Any], count: int, grid: GridSpe
 def _view_column(views: npt.ArrayLike, count: int) -> Any:
     array = np.asarray(views, dtype=np.int64)
     if array.shape != (count,) or (count and (array.min() < 0 or array.max() > np.iinfo(np.uint8).max)):
-        raise ShardError(
-            f"views: expected {count} numbers in 0..255, found shape {array.shape}: {array[:8]}…"
-        )
+        raise ShardError(f"views: expected {count} numbers in 0..255, found shape {array.shape}: {array[:8]}…")
     return pa.array(array.astype(np.uint8))
 
 
@@ -336,6 +324,6 @@ def _differing_columns(expected: pa.Schema, found: pa.Schema) -> str:
     wanted = {name: str(expected.field(name).type) for name in expected.names}
     given = {column.name: str(column.type) for column in cast(Iterable[Any], found)}
     names = [name for name in {**wanted, **given} if wanted.get(name) != given.get(name)]
-    return "; ".join(
-        f"{n}: expected {wanted.get(n, 'none')}, found {given.get(n, 'none')}" for n in names
-    ) or ("same columns in another sequence or with other nullability")
+    return "; ".join(f"{n}: expected {wanted.get(n, 'none')}, found {given.get(n, 'none')}" for n in names) or (
+        "same columns in another sequence or with other nullability"
+    )

@@ -1,0 +1,101 @@
+# `make quickstart` and `make test` work on a fresh clone with Python 3.11+ and make alone.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+PYTHON  ?= python3
+DATASET ?= demo
+ORDER   ?= row_major
+COND    ?= none
+PRESET  ?= $(or $(PRESET_$(DATASET)),$(DATASET))
+RUN     ?= runs/$(DATASET)
+DATA    ?= $(if $(filter demo,$(DATASET)),data/demo)
+WORKERS ?= 0
+N       ?= 25
+SET     ?=
+export RAY_ADDRESS
+
+PRESET_imagenet := imagenet-small
+ORDERS   := row_major spiral_out zcurve subsample alternate
+DATASETS := demo folder imagenet cifar10 ade20k imagenet-depth deepfashion
+CONDS    := none class segmentation depth pose
+BIN      := .venv/bin
+CLI      := $(BIN)/imagepriors
+READY    := .venv/.ready
+
+define one_of
+$(if $(filter $($(1)),$(2)),,$(error $(1)=$($(1)) is unknown: choose one of $(2)))
+endef
+$(call one_of,ORDER,$(ORDERS))
+$(call one_of,DATASET,$(DATASETS))
+$(call one_of,COND,$(CONDS))
+
+PRIOR    := $(RUN)/prior-$(ORDER)$(if $(filter-out none,$(COND)),-$(COND))
+# Masks are tokenized beside the images where a preset for their tokenizer exists.
+SEG      := $(if $(filter demo,$(DATASET)),$(RUN)/tokenizer-segmentation/summary.json)
+SOURCE   := --dataset $(DATASET) --data $(DATA)
+NEEDDATA  = @test -n "$(DATA)" || { echo "DATA= is empty: pass the folder that holds $(DATASET), DATA=/path" >&2; exit 2; }
+
+help: ## List targets and variables
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  Variables (now): DATASET=$(DATASET) DATA=$(DATA) ORDER=$(ORDER) COND=$(COND) PRESET=$(PRESET)"
+	@echo "                   RUN=$(RUN) WORKERS=$(WORKERS) RAY_ADDRESS=$(RAY_ADDRESS) N=$(N) SET='$(SET)'"
+	@echo "  SET takes any flags of the command, e.g. SET='--steps 100 --model.n-layer 4'"
+
+setup: $(READY) ## Make .venv from the pinned versions
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: set PYTHON=" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(READY) ## Demo data → tokenizers → shards → two priors → report
+	@$(MAKE) --no-print-directory DATASET=demo COND=class train-prior
+	@$(MAKE) --no-print-directory DATASET=demo COND=segmentation train-prior
+	@$(CLI) report $(RUN) $(SOURCE)
+
+demo-data: data/demo/demo.json ## Generate the demo scenes
+data/demo/demo.json: | $(READY)
+	$(CLI) demo-data data/demo
+
+train-vqgan: $(RUN)/tokenizer/summary.json ## Stage 1: train the tokenizer
+$(RUN)/tokenizer/summary.json: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY)
+	$(NEEDDATA)
+	$(CLI) train-vqgan --preset $(PRESET) $(SOURCE) --out $(@D) $(if $(filter train-vqgan,$(MAKECMDGOALS)),$(SET))
+$(RUN)/tokenizer-segmentation/summary.json: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY)
+	$(CLI) train-vqgan --preset $(DATASET)-segmentation $(SOURCE) --out $(@D)
+
+tokenize: $(RUN)/shards/dataset.json ## Encode the dataset into token shards on Ray
+$(RUN)/shards/dataset.json: $(RUN)/tokenizer/summary.json $(SEG) | $(READY)
+	$(NEEDDATA)
+	$(CLI) tokenize --preset $(PRESET) $(SOURCE) --tokenizer $(RUN)/tokenizer \
+	  $(if $(SEG),--condition $(patsubst %/summary.json,%,$(SEG))) \
+	  --out $(@D) --workers $(WORKERS) $(if $(filter tokenize,$(MAKECMDGOALS)),$(SET))
+
+train-prior: $(PRIOR)/summary.json ## Stage 2: train the prior (ORDER=, COND=)
+$(PRIOR)/summary.json: $(RUN)/shards/dataset.json | $(READY)
+	$(CLI) train-prior --preset $(PRESET) --order $(ORDER) --condition $(COND) --shards $(RUN)/shards --out $(@D) \
+	  $(if $(filter train-prior,$(MAKECMDGOALS)),$(SET))
+
+sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
+	$(CLI) sample --preset $(PRESET) --prior $(PRIOR) --shards $(RUN)/shards --n $(N) \
+	  --out $(RUN)/samples-$(notdir $(PRIOR)) $(if $(filter sample,$(MAKECMDGOALS)),$(SET))
+
+report: $(READY) ## Write RUN/report/report.html
+	$(CLI) report $(RUN) $(SOURCE)
+
+check: lint test ## Lint, types, import contracts, tests
+
+lint: $(READY) ## ruff, mypy strict, import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(READY) ## Run the tests (slow ones: .venv/bin/pytest -m slow)
+	$(BIN)/pytest -m "not slow"
+
+clean: ## Remove runs, demo data and caches (keeps .venv)
+	rm -rf runs data build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: help setup quickstart demo-data train-vqgan tokenize train-prior sample report check lint test clean

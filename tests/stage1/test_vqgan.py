@@ -1,0 +1,252 @@
+"""The VQGAN: architecture, quantiser, losses, training, resuming, the tokenizer interface."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from imagepriors.demo.layouts import write_demo_data
+from imagepriors.presets import load_preset, preset_names
+from vqgan.checkpoint import fingerprint, list_checkpoints, load_model, save_model
+from vqgan.config import LossConfig, ModelConfig, TrainConfig, from_dict
+from vqgan.datasets import open_splits
+from vqgan.errors import InputError
+from vqgan.losses import EfficientNetLite0Loss, LpipsLoss, PatchDiscriminator, adaptive_weight, hinge_loss
+from vqgan.metrics import TokenizerMetrics
+from vqgan.model import VQGAN, VectorQuantizer
+from vqgan.tokenizer import Tokenizer
+from vqgan.train import Trainer, train
+
+TINY = ModelConfig(
+    resolution=32, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, attn_resolutions=(8,), z_channels=16, embed_dim=8,
+    codebook_size=32,
+)  # fmt: skip
+
+
+def tiny_config(**changes):
+    defaults = {
+        "model": TINY,
+        "loss": LossConfig(perceptual="none", disc_start=2, disc_ramp=2, disc_ch=8, disc_layers=1),
+        "batch_size": 4, "steps": 6, "learning_rate": 1e-3, "precision": "float32", "device": "cpu",
+        "eval_every": 100, "eval_images": 4, "checkpoint_every": 3, "restart_every": 2,
+    }  # fmt: skip
+    return TrainConfig(**{**defaults, **changes})
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    write_demo_data(out, n_train=12, n_val=4, size=32)
+    return open_splits("demo", out)
+
+
+def test_paper_model_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = VQGAN(ModelConfig())
+    assert sum(p.numel() for p in model.parameters()) == 72_141_699  # taming-transformers f16/1024
+    keys = model.state_dict().keys()
+    for key in (
+        "encoder.down.4.attn.1.proj_out.weight", "encoder.down.0.downsample.conv.weight",
+        "decoder.up.4.block.2.conv2.bias",
+        "encoder.down.2.block.0.nin_shortcut.weight", "decoder.mid.attn_1.q.weight", "quantize.embedding.weight",
+        "decoder.up.1.upsample.conv.weight", "quant_conv.weight", "post_quant_conv.bias",
+    ):  # fmt: skip
+        assert key in keys
+
+
+def test_quantiser_agrees_with_brute_force_and_passes_the_gradient_straight_through():
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(16, 4, beta=0.25)
+    torch.nn.init.normal_(quantizer.embedding.weight)
+    z = torch.randn(2, 4, 3, 3, requires_grad=True)
+    q, loss, codes = quantizer(z)
+    rows = z.detach().permute(0, 2, 3, 1).reshape(-1, 4)
+    nearest = torch.cdist(rows, quantizer.embedding.weight.detach()).argmin(1)
+    assert torch.equal(codes.flatten(), nearest)
+    q.sum().backward(retain_graph=True)
+    assert torch.equal(z.grad, torch.ones_like(z))
+    z.grad = None
+    loss.backward()
+    gap = z.detach() - q.detach()
+    torch.testing.assert_close(z.grad, 0.25 * 2 * gap / gap.numel())  # β on the commitment term
+
+
+def test_unused_codes_restart_at_encoder_outputs():
+    quantizer = VectorQuantizer(8, 4)
+    quantizer.used_K[:3] = True
+    before = quantizer.embedding.weight[:3].clone()
+    z = torch.randn(5, 4)
+    assert quantizer.restart_unused(z) == 5
+    assert torch.equal(quantizer.embedding.weight[:3], before)
+    assert (torch.cdist(quantizer.embedding.weight[3:].detach(), z).min(1).values < 1e-3).all()
+    assert not quantizer.used_K.any()
+
+
+def test_offline_perceptual_loss_ranks_distortions_and_spares_the_target():
+    loss = EfficientNetLite0Loss()
+    torch.manual_seed(0)
+    target = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8), 64, mode="bicubic") * 2 - 1
+    noise = torch.randn_like(target)
+    small, large = (loss(target + scale * noise, target) for scale in (0.05, 0.3))
+    assert loss(target, target) < 1e-6
+    assert 0 < small < large
+    output, wanted = (target + 0.1).requires_grad_(), target.clone().requires_grad_()
+    loss(output, wanted).backward()
+    assert output.grad.abs().sum() > 0
+    assert wanted.grad is None
+
+
+def test_missing_lpips_trunk_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"vgg16-397923af\.pth"):
+        LpipsLoss("vgg", str(tmp_path / "vgg16-397923af.pth"))
+
+
+def test_lpips_runs_from_a_local_trunk(tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "trunk.pth")
+    loss = LpipsLoss("squeeze", str(tmp_path / "trunk.pth"))
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    assert loss(x, x) == 0
+    assert loss(x, -x) > 0
+
+
+def test_adaptive_weight_balances_gradients_at_the_last_layer():
+    layer = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    weight = adaptive_weight(3 * layer.sum(), 0.5 * layer.sum(), layer)
+    assert math.isclose(float(weight), 6.0, rel_tol=1e-3)
+
+
+def test_discriminator_learns_to_tell_noise_from_flat_pictures():
+    torch.manual_seed(0)
+    disc = PatchDiscriminator(3, 8, 2)
+    optimizer = torch.optim.Adam(disc.parameters(), 1e-3)
+    for _ in range(30):
+        loss = hinge_loss(disc(torch.zeros(4, 3, 32, 32)), disc(torch.randn(4, 3, 32, 32)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5
+
+
+@pytest.mark.parametrize(("modality", "n_labels"), [("rgb", 0), ("segmentation", 8), ("depth", 0), ("pose", 0)])
+def test_every_modality_trains_and_tokenizes(splits, tmp_path, modality, n_labels):
+    model = dataclasses.replace(TINY, modality=modality, n_labels=n_labels)
+    summary = train(tiny_config(model=model, steps=2), splits, tmp_path)
+    assert sum(summary["code_counts"]) == 4 * 64
+    assert ("val_miou" if modality == "segmentation" else "val_psnr_db") in summary
+    tokenizer = Tokenizer.load(tmp_path)
+    wanted = () if modality == "rgb" else (modality,)
+    pictures = [splits["val"].read(i, 32, conditions=wanted).picture(modality) for i in range(3)]
+    codes = tokenizer.encode(pictures)
+    assert codes.dtype == np.uint16
+    assert codes.shape == (3, 8, 8)
+    assert tokenizer.decode(codes).shape == np.stack(pictures).shape
+
+
+def test_training_lowers_the_loss(splits, tmp_path):
+    train(
+        tiny_config(steps=40, restart_every=0, mirror=False, loss=LossConfig(perceptual="none", disc_weight=0)),
+        splits,
+        tmp_path,
+    )
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["reconstruction"] for line in lines if "reconstruction" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    assert list((tmp_path / "reconstructions").glob("*.png"))
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(splits, tmp_path):
+    whole = tiny_config(checkpoint_every=4)
+    train(whole, splits, tmp_path / "whole")
+    train(whole, splits, tmp_path / "parts")
+    # What a kill at step 5 leaves: the checkpoint of step 4 alone, and a log that runs past it.
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000006")
+    (tmp_path / "parts" / "model.safetensors").unlink()
+    train(whole, splits, tmp_path / "parts")
+    for name, value in load_model(tmp_path / "whole")[1].state_dict().items():
+        assert torch.equal(value, load_model(tmp_path / "parts")[1].state_dict()[name]), name
+
+
+def test_checkpoints_rotate_and_other_configs_are_refused(splits, tmp_path):
+    config = tiny_config(checkpoint_every=1, keep_checkpoints=2)
+    train(config, splits, tmp_path)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]
+    with pytest.raises(InputError, match="batch_size: 4 → 8"):
+        train(dataclasses.replace(config, batch_size=8), splits, tmp_path)
+
+
+def test_non_finite_loss_stops_with_its_step():
+    trainer = Trainer(tiny_config())
+    with pytest.raises(InputError, match="not finite at step 0"):
+        trainer.step(torch.full((2, 3, 32, 32), float("nan")))
+
+
+def test_fingerprint_follows_weights_and_architecture(tmp_path):
+    torch.manual_seed(0)
+    model = VQGAN(TINY)
+    save_model(tmp_path / "a", tiny_config(), model)
+    save_model(tmp_path / "b", tiny_config(steps=7), model)
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    with torch.no_grad():
+        model.quantize.embedding.weight[0, 0] += 1
+    save_model(tmp_path / "b", tiny_config(), model)
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
+
+
+def test_wrong_weights_and_missing_folders_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no tokenizer in"):
+        Tokenizer.load(tmp_path)
+    save_model(tmp_path, tiny_config(model=dataclasses.replace(TINY, codebook_size=64)), VQGAN(TINY))
+    with pytest.raises(InputError, match="does not fit"):
+        Tokenizer.load(tmp_path)
+
+
+def test_decoding_refuses_foreign_codes(tmp_path):
+    save_model(tmp_path, tiny_config(), VQGAN(TINY))
+    with pytest.raises(InputError, match="code 32 is not in the codebook of 32"):
+        Tokenizer.load(tmp_path, device="cpu").decode(np.full((1, 8, 8), 32))
+
+
+def test_metrics_match_their_definitions():
+    metrics = TokenizerMetrics("rgb", 4)
+    target = np.zeros((1, 4, 4, 3), np.uint8)
+    metrics.add(target + 5, target, np.array([[[0, 1], [1, 1]]]))
+    result = metrics.result()
+    assert math.isclose(result["val_psnr_db"], 10 * math.log10(255**2 / 25))
+    assert result["val_usage"] == 0.5
+    assert math.isclose(result["val_perplexity"], math.exp(-0.25 * math.log(0.25) - 0.75 * math.log(0.75)))
+    masks = TokenizerMetrics("segmentation", 4, 3)
+    masks.add(np.array([[[1, 1], [2, 2]]], np.uint8), np.array([[[1, 2], [2, 2]]], np.uint8), np.zeros((1, 1, 1), int))
+    result = masks.result()
+    assert result["val_pixel_accuracy"] == 0.75
+    assert math.isclose(result["val_miou"], (1 / 2 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"codebook_size": 70_000}, "codebook_size is 70000"),
+        ({"ch": 33}, "multiple of 32"),
+        ({"resolution": 33}, "resolution is 33"),
+        ({"modality": "segmentation"}, "n_labels is 0"),
+    ],
+)
+def test_bad_configs_say_field_value_and_remedy(changes, words):
+    with pytest.raises(InputError, match=words):
+        dataclasses.replace(TINY, **changes)
+
+
+def test_unknown_fields_are_refused():
+    with pytest.raises(InputError, match="stepz"):
+        from_dict(TrainConfig, {"stepz": 3})
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_parse(name):
+    assert isinstance(from_dict(TrainConfig, load_preset(name, "vqgan")), TrainConfig)

@@ -1,0 +1,78 @@
+"""Settings of the tokenize job. Imports neither torch nor ray, so that the CLI can build its flags in milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from codeshards.format import ORDER_NAMES, OrderName, ShardError, check_order_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizeConfig:
+    """How a dataset becomes shards of codes.
+
+    What decides bytes is part of the plan (see :meth:`plan_settings`) and cannot change when a job is resumed;
+    the rest only decides how fast and where, and may.
+    """
+
+    orders: tuple[OrderName, ...] = ORDER_NAMES
+    """Sequence orders, one column each."""
+    views: Literal[1, 2] = 1
+    """Rows of a sample: 1 is the centre crop, 2 adds its mirror. Part of the plan."""
+    shard_rows: int = 4096
+    """Rows of a shard, the unit of work and of what a killed worker loses. Part of the plan."""
+    shuffle_seed: int = 0
+    """Seed of the train split's shuffle. Part of the plan."""
+    batch_size: int = 32
+    """Pictures encoded at once. Part of the plan: sums may round differently in another batch."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the tokenizers. Part of the plan: bfloat16 changes a few per cent of the codes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to encode; auto takes a GPU where this machine has one. What it resolves to is part of the plan.
+    Name it where the cluster has GPUs and this machine has none."""
+    threads: int = 2
+    """Torch threads of a worker. Part of the plan: sums may round differently with another number."""
+    workers: int = 0
+    """Worker processes; 0: one per GPU, or on the CPU one per ``threads`` cores."""
+    decode_threads: int = 2
+    """Threads of a worker that read and decode images while it encodes."""
+    max_failure_rate: float = 0.01
+    """Share of samples that may fail before the job refuses to finish the dataset."""
+    max_attempts: int = 3
+    """Times that a shard may lose its worker process before the job gives up."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("shard_rows", "batch_size", "threads", "decode_threads", "max_attempts"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "choose 1 or more")
+        _require(self.views in (1, 2), "views", self.views, "choose 1 (centre crop) or 2 (and its mirror)")
+        _require(self.workers >= 0, "workers", self.workers, "choose 0 (automatic) or a number of processes")
+        _require(self.shuffle_seed >= 0, "shuffle_seed", self.shuffle_seed, "choose 0 or more")
+        _require(0 <= self.max_failure_rate <= 1, "max_failure_rate", self.max_failure_rate, "choose 0 … 1")
+        _require(len(self.orders) > 0, "orders", self.orders, f"name at least one of {', '.join(ORDER_NAMES)}")
+        for order in self.orders:
+            check_order_name(order)
+
+    @property
+    def batch_samples(self) -> int:
+        """Samples of a batch, each with all its views."""
+        return max(1, self.batch_size // self.views)
+
+    def plan_settings(self, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
+        """What decides bytes and is not already an argument of the plan, as JSON values.
+
+        Args:
+            device: What ``device`` resolved to.
+        """
+        return {
+            "batch_size": self.batch_size,
+            "device": device,
+            "precision": self.precision,
+            "threads": self.threads,
+        }
+
+
+def _require(ok: bool, field_name: str, value: object, remedy: str) -> None:
+    if not ok:
+        raise ShardError(f"{field_name} is {value!r}: {remedy}")
