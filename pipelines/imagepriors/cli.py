@@ -5,6 +5,7 @@ Heavy imports stay inside the functions, so that `--help` answers in well under 
 
 import ctypes
 import functools
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ _Flat = tyro.conf.arg(name="")
 
 
 def demo_data(
-    out: Path = Path("data/demo"), *, n_train: int = 4000, n_val: int = 400, size: int = 64, seed: int = 0
+    out: Path = Path("data/demo"), *, n_train: int = 3000, n_val: int = 300, size: int = 64, seed: int = 0
 ) -> str:
     """Generate the demo scenes: images, masks, depth, keypoints and classes, in the real datasets' layouts.
 
@@ -210,8 +211,9 @@ def _run(argv: Sequence[str]) -> str:
     if name in CONFIGS:
         cls, table = CONFIGS[name]
         function = functools.partial(function, config=from_dict(cls, load_preset(_preset_of(argv), table)))
-        functools.update_wrapper(function, COMMANDS[name])
-    return str(tyro.cli(function, prog=f"imagepriors {name}", args=list(argv[1:])))
+    description = inspect.getdoc(COMMANDS[name])
+    prog = f"imagepriors {name}"
+    return str(tyro.cli(function, prog=prog, description=(description or "").partition("\n\n")[0], args=list(argv[1:])))
 
 
 def _usage() -> str:

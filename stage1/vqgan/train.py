@@ -81,8 +81,10 @@ class Trainer:
             output, quantization, _, z_BDhw = self.model(x_BCHW)
             reconstruction = reconstruction_loss(output, x_BCHW, self.config.model)
             terms = {"reconstruction": reconstruction, "quantization": quantization}
-            if self.perceptual is not None:
-                terms["perceptual"] = self.perceptual(output, x_BCHW)
+        if self.perceptual is not None:
+            # Depthwise convolutions are twice as slow in bfloat16 on a CPU: there the trunk stays in float32.
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.device.type == "cuda"):
+                terms["perceptual"] = self.perceptual(output.float(), x_BCHW)
         loss = reconstruction + config.perceptual_weight * terms.get("perceptual", torch.zeros(()))
         total = loss + config.codebook_weight * quantization
         if config.disc_weight and self.step_done >= config.disc_start:

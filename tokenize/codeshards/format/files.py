@@ -93,11 +93,11 @@ def file_record(path: str | os.PathLike[str]) -> FileRecord:
 
 
 def remove_stale_temps(folder: str | os.PathLike[str]) -> list[Path]:
-    """Remove what :func:`atomic_write` left under ``folder``, at any depth, when its process was killed.
+    """Remove what :func:`atomic_write` left in ``folder`` (not below it) when its process was killed.
 
     Call it only while nobody writes there. Returns the paths removed.
     """
-    stale = sorted(path for path in Path(folder).rglob(f".*{_TEMP_MARK}*") if path.is_file())
+    stale = sorted(path for path in Path(folder).glob(f".*{_TEMP_MARK}*") if path.is_file())
     for path in stale:
         path.unlink(missing_ok=True)
     return stale

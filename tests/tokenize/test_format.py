@@ -1,0 +1,484 @@
+"""Schema, Parquet shards, files and reader, also seen by tools that know nothing of this package."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codeshards.format import (
+    METADATA_KEY,
+    ORDER_NAMES,
+    FileRecord,
+    GridSpec,
+    Manifest,
+    OrderName,
+    ShardDataset,
+    ShardError,
+    ShardSpec,
+    Sidecar,
+    atomic_write,
+    atomic_write_json,
+    build_plan,
+    check_key,
+    inverse,
+    order,
+    read_json,
+    remove_stale_temps,
+    sha256_file,
+    shard_is_done,
+    sidecar_path,
+    write_shard,
+)
+from codeshards.format.parquet import group_rows
+
+SPEC = ShardSpec(
+    image=GridSpec(height=4, width=4, codebook_size=50, fingerprint="image-tokenizer"),
+    scales=(1, 2),
+    conditions={"segmentation": GridSpec(height=2, width=3, codebook_size=7, fingerprint="mask-tokenizer")},
+)
+
+
+def make_rows(count: int, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "keys": [f"sample{seed}-{i:04d}" for i in range(count)],
+        "views": np.arange(count) % 2,
+        "labels": np.where(np.arange(count) % 5 == 4, -1, np.arange(count) % 3),
+        "codes_NHW": rng.integers(0, 50, (count, 4, 4), dtype=np.uint16),
+        "scales": {side: rng.integers(0, 50, (count, side, side), dtype=np.uint16) for side in (1, 2)},
+        "conditions": {"segmentation": rng.integers(0, 7, (count, 2, 3), dtype=np.uint16)},
+    }
+
+
+def make_dataset(folder: Path, rows: int = 10, shard_rows: int = 4) -> dict[str, dict[str, Any]]:
+    """A finished dataset of a train and a val split; returns the rows of each split in planned order."""
+    content = {"train": make_rows(rows, seed=1), "val": make_rows(3, seed=2)}
+    plan = build_plan(
+        samples={split: part["keys"] for split, part in content.items()},
+        source_hashes=dict.fromkeys(content, "source"),
+        settings={"spec": SPEC.to_json()},
+        views=1,
+        shard_rows=shard_rows,
+        shuffle_seed=3,
+    )
+    sidecars, planned = [], {split: [] for split in content}  # type: ignore[var-annotated]
+    for shard in plan.shards:
+        (folder / shard.split).mkdir(parents=True, exist_ok=True)
+        picked = plan.sample_indices(shard)
+        planned[shard.split].append(picked)
+        path = shard.path(folder, ".parquet")
+        record = write_shard(path, SPEC.rows_to_table(**pick(content[shard.split], picked)))
+        sidecar = Sidecar(
+            plan_hash=plan.hash,
+            split=shard.split,
+            index=shard.index,
+            rows=shard.samples,
+            samples=shard.samples,
+            files={path.name: record},
+        )
+        sidecar.save(sidecar_path(folder, shard))
+        assert shard_is_done(folder, plan, shard, check_hash=True)
+        sidecars.append(sidecar)
+    Manifest.build(plan=plan, sidecars=sidecars, spec=SPEC, class_names=["cat", "dog", "owl"]).save(folder)
+    return {split: pick(content[split], np.concatenate(parts)) for split, parts in planned.items()}
+
+
+def pick(rows: dict[str, Any], indices: np.ndarray) -> dict[str, Any]:
+    """The same rows in another sequence."""
+    arrays = {name: rows[name][indices] for name in ("views", "labels", "codes_NHW")}
+    nested = {part: {k: v[indices] for k, v in rows[part].items()} for part in ("scales", "conditions")}
+    return {"keys": [rows["keys"][i] for i in indices], **arrays, **nested}
+
+
+@pytest.fixture
+def shard_path(tmp_path: Path) -> Path:
+    path = tmp_path / "shard-000000.parquet"
+    write_shard(path, SPEC.rows_to_table(**make_rows(20)))
+    return path
+
+
+# -- the schema --------------------------------------------------------------------------------------------
+
+
+def test_columns_are_the_contract() -> None:
+    element = pa.field("element", pa.uint16(), nullable=False)
+    expected = [("key", pa.string()), ("view", pa.uint8()), ("label", pa.int32())]
+    expected += [(f"codes_{name}", pa.list_(element, 16)) for name in ORDER_NAMES]
+    expected += [("scale_1", pa.list_(element, 1)), ("scale_2", pa.list_(element, 4))]
+    expected += [("cond_segmentation", pa.list_(element, 6))]
+    schema = SPEC.schema()
+    assert [(column.name, column.type) for column in schema] == expected
+    assert [column.name for column in schema if column.nullable] == ["label"]
+    assert tuple(schema.names) == SPEC.column_names
+
+
+def test_metadata_explains_the_shard(shard_path: Path) -> None:
+    metadata = json.loads(pq.read_schema(shard_path).metadata[METADATA_KEY])
+    assert metadata["format_version"] == 1
+    assert metadata["image"] == {
+        "height": 4,
+        "width": 4,
+        "codebook_size": 50,
+        "fingerprint": "image-tokenizer",
+    }
+    assert metadata["orders"] == list(ORDER_NAMES)
+    assert len(metadata["orders_hash"]) == 64
+    assert metadata["scales"] == [1, 2]
+    assert metadata["conditions"]["segmentation"]["fingerprint"] == "mask-tokenizer"
+    assert ShardSpec.from_schema(pq.read_schema(shard_path)) == SPEC
+
+
+def test_spec_survives_json() -> None:
+    text = json.dumps(SPEC.to_json())
+    assert ShardSpec.from_json(json.loads(text)) == SPEC
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.lists(st.sampled_from(["row_major", "zcurve", "alternate"]), min_size=1, unique=True),
+    st.integers(0, 12),
+)
+def test_every_order_column_holds_the_same_picture(
+    height: int, width: int, orders: list[OrderName], count: int
+) -> None:
+    grid = GridSpec(height=height, width=width, codebook_size=1 << 16, fingerprint="f")
+    spec = ShardSpec(image=grid, orders=tuple(orders))
+    codes_NHW = np.random.default_rng(count).integers(0, 1 << 16, (count, height, width), dtype=np.uint16)
+    table = spec.rows_to_table([f"k{i}" for i in range(count)], np.zeros(count), None, codes_NHW)
+    raster_NL = codes_NHW.reshape(count, height * width)
+    for name in orders:
+        codes_NT = np.array(table[f"codes_{name}"].to_pylist(), dtype=np.uint16).reshape(count, height * width)
+        assert np.array_equal(codes_NT, raster_NL[:, order(name, height, width)])
+        assert np.array_equal(codes_NT[:, inverse(name, height, width)], raster_NL)
+    assert table["label"].null_count == count
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["codes_NHW"].__setitem__((3, 1, 1), 50), "codes: codes .*50 do not fit a codebook of 50"),
+        (lambda r: r["scales"][2].__setitem__((0, 0, 0), 51), "scale_2: codes .*51 do not fit"),
+        (lambda r: r["conditions"]["segmentation"].__setitem__((0, 0, 0), 7), "cond_segmentation: .*book of 7"),
+        (lambda r: r.update(codes_NHW=r["codes_NHW"].astype(np.int64) - 10), "codes: codes -"),
+        (lambda r: r.update(codes_NHW=r["codes_NHW"].astype(np.int64) + 70000), "codes: codes 7"),
+        (lambda r: r.update(codes_NHW=r["codes_NHW"].astype(np.float32)), "expected integers"),
+        (lambda r: r.update(codes_NHW=r["codes_NHW"].reshape(-1, 2, 8)), r"shape \(20, 4, 4\), found"),
+        (lambda r: r.update(codes_NHW=r["codes_NHW"][1:]), r"shape \(20, 4, 4\), found"),
+        (lambda r: r["keys"].__setitem__(7, r["keys"][2]), "'sample0-0002' occurs more than once"),
+        (lambda r: r["keys"].__setitem__(7, "n01440764.JPEG"), "'n01440764.JPEG' is not allowed.*no dots"),
+        (lambda r: r["keys"].__setitem__(7, ""), "'' is not allowed"),
+        (lambda r: r["keys"].__setitem__(7, "/root"), "'/root' is not allowed"),
+        (lambda r: r["scales"].pop(2), r"scales: the spec asks for \[1, 2\], found \[1\]"),
+        (lambda r: r.update(conditions={}), r"conditions: the spec asks for \['segmentation'\], found \[\]"),
+        (lambda r: r.update(views=np.full(20, 256)), "views: expected 20 numbers in 0..255"),
+        (lambda r: r.update(labels=np.zeros(19)), "labels: expected 20 class indices"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(change: Callable[[dict[str, Any]], None], message: str) -> None:
+    rows = make_rows(20)
+    change(rows)
+    with pytest.raises(ShardError, match=message):
+        SPEC.rows_to_table(**rows)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda g: GridSpec(height=4, width=4, codebook_size=65537, fingerprint="f"), "at most 65536"),
+        (lambda g: GridSpec(height=0, width=4, codebook_size=5, fingerprint="f"), "height must be a positive"),
+        (lambda g: GridSpec(height=4, width=4, codebook_size=5, fingerprint=""), "fingerprint is empty"),
+        (lambda g: ShardSpec(image=g, orders=()), "at least one"),
+        (lambda g: ShardSpec(image=g, orders=("zcurve", "zcurve")), "each order once"),
+        (lambda g: ShardSpec(image=g, orders=("hilbert",)), "unknown order 'hilbert'"),
+        (lambda g: ShardSpec(image=g, scales=(2, 1)), "ascending"),
+        (lambda g: ShardSpec(image=g, scales=(1, 4)), r"out of \(1, 2\)"),
+        (lambda g: ShardSpec(image=g, conditions={"sound": g}), "unknown condition 'sound'.*segmentation"),
+    ],
+)
+def test_specs_that_cannot_be_are_refused(make: Callable[[GridSpec], Any], message: str) -> None:
+    with pytest.raises(ShardError, match=message):
+        make(SPEC.image)
+
+
+def test_undefined_order_is_refused_with_the_orders_that_would_do() -> None:
+    grid = GridSpec(height=6, width=6, codebook_size=5, fingerprint="f")
+    with pytest.raises(ShardError, match=r"'subsample' is undefined.*row_major, spiral_out, zcurve, alternate"):
+        ShardSpec(image=grid)
+
+
+def replaced(schema: pa.Schema, **changes: Any) -> pa.Schema:
+    text = json.loads(schema.metadata[METADATA_KEY])
+    return schema.with_metadata({METADATA_KEY: json.dumps(text | changes).encode()})
+
+
+def test_foreign_and_changed_schemas_are_refused() -> None:
+    schema = SPEC.schema()
+    with pytest.raises(ShardError, match=r"no 'imagepriors' metadata. Columns found: a, b"):
+        ShardSpec.from_schema(pa.schema([("a", pa.int8()), ("b", pa.int8())]))
+    with pytest.raises(ShardError, match="version 99 cannot be read"):
+        ShardSpec.from_schema(replaced(schema, format_version=99))
+    with pytest.raises(ShardError, match=r"order tables .* are not the ones"):
+        ShardSpec.from_schema(replaced(schema, orders_hash="0" * 64))
+    with pytest.raises(ShardError, match="incomplete"):
+        ShardSpec.from_schema(replaced(schema, image={"height": 4}))
+    with pytest.raises(ShardError, match="is not JSON"):
+        ShardSpec.from_schema(schema.with_metadata({METADATA_KEY: b"{"}))
+    with pytest.raises(ShardError, match=r"scale_1: expected .*, found none"):
+        ShardSpec.from_schema(schema.remove(schema.get_field_index("scale_1")))
+
+
+@given(st.text(max_size=6))
+def test_allowed_keys_make_names_that_webdataset_splits_back(key: str) -> None:
+    try:
+        check_key(key)
+    except ShardError:
+        assert not key or "." in key or key.startswith("/") or any(ord(c) < 32 for c in key)
+    else:
+        assert f"{key}.codes.npy".split(".", 1) == [key, "codes.npy"]
+
+
+# -- shards seen from outside ------------------------------------------------------------------------------
+
+
+def test_duckdb_reads_a_shard(shard_path: Path) -> None:
+    rows, source = make_rows(20), f"read_parquet('{shard_path}')"
+    described = {name: kind for name, kind, *_ in duckdb.sql(f"describe select * from {source}").fetchall()}
+    assert described["key"] == "VARCHAR"
+    assert described["label"] == "INTEGER"
+    assert described["codes_zcurve"].startswith("USMALLINT[")
+    # SQL lists count from 1; the third cell of the z-curve is cell (1, 0).
+    query = f"select key, view, label, codes_zcurve[3], len(codes_alternate) from {source} where key like '%7'"
+    assert duckdb.sql(query).fetchall() == [
+        (rows["keys"][i], i % 2, i % 3, int(rows["codes_NHW"][i, 1, 0]), 16) for i in (7, 17)
+    ]
+    assert duckdb.sql(f"select count(*) from {source} where label is null").fetchall() == [(4,)]
+    used = duckdb.sql(f"select max(code) from (select unnest(codes_row_major) as code from {source})").fetchall()
+    assert used == [(int(rows["codes_NHW"].max()),)]
+    metadata = duckdb.sql(f"select value from parquet_kv_metadata('{shard_path}') where key = 'imagepriors'")
+    assert json.loads(metadata.fetchall()[0][0])["image"]["codebook_size"] == 50
+
+
+def test_plain_pyarrow_reads_a_shard(shard_path: Path) -> None:
+    rows, table = make_rows(20), pq.read_table(shard_path)
+    assert table["key"].to_pylist() == rows["keys"]
+    assert table["codes_row_major"].to_pylist() == rows["codes_NHW"].reshape(20, 16).tolist()
+    assert table["scale_2"].to_pylist() == rows["scales"][2].reshape(20, 4).tolist()
+    assert table["cond_segmentation"].to_pylist() == rows["conditions"]["segmentation"].reshape(20, 6).tolist()
+    assert table["label"].to_pylist() == [None if i % 5 == 4 else i % 3 for i in range(20)]
+
+
+def test_polars_reads_a_shard(shard_path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    frame = polars.read_parquet(shard_path)
+    assert frame["codes_row_major"].to_numpy().tolist() == make_rows(20)["codes_NHW"].reshape(20, 16).tolist()
+
+
+def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    records = [write_shard(tmp_path / n, SPEC.rows_to_table(**make_rows(50))) for n in ("a.parquet", "b.parquet")]
+    assert records[0] == records[1]
+    assert records[0] == FileRecord(sha256_file(tmp_path / "a.parquet"), (tmp_path / "a.parquet").stat().st_size)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    other = write_shard(tmp_path / "c.parquet", SPEC.rows_to_table(**make_rows(50, seed=1)))
+    assert other.sha256 != records[0].sha256
+
+
+def test_shards_are_dictionary_coded_zstd_in_several_row_groups(tmp_path: Path) -> None:
+    grid = GridSpec(height=1, width=2, codebook_size=9, fingerprint="f")
+    spec = ShardSpec(image=grid, orders=("row_major",))
+    count = 5000
+    codes = np.random.default_rng(0).integers(0, 9, (count, 1, 2), dtype=np.uint16)
+    write_shard(tmp_path / "a.parquet", spec.rows_to_table(list(map(str, range(count))), [0] * count, None, codes))
+    metadata = pq.ParquetFile(tmp_path / "a.parquet").metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [1250] * 4
+    codes_column = metadata.row_group(0).column(3)
+    assert codes_column.path_in_schema.startswith("codes_row_major")
+    assert codes_column.compression == "ZSTD"
+    assert "RLE_DICTIONARY" in codes_column.encodings
+    assert [group_rows(n) for n in (0, 100, 8192, 100_000)] == [1024, 1024, 2048, 8192]
+
+
+def test_only_shard_tables_are_written(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="not a shard of codes"):
+        write_shard(tmp_path / "a.parquet", pa.table({"a": [1]}))
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- files -------------------------------------------------------------------------------------------------
+
+
+def write_half(path: Path) -> None:
+    with atomic_write(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+
+def test_atomic_write_replaces_only_on_success(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    with atomic_write(path) as file:
+        file.write(b"old")
+        temps = [p.name for p in tmp_path.iterdir()]
+        assert len(temps) == 1
+        assert temps[0].startswith(".file.bin.tmp-")
+    assert path.read_bytes() == b"old"
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+    assert path.read_bytes() == b"old"
+
+
+def test_stale_temps_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    stale = tmp_path / "train" / ".shard-000000.parquet.tmp-123-abcd"
+    train = tmp_path / "train"
+    # Somebody may be writing in another folder of the dataset, such as a cache: that is not ours to remove.
+    kept = [train / "shard-000000.parquet", train / ".hidden", train / "notes.tmp-1", tmp_path / ".x.tmp-1-a"]
+    for path in [stale, *kept]:
+        path.touch()
+    assert remove_stale_temps(train) == [stale]
+    assert remove_stale_temps(tmp_path) == [tmp_path / ".x.tmp-1-a"]
+    kept.pop()
+    assert all(path.exists() for path in kept)
+    assert not stale.exists()
+
+
+def test_json_is_sorted_and_readable_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    atomic_write_json(path, {"b": 1, "a": "é"})
+    assert path.read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'
+    assert read_json(path) == {"a": "é", "b": 1}
+    with pytest.raises(ValueError, match="Out of range"):
+        atomic_write_json(path, {"a": float("nan")})
+    with pytest.raises(ShardError, match=r"none.json is missing"):
+        read_json(tmp_path / "none.json")
+    for text in ("{", "[1]"):
+        path.write_text(text)
+        with pytest.raises(ShardError, match=r"a.json"):
+            read_json(path)
+
+
+# -- the reader --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 8192])
+def test_reader_gives_back_what_was_written(tmp_path: Path, batch_rows: int) -> None:
+    content = make_dataset(tmp_path)
+    dataset = ShardDataset.open(tmp_path)
+    assert dataset.spec == SPEC
+    assert dataset.splits == ("train", "val")
+    assert dataset.class_names == ("cat", "dog", "owl")
+    for split, rows in content.items():
+        count = len(rows["keys"])
+        assert dataset.rows(split) == count
+        batches = list(dataset.batches(split, SPEC.column_names, batch_rows))
+        assert max(len(batch["key"]) for batch in batches) <= batch_rows
+        read = {name: np.concatenate([batch[name] for batch in batches]) for name in SPEC.column_names}
+        assert read["key"].tolist() == rows["keys"]
+        assert read["view"].dtype == np.uint8
+        assert read["label"].dtype == np.int32
+        assert np.array_equal(read["view"], rows["views"])
+        assert np.array_equal(read["label"], rows["labels"])
+        for name in ORDER_NAMES:
+            raster_NL = read[f"codes_{name}"][:, inverse(name, 4, 4)]
+            assert raster_NL.dtype == np.uint16
+            assert np.array_equal(raster_NL, rows["codes_NHW"].reshape(count, 16))
+        assert np.array_equal(read["scale_2"], rows["scales"][2].reshape(count, 4))
+        assert np.array_equal(read["cond_segmentation"], rows["conditions"]["segmentation"].reshape(count, 6))
+
+
+def test_codes_are_read_without_a_copy(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    batch = next(ShardDataset.open(tmp_path).batches("train", ["codes_zcurve"]))
+    assert not batch["codes_zcurve"].flags.owndata
+    assert not batch["codes_zcurve"].flags.writeable  # it is Arrow's memory
+
+
+def test_shards_without_rows_are_read(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    path = tmp_path / "val" / "shard-000000.parquet"
+    write_shard(path, SPEC.rows_to_table(**pick(make_rows(1), np.arange(0))))
+    manifest = json.loads((tmp_path / "dataset.json").read_text())
+    manifest["splits"]["val"]["shards"][0]["rows"] = 0
+    atomic_write_json(tmp_path / "dataset.json", manifest)
+    assert sum(len(b["key"]) for b in ShardDataset.open(tmp_path).batches("val", ["key"])) == 0
+
+
+def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a")
+    make_dataset(tmp_path / "b")
+    make_dataset(tmp_path / "c", rows=11)
+    a, b, c = (ShardDataset.open(tmp_path / name).fingerprint for name in "abc")
+    assert a == b == sha256_file(tmp_path / "a" / "dataset.json")
+    assert a != c
+
+
+def test_unfinished_datasets_and_unknown_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"dataset.json is missing: the tokenize job did not finish"):
+        ShardDataset.open(tmp_path)
+    make_dataset(tmp_path)
+    dataset = ShardDataset.open(tmp_path)
+    with pytest.raises(ShardError, match=r"no split 'test'. It has: train, val"):
+        dataset.rows("test")
+    with pytest.raises(ShardError, match=r"no column 'codes_hilbert'. It has: key, view, label, codes_row_major"):
+        dataset.batches("train", ["codes_hilbert"])
+    with pytest.raises(ShardError, match="batch_rows is 0"):
+        dataset.batches("train", ["key"], batch_rows=0)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(b"PAR1 not really"), "is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "is damaged"),
+        (flip_a_byte, "is damaged"),
+        (lambda path: pq.write_table(pa.table({"a": [1]}), path), "not a shard of codes"),
+        (lambda path: write_shard(path, SPEC.rows_to_table(**make_rows(3))), "has 3 rows, dataset.json says 4"),
+    ],
+)
+def test_bad_shards_are_named(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
+    make_dataset(tmp_path)
+    path = tmp_path / "train" / "shard-000001.parquet"
+    harm(path)
+    dataset = ShardDataset.open(tmp_path)
+    assert dataset.shard_paths("train")[1] == path
+    batches = dataset.batches("train", list(SPEC.column_names))
+    assert len(next(batches)["key"]) == 4  # the first shard is fine: each is looked at when its turn comes
+    with pytest.raises(ShardError, match=f"train/shard-000001.parquet.*{message}"):
+        next(batches)
+
+
+def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    other = ShardSpec(
+        image=GridSpec(height=4, width=4, codebook_size=50, fingerprint="another"),
+        scales=SPEC.scales,
+        conditions=SPEC.conditions,
+    )
+    write_shard(tmp_path / "train" / "shard-000000.parquet", other.rows_to_table(**make_rows(4)))
+    with pytest.raises(ShardError, match=r"shard-000000.parquet belongs to another dataset"):
+        next(ShardDataset.open(tmp_path).batches("train", ["key"]))
+
+
+def test_datasets_of_tar_files_only_say_so(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    manifest = json.loads((tmp_path / "dataset.json").read_text())
+    for shard in manifest["splits"]["train"]["shards"]:
+        shard["files"] = {f"{shard['name']}.tar": {"sha256": "0", "bytes": 1}}
+    atomic_write_json(tmp_path / "dataset.json", manifest)
+    with pytest.raises(ShardError, match=r"no Parquet file, only shard-000000.tar"):
+        ShardDataset.open(tmp_path).shard_paths("train")

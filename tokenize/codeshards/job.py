@@ -1,0 +1,330 @@
+"""The Ray job: disposable actors pull planned shards; the driver requeues what a dead actor held.
+
+Actors never restart by themselves: with endless restarts a lost node stalls the job. Whatever dies, a shard is
+either whole (its sidecar is there) or made again, and its bytes depend on the plan alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from codeshards.config import TokenizeConfig
+from codeshards.encode import IMAGE, ShardTask, encode_shard, fix_arithmetic
+from codeshards.format import (
+    MANIFEST_FILE,
+    GridSpec,
+    Manifest,
+    Plan,
+    PlannedShard,
+    ShardError,
+    ShardSpec,
+    Sidecar,
+    build_plan,
+    remove_stale_temps,
+    save_or_match,
+    shard_is_done,
+    sidecar_path,
+)
+from vqgan.checkpoint import fingerprint, load_config
+from vqgan.config import ModelConfig
+from vqgan.datasets import Split, open_splits
+
+log = logging.getLogger(__name__)
+
+# glibc would otherwise return every large activation to the kernel and fault its pages in anew: 1.7× slower.
+_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+
+def tokenize(
+    config: TokenizeConfig,
+    *,
+    dataset: str,
+    data: Path,
+    tokenizers: Mapping[str, Path],
+    out: Path,
+    overwrite: bool = False,
+) -> Manifest:
+    """Encode a dataset into token shards, or finish a job that was interrupted.
+
+    Args:
+        config: Settings of the job.
+        dataset: Name of the dataset's reader.
+        data: The dataset's folder; every node of a cluster must see it under this path.
+        tokenizers: ``image`` and any of segmentation, depth, pose → folder of the trained tokenizer.
+        out: Folder of the shards; every node must see it under this path.
+        overwrite: Delete what `out` holds first.
+
+    Returns:
+        The manifest, which is also in `out`/dataset.json.
+
+    Raises:
+        ShardError: Tokenizers and dataset do not fit, `out` holds shards of another plan, a shard's workers kept
+            dying, or more samples failed than `config.max_failure_rate` allows.
+        InputError: The dataset or a tokenizer cannot be opened.
+    """
+    splits = open_splits(dataset, data)
+    models = {name: load_config(folder).model for name, folder in tokenizers.items()}
+    _check_fit(models, splits)
+    spec = _spec(config, models, {name: fingerprint(folder) for name, folder in tokenizers.items()})
+    plan = build_plan(
+        samples={name: split.keys for name, split in splits.items()},
+        source_hashes={name: split.source_hash() for name, split in splits.items()},
+        settings={
+            **config.plan_settings(_device(config)),
+            "dataset": dataset,
+            "resolution": models[IMAGE].resolution,
+            "spec": spec.to_json(),
+        },
+        views=config.views,
+        shard_rows=config.shard_rows,
+        shuffle_seed=config.shuffle_seed,
+    )
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    if save_or_match(plan, out):
+        log.info("%s holds this plan already: only what is missing is made", out)
+    for folder in (out, *(out / split for split in plan.splits)):
+        if folder.is_dir():
+            remove_stale_temps(folder)
+    if (out / MANIFEST_FILE).is_file():
+        return Manifest.load(out)
+    _copy_tokenizers(tokenizers, out)
+    missing = [shard for shard in plan.shards if not shard_is_done(out, plan, shard)]
+    if missing:
+        _encode_all(config, plan, missing, splits, spec, tokenizers, out)
+    sidecars = [Sidecar.load(sidecar_path(out, shard)) for shard in plan.shards]
+    _check_failures(sidecars, config.max_failure_rate, out)
+    classes = next(iter(splits.values())).class_names
+    about = {
+        name: {"folder": _folder_name(name), "fingerprint": fingerprint(path)} for name, path in tokenizers.items()
+    }
+    manifest = Manifest.build(
+        plan=plan,
+        sidecars=sidecars,
+        spec=spec,
+        class_names=classes,
+        tokenizer=about.pop(IMAGE),
+        conditions=about,
+    )
+    manifest.save(out)
+    return manifest
+
+
+def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:
+    """Refuse tokenizers of the wrong modality or size, and conditions that a split lacks."""
+    if IMAGE not in models:
+        raise ShardError(f"tokenizers has no {IMAGE!r} (found {', '.join(models) or 'none'}): name the image tokenizer")
+    for name, model in models.items():
+        wanted = "rgb" if name == IMAGE else name
+        if model.modality != wanted:
+            raise ShardError(f"tokenizer {name!r} encodes {model.modality}, wanted {wanted}")
+        if model.resolution != models[IMAGE].resolution:
+            sizes = f"{model.resolution} and {models[IMAGE].resolution} pixels"
+            raise ShardError(f"tokenizers {name!r} and {IMAGE!r} differ in resolution ({sizes}): train both at one")
+        for split, samples in splits.items():
+            if name != IMAGE and name not in samples.conditions:
+                have = ", ".join(samples.conditions) or "none"
+                raise ShardError(f"not every sample of split {split!r} has {name} (complete conditions: {have})")
+
+
+def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprints: Mapping[str, str]) -> ShardSpec:
+    grids = {
+        name: GridSpec(
+            height=model.grid, width=model.grid, codebook_size=model.codebook_size, fingerprint=fingerprints[name]
+        )
+        for name, model in models.items()
+    }
+    return ShardSpec(image=grids.pop(IMAGE), orders=config.orders, conditions=grids)
+
+
+def _device(config: TokenizeConfig) -> Literal["cpu", "cuda"]:
+    if config.device != "auto":
+        return config.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _folder_name(name: str) -> str:
+    return "tokenizer" if name == IMAGE else f"tokenizer-{name}"
+
+
+def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Path) -> None:
+    """Put config and weights beside the shards, so that whoever has the codes can decode them."""
+    for name, source in tokenizers.items():
+        target = out / _folder_name(name)
+        target.mkdir(exist_ok=True)
+        for file in ("config.json", "model.safetensors"):
+            temporary = target / f".{file}.tmp-{os.getpid()}"
+            shutil.copyfile(source / file, temporary)
+            temporary.replace(target / file)
+
+
+def _check_failures(sidecars: list[Sidecar], allowed: float, out: Path) -> None:
+    failures = [failure for sidecar in sidecars for failure in sidecar.failures]
+    total = len(failures) + sum(sidecar.samples for sidecar in sidecars)
+    for failure in failures[:10]:
+        log.warning("left out: %s: %s", failure.key, failure.reason)
+    if len(failures) > allowed * total:
+        first = f"{failures[0].key}: {failures[0].reason}"
+        raise ShardError(
+            f"{len(failures)} of {total} samples failed, more than max_failure_rate = {allowed} allows (first: {first}). "
+            f"The sidecars in {out} name them all. Mend the data, or raise --max-failure-rate and run again"
+        )
+
+
+class _Pool:
+    """Actors and the shards that they hold."""
+
+    def __init__(self, ray: Any, actor: Any, arguments: tuple[Any, ...]) -> None:
+        self._ray, self._actor, self._arguments = ray, actor, arguments
+        self.running: dict[Any, tuple[Any, PlannedShard]] = {}
+
+    def start(self, task: ShardTask, worker: Any | None = None) -> None:
+        worker = worker or self._actor.remote(*self._arguments)
+        self.running[worker.encode.remote(task)] = (worker, task.shard)
+
+    def next_done(self) -> tuple[Any, Any, PlannedShard]:
+        """Wait for one shard: (result reference, its worker, the shard)."""
+        (reference, *_), _ = self._ray.wait(list(self.running), num_returns=1)
+        return (reference, *self.running.pop(reference))
+
+    def kill(self) -> None:
+        for worker, _ in self.running.values():
+            self._ray.kill(worker)
+
+
+def _encode_all(
+    config: TokenizeConfig,
+    plan: Plan,
+    missing: list[PlannedShard],
+    splits: Mapping[str, Split],
+    spec: ShardSpec,
+    tokenizers: Mapping[str, Path],
+    out: Path,
+) -> None:
+    ray = _import_ray()
+    device = _device(config)
+    started_here = not ray.is_initialized()
+    if started_here:
+        _start_ray(ray, config)
+    plan_hash = plan.hash
+
+    def task_of(shard: PlannedShard) -> ShardTask:
+        split = splits[shard.split]
+        samples = Split([split.items[index] for index in plan.sample_indices(shard)], split.class_names)
+        return ShardTask(shard=shard, plan_hash=plan_hash, samples=samples)
+
+    resources = {"num_gpus": 1, "num_cpus": config.decode_threads} if device == "cuda" else {"num_cpus": config.threads}
+    # A machine with fewer cores than `threads` still gets a worker: more threads than cores are only slower.
+    cores = ray.cluster_resources().get("CPU", 1)
+    resources["num_cpus"] = int(max(1, min(resources["num_cpus"], cores)))
+    folders = {name: path.resolve() for name, path in tokenizers.items()}
+    actor = ray.remote(max_restarts=0, max_task_retries=0, **resources)(_Worker)
+    pool = _Pool(ray, actor, (config, spec, folders, out.resolve(), device))
+    try:
+        _drain(ray, pool, deque(missing), task_of, _worker_count(ray, config, device, resources), config.max_attempts)
+    finally:
+        pool.kill()
+        if started_here:
+            ray.shutdown()
+
+
+def _drain(ray: Any, pool: _Pool, queue: deque[PlannedShard], task_of: Any, workers: int, max_attempts: int) -> None:
+    """Run all shards; the shard of a worker that died goes back into the queue, with a new worker."""
+    deaths: Counter[PlannedShard] = Counter()
+    bar = tqdm(total=sum(shard.samples for shard in queue), desc="tokenize", unit="image", disable=None)
+    with bar:
+        while queue or pool.running:
+            while queue and len(pool.running) < workers:
+                pool.start(task_of(queue.popleft()))
+            reference, worker, shard = pool.next_done()
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayActorError as error:
+                deaths[shard] += 1
+                if deaths[shard] >= max_attempts:
+                    raise ShardError(
+                        f"the worker of {shard.split}/{shard.name} died {deaths[shard]} times (out of memory?): "
+                        "use fewer workers or a smaller batch_size, and run again; finished shards are kept"
+                    ) from error
+                log.warning("a worker died; %s/%s goes to another", shard.split, shard.name)
+                queue.appendleft(shard)
+            except ray.exceptions.RayTaskError as error:
+                raise ShardError(f"{shard.split}/{shard.name}: {error.cause}") from error
+            else:
+                bar.update(shard.samples)
+                if queue:
+                    pool.start(task_of(queue.popleft()), worker)
+
+
+class _Worker:
+    """The actor: loads the tokenizers once, then encodes one shard after another."""
+
+    def __init__(
+        self,
+        config: TokenizeConfig,
+        spec: ShardSpec,
+        folders: Mapping[str, Path],
+        out: Path,
+        device: Literal["cpu", "cuda"],
+    ) -> None:
+        from vqgan.tokenizer import Tokenizer
+
+        fix_arithmetic(config.threads)
+        self._config, self._spec, self._out = config, spec, out
+        self._tokenizers = {
+            name: Tokenizer.load(folder, device=device, precision=config.precision) for name, folder in folders.items()
+        }
+
+    def encode(self, task: ShardTask) -> int:
+        """Encode one shard; returns its rows."""
+        sidecar = encode_shard(task, tokenizers=self._tokenizers, spec=self._spec, config=self._config, out=self._out)
+        return sidecar.rows
+
+
+def _worker_count(ray: Any, config: TokenizeConfig, device: str, resources: Mapping[str, int]) -> int:
+    if config.workers:
+        return config.workers
+    total = ray.cluster_resources()
+    if device == "cuda":
+        return max(1, int(total.get("GPU", 0)))
+    return max(1, int(total.get("CPU", 1)) // resources["num_cpus"])
+
+
+def _import_ray() -> Any:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ShardError("tokenize needs Ray: pip install 'ray[default]'") from error
+    return ray
+
+
+def _start_ray(ray: Any, config: TokenizeConfig) -> None:
+    """Connect to RAY_ADDRESS, or start Ray here for the length of the job."""
+    environment: dict[str, Any] = {"env_vars": _ALLOCATOR}
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        import codeshards
+        import vqgan
+
+        environment["py_modules"] = [str(Path(str(module.__file__)).parent) for module in (codeshards, vqgan)]
+        ray.init(runtime_env=environment, **quiet)
+        return
+    cores = os.cpu_count() or 1
+    ray.init(
+        runtime_env=environment,
+        num_cpus=max(cores, config.workers * config.threads),
+        include_dashboard=False,
+        object_store_memory=256 * 2**20,
+        **quiet,
+    )
