@@ -93,7 +93,6 @@ def tokenize(
         preset: Preset that sets the defaults of all flags below.
     """
     from codeshards.job import tokenize as run_job
-
     from vqgan.checkpoint import load_config
 
     conditions = {load_config(folder).model.modality: folder for folder in condition}

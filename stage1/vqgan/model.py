@@ -250,8 +250,10 @@ class VQGAN(nn.Module):
         """Codes int64 [B, h, w] → [B, C, H, W] (logits for segmentation)."""
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes_Bhw)))  # type: ignore[no-any-return]
 
-    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Reconstruction [B, C, H, W], quantisation loss, codes [B, h, w], latent [B, D, h, w]."""
+    def forward(self, x_BCHW: Tensor, *, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction [B, C, H, W], quantisation loss, latent [B, D, h, w]; unquantised with a loss of 0 if asked."""
         z_BDhw = self.latent(x_BCHW)
-        q_BDhw, loss, codes_Bhw = self.quantize(z_BDhw)
-        return self.decoder(self.post_quant_conv(q_BDhw)), loss, codes_Bhw, z_BDhw
+        if not quantized:
+            return self.decoder(self.post_quant_conv(z_BDhw)), z_BDhw.new_zeros(()), z_BDhw
+        q_BDhw, loss, _ = self.quantize(z_BDhw)
+        return self.decoder(self.post_quant_conv(q_BDhw)), loss, z_BDhw

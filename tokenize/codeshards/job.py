@@ -27,6 +27,7 @@ from codeshards.format import (
     ShardError,
     ShardSpec,
     Sidecar,
+    atomic_write,
     build_plan,
     remove_stale_temps,
     save_or_match,
@@ -94,10 +95,10 @@ def tokenize(
     for folder in (out, *(out / split for split in plan.splits)):
         if folder.is_dir():
             remove_stale_temps(folder)
-    if (out / MANIFEST_FILE).is_file():
+    missing = [shard for shard in plan.shards if not shard_is_done(out, plan, shard)]
+    if not missing and (out / MANIFEST_FILE).is_file():
         return Manifest.load(out)
     _copy_tokenizers(tokenizers, out)
-    missing = [shard for shard in plan.shards if not shard_is_done(out, plan, shard)]
     if missing:
         _encode_all(config, plan, missing, splits, spec, tokenizers, out)
     sidecars = [Sidecar.load(sidecar_path(out, shard)) for shard in plan.shards]
@@ -163,9 +164,8 @@ def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Path) -> None:
         target = out / _folder_name(name)
         target.mkdir(exist_ok=True)
         for file in ("config.json", "model.safetensors"):
-            temporary = target / f".{file}.tmp-{os.getpid()}"
-            shutil.copyfile(source / file, temporary)
-            temporary.replace(target / file)
+            with atomic_write(target / file) as copy, (source / file).open("rb") as original:
+                shutil.copyfileobj(original, copy)
 
 
 def _check_failures(sidecars: list[Sidecar], allowed: float, out: Path) -> None:
@@ -176,8 +176,8 @@ def _check_failures(sidecars: list[Sidecar], allowed: float, out: Path) -> None:
     if len(failures) > allowed * total:
         first = f"{failures[0].key}: {failures[0].reason}"
         raise ShardError(
-            f"{len(failures)} of {total} samples failed, more than max_failure_rate = {allowed} allows (first: {first}). "
-            f"The sidecars in {out} name them all. Mend the data, or raise --max-failure-rate and run again"
+            f"{len(failures)} of {total} samples failed, more than max_failure_rate = {allowed} allows (first: {first})."
+            f" The sidecars in {out} name them all. Raise --max-failure-rate, or mend the data and use --overwrite"
         )
 
 

@@ -1,0 +1,89 @@
+"""Pictures about pictures: grids, label and depth colours, curves, the five orders. All return or save PNGs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from PIL import Image
+
+from codeshards.format import ShardError, order
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def colorize(pictures: npt.NDArray[Any]) -> Pixels:
+    """Any decoded modality as RGB [N, H, W, 3]: labels get fixed colours (0 is black), depth a colour map."""
+    if pictures.ndim == 4:
+        return pictures
+    if pictures.dtype == np.uint8:
+        palette = np.concatenate([np.zeros((1, 3)), *(mpl.colormaps["tab20"](np.arange(20))[:, :3] for _ in range(13))])
+        return np.asarray(palette[:256][pictures] * 255, dtype=np.uint8)
+    low, high = pictures.min((1, 2), keepdims=True), pictures.max((1, 2), keepdims=True)
+    return np.asarray(mpl.colormaps["magma"]((pictures - low) / np.maximum(high - low, 1e-9))[..., :3] * 255, np.uint8)
+
+
+def picture_grid(pictures: npt.NDArray[Any], columns: int, *, scale: int = 2, pad: int = 2) -> Image.Image:
+    """Lay pictures [N, H, W, (3)] out row by row, enlarged `scale` times without smoothing.
+
+    Raises:
+        ShardError: there are no pictures.
+    """
+    if len(pictures) == 0:
+        raise ShardError("a grid needs at least one picture, found none")
+    tiles = colorize(pictures).repeat(scale, 1).repeat(scale, 2)
+    n, height, width, _ = tiles.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        top, left = (i // columns) * (height + pad) + pad, (i % columns) * (width + pad) + pad
+        canvas[top : top + height, left : left + width] = tile
+    return Image.fromarray(canvas)
+
+
+def orders_figure(names: Sequence[str], height: int, width: int) -> Figure:
+    """One panel per order: cell colour and number say which position is t-th, the line is the path."""
+    figure = Figure(figsize=(3.1 * len(names), 3.4), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+        sequence = order(name, height, width)  # type: ignore[arg-type]
+        position = np.empty(height * width)
+        position[sequence] = np.arange(height * width)
+        axes.imshow(position.reshape(height, width), cmap="viridis")
+        axes.plot(sequence % width, sequence // width, color="white", linewidth=1, alpha=0.7)
+        if height * width <= 64:
+            for cell, t in enumerate(position.astype(int)):
+                axes.text(cell % width, cell // width, str(t), ha="center", va="center", fontsize=7, color="black")
+        axes.set(title=name, xticks=[], yticks=[])
+    return figure
+
+
+def curves_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str) -> Figure:
+    """Named (steps, values) lines in one plot."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name, (steps, values) in curves.items():
+        axes.plot(steps, values, label=name, marker="o" if len(steps) < 12 else None, markersize=3)
+    axes.set(xlabel="step", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def usage_figure(counts_K: Sequence[int]) -> Figure:
+    """How often each code occurs, most frequent first."""
+    figure = Figure(figsize=(6, 3.0), layout="constrained")
+    axes = figure.subplots()
+    share = np.sort(np.asarray(counts_K, dtype=float))[::-1] / max(1, sum(counts_K))
+    axes.bar(np.arange(len(share)), share, width=1.0, color="tab:blue")
+    used = int((share > 0).sum())
+    axes.set(xlabel="code, by frequency", ylabel="share of all codes", title=f"{used} of {len(share)} codes are used")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

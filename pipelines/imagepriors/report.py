@@ -1,0 +1,155 @@
+"""One self-contained HTML page about a run: data, reconstructions, codebook, curves, orders, samples."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from codeprior.config import SampleConfig
+from codeshards.format import ShardDataset, atomic_write, inverse
+from imagepriors.decode import draw_samples, load_shard_tokenizer, sample_grid, save_png
+from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, save_figure, usage_figure
+from vqgan.datasets import open_splits
+
+_SHOWN = 12
+
+
+def write_report(run: Path, data: Path, dataset: str) -> Path:
+    """Write RUN/report/report.html and its PNGs; sections appear where their inputs exist.
+
+    Raises:
+        ShardError: the run has no finished shards.
+    """
+    out = run / "report"
+    out.mkdir(parents=True, exist_ok=True)
+    shards = ShardDataset.open(run / "shards")
+    priors = sorted(path.parent for path in run.glob("prior-*/summary.json"))
+    sections = [
+        _data_section(data, dataset, run, out),
+        _reconstruction_section(data, dataset, run, shards, out),
+        *_curve_sections(run, priors, out),
+        _orders_section(shards, out),
+        *(_sample_section(prior, run, shards, out) for prior in priors),
+    ]
+    for section in sections:
+        section["images"] = [base64.b64encode((out / name).read_bytes()).decode() for name in section["files"]]
+    environment = Environment(loader=PackageLoader("imagepriors", "."), autoescape=True, undefined=StrictUndefined)
+    template = environment.get_template("report.html.jinja")
+    html = template.render(title=f"imagepriors: {dataset}", facts=_facts(run, shards, priors), sections=sections)
+    with atomic_write(out / "report.html") as file:
+        file.write(html.encode())
+    return out / "report.html"
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _facts(run: Path, shards: ShardDataset, priors: list[Path]) -> list[tuple[str, str]]:
+    tokenizer = _summary(run / "tokenizer")
+    facts = []
+    if tokenizer:
+        facts.append(("validation PSNR", f"{tokenizer['val_psnr_db']:.2f} dB"))
+        facts.append(("codebook usage", f"{100 * tokenizer['val_usage']:.0f}%"))
+    facts.append(("rows of codes", " + ".join(f"{shards.rows(name):,} {name}" for name in shards.splits)))
+    for prior in priors:
+        figures = _summary(prior)
+        nll, entropy = figures["val_nll_nats"], figures["unigram_entropy_nats"]
+        if nll is not None:
+            below = 100 * (1 - nll / entropy)
+            facts.append((prior.name, f"{nll:.3f} nats per code, {below:.0f}% below the unigram entropy"))
+    return facts
+
+
+def _data_section(data: Path, dataset: str, run: Path, out: Path) -> dict[str, Any]:
+    split = open_splits(dataset, data)["train"]
+    size = _picture_size(run)
+    names = split.conditions
+    samples = [split.read(i, size, conditions=names) for i in range(min(_SHOWN, len(split)))]
+    rows = [np.stack([sample.image for sample in samples])]
+    rows += [colorize(np.stack([sample.conditions[name] for sample in samples])) for name in names]
+    scale = max(1, 96 // size)
+    save_png(picture_grid(np.concatenate(rows), len(samples), scale=scale), out / "data.png")
+    text = "Training pictures" + (f", and below them: {', '.join(names)}." if names else ".")
+    return {"title": "Data", "text": text, "files": ["data.png"]}
+
+
+def _picture_size(run: Path) -> int:
+    """Side of the pictures that the run's tokenizer takes, in pixels."""
+    from vqgan.checkpoint import load_config
+
+    return load_config(run / "shards" / "tokenizer").model.resolution
+
+
+def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDataset, out: Path) -> dict[str, Any]:
+    """Validation pictures and what the decoder makes of their codes in the shards."""
+    split = open_splits(dataset, data)["val"]
+    tokenizer = load_shard_tokenizer(run / "shards", "tokenizer", shards.spec.image.fingerprint)
+    name = shards.spec.orders[0]
+    batch = next(shards.batches("val", ["key", "view", f"codes_{name}"]))
+    grid = shards.spec.image
+    rows = np.flatnonzero(batch["view"] == 0)[:_SHOWN]
+    codes_NT = batch[f"codes_{name}"][rows][:, inverse(name, grid.height, grid.width)]
+    index_of = {key: index for index, key in enumerate(split.keys)}
+    originals = [split.read(index_of[batch["key"][row]], tokenizer.config.resolution).image for row in rows]
+    decoded = tokenizer.decode(codes_NT.reshape(-1, grid.height, grid.width))
+    tiles = np.concatenate([np.stack(originals), decoded])
+    save_png(picture_grid(tiles, len(rows), scale=max(1, 96 // tiles.shape[1])), out / "reconstructions.png")
+    files = ["reconstructions.png"]
+    summary = _summary(run / "tokenizer")
+    if summary:
+        save_figure(usage_figure(summary["code_counts"]), out / "codebook.png")
+        files.append("codebook.png")
+    text = f"Validation pictures above, below them what {grid.height}×{grid.width} codes keep of each."
+    return {"title": "Reconstructions and codebook", "text": text, "files": files}
+
+
+def _curve_sections(run: Path, priors: list[Path], out: Path) -> list[dict[str, Any]]:
+    sections = []
+    stages = {
+        "stage1": ("Stage 1: loss", sorted(path.parent for path in run.glob("tokenizer*/metrics.jsonl")), ("loss",)),
+        "stage2": ("Stage 2: negative log-likelihood", priors, ("train_nll_nats", "val_nll_nats")),
+    }
+    for stage, (title, folders, fields) in stages.items():
+        curves = {f"{folder.name} {field}": _curve(folder, field) for folder in folders for field in fields}
+        curves = {name: curve for name, curve in curves.items() if curve[0]}
+        if curves:
+            unit = "loss" if stage == "stage1" else "nats per code"
+            save_figure(curves_figure(curves, unit), out / f"{stage}.png")
+            sections.append({"title": title, "text": "", "files": [f"{stage}.png"]})
+    return sections
+
+
+def _curve(folder: Path, field: str) -> tuple[list[float], list[float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    points = [(line["step"], line[field]) for line in lines if field in line]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _orders_section(shards: ShardDataset, out: Path) -> dict[str, Any]:
+    grid = shards.spec.image
+    save_figure(orders_figure(shards.spec.orders, grid.height, grid.width), out / "orders.png")
+    text = "Which position comes t-th: the sequences in which a prior may write the same picture."
+    return {"title": "Orders", "text": text, "files": ["orders.png"]}
+
+
+def _sample_section(prior: Path, run: Path, shards: ShardDataset, out: Path) -> dict[str, Any]:
+    sequence = json.loads((prior / "config.json").read_text())["sequence"]
+    condition, columns = sequence["condition"], 8
+    per_condition, n, text = 1, 32, ""
+    if condition == "class":
+        classes = min(sequence["condition_vocabulary"], 10)
+        per_condition, n = columns, columns * classes
+        names = shards.class_names[:classes] or tuple(str(i) for i in range(classes))
+        text = f"One class per row: {', '.join(names)}."
+    elif condition != "none":
+        per_condition, columns, n = 4, 4, 24
+        text = f"{condition} | the picture that it belongs to | four samples of it."
+    samples = draw_samples(prior, run / "shards", n, config=SampleConfig(batch_size=64), per_condition=per_condition)
+    name = f"samples-{prior.name}.png"
+    save_png(sample_grid(samples, columns), out / name)
+    return {"title": f"Samples: {prior.name}", "text": text, "files": [name]}
