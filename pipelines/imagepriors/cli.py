@@ -95,7 +95,7 @@ def tokenize(
     from codeshards.job import tokenize as run_job
     from vqgan.checkpoint import load_config
 
-    conditions = {load_config(folder).model.modality: folder for folder in condition}
+    conditions: dict[str, Path] = {load_config(folder).model.modality: folder for folder in condition}
     if len(conditions) < len(condition):
         raise ShardError(f"--condition names two tokenizers of one modality: {', '.join(map(str, condition))}")
     run_job(

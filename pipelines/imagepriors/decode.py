@@ -14,7 +14,7 @@ from codeprior.checkpoint import load_prior
 from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.optim import resolve_device
 from codeprior.sample import sample_codes
-from codeshards.format import ShardDataset, ShardError, atomic_write, atomic_write_json
+from codeshards.format import ShardDataset, ShardError, atomic_write, atomic_write_json, inverse
 from imagepriors.figures import colorize, picture_grid
 from vqgan.tokenizer import Tokenizer
 
@@ -79,8 +79,6 @@ def draw_samples(prior_run: Path, shards: Path, n: int, *, config: SampleConfig,
     """
     if n < 1:
         raise ShardError(f"n is {n}: draw at least one picture")
-    from codeshards.format import inverse
-
     device = resolve_device("auto")
     prior = load_prior(prior_run, device=device)
     sequence, dataset = prior.sequence, ShardDataset.open(shards)
@@ -140,7 +138,7 @@ def write_samples(prior_run: Path, shards: Path, out: Path, n: int, *, config: S
     save_png(sample_grid(samples, per_condition if conditional else 0), out / "grid.png")
     for index, picture in enumerate(samples.pictures):
         save_png(Image.fromarray(picture), out / "samples" / f"{index:04d}.png")
-    arrays = {"codes": samples.codes_NHW.astype(np.uint16)}
+    arrays: dict[str, npt.NDArray[Any]] = {"codes": samples.codes_NHW.astype(np.uint16)}
     if samples.condition is not None:
         arrays["condition"] = samples.condition
     with atomic_write(out / "codes.npz") as file:

@@ -48,7 +48,7 @@ def orders_figure(names: Sequence[str], height: int, width: int) -> Figure:
     """One panel per order: cell colour and number say which position is t-th, the line is the path."""
     figure = Figure(figsize=(3.1 * len(names), 3.4), layout="constrained")
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
-        sequence = order(name, height, width)  # type: ignore[arg-type]
+        sequence = order(name, height, width)
         position = np.empty(height * width)
         position[sequence] = np.arange(height * width)
         axes.imshow(position.reshape(height, width), cmap="viridis")

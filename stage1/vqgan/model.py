@@ -251,7 +251,7 @@ class VQGAN(nn.Module):
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes_Bhw)))  # type: ignore[no-any-return]
 
     def forward(self, x_BCHW: Tensor, *, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction [B, C, H, W], quantisation loss, latent [B, D, h, w]; unquantised with a loss of 0 if asked."""
+        """Reconstruction [B, C, H, W], quantisation loss (0 if not quantised), latent [B, D, h, w]."""
         z_BDhw = self.latent(x_BCHW)
         if not quantized:
             return self.decoder(self.post_quant_conv(z_BDhw)), z_BDhw.new_zeros(()), z_BDhw

@@ -176,7 +176,7 @@ def _check_failures(sidecars: list[Sidecar], allowed: float, out: Path) -> None:
     if len(failures) > allowed * total:
         first = f"{failures[0].key}: {failures[0].reason}"
         raise ShardError(
-            f"{len(failures)} of {total} samples failed, more than max_failure_rate = {allowed} allows (first: {first})."
+            f"{len(failures)} of {total} samples failed, more than max_failure_rate = {allowed} (first: {first})."
             f" The sidecars in {out} name them all. Raise --max-failure-rate, or mend the data and use --overwrite"
         )
 

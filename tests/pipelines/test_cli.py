@@ -1,0 +1,167 @@
+"""The whole way through the command line, small: data → tokenizers → shards → priors → samples → report."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codeprior.config import SampleConfig
+from codeprior.config import TrainConfig as PriorConfig
+from codeshards.config import TokenizeConfig
+from codeshards.format import ShardError
+from imagepriors.cli import main
+from imagepriors.figures import colorize, picture_grid
+from imagepriors.presets import load_preset, preset_names
+from vqgan.config import from_dict
+
+ROOT = Path(__file__).resolve().parents[2]
+_TABLES = {"tokenize": TokenizeConfig, "prior": PriorConfig, "sample": SampleConfig}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli")
+    data, out = str(root / "data"), root / "run"
+    short = ["--steps", "3", "--batch-size", "4", "--eval-images", "4", "--data", data]
+    tiny = [
+        "--model.ch-mult",
+        "1",
+        "1",
+        "1",
+        "1",
+        "--model.resolution",
+        "32",
+        "--loss.disc-start",
+        "2",
+        "--quantize-after",
+        "1",
+    ]
+    assert main(["demo-data", data, "--n-train", "24", "--n-val", "6", "--size", "32"]) == 0
+    assert main(["train-vqgan", *short, *tiny, "--out", str(out / "tokenizer")]) == 0
+    seg = ["--preset", "demo-segmentation", *short, *tiny, "--out", str(out / "tokenizer-segmentation")]
+    assert main(["train-vqgan", *seg]) == 0
+    shards = str(out / "shards")
+    conditions = ["--tokenizer", str(out / "tokenizer"), "--condition", str(out / "tokenizer-segmentation")]
+    assert main(["tokenize", "--data", data, *conditions, "--out", shards, "--shard-rows", "10", "--views", "2"]) == 0
+    for condition in ("class", "segmentation"):
+        flags = [
+            "--steps",
+            "3",
+            "--batch-size",
+            "4",
+            "--model.n-layer",
+            "1",
+            "--condition",
+            condition,
+            "--order",
+            "zcurve",
+        ]
+        assert main(["train-prior", *flags, "--shards", shards, "--out", str(out / f"prior-zcurve-{condition}")]) == 0
+    return data, out
+
+
+def test_samples_are_pictures_with_codes_and_metadata(run, tmp_path):
+    _, out = run
+    for condition in ("class", "segmentation"):
+        prior, where = out / f"prior-zcurve-{condition}", tmp_path / condition
+        assert (
+            main(["sample", "--prior", str(prior), "--shards", str(out / "shards"), "--out", str(where), "--n", "5"])
+            == 0
+        )
+        assert len(list((where / "samples").glob("*.png"))) == 5
+        codes = np.load(where / "codes.npz")["codes"]
+        assert codes.shape == (5, 4, 4)
+        assert codes.max() < 512
+        assert Image.open(where / "grid.png").size[0] > 32
+        assert json.loads((where / "metadata.json").read_text())["sampling"]["seed"] == 0
+
+
+def test_report_is_one_self_contained_page(run):
+    data, out = run
+    assert main(["report", str(out), "--data", data]) == 0
+    html = (out / "report" / "report.html").read_text()
+    assert "below the unigram entropy" in html
+    assert html.count("data:image/png;base64,") == len(list((out / "report").glob("*.png"))) == 8
+    assert "http" not in html
+
+
+def test_foreign_tokenizer_is_refused(run, tmp_path, capsys):
+    import shutil
+
+    _, out = run
+    shutil.copytree(out / "shards", tmp_path / "shards")
+    shutil.copy(out / "tokenizer-segmentation" / "model.safetensors", tmp_path / "shards" / "tokenizer")
+    shutil.copy(out / "tokenizer-segmentation" / "config.json", tmp_path / "shards" / "tokenizer")
+    prior = str(out / "prior-zcurve-class")
+    assert main(["sample", "--prior", prior, "--shards", str(tmp_path / "shards"), "--out", str(tmp_path / "o")]) == 2
+    assert "fingerprint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["frobnicate"], "unknown command 'frobnicate'"),
+        (["train-vqgan", "--preset", "nope"], "unknown preset 'nope': choose one of"),
+        (["train-vqgan", "--preset", "demo", "--data", "/nowhere/at/all"], "does not exist"),
+        (["train-vqgan", "--dataset", "imagenette"], "unknown dataset 'imagenette'"),
+        (["train-prior", "--shards", "/nowhere/at/all"], "dataset.json"),
+        (["tokenize", "--preset", "demo-segmentation"], "no table [tokenize]"),
+    ],
+)
+def test_user_errors_are_one_message_and_exit_code_2(capsys, monkeypatch, tmp_path, argv, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "demo").mkdir(parents=True)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_wrong_flags_exit_with_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train-prior", "--order", "hilbert"])
+    assert stop.value.code == 2
+    assert "spiral_out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_table_of_every_preset_parses(name):
+    for table, cls in _TABLES.items():
+        try:
+            values = load_preset(name, table)
+        except ShardError:
+            continue
+        assert isinstance(from_dict(cls, values), cls)
+
+
+@pytest.mark.parametrize(
+    ("variable", "choice"), [("ORDER=hilbert", "zcurve"), ("DATASET=mnist", "cifar10"), ("COND=text", "class")]
+)
+def test_make_names_the_valid_choices(variable, choice):
+    done = subprocess.run(["make", "-C", ROOT, "-n", "train-prior", variable], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert choice in done.stderr
+
+
+def test_make_help_lists_targets_and_variables():
+    done = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
+    for word in ("quickstart", "train-prior", "ORDER=row_major", "RAY_ADDRESS="):
+        assert word in done.stdout
+
+
+def test_grid_has_the_size_of_its_tiles():
+    grid = picture_grid(np.zeros((5, 8, 8, 3), np.uint8), 3, scale=2, pad=1)
+    assert grid.size == (3 * 17 + 1, 2 * 17 + 1)
+    with pytest.raises(ShardError, match="at least one"):
+        picture_grid(np.zeros((0, 8, 8, 3), np.uint8), 3)
+
+
+def test_labels_and_depth_get_colours():
+    labels = colorize(np.array([[[0, 1], [2, 3]]], np.uint8))
+    assert labels.shape == (1, 2, 2, 3)
+    assert not labels[0, 0, 0].any()
+    assert len(np.unique(labels.reshape(-1, 3), axis=0)) == 4
+    assert colorize(np.linspace(0, 1, 4, dtype=np.float32).reshape(1, 2, 2)).dtype == np.uint8
