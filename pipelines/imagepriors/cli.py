@@ -27,7 +27,12 @@ _Flat = tyro.conf.arg(name="")
 
 
 def demo_data(
-    out: Path = Path("data/demo"), *, n_train: int = 3000, n_val: int = 300, size: int = 64, seed: int = 0
+    out: tyro.conf.Positional[Path] = Path("data/demo"),
+    *,
+    n_train: int = 3000,
+    n_val: int = 300,
+    size: int = 64,
+    seed: int = 0,
 ) -> str:
     """Generate the demo scenes: images, masks, depth, keypoints and classes, in the real datasets' layouts.
 
@@ -151,7 +156,9 @@ def sample(
     return f"{n} samples in {out}; look at {grid}"
 
 
-def report(run: Path = Path("runs/demo"), *, data: Path = Path("data/demo"), dataset: str = "demo") -> str:
+def report(
+    run: tyro.conf.Positional[Path] = Path("runs/demo"), *, data: Path = Path("data/demo"), dataset: str = "demo"
+) -> str:
     """Write one self-contained HTML page about a run folder.
 
     Args:

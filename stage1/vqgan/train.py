@@ -54,7 +54,7 @@ class Trainer:
             self.perceptual.to(**layout)  # type: ignore[call-overload]
         loss = config.loss
         self.disc = PatchDiscriminator(config.model.channels, loss.disc_ch, loss.disc_layers).to(**layout)  # type: ignore[call-overload]
-        adam: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.5, 0.9), "fused": True}
+        adam: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
         self.optimizer = torch.optim.Adam(self.model.parameters(), **adam)
         self.disc_optimizer = torch.optim.Adam(self.disc.parameters(), **adam)
         self.step_done = 0

@@ -1,0 +1,200 @@
+"""The tokenize job: bytes depend on the plan alone, whatever dies; bad samples are named; misfits are refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codeshards.config import TokenizeConfig
+from codeshards.encode import ShardTask, encode_shard
+from codeshards.format import MANIFEST_FILE, GridSpec, PlannedShard, ShardDataset, ShardError, ShardSpec, sha256_file
+from codeshards.job import tokenize
+from vqgan.checkpoint import save_model
+from vqgan.config import LossConfig, ModelConfig, TrainConfig
+from vqgan.datasets import Split, open_splits
+from vqgan.model import VQGAN
+from vqgan.tokenizer import Tokenizer
+
+MODEL = ModelConfig(
+    resolution=32, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=16, embed_dim=8,
+    codebook_size=64,
+)  # fmt: skip
+CONFIG = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 60), ("val", 6)):
+        for index in range(count):
+            folder = root / split / f"class{index % 3}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(5, 0).repeat(6, 1)
+            Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    model = VQGAN(MODEL)
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    save_model(folder, TrainConfig(model=MODEL, loss=LossConfig(perceptual="none")), model)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tokenizer, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "shards"
+    tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=out)
+    return out
+
+
+def hashes(out: Path) -> dict[str, str]:
+    files = [*out.rglob("*.parquet"), out / MANIFEST_FILE, out / "plan.json"]
+    return {path.relative_to(out).as_posix(): sha256_file(path) for path in sorted(files)}
+
+
+def test_shards_hold_the_tokenizers_codes_in_every_order(data, tokenizer, undisturbed):
+    dataset = ShardDataset.open(undisturbed)
+    assert dataset.class_names == ("class0", "class1", "class2")
+    assert (dataset.rows("train"), dataset.rows("val")) == (60, 6)
+    split, encoder = open_splits("folder", data)["val"], Tokenizer.load(tokenizer, device="cpu")
+    (batch,) = dataset.batches("val", ["key", "label", "codes_row_major", "codes_alternate"])
+    assert batch["key"].tolist() == split.keys
+    codes = encoder.encode([split.read(i, 32).image for i in range(4)])  # the job's first batch
+    np.testing.assert_array_equal(batch["codes_row_major"][:4], codes.reshape(4, -1))
+    snake = codes.copy()
+    snake[:, 1::2] = snake[:, 1::2, ::-1]
+    np.testing.assert_array_equal(batch["codes_alternate"][:4], snake.reshape(4, -1))
+    assert batch["label"].tolist() == [item.label for item in split.items]
+
+
+def test_two_workers_give_the_same_bytes(data, tokenizer, undisturbed, tmp_path):
+    config = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=2)
+    tokenize(config, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=tmp_path / "o")
+    assert hashes(tmp_path / "o") == hashes(undisturbed)
+
+
+def test_killed_driver_then_resumed_gives_the_same_bytes(data, tokenizer, undisturbed, tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "from pathlib import Path\nfrom codeshards.config import TokenizeConfig\nfrom codeshards.job import tokenize\n"
+        f"c = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=2)\n"
+        f"tokenize(c, dataset='folder', data=Path({str(data)!r}), tokenizers={{'image': Path({str(tokenizer)!r})}}, "
+        f"out=Path({str(tmp_path / 'o')!r}))\n"
+    )
+    rng = random.Random(7)
+    for _ in range(2):
+        job = subprocess.Popen([sys.executable, script], start_new_session=True, stderr=subprocess.DEVNULL)
+        seen = len(list((tmp_path / "o").rglob("shard-*.json")))
+        deadline = time.monotonic() + 90
+        while job.poll() is None and time.monotonic() < deadline:
+            if len(list((tmp_path / "o").rglob("shard-*.json"))) > seen:
+                break
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.1))
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=tmp_path / "o")
+    assert hashes(tmp_path / "o") == hashes(undisturbed)
+    assert not list((tmp_path / "o").rglob("*.tmp-*"))
+
+
+def test_dead_worker_costs_nothing_but_time(data, tokenizer, undisturbed, tmp_path):
+    """The first worker that finds the marker missing dies as by the kernel's out-of-memory killer."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, pathlib\nimport codeshards.job as job\nfrom codeshards.config import TokenizeConfig\n"
+        f"marker = pathlib.Path({str(tmp_path / 'died')!r})\n"
+        "class Mortal(job._Worker):\n"
+        "    def encode(self, task):\n"
+        "        if task.shard.index == 3 and not marker.exists():\n"
+        "            marker.touch()\n"
+        "            os.kill(os.getpid(), 9)\n"
+        "        return super().encode(task)\n"
+        "job._Worker = Mortal\n"
+        "c = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=2)\n"
+        f"job.tokenize(c, dataset='folder', data=pathlib.Path({str(data)!r}), "
+        f"tokenizers={{'image': pathlib.Path({str(tokenizer)!r})}}, out=pathlib.Path({str(tmp_path / 'o')!r}))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "died").exists()
+    assert hashes(tmp_path / "o") == hashes(undisturbed)
+
+
+def test_finished_job_returns_at_once_and_a_lost_shard_is_made_again(data, tokenizer, undisturbed):
+    before = hashes(undisturbed)
+    start = time.monotonic()
+    tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=undisturbed)
+    assert time.monotonic() - start < 3
+    (undisturbed / "train" / "shard-000002.parquet").unlink()
+    tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=undisturbed)
+    assert hashes(undisturbed) == before
+
+
+def test_changed_plan_is_refused_with_what_changed(data, tokenizer, undisturbed):
+    config = TokenizeConfig(shard_rows=16, batch_size=4, threads=1)
+    with pytest.raises(ShardError, match="shard_rows: 8 → 16"):
+        tokenize(config, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=undisturbed)
+
+
+def test_missing_condition_and_wrong_modality_are_refused(data, tokenizer, tmp_path):
+    both = {"image": tokenizer, "segmentation": tokenizer}
+    with pytest.raises(ShardError, match="encodes rgb, wanted segmentation"):
+        tokenize(CONFIG, dataset="folder", data=data, tokenizers=both, out=tmp_path / "o")
+    model = ModelConfig(modality="depth", resolution=32, ch=32, ch_mult=(1, 1, 1), codebook_size=64)
+    save_model(tmp_path / "depth", TrainConfig(model=model), VQGAN(model))
+    both = {"image": tokenizer, "depth": tmp_path / "depth"}
+    with pytest.raises(ShardError, match="has depth"):
+        tokenize(CONFIG, dataset="folder", data=data, tokenizers=both, out=tmp_path / "o")
+
+
+def test_bad_sample_costs_its_own_row_and_is_named(data, tokenizer, tmp_path):
+    items = open_splits("folder", data)["val"].items
+    (tmp_path / "broken.png").write_bytes(items[1].image.read_bytes()[:60])
+    items = [items[0], type(items[0])(key="broken", image=tmp_path / "broken.png"), *items[2:]]
+    encoder = Tokenizer.load(tokenizer, device="cpu")
+    spec = ShardSpec(image=GridSpec(height=8, width=8, codebook_size=64, fingerprint=encoder.fingerprint))
+    shard = PlannedShard(split="val", index=0, start=0, stop=6)
+    task = ShardTask(shard=shard, plan_hash="p", samples=Split(items))
+    sidecar = encode_shard(task, tokenizers={"image": encoder}, spec=spec, config=CONFIG, out=tmp_path)
+    assert (sidecar.rows, sidecar.samples) == (5, 5)
+    assert sidecar.failures[0].key == "broken"
+    assert "broken.png" in sidecar.failures[0].reason
+    assert json.loads((tmp_path / "val" / "shard-000000.json").read_text())["failures"][0]["key"] == "broken"
+
+
+def test_too_many_failures_stop_the_dataset_from_being_finished(data, tokenizer, tmp_path):
+    import shutil
+
+    shutil.copytree(data, tmp_path / "data")
+    for path in sorted((tmp_path / "data" / "train").rglob("*.png"))[:3]:
+        path.write_bytes(b"not a picture")
+    where = {"dataset": "folder", "data": tmp_path / "data", "tokenizers": {"image": tokenizer}, "out": tmp_path / "o"}
+    with pytest.raises(ShardError, match="3 of 66 samples failed"):
+        tokenize(CONFIG, **where)
+    assert not (tmp_path / "o" / MANIFEST_FILE).exists()
+    manifest = tokenize(TokenizeConfig(shard_rows=8, batch_size=4, threads=1, max_failure_rate=0.1), **where)
+    assert (manifest.splits["train"].rows, manifest.splits["train"].failures) == (57, 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("shard_rows", 0), ("views", 3), ("max_failure_rate", 2.0), ("orders", ())]
+)
+def test_bad_settings_name_field_and_value(field, value):
+    with pytest.raises(ShardError, match=field):
+        TokenizeConfig(**{field: value})
