@@ -141,8 +141,6 @@ class TrainConfig:
     """Side of the random crop to train on, in pixels; 0 trains on the whole picture."""
     mirror: bool = True
     """Mirror half of the training images at random."""
-    quantize_after: int = 0
-    """Steps of plain autoencoding before the codebook is seeded with encoder outputs; 0: quantise at once (paper)."""
     restart_every: int = 0
     """Every so many steps, codes unused since the last time restart at random encoder outputs; 0: never."""
     seed: int = 0

@@ -250,10 +250,8 @@ class VQGAN(nn.Module):
         """Codes int64 [B, h, w] → [B, C, H, W] (logits for segmentation)."""
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes_Bhw)))  # type: ignore[no-any-return]
 
-    def forward(self, x_BCHW: Tensor, *, quantized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction [B, C, H, W], quantisation loss (0 if not quantised), latent [B, D, h, w]."""
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction [B, C, H, W], quantisation loss, latent [B, D, h, w]."""
         z_BDhw = self.latent(x_BCHW)
-        if not quantized:
-            return self.decoder(self.post_quant_conv(z_BDhw)), z_BDhw.new_zeros(()), z_BDhw
         q_BDhw, loss, _ = self.quantize(z_BDhw)
         return self.decoder(self.post_quant_conv(q_BDhw)), loss, z_BDhw

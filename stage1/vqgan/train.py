@@ -78,8 +78,7 @@ class Trainer:
         x_BCHW = x_BCHW.to(self.device, memory_format=torch.channels_last)
         self.model.train()
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            quantized = self.step_done >= self.config.quantize_after
-            output, quantization, z_BDhw = self.model(x_BCHW, quantized=quantized)
+            output, quantization, z_BDhw = self.model(x_BCHW)
             reconstruction = reconstruction_loss(output, x_BCHW, self.config.model)
             terms = {"reconstruction": reconstruction, "quantization": quantization}
         if self.perceptual is not None:
@@ -97,22 +96,14 @@ class Trainer:
         total.backward()
         self.optimizer.step()
         self.step_done += 1
-        self._restart_codes(z_BDhw.detach().permute(0, 2, 3, 1).flatten(0, 2))
+        every = self.config.restart_every
+        # The last quarter runs without restarts, so that the decoder settles on the codebook it is shipped with.
+        if every and self.step_done % every == 0 and self.step_done < 0.75 * self.config.steps:
+            self.model.quantize.restart_unused(z_BDhw.detach().permute(0, 2, 3, 1).flatten(0, 2))
         return {
             "loss": float(total.detach()),
             **{name: float(value.detach()) for name, value in terms.items()},
         }
-
-    def _restart_codes(self, z_ND: Tensor) -> None:
-        """Seed the codebook when quantising begins; later move unused codes, but not in the last quarter.
-
-        There the decoder settles on the codebook that it is shipped with.
-        """
-        config, step = self.config, self.step_done
-        seeding = config.quantize_after > 0 and step == config.quantize_after
-        due = config.restart_every > 0 and step % config.restart_every == 0 and step < 0.75 * config.steps
-        if seeding or (due and step > config.quantize_after):
-            self.model.quantize.restart_unused(z_ND)
 
     def _adversarial(self, x_BCHW: Tensor, output: Tensor, loss: Tensor, terms: dict[str, Tensor]) -> Tensor:
         """Update the discriminator on the detached reconstruction; return the generator's weighted term."""

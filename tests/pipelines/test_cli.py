@@ -36,8 +36,6 @@ def run(tmp_path_factory):
         "32",
         "--loss.disc-start",
         "2",
-        "--quantize-after",
-        "1",
     ]
     assert main(["demo-data", data, "--n-train", "24", "--n-val", "6", "--size", "32"]) == 0
     assert main(["train-vqgan", *short, *tiny, "--out", str(out / "tokenizer")]) == 0
