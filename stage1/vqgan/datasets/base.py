@@ -139,13 +139,15 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def hold_out(split: Split) -> dict[str, Split]:
-    """Divide one split into train and val: every key whose hash falls into a twentieth goes to val."""
-    is_val = [int(hashlib.sha256(key.encode()).hexdigest(), 16) % 20 == 0 for key in split.keys]
-    parts = {
-        name: Split([item for item, val in zip(split.items, is_val, strict=True) if val == want], split.class_names)
-        for name, want in (("train", False), ("val", True))
+    """Divide one split: keys whose hash falls into a twentieth go to val, at least the one of the smallest hash."""
+    if len(split) < 2:
+        raise InputError(f"{len(split)} image is too few to hold out a validation split: add images")
+    hashes = [int(hashlib.sha256(key.encode()).hexdigest(), 16) for key in split.keys]
+    limit = max(2**256 // 20, min(hashes) + 1)
+    return {
+        name: Split(
+            [item for item, value in zip(split.items, hashes, strict=True) if (value < limit) == is_val],
+            split.class_names,
+        )
+        for name, is_val in (("train", False), ("val", True))
     }
-    empty = [name for name, part in parts.items() if not len(part)]
-    if empty:
-        raise InputError(f"{len(split)} images are too few to hold out a validation split: add images")
-    return parts
