@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqgan.config import TrainConfig, from_dict
 from vqgan.errors import InputError
@@ -65,7 +65,7 @@ def load_model(folder: Path) -> tuple[TrainConfig, VQGAN]:
         InputError: as load_config; or the weights do not fit the config.
     """
     config = load_config(folder)
-    model = VQGAN(config.model, config.loss.beta)
+    model = VQGAN(config.model, config.loss)
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError) as error:
@@ -107,7 +107,6 @@ def save_checkpoint(
     step: int,
     config: TrainConfig,
     model: VQGAN,
-    modules: dict[str, nn.Module],
     tensors: dict[str, Tensor],
 ) -> None:
     """Write RUN/checkpoints/step-NNNNNNNN whole or not at all, then drop all but the newest ones."""
@@ -115,11 +114,8 @@ def save_checkpoint(
     temporary = folder / f".step-{step:08d}.tmp-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     save_model(temporary, config, model)
-    extra = {f"{name}.{key}": value.cpu() for name, part in modules.items() for key, value in part.state_dict().items()}
-    save_file(
-        {key: value.clone().contiguous() for key, value in {**extra, **tensors}.items()},
-        temporary / "state.safetensors",
-    )
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+    save_file(state, temporary / "state.safetensors")
     write_json(temporary / "state.json", {"step": step})
     final = folder / f"step-{step:08d}"
     shutil.rmtree(final, ignore_errors=True)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from vqgan.errors import InputError
 
 Modality = Literal["rgb", "segmentation", "depth", "pose"]
+Quantizer = Literal["vq", "l2", "gumbel"]
+DiscLoss = Literal["hinge", "vanilla"]
 Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -38,6 +40,8 @@ class ModelConfig:
     """Channels of the latent before quantisation."""
     embed_dim: int = 256
     """Dimension of a code vector."""
+    quantizer: Quantizer = "vq"
+    """vq: nearest code; l2: nearest on the unit sphere, best with a low embed_dim; gumbel: released models only."""
     codebook_size: int = 1024
     """Number of code vectors; at most 65,536, since shards store uint16."""
 
@@ -45,10 +49,10 @@ class ModelConfig:
         """Check every field."""
         _require(2 <= self.codebook_size <= 65_536, "codebook_size", self.codebook_size, "choose 2 … 65536")
         _require(
-            self.ch > 0 and self.ch % 32 == 0,
+            self.ch > 0 and self.ch % 8 == 0,
             "ch",
             self.ch,
-            "choose a multiple of 32 (GroupNorm has 32 groups)",
+            "choose a multiple of 8 (of 32 from ch 128 on, for GroupNorm)",
         )
         _require(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "give positive factors")
         _require(self.num_res_blocks > 0, "num_res_blocks", self.num_res_blocks, "choose at least 1")
@@ -86,6 +90,8 @@ class ModelConfig:
 class LossConfig:
     """Terms of the training loss (VQGAN paper, equations 2 to 7)."""
 
+    l2_weight: float = 0.0
+    """Factor of the mean squared error, added to the mean absolute error; unused for segmentation."""
     perceptual: Perceptual = "lpips-vgg"
     """Perceptual distance. efficientnet-lite0 ships with its weights and needs no download."""
     perceptual_weight: float = 1.0
@@ -94,10 +100,16 @@ class LossConfig:
     """Path of the LPIPS trunk's torchvision weights; empty: torchvision's own cache or download."""
     beta: float = 0.25
     """Factor of the commitment term, the one that pulls the encoder towards the codes."""
+    swap_beta: bool = False
+    """Put beta on the other term, the one that pulls the codes: how the released VQGAN checkpoints were trained."""
+    codebook_decay: float = 0.0
+    """Decay of an EMA codebook, such as 0.99; 0 trains the codes by gradient."""
     codebook_weight: float = 1.0
     """Factor of the whole quantisation loss."""
     disc_weight: float = 0.8
     """Factor of the adversarial term, on top of the adaptive weight."""
+    disc_loss: DiscLoss = "hinge"
+    """The discriminator's loss: hinge, or the vanilla cross-entropy."""
     disc_start: int = 10_000
     """Step at which the patch discriminator starts; a value past `steps` switches it off."""
     disc_ramp: int = 1_000
@@ -110,6 +122,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         _require(self.beta >= 0, "beta", self.beta, "choose 0 or more")
+        _require(0 <= self.codebook_decay < 1, "codebook_decay", self.codebook_decay, "choose a number in [0, 1)")
         _require(self.perceptual_weight >= 0, "perceptual_weight", self.perceptual_weight, "choose 0 or more")
         _require(self.disc_weight >= 0, "disc_weight", self.disc_weight, "choose 0 or more")
         _require(self.disc_start >= 0, "disc_start", self.disc_start, "choose 0 or more")
@@ -126,7 +139,9 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms."""
     batch_size: int = 12
-    """Images per step."""
+    """Images per step, over all processes."""
+    accumulate: int = 1
+    """Parts in which a process works off its share of a batch, to save memory."""
     steps: int = 100_000
     """Optimiser steps."""
     learning_rate: float = 5.4e-5
@@ -137,6 +152,14 @@ class TrainConfig:
     """Steps over which the learning rate grows linearly from zero."""
     decay: bool = False
     """Cosine decay of the learning rate to a tenth over the run."""
+    clip_grad: float = 0.0
+    """Largest norm of the gradient, for each of both optimisers; 0: not clipped."""
+    ema_decay: float = 0.0
+    """Decay of a moving average of the weights, which is then what is evaluated and saved; 0: none."""
+    compile: bool = False
+    """Compile encoder and decoder with torch.compile: minutes once, then faster steps."""
+    crop_scale: float = 0.0
+    """Random resized crop: the window's side is at least this share of the shorter side; 0: the centre square."""
     crop: int = 0
     """Side of the random crop to train on, in pixels; 0 trains on the whole picture."""
     mirror: bool = True
@@ -151,25 +174,32 @@ class TrainConfig:
     """Device; auto takes a GPU where there is one."""
     eval_every: int = 1_000
     """Steps between evaluations, each with a grid of reconstructions."""
-    eval_images: int = 1_000
-    """Validation images per evaluation, at most."""
+    eval_images: int = 0
+    """Validation images per evaluation, at most; 0: all of them."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
-    """Checkpoints kept."""
+    """Newest checkpoints kept, beside best/, the tokenizer with the lowest validation loss."""
+    reader_threads: int = 2
+    """Threads of each process that decode pictures ahead."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         for name in (
             "batch_size",
             "steps",
+            "accumulate",
             "eval_every",
-            "eval_images",
             "checkpoint_every",
             "keep_checkpoints",
+            "reader_threads",
         ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "choose 1 or more")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "choose numbers in [0, 1)")
+        _require(self.eval_images >= 0, "eval_images", self.eval_images, "choose 0 (all) or more")
+        _require(self.clip_grad >= 0, "clip_grad", self.clip_grad, "choose 0 (off) or more")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "choose a number in [0, 1)")
+        _require(0 <= self.crop_scale <= 1, "crop_scale", self.crop_scale, "choose a share from 0 to 1")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "choose a positive rate")
         ok = self.crop >= 0 and self.crop <= self.model.resolution and self.crop % self.model.factor == 0
         _require(

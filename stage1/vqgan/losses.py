@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqgan.config import LossConfig, ModelConfig
+from vqgan.config import DiscLoss, LossConfig, ModelConfig
 from vqgan.errors import InputError
 
 # torchvision's file names of the LPIPS trunks.
@@ -132,14 +132,14 @@ class PatchDiscriminator(nn.Module):
         return self.net(x_BCHW)  # type: ignore[no-any-return]
 
 
-def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's hinge loss."""
-    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+def discriminator_loss(kind: DiscLoss, real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss from its logits of real and reconstructed patches."""
+    if kind == "hinge":
+        return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_weight(of_reconstruction: Tensor, of_adversarial: Tensor) -> Tensor:
     """λ of equation 7: ratio of both terms' gradient norms at the decoder's last layer, clamped to [0, 1e4]."""
-    (of_rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (of_adv,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    weight: Tensor = of_rec.norm() / (of_adv.norm() + 1e-4)
-    return weight.clamp(0.0, 1e4).detach()
+    weight: Tensor = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
+    return weight.clamp(0.0, 1e4)

@@ -4,24 +4,35 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from vqgan import distributed
 
 
 class TokenizerMetrics:
     """Accumulates over batches of (reconstruction, original, codes); `result` has the figures.
 
     PSNR is the mean over images, in dB, of pictures in 0 … 255 (depth: in [0, 1]). mIoU averages over the labels
-    that occur in the originals or reconstructions. Perplexity is exp of the entropy of all codes.
+    that occur in the originals or reconstructions. Usage, entropy (bits) and perplexity are those of all codes seen.
     """
 
     def __init__(self, modality: str, codebook_size: int, n_labels: int = 0) -> None:
         self.modality = modality
         self.counts_K = np.zeros(codebook_size, dtype=np.int64)
-        self._psnr_db: list[float] = []
+        self._sums = np.zeros(3)  # images, loss, PSNR
         self._confusion = np.zeros((n_labels, n_labels), dtype=np.int64)
 
-    def add(self, output: npt.NDArray[Any], target: npt.NDArray[Any], codes_BHW: npt.NDArray[Any]) -> None:
-        """Add a batch; pictures as `to_pictures` gives them."""
+    def add(
+        self,
+        output: npt.NDArray[Any],
+        target: npt.NDArray[Any],
+        codes_BHW: npt.NDArray[Any],
+        *,
+        loss: float = 0.0,
+    ) -> None:
+        """Add a batch; pictures as `to_pictures` gives them, and the mean loss over the batch."""
         self.counts_K += np.bincount(codes_BHW.ravel(), minlength=len(self.counts_K))
+        self._sums += len(output), loss * len(output), 0.0
         if self.modality == "segmentation":
             labels = len(self._confusion)
             pairs = target.ravel().astype(np.int64) * labels + output.ravel()
@@ -29,17 +40,27 @@ class TokenizerMetrics:
             return
         peak = 1.0 if self.modality == "depth" else 255.0
         mse_B = np.square(output.astype(np.float64) - target).reshape(len(output), -1).mean(1)
-        self._psnr_db += (10 * np.log10(peak**2 / np.maximum(mse_B, 1e-10))).tolist()
+        self._sums[2] += (10 * np.log10(peak**2 / np.maximum(mse_B, 1e-10))).sum()
+
+    def reduce(self, device: torch.device) -> None:
+        """Add up what all ranks have seen."""
+        for name in ("counts_K", "_sums", "_confusion"):
+            array = getattr(self, name)
+            setattr(self, name, distributed.total(torch.from_numpy(array).to(device)).cpu().numpy())
 
     def result(self) -> dict[str, float]:
         """The figures, with the keys of metrics.jsonl."""
+        images, loss, psnr_db = self._sums
         p = self.counts_K[self.counts_K > 0] / max(1, self.counts_K.sum())
+        entropy_bits = float(-(p * np.log2(p)).sum())
         figures = {
+            "val_loss": float(loss / images),
             "val_usage": float((self.counts_K > 0).mean()),
-            "val_perplexity": float(np.exp(-(p * np.log(p)).sum())),
+            "val_perplexity": 2.0**entropy_bits,
+            "val_entropy_bits": entropy_bits,
         }
         if self.modality != "segmentation":
-            return {"val_psnr_db": float(np.mean(self._psnr_db)), **figures}
+            return {"val_psnr_db": float(psnr_db / images), **figures}
         hit = np.diag(self._confusion)
         union = self._confusion.sum(0) + self._confusion.sum(1) - hit
         accuracy = float(hit.sum() / max(1, self._confusion.sum()))

@@ -38,11 +38,14 @@ def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig) -> Tenso
     return stack.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def reconstruction_loss(output_BCHW: Tensor, target_BCHW: Tensor, config: ModelConfig) -> Tensor:
-    """Mean cross-entropy per pixel for segmentation, else mean absolute error."""
+def reconstruction_loss(
+    output_BCHW: Tensor, target_BCHW: Tensor, config: ModelConfig, l2_weight: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy per pixel for segmentation, else mean absolute error plus `l2_weight` · mean squared error."""
     if config.modality == "segmentation":
         return F.cross_entropy(output_BCHW.float(), target_BCHW.argmax(1))
-    return F.l1_loss(output_BCHW.float(), target_BCHW)
+    loss = F.l1_loss(output_BCHW.float(), target_BCHW)
+    return loss + l2_weight * F.mse_loss(output_BCHW.float(), target_BCHW) if l2_weight else loss
 
 
 def to_pictures(output_BCHW: Tensor, config: ModelConfig) -> npt.NDArray[Any]:

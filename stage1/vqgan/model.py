@@ -4,11 +4,11 @@ Axes: B batch, C channels, H W pixels, h w grid cells, K codes, D code dimension
 checkpoints, key for key.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqgan.config import ModelConfig
+from vqgan.config import LossConfig, ModelConfig
+from vqgan.quantize import GumbelQuantizer, VectorQuantizer
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -165,76 +165,29 @@ class Decoder(nn.Module):
         self.norm_out = norm(channels)
         self.conv_out = nn.Conv2d(channels, config.channels, 3, padding=1)
 
-    def forward(self, z_BChw: Tensor) -> Tensor:
-        """[B, z_channels, h, w] → [B, C, H, W]."""
+    def body(self, z_BChw: Tensor) -> Tensor:
+        """[B, z_channels, h, w] → features [B, ch, H, W] before the last layer."""
         h = self.mid(self.conv_in(z_BChw))
         for level in reversed(list(self.up)):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
+        return F.silu(self.norm_out(h))
 
-
-class VectorQuantizer(nn.Module):
-    """Nearest-code quantiser with a straight-through gradient (van den Oord et al. 2017), always in float32.
-
-    bfloat16 distances change most codes, so autocast is switched off inside.
-    """
-
-    used_K: Tensor
-
-    def __init__(self, codebook_size: int, dim: int, beta: float = 0.25) -> None:
-        super().__init__()
-        self.beta = beta
-        self.embedding = nn.Embedding(codebook_size, dim)
-        nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
-        self.register_buffer("used_K", torch.zeros(codebook_size, dtype=torch.bool), persistent=False)
-
-    def codes(self, z_BDhw: Tensor) -> Tensor:
-        """Index of the nearest code, int64 [B, h, w]."""
-        with torch.autocast(z_BDhw.device.type, enabled=False):
-            z_ND = z_BDhw.float().permute(0, 2, 3, 1).flatten(0, 2)
-            weight_KD = self.embedding.weight.float()
-            # ‖z‖² is the same for every code, so it is left out of the argmin.
-            distance_NK = weight_KD.square().sum(1) - 2 * z_ND @ weight_KD.T
-            batch, _, height, width = z_BDhw.shape
-            return distance_NK.argmin(1).view(batch, height, width)
-
-    def lookup(self, codes_Bhw: Tensor) -> Tensor:
-        """Code vectors [B, D, h, w]."""
-        return self.embedding(codes_Bhw).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
-
-    def forward(self, z_BDhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantise: (vectors [B, D, h, w] with gradient to z, loss, codes [B, h, w]).
-
-        β stands on the commitment term (VQ-VAE paper, equation 3); the released VQGAN code has it on the other.
-        """
-        z_BDhw = z_BDhw.float()
-        codes_Bhw = self.codes(z_BDhw.detach())
-        q_BDhw = self.lookup(codes_Bhw)
-        loss = F.mse_loss(q_BDhw, z_BDhw.detach()) + self.beta * F.mse_loss(z_BDhw, q_BDhw.detach())
-        if self.training:
-            self.used_K[codes_Bhw.flatten()] = True
-        return z_BDhw + (q_BDhw - z_BDhw).detach(), loss, codes_Bhw
-
-    @torch.no_grad()
-    def restart_unused(self, z_ND: Tensor) -> int:
-        """Move every code unused since the last call to a random row of `z_ND`; returns how many moved."""
-        dead = (~self.used_K).nonzero().squeeze(1)
-        # On the CPU's generator whatever the device, so that a resumed run draws the same rows.
-        rows = torch.randint(len(z_ND), (len(dead),))
-        self.embedding.weight[dead] = z_ND.float()[rows.to(z_ND.device)]
-        self.used_K.zero_()
-        return len(dead)
+    def forward(self, z_BChw: Tensor) -> Tensor:
+        """[B, z_channels, h, w] → [B, C, H, W]."""
+        return self.conv_out(self.body(z_BChw))  # type: ignore[no-any-return]
 
 
 class VQGAN(nn.Module):
     """The autoencoder: encode to code indices, decode code indices."""
 
-    def __init__(self, config: ModelConfig, beta: float = 0.25) -> None:
+    def __init__(self, config: ModelConfig, loss: LossConfig | None = None) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = VectorQuantizer(config.codebook_size, config.embed_dim, beta)
+        self.quantize = (
+            GumbelQuantizer(config) if config.quantizer == "gumbel" else VectorQuantizer(config, loss or LossConfig())
+        )
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 

@@ -16,6 +16,9 @@ from vqgan.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 Array = npt.NDArray[Any]
+Window = tuple[float, float, float]
+"""A square window: its side as a share of the shorter side, and its place from 0 (left, top) to 1 (right, bottom)."""
+CENTRE: Window = (1.0, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,10 +82,19 @@ class Split:
             digest.update(f"{item.key}\t{item.label}\t{size}\n".encode())
         return digest.hexdigest()
 
-    def read(self, index: int, size: int, *, mirror: bool = False, conditions: Sequence[str] = ()) -> Sample:
-        """Decode sample `index`: shorter side resized to `size` pixels, centre crop, mirrored if asked.
+    def read(
+        self,
+        index: int,
+        size: int,
+        *,
+        mirror: bool = False,
+        conditions: Sequence[str] = (),
+        window: Window = CENTRE,
+    ) -> Sample:
+        """Decode sample `index`: a square window of it resized to `size` pixels, mirrored if asked.
 
-        Image bicubic, masks nearest, depth bilinear. EXIF orientation is honoured, alpha composes onto white.
+        The default window is the centre square, so the shorter side becomes `size` pixels. Image bicubic, masks
+        nearest, depth bilinear. EXIF orientation is honoured, alpha composes onto white.
 
         Raises:
             InputError: the file cannot be decoded, or a condition is missing or does not fit the image.
@@ -98,20 +110,23 @@ class Split:
             raise InputError(f"{item.key}: {item.image.name}: {error}") from error
         resamplings = {"segmentation": Image.Resampling.NEAREST, "depth": Image.Resampling.BILINEAR}
         arrays = {
-            name: resize_crop(part, size, resamplings.get(name, Image.Resampling.BICUBIC), mirror)
+            name: resize_crop(part, size, resamplings.get(name, Image.Resampling.BICUBIC), mirror, window)
             for name, part in parts.items()
         }
-        pixels = resize_crop(image, size, Image.Resampling.BICUBIC, mirror)
+        pixels = resize_crop(image, size, Image.Resampling.BICUBIC, mirror, window)
         return Sample(key=item.key, image=pixels, label=item.label, conditions=arrays)
 
 
-def resize_crop(image: Image.Image, size: int, resampling: Image.Resampling, mirror: bool) -> Array:
-    """Resize the shorter side to `size` pixels and take the centre square."""
+def resize_crop(
+    image: Image.Image, size: int, resampling: Image.Resampling, mirror: bool, window: Window = CENTRE
+) -> Array:
+    """Cut a square window out of the image and resize it to `size` pixels."""
     width, height = image.size
-    if (width, height) != (size, size):
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        # One resampling of the centre square: the same picture as resize-then-crop, without rounding the long side.
+    scale, x, y = window
+    if (width, height) != (size, size) or scale < 1.0:
+        side = max(1, int(min(width, height) * scale))
+        left, top = int((width - side) * x), int((height - side) * y)
+        # One resampling of the window: the same picture as resize-then-crop, without rounding the long side.
         image = image.resize((size, size), resampling, box=(left, top, left + side, top + side))
     if mirror:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

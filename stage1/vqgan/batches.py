@@ -1,0 +1,75 @@
+"""Training batches: which pictures a step sees, and reading them ahead."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vqgan import distributed
+from vqgan.config import TrainConfig
+from vqgan.datasets import Split
+from vqgan.modalities import to_input
+
+
+def training_pictures(
+    split: Split, config: TrainConfig, step: int, pool: ThreadPoolExecutor, *, rank: int = 0, world: int = 1
+) -> list[npt.NDArray[Any]]:
+    """This rank's share of one step's batch.
+
+    The batch is a pure function of (seed, step), so that resuming is exact and free and any number of ranks sees the
+    same pictures.
+
+    Raises:
+        InputError: a file cannot be decoded.
+    """
+    size = config.batch_size
+    epoch, position = divmod(step, max(1, len(split) // size))
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(split))
+    indices = order[position * size : (position + 1) * size]
+    if len(indices) < size:
+        indices = np.resize(order, size)
+    rng = np.random.default_rng((config.seed, 1, step))
+    mirrored = (rng.random(size) < 0.5) & config.mirror
+    corners = rng.random((size, 2))
+    windows = np.column_stack([rng.uniform(config.crop_scale or 1.0, 1.0, size), rng.random((size, 2))])
+    model = config.model
+    wanted = () if model.modality == "rgb" else (model.modality,)
+
+    def read(place: int) -> npt.NDArray[Any]:
+        scale, x, y = windows[place].tolist() if config.crop_scale else (1.0, 0.5, 0.5)
+        sample = split.read(
+            int(indices[place]),
+            model.resolution,
+            mirror=bool(mirrored[place]),
+            conditions=wanted,
+            window=(scale, x, y),
+        )
+        picture = sample.picture(model.modality)
+        if not config.crop:
+            return picture
+        top, left = (int(corner * (model.resolution - config.crop + 1)) for corner in corners[place])
+        return picture[top : top + config.crop, left : left + config.crop]
+
+    share = size // world
+    return list(pool.map(read, range(rank * share, (rank + 1) * share)))
+
+
+def prefetched(split: Split, config: TrainConfig, first: int) -> Iterator[Tensor]:
+    """This rank's batches from step `first` on, the next one decoded while the current one trains."""
+    rank, world = distributed.rank(), distributed.world()
+    with ThreadPoolExecutor(config.reader_threads) as pool, ThreadPoolExecutor(1) as ahead:
+
+        def load(step: int) -> Tensor:
+            x_BCHW = to_input(training_pictures(split, config, step, pool, rank=rank, world=world), config.model)
+            return x_BCHW.pin_memory() if torch.cuda.is_available() else x_BCHW
+
+        future = ahead.submit(load, first)
+        for step in range(first, config.steps):
+            batch = future.result()
+            if step + 1 < config.steps:
+                future = ahead.submit(load, step + 1)
+            yield batch

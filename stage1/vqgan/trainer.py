@@ -1,0 +1,236 @@
+"""One stage-1 run: model, discriminator, losses, optimisers, and the step that updates them.
+
+Axes: B batch, C channels, H W pixels, h w grid cells, D code dimension.
+"""
+
+import copy
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vqgan import checkpoint, distributed
+from vqgan.config import TrainConfig
+from vqgan.errors import InputError
+from vqgan.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, perceptual_loss
+from vqgan.modalities import reconstruction_loss
+from vqgan.model import VQGAN
+from vqgan.quantize import VectorQuantizer
+from vqgan.tokenizer import pick_device, pick_dtype
+
+# Fields that a continued run may change: they decide how long and where it runs, not what it computes.
+_FREE_TO_CHANGE = {
+    "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device", "compile",
+}  # fmt: skip
+
+
+class NonFiniteLossError(InputError):
+    """A loss term is not a number; nothing was updated by the step that found it."""
+
+
+class Trainer:
+    """Model, discriminator, losses and optimisers of one run, with everything that a step changes."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        if config.model.quantizer == "gumbel":
+            raise InputError("quantizer is 'gumbel': released models encode and decode; to train choose vq or l2")
+        parts = distributed.world() * config.accumulate
+        if config.batch_size % parts:
+            raise InputError(
+                f"batch_size is {config.batch_size}: choose a multiple of {parts} "
+                f"({distributed.world()} processes × accumulate = {config.accumulate})"
+            )
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.precision, self.device)
+        layout = {"device": self.device, "memory_format": torch.channels_last}
+        self.model: VQGAN = VQGAN(config.model, config.loss).to(**layout)  # type: ignore[call-overload]
+        self.quantizer: VectorQuantizer = self.model.quantize
+        self.averaged: VQGAN | None = copy.deepcopy(self.model).requires_grad_(False) if config.ema_decay else None
+        self.perceptual = perceptual_loss(config.loss, config.model)
+        if self.perceptual is not None:
+            self.perceptual.to(**layout)  # type: ignore[call-overload]
+        loss = config.loss
+        self.disc = PatchDiscriminator(config.model.channels, loss.disc_ch, loss.disc_layers).to(**layout)  # type: ignore[call-overload]
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        adam: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
+        self.optimizer = torch.optim.Adam(self.trained, **adam)
+        self.disc_optimizer = torch.optim.Adam(self.disc.parameters(), **adam)
+        self.step_done = 0
+        if config.compile:
+            # The last layer stays outside: the adaptive weight differentiates it alone.
+            self.model.encoder.compile()
+            self.model.decoder.body = torch.compile(self.model.decoder.body)
+
+    @property
+    def shipped(self) -> VQGAN:
+        """The model that is evaluated and saved: the moving average where there is one."""
+        return self.averaged if self.averaged is not None else self.model
+
+    def learning_rate(self) -> float:
+        """Learning rate of the coming step."""
+        config, step = self.config, self.step_done
+        warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        cosine = 0.55 + 0.45 * math.cos(math.pi * min(1.0, step / config.steps)) if config.decay else 1.0
+        return config.learning_rate * warm * cosine
+
+    def adversarial(self) -> bool:
+        """Whether the coming step trains the discriminator."""
+        return self.config.loss.disc_weight > 0 and self.step_done >= self.config.loss.disc_start
+
+    def autocast(self, enabled: bool = True) -> torch.autocast:
+        """Mixed precision as configured."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled and self.dtype != torch.float32)
+
+    def step(self, x_BCHW: Tensor) -> dict[str, float]:
+        """One update of the autoencoder and, from `disc_start` on, of the discriminator, from one forward pass.
+
+        Takes this rank's share of the batch; returns the loss terms, averaged over the ranks.
+
+        Raises:
+            NonFiniteLossError: a term is not finite; no weight was changed.
+        """
+        config = self.config
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        for part in x_BCHW.chunk(config.accumulate):
+            terms, z_BDhw = self._backward(part.to(self.device, memory_format=torch.channels_last, non_blocking=True))
+            sums = {name: sums.get(name, 0) + value.detach() / config.accumulate for name, value in terms.items()}
+        stacked = torch.stack(list(sums.values()))
+        distributed.average([stacked])
+        figures = dict(zip(sums, stacked.tolist(), strict=True))
+        bad = [name for name, value in figures.items() if not math.isfinite(value)]
+        if bad:
+            raise NonFiniteLossError(
+                f"loss is not finite at step {self.step_done} ({', '.join(bad)}): lower the learning rate"
+            )
+        self._update(self.optimizer, self.trained)
+        if self.adversarial():
+            self._update(self.disc_optimizer, list(self.disc.parameters()))
+        self.step_done += 1
+        if self.averaged is not None:
+            # Ramped, so that the first averages are not the random initialisation.
+            decay = min(config.ema_decay, self.step_done / (10 + self.step_done))
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
+        # The last quarter runs without restarts, so that the decoder settles on the codebook it is shipped with.
+        if config.restart_every and self.step_done % config.restart_every == 0 and self.step_done < 0.75 * config.steps:
+            self.quantizer.restart_unused(z_BDhw.detach())
+        return figures
+
+    def _update(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
+        distributed.average(p.grad for p in parameters if p.grad is not None)
+        if self.config.clip_grad:
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_grad)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _backward(self, x_BCHW: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients of one micro-batch; returns the terms and the latent.
+
+        The losses are differentiated at the reconstruction, each once; only their weighted sum goes back through the
+        autoencoder. The adaptive weight then costs no second pass through the perceptual network.
+        """
+        config = self.config.loss
+        with self.autocast():
+            reconstruction, quantization, z_BDhw = self.model(x_BCHW)
+        output = reconstruction.detach().float().requires_grad_()
+        terms = {
+            "reconstruction": reconstruction_loss(output, x_BCHW, self.config.model, config.l2_weight),
+            "quantization": quantization,
+        }
+        loss = terms["reconstruction"]
+        if self.perceptual is not None:
+            # Depthwise convolutions are twice as slow in bfloat16 on a CPU: there the offline trunk stays in float32.
+            with self.autocast(self.device.type == "cuda" or config.perceptual != "efficientnet-lite0"):
+                terms["perceptual"] = self.perceptual(output, x_BCHW)
+            loss = loss + config.perceptual_weight * terms["perceptual"]
+        (gradient,) = torch.autograd.grad(loss, output)
+        if self.adversarial():
+            gradient = gradient + self._adversarial(x_BCHW, reconstruction, output, gradient, terms)
+        terms = {"loss": loss + config.codebook_weight * quantization, **terms}
+        share = 1 / self.config.accumulate
+        weight = torch.full_like(quantization, share * config.codebook_weight)
+        torch.autograd.backward([reconstruction, quantization], [share * gradient.to(reconstruction.dtype), weight])
+        return terms, z_BDhw
+
+    def _adversarial(
+        self, x_BCHW: Tensor, reconstruction: Tensor, output: Tensor, gradient: Tensor, terms: dict[str, Tensor]
+    ) -> Tensor:
+        """Add the discriminator's gradients to its parameters; return the generator's weighted one at the output.
+
+        One pass of the discriminator over the detached reconstruction serves both.
+        """
+        config = self.config.loss
+        with self.autocast():
+            real, fake = self.disc(x_BCHW).float(), self.disc(output).float()
+        terms["adversarial"] = -fake.mean()
+        terms["discriminator"] = discriminator_loss(config.disc_loss, real, fake)
+        (of_adversarial,) = torch.autograd.grad(terms["adversarial"], output, retain_graph=True)
+        share = terms["discriminator"] / self.config.accumulate
+        torch.autograd.backward(share, inputs=list(self.disc.parameters()))
+        last = self.model.decoder.conv_out.weight
+        pair = [
+            torch.autograd.grad(reconstruction, last, part.to(reconstruction.dtype), retain_graph=True)[0].float()
+            for part in (gradient, of_adversarial)
+        ]
+        distributed.average(pair)
+        weight = adaptive_weight(*pair)
+        ramp = min(1.0, (self.step_done - config.disc_start + 1) / config.disc_ramp)
+        terms["adaptive_weight"] = weight
+        return ramp * config.disc_weight * weight * of_adversarial
+
+    def save(self, run: Path) -> None:
+        """Write a checkpoint after the last finished step."""
+        tensors = {
+            **checkpoint.optimizer_tensors("optimizer", self.optimizer),
+            **checkpoint.optimizer_tensors("disc_optimizer", self.disc_optimizer),
+            **{f"disc.{key}": value for key, value in self.disc.state_dict().items()},
+            **{f"quantizer.{name}": value for name, value in self.quantizer.named_buffers()},
+            "rng": torch.get_rng_state(),
+        }
+        if self.averaged is not None:
+            tensors |= {f"averaged.{key}": value for key, value in self.averaged.state_dict().items()}
+        checkpoint.save_checkpoint(run, self.step_done, self.config, self.model, tensors)
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a checkpoint, exactly.
+
+        Raises:
+            InputError: the run's config differs in a field that decides the result.
+        """
+        before, now = (_flat(asdict(config)) for config in (checkpoint.load_config(folder), self.config))
+        changed = [name for name in now if name not in _FREE_TO_CHANGE and before.get(name) != now[name]]
+        if changed:
+            parts = ", ".join(f"{name}: {before.get(name)} → {now[name]}" for name in changed)
+            raise InputError(f"{folder.parent.parent} was started with another config ({parts}): choose another --out")
+        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        tensors = load_file(folder / "state.safetensors")
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+        self.disc.load_state_dict(part("disc."))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(part("averaged."))
+        checkpoint.restore_optimizer("optimizer", self.optimizer, tensors)
+        checkpoint.restore_optimizer("disc_optimizer", self.disc_optimizer, tensors)
+        torch.set_rng_state(tensors["rng"])
+        for name, buffer in self.quantizer.named_buffers():
+            buffer.copy_(tensors[f"quantizer.{name}"])
+        self.step_done = int(json.loads((folder / "state.json").read_text())["step"])
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names, so that a message names the field that differs."""
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
