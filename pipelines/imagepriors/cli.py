@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,12 +18,14 @@ from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
+from imagepriors.config import EvaluateConfig
 from imagepriors.presets import load_preset, preset_names
 from vqgan.config import TrainConfig as VqganConfig
 from vqgan.config import from_dict
 from vqgan.errors import InputError
 
 _Flat = tyro.conf.arg(name="")
+_EVALUATE = EvaluateConfig()
 
 
 def demo_data(
@@ -55,23 +57,131 @@ def train_vqgan(
     dataset: str = "demo",
     data: Path = Path("data/demo"),
     out: Path = Path("runs/demo/tokenizer"),
+    workers: int = 0,
     preset: str = "demo",
 ) -> str:
-    """Stage 1: train a VQGAN tokenizer on pictures.
+    """Stage 1: train a VQGAN tokenizer on pictures (also under torchrun).
 
     Args:
         config: The run.
         dataset: Layout of the data: demo, folder, imagenet, cifar10, ade20k, imagenet-depth, deepfashion.
         data: Folder in which the dataset lies.
         out: Run folder; a run that was interrupted continues.
+        workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         preset: Preset that sets the defaults of all flags below.
     """
     from vqgan.datasets import open_splits
     from vqgan.train import train
 
     _keep_freed_memory()
-    summary = train(config, open_splits(dataset, data), out)
+    if workers:
+        from imagepriors.cluster import train_on_ray
+
+        summary = train_on_ray(config, dataset, data, out, workers)
+    else:
+        summary = train(config, open_splits(dataset, data), out)
     return f"tokenizer in {out}: " + _figures(summary)
+
+
+def train_palette(
+    *,
+    dataset: str = "demo",
+    data: Path = Path("data/demo"),
+    out: Path = Path("runs/demo/palette"),
+    colours: int = 512,
+    resolution: int = 32,
+    images: int = 2_000,
+    seed: int = 0,
+) -> str:
+    """Fit a palette tokenizer: a dictionary of colours, one code a pixel (the paper's pixel baseline).
+
+    Args:
+        dataset: Layout of the data, as for train-vqgan.
+        data: Folder in which the dataset lies.
+        out: Folder to write.
+        colours: Colours of the dictionary.
+        resolution: Side of the pictures, in pixels and in codes.
+        images: Pictures to take pixels from, at most.
+        seed: Seed of the draw and of k-means.
+    """
+    from vqgan.datasets import open_splits
+    from vqgan.palette import fit_palette
+
+    split = open_splits(dataset, data)["train"]
+    return f"palette in {fit_palette(split, out, colours=colours, resolution=resolution, images=images, seed=seed)}"
+
+
+def evaluate_tokenizer(
+    config: Annotated[EvaluateConfig, _Flat] = _EVALUATE,
+    *,
+    tokenizer: Path = Path("runs/demo/tokenizer"),
+    dataset: str = "demo",
+    data: Path = Path("data/demo"),
+    out: Path | None = None,
+) -> str:
+    """Reconstruction metrics of a tokenizer: PSNR, SSIM, LPIPS, Fréchet distance, codebook usage.
+
+    Args:
+        config: Which figures, over which images.
+        tokenizer: Folder of the tokenizer.
+        dataset: Layout of the data, as for train-vqgan.
+        data: Folder in which the dataset lies.
+        out: JSON file to write; default: evaluation.json in the tokenizer's folder.
+    """
+    from imagepriors.evaluate import as_table
+    from imagepriors.evaluate import evaluate_tokenizer as run
+
+    path = out or tokenizer / "evaluation.json"
+    return f"{as_table(run(tokenizer, dataset, data, path, config))}\nwritten to {path}"
+
+
+def import_tokenizer(
+    checkpoint: tyro.conf.Positional[Path],
+    project: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    *,
+    part: Literal["first_stage", "cond_stage"] | None = None,
+) -> str:
+    """Turn a released CompVis VQGAN (last.ckpt and project.yaml) into a tokenizer folder.
+
+    Args:
+        checkpoint: The checkpoint file; nothing in it is executed.
+        project: The yaml that came with it.
+        out: Folder to write.
+        part: Which tokenizer of a transformer's checkpoint; default: the image's.
+    """
+    from vqgan.released import import_tokenizer as run
+
+    found = run(checkpoint, project, out, part)
+    net = found["config"]
+    return (
+        f"tokenizer in {out}: {net.resolution}×{net.resolution} {net.modality} → {net.grid}×{net.grid} codes of "
+        f"{net.codebook_size}; {found['tensors']} tensors used, {len(found['dropped'])} of the loss dropped"
+    )
+
+
+def import_diffusers(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> str:
+    """Turn a saved diffusers VQModel into a tokenizer folder.
+
+    Args:
+        folder: What `VQModel.save_pretrained` wrote.
+        out: Folder to write.
+    """
+    from vqgan.exchange import import_diffusers as run
+
+    return f"tokenizer in {run(folder, out)}"
+
+
+def export_diffusers(tokenizer: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> str:
+    """Write a tokenizer as a folder that diffusers' VQModel.from_pretrained loads.
+
+    Args:
+        tokenizer: Folder of the tokenizer.
+        out: Folder to write.
+    """
+    from vqgan.exchange import export_diffusers as run
+
+    return f"diffusers VQModel in {run(tokenizer, out)}"
 
 
 def tokenize(
@@ -174,6 +284,11 @@ def report(
 COMMANDS: dict[str, Callable[..., str]] = {
     "demo-data": demo_data,
     "train-vqgan": train_vqgan,
+    "train-palette": train_palette,
+    "evaluate-tokenizer": evaluate_tokenizer,
+    "import-tokenizer": import_tokenizer,
+    "import-diffusers": import_diffusers,
+    "export-diffusers": export_diffusers,
     "tokenize": tokenize,
     "train-prior": train_prior,
     "sample": sample,
@@ -223,7 +338,7 @@ def _run(argv: Sequence[str]) -> str:
 
 
 def _usage() -> str:
-    lines = [f"  {name:12} {(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
+    lines = [f"  {name:18} {(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
     return "\n".join(
         [
             "usage: imagepriors COMMAND [FLAGS]; every command explains itself with --help",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vqgan.config import TrainConfig, from_dict
 from vqgan.errors import InputError
-from vqgan.model import VQGAN
+from vqgan.model import VQGAN, Palette, build_model
 
 FORMAT_VERSION = 1
 
@@ -32,7 +32,7 @@ def write_json(path: Path, data: Any) -> None:
     temporary.replace(path)
 
 
-def save_model(folder: Path, config: TrainConfig, model: VQGAN) -> None:
+def save_model(folder: Path, config: TrainConfig, model: VQGAN | Palette) -> None:
     """Write config.json and model.safetensors into `folder`, each atomically, the config last."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".model.tmp-{os.getpid()}"
@@ -58,14 +58,14 @@ def load_config(folder: Path) -> TrainConfig:
     return config
 
 
-def load_model(folder: Path) -> tuple[TrainConfig, VQGAN]:
+def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette]:
     """Read a tokenizer's config and weights, strictly, in evaluation mode on the CPU.
 
     Raises:
         InputError: as load_config; or the weights do not fit the config.
     """
     config = load_config(folder)
-    model = VQGAN(config.model, config.loss)
+    model = build_model(config.model, config.loss)
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError) as error:

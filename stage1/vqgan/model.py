@@ -208,3 +208,25 @@ class VQGAN(nn.Module):
         z_BDhw = self.latent(x_BCHW)
         q_BDhw, loss, _ = self.quantize(z_BDhw)
         return self.decoder(self.post_quant_conv(q_BDhw)), loss, z_BDhw
+
+
+class Palette(nn.Module):
+    """The paper's pixel baseline: the codebook is a dictionary of colours and there is no network."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.quantize = VectorQuantizer(config, LossConfig())
+
+    def encode(self, x_BCHW: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] → index of the nearest colour, int64 [B, H, W]."""
+        return self.quantize.codes(x_BCHW)
+
+    def decode(self, codes_BHW: Tensor) -> Tensor:
+        """Codes int64 [B, H, W] → [B, 3, H, W]."""
+        return self.quantize.lookup(codes_BHW)
+
+
+def build_model(config: ModelConfig, loss: LossConfig | None = None) -> VQGAN | Palette:
+    """The network that a config describes."""
+    return Palette(config) if config.quantizer == "palette" else VQGAN(config, loss)

@@ -12,7 +12,7 @@ from vqgan import checkpoint
 from vqgan.config import Device, ModelConfig, Precision
 from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
-from vqgan.model import VQGAN
+from vqgan.model import VQGAN, Palette
 
 
 def pick_device(name: Device) -> torch.device:
@@ -38,10 +38,10 @@ def _cpu_has_bf16() -> bool:
 
 
 class Tokenizer:
-    """A trained VQGAN, ready to encode and decode pictures."""
+    """A trained VQGAN or palette, ready to encode and decode pictures."""
 
     def __init__(
-        self, config: ModelConfig, model: VQGAN, fingerprint: str, device: torch.device, dtype: torch.dtype
+        self, config: ModelConfig, model: VQGAN | Palette, fingerprint: str, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.config = config
         self.fingerprint = fingerprint
@@ -68,14 +68,22 @@ class Tokenizer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
+    def _exact_convolutions(self) -> Any:
+        # On a GPU torch's float32 convolutions are TF32 by default, whose codes differ.
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
     @torch.inference_mode()
     def encode(self, pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.uint16]:
         """Pictures of one modality at `config.resolution` → codes uint16 [N, h, w], raster order."""
         x = to_input(pictures, self.config).to(self._device, memory_format=torch.channels_last)
-        with self._autocast():
+        with self._autocast(), self._exact_convolutions():
             codes = self._model.encode(x)
         codes_NHW: npt.NDArray[np.uint16] = codes.cpu().numpy().astype(np.uint16)
         return codes_NHW
+
+    def normalized(self, pictures: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Pictures as a perfect tokenizer would give them back: the same, but depth maps stretched to [0, 1]."""
+        return to_pictures(to_input(list(pictures), self.config), self.config)
 
     @torch.inference_mode()
     def decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -37,8 +37,10 @@ class Trainer:
     """Model, discriminator, losses and optimisers of one run, with everything that a step changes."""
 
     def __init__(self, config: TrainConfig) -> None:
-        if config.model.quantizer == "gumbel":
-            raise InputError("quantizer is 'gumbel': released models encode and decode; to train choose vq or l2")
+        if config.model.quantizer not in ("vq", "l2"):
+            raise InputError(
+                f"quantizer is {config.model.quantizer!r}, which has no gradient: to train choose vq or l2"
+            )
         parts = distributed.world() * config.accumulate
         if config.batch_size % parts:
             raise InputError(

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import signal
+import threading
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from vqgan.errors import InputError
 from vqgan.losses import EfficientNetLite0Loss, LpipsLoss, PatchDiscriminator, adaptive_weight, discriminator_loss
 from vqgan.metrics import TokenizerMetrics
 from vqgan.model import VQGAN
+from vqgan.palette import fit_palette
 from vqgan.quantize import VectorQuantizer
 from vqgan.tokenizer import Tokenizer
 from vqgan.train import train
@@ -92,6 +96,52 @@ def test_unused_codes_restart_at_encoder_outputs():
     assert torch.equal(quantizer.embedding.weight[:3], before)
     assert (torch.cdist(quantizer.embedding.weight[3:].detach(), z.flatten(1)).min(1).values < 1e-3).all()
     assert not quantizer.used_K.any()
+
+
+def test_l2_codes_compare_and_decode_on_the_unit_sphere():
+    torch.manual_seed(0)
+    quantizer = make_quantizer(16, 4, "l2")
+    z = torch.randn(2, 4, 3, 3)
+    q, _, codes = quantizer(z)
+    rows = torch.nn.functional.normalize(z, dim=1).permute(0, 2, 3, 1).reshape(-1, 4)
+    nearest = (rows @ torch.nn.functional.normalize(quantizer.embedding.weight, dim=1).T).argmax(1)
+    assert torch.equal(codes.flatten(), nearest)
+    torch.testing.assert_close(q.norm(dim=1), torch.ones(2, 3, 3))
+    assert torch.equal(quantizer.codes(100 * z), codes)
+
+
+def test_ema_codes_move_to_the_mean_of_their_latents():
+    quantizer = make_quantizer(2, 1, codebook_decay=0.5)
+    with torch.no_grad():
+        quantizer.embedding.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+    z = torch.tensor([-3.0, -5.0, 4.0]).view(3, 1, 1, 1)
+    for _ in range(30):
+        _, loss, _ = quantizer(z.requires_grad_())
+    torch.testing.assert_close(quantizer.embedding.weight.flatten(), torch.tensor([-4.0, 4.0]))
+    assert not quantizer.embedding.weight.requires_grad
+    torch.testing.assert_close(loss, torch.tensor(0.25 * 2 / 3))  # the commitment term alone
+    quantizer.eval()
+    quantizer(z + 10)
+    torch.testing.assert_close(quantizer.embedding.weight.flatten(), torch.tensor([-4.0, 4.0]))
+
+
+def test_swapped_beta_weighs_the_other_term():
+    z = torch.randn(1, 4, 2, 2)
+    grads = []
+    for swap in (False, True):
+        torch.manual_seed(0)
+        quantizer = make_quantizer(8, 4, swap_beta=swap)
+        quantizer(z)[1].backward()
+        grads.append(quantizer.embedding.weight.grad)
+    torch.testing.assert_close(grads[1], 0.25 * grads[0])
+
+
+def test_large_codebooks_are_searched_in_parts(monkeypatch):
+    quantizer = make_quantizer(64, 4)
+    z = torch.randn(2, 4, 9, 9)
+    whole = quantizer.codes(z)
+    monkeypatch.setattr("vqgan.quantize._DISTANCES", 640)
+    assert torch.equal(quantizer.codes(z), whole)
 
 
 def test_offline_perceptual_loss_ranks_distortions_and_spares_the_target():
@@ -171,16 +221,97 @@ def test_training_lowers_the_loss(splits, tmp_path):
     assert list((tmp_path / "reconstructions").glob("*.png"))
 
 
-def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(splits, tmp_path):
-    whole = tiny_config(checkpoint_every=4)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "ema_decay": 0.9, "accumulate": 2, "clip_grad": 1.0, "crop_scale": 0.5,
+            "loss": LossConfig(perceptual="none", codebook_decay=0.9, disc_start=2, disc_ch=8, disc_layers=1),
+        },
+    ],
+    ids=["plain", "everything"],
+)  # fmt: skip
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(splits, tmp_path, changes):
+    whole = tiny_config(checkpoint_every=4, **changes)
     train(whole, splits, tmp_path / "whole")
     train(whole, splits, tmp_path / "parts")
     # What a kill at step 5 leaves: the checkpoint of step 4 alone, and a log that runs past it.
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-00000006")
     (tmp_path / "parts" / "model.safetensors").unlink()
     train(whole, splits, tmp_path / "parts")
+    assert (tmp_path / "whole" / "best" / "model.safetensors").is_file()
+    assert list((tmp_path / "parts" / "tensorboard").iterdir())
     for name, value in load_model(tmp_path / "whole")[1].state_dict().items():
         assert torch.equal(value, load_model(tmp_path / "parts")[1].state_dict()[name]), name
+
+
+def test_one_step_follows_the_weighted_sum_of_the_terms():
+    """The step differentiates its terms one by one; here it is compared with autograd on their written-out sum."""
+    config = tiny_config(loss=LossConfig(perceptual="none", disc_start=0, disc_ramp=1, disc_ch=8, disc_layers=1))
+    trainer, reference = Trainer(config), Trainer(config)
+    found = {}
+    trainer.optimizer.step = lambda: found.update({k: p.grad.clone() for k, p in trainer.model.named_parameters()})
+    x = torch.rand(4, 3, 32, 32) * 2 - 1
+    trainer.step(x)
+
+    output, quantization, _ = reference.model(x)
+    loss = (output - x).abs().mean()
+    adversarial = -reference.disc(output).mean()
+    last = reference.model.decoder.conv_out.weight
+    norms = [torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (loss, adversarial)]
+    weight = norms[0] / (norms[1] + 1e-4)
+    (loss + config.loss.disc_weight * weight.detach() * adversarial + quantization).backward()
+    for name, parameter in reference.model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_weights_are_averaged_over_the_steps():
+    trainer = Trainer(tiny_config(ema_decay=0.999))
+    x = torch.rand(4, 3, 32, 32) * 2 - 1
+    expected = trainer.model.decoder.conv_out.weight.detach().clone()
+    for step in range(1, 4):
+        trainer.step(x)
+        expected.lerp_(trainer.model.decoder.conv_out.weight.detach(), 1 - step / (10 + step))
+    torch.testing.assert_close(trainer.shipped.decoder.conv_out.weight, expected)
+
+
+@pytest.mark.slow
+def test_compiled_steps_agree_with_plain_ones():
+    x = torch.rand(4, 3, 32, 32) * 2 - 1
+    plain, compiled = (Trainer(tiny_config(compile=flag)) for flag in (False, True))
+    for _ in range(3):  # the discriminator starts in the third
+        a, b = plain.step(x), compiled.step(x)
+        assert a.keys() == b.keys()
+        assert abs(a["loss"] - b["loss"]) < 1e-2
+    assert plain.model.state_dict().keys() == compiled.model.state_dict().keys()
+
+
+def test_sigterm_saves_and_the_next_run_continues(splits, tmp_path):
+    config = tiny_config(steps=400, checkpoint_every=1000)
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt, match="run again to continue"):
+        train(config, splits, tmp_path)
+    (saved,) = list_checkpoints(tmp_path)
+    step = int(saved.name.removeprefix("step-"))
+    assert 0 < step < 400
+    summary = train(dataclasses.replace(config, steps=step + 1), splits, tmp_path)
+    assert summary["steps"] == step + 1
+
+
+def test_palette_gives_one_code_a_pixel(splits, tmp_path):
+    fit_palette(splits["train"], tmp_path, colours=64, resolution=16)
+    tokenizer = Tokenizer.load(tmp_path)
+    picture = splits["val"].read(0, 16).image
+    codes = tokenizer.encode([picture])
+    assert codes.shape == (1, 16, 16)
+    colours = tokenizer.decode(np.arange(64).reshape(1, 8, 8)).reshape(64, 3).astype(float)
+    brute = np.square(picture.reshape(-1, 1, 3) - colours).sum(-1).argmin(1)
+    assert (codes.ravel() == brute).mean() > 0.99  # ties aside: the decoded colours are rounded
+    assert np.abs(tokenizer.decode(codes)[0].astype(int) - picture).mean() < 12
+    with pytest.raises(InputError, match="fewer than"):
+        fit_palette(splits["train"], tmp_path, colours=60_000, resolution=8)
 
 
 def test_checkpoints_rotate_and_other_configs_are_refused(splits, tmp_path):

@@ -1,0 +1,169 @@
+"""Reconstruction metrics of a tokenizer over a validation set, each by its reference implementation.
+
+PSNR, usage and mIoU are the trainer's own; SSIM is torchmetrics'; LPIPS is the lpips package's; the Fréchet distance is
+torchmetrics', over torch-fidelity's Inception (then it is rFID) or over EfficientNet-Lite0 (then it is not FID and is
+never called so).
+"""
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from imagepriors.config import EvaluateConfig
+from vqgan.checkpoint import write_json
+from vqgan.datasets import Split, open_splits
+from vqgan.errors import InputError
+from vqgan.losses import IMAGENET_MEAN, IMAGENET_STD, LpipsLoss, lite0
+from vqgan.metrics import TokenizerMetrics
+from vqgan.tokenizer import Tokenizer, pick_device
+
+log = logging.getLogger(__name__)
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+_BATCH = 32
+_THREADS = 2
+
+
+class Lite0Features(nn.Module):
+    """Pooled EfficientNet-Lite0 features: uint8 [B, 3, H, W] → [B, 1280]; pictures are resized to 224 first."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = lite0()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.num_features = 1280
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Features of pictures in 0 … 255."""
+        x = F.interpolate(x_BCHW.float() / 255, 224, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        features: Tensor = self.net.extract_features((x - self.mean) / self.std).mean((2, 3))
+        return features
+
+
+def frechet_distance(features: str, weights: str, device: torch.device) -> Any:
+    """A torchmetrics Fréchet distance over the named features, or None for "none".
+
+    Raises:
+        InputError: the Inception weights are not where they should be and cannot be downloaded.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    if features == "none":
+        return None
+    if features == "efficientnet-lite0":
+        return FrechetInceptionDistance(feature=Lite0Features().eval()).set_dtype(torch.float64).to(device)
+    place = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    if weights and not place.is_file():
+        raise InputError(f"inception: {place} does not exist: it should be torch-fidelity's {INCEPTION_FILE}")
+    try:
+        metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=weights or None)
+    except Exception as error:  # torch-fidelity's download and unpickling raise many things
+        raise InputError(
+            f"rFID needs torch-fidelity's {INCEPTION_FILE} and it could not be loaded ({error}): put the file at "
+            f"{place}, name its path in --inception, or use --frechet efficientnet-lite0"
+        ) from error
+    return metric.set_dtype(torch.float64).to(device)
+
+
+def evaluate_tokenizer(
+    tokenizer_folder: Path, dataset: str, data: Path, out: Path, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Reconstruct a split and write the figures, with what they were computed on, to the JSON file `out`.
+
+    Raises:
+        InputError: no tokenizer or data there, or weights that are missing.
+    """
+    device = pick_device(config.device)
+    tokenizer = Tokenizer.load(tokenizer_folder, device=config.device)
+    split = open_splits(dataset, data)[config.split]
+    count = min(len(split), config.limit or len(split))
+    net = tokenizer.config
+    rgb = net.channels == 3
+    metrics = TokenizerMetrics(net.modality, net.codebook_size, net.n_labels)
+    frechet = frechet_distance(config.frechet, config.inception, device) if rgb else None
+    lpips = LpipsLoss(config.lpips, config.lpips_trunk).to(device) if rgb and config.lpips != "none" else None
+    sums = {"ssim": 0.0, "lpips": 0.0}
+    for target, output, codes in _reconstructions(tokenizer, split, count):
+        metrics.add(output, target, codes)
+        if net.modality == "segmentation":
+            continue
+        fake_BCHW, real_BCHW = _to_tensor(output, device), _to_tensor(target, device)
+        sums["ssim"] += len(output) * _ssim(fake_BCHW, real_BCHW, 1.0 if net.modality == "depth" else 255.0)
+        if lpips is not None:
+            with torch.inference_mode():
+                sums["lpips"] += len(output) * float(lpips(fake_BCHW / 127.5 - 1, real_BCHW / 127.5 - 1))
+        if frechet is not None:
+            frechet.update(fake_BCHW.to(torch.uint8), real=False)
+            frechet.update(real_BCHW.to(torch.uint8), real=True)
+    figures = {name.removeprefix("val_"): value for name, value in metrics.result().items() if name != "val_loss"}
+    if net.modality != "segmentation":
+        figures["ssim"] = sums["ssim"] / count
+    if lpips is not None:
+        figures[f"lpips_{config.lpips}"] = sums["lpips"] / count
+    if frechet is not None and count > 1:
+        name = "rfid" if config.frechet == "inception" else "frechet_efficientnet_lite0"
+        figures[name] = float(frechet.compute())
+    report = {
+        "figures": figures,
+        "images": count,
+        "split": config.split,
+        "dataset": dataset,
+        "source_sha256": split.source_hash(),
+        "resize": f"centre square, Pillow bicubic to {net.resolution}×{net.resolution} (masks nearest, depth bilinear)",
+        "arithmetic": "float32",
+        "tokenizer": tokenizer.fingerprint,
+        "grid": [net.grid, net.grid],
+        "codebook_size": net.codebook_size,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, report)
+    return report
+
+
+def _reconstructions(tokenizer: Tokenizer, split: Split, count: int) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """Batches of (original, reconstruction, codes)."""
+    modality = tokenizer.config.modality
+    wanted = () if modality == "rgb" else (modality,)
+
+    def read(index: int) -> npt.NDArray[Any]:
+        return split.read(index, tokenizer.config.resolution, conditions=wanted).picture(modality)
+
+    bar = tqdm(total=count, desc="evaluate-tokenizer", unit="image", disable=None)
+    with ThreadPoolExecutor(_THREADS) as pool, bar:
+        for start in range(0, count, _BATCH):
+            pictures = np.stack(list(pool.map(read, range(start, min(count, start + _BATCH)))))
+            codes = tokenizer.encode(list(pictures))
+            yield tokenizer.normalized(pictures), tokenizer.decode(codes), codes
+            bar.update(len(pictures))
+
+
+def _to_tensor(pictures: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """[B, H, W, 3] or [B, H, W] → float32 [B, C, H, W]."""
+    tensor = torch.from_numpy(pictures).to(device).float()
+    return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor.unsqueeze(1)
+
+
+def _ssim(output: Tensor, target: Tensor, peak: float) -> float:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    similarity = structural_similarity_index_measure(output, target, data_range=peak)
+    assert isinstance(similarity, Tensor)
+    return float(similarity)
+
+
+def as_table(report: dict[str, Any]) -> str:
+    """The figures as aligned lines under a heading that says what they are of."""
+    lines = [f"{report['images']} {report['split']} images of {report['dataset']}, {report['resize']}"]
+    return "\n".join(lines + [f"  {name:28} {value:.4f}" for name, value in report["figures"].items()])

@@ -1,0 +1,133 @@
+"""Exchange tokenizers with diffusers: its `VQModel` is the same network under other names, key for key.
+
+Neither direction needs diffusers installed: a folder is a config.json and a safetensors file.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vqgan.checkpoint import load_model, save_model, write_json
+from vqgan.config import ModelConfig, TrainConfig
+from vqgan.errors import InputError
+from vqgan.model import VQGAN
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+# Ours → theirs; the decoder's levels are counted from the other end and are handled apart.
+_RENAMED = (
+    (r"^encoder\.down\.", "encoder.down_blocks."),
+    (r"\.block\.(\d+)\.", r".resnets.\1."),
+    (r"\.attn\.(\d+)\.", r".attentions.\1."),
+    (r"\.downsample\.", ".downsamplers.0."),
+    (r"\.upsample\.", ".upsamplers.0."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"\.norm_out\.", ".conv_norm_out."),
+    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+)
+_PROJECTION = re.compile(r"attentions\.\d+\.to_(q|k|v|out\.0)\.weight$")
+
+
+def _their_name(key: str, levels: int) -> str:
+    key = re.sub(r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.", key)
+    for pattern, replacement in _RENAMED:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _their_config(config: ModelConfig) -> dict[str, Any]:
+    attention = [config.resolution >> level in config.attn_resolutions for level in range(len(config.ch_mult))]
+    return {
+        "_class_name": "VQModel",
+        "act_fn": "silu",
+        "block_out_channels": [config.ch * mult for mult in config.ch_mult],
+        "down_block_types": ["AttnDownEncoderBlock2D" if here else "DownEncoderBlock2D" for here in attention],
+        "in_channels": config.channels,
+        "latent_channels": config.z_channels,
+        "layers_per_block": config.num_res_blocks,
+        "norm_num_groups": 32,
+        "norm_type": "group",
+        "num_vq_embeddings": config.codebook_size,
+        "out_channels": config.channels,
+        "sample_size": config.resolution,
+        "scaling_factor": 1.0,
+        "up_block_types": ["AttnUpDecoderBlock2D" if here else "UpDecoderBlock2D" for here in reversed(attention)],
+        "vq_embed_dim": config.embed_dim,
+    }
+
+
+def export_diffusers(tokenizer: Path, out: Path) -> Path:
+    """Write a tokenizer as a folder that `diffusers.VQModel.from_pretrained` loads; returns the folder.
+
+    Codes on the unit sphere are written normalised: the nearest of them is the same for a latent of any length.
+
+    Raises:
+        InputError: no tokenizer there, or one that VQModel cannot express.
+    """
+    config, model = load_model(tokenizer)
+    net = config.model
+    if net.quantizer not in ("vq", "l2"):
+        raise InputError(f"{tokenizer} has a {net.quantizer} quantiser: diffusers' VQModel has none")
+    if net.ch < 128:
+        raise InputError(f"{tokenizer} has ch {net.ch}: below 128 its GroupNorms differ from diffusers' 32 groups")
+    weights: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        name = _their_name(key, len(net.ch_mult))
+        if name == "quantize.embedding.weight" and net.quantizer == "l2":
+            value = F.normalize(value, dim=1)
+        weights[name] = (value.flatten(1) if _PROJECTION.search(name) else value).contiguous()
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(weights, out / _WEIGHTS, metadata={"format": "pt"})
+    write_json(out / "config.json", _their_config(net))
+    return out
+
+
+def import_diffusers(folder: Path, out: Path) -> Path:
+    """Turn a saved diffusers `VQModel` into a tokenizer folder; returns the folder.
+
+    Raises:
+        InputError: not a VQModel, or one whose network this package does not have.
+    """
+    try:
+        theirs = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / _WEIGHTS)
+        channels, widths = int(theirs["in_channels"]), [int(width) for width in theirs["block_out_channels"]]
+        size = int(theirs["sample_size"])
+        levels = [size >> level for level, kind in enumerate(theirs["down_block_types"]) if "Attn" in kind]
+        config = ModelConfig(
+            modality="rgb" if channels == 3 else "depth" if channels == 1 else "segmentation",
+            n_labels=0 if channels in (1, 3) else channels,
+            resolution=size,
+            ch=widths[0],
+            ch_mult=tuple(width // widths[0] for width in widths),
+            num_res_blocks=int(theirs["layers_per_block"]),
+            attn_resolutions=tuple(levels),
+            z_channels=int(theirs["latent_channels"]),
+            embed_dim=int(theirs["vq_embed_dim"] or theirs["latent_channels"]),
+            codebook_size=int(theirs["num_vq_embeddings"]),
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder} is no saved diffusers VQModel with {_WEIGHTS}: {error!r}") from error
+    known = _their_config(config)
+    odd = [name for name in known if name not in ("vq_embed_dim", "sample_size") and theirs.get(name) != known[name]]
+    if odd:
+        found = ", ".join(f"{name} {theirs.get(name)!r}" for name in odd)
+        raise InputError(f"{folder} is another network than this package's ({found})")
+    model = VQGAN(config)
+    own = model.state_dict()
+    names = {key: _their_name(key, len(config.ch_mult)) for key in own}
+    if set(names.values()) != weights.keys():
+        differing = sorted(set(names.values()) ^ weights.keys())
+        raise InputError(f"{folder / _WEIGHTS} differs from its config in {len(differing)} keys: {differing[0]} …")
+    model.load_state_dict({key: weights[name].view(own[key].shape) for key, name in names.items()})
+    save_model(out, TrainConfig(model=config), model)
+    return out

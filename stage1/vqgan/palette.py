@@ -1,0 +1,59 @@
+"""The palette tokenizer: k-means over the pixels of small pictures (the paper's pixel baseline, after iGPT)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vqgan.checkpoint import save_model
+from vqgan.config import ModelConfig, TrainConfig
+from vqgan.datasets import Split
+from vqgan.errors import InputError
+from vqgan.model import Palette
+
+_PIXELS = 200_000
+"""Pixels that k-means sees: more move no colour visibly."""
+
+
+def fit_palette(
+    split: Split, out: Path, *, colours: int = 512, resolution: int = 32, images: int = 2_000, seed: int = 0
+) -> Path:
+    """Fit a dictionary of RGB colours and write it as a tokenizer folder; one code a pixel.
+
+    Args:
+        split: Training pictures.
+        out: Folder to write.
+        colours: Size of the dictionary.
+        resolution: Side of the pictures, in pixels and in codes.
+        images: Pictures to take pixels from, at most, drawn at random.
+        seed: Seed of the draw and of k-means.
+
+    Raises:
+        InputError: a picture cannot be read, or there are fewer distinct pixels than colours.
+    """
+    from scipy.cluster.vq import kmeans2
+
+    config = ModelConfig(
+        quantizer="palette", resolution=resolution, ch_mult=(1,), attn_resolutions=(), z_channels=3, embed_dim=3,
+        codebook_size=colours,
+    )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(split))[:images]
+    pixels_N3 = np.concatenate(
+        [
+            split.read(int(index), resolution).image.reshape(-1, 3)
+            for index in tqdm(chosen, desc="train-palette", unit="image", disable=None)
+        ]
+    )
+    pixels_N3 = pixels_N3[rng.permutation(len(pixels_N3))[:_PIXELS]]
+    if len(np.unique(pixels_N3, axis=0)) < colours:
+        raise InputError(f"the pictures have fewer than {colours} different colours: choose fewer --colours")
+    centres_K3, _ = kmeans2(pixels_N3.astype(np.float64) / 127.5 - 1, colours, minit="++", rng=rng, iter=20)
+    # Sorted by brightness, so that equal inputs give equal files and a code says something by itself.
+    centres_K3 = centres_K3[np.argsort(centres_K3 @ [0.299, 0.587, 0.114], kind="stable")]
+    model = Palette(config)
+    with torch.no_grad():
+        model.quantize.embedding.weight.copy_(torch.from_numpy(centres_K3))
+    save_model(out, TrainConfig(model=config), model)
+    return out

@@ -1,0 +1,138 @@
+"""Read released CompVis VQGAN checkpoints (taming-transformers): f16/1024, f16/16384, Gumbel f8/8192 and their kin.
+
+The files are Lightning pickles that name classes of packages long gone. They are read by torch's weights-only
+unpickler, which runs nothing from the file, with inert stand-ins for the classes of a few known packages.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqgan.checkpoint import save_model
+from vqgan.config import LossConfig, ModelConfig, TrainConfig
+from vqgan.errors import InputError
+from vqgan.model import VQGAN
+
+_STAND_INS = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "taming", "ldm")
+"""Packages whose classes a training checkpoint may mention; any other unknown class is refused."""
+_PARTS = ("first_stage_model.", "cond_stage_model.", "")
+_DROPPED = ("loss.", "image_key", "colorize")
+"""Beginnings of keys that have no place in a tokenizer: the discriminator, LPIPS, a picture of the label colours."""
+_DDCONFIG = {
+    "ch": "ch", "ch_mult": "ch_mult", "num_res_blocks": "num_res_blocks", "attn_resolutions": "attn_resolutions",
+    "z_channels": "z_channels", "resolution": "resolution",
+}  # fmt: skip
+
+
+class _Inert:
+    """Takes the place of a class that the file mentions: accepts anything, does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def load_pickled_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's `state_dict` (or of the file itself, where it holds nothing else).
+
+    Raises:
+        InputError: no such file, no checkpoint, or one that mentions a class that has no business there.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: pass the downloaded checkpoint, such as last.ckpt")
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is no torch checkpoint: {error}") from error
+    hostile = [name for name in names if name.split(".")[0] not in _STAND_INS]
+    if hostile:
+        raise InputError(
+            f"{path} wants to load {', '.join(sorted(hostile))}, which no VQGAN needs: refused, nothing was run. "
+            "Is the file from a source that you trust?"
+        )
+    stand_ins: list[Any] = [(type(name.rsplit(".", 1)[-1], (_Inert,), {}), name) for name in names]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever the bytes provoke
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise InputError(f"{path} cannot be read as plain weights: {reason}") from error
+    state = data.get("state_dict", data) if isinstance(data, Mapping) else None
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no state_dict of tensors: is it a model's checkpoint?")
+    return dict(state)
+
+
+def read_project_config(path: Path, part: str) -> ModelConfig:
+    """The architecture from a project's yaml; `part` is "first_stage_model.", "cond_stage_model." or "".
+
+    Raises:
+        InputError: the yaml lacks a field, or describes a network that this package does not have.
+    """
+    import yaml
+
+    try:
+        project = yaml.safe_load(path.read_text())
+        params = project["model"]["params"]
+        if part:
+            params = params[part.removesuffix("_model.") + "_config"]["params"]
+        net = dict(params["ddconfig"])
+        values = {ours: net[theirs] for ours, theirs in _DDCONFIG.items()}
+        channels, outputs = int(net["in_channels"]), int(net["out_ch"])
+        sizes: dict[str, Any] = {"embed_dim": int(params["embed_dim"]), "codebook_size": int(params["n_embed"])}
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no VQGAN project yaml (model.params.ddconfig …): {error!r}") from error
+    if net.get("double_z", False) or channels != outputs or int(values["ch"]) < 128:
+        raise InputError(
+            f"{path}: double_z, in_channels ≠ out_ch, or ch below 128 is not a VQGAN that can be imported "
+            f"(double_z {net.get('double_z')}, in_channels {channels}, out_ch {outputs}, ch {values['ch']})"
+        )
+    gumbel = "gumbel" in str(project["model"].get("target", "")).lower() or "kl_weight" in params
+    modality: dict[str, Any] = {3: {}, 1: {"modality": "depth"}}.get(
+        channels, {"modality": "segmentation", "n_labels": channels}
+    )
+    values |= {name: tuple(values[name]) for name in ("ch_mult", "attn_resolutions")}
+    return ModelConfig(**values, **sizes, **modality, quantizer="gumbel" if gumbel else "vq")
+
+
+def import_tokenizer(checkpoint: Path, project: Path, out: Path, part: str | None = None) -> dict[str, Any]:
+    """Turn a released checkpoint and its yaml into a tokenizer folder; returns what was used and what was dropped.
+
+    Args:
+        checkpoint: The `.ckpt` file.
+        project: The project's `.yaml`.
+        out: Folder to write.
+        part: For a transformer's checkpoint, which of its tokenizers: "first_stage" or "cond_stage"; None takes the
+            first stage of a transformer's checkpoint and the whole of a VQGAN's.
+
+    Raises:
+        InputError: as the readers; or a key that is missing, left over or of another shape.
+    """
+    state = load_pickled_weights(checkpoint)
+    prefix = f"{part}_model." if part else next(p for p in _PARTS if any(key.startswith(p) for key in state))
+    mine = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not mine:
+        raise InputError(f"{checkpoint} has no {prefix}* weights: it holds {sorted({k.split('.')[0] for k in state})}")
+    config = read_project_config(project, prefix)
+    dropped = sorted(key for key in mine if key.startswith(_DROPPED))
+    kept = {key: value.float() for key, value in mine.items() if not key.startswith(_DROPPED)}
+    model = VQGAN(config)
+    wanted = model.state_dict()
+    wrong = [f"{key} is missing" for key in wanted.keys() - kept.keys()]
+    wrong += [f"{key} has no place" for key in kept.keys() - wanted.keys()]
+    wrong += [
+        f"{key} is {tuple(kept[key].shape)}, not {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in kept and kept[key].shape != value.shape
+    ]
+    if wrong:
+        raise InputError(f"{checkpoint} does not fit {project} in {len(wrong)} keys: {'; '.join(sorted(wrong)[:3])} …")
+    model.load_state_dict(kept)
+    save_model(out, TrainConfig(model=config, loss=LossConfig(swap_beta=True)), model)
+    return {"tensors": len(kept), "dropped": dropped, "other_parts": len(state) - len(mine), "config": config}
