@@ -18,6 +18,8 @@ from codeshards.format import ShardDataset, ShardError, atomic_write, atomic_wri
 from imagepriors.figures import colorize, picture_grid
 from vqgan.tokenizer import Tokenizer
 
+_MAX_COLUMNS = 16
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
@@ -111,10 +113,13 @@ def sample_grid(samples: Samples, columns: int = 0, *, scale: int = 0) -> Image.
 
     Args:
         samples: What to show.
-        columns: Pictures a row; 0 chooses a near-square grid.
+        columns: Pictures a row; 0 gives each of a few classes a column, else chooses a near-square grid.
         scale: Enlargement; 0 makes every picture about 96 pixels wide.
     """
     scale = scale or max(1, round(96 / samples.pictures.shape[2]))
+    classes = samples.sequence.condition_vocabulary if samples.sequence.condition == "class" else 0
+    if not columns and 1 < classes <= min(_MAX_COLUMNS, len(samples.pictures)):
+        columns = classes
     columns = columns or int(np.ceil(np.sqrt(len(samples.pictures))))
     if samples.condition_pictures is None or samples.originals is None:
         return picture_grid(samples.pictures, columns, scale=scale)
