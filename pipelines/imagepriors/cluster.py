@@ -26,9 +26,12 @@ def train_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path, worke
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    try:
+        import ray
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+    except ImportError as error:
+        raise InputError(f"--workers needs Ray Train: pip install 'ray[train]' ({error})") from error
 
     open_splits(dataset, data)  # a wrong path is found here, not on the cluster
     data, out = data.resolve(), out.resolve()
