@@ -65,6 +65,10 @@ $(RUN)/tokenizer/summary.json: $(if $(filter demo,$(DATASET)),data/demo/demo.jso
 $(RUN)/tokenizer-segmentation/summary.json: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY)
 	$(CLI) train-vqgan --preset $(DATASET)-segmentation $(SOURCE) --out $(@D)
 
+evaluate: $(RUN)/tokenizer/summary.json ## Reconstruction metrics of the tokenizer (PSNR, SSIM, Fréchet, usage)
+	$(NEEDDATA)
+	$(CLI) evaluate-tokenizer $(SOURCE) --tokenizer $(RUN)/tokenizer $(if $(filter evaluate,$(MAKECMDGOALS)),$(SET))
+
 tokenize: $(RUN)/shards/dataset.json ## Encode the dataset into token shards on Ray
 $(RUN)/shards/dataset.json: $(RUN)/tokenizer/summary.json $(SEG) | $(READY)
 	$(NEEDDATA)
@@ -84,6 +88,11 @@ sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
+bench: $(READY) ## Measure stage 1 against taming-transformers on this machine
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6
+	$(CLI) bench $(SET)
+
 check: lint test ## Lint, types, import contracts, tests
 
 lint: $(READY) ## ruff, mypy strict, import contracts
@@ -98,4 +107,5 @@ test: $(READY) ## Run the tests (slow ones: .venv/bin/pytest -m slow)
 clean: ## Remove runs, demo data and caches (keeps .venv)
 	rm -rf runs data build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup quickstart demo-data train-vqgan tokenize train-prior sample report check lint test clean
+.PHONY: help setup quickstart demo-data train-vqgan evaluate tokenize train-prior \
+        sample report bench check lint test clean

@@ -281,6 +281,18 @@ def report(
     return f"open {write_report(run, data, dataset)}"
 
 
+def bench(*, repeats: int = 5, out: Path | None = None) -> str:
+    """Measure stage 1 against taming-transformers on this machine (needs the `peers` extra).
+
+    Args:
+        repeats: Measurements of each contender; the median counts.
+        out: Folder for the table and its figures; default: the package's own results.
+    """
+    from imagepriors.benchmarks.stage1 import run
+
+    return run(repeats, out) if out else run(repeats)
+
+
 COMMANDS: dict[str, Callable[..., str]] = {
     "demo-data": demo_data,
     "train-vqgan": train_vqgan,
@@ -293,6 +305,7 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "train-prior": train_prior,
     "sample": sample,
     "report": report,
+    "bench": bench,
 }
 # Command → (config class, preset table): what `--preset` fills.
 CONFIGS: dict[str, tuple[type[Any], str]] = {

@@ -13,7 +13,7 @@ class EvaluateConfig:
     split: Literal["train", "val"] = "val"
     """Split to reconstruct."""
     limit: int = 0
-    """Images at most, the first ones; 0: all."""
+    """Images at most, evenly over the split; 0: all."""
     lpips: Literal["none", "vgg", "alex", "squeeze"] = "none"
     """Trunk of LPIPS; its weights come from torchvision's cache, or from `lpips_trunk`."""
     lpips_trunk: str = ""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from imagepriors.config import EvaluateConfig
 from vqgan.checkpoint import write_json
-from vqgan.datasets import Split, open_splits
+from vqgan.datasets import Split, open_splits, spread
 from vqgan.errors import InputError
 from vqgan.losses import IMAGENET_MEAN, IMAGENET_STD, LpipsLoss, lite0
 from vqgan.metrics import TokenizerMetrics
@@ -95,7 +95,7 @@ def evaluate_tokenizer(
     frechet = frechet_distance(config.frechet, config.inception, device) if rgb else None
     lpips = LpipsLoss(config.lpips, config.lpips_trunk).to(device) if rgb and config.lpips != "none" else None
     sums = {"ssim": 0.0, "lpips": 0.0}
-    for target, output, codes in _reconstructions(tokenizer, split, count):
+    for target, output, codes in _reconstructions(tokenizer, split, spread(len(split), count)):
         metrics.add(output, target, codes)
         if net.modality == "segmentation":
             continue
@@ -132,7 +132,7 @@ def evaluate_tokenizer(
     return report
 
 
-def _reconstructions(tokenizer: Tokenizer, split: Split, count: int) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+def _reconstructions(tokenizer: Tokenizer, split: Split, indices: list[int]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
     """Batches of (original, reconstruction, codes)."""
     modality = tokenizer.config.modality
     wanted = () if modality == "rgb" else (modality,)
@@ -140,10 +140,10 @@ def _reconstructions(tokenizer: Tokenizer, split: Split, count: int) -> Iterator
     def read(index: int) -> npt.NDArray[Any]:
         return split.read(index, tokenizer.config.resolution, conditions=wanted).picture(modality)
 
-    bar = tqdm(total=count, desc="evaluate-tokenizer", unit="image", disable=None)
+    bar = tqdm(total=len(indices), desc="evaluate-tokenizer", unit="image", disable=None)
     with ThreadPoolExecutor(_THREADS) as pool, bar:
-        for start in range(0, count, _BATCH):
-            pictures = np.stack(list(pool.map(read, range(start, min(count, start + _BATCH)))))
+        for start in range(0, len(indices), _BATCH):
+            pictures = np.stack(list(pool.map(read, indices[start : start + _BATCH])))
             codes = tokenizer.encode(list(pictures))
             yield tokenizer.normalized(pictures), tokenizer.decode(codes), codes
             bar.update(len(pictures))

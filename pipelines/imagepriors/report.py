@@ -12,7 +12,7 @@ from codeprior.config import SampleConfig
 from codeshards.format import ShardDataset, atomic_write, inverse
 from imagepriors.decode import draw_samples, load_shard_tokenizer, sample_grid, save_png
 from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, save_figure, usage_figure
-from vqgan.datasets import open_splits
+from vqgan.datasets import open_splits, spread
 
 _SHOWN = 12
 
@@ -69,7 +69,7 @@ def _data_section(data: Path, dataset: str, run: Path, out: Path) -> dict[str, A
     split = open_splits(dataset, data)["train"]
     size = _picture_size(run)
     names = split.conditions
-    samples = [split.read(i, size, conditions=names) for i in range(min(_SHOWN, len(split)))]
+    samples = [split.read(i, size, conditions=names) for i in spread(len(split), _SHOWN)]
     rows = [np.stack([sample.image for sample in samples])]
     rows += [colorize(np.stack([sample.conditions[name] for sample in samples])) for name in names]
     scale = max(1, 96 // size)
@@ -92,7 +92,8 @@ def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDa
     name = shards.spec.orders[0]
     batch = next(shards.batches("val", ["key", "view", f"codes_{name}"]))
     grid = shards.spec.image
-    rows = np.flatnonzero(batch["view"] == 0)[:_SHOWN]
+    rows = np.flatnonzero(batch["view"] == 0)
+    rows = rows[spread(len(rows), _SHOWN)]
     codes_NT = batch[f"codes_{name}"][rows][:, inverse(name, grid.height, grid.width)]
     index_of = {key: index for index, key in enumerate(split.keys)}
     originals = [split.read(index_of[batch["key"][row]], tokenizer.config.resolution).image for row in rows]

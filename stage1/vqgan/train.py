@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vqgan import checkpoint, distributed
 from vqgan.batches import prefetched
 from vqgan.config import TrainConfig
-from vqgan.datasets import Split
+from vqgan.datasets import Split, spread
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
 from vqgan.trainer import NonFiniteLossError, Trainer
@@ -34,31 +34,35 @@ _EVAL_BATCH = 32
 
 @torch.inference_mode()
 def evaluate(trainer: Trainer, split: Split) -> tuple[TokenizerMetrics, Any, Any]:
-    """Metrics over the validation images in float32, shared out over the ranks; the first originals and outputs."""
-    config, model, device = trainer.config, trainer.shipped.eval(), trainer.device
+    """Metrics over the validation images in float32, shared out over the ranks; some originals and outputs."""
+    config = trainer.config
     metrics = TokenizerMetrics(config.model.modality, config.model.codebook_size, config.model.n_labels)
-    wanted = () if config.model.modality == "rgb" else (config.model.modality,)
-    shown: list[npt.NDArray[Any]] = []
-
-    def read(index: int) -> npt.NDArray[Any]:
-        return split.read(index, config.model.resolution, conditions=wanted).picture(config.model.modality)
-
-    mine = range(distributed.rank(), min(len(split), config.eval_images or len(split)), distributed.world())
+    mine = spread(len(split), config.eval_images or len(split))[distributed.rank() :: distributed.world()]
     with ThreadPoolExecutor(config.reader_threads) as pool:
         for start in range(0, len(mine), _EVAL_BATCH):
-            pictures = list(pool.map(read, mine[start : start + _EVAL_BATCH]))
-            x = to_input(pictures, config.model).to(device, memory_format=torch.channels_last)
-            codes = model.encode(x)
-            decoded = model.decode(codes)
+            x, decoded, codes = _reconstruct(trainer, split, mine[start : start + _EVAL_BATCH], pool)
             loss = reconstruction_loss(decoded, x, config.model, config.loss.l2_weight)
             if trainer.perceptual is not None:
                 loss = loss + config.loss.perceptual_weight * trainer.perceptual(decoded, x)
             output, target = to_pictures(decoded, config.model), to_pictures(x, config.model)
             metrics.add(output, target, codes.cpu().numpy(), loss=float(loss))
-            if not shown:
-                shown = [target[:_GRID_IMAGES], output[:_GRID_IMAGES]]
-    metrics.reduce(device)
-    return metrics, *(shown or (None, None))
+        x, decoded, _ = _reconstruct(trainer, split, spread(len(split), _GRID_IMAGES), pool)
+    metrics.reduce(trainer.device)
+    return metrics, to_pictures(x, config.model), to_pictures(decoded, config.model)
+
+
+def _reconstruct(
+    trainer: Trainer, split: Split, indices: list[int], pool: ThreadPoolExecutor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, reconstruction and codes of a few validation images."""
+    net, model = trainer.config.model, trainer.shipped.eval()
+    wanted = () if net.modality == "rgb" else (net.modality,)
+    pictures = pool.map(
+        lambda index: split.read(index, net.resolution, conditions=wanted).picture(net.modality), indices
+    )
+    x = to_input(list(pictures), net).to(trainer.device, memory_format=torch.channels_last)
+    codes = model.encode(x)
+    return x, model.decode(codes), codes
 
 
 def save_grid(path: Path, originals: npt.NDArray[Any], outputs: npt.NDArray[Any]) -> None:

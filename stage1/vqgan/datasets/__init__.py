@@ -7,11 +7,11 @@ indexing reads one sample from disk. Splits are picklable and safe to read from 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vqgan.datasets.base import Item, Sample, Split, hold_out
+from vqgan.datasets.base import Item, Sample, Split, hold_out, spread
 from vqgan.datasets.layouts import ade20k, deepfashion, demo, image_folder, imagenet_depth
 from vqgan.errors import InputError
 
-__all__ = ["DATASETS", "Item", "Sample", "Split", "open_splits"]
+__all__ = ["DATASETS", "Item", "Sample", "Split", "open_splits", "spread"]
 
 DATASETS: Mapping[str, Callable[[Path], dict[str, Split]]] = {
     "ade20k": ade20k,

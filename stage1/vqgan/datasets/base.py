@@ -117,6 +117,12 @@ class Split:
         return Sample(key=item.key, image=pixels, label=item.label, conditions=arrays)
 
 
+def spread(total: int, count: int) -> list[int]:
+    """`count` indices evenly over 0 … total - 1, or all of them: splits are sorted by class, so the first are alike."""
+    indices: list[int] = np.linspace(0, total - 1, min(total, count)).round().astype(int).tolist()
+    return indices
+
+
 def resize_crop(
     image: Image.Image, size: int, resampling: Image.Resampling, mirror: bool, window: Window = CENTRE
 ) -> Array:
