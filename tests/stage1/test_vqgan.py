@@ -187,7 +187,7 @@ def test_discriminator_learns_to_tell_noise_from_flat_pictures(kind):
     first = None
     for _ in range(40):
         loss = discriminator_loss(kind, disc(torch.zeros(4, 3, 32, 32)), disc(torch.randn(4, 3, 32, 32)))
-        first = first or float(loss)
+        first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -276,12 +276,6 @@ def test_plain_pyarrow_reads_a_shard(shard_path: Path) -> None:
     assert table["label"].to_pylist() == [None if i % 5 == 4 else i % 3 for i in range(20)]
 
 
-def test_polars_reads_a_shard(shard_path: Path) -> None:
-    polars = pytest.importorskip("polars")
-    frame = polars.read_parquet(shard_path)
-    assert frame["codes_row_major"].to_numpy().tolist() == make_rows(20)["codes_NHW"].reshape(20, 16).tolist()
-
-
 def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     records = [write_shard(tmp_path / n, SPEC.rows_to_table(**make_rows(50))) for n in ("a.parquet", "b.parquet")]
     assert records[0] == records[1]
