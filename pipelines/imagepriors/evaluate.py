@@ -63,7 +63,7 @@ def frechet_distance(features: str, weights: str, device: torch.device) -> Any:
     if features == "none":
         return None
     if features == "efficientnet-lite0":
-        return FrechetInceptionDistance(feature=Lite0Features().eval()).set_dtype(torch.float64).to(device)
+        return FrechetInceptionDistance(feature=Lite0Features().eval()).to(device)
     place = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
     if weights and not place.is_file():
         raise InputError(f"inception: {place} does not exist: it should be torch-fidelity's {INCEPTION_FILE}")
@@ -74,7 +74,7 @@ def frechet_distance(features: str, weights: str, device: torch.device) -> Any:
             f"rFID needs torch-fidelity's {INCEPTION_FILE} and it could not be loaded ({error}): put the file at "
             f"{place}, name its path in --inception, or use --frechet efficientnet-lite0"
         ) from error
-    return metric.set_dtype(torch.float64).to(device)
+    return metric.to(device)
 
 
 def evaluate_tokenizer(
