@@ -214,7 +214,7 @@ def _save_evidence(trainer: Trainer, batch: Tensor, run: Path) -> Path:
 
 
 def _truncate_log(path: Path, step: int) -> None:
-    """Drop lines past the checkpoint that a run continues from, so that no step is logged twice."""
+    """Drop lines past the checkpoint that a run continues from, and one that a kill cut short."""
     if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        whole = (line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))
+        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -244,6 +246,36 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(splits, tmp_path, c
     assert list((tmp_path / "parts" / "tensorboard").iterdir())
     for name, value in load_model(tmp_path / "whole")[1].state_dict().items():
         assert torch.equal(value, load_model(tmp_path / "parts")[1].state_dict()[name]), name
+
+
+def test_run_killed_at_a_random_moment_loses_only_what_its_last_checkpoint_lacks(splits, tmp_path):
+    every, config = 3, tiny_config(steps=18, checkpoint_every=3)
+
+    def start(out):
+        process = multiprocessing.get_context("spawn").Process(target=train, args=(config, splits, out))
+        process.start()
+        return process
+
+    process = start(tmp_path / "killed")
+    while process.is_alive() and not list_checkpoints(tmp_path / "killed"):
+        time.sleep(0.01)
+    time.sleep(np.random.default_rng().uniform(0, 0.5))
+    process.kill()
+    process.join()
+    log = tmp_path / "killed" / "metrics.jsonl"
+    logged = max((json.loads(line)["step"] for line in log.read_text().splitlines()), default=0)
+    with log.open("a") as file:
+        file.write('{"step": 1, "lo')  # what a power cut may leave
+    saved = int(list_checkpoints(tmp_path / "killed")[-1].name.removeprefix("step-"))
+    assert logged - saved <= every  # the step after a checkpoint begins only when it is whole
+    for out in ("killed", "whole"):
+        process = start(tmp_path / out)
+        process.join()
+        assert process.exitcode == 0
+    killed, whole = (load_model(tmp_path / out)[1].state_dict() for out in ("killed", "whole"))
+    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+    summary = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert summary["steps"] == 18
 
 
 def test_one_step_follows_the_weighted_sum_of_the_terms():
