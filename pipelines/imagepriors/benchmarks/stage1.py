@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from vqgan.checkpoint import save_model
@@ -54,19 +55,28 @@ def _pictures(count: int, seed: int = 0) -> list[Any]:
     return list(np.random.default_rng(seed).integers(0, 256, (count, 256, 256, 3), dtype=np.uint8))
 
 
-def _timed(work: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of `work`, after two calls that are not counted."""
+def _seconds(work: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each call of `work`, after two calls that are not counted."""
     seconds = []
-    for repeat in range(repeats + 2):
+    for _ in range(repeats + 2):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         start = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if repeat > 1:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        seconds.append(time.perf_counter() - start)
+    return seconds[2:]
+
+
+def _matmul_share(work: Callable[[], Any], seconds: float, device: str, precision: str) -> float:
+    """FLOPs per second of `work` over those of a large matrix product in the same process and precision."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    size = 8192 if device == "cuda" else 3072
+    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, precision))
+    product = min(_seconds(lambda: matrix @ matrix, 5))
+    return float(counter.get_total_flops() / seconds / (2 * size**3 / product))
 
 
 def _autocast(device: str, precision: str) -> Any:
@@ -98,7 +108,7 @@ def train_taming(device: str, precision: str, repeats: int) -> dict[str, Any]:
             loss.backward()
             optimizer.step()
 
-    return {"seconds": _timed(step, repeats), "images": len(x)}
+    return {"seconds": statistics.median(_seconds(step, repeats)), "images": len(x)}
 
 
 def train_ours(device: str, precision: str, repeats: int) -> dict[str, Any]:
@@ -114,7 +124,7 @@ def train_ours(device: str, precision: str, repeats: int) -> dict[str, Any]:
         loss = LossConfig(perceptual="lpips-vgg", trunk=str(trunk), disc_start=0)
         trainer = Trainer(TrainConfig(loss=loss, batch_size=batch, precision=precision))  # type: ignore[arg-type]
     x = torch.from_numpy(np.stack(_pictures(batch))).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return {"seconds": _timed(lambda: trainer.step(x), repeats), "images": batch}
+    return {"seconds": statistics.median(_seconds(lambda: trainer.step(x), repeats)), "images": batch}
 
 
 def _weights() -> VQGAN:
@@ -144,7 +154,8 @@ def encode_taming(device: str, precision: str, repeats: int) -> dict[str, Any]:
         with _autocast(device, precision):
             return model.encode(x)[2][2]
 
-    return {"seconds": _timed(encode, repeats), "images": batch, "codes": encode().flatten().tolist()}
+    seconds = statistics.median(_seconds(encode, repeats))
+    return {"seconds": seconds, "images": batch, "codes": encode().flatten().tolist()}
 
 
 def encode_ours(device: str, precision: str, repeats: int) -> dict[str, Any]:
@@ -154,8 +165,10 @@ def encode_ours(device: str, precision: str, repeats: int) -> dict[str, Any]:
         tokenizer = Tokenizer.load(Path(folder), precision=precision)  # type: ignore[arg-type]
     batch = _ENCODE_BATCH[device]
     pictures = _pictures(batch)
-    seconds = _timed(lambda: tokenizer.encode(pictures), repeats)
-    return {"seconds": seconds, "images": batch, "codes": tokenizer.encode(pictures).ravel().tolist()}
+    seconds = statistics.median(_seconds(lambda: tokenizer.encode(pictures), repeats))
+    share = _matmul_share(lambda: tokenizer.encode(pictures), seconds, device, precision)
+    codes = tokenizer.encode(pictures).ravel().tolist()
+    return {"seconds": seconds, "images": batch, "matmul_share": share, "codes": codes}
 
 
 def _contender(job: str, precision: str, repeats: int) -> None:
@@ -187,12 +200,13 @@ def run(repeats: int = 5, out: Path = _RESULTS) -> str:
     exact = results["encode, taming as published, float32"]["codes"]
     lines = [
         f"Stage 1, f16/1024 at 256×256 on {device}, torch {torch.__version__}, median of {repeats}; `make bench`.",
-        "Random weights. Train: "
+        "Of matmul speed: FLOPs per second over those of a large matrix product in the same process and precision "
+        "(above 100%: convolutions that save multiplications). Random weights. Train: "
         f"batch {_TRAIN_BATCH['cuda' if cuda else 'cpu']}, autoencoder + LPIPS (VGG) + discriminator. "
         f"Encode: batch {_ENCODE_BATCH['cuda' if cuda else 'cpu']}.",
         "",
-        "| | images/s | × published | peak GiB | codes as published |",
-        "|---|---|---|---|---|",
+        "| | images/s | × published | of matmul speed | peak GiB | codes as published |",
+        "|---|---|---|---|---|---|",
     ]
     base = {task: next(r for n, r in results.items() if n.startswith(task)) for task in ("train", "encode")}
     for name, result in results.items():
@@ -200,7 +214,8 @@ def run(repeats: int = 5, out: Path = _RESULTS) -> str:
         ratio = base[name.partition(",")[0]]["seconds"] / result["seconds"]
         codes = result.pop("codes", None)
         share = f"{np.mean(np.equal(codes, exact)):.1%}" if codes else ""
-        lines.append(f"| {name} | {speed:.3g} | {ratio:.2f} | {result['peak_gib']:.1f} | {share} |")
+        limit = f"{result['matmul_share']:.0%}" if "matmul_share" in result else ""
+        lines.append(f"| {name} | {speed:.3g} | {ratio:.2f} | {limit} | {result['peak_gib']:.1f} | {share} |")
     table = "\n".join(lines) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     stem = "stage1-" + ("".join(c if c.isalnum() else "-" for c in device.lower()) if cuda else "cpu")
