@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vqgan.config import DiscLoss, LossConfig, ModelConfig
 from vqgan.errors import InputError
+from vqgan.groupnorm import GroupNorm
 
 # torchvision's file names of the LPIPS trunks.
 TRUNK_FILES = {
@@ -126,7 +127,7 @@ class PatchDiscriminator(nn.Module):
             # GroupNorm where the original has BatchNorm: no running statistics to keep equal over ranks.
             parts += [
                 nn.Conv2d(width, wider, 4, stride, 1, bias=False),
-                nn.GroupNorm(8, wider),
+                GroupNorm(8, wider),
                 nn.LeakyReLU(0.2),
             ]
             width = wider

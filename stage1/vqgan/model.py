@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqgan.config import LossConfig, ModelConfig
+from vqgan.groupnorm import GroupNorm
 from vqgan.quantize import GumbelQuantizer, VectorQuantizer
 
 
-def norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int) -> GroupNorm:
     """GroupNorm, eps 1e-6: 32 groups as published, fewer in narrow models so that a group has 4 channels or more.
 
     One channel a group would be instance normalisation, which erases each picture's flat colours.
     """
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+    return GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):

@@ -1,5 +1,6 @@
 """The VQGAN: architecture, quantiser, losses, training, resuming, the tokenizer interface."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -21,6 +22,7 @@ from vqgan.checkpoint import fingerprint, list_checkpoints, load_model, save_mod
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, from_dict
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
+from vqgan.groupnorm import GroupNorm
 from vqgan.losses import EfficientNetLite0Loss, LpipsLoss, PatchDiscriminator, adaptive_weight, discriminator_loss
 from vqgan.metrics import TokenizerMetrics
 from vqgan.model import VQGAN
@@ -432,3 +434,24 @@ def test_unknown_fields_are_refused():
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_parse(name):
     assert isinstance(from_dict(TrainConfig, load_preset(name, "vqgan")), TrainConfig)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_groupnorm_in_bfloat16_is_as_exact_as_pytorchs(mean):
+    torch.manual_seed(0)
+    ours = GroupNorm(4, 16)
+    torch.nn.init.normal_(ours.weight)
+    x = (torch.randn(2, 16, 24, 20) + mean).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    upstream = torch.randn_like(x)
+
+    def gradients(norm, x):
+        y = norm(x)
+        return [y, *torch.autograd.grad(y, [x, norm.weight, norm.bias], upstream.to(x.dtype))]
+
+    theirs = torch.nn.GroupNorm(4, 16)
+    theirs.load_state_dict(ours.state_dict())
+    exact = gradients(copy.deepcopy(theirs).double(), x.detach().double().requires_grad_())
+    for mine, native, truth in zip(gradients(ours, x), gradients(theirs, x), exact, strict=True):
+        assert mine.dtype == native.dtype
+        error, native_error = ((part.double() - truth).norm() / truth.norm() for part in (mine, native))
+        assert error < max(1.5 * native_error, 0.004)  # bfloat16 rounds by up to 0.004
