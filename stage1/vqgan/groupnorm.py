@@ -41,7 +41,7 @@ class _GroupNorm(torch.autograd.Function):
         of_weight_BC, of_bias_BC = _sum_pixels(grad * normal), _sum_pixels(grad)
 
         def group_mean(per_channel_BC: Tensor) -> Tensor:
-            means = (per_channel_BC * weight.float()).view(b, ctx.groups, -1).mean(2) / (height * width)
+            means: Tensor = (per_channel_BC * weight.float()).view(b, ctx.groups, -1).mean(2) / (height * width)
             return means.repeat_interleave(c // ctx.groups, 1)
 
         scale_BC = rstd.float().view(b, -1).repeat_interleave(c // ctx.groups, 1)
@@ -61,4 +61,5 @@ def _sum_pixels(x_BCHW: Tensor) -> Tensor:
     """Sums over H and W as float32 [B, C]: a matrix product, which accumulates in float32."""
     flat = x_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
     ones = torch.ones(len(flat), 1, flat.shape[1], dtype=flat.dtype, device=flat.device)
-    return torch.matmul(ones, flat).squeeze(1).float()
+    sums: Tensor = torch.matmul(ones, flat).squeeze(1).float()
+    return sums
