@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vqgan import distributed
 from vqgan.config import TrainConfig
-from vqgan.datasets import Split
+from vqgan.datasets import CENTRE, Split, View
 from vqgan.modalities import to_input
 
 
@@ -24,7 +24,7 @@ def training_pictures(
     same pictures.
 
     Raises:
-        InputError: a file cannot be decoded.
+        InputError: ten files in a row cannot be decoded.
     """
     size = config.batch_size
     epoch, position = divmod(step, max(1, len(split) // size))
@@ -40,14 +40,9 @@ def training_pictures(
     wanted = () if model.modality == "rgb" else (model.modality,)
 
     def read(place: int) -> npt.NDArray[Any]:
-        scale, x, y = windows[place].tolist() if config.crop_scale else (1.0, 0.5, 0.5)
-        sample = split.read(
-            int(indices[place]),
-            model.resolution,
-            mirror=bool(mirrored[place]),
-            conditions=wanted,
-            window=(scale, x, y),
-        )
+        view = View(*windows[place].tolist()) if config.crop_scale else CENTRE
+        view = view._replace(mirror=bool(mirrored[place]))
+        sample = split.read_good(int(indices[place]), model.resolution, conditions=wanted, view=view)
         picture = sample.picture(model.modality)
         if not config.crop:
             return picture

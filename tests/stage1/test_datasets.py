@@ -6,7 +6,7 @@ from PIL import Image
 
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.demo.scenes import CLASS_NAMES, render_scene
-from vqgan.datasets import DATASETS, open_splits
+from vqgan.datasets import DATASETS, open_splits, views_of
 from vqgan.errors import InputError
 
 
@@ -50,7 +50,7 @@ def test_each_layout_is_read_by_its_reader(demo, name, folder, conditions):
 
 def test_mirror_flips_image_and_conditions_together(demo):
     data = open_splits("demo", demo)["train"]
-    plain, mirrored = (data.read(0, 32, mirror=m, conditions=("segmentation", "depth")) for m in (False, True))
+    plain, mirrored = data.read_views(0, 32, views_of(2), conditions=("segmentation", "depth"))
     np.testing.assert_array_equal(plain.image[:, ::-1], mirrored.image)
     for name in plain.conditions:
         np.testing.assert_array_equal(plain.conditions[name][:, ::-1], mirrored.conditions[name])
@@ -85,7 +85,7 @@ def test_dotted_names_become_dot_free_keys(tmp_path):
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / split / "a.b.png")
-    assert open_splits("folder", tmp_path)["train"].keys == ["a_b"]
+    assert open_splits("folder", tmp_path)["train"].keys == ["a%2Eb"]
 
 
 def test_bad_files_are_named(tmp_path):

@@ -20,7 +20,8 @@ from codeshards.format import MANIFEST_FILE, GridSpec, PlannedShard, ShardDatase
 from codeshards.job import tokenize
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
-from vqgan.datasets import Split, open_splits
+from vqgan.datasets import Item, Split, open_splits
+from vqgan.datasets.files import File
 from vqgan.model import VQGAN
 from vqgan.tokenizer import Tokenizer
 
@@ -120,11 +121,11 @@ def test_dead_worker_costs_nothing_but_time(data, tokenizer, undisturbed, tmp_pa
         "import os, pathlib\nimport codeshards.job as job\nfrom codeshards.config import TokenizeConfig\n"
         f"marker = pathlib.Path({str(tmp_path / 'died')!r})\n"
         "class Mortal(job._Worker):\n"
-        "    def encode(self, task):\n"
+        "    def run(self, task):\n"
         "        if task.shard.index == 3 and not marker.exists():\n"
         "            marker.touch()\n"
         "            os.kill(os.getpid(), 9)\n"
-        "        return super().encode(task)\n"
+        "        return super().run(task)\n"
         "job._Worker = Mortal\n"
         "c = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=2)\n"
         f"job.tokenize(c, dataset='folder', data=pathlib.Path({str(data)!r}), "
@@ -165,8 +166,9 @@ def test_missing_condition_and_wrong_modality_are_refused(data, tokenizer, tmp_p
 
 def test_bad_sample_costs_its_own_row_and_is_named(data, tokenizer, tmp_path):
     items = open_splits("folder", data)["val"].items
-    (tmp_path / "broken.png").write_bytes(items[1].image.read_bytes()[:60])
-    items = [items[0], type(items[0])(key="broken", image=tmp_path / "broken.png"), *items[2:]]
+    with items[1].image.open() as file:
+        (tmp_path / "broken.png").write_bytes(file.read()[:60])
+    items = [items[0], Item(key="broken", image=File(str(tmp_path / "broken.png"))), *items[2:]]
     encoder = Tokenizer.load(tokenizer, device="cpu")
     spec = ShardSpec(image=GridSpec(height=8, width=8, codebook_size=64, fingerprint=encoder.fingerprint))
     shard = PlannedShard(split="val", index=0, start=0, stop=6)

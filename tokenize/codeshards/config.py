@@ -18,8 +18,10 @@ class TokenizeConfig:
 
     orders: tuple[OrderName, ...] = ORDER_NAMES
     """Sequence orders, one column each."""
-    views: Literal[1, 2] = 1
-    """Rows of a sample: 1 is the centre crop, 2 adds its mirror. Part of the plan."""
+    views: Literal[1, 2, 12] = 1
+    """Rows of a sample: 1 is the centre crop, 2 adds its mirror, 12 adds the ten-crop. Part of the plan."""
+    draft: bool = False
+    """Let the JPEG decoder shrink large photos: faster from twice the resolution on, other pixels. Part of the plan."""
     shard_rows: int = 4096
     """Rows of a shard, the unit of work and of what a killed worker loses. Part of the plan."""
     shuffle_seed: int = 0
@@ -46,7 +48,9 @@ class TokenizeConfig:
         """Check every field."""
         for name in ("shard_rows", "batch_size", "threads", "decode_threads", "max_attempts"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "choose 1 or more")
-        _require(self.views in (1, 2), "views", self.views, "choose 1 (centre crop) or 2 (and its mirror)")
+        _require(
+            self.views in (1, 2, 12), "views", self.views, "choose 1 (centre), 2 (and mirror) or 12 (and ten-crop)"
+        )
         _require(self.workers >= 0, "workers", self.workers, "choose 0 (automatic) or a number of processes")
         _require(self.shuffle_seed >= 0, "shuffle_seed", self.shuffle_seed, "choose 0 or more")
         _require(0 <= self.max_failure_rate <= 1, "max_failure_rate", self.max_failure_rate, "choose 0 … 1")
@@ -68,6 +72,7 @@ class TokenizeConfig:
         return {
             "batch_size": self.batch_size,
             "device": device,
+            "draft": self.draft,
             "precision": self.precision,
             "threads": self.threads,
         }

@@ -20,7 +20,7 @@ import torch
 
 from codeshards.config import TokenizeConfig
 from codeshards.format import Failure, PlannedShard, ShardSpec, Sidecar, row_key, sidecar_path, write_shard
-from vqgan.datasets import Sample, Split
+from vqgan.datasets import Sample, Split, views_of
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
@@ -91,8 +91,8 @@ def encode_shard(
             break
         failures += [sample for sample in batch if isinstance(sample, Failure)]
         with _timed(durations_s, "encode"):
-            good = [sample for sample in batch if isinstance(sample, Sample)]
-            failures += _encode_batch(good, tokenizers, config.views, rows)
+            good = [sample for sample in batch if not isinstance(sample, Failure)]
+            failures += _encode_batch(good, tokenizers, rows)
     path = task.shard.path(out, ".parquet")
     with _timed(durations_s, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,11 +121,11 @@ class _Rows:
     views: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
 
-    def add(self, samples: Sequence[Sample], views: int, codes: Mapping[str, npt.NDArray[np.uint16]]) -> None:
-        for sample in samples:
-            self.keys += [row_key(sample.key, view) for view in range(views)]
-            self.views += range(views)
-            self.labels += [-1 if sample.label is None else sample.label] * views
+    def add(self, samples: Sequence[Sequence[Sample]], codes: Mapping[str, npt.NDArray[np.uint16]]) -> None:
+        for view, sample in ((view, sample) for sample_views in samples for view, sample in enumerate(sample_views)):
+            self.keys.append(row_key(sample.key, view))
+            self.views.append(view)
+            self.labels.append(-1 if sample.label is None else sample.label)
         for name, codes_Nhw in codes.items():
             self.codes[name].append(codes_Nhw)
 
@@ -141,52 +141,48 @@ class _Rows:
 
 def _read_ahead(
     samples: Split, size_px: int, conditions: Sequence[str], config: TokenizeConfig
-) -> Iterator[list[Sample | Failure]]:
+) -> Iterator[list[list[Sample] | Failure]]:
     """The batches in planned order; threads read the next ones while the caller encodes."""
     step = config.batch_samples
-    pending: deque[list[Future[Sample | Failure]]] = deque()
+    pending: deque[list[Future[list[Sample] | Failure]]] = deque()
     with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode") as pool:
         for start in range(0, len(samples), step):
             indices = range(start, min(start + step, len(samples)))
-            pending.append([pool.submit(_read, samples, index, size_px, conditions) for index in indices])
+            pending.append([pool.submit(_read, samples, index, size_px, conditions, config) for index in indices])
             if len(pending) > _BATCHES_AHEAD:
                 yield [future.result() for future in pending.popleft()]
         while pending:
             yield [future.result() for future in pending.popleft()]
 
 
-def _read(samples: Split, index: int, size_px: int, conditions: Sequence[str]) -> Sample | Failure:
+def _read(
+    samples: Split, index: int, size_px: int, conditions: Sequence[str], config: TokenizeConfig
+) -> list[Sample] | Failure:
+    """All views of one sample, decoded once."""
     try:
-        return samples.read(index, size_px, conditions=conditions)
+        return samples.read_views(index, size_px, views_of(config.views), conditions=conditions, draft=config.draft)
     except MemoryError:
         raise  # the machine's fault, not the sample's
     except Exception as error:  # noqa: BLE001 - decoders raise anything on broken files, and one must not stop millions
         return Failure(samples.keys[index], str(error) or repr(error))
 
 
-def _encode_batch(samples: list[Sample], tokenizers: Mapping[str, Tokenizer], views: int, rows: _Rows) -> list[Failure]:
+def _encode_batch(samples: list[list[Sample]], tokenizers: Mapping[str, Tokenizer], rows: _Rows) -> list[Failure]:
     """Encode a batch into ``rows``; returns the samples that a tokenizer refuses, e.g. for a label it lacks."""
     if not samples:
         return []
     try:
         codes = {
-            name: tokenizer.encode(
-                [view for sample in samples for view in _views(sample.picture(tokenizer.config.modality), views)]
-            )
+            name: tokenizer.encode([view.picture(tokenizer.config.modality) for views in samples for view in views])
             for name, tokenizer in tokenizers.items()
         }
     except InputError as error:
         if len(samples) == 1:
-            return [Failure(samples[0].key, str(error))]
+            return [Failure(samples[0][0].key, str(error))]
         # Which one it was is found by encoding each alone: a function of the data only, as bytes must be.
-        return [failure for sample in samples for failure in _encode_batch([sample], tokenizers, views, rows)]
-    rows.add(samples, views, codes)
+        return [failure for sample in samples for failure in _encode_batch([sample], tokenizers, rows)]
+    rows.add(samples, codes)
     return []
-
-
-def _views(picture_HWx: npt.NDArray[Any], views: int) -> list[npt.NDArray[Any]]:
-    """View 0 is the picture, view 1 its mirror: the same pixels as reading it mirrored, decoded once."""
-    return [picture_HWx, np.ascontiguousarray(picture_HWx[:, ::-1])][:views]
 
 
 @contextlib.contextmanager

@@ -1,20 +1,16 @@
-"""The Ray job: disposable actors pull planned shards; the driver requeues what a dead actor held.
+"""The tokenize job: a dataset and tokenizers in, token shards out.
 
-Actors never restart by themselves: with endless restarts a lost node stalls the job. Whatever dies, a shard is
-either whole (its sidecar is there) or made again, and its bytes depend on the plan alone.
+Whatever dies on the way, a shard is either whole (its sidecar is there) or made again, and its bytes depend on the
+plan alone.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-from tqdm import tqdm
+from typing import Literal
 
 from codeshards.config import TokenizeConfig
 from codeshards.encode import IMAGE, ShardTask, encode_shard, fix_arithmetic
@@ -22,7 +18,6 @@ from codeshards.format import (
     MANIFEST_FILE,
     GridSpec,
     Manifest,
-    Plan,
     PlannedShard,
     ShardError,
     ShardSpec,
@@ -34,14 +29,12 @@ from codeshards.format import (
     shard_is_done,
     sidecar_path,
 )
+from codeshards.pool import run_shards
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.datasets import Split, open_splits
 
 log = logging.getLogger(__name__)
-
-# glibc would otherwise return every large activation to the kernel and fault its pages in anew: 1.7× slower.
-_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 def tokenize(
@@ -100,7 +93,25 @@ def tokenize(
         return Manifest.load(out)
     _copy_tokenizers(tokenizers, out)
     if missing:
-        _encode_all(config, plan, missing, splits, spec, tokenizers, out)
+        plan_hash = plan.hash
+
+        def task_of(shard: PlannedShard) -> ShardTask:
+            samples = splits[shard.split].subset(plan.sample_indices(shard))
+            return ShardTask(shard=shard, plan_hash=plan_hash, samples=samples)
+
+        device, folders = _device(config), {name: path.resolve() for name, path in tokenizers.items()}
+        run_shards(
+            missing,
+            task_of,
+            _Worker,
+            (config, spec, folders, out.resolve(), device),
+            name="tokenize",
+            device=device,
+            workers=config.workers,
+            threads=config.threads,
+            decode_threads=config.decode_threads,
+            max_attempts=config.max_attempts,
+        )
     sidecars = [Sidecar.load(sidecar_path(out, shard)) for shard in plan.shards]
     _check_failures(sidecars, config.max_failure_rate, out)
     classes = next(iter(splits.values())).class_names
@@ -181,91 +192,6 @@ def _check_failures(sidecars: list[Sidecar], allowed: float, out: Path) -> None:
         )
 
 
-class _Pool:
-    """Actors and the shards that they hold."""
-
-    def __init__(self, ray: Any, actor: Any, arguments: tuple[Any, ...]) -> None:
-        self._ray, self._actor, self._arguments = ray, actor, arguments
-        self.running: dict[Any, tuple[Any, PlannedShard]] = {}
-
-    def start(self, task: ShardTask, worker: Any | None = None) -> None:
-        worker = worker or self._actor.remote(*self._arguments)
-        self.running[worker.encode.remote(task)] = (worker, task.shard)
-
-    def next_done(self) -> tuple[Any, Any, PlannedShard]:
-        """Wait for one shard: (result reference, its worker, the shard)."""
-        (reference, *_), _ = self._ray.wait(list(self.running), num_returns=1)
-        return (reference, *self.running.pop(reference))
-
-    def kill(self) -> None:
-        for worker, _ in self.running.values():
-            self._ray.kill(worker)
-
-
-def _encode_all(
-    config: TokenizeConfig,
-    plan: Plan,
-    missing: list[PlannedShard],
-    splits: Mapping[str, Split],
-    spec: ShardSpec,
-    tokenizers: Mapping[str, Path],
-    out: Path,
-) -> None:
-    ray = _import_ray()
-    device = _device(config)
-    started_here = not ray.is_initialized()
-    if started_here:
-        _start_ray(ray, config)
-    plan_hash = plan.hash
-
-    def task_of(shard: PlannedShard) -> ShardTask:
-        split = splits[shard.split]
-        samples = Split([split.items[index] for index in plan.sample_indices(shard)], split.class_names)
-        return ShardTask(shard=shard, plan_hash=plan_hash, samples=samples)
-
-    resources = {"num_gpus": 1, "num_cpus": config.decode_threads} if device == "cuda" else {"num_cpus": config.threads}
-    # A machine with fewer cores than `threads` still gets a worker: more threads than cores are only slower.
-    cores = ray.cluster_resources().get("CPU", 1)
-    resources["num_cpus"] = int(max(1, min(resources["num_cpus"], cores)))
-    folders = {name: path.resolve() for name, path in tokenizers.items()}
-    actor = ray.remote(max_restarts=0, max_task_retries=0, **resources)(_Worker)
-    pool = _Pool(ray, actor, (config, spec, folders, out.resolve(), device))
-    try:
-        _drain(ray, pool, deque(missing), task_of, _worker_count(ray, config, device, resources), config.max_attempts)
-    finally:
-        pool.kill()
-        if started_here:
-            ray.shutdown()
-
-
-def _drain(ray: Any, pool: _Pool, queue: deque[PlannedShard], task_of: Any, workers: int, max_attempts: int) -> None:
-    """Run all shards; the shard of a worker that died goes back into the queue, with a new worker."""
-    deaths: Counter[PlannedShard] = Counter()
-    bar = tqdm(total=sum(shard.samples for shard in queue), desc="tokenize", unit="image", disable=None)
-    with bar:
-        while queue or pool.running:
-            while queue and len(pool.running) < workers:
-                pool.start(task_of(queue.popleft()))
-            reference, worker, shard = pool.next_done()
-            try:
-                ray.get(reference)
-            except ray.exceptions.RayActorError as error:
-                deaths[shard] += 1
-                if deaths[shard] >= max_attempts:
-                    raise ShardError(
-                        f"the worker of {shard.split}/{shard.name} died {deaths[shard]} times (out of memory?): "
-                        "use fewer workers or a smaller batch_size, and run again; finished shards are kept"
-                    ) from error
-                log.warning("a worker died; %s/%s goes to another", shard.split, shard.name)
-                queue.appendleft(shard)
-            except ray.exceptions.RayTaskError as error:
-                raise ShardError(f"{shard.split}/{shard.name}: {error.cause}") from error
-            else:
-                bar.update(shard.samples)
-                if queue:
-                    pool.start(task_of(queue.popleft()), worker)
-
-
 class _Worker:
     """The actor: loads the tokenizers once, then encodes one shard after another."""
 
@@ -285,46 +211,7 @@ class _Worker:
             name: Tokenizer.load(folder, device=device, precision=config.precision) for name, folder in folders.items()
         }
 
-    def encode(self, task: ShardTask) -> int:
+    def run(self, task: ShardTask) -> int:
         """Encode one shard; returns its rows."""
         sidecar = encode_shard(task, tokenizers=self._tokenizers, spec=self._spec, config=self._config, out=self._out)
         return sidecar.rows
-
-
-def _worker_count(ray: Any, config: TokenizeConfig, device: str, resources: Mapping[str, int]) -> int:
-    if config.workers:
-        return config.workers
-    total = ray.cluster_resources()
-    if device == "cuda":
-        return max(1, int(total.get("GPU", 0)))
-    return max(1, int(total.get("CPU", 1)) // resources["num_cpus"])
-
-
-def _import_ray() -> Any:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ShardError("tokenize needs Ray: pip install 'ray[default]'") from error
-    return ray
-
-
-def _start_ray(ray: Any, config: TokenizeConfig) -> None:
-    """Connect to RAY_ADDRESS, or start Ray here for the length of the job."""
-    environment: dict[str, Any] = {"env_vars": _ALLOCATOR}
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if os.environ.get("RAY_ADDRESS"):
-        import codeshards
-        import vqgan
-
-        environment["py_modules"] = [str(Path(str(module.__file__)).parent) for module in (codeshards, vqgan)]
-        ray.init(runtime_env=environment, **quiet)
-        return
-    cores = os.cpu_count() or 1
-    ray.init(
-        runtime_env=environment,
-        num_cpus=max(cores, config.workers * config.threads),
-        include_dashboard=False,
-        object_store_memory=256 * 2**20,
-        **quiet,
-    )

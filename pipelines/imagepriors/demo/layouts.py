@@ -14,7 +14,7 @@ from tqdm import tqdm
 from codeshards.format import ShardError, atomic_write_json, read_json
 from imagepriors.demo.scenes import CLASS_NAMES, SEGMENTATION_NAMES, render_scene
 
-VERSION = 1
+VERSION = 2
 # Our split → the folder names of ADE20K and DeepFashion (ImageNet's are our own).
 _ADE, _FASHION = {"train": "training", "val": "validation"}, {"train": "train", "val": "test"}
 
@@ -48,7 +48,7 @@ def _write_scene(job: _Job) -> tuple[str, int, str, list[int]]:
     Image.fromarray(scene.segmentation).save(ade / "annotations" / _ADE[job.split] / f"{stem}.png")
     packed = np.ascontiguousarray(scene.depth.astype("<f4")).view(np.uint8).reshape(*scene.depth.shape, 4)
     Image.fromarray(packed, "RGBA").save(job.out / "imagenet-depth" / f"{job.split}_depth" / name / f"{stem}.png")
-    joints = np.rint(scene.keypoints).astype(int)
+    joints = np.rint(scene.keypoints).astype(int).clip(max=job.size - 1)  # rounding may step out of the picture
     row = f"{stem}.jpg: {joints[:, 1].tolist()}: {joints[:, 0].tolist()}"
     return job.split, scene.label, row, np.bincount(scene.segmentation.ravel(), minlength=8).tolist()
 

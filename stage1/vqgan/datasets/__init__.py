@@ -1,26 +1,38 @@
 """Datasets in the layouts in which they are published: one table of names, one small interface.
 
 `open_splits(name, root)` gives {split name: Split}. A split is a sequence of samples with unique dot-free keys;
-indexing reads one sample from disk. Splits are picklable and safe to read from many threads.
+indexing reads one sample from disk. Splits are picklable and safe to read from many threads. To add a dataset, write a
+function from its folder to its splits and put it into DATASETS: see README.md in this folder.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vqgan.datasets.base import Item, Sample, Split, hold_out, spread
-from vqgan.datasets.layouts import ade20k, deepfashion, demo, image_folder, imagenet_depth
+from vqgan.datasets.ade20k import ade20k, landscapes
+from vqgan.datasets.base import CENTRE, Item, Sample, Split, View, hold_out, spread, views_of
+from vqgan.datasets.cifar10 import cifar10
+from vqgan.datasets.deepfashion import deepfashion
+from vqgan.datasets.demo import demo
+from vqgan.datasets.folder import folder
+from vqgan.datasets.huggingface import huggingface
+from vqgan.datasets.imagenet import imagenet, imagenet_depth, restricted_imagenet
+from vqgan.datasets.webdataset import webdataset
 from vqgan.errors import InputError
 
-__all__ = ["DATASETS", "Item", "Sample", "Split", "open_splits", "spread"]
+__all__ = ["CENTRE", "DATASETS", "Item", "Sample", "Split", "View", "open_splits", "spread", "views_of"]
 
-DATASETS: Mapping[str, Callable[[Path], dict[str, Split]]] = {
+DATASETS: dict[str, Callable[[Path], Mapping[str, Split]]] = {
     "ade20k": ade20k,
-    "cifar10": image_folder,
+    "cifar10": cifar10,
     "deepfashion": deepfashion,
     "demo": demo,
-    "folder": image_folder,
-    "imagenet": image_folder,
+    "folder": folder,
+    "huggingface": huggingface,
+    "imagenet": imagenet,
     "imagenet-depth": imagenet_depth,
+    "landscapes": landscapes,
+    "restricted-imagenet": restricted_imagenet,
+    "webdataset": webdataset,
 }
 
 
@@ -31,7 +43,7 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
     as "val", so that the division stays the same when images are added.
 
     Raises:
-        InputError: unknown name, missing folder, or nothing readable in it.
+        InputError: unknown name, missing folder, nothing readable in it, or keys that are not unique.
     """
     if name not in DATASETS:
         raise InputError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")

@@ -1,35 +1,75 @@
-"""The dataset interface: items (paths), samples (pixels), splits (sequences of samples)."""
+"""The dataset interface: items (where bytes lie), samples (pixels), views (geometry), splits (sequences of samples)."""
 
 import hashlib
-import re
+import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from vqgan.datasets.conditions import read_condition
+from vqgan.datasets.conditions import Keypoints, draw_pose, read_map
 from vqgan.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+if TYPE_CHECKING:
+    from vqgan.datasets.files import Source
+
+log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
-Window = tuple[float, float, float]
-"""A square window: its side as a share of the shorter side, and its place from 0 (left, top) to 1 (right, bottom)."""
-CENTRE: Window = (1.0, 0.5, 0.5)
+_TRIES = 10
+"""Unreadable samples in a row before training gives up: one bad file is bad luck, ten are a wrong folder."""
+
+
+class View(NamedTuple):
+    """A square window of an image, and whether it is mirrored."""
+
+    scale: float = 1.0
+    """Side of the window as a share of the shorter side."""
+    x: float = 0.5
+    """Place from 0 (left) to 1 (right)."""
+    y: float = 0.5
+    """Place from 0 (top) to 1 (bottom)."""
+    mirror: bool = False
+    within_centre: bool = False
+    """Whether x and y place the window within the image's centre square instead of the whole image."""
+
+    def box(self, width: int, height: int) -> tuple[int, int, int]:
+        """Left, top and side in pixels of an image of this size."""
+        shorter = min(width, height)
+        side = max(1, int(shorter * self.scale))
+        outer_width, outer_height = (shorter, shorter) if self.within_centre else (width, height)
+        left = (width - outer_width) // 2 + int((outer_width - side) * self.x)
+        return left, (height - outer_height) // 2 + int((outer_height - side) * self.y), side
+
+
+CENTRE = View()
+CROP_RANGE = 1.1
+"""Side of the square from which the five crops are cut over the side of a crop, as LlamaGen's extraction has it."""
+
+
+def views_of(count: int) -> tuple[View, ...]:
+    """The first views of a sample: the centre square, its mirror, then the ten-crop (each crop before its mirror).
+
+    Args:
+        count: 1, 2 or 12. Odd views are mirrors of the view before.
+    """
+    corners = [(0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)]
+    windows = [CENTRE, *(View(1 / CROP_RANGE, x, y, within_centre=True) for x, y in corners)]
+    return tuple(window._replace(mirror=mirror) for window in windows for mirror in (False, True))[:count]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """Where one sample lies on disk."""
+    """Where one sample lies."""
 
     key: str
-    image: Path
+    image: "Source"
     label: int | None = None
-    conditions: dict[str, Any] = field(default_factory=dict)
-    """Condition name → what its reader wants: a path, or keypoints."""
+    conditions: "dict[str, Source | Keypoints]" = field(default_factory=dict)
+    """Condition's name → its map, or keypoints."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,17 +96,33 @@ class Sample:
 class Split:
     """A sequence of samples. Keys are unique and dot-free; a bad file raises InputError for that sample alone."""
 
-    def __init__(self, items: Iterable[Item], class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, items: Iterable[Item], class_names: Sequence[str] = (), *, n_labels: int = 256, strays: Sequence[str] = ()
+    ) -> None:
+        """Check the keys.
+
+        Args:
+            items: Where the samples lie.
+            class_names: Name of each label.
+            n_labels: Labels that a mask may hold, 0 … n_labels - 1.
+            strays: Condition files that belong to no image.
+        """
         self.items = list(items)
         self.class_names = tuple(class_names)
+        self.n_labels = n_labels
+        self.strays = tuple(strays)
         self.keys = [item.key for item in self.items]
         if len(set(self.keys)) < len(self.keys):
-            seen: set[str] = set()
-            double = next(key for key in self.keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise InputError(f"two images share the key {double!r}: rename one of them")
+            key = next(key for key, count in Counter(self.keys).items() if count > 1)
+            names = " and ".join(item.image.name for item in self.items if item.key == key)
+            raise InputError(f"{names} share the key {key!r} (a path without its suffix): rename or remove one of them")
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def subset(self, indices: Iterable[int]) -> "Split":
+        """The split with these samples alone, in this order."""
+        return Split([self.items[index] for index in indices], self.class_names, n_labels=self.n_labels)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -78,85 +134,86 @@ class Split:
         """Sha256 over the keys, labels and byte sizes of the source list: what decides which rows exist."""
         digest = hashlib.sha256()
         for item in self.items:
-            size = item.image.stat().st_size if item.image.exists() else -1
-            digest.update(f"{item.key}\t{item.label}\t{size}\n".encode())
+            digest.update(f"{item.key}\t{item.label}\t{item.image.nbytes()}\n".encode())
         return digest.hexdigest()
 
-    def read(
-        self,
-        index: int,
-        size: int,
-        *,
-        mirror: bool = False,
-        conditions: Sequence[str] = (),
-        window: Window = CENTRE,
-    ) -> Sample:
-        """Decode sample `index`: a square window of it resized to `size` pixels, mirrored if asked.
+    def read(self, index: int, size: int, *, conditions: Sequence[str] = (), view: View = CENTRE) -> Sample:
+        """Decode sample `index`: one square window of it resized to `size` pixels; see `read_views`."""
+        return self.read_views(index, size, (view,), conditions=conditions)[0]
 
-        The default window is the centre square, so the shorter side becomes `size` pixels. Image bicubic, masks
-        nearest, depth bilinear. EXIF orientation is honoured, alpha composes onto white.
+    def read_views(
+        self, index: int, size: int, views: Sequence[View], *, conditions: Sequence[str] = (), draft: bool = False
+    ) -> list[Sample]:
+        """Decode sample `index` once and cut its views, each resized to `size` pixels.
+
+        The view CENTRE is the centre square: the shorter side becomes `size` pixels. Images are resized bicubic, depth
+        bilinear, masks nearest; keypoints are moved with the image and drawn afterwards, a mirror swaps left and right
+        joints. EXIF orientation is honoured, alpha composes onto white, 16-bit grey keeps its high byte, palettes and
+        CMYK become RGB by Pillow's rules.
+
+        Args:
+            index: Which sample.
+            size: Side of the pictures, in pixels.
+            views: The windows.
+            conditions: Conditions to read as well.
+            draft: Let the JPEG decoder shrink the image by 2, 4 or 8 where it stays larger than needed: faster on
+                large photos, and slightly other pixels.
 
         Raises:
-            InputError: the file cannot be decoded, or a condition is missing or does not fit the image.
+            InputError: the image cannot be decoded, or a condition is missing, broken or does not fit the image.
         """
         item = self.items[index]
+        name = item.image.name
         try:
-            with Image.open(item.image) as opened:
+            with item.image.open() as file, Image.open(file) as opened:
+                full_size = _upright(opened, opened.size)
+                if draft:
+                    least = -(-size // min(view.scale for view in views))
+                    opened.draft("RGB", (int(least), int(least)))
                 image = _to_rgb(ImageOps.exif_transpose(opened))
-            parts = {name: read_condition(name, item.conditions[name], image.size) for name in conditions}
+            maps: dict[str, Image.Image | npt.NDArray[np.float32]] = {}
+            for condition in conditions:
+                name = condition  # what a message blames
+                source = item.conditions[condition]
+                name = source.name
+                maps[condition] = (
+                    source.joints(full_size)
+                    if isinstance(source, Keypoints)
+                    else read_map(condition, source, full_size, self.n_labels)
+                )
         except KeyError as error:
             raise InputError(f"{item.key}: no {error.args[0]} for this image") from error
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{item.key}: {item.image.name}: {error}") from error
-        resamplings = {"segmentation": Image.Resampling.NEAREST, "depth": Image.Resampling.BILINEAR}
-        arrays = {
-            name: resize_crop(part, size, resamplings.get(name, Image.Resampling.BICUBIC), mirror, window)
-            for name, part in parts.items()
-        }
-        pixels = resize_crop(image, size, Image.Resampling.BICUBIC, mirror, window)
-        return Sample(key=item.key, image=pixels, label=item.label, conditions=arrays)
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise InputError(f"{item.key}: {name}: {error}") from error
+        return [
+            Sample(
+                key=item.key,
+                image=_cut(image, size, view, full_size, Image.Resampling.BICUBIC),
+                label=item.label,
+                conditions={condition: _cut_map(part, size, view, full_size) for condition, part in maps.items()},
+            )
+            for view in views
+        ]
+
+    def read_good(self, index: int, size: int, *, conditions: Sequence[str] = (), view: View = CENTRE) -> Sample:
+        """Sample `index`, or where it cannot be read the next one that can, with a warning: training goes on.
+
+        Raises:
+            InputError: ten samples in a row cannot be read.
+        """
+        for place in range(index, index + _TRIES):
+            try:
+                return self.read(place % len(self), size, conditions=conditions, view=view)
+            except InputError as error:
+                last = error
+                log.warning("left out, the next sample takes its place: %s", error)
+        raise InputError(f"{_TRIES} samples in a row cannot be read (the last: {last})")
 
 
 def spread(total: int, count: int) -> list[int]:
     """`count` indices evenly over 0 … total - 1, or all of them: splits are sorted by class, so the first are alike."""
     indices: list[int] = np.linspace(0, total - 1, min(total, count)).round().astype(int).tolist()
     return indices
-
-
-def resize_crop(
-    image: Image.Image, size: int, resampling: Image.Resampling, mirror: bool, window: Window = CENTRE
-) -> Array:
-    """Cut a square window out of the image and resize it to `size` pixels."""
-    width, height = image.size
-    scale, x, y = window
-    if (width, height) != (size, size) or scale < 1.0:
-        side = max(1, int(min(width, height) * scale))
-        left, top = int((width - side) * x), int((height - side) * y)
-        # One resampling of the window: the same picture as resize-then-crop, without rounding the long side.
-        image = image.resize((size, size), resampling, box=(left, top, left + side, top + side))
-    if mirror:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(image)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def make_key(path: Path) -> str:
-    """A relative path without its suffix as a shard key: separators become "/", dots and odd bytes "_"."""
-    return re.sub(r"[^\w/+-]", "_", path.with_suffix("").as_posix())
-
-
-def find_images(folder: Path) -> list[Path]:
-    """All images below `folder`, relative to it, in sorted order."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted(path.relative_to(folder) for path in found)
 
 
 def hold_out(split: Split) -> dict[str, Split]:
@@ -169,6 +226,44 @@ def hold_out(split: Split) -> dict[str, Split]:
         name: Split(
             [item for item, value in zip(split.items, hashes, strict=True) if (value < limit) == is_val],
             split.class_names,
+            n_labels=split.n_labels,
+            strays=() if is_val else split.strays,
         )
         for name, is_val in (("train", False), ("val", True))
     }
+
+
+def _cut(image: Image.Image, size: int, view: View, full_size: tuple[int, int], how: Image.Resampling) -> Array:
+    """A view of an image, whose pixels may be coarser than `full_size` after a draft."""
+    left, top, side = view.box(*full_size)
+    if image.size != (size, size) or side < min(full_size):
+        across, down = image.width / full_size[0], image.height / full_size[1]
+        # One resampling of the window: the same picture as resize-then-crop, without rounding the long side.
+        box = (left * across, top * down, (left + side) * across, (top + side) * down)
+        image = image.resize((size, size), how, box=box)
+    if view.mirror:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(image)
+
+
+def _cut_map(part: Image.Image | npt.NDArray[np.float32], size: int, view: View, full_size: tuple[int, int]) -> Array:
+    if isinstance(part, Image.Image):
+        nearest = part.mode in ("L", "P")
+        how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+        return _cut(part, size, view, full_size, how)
+    left, top, side = view.box(*full_size)
+    return np.array(draw_pose(part, (left, top, side), size, mirror=view.mirror))
+
+
+def _upright(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height after the EXIF orientation; values from 5 on swap the sides."""
+    return size[::-1] if image.getexif().get(0x0112, 1) >= 5 else size
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,65 +1,145 @@
 """Conditions that lie beside an image: segmentation masks, depth maps, poses."""
 
+import json
 import math
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-# Limbs between the 18 OpenPose/COCO joints, drawn in this order, each in its own hue.
+if TYPE_CHECKING:
+    from vqgan.datasets.files import Source
+
+JOINTS = (
+    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
+    "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye",
+    "right_ear", "left_ear",
+)  # fmt: skip
+"""The 18 joints in OpenPose's COCO order, right and left as the person has them."""
+# Limbs between the joints, drawn in this order, each in its own hue.
 LIMBS = (
     (1, 2), (2, 3), (3, 4), (1, 5), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10),
     (1, 11), (11, 12), (12, 13), (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
 )  # fmt: skip
+_OTHER_SIDE = [
+    JOINTS.index(name.replace("right", "LEFT").replace("left", "right").replace("LEFT", "left")) for name in JOINTS
+]
+_THICKNESS = 0.025
+"""Width of a limb over the side of the picture."""
 
 
-def read_condition(name: str, source: Any, image_size: tuple[int, int]) -> Image.Image:
-    """Read one condition as a Pillow image of the same size as its image.
+@dataclass(frozen=True, slots=True)
+class Keypoints:
+    """The pose of one image as the annotation has it: JSON lists, parsed when they are read."""
+
+    ys: str
+    xs: str
+    name: str
+    """What messages call it."""
+
+    def joints(self, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+        """float32 [18, 2] as (x, y) pixels, (-1, -1) for missing joints.
+
+        Args:
+            size: (width, height) of the image.
+
+        Raises:
+            ValueError: not 18 numbers each, half a joint missing, or a joint outside the image.
+        """
+        try:
+            joints = np.array([json.loads(self.xs), json.loads(self.ys)], dtype=np.float32).T
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the keypoints are not two lists of numbers: {error}") from error
+        if joints.shape != (len(JOINTS), 2):
+            raise ValueError(f"{joints.T.shape} keypoints, wanted {len(JOINTS)} ys and {len(JOINTS)} xs")
+        missing = (joints == -1).all(1)
+        outside = ~missing & ((joints < 0) | (joints >= size)).any(1)
+        if outside.any():
+            which = int(outside.argmax())
+            x, y = joints[which]
+            raise ValueError(
+                f"{JOINTS[which]} at x {x:g}, y {y:g} lies outside the image of {size[0]}×{size[1]} (missing is -1)"
+            )
+        return joints
+
+
+def read_map(name: str, source: "Source", image_size: tuple[int, int], n_labels: int) -> Image.Image:
+    """Read one map as a Pillow image of the size of its image.
 
     Args:
-        name: segmentation, depth or pose.
-        source: path of the map, or float32 [18, 2] keypoints as (x, y) pixels with -1 for missing joints.
+        name: segmentation, depth or pose (a picture that is drawn already).
+        source: The map: PNG, or for depth also .npy and .pfm.
         image_size: (width, height) of the image in pixels.
+        n_labels: Labels that a mask may hold.
 
     Raises:
         ValueError: the map does not fit the image or holds values that it must not.
+        OSError: it cannot be decoded.
     """
-    if name == "pose":
-        return draw_pose(np.asarray(source, dtype=np.float32), image_size)
-    with Image.open(Path(source)) as opened:
-        opened.load()
-        condition = opened.copy() if name == "segmentation" else Image.fromarray(_depth(np.asarray(opened)))
-    if name == "segmentation" and condition.mode not in ("L", "P"):
-        raise ValueError(f"{source}: mask has mode {condition.mode}, wanted one 8-bit label per pixel (L or P)")
-    if condition.size != image_size:
-        raise ValueError(f"{source}: {name} is {condition.size}, its image {image_size} (width, height)")
-    return condition
+    if name == "depth" and source.name.lower().endswith(".npy"):
+        with source.open() as file:
+            picture = Image.fromarray(_depth(np.load(file, allow_pickle=False)))
+    else:
+        with source.open() as file, Image.open(file) as opened:
+            opened.load()
+            if name == "depth":
+                picture = Image.fromarray(_depth(np.asarray(opened)))
+            else:
+                picture = opened.convert("RGB") if name == "pose" else _mask(opened, n_labels)
+    if picture.size != image_size:
+        raise ValueError(f"{name} is {picture.size}, its image {image_size} (width, height)")
+    return picture
+
+
+def _mask(opened: Image.Image, n_labels: int) -> Image.Image:
+    if opened.mode not in ("L", "P"):
+        raise ValueError(f"mask has mode {opened.mode}, wanted one 8-bit label per pixel (L or P)")
+    highest = int(np.asarray(opened).max())
+    if highest >= n_labels:
+        raise ValueError(f"mask holds label {highest}, wanted 0 … {n_labels - 1}")
+    return opened.copy()
 
 
 def _depth(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Depth from an 8- or 16-bit grey map, or from float32 packed into RGBA bytes (the D-RIN release)."""
-    packed = pixels.ndim == 3 and pixels.shape[2] == 4
+    """Depth from a grey map, from floats, or from float32 packed into RGBA bytes (the D-RIN release)."""
+    packed = pixels.ndim == 3 and pixels.shape[2] == 4 and pixels.dtype == np.uint8
     if not packed and pixels.ndim != 2:
         raise ValueError(f"depth map has shape {pixels.shape}, wanted grey or float32 packed in RGBA")
     depth = np.ascontiguousarray(pixels).view("<f4")[..., 0] if packed else pixels
     if not np.isfinite(depth).all():
         raise ValueError("depth map holds NaN or infinite values")
+    if depth.min() == depth.max():
+        raise ValueError(f"depth map is constant ({depth.flat[0]:g} everywhere): there is nothing to learn from it")
     return np.ascontiguousarray(depth, dtype=np.float32)
 
 
-def draw_pose(joints_K2: npt.NDArray[np.float32], size: tuple[int, int]) -> Image.Image:
-    """Draw a stick figure; limbs as thick as 2.5% of the shorter side, limbs with a missing joint left out."""
-    if joints_K2.shape != (18, 2):
-        raise ValueError(f"pose has shape {joints_K2.shape}, wanted 18 joints of (x, y)")
-    image = Image.new("RGB", size)
+def draw_pose(
+    joints_K2: npt.NDArray[np.float32], window: tuple[int, int, int], size: int, *, mirror: bool = False
+) -> Image.Image:
+    """Draw the stick figure of a window of the image; limbs with a missing joint are left out.
+
+    Args:
+        joints_K2: float32 [18, 2] as (x, y) pixels of the whole image, (-1, -1) for missing joints.
+        window: Left, top and side of the window in pixels.
+        size: Side of the picture in pixels; limbs are 2.5% of it thick.
+        mirror: Flip left and right, in the picture and of the body.
+    """
+    left, top, side = window
+    missing = np.any(joints_K2 < 0, axis=1)
+    # A joint names the pixel in whose middle it lies, half a pixel from the pixel's edge.
+    placed = (joints_K2 - (left, top) + 0.5) * (size / side) - 0.5
+    if mirror:
+        placed[:, 0] = size - 1 - placed[:, 0]
+        placed, missing = placed[_OTHER_SIDE], missing[_OTHER_SIDE]
+    image = Image.new("RGB", (size, size))
     draw = ImageDraw.Draw(image)
-    width = max(1, round(min(size) * 0.025))
-    for number, (a, b) in enumerate(LIMBS):
-        if (joints_K2[[a, b]] >= 0).all():
+    width = max(1, round(size * _THICKNESS))
+    for number, limb in enumerate(LIMBS):
+        if not missing[list(limb)].any():
             hue = 2 * math.pi * number / len(LIMBS)
             red, green, blue = (round(127.5 + 127.5 * math.cos(hue - shift)) for shift in (0.0, 2.094, 4.189))
-            ends = [(float(x), float(y)) for x, y in joints_K2[[a, b]]]
+            ends = [(float(x), float(y)) for x, y in placed[list(limb)]]
             draw.line(ends, fill=(red, green, blue), width=width)
     return image

@@ -1,0 +1,136 @@
+"""`huggingface`: a dataset on disk in Parquet or Arrow files, as downloaded from the hub or written by save_to_disk."""
+
+import functools
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+from pyarrow import ipc, parquet
+
+from vqgan.datasets.base import Item, Split
+from vqgan.datasets.files import find_files, make_key, split_named
+from vqgan.errors import InputError
+
+_CONDITIONS = {
+    "segmentation": "segmentation", "annotation": "segmentation", "mask": "segmentation", "depth": "depth",
+    "depth_map": "depth", "pose": "pose",
+}  # fmt: skip
+_LABELS = ("label", "labels", "fine_label")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """An image in a table; reading it from Parquet decodes its row group, of which a few stay in memory."""
+
+    path: str
+    group: int
+    """Row group (Parquet) or record batch (Arrow)."""
+    row: int
+    """Row within the group."""
+    column: str
+
+    @property
+    def name(self) -> str:
+        """File, group and row."""
+        return f"{Path(self.path).name}, group {self.group}, row {self.row}, {self.column}"
+
+    def open(self) -> BinaryIO:
+        """The image's bytes; where the table has only a path, that file, relative to the table."""
+        value = _column(self.path, self.group, self.column)[self.row].as_py()
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if data is not None:
+            return io.BytesIO(data)
+        if path is None:
+            raise OSError("the cell is empty")
+        return Path(self.path).parent.joinpath(path).open("rb")
+
+    def nbytes(self) -> int:
+        """Size of the whole file: that of a cell is not known without reading it."""
+        return Path(self.path).stat().st_size
+
+
+def huggingface(root: Path) -> dict[str, Split]:
+    """Parquet or Arrow files whose name or folder tells the split (`data/train-00000-of-00002.parquet`, `test/…arrow`).
+
+    The first column of images is the image; of further ones, annotation, segmentation or mask, depth or depth_map, and
+    pose are conditions. label, labels or fine_label is the label, with the names that the dataset's features give.
+
+    Raises:
+        InputError: a file cannot be read, or has no column of images.
+    """
+    items: dict[str, list[Item]] = {}
+    names: list[str] = []
+    for path in find_files(root, {".parquet", ".arrow"}):
+        try:
+            schema, groups = _describe(root / path)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{root / path} cannot be read: {error}") from error
+        names = names or _class_names(schema)
+        items.setdefault(split_named(path), []).extend(_items(root, path, schema, groups))
+    return {split: Split(found, names) for split, found in items.items()}
+
+
+def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[Item]:
+    images = [field.name for field in schema if _is_image(field)]
+    if not images:
+        raise InputError(
+            f"{root / path}: no column of images (struct of bytes and path) among {', '.join(schema.names)}"
+        )
+    label = next(
+        (name for name in _LABELS if name in schema.names and pa.types.is_integer(schema.field(name).type)), None
+    )
+    first = 0
+    for group, rows in enumerate(groups):
+        labels: list[int | None] = _column(str(root / path), group, label).to_pylist() if label else [None] * rows
+        for row, number in enumerate(labels):
+            cells = {name: Cell(str(root / path), group, row, name) for name in images}
+            yield Item(
+                key=f"{make_key(path)}/{first + row:07d}",
+                image=cells[images[0]],
+                label=number if number is not None and number >= 0 else None,
+                conditions={_CONDITIONS[name]: cell for name, cell in cells.items() if name in _CONDITIONS},
+            )
+        first += rows
+
+
+def _is_image(field: Any) -> bool:
+    if pa.types.is_struct(field.type):
+        return {"bytes", "path"} <= {part.name for part in field.type}
+    return field.name in ("image", "img", "jpg", "png") and pa.types.is_binary(field.type)
+
+
+def _class_names(schema: Any) -> list[str]:
+    """Names of a ClassLabel in the features that the datasets library writes beside the schema."""
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return next((list(features[name].get("names", ())) for name in _LABELS if name in features), [])
+
+
+def _describe(path: Path) -> tuple[Any, list[int]]:
+    """Schema, and rows of each group."""
+    if path.suffix == ".parquet":
+        file = parquet.ParquetFile(path)
+        return file.schema_arrow, [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+    table = _arrow(str(path))
+    return table.schema, [batch.num_rows for batch in table.to_batches()]
+
+
+@functools.lru_cache(maxsize=64)
+def _arrow(path: str) -> Any:
+    """A memory-mapped Arrow table, of the file or of the stream format."""
+    source = pa.memory_map(path)
+    try:
+        return ipc.open_file(source).read_all()
+    except pa.ArrowInvalid:
+        source.seek(0)
+        return ipc.open_stream(source).read_all()
+
+
+@functools.lru_cache(maxsize=8)
+def _column(path: str, group: int, column: str) -> Any:
+    if path.endswith(".parquet"):
+        return parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
+    return _arrow(path).to_batches()[group].column(column)

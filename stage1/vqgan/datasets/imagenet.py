@@ -1,0 +1,146 @@
+"""`imagenet` and `restricted-imagenet`: ILSVRC2012 as it is published, unpacked or in its tars."""
+
+import csv
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vqgan.datasets.base import Item, Split
+from vqgan.datasets.files import class_items, folders_in, image_tree, inner_tar_members, make_key, tar_members
+from vqgan.errors import InputError
+
+_TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+_DEVKIT = "ILSVRC2012_devkit_t12"
+SUPER_CLASSES: dict[str, range] = {
+    "dog": range(151, 269), "cat": range(281, 286), "frog": range(30, 33), "turtle": range(33, 38),
+    "bird": range(80, 101), "primate": range(365, 383), "fish": range(389, 398), "crab": range(118, 122),
+    "insect": range(300, 320),
+}  # fmt: skip
+"""The nine classes of restricted ImageNet (Tsipras et al. 2019) as ranges of ImageNet's labels."""
+
+
+def imagenet(root: Path) -> dict[str, Split]:
+    """ILSVRC2012: `train/` and `val/`, Kaggle's download, or the two official tars, read in place.
+
+    Labels are the indices of the sorted synsets. A flat val needs one of these beside it: class folders, Kaggle's
+    LOC_val_solution.csv, a `*validation_synset_labels.txt` (a synset a line, in the images' order), or the devkit
+    (folder or .tar.gz).
+
+    Raises:
+        InputError: a flat val without any of these.
+    """
+    data = root / "ILSVRC" / "Data" / "CLS-LOC"
+    data = data if data.is_dir() else root
+    train, val = data / "train", data / "val"
+    if train.is_dir() or val.is_dir():
+        names = sorted({name for folder in (train, val) if folder.is_dir() for name in folders_in(folder)})
+        listed = {folder.name: list(class_items(folder, names)) for folder in (train, val) if folder.is_dir()}
+    elif (root / _TRAIN_TAR).is_file() or (root / _VAL_TAR).is_file():
+        listed = {
+            name: list(items(path))
+            for name, path, items in (("train", root / _TRAIN_TAR, _train_tar), ("val", root / _VAL_TAR, _val_tar))
+            if path.is_file()
+        }
+        names = sorted({item.key.split("/")[0] for item in listed.get("train", [])})
+        label_of = {name: label for label, name in enumerate(names)}
+        if "train" in listed:
+            listed["train"] = [replace(item, label=label_of[item.key.split("/")[0]]) for item in listed["train"]]
+    else:
+        names = folders_in(root)
+        listed = {"train": list(class_items(root, names))}
+    flat = listed.get("val") and all(item.label is None for item in listed["val"])
+    if (flat and names) or (flat and "train" not in listed):
+        synset_of = _validation_synsets(root, [item.key for item in listed["val"]])
+        names = names or sorted(set(synset_of.values()))
+        label_of = {name: label for label, name in enumerate(names)}
+        missing = sorted(set(synset_of.values()) - label_of.keys())
+        if missing:
+            raise InputError(f"val has images of {missing[0]}, a class that train lacks (of {len(names)}): complete it")
+        listed["val"] = [replace(item, label=label_of[synset_of[item.key]]) for item in listed["val"]]
+    return {split: Split(items, names) for split, items in listed.items()}
+
+
+def _train_tar(path: Path) -> Iterator[Item]:
+    for inner, name, blob in inner_tar_members(path):
+        yield Item(key=make_key(f"{Path(inner).stem}/{Path(name).name}"), image=blob)
+
+
+def _val_tar(path: Path) -> Iterator[Item]:
+    for name, blob in tar_members(path):
+        yield Item(key=make_key(Path(name).name), image=blob)
+
+
+def _validation_synsets(root: Path, keys: Sequence[str]) -> dict[str, str]:
+    """Key of each validation image → its synset."""
+    listed = root / "LOC_val_solution.csv"
+    if listed.is_file():
+        with listed.open(newline="") as file:
+            synset_of = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    else:
+        synset_of = dict(zip(sorted(keys), _synsets_in_order(root), strict=False))
+    missing = [key for key in keys if key not in synset_of]
+    if missing or len(synset_of) < len(keys):
+        raise InputError(
+            f"the synset list of val has {len(synset_of)} entries and lacks {missing[0]!r}: "
+            f"is val complete ({len(keys)} images)?"
+        )
+    return synset_of
+
+
+def _synsets_in_order(root: Path) -> list[str]:
+    for folder in (root, root / "val"):
+        for path in sorted(folder.glob("*validation_synset_labels.txt")) if folder.is_dir() else ():
+            return path.read_text().split()
+    truth, meta = (_devkit_file(root, name) for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"))
+    if truth is None or meta is None:
+        raise InputError(
+            f"val of {root} lies flat and nothing tells its classes: put LOC_val_solution.csv, {_DEVKIT}.tar.gz or an "
+            "imagenet_2012_validation_synset_labels.txt beside it, or sort the images into class folders"
+        )
+    from scipy.io import loadmat
+
+    synsets: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+    wnid_of = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+    return [wnid_of[int(number)] for number in truth.split()]
+
+
+def _devkit_file(root: Path, name: str) -> bytes | None:
+    unpacked = root / _DEVKIT / "data" / name
+    if unpacked.is_file():
+        return unpacked.read_bytes()
+    if (root / f"{_DEVKIT}.tar.gz").is_file():
+        with tarfile.open(root / f"{_DEVKIT}.tar.gz") as archive:
+            file = archive.extractfile(f"{_DEVKIT}/data/{name}")
+            return file.read() if file else None
+    return None
+
+
+def restricted_imagenet(root: Path) -> dict[str, Split]:
+    """Nine super-classes of ImageNet, the other images left out.
+
+    Raises:
+        InputError: the classes of the ImageNet there are not the 1000.
+    """
+    splits = imagenet(root)
+    found = len(next(iter(splits.values())).class_names)
+    if found != 1000:
+        raise InputError(
+            f"{root} has {found} classes: restricted-imagenet needs ImageNet's 1000, to tell them by index"
+        )
+    new_label = {old: new for new, members in enumerate(SUPER_CLASSES.values()) for old in members}
+    return {
+        name: Split(
+            [replace(item, label=new_label[item.label]) for item in split.items if item.label in new_label],
+            tuple(SUPER_CLASSES),
+        )
+        for name, split in splits.items()
+    }
+
+
+def imagenet_depth(root: Path) -> dict[str, Split]:
+    """ImageNet class folders with parallel trees of depth maps: `train` + `train_depth`, `val` + `val_depth`."""
+    folders = {name: root / name for name in ("train", "val") if (root / name).is_dir()}
+    return image_tree(root, folders, conditions=("depth",))
