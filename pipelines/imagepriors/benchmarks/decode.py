@@ -38,10 +38,10 @@ def run(repeats: int, out: Path = RESULTS, data: Path | None = None, images: int
         images: Photos read a round.
 
     Raises:
-        InputError: no photos given.
+        InputError: no photos there.
     """
-    if data is None:
-        raise InputError("bench decode reads photos: pass --data, a folder with one sub-folder of photos per class")
+    if data is None or not data.is_dir():
+        raise InputError(f"no photos in {data}: pass --data, a folder with one sub-folder of photos per class")
     torch.set_num_threads(1)
     rival = ImageFolder(str(data), transform=Compose([Resize(SIZE, InterpolationMode.BICUBIC), CenterCrop(SIZE)]))
     places = spread(len(rival), images)
