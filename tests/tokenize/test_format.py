@@ -85,7 +85,7 @@ def make_dataset(folder: Path, rows: int = 10, shard_rows: int = 4) -> dict[str,
             files={path.name: record},
         )
         sidecar.save(sidecar_path(folder, shard))
-        assert shard_is_done(folder, plan, shard, check_hash=True)
+        assert shard_is_done(folder, plan.hash, shard, check_hash=True)
         sidecars.append(sidecar)
     Manifest.build(plan=plan, sidecars=sidecars, spec=SPEC, class_names=["cat", "dog", "owl"]).save(folder)
     return {split: pick(content[split], np.concatenate(parts)) for split, parts in planned.items()}

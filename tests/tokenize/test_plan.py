@@ -254,18 +254,18 @@ def test_a_shard_is_done_only_when_whole(tmp_path: Path) -> None:
     shard = plan.shards[0]
     path = sidecar_path(tmp_path, shard)
     path.parent.mkdir()
-    assert not shard_is_done(tmp_path, plan, shard)
+    assert not shard_is_done(tmp_path, plan.hash, shard)
     sidecars_of(plan)[0].save(path)
-    assert not shard_is_done(tmp_path, plan, shard)  # the data file is missing
+    assert not shard_is_done(tmp_path, plan.hash, shard)  # the data file is missing
     data = shard.path(tmp_path, ".parquet")
     data.write_bytes(b"1234")
-    assert shard_is_done(tmp_path, plan, shard)
-    assert not shard_is_done(tmp_path, plan, shard, check_hash=True)
-    assert not shard_is_done(tmp_path, make_plan(views=1), shard)
+    assert shard_is_done(tmp_path, plan.hash, shard)
+    assert not shard_is_done(tmp_path, plan.hash, shard, check_hash=True)
+    assert not shard_is_done(tmp_path, make_plan(views=1).hash, shard)
     data.write_bytes(b"123")
-    assert not shard_is_done(tmp_path, plan, shard)
+    assert not shard_is_done(tmp_path, plan.hash, shard)
     path.write_text("{")
-    assert not shard_is_done(tmp_path, plan, shard)
+    assert not shard_is_done(tmp_path, plan.hash, shard)
 
 
 def test_manifest_bytes_do_not_depend_on_who_worked_when(tmp_path: Path) -> None:

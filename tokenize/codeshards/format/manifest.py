@@ -81,13 +81,13 @@ def sidecar_path(dataset: str | os.PathLike[str], shard: PlannedShard) -> Path:
 
 
 def shard_is_done(
-    dataset: str | os.PathLike[str], plan: Plan, shard: PlannedShard, *, check_hash: bool = False
+    dataset: str | os.PathLike[str], plan_hash: str, shard: PlannedShard, *, check_hash: bool = False
 ) -> bool:
     """Whether a shard was made under this plan and its data files are still there with their sizes.
 
     Args:
         dataset: The dataset's folder.
-        plan: The plan that the shard must have been made under.
+        plan_hash: The plan that the shard must have been made under; its hash, for it takes time to compute.
         shard: The shard asked about.
         check_hash: Also read the files and compare their sha256.
     """
@@ -96,7 +96,7 @@ def shard_is_done(
         sidecar = Sidecar.load(path)
     except ShardError:
         return False  # missing or damaged: either way the shard is to be made again
-    if (sidecar.plan_hash, sidecar.split, sidecar.index) != (plan.hash, shard.split, shard.index):
+    if (sidecar.plan_hash, sidecar.split, sidecar.index) != (plan_hash, shard.split, shard.index):
         return False
     return all(_is_intact(path.parent / name, record, check_hash) for name, record in sidecar.files.items())
 
