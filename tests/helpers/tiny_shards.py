@@ -54,6 +54,8 @@ def make_dataset(
     The tokenizer beside it is not one: nothing that reads shards alone looks into it. Keys in `fails` give no rows.
     """
     content = {"train": make_rows(rows, seed=seed), "val": make_rows(3, seed=seed + 1)}
+    for part in content.values():
+        part["views"][:] = 0
     plan = build_plan(
         samples={split: part["keys"] for split, part in content.items()},
         source_hashes=dict.fromkeys(content, "source"),

@@ -234,7 +234,7 @@ def load_plan(dataset: Where) -> Plan:
             keys=keys,
             keys_sha256={name: _keys_sha256(column) for name, column in keys.items()},
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ShardError(f"{folder / PLAN_FILE} is not a plan ({error!r})") from error
     if plan.hash != found.get("hash"):
         raise ShardError(f"{folder / PLAN_FILE} and {SAMPLES_FILE} do not match the plan's hash: one was changed")

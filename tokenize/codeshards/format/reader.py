@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from codeshards.format.errors import ShardError
 from codeshards.format.files import sha256_file
-from codeshards.format.manifest import MANIFEST_FILE, Manifest, SplitEntry
+from codeshards.format.manifest import MANIFEST_FILE, Manifest, ShardEntry, SplitEntry
 from codeshards.format.schema import ShardSpec, column_to_numpy
 from codeshards.format.shardfile import data_file, read_batches
 from codeshards.format.store import Store, Where, open_store
@@ -66,7 +66,11 @@ class ShardDataset:
         Raises:
             ShardError: The split is unknown.
         """
-        return [data_file(self.path / split, shard.files) for shard in self._split(split).shards]
+        return [self.file_of(split, shard) for shard in self._split(split).shards]
+
+    def file_of(self, split: str, shard: ShardEntry) -> Store:
+        """The file to read of one of the manifest's shards."""
+        return data_file(self.path / split, shard.files)
 
     def batches(self, split: str, columns: Sequence[str], batch_rows: int = 8192) -> Iterator[Columns]:
         """Go through a split once, in planned order.
@@ -91,7 +95,7 @@ class ShardDataset:
         if batch_rows < 1:
             raise ShardError(f"batch_rows is {batch_rows}: a batch needs at least one row")
         # Checked above on the call, not on the first batch: a generator would delay the message.
-        files = [(data_file(self.path / split, entry.files), entry.rows) for entry in entries]
+        files = [(self.file_of(split, entry), entry.rows) for entry in entries]
         return self._batches(files, list(columns), batch_rows)
 
     def _batches(self, files: list[tuple[Store, int]], columns: list[str], batch_rows: int) -> Iterator[Columns]:

@@ -85,6 +85,21 @@ class Store(ABC):
         """Whether a file is here."""
         return self.size() is not None
 
+    @contextlib.contextmanager
+    def as_folder(self) -> Iterator[Path]:
+        """The folder as a local one for the length of a block, for readers that need one: copied if it is not.
+
+        Raises:
+            ShardError: It cannot be read.
+        """
+        if self.local is not None:
+            yield self.local
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for name in self.files():
+                _LocalStore(Path(folder, name)).write_bytes((self / name).read_bytes())
+            yield Path(folder)
+
     def read_bytes(self) -> bytes:
         """Content of the file; errors as :meth:`open`."""
         with self.open() as file:
