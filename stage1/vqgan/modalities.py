@@ -16,8 +16,10 @@ from vqgan.config import ModelConfig
 from vqgan.errors import InputError
 
 
-def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig) -> Tensor:
-    """Stack pictures into the model's input, float32 [B, C, H, W].
+def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig, device: torch.device | None = None) -> Tensor:
+    """Stack pictures into the model's input, float32 [B, C, H, W] on `device` (default: the CPU).
+
+    A GPU gets the pictures as they are (a quarter of the bytes) from pinned memory, without waiting for them.
 
     RGB and pose: x / 127.5 - 1. Depth: per-image min–max to [-1, 1] (a constant map becomes -1).
     Segmentation: one-hot planes.
@@ -30,12 +32,20 @@ def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig) -> Tenso
         highest = int(stack.max())
         if highest >= config.n_labels:
             raise InputError(f"mask label {highest} with n_labels = {config.n_labels}: set --model.n-labels above it")
+        stack = _move(stack, device)
         return F.one_hot(stack.long(), config.n_labels).permute(0, 3, 1, 2).float()
+    stack = _move(stack, device)
     if config.modality == "depth":
         depth_BHW = stack.float()
         low, high = depth_BHW.amin((1, 2), keepdim=True), depth_BHW.amax((1, 2), keepdim=True)
         return ((depth_BHW - low) / (high - low).clamp_min(1e-12) * 2 - 1).unsqueeze(1)
     return stack.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def _move(stack: Tensor, device: torch.device | None) -> Tensor:
+    if device is None or device.type == "cpu":
+        return stack
+    return stack.pin_memory().to(device, non_blocking=True)
 
 
 def reconstruction_loss(

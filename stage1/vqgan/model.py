@@ -4,6 +4,8 @@ Axes: B batch, C channels, H W pixels, h w grid cells, K codes, D code dimension
 checkpoints, key for key.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -178,6 +180,17 @@ class Decoder(nn.Module):
         return self.conv_out(self.body(z_BChw))  # type: ignore[no-any-return]
 
 
+def scale_codes(quantize: VectorQuantizer | GumbelQuantizer, z_BDhw: Tensor, sides: Sequence[int]) -> list[Tensor]:
+    """Codes int64 [B, h, w] of a latent, then of the latent average-pooled to each side S, [B, S, S].
+
+    The coarser scales of the multiscale prior (paper section 3): kernel = stride, then the same codebook.
+    """
+    height, width = z_BDhw.shape[2:]
+    z_BDhw = z_BDhw.float()
+    pooled = [F.avg_pool2d(z_BDhw, (height // side, width // side)) for side in sides]
+    return [quantize.codes(z) for z in (z_BDhw, *pooled)]
+
+
 class VQGAN(nn.Module):
     """The autoencoder: encode to code indices, decode code indices."""
 
@@ -198,7 +211,11 @@ class VQGAN(nn.Module):
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] → codes int64 [B, h, w]."""
-        return self.quantize.codes(self.latent(x_BCHW))
+        return self.encode_scales(x_BCHW)[0]
+
+    def encode_scales(self, x_BCHW: Tensor, sides: Sequence[int] = ()) -> list[Tensor]:
+        """[B, C, H, W] → codes int64 [B, h, w], then those of each coarser side S [B, S, S], from one pass."""
+        return scale_codes(self.quantize, self.latent(x_BCHW), sides)
 
     def decode(self, codes_Bhw: Tensor) -> Tensor:
         """Codes int64 [B, h, w] → [B, C, H, W] (logits for segmentation)."""
@@ -221,7 +238,11 @@ class Palette(nn.Module):
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] → index of the nearest colour, int64 [B, H, W]."""
-        return self.quantize.codes(x_BCHW)
+        return self.encode_scales(x_BCHW)[0]
+
+    def encode_scales(self, x_BCHW: Tensor, sides: Sequence[int] = ()) -> list[Tensor]:
+        """As VQGAN.encode_scales: the colours of the pooled picture."""
+        return scale_codes(self.quantize, x_BCHW, sides)
 
     def decode(self, codes_BHW: Tensor) -> Tensor:
         """Codes int64 [B, H, W] → [B, 3, H, W]."""

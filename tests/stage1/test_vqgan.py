@@ -25,7 +25,7 @@ from vqgan.errors import InputError
 from vqgan.groupnorm import GroupNorm
 from vqgan.losses import EfficientNetLite0Loss, LpipsLoss, PatchDiscriminator, adaptive_weight, discriminator_loss
 from vqgan.metrics import TokenizerMetrics
-from vqgan.model import VQGAN
+from vqgan.model import VQGAN, build_model
 from vqgan.palette import fit_palette
 from vqgan.quantize import VectorQuantizer
 from vqgan.tokenizer import Tokenizer
@@ -211,6 +211,32 @@ def test_every_modality_trains_and_tokenizes(splits, tmp_path, modality, n_label
     assert codes.dtype == np.uint16
     assert codes.shape == (3, 8, 8)
     assert tokenizer.decode(codes).shape == np.stack(pictures).shape
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "l2", "gumbel", "palette"])
+def test_scales_are_the_nearest_codes_of_block_means(quantizer):
+    """Against loops: mean of each block of the latent, then the code at the smallest distance (or largest logit)."""
+    torch.manual_seed(0)
+    extra = {"embed_dim": 3, "resolution": 8, "ch_mult": (1,)} if quantizer == "palette" else {}
+    model = build_model(dataclasses.replace(TINY, quantizer=quantizer, **extra)).eval()
+    x = torch.rand(2, 3, model.config.resolution, model.config.resolution) * 2 - 1
+    with torch.inference_mode():
+        codes_Bhw, *scales = model.encode_scales(x, (1, 2, 4))
+        latent = x if quantizer == "palette" else model.latent(x)
+        assert torch.equal(codes_Bhw, model.encode(x))
+        for side, scale_BSS in zip((1, 2, 4), scales, strict=True):
+            step = latent.shape[2] // side
+            assert scale_BSS.shape == (2, side, side)
+            for b, row, column in np.ndindex(2, side, side):
+                block = latent[b, :, row * step : (row + 1) * step, column * step : (column + 1) * step]
+                z_D = block.double().mean((1, 2))
+                if quantizer == "gumbel":
+                    score_K = model.quantize.proj.weight.double()[:, :, 0, 0] @ z_D + model.quantize.proj.bias.double()
+                else:
+                    codebook_KD = model.quantize.lookup(torch.arange(model.config.codebook_size)[None, None])[0, :, 0].T
+                    z_D = z_D / z_D.norm() if quantizer == "l2" else z_D
+                    score_K = -(codebook_KD.double() - z_D).square().sum(1)
+                assert score_K.max() - score_K[scale_BSS[b, row, column]] < 1e-6
 
 
 def test_training_lowers_the_loss(splits, tmp_path):

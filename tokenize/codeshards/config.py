@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from codeshards.format import ORDER_NAMES, OrderName, ShardError, check_order_name
+from codeshards.format import (
+    ORDER_NAMES,
+    SCALE_SIDES,
+    OrderName,
+    ShardError,
+    ShardFormat,
+    check_formats,
+    check_order_name,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +26,10 @@ class TokenizeConfig:
 
     orders: tuple[OrderName, ...] = ORDER_NAMES
     """Sequence orders, one column each."""
+    scales: tuple[Literal[1, 2, 4, 8], ...] = ()
+    """Sides of coarser grids of codes, e.g. 1 2 4 8 for the multiscale prior, a column each. Part of the plan."""
+    formats: tuple[ShardFormat, ...] = ("parquet",)
+    """What shards are written as: parquet, webdataset, or both in one pass. Part of the plan."""
     views: Literal[1, 2, 12] = 1
     """Rows of a sample: 1 is the centre crop, 2 adds its mirror, 12 adds the ten-crop. Part of the plan."""
     draft: bool = False
@@ -30,15 +42,19 @@ class TokenizeConfig:
     """Pictures encoded at once. Part of the plan: sums may round differently in another batch."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the tokenizers. Part of the plan: bfloat16 changes a few per cent of the codes."""
+    compile: bool = False
+    """Compile the encoders: minutes at each worker's start, faster afterwards. Part of the plan."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to encode; auto takes a GPU where this machine has one. What it resolves to is part of the plan.
     Name it where the cluster has GPUs and this machine has none."""
     threads: int = 2
     """Torch threads of a worker. Part of the plan: sums may round differently with another number."""
     workers: int = 0
-    """Worker processes; 0: one per GPU, or on the CPU one per ``threads`` cores."""
-    decode_threads: int = 2
-    """Threads of a worker that read and decode images while it encodes."""
+    """Worker processes; 0: one per GPU, or on the CPU one per ``threads`` cores, on all nodes, also on those that
+    join later. An autoscaling cluster is asked for room for this many."""
+    decode_threads: int = 0
+    """Threads of a worker that read and decode images while it encodes; 0: as many as its share of the node has
+    cores, at least 2."""
     max_failure_rate: float = 0.01
     """Share of samples that may fail before the job refuses to finish the dataset."""
     max_attempts: int = 3
@@ -46,17 +62,25 @@ class TokenizeConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("shard_rows", "batch_size", "threads", "decode_threads", "max_attempts"):
+        for name in ("shard_rows", "batch_size", "threads", "max_attempts"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "choose 1 or more")
         _require(
             self.views in (1, 2, 12), "views", self.views, "choose 1 (centre), 2 (and mirror) or 12 (and ten-crop)"
         )
         _require(self.workers >= 0, "workers", self.workers, "choose 0 (automatic) or a number of processes")
+        _require(self.decode_threads >= 0, "decode_threads", self.decode_threads, "choose 0 (automatic) or more")
+        _require(
+            list(self.scales) == sorted(set(self.scales) & set(SCALE_SIDES)),
+            "scales",
+            self.scales,
+            f"choose sides out of {SCALE_SIDES}, ascending",
+        )
         _require(self.shuffle_seed >= 0, "shuffle_seed", self.shuffle_seed, "choose 0 or more")
         _require(0 <= self.max_failure_rate <= 1, "max_failure_rate", self.max_failure_rate, "choose 0 … 1")
         _require(len(self.orders) > 0, "orders", self.orders, f"name at least one of {', '.join(ORDER_NAMES)}")
         for order in self.orders:
             check_order_name(order)
+        check_formats(self.formats)
 
     @property
     def batch_samples(self) -> int:
@@ -71,8 +95,10 @@ class TokenizeConfig:
         """
         return {
             "batch_size": self.batch_size,
+            "compile": self.compile,
             "device": device,
             "draft": self.draft,
+            "formats": list(check_formats(self.formats)),
             "precision": self.precision,
             "threads": self.threads,
         }

@@ -1,4 +1,4 @@
-"""The encode step: one planned shard from pixels to a Parquet file and its sidecar. A plain function, no Ray.
+"""The encode step: one planned shard from pixels to data files and their sidecar. A plain function, no Ray.
 
 Axes: N rows (samples times views), h×w the grid of codes.
 """
@@ -6,20 +6,20 @@ Axes: N rows (samples times views), h×w the grid of codes.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import Failure, PlannedShard, ShardSpec, Sidecar, row_key, sidecar_path, write_shard
+from codeshards.format import Failure, PlannedShard, ShardSpec, Sidecar, Where, row_key, sidecar_path, write_shard
 from vqgan.datasets import Sample, Split, views_of
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
@@ -29,6 +29,9 @@ IMAGE = "image"
 
 _BATCHES_AHEAD = 2
 """Batches being read while one is encoded: enough to hide reading, little enough for memory."""
+
+Codes = dict[str, npt.NDArray[np.uint16]]
+"""Tokenizer's name, or scale_S → codes [n, h, w]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,13 +59,25 @@ def fix_arithmetic(threads: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
+class Lanes:
+    """What the shards in one process share: while one is encoded, the next is read and the last is written."""
+
+    def __init__(self, decode_threads: int) -> None:
+        self.decode = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self.encode = threading.Lock()
+        """Held by the shard that is encoded."""
+        self.samples_done = 0
+        """Samples encoded or failed since the process started."""
+
+
 def encode_shard(
     task: ShardTask,
     *,
     tokenizers: Mapping[str, Tokenizer],
     spec: ShardSpec,
     config: TokenizeConfig,
-    out: Path,
+    out: Where,
+    lanes: Lanes | None = None,
 ) -> Sidecar:
     """Encode one shard and put its files in place, the sidecar last.
 
@@ -76,83 +91,140 @@ def encode_shard(
         spec: What the shard holds.
         config: Settings of the job.
         out: The dataset's folder.
+        lanes: Shared by the threads that call this for several shards at once.
 
     Returns:
         The sidecar as written: rows, failures with reasons, file hashes, seconds spent.
     """
-    rows, failures = _Rows({name: [] for name in tokenizers}), list[Failure]()
-    durations_s = dict.fromkeys(("decode_wait", "encode", "write"), 0.0)
-    size_px = tokenizers[IMAGE].config.resolution
-    batches = _read_ahead(task.samples, size_px, tuple(spec.conditions), config)
-    while True:
-        with _timed(durations_s, "decode_wait"):
-            batch = next(batches, None)
-        if batch is None:
-            break
-        failures += [sample for sample in batch if isinstance(sample, Failure)]
-        with _timed(durations_s, "encode"):
-            good = [sample for sample in batch if not isinstance(sample, Failure)]
-            failures += _encode_batch(good, tokenizers, rows)
-    path = task.shard.path(out, ".parquet")
-    with _timed(durations_s, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = write_shard(path, rows.to_table(spec))
+    lanes = lanes or Lanes(config.decode_threads or 2)
+    rows = _Rows({name: [] for name in _code_grids(spec)})
+    batches = _read_ahead(task.samples, tokenizers[IMAGE].config.resolution, spec, config, lanes.decode)
+    with rows.timed("decode_wait"):
+        first = next(batches, None)  # before the turn: read while another shard is encoded
+    with rows.timed("turn_wait"):
+        lanes.encode.acquire()
+    try:
+        fix_arithmetic(config.threads)  # OpenMP keeps the number for each thread
+        _encode_batches(first, batches, tokenizers, spec, config, lanes, rows)
+    finally:
+        lanes.encode.release()
+    with rows.timed("write"):
+        files = write_shard(out, task.shard, rows.to_table(spec), config.formats)
     sidecar = Sidecar(
         plan_hash=task.plan_hash,
         split=task.shard.split,
         index=task.shard.index,
         rows=len(rows.keys),
-        samples=len(task.samples) - len(failures),
-        failures=tuple(failures),
-        files={path.name: record},
-        durations_s={name: round(seconds, 3) for name, seconds in durations_s.items()},
+        samples=len(task.samples) - len(rows.failures),
+        failures=tuple(rows.failures),
+        files=files,
+        durations_s={name: round(seconds, 3) for name, seconds in rows.durations_s.items()},
     )
     sidecar.save(sidecar_path(out, task.shard))
     return sidecar
 
 
+def _encode_batches(
+    batch: _Batch | None,
+    others: Iterator[_Batch],
+    tokenizers: Mapping[str, Tokenizer],
+    spec: ShardSpec,
+    config: TokenizeConfig,
+    lanes: Lanes,
+    rows: _Rows,
+) -> None:
+    """Encode a shard's batches in order; a GPU has the next one queued before the codes of the last are fetched."""
+    launched: list[_Launched] = []
+    while batch is not None:
+        rows.failures += [sample for sample in batch if isinstance(sample, Failure)]
+        with rows.timed("encode"):
+            good = [sample for sample in batch if not isinstance(sample, Failure)]
+            next_launched, refused = _launch(good, tokenizers, spec, config)
+            rows.add(launched)
+        launched = next_launched
+        rows.failures += refused
+        lanes.samples_done += len(batch)
+        with rows.timed("decode_wait"):
+            batch = next(others, None)
+    with rows.timed("encode"):
+        rows.add(launched)
+
+
+def _code_grids(spec: ShardSpec) -> dict[str, tuple[int, int]]:
+    """Name in ``Codes`` → height and width of its grid."""
+    grids = {IMAGE: spec.image, **spec.conditions}
+    scales = {f"scale_{side}": (side, side) for side in spec.scales}
+    return {name: (grid.height, grid.width) for name, grid in grids.items()} | scales
+
+
+class _Launched(NamedTuple):
+    """Samples whose codes are being computed."""
+
+    samples: list[list[Sample]]
+    codes: Callable[[], Codes]
+
+
 @dataclass(slots=True)
 class _Rows:
-    """The rows encoded so far."""
+    """The rows of a shard so far, what failed, and how long what took."""
 
     codes: dict[str, list[npt.NDArray[np.uint16]]]
-    """Tokenizer's name → batches of codes [n, h, w]."""
+    """As ``Codes``, a list of batches each."""
     keys: list[str] = field(default_factory=list)
     views: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    durations_s: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("decode_wait", "turn_wait", "encode", "write"), 0.0)
+    )
 
-    def add(self, samples: Sequence[Sequence[Sample]], codes: Mapping[str, npt.NDArray[np.uint16]]) -> None:
-        for view, sample in ((view, sample) for sample_views in samples for view, sample in enumerate(sample_views)):
-            self.keys.append(row_key(sample.key, view))
-            self.views.append(view)
-            self.labels.append(-1 if sample.label is None else sample.label)
-        for name, codes_Nhw in codes.items():
-            self.codes[name].append(codes_Nhw)
+    @contextlib.contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.durations_s[step] += time.perf_counter() - start
+
+    def add(self, launched: Sequence[_Launched]) -> None:
+        """Wait for the codes of these samples and append them, a row for each view."""
+        for samples, codes in launched:
+            views = [(view, sample) for sample_views in samples for view, sample in enumerate(sample_views)]
+            for view, sample in views:
+                self.keys.append(row_key(sample.key, view))
+                self.views.append(view)
+                self.labels.append(-1 if sample.label is None else sample.label)
+            for name, codes_Nhw in codes().items():
+                self.codes[name].append(codes_Nhw[: len(views)])  # without what filled the batch up
 
     def to_table(self, spec: ShardSpec) -> Any:
-        grids = {IMAGE: spec.image, **spec.conditions}
         codes = {
-            name: np.concatenate([np.empty((0, grid.height, grid.width), np.uint16), *self.codes[name]])
-            for name, grid in grids.items()
+            name: np.concatenate([np.empty((0, *grid), np.uint16), *self.codes[name]])
+            for name, grid in _code_grids(spec).items()
         }
         image_codes_Nhw = codes.pop(IMAGE)
-        return spec.rows_to_table(self.keys, self.views, self.labels, image_codes_Nhw, conditions=codes)
+        scales = {side: codes.pop(f"scale_{side}") for side in spec.scales}
+        return spec.rows_to_table(self.keys, self.views, self.labels, image_codes_Nhw, scales, codes)
+
+
+_Batch = list[list[Sample] | Failure]
 
 
 def _read_ahead(
-    samples: Split, size_px: int, conditions: Sequence[str], config: TokenizeConfig
-) -> Iterator[list[list[Sample] | Failure]]:
-    """The batches in planned order; threads read the next ones while the caller encodes."""
+    samples: Split, size_px: int, spec: ShardSpec, config: TokenizeConfig, pool: ThreadPoolExecutor
+) -> Iterator[_Batch]:
+    """The batches in planned order; the pool's threads read the next ones while the caller encodes."""
     step = config.batch_samples
     pending: deque[list[Future[list[Sample] | Failure]]] = deque()
-    with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode") as pool:
+    try:
         for start in range(0, len(samples), step):
             indices = range(start, min(start + step, len(samples)))
-            pending.append([pool.submit(_read, samples, index, size_px, conditions, config) for index in indices])
+            pending.append([pool.submit(_read, samples, i, size_px, tuple(spec.conditions), config) for i in indices])
             if len(pending) > _BATCHES_AHEAD:
                 yield [future.result() for future in pending.popleft()]
         while pending:
             yield [future.result() for future in pending.popleft()]
+    finally:
+        for future in (future for batch in pending for future in batch):
+            future.cancel()
 
 
 def _read(
@@ -167,26 +239,34 @@ def _read(
         return Failure(samples.keys[index], str(error) or repr(error))
 
 
-def _encode_batch(samples: list[list[Sample]], tokenizers: Mapping[str, Tokenizer], rows: _Rows) -> list[Failure]:
-    """Encode a batch into ``rows``; returns the samples that a tokenizer refuses, e.g. for a label it lacks."""
+def _launch(
+    samples: list[list[Sample]], tokenizers: Mapping[str, Tokenizer], spec: ShardSpec, config: TokenizeConfig
+) -> tuple[list[_Launched], list[Failure]]:
+    """Start encoding a batch; also the samples that a tokenizer refuses, e.g. for a label it lacks."""
     if not samples:
-        return []
+        return [], []
+    views = [view for sample_views in samples for view in sample_views]
+    if config.compile:  # it compiles for each batch size: the last batch is filled up
+        views += [views[-1]] * (config.batch_samples * config.views - len(views))
     try:
-        codes = {
-            name: tokenizer.encode([view.picture(tokenizer.config.modality) for views in samples for view in views])
+        started = {
+            name: tokenizer.start(
+                [view.picture(tokenizer.config.modality) for view in views], spec.scales if name == IMAGE else ()
+            )
             for name, tokenizer in tokenizers.items()
         }
     except InputError as error:
         if len(samples) == 1:
-            return [Failure(samples[0][0].key, str(error))]
+            return [], [Failure(samples[0][0].key, str(error))]
         # Which one it was is found by encoding each alone: a function of the data only, as bytes must be.
-        return [failure for sample in samples for failure in _encode_batch([sample], tokenizers, rows)]
-    rows.add(samples, codes)
-    return []
+        each = [_launch([sample], tokenizers, spec, config) for sample in samples]
+        return [one for launched, _ in each for one in launched], [bad for _, refused in each for bad in refused]
 
+    def codes() -> Codes:
+        found: Codes = {}
+        for name, finish in started.items():
+            found[name], *scales = finish()
+            found |= {f"scale_{side}": scale for side, scale in zip(spec.scales, scales, strict=False)}
+        return found
 
-@contextlib.contextmanager
-def _timed(durations_s: dict[str, float], step: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    durations_s[step] += time.perf_counter() - start
+    return [_Launched(samples, codes)], []

@@ -6,18 +6,22 @@ plan alone.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from codeshards.config import TokenizeConfig
-from codeshards.encode import IMAGE, ShardTask, encode_shard, fix_arithmetic
+from codeshards.encode import IMAGE, Lanes, ShardTask, encode_shard, fix_arithmetic
 from codeshards.format import (
     MANIFEST_FILE,
+    PLAN_FILE,
     GridSpec,
     Manifest,
+    Plan,
     PlannedShard,
     ShardError,
     ShardSpec,
@@ -26,13 +30,16 @@ from codeshards.format import (
     build_plan,
     remove_stale_temps,
     save_or_match,
-    shard_is_done,
-    sidecar_path,
 )
-from codeshards.pool import run_shards
+from codeshards.pool import assigned_cores, run_shards, terminable
+from codeshards.progress import EventLog, kind_of
+from codeshards.resume import Failures, MissingShards, load_sidecars, missing_shards
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.datasets import Split, open_splits
+
+EVENTS_FILE = "events.jsonl"
+"""What happened when, a line an event, over all runs of a job; not part of the dataset."""
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +52,11 @@ def tokenize(
     tokenizers: Mapping[str, Path],
     out: Path,
     overwrite: bool = False,
+    retry_failed: bool = False,
 ) -> Manifest:
     """Encode a dataset into token shards, or finish a job that was interrupted.
+
+    SIGTERM and Ctrl-C give up the shards in work, leave no half files, and end the process; the same call goes on.
 
     Args:
         config: Settings of the job.
@@ -55,6 +65,7 @@ def tokenize(
         tokenizers: ``image`` and any of segmentation, depth, pose → folder of the trained tokenizer.
         out: Folder of the shards; every node must see it under this path.
         overwrite: Delete what `out` holds first.
+        retry_failed: Make the shards with failures again.
 
     Returns:
         The manifest, which is also in `out`/dataset.json.
@@ -82,52 +93,118 @@ def tokenize(
         shuffle_seed=config.shuffle_seed,
     )
     if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
+        _delete_dataset(out)
     if save_or_match(plan, out):
         log.info("%s holds this plan already: only what is missing is made", out)
-    for folder in (out, *(out / split for split in plan.splits)):
-        if folder.is_dir():
-            remove_stale_temps(folder)
-    missing = [shard for shard in plan.shards if not shard_is_done(out, plan, shard)]
+    _remove_temps(plan, out)
+    missing = missing_shards(out, plan, retry_failed=retry_failed)
     if not missing and (out / MANIFEST_FILE).is_file():
         return Manifest.load(out)
+    # What it says may not be true any more while shards are made again.
+    (out / MANIFEST_FILE).unlink(missing_ok=True)
     _copy_tokenizers(tokenizers, out)
     if missing:
-        plan_hash = plan.hash
+        _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=out)
+    return _finish(plan, spec, config, splits, tokenizers, out)
 
-        def task_of(shard: PlannedShard) -> ShardTask:
-            samples = splits[shard.split].subset(plan.sample_indices(shard))
-            return ShardTask(shard=shard, plan_hash=plan_hash, samples=samples)
 
-        device, folders = _device(config), {name: path.resolve() for name, path in tokenizers.items()}
-        run_shards(
-            missing,
-            task_of,
-            _Worker,
-            (config, spec, folders, out.resolve(), device),
-            name="tokenize",
-            device=device,
-            workers=config.workers,
-            threads=config.threads,
-            decode_threads=config.decode_threads,
-            max_attempts=config.max_attempts,
-        )
-    sidecars = [Sidecar.load(sidecar_path(out, shard)) for shard in plan.shards]
-    _check_failures(sidecars, config.max_failure_rate, out)
-    classes = next(iter(splits.values())).class_names
+def _make(
+    missing: MissingShards,
+    config: TokenizeConfig,
+    *,
+    splits: Mapping[str, Split],
+    plan: Plan,
+    spec: ShardSpec,
+    tokenizers: Mapping[str, Path],
+    out: Path,
+) -> None:
+    """Make the missing shards on Ray; whatever ends it, no half file stays."""
+    plan_hash, events = plan.hash, EventLog(out / EVENTS_FILE)
+
+    def task_of(shard: PlannedShard) -> ShardTask:
+        samples = splits[shard.split].subset(plan.sample_indices(shard))
+        return ShardTask(shard=shard, plan_hash=plan_hash, samples=samples)
+
+    def failures_of(shard: PlannedShard, sidecar: Sidecar) -> dict[str, int]:
+        return dict(Counter(kind_of(failure.reason) for failure in sidecar.failures))
+
+    device, folders = _device(config), {name: path.resolve() for name, path in tokenizers.items()}
+    events.write(
+        "start",
+        plan_hash=plan_hash,
+        shards=len(missing),
+        samples=sum(shard.samples for shard in missing),
+        settings=dataclasses.asdict(config),
+    )
+    end = "failed"
+    try:
+        with terminable():
+            run_shards(
+                missing,
+                task_of,
+                _Worker,
+                (config, spec, folders, out.resolve(), device),
+                name="tokenize",
+                device=device,
+                workers=config.workers,
+                threads=config.threads,
+                decode_threads=config.decode_threads,
+                max_attempts=config.max_attempts,
+                shards_at_once=2,
+                events=events,
+                on_done=failures_of,
+            )
+        end = "made"
+    except (KeyboardInterrupt, SystemExit):
+        end = "stopped"
+        log.warning("stopped: finished shards are kept, the same command goes on from there")
+        raise
+    finally:
+        events.write(end)
+        events.close()
+        if end != "made":
+            _remove_temps(plan, out)
+
+
+def _finish(
+    plan: Plan,
+    spec: ShardSpec,
+    config: TokenizeConfig,
+    splits: Mapping[str, Split],
+    tokenizers: Mapping[str, Path],
+    out: Path,
+) -> Manifest:
+    """Commit the dataset: all shards are there and enough of their samples are good."""
+    failures = Failures()
     about = {
         name: {"folder": _folder_name(name), "fingerprint": fingerprint(path)} for name, path in tokenizers.items()
     }
     manifest = Manifest.build(
         plan=plan,
-        sidecars=sidecars,
+        sidecars=failures.watch(load_sidecars(out, plan)),
         spec=spec,
-        class_names=classes,
+        class_names=next(iter(splits.values())).class_names,
         tokenizer=about.pop(IMAGE),
         conditions=about,
     )
+    failures.check(config.max_failure_rate, out)
     manifest.save(out)
     return manifest
+
+
+def _delete_dataset(out: Path) -> None:
+    """Delete a dataset, and nothing that is not one: a mistyped --out must not cost a home folder."""
+    if out.is_dir() and any(out.iterdir()) and not (out / PLAN_FILE).is_file():
+        raise ShardError(
+            f"{out} is not empty and has no {PLAN_FILE}, so it is no dataset of shards: delete it yourself"
+        )
+    shutil.rmtree(out, ignore_errors=True)
+
+
+def _remove_temps(plan: Plan, out: Path) -> None:
+    for folder in (out, *(out / split for split in plan.splits)):
+        if folder.is_dir():
+            remove_stale_temps(folder)
 
 
 def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:
@@ -153,7 +230,7 @@ def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprint
         )
         for name, model in models.items()
     }
-    return ShardSpec(image=grids.pop(IMAGE), orders=config.orders, conditions=grids)
+    return ShardSpec(image=grids.pop(IMAGE), orders=config.orders, scales=config.scales, conditions=grids)
 
 
 def _device(config: TokenizeConfig) -> Literal["cpu", "cuda"]:
@@ -178,21 +255,8 @@ def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Path) -> None:
                 shutil.copyfileobj(original, copy)
 
 
-def _check_failures(sidecars: list[Sidecar], allowed: float, out: Path) -> None:
-    failures = [failure for sidecar in sidecars for failure in sidecar.failures]
-    total = len(failures) + sum(sidecar.samples for sidecar in sidecars)
-    for failure in failures[:10]:
-        log.warning("left out: %s: %s", failure.key, failure.reason)
-    if len(failures) > allowed * total:
-        first = f"{failures[0].key}: {failures[0].reason}"
-        raise ShardError(
-            f"{len(failures)} of {total} samples failed, more than max_failure_rate = {allowed} (first: {first})."
-            f" The sidecars in {out} name them all. Raise --max-failure-rate, or mend the data and use --overwrite"
-        )
-
-
 class _Worker:
-    """The actor: loads the tokenizers once, then encodes one shard after another."""
+    """The actor: loads the tokenizers once, then encodes shards, reading one while it encodes another."""
 
     def __init__(
         self,
@@ -206,11 +270,24 @@ class _Worker:
 
         fix_arithmetic(config.threads)
         self._config, self._spec, self._out = config, spec, out
+        self._lanes = Lanes(config.decode_threads or max(2, assigned_cores()))
         self._tokenizers = {
-            name: Tokenizer.load(folder, device=device, precision=config.precision) for name, folder in folders.items()
+            name: Tokenizer.load(folder, device=device, precision=config.precision, compiled=config.compile)
+            for name, folder in folders.items()
         }
 
-    def run(self, task: ShardTask) -> int:
-        """Encode one shard; returns its rows."""
-        sidecar = encode_shard(task, tokenizers=self._tokenizers, spec=self._spec, config=self._config, out=self._out)
-        return sidecar.rows
+    @property
+    def samples_done(self) -> int:
+        """Samples done since the process started."""
+        return self._lanes.samples_done
+
+    def run(self, task: ShardTask) -> Sidecar:
+        """Encode one shard."""
+        return encode_shard(
+            task,
+            tokenizers=self._tokenizers,
+            spec=self._spec,
+            config=self._config,
+            out=self._out,
+            lanes=self._lanes,
+        )

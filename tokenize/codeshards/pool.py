@@ -1,7 +1,8 @@
 """Planned shards worked off by disposable Ray actors; the driver requeues what a dead actor held.
 
-Actors never restart by themselves: with endless restarts a lost node stalls the job. A worker class has one method,
-`run(task)`, which leaves a shard either whole (its sidecar is there) or to be made again.
+Actors never restart by themselves: with endless restarts a lost node stalls the job. A worker class has a method
+`run(task)`, which leaves a shard either whole (its sidecar is there) or to be made again, and may count the samples it
+has done in an attribute `samples_done`, which the live view shows.
 """
 
 from __future__ import annotations
@@ -9,24 +10,35 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from codeshards.format import PlannedShard, ShardError
+from codeshards.nodes import Cluster, WorkerSize
+from codeshards.progress import EventLog, LiveView
 
 log = logging.getLogger(__name__)
 
 # glibc would otherwise return every large activation to the kernel and fault its pages in anew: 1.7× slower.
-_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+_POLL_S = 1.0
+"""Seconds between two looks at the nodes and at what the workers have done."""
+_KILL_S = 20.0
+"""Seconds that killed workers may take to be gone."""
+_PATIENCE_S = 600.0
+"""Seconds without any worker before the job gives up: an autoscaler's nodes take minutes to come."""
 
 
 def run_shards(
-    shards: Sequence[PlannedShard],
+    shards: Collection[PlannedShard],
     task_of: Callable[[PlannedShard], Any],
     worker: type[Any],
     arguments: tuple[Any, ...],
@@ -37,104 +49,301 @@ def run_shards(
     threads: int,
     decode_threads: int,
     max_attempts: int,
+    shards_at_once: int = 1,
+    events: EventLog | None = None,
+    on_done: Callable[[PlannedShard, Any], dict[str, int]] | None = None,
 ) -> None:
     """Run `worker(*arguments).run(task_of(shard))` for every shard, on RAY_ADDRESS or on a Ray of our own.
 
+    Nodes are looked at again and again: one that joins late gets workers, one with fewer cores or GPUs gets
+    workers that fit it, and what a lost one held is done by another.
+
     Args:
-        shards: What to make.
+        shards: What to make; gone through as workers ask, so that it may be longer than memory.
         task_of: Makes what a worker gets for a shard; called when its turn comes, so that few tasks are in memory.
         worker: Class of the actors.
         arguments: Of its constructor.
         name: What the progress bar calls the job.
-        device: cuda gives every worker a GPU and `decode_threads` cores, cpu gives it `threads` cores.
-        workers: Processes; 0: one per GPU, or per `threads` cores.
+        device: cuda gives every worker a GPU and its share of the node's cores, cpu gives it `threads` cores.
+        workers: Processes; 0: one per GPU, or per `threads` cores. An autoscaler is asked for that many.
         threads: Torch threads of a worker.
-        decode_threads: Threads of a worker that read images.
+        decode_threads: Cores of a worker with a GPU; 0: its share of the node.
         max_attempts: Times that a shard may lose its worker.
+        shards_at_once: Calls of `run` that a worker gets at the same time, in threads: with 2, one shard is read
+            while another is encoded.
+        events: Where to log what happens.
+        on_done: Called with each shard and what `run` returned; gives the shard's failures by kind.
 
     Raises:
-        ShardError: a shard's workers kept dying, or a worker raised an error.
+        ShardError: a shard's workers kept dying, a worker raised an error, or no node can run one.
     """
-    with _connected(workers * threads) as ray:
-        resources = {"num_gpus": 1, "num_cpus": decode_threads} if device == "cuda" else {"num_cpus": threads}
-        # A machine with fewer cores than `threads` still gets a worker: more threads than cores are only slower.
-        resources["num_cpus"] = int(max(1, min(resources["num_cpus"], ray.cluster_resources().get("CPU", 1))))
-        actor = ray.remote(max_restarts=0, max_task_retries=0, **resources)(worker)
-        pool = _Pool(ray, actor, arguments)
+    size = WorkerSize(device=device, threads=threads, decode_threads=decode_threads)
+    with connected(workers * threads) as ray:
+        pool = _Pool(
+            Cluster(ray, size, workers),
+            _Host,
+            (worker, arguments),
+            task_of=task_of,
+            name=name,
+            shards=shards,
+            max_attempts=max_attempts,
+            shards_at_once=shards_at_once,
+            events=events or EventLog(None),
+            on_done=on_done or (lambda shard, result: {}),
+        )
         try:
-            _drain(pool, deque(shards), task_of, workers or _worker_count(ray, device, resources), max_attempts, name)
+            pool.drain()
         finally:
-            pool.kill()
+            pool.close()
+
+
+class _Host:
+    """What an actor runs: the worker, made once, and the driver's questions beside it."""
+
+    def __init__(self, worker: type[Any], arguments: tuple[Any, ...]) -> None:
+        self._worker = worker(*arguments)
+
+    def pid(self) -> int:
+        """The process; answers when the worker is made."""
+        return os.getpid()
+
+    def run(self, task: Any) -> Any:
+        """Make a shard."""
+        return self._worker.run(task)
+
+    def samples_done(self) -> int:
+        """Samples done since the process started."""
+        return int(getattr(self._worker, "samples_done", 0))
+
+
+@dataclass(slots=True, eq=False)
+class _Hand:
+    """One actor as the driver sees it."""
+
+    actor: Any
+    node: str
+    """Id of its node."""
+    running: dict[Any, PlannedShard] = field(default_factory=dict)
+    """Reference of a call → its shard."""
+    ready: bool = False
+    asked: Any = None
+    """Reference of the open question: its pid, later how far it is."""
+    samples: int = 0
+    """Samples it says it has done."""
+    finished: int = 0
+    """Samples of the shards it has finished."""
 
 
 class _Pool:
-    """Actors and the shards that they hold."""
+    """Actors, the shards that they hold and the shards that wait."""
 
-    def __init__(self, ray: Any, actor: Any, arguments: tuple[Any, ...]) -> None:
-        self.ray, self._actor, self._arguments = ray, actor, arguments
-        self.running: dict[Any, tuple[Any, PlannedShard]] = {}
+    def __init__(
+        self,
+        cluster: Cluster,
+        host: type[Any],
+        arguments: tuple[Any, ...],
+        *,
+        task_of: Callable[[PlannedShard], Any],
+        name: str,
+        shards: Collection[PlannedShard],
+        max_attempts: int,
+        shards_at_once: int,
+        events: EventLog,
+        on_done: Callable[[PlannedShard, Any], dict[str, int]],
+    ) -> None:
+        self._cluster, self._ray = cluster, cluster.ray
+        self._actor = self._ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=shards_at_once + 1)(host)
+        self._arguments = arguments
+        self._task_of, self._on_done, self._events = task_of, on_done, events
+        self._max_attempts, self._shards_at_once = max_attempts, shards_at_once
+        self._fresh, self._left = iter(shards), len(shards)
+        self._again: deque[PlannedShard] = deque()
+        self._deaths: Counter[PlannedShard] = Counter()
+        self._hands: list[_Hand] = []
+        self._done_by_node: Counter[str] = Counter()
+        self._idle_since_s, self._warned = time.monotonic(), False
+        self._view = LiveView(name, shards=len(shards), samples=sum(s.samples for s in shards), events=events)
 
-    def start(self, shard: PlannedShard, task: Any, worker: Any | None = None) -> None:
-        worker = worker or self._actor.remote(*self._arguments)
-        self.running[worker.run.remote(task)] = (worker, shard)
+    def drain(self) -> None:
+        """Run all shards."""
+        next_look_s = 0.0
+        while self._left or any(hand.running for hand in self._hands):
+            if time.monotonic() >= next_look_s:
+                next_look_s = time.monotonic() + _POLL_S
+                self._hire()
+                self._ask()
+            self._assign()
+            self._collect()
 
-    def next_done(self) -> tuple[Any, Any, PlannedShard]:
-        """Wait for one shard: (result reference, its worker, the shard)."""
-        (reference, *_), _ = self.ray.wait(list(self.running), num_returns=1)
-        return (reference, *self.running.pop(reference))
+    def _hire(self) -> None:
+        """Start actors where there is room, as long as shards wait for them."""
+        for change, node in self._cluster.look():
+            self._events.write(change, node=node)
+        wanted = self._left + sum(bool(hand.running) for hand in self._hands)
+        for node, options in self._cluster.room([hand.node for hand in self._hands], wanted):
+            actor = self._actor.options(**options).remote(*self._arguments)
+            self._hands.append(_Hand(actor, node, asked=actor.pid.remote()))
+        if self._hands:
+            self._idle_since_s, self._warned = time.monotonic(), False
+        elif self._cluster.hopeless() or time.monotonic() - self._idle_since_s > _PATIENCE_S:
+            raise ShardError(self._cluster.why_no_worker())
+        elif not self._warned:
+            self._warned = True
+            log.warning("no node can run a worker now: waiting for one. %s", self._cluster.why_no_worker())
 
-    def kill(self) -> None:
-        for worker, _ in self.running.values():
-            self.ray.kill(worker)
+    def _ask(self) -> None:
+        for hand in self._hands:
+            if hand.asked is None:
+                hand.asked = hand.actor.samples_done.remote()
+        partial = Counter(self._done_by_node)
+        for hand in self._hands:
+            partial[self._cluster.name(hand.node)] += max(0, hand.samples - hand.finished)
+        self._view.update(dict(partial))
 
+    def _assign(self) -> None:
+        """Hand out shards: every ready actor one, then a second to read ahead where enough are left for all."""
+        ready = [hand for hand in self._hands if hand.ready]
+        for held in range(self._shards_at_once):
+            if held and self._left < len(ready):
+                return  # the last shards go to whoever is free first
+            for hand in ready:
+                if len(hand.running) == held and self._left:
+                    self._give(hand)
 
-def _drain(
-    pool: _Pool,
-    queue: deque[PlannedShard],
-    task_of: Callable[[PlannedShard], Any],
-    workers: int,
-    max_attempts: int,
-    name: str,
-) -> None:
-    """Run all shards; the shard of a worker that died goes back into the queue, with a new worker."""
-    deaths: Counter[PlannedShard] = Counter()
-    errors = pool.ray.exceptions
-    with tqdm(total=sum(shard.samples for shard in queue), desc=name, unit="image", disable=None) as bar:
-        while queue or pool.running:
-            while queue and len(pool.running) < workers:
-                shard = queue.popleft()
-                pool.start(shard, task_of(shard))
-            reference, worker, shard = pool.next_done()
-            try:
-                pool.ray.get(reference)
-            except errors.RayActorError as error:
-                deaths[shard] += 1
-                if deaths[shard] >= max_attempts:
-                    raise ShardError(
-                        f"the worker of {shard.split}/{shard.name} died {deaths[shard]} times (out of memory?): "
-                        "use fewer workers or a smaller batch_size, and run again; finished shards are kept"
-                    ) from error
-                log.warning("a worker died; %s/%s goes to another", shard.split, shard.name)
-                queue.appendleft(shard)
-            except errors.RayTaskError as error:
-                raise ShardError(f"{shard.split}/{shard.name}: {error.cause}") from error
+    def _give(self, hand: _Hand) -> None:
+        # A shard that has lost a worker runs alone: if it kills again, it and no other is to blame.
+        suspect = bool(self._again) and self._deaths[self._again[0]] > 0
+        if hand.running and (suspect or any(self._deaths[shard] for shard in hand.running.values())):
+            return
+        shard = self._again.popleft() if self._again else next(self._fresh)
+        self._left -= 1
+        hand.running[hand.actor.run.remote(self._task_of(shard))] = shard
+
+    def _collect(self) -> None:
+        """Wait for a moment, and take in every answer that is there."""
+        owner_of: dict[Any, _Hand] = {}
+        for hand in self._hands:
+            owner_of.update(dict.fromkeys(hand.running, hand))
+            if hand.asked is not None:
+                owner_of[hand.asked] = hand
+        if not owner_of:
+            time.sleep(_POLL_S / 2)
+            return
+        references = list(owner_of)
+        if self._ray.wait(references, num_returns=1, timeout=_POLL_S)[0]:
+            for reference in self._ray.wait(references, num_returns=len(references), timeout=0)[0]:
+                if owner_of[reference] in self._hands:
+                    self._take(owner_of[reference], reference)
+
+    def _take(self, hand: _Hand, reference: Any) -> None:
+        errors, shard = self._ray.exceptions, hand.running.get(reference)
+        try:
+            answer = self._ray.get(reference)
+        except errors.RayActorError as error:
+            self._bury(hand, error)
+        except errors.RayTaskError as error:
+            if shard is None or not isinstance(error.cause, (ValueError, OSError)):
+                raise  # a bug: keep its traceback
+            raise ShardError(f"{shard.split}/{shard.name}: {error.cause}") from error
+        else:
+            if shard is not None:
+                self._finish(hand, reference, answer)
+            elif hand.ready:
+                hand.asked, hand.samples = None, answer
             else:
-                bar.update(shard.samples)
-                if queue:
-                    shard = queue.popleft()
-                    pool.start(shard, task_of(shard), worker)
+                hand.asked, hand.ready = None, True
+                self._events.write("worker_ready", node=self._cluster.name(hand.node), pid=answer)
+
+    def _finish(self, hand: _Hand, reference: Any, answer: Any) -> None:
+        shard = hand.running.pop(reference)
+        hand.finished += shard.samples
+        self._done_by_node[self._cluster.name(hand.node)] += shard.samples
+        failures = self._on_done(shard, answer)
+        self._view.shard_done(failures)
+        self._events.write(
+            "shard_done",
+            split=shard.split,
+            index=shard.index,
+            samples=shard.samples,
+            failures=failures,
+            node=self._cluster.name(hand.node),
+        )
+
+    def _bury(self, hand: _Hand, error: Any) -> None:
+        """Forget a dead actor; what it held goes to another."""
+        self._hands.remove(hand)
+        self._ray.kill(hand.actor)  # it may be cut off and not dead
+        node_lost = not self._cluster.is_alive(hand.node) or "node has died" in str(error)
+        self._events.write(
+            "worker_died",
+            node=self._cluster.name(hand.node),
+            node_lost=node_lost,
+            shards=[f"{shard.split}/{shard.name}" for shard in hand.running.values()],
+        )
+        if not hand.ready and not node_lost:
+            self._cluster.refuse(hand.node, error, self._max_attempts)
+        for shard in hand.running.values():
+            log.warning("a %s; %s/%s goes to another", "node left" if node_lost else "worker died", *_named(shard))
+            if not node_lost:
+                self._deaths[shard] += 1
+            # With a second shard beside it nobody knows whose fault it was: it runs alone next time.
+            if self._deaths[shard] >= self._max_attempts and len(hand.running) == 1:
+                raise ShardError(
+                    f"the worker of {shard.split}/{shard.name} died {self._deaths[shard]} times (out of memory?): "
+                    "use fewer workers or a smaller batch_size, and run again; finished shards are kept"
+                ) from error
+            self._again.append(shard)
+            self._left += 1
+
+    def close(self) -> None:
+        """Kill the actors and wait until they are gone, so that no one writes behind the caller's back."""
+        last = [reference for hand in self._hands for reference in hand.running]
+        with contextlib.suppress(Exception):  # Ray itself may be what has failed
+            for hand in self._hands:
+                self._ray.kill(hand.actor)
+            if last:
+                self._ray.wait(last, num_returns=len(last), timeout=_KILL_S)
+            self._cluster.close()
+        self._view.close()
 
 
-def _worker_count(ray: Any, device: str, resources: Mapping[str, int]) -> int:
-    total = ray.cluster_resources()
-    if device == "cuda":
-        return max(1, int(total.get("GPU", 0)))
-    return max(1, int(total.get("CPU", 1)) // resources["num_cpus"])
+def assigned_cores() -> int:
+    """Cores that Ray has set aside for the worker that asks."""
+    import ray
+
+    resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("CPU", 1))
+
+
+def _named(shard: PlannedShard) -> tuple[str, str]:
+    return shard.split, shard.name
 
 
 @contextlib.contextmanager
-def _connected(least_cores: int) -> Iterator[Any]:
-    """Ray, connected to what the caller has started, else to RAY_ADDRESS, else started here for the job's length."""
+def terminable() -> Iterator[None]:
+    """Make SIGTERM raise SystemExit(143) in the block, so that it cleans up; elsewhere than the main thread nothing."""
+
+    def leave(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def connected(least_cores: int) -> Iterator[Any]:
+    """Ray, connected to what the caller has started, else to RAY_ADDRESS, else started here for the block's length.
+
+    Args:
+        least_cores: Cores that a Ray started here has at least, whatever the machine has.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -143,8 +352,9 @@ def _connected(least_cores: int) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    environment: dict[str, Any] = {"env_vars": _ALLOCATOR}
+    environment: dict[str, Any] = {"env_vars": ALLOCATOR}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    ours = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):
         loaded = [sys.modules[name] for name in ("vqgan", "codeshards", "imagepriors") if name in sys.modules]
         environment["py_modules"] = [str(Path(str(module.__file__)).parent) for module in loaded]
@@ -158,6 +368,8 @@ def _connected(least_cores: int) -> Iterator[Any]:
             object_store_memory=256 * 2**20,
             **quiet,
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)  # Ray puts a handler of its own there
     try:
         yield ray
     finally:

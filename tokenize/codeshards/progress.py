@@ -1,0 +1,123 @@
+"""What a running job shows and remembers: a live view on the terminal and an event log in JSON lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+_WINDOW_S = 60.0
+"""Rates are those of the last minute: long enough to be steady, short enough to show a slow node."""
+_EVENT_S = 10.0
+"""Seconds between two progress events in the log."""
+_LINE_S = 60.0
+"""Seconds between two log lines where there is no terminal to draw on."""
+
+
+class EventLog:
+    """Appends one JSON object a line; of a run that was killed all but the last line is there."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file: TextIO | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torn = path.is_file() and not path.read_bytes().endswith(b"\n")
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+            if torn:
+                self._file.write("\n")
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append an event with the time (seconds since 1970). A full disk costs the log, not the job."""
+        if self._file is None:
+            return
+        line = {"time_s": round(time.time(), 3), "event": event, **fields}
+        try:
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            log.warning("no more events are logged: %s", error)
+            self._file = None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of all runs in a log; lines that a kill has torn are passed over."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return [event for event in events if isinstance(event, dict) and "event" in event]
+
+
+def kind_of(reason: str) -> str:
+    """A failure's reason without what names the one sample, so that equal causes count together."""
+    last = re.sub(r"<[^>]*>|'[^']*'|\"[^\"]*\"|\d+", "…", reason).rsplit(": ", 1)[-1]
+    return last.strip() or reason
+
+
+class LiveView:
+    """A progress bar with a second line for shards, failures and nodes; log lines where there is no terminal."""
+
+    def __init__(self, name: str, *, shards: int, samples: int, events: EventLog) -> None:
+        self._name, self._shards, self._samples, self._events = name, shards, samples, events
+        self._shards_done = 0
+        self._failures: Counter[str] = Counter()
+        self._history: deque[tuple[float, dict[str, int]]] = deque()
+        self._last_event_s = self._last_line_s = time.monotonic()
+        self._bar = tqdm(total=samples, desc=name, unit="image", disable=None, position=0, smoothing=0.1)
+        self._status = tqdm(total=0, bar_format="{desc}", disable=None, position=1, leave=False)
+
+    def shard_done(self, failures: Mapping[str, int]) -> None:
+        """Count a finished shard and its failures by kind."""
+        self._shards_done += 1
+        self._failures.update(failures)
+
+    def update(self, done_by_node: dict[str, int]) -> None:
+        """Show how many samples each node has done so far in this run."""
+        now = time.monotonic()
+        self._history.append((now, done_by_node))
+        while len(self._history) > 2 and now - self._history[1][0] > _WINDOW_S:
+            self._history.popleft()
+        total = min(self._samples, sum(done_by_node.values()))
+        self._bar.update(total - self._bar.n)
+        if now - self._last_event_s >= _EVENT_S:
+            self._last_event_s = now
+            self._events.write("progress", samples=total, nodes=done_by_node)
+        if not self._bar.disable:
+            self._status.set_description_str(self._line())
+        elif now - self._last_line_s >= _LINE_S:
+            self._last_line_s = now
+            log.info("%s: %s of %s images, %s", self._name, f"{total:,}", f"{self._samples:,}", self._line(total))
+
+    def _line(self, total: int | None = None) -> str:
+        (start, first), (end, last) = self._history[0], self._history[-1]
+        seconds = max(end - start, 1e-9)
+        rates = {node: (count - first.get(node, 0)) / seconds for node, count in last.items()}
+        parts = [f"{self._shards_done}/{self._shards} shards"]
+        if total is not None:
+            rate = sum(rates.values())
+            eta = f"{(self._samples - total) / rate / 60:.1f} min left" if rate > 0 else "no rate yet"
+            parts.append(f"{rate:.1f} images/s, {eta}")
+        parts += [f"{count} failed: {kind}" for kind, count in self._failures.most_common(3)]
+        parts += [f"{node} {rate:.1f}/s" for node, rate in sorted(rates.items())]
+        return " · ".join(parts)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._status.close()
+        self._bar.close()
