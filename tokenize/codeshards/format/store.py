@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -194,12 +195,11 @@ class _LocalStore(Store):
         return sorted(found)
 
     def delete(self) -> None:
-        import shutil
-
-        if self.path.is_dir() and not self.path.is_symlink():
-            shutil.rmtree(self.path)
-        else:
-            self.path.unlink(missing_ok=True)
+        with _store_errors(self, "deleted"):
+            if self.path.is_dir() and not self.path.is_symlink():
+                shutil.rmtree(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +294,7 @@ def _store_errors(store: Store, what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise ShardError(
-            f"{store} cannot be {what} ({error}). Check the address, the credentials and the network, and try again"
-        ) from error
+        raise ShardError(f"{store} cannot be {what} ({error}). {_remedy(store)}, and try again") from error
 
 
 @contextlib.contextmanager
@@ -310,12 +308,16 @@ def _write_errors(store: Store, *kinds: type[Exception]) -> Iterator[None]:
 def _write_error(store: Store, error: Exception) -> WriteError:
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         remedy = "Free some space and run again"
-    elif store.local is None:
-        remedy = "Check the address, the credentials and the network, and run again"
     else:
-        remedy = "Choose a folder that can be written, or mend its permissions, and run again"
+        remedy = f"{_remedy(store)}, and run again"
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     return WriteError(f"{store} cannot be written ({reason}); nothing was left there. {remedy}")
+
+
+def _remedy(store: Store) -> str:
+    if store.local is None:
+        return "Check the address, the credentials and the network"
+    return "Choose a folder that can be written, or mend its permissions"
 
 
 def _fsync_folder(folder: Path) -> None:
