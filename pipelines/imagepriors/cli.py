@@ -248,6 +248,9 @@ def sample(
     shards: Path = Path("runs/demo/shards"),
     out: Path = Path("runs/demo/samples"),
     n: int = 25,
+    given: int = 0,
+    size: tuple[int, int] | None = None,
+    frames: bool = False,
     preset: str = "demo",
 ) -> str:
     """Draw code sequences from a prior and decode them to pictures.
@@ -258,11 +261,15 @@ def sample(
         shards: Folder of token shards: holds the tokenizer, and the conditions of a conditional prior.
         out: Folder for grid.png, the single pictures, the codes and their metadata.
         n: Number of pictures.
+        given: Complete validation pictures from this many first codes of the prior's sequence: half of the codes in
+            row_major is the upper half, in spiral_out the centre; 21 = 1 + 4 + 16 are the first three scales.
+        size: Rows and columns of codes, for pictures larger than the training pictures (order row_major).
+        frames: Also write frames.gif, the pictures while they are drawn.
         preset: Preset that sets the defaults of all flags below.
     """
     from imagepriors.decode import write_samples
 
-    grid = write_samples(prior, shards, out, n, config=config)
+    grid = write_samples(prior, shards, out, n, config=config, given=given, size=size, frames=frames)
     return f"{n} samples in {out}; look at {grid}"
 
 

@@ -33,7 +33,7 @@ from codeprior.config import PriorError, SequenceSpec, TrainConfig
 from codeprior.model import Prior
 from codeshards.format import atomic_write, atomic_write_json, read_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when older code would misread a checkpoint."""
 
 CONFIG, WEIGHTS, TENSORS, SCALARS = "config.json", "model.safetensors", "state.safetensors", "state.json"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from codeprior.config import ConditionName, PriorError, SequenceSpec
+from codeprior.config import PriorError, SequenceSpec, condition_names
 from codeshards.format import OrderName, ShardDataset, atomic_write
 
 CACHE_VERSION = 1
@@ -108,17 +108,17 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
 class CodeData:
     """One split of a dataset as the sequences a prior reads."""
 
-    codes_NT: NDArray[np.uint16]
-    """Image codes in sequence order."""
-    condition_NC: NDArray[Any] | None
-    """Condition tokens (uint16 codes or int32 class ids), None where there is no condition."""
+    grids_NT: tuple[NDArray[np.uint16], ...]
+    """Image codes in sequence order, one array for each grid of a sequence: [N, codes of the grid]."""
+    conditions_NC: tuple[NDArray[Any], ...]
+    """Condition tokens (uint16 codes or int32 class ids), one array for each condition."""
     identity: str
     """What the rows are: the dataset's fingerprint and the split."""
 
     @property
     def rows(self) -> int:
         """Sequences in the split."""
-        return len(self.codes_NT)
+        return len(self.grids_NT[-1])
 
     @classmethod
     def open(cls, dataset: ShardDataset, split: str, sequence: SequenceSpec) -> Self:
@@ -127,23 +127,24 @@ class CodeData:
         Raises:
             ShardError: a class label is missing or beyond the classes, or the split cannot be mapped.
         """
-        condition_NC = None
-        if sequence.condition == "class":
-            condition_NC = memory_map(dataset, split, "label")[:, None]
-            _check_labels(condition_NC, split, sequence.condition_vocabulary)
-        elif sequence.condition != "none":
-            condition_NC = memory_map(dataset, split, f"cond_{sequence.condition}")
-        codes_NT = memory_map(dataset, split, f"codes_{sequence.order}")
-        return cls(codes_NT=codes_NT, condition_NC=condition_NC, identity=f"{dataset.fingerprint}/{split}")
+        conditions = []
+        for part in sequence.conditions:
+            if part.name == "class":
+                conditions.append(memory_map(dataset, split, "label")[:, None])
+                _check_labels(conditions[-1], split, part.vocabulary)
+            else:
+                conditions.append(memory_map(dataset, split, f"cond_{part.name}"))
+        grids = [memory_map(dataset, split, column) for column in sequence.columns]
+        for index, side in enumerate(sequence.scales):  # small, and stored in row-major order
+            grids[index] = grids[index][:, sequence.permutation(side, side)]
+        return cls(grids_NT=tuple(grids), conditions_NC=tuple(conditions), identity=f"{dataset.fingerprint}/{split}")
 
     def take(self, rows: NDArray[np.int64] | slice) -> Batch:
         """These rows as int64 tensors."""
-        codes_BT = torch.from_numpy(self.codes_NT[rows].astype(np.int64))
-        if self.condition_NC is None:
-            condition_BC = torch.zeros((len(codes_BT), 1), dtype=torch.int64)
-        else:
-            condition_BC = torch.from_numpy(self.condition_NC[rows].astype(np.int64))
-        return Batch(condition_BC=condition_BC, codes_BT=codes_BT)
+        codes_BT = _join(self.grids_NT, rows)
+        if self.conditions_NC:
+            return Batch(condition_BC=_join(self.conditions_NC, rows), codes_BT=codes_BT)
+        return Batch(condition_BC=torch.zeros((len(codes_BT), 1), dtype=torch.int64), codes_BT=codes_BT)
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, in the dataset's order; the last batch may be smaller."""
@@ -153,9 +154,15 @@ class CodeData:
     def code_counts(self, codebook_size: int) -> NDArray[np.int64]:
         """How often each code occurs, [codebook_size]."""
         counts = np.zeros(codebook_size, dtype=np.int64)
-        for start in range(0, self.rows, 8192):
-            counts += np.bincount(self.codes_NT[start : start + 8192].ravel(), minlength=codebook_size)
+        for codes_NT in self.grids_NT:
+            for start in range(0, self.rows, 8192):
+                counts += np.bincount(codes_NT[start : start + 8192].ravel(), minlength=codebook_size)
         return counts
+
+
+def _join(columns: tuple[NDArray[Any], ...], rows: NDArray[np.int64] | slice) -> Tensor:
+    taken = [column[rows].astype(np.int64) for column in columns]
+    return torch.from_numpy(taken[0] if len(taken) == 1 else np.concatenate(taken, axis=1))
 
 
 def _check_labels(labels_N1: NDArray[np.int32], split: str, class_count: int) -> None:
@@ -169,17 +176,20 @@ def _check_labels(labels_N1: NDArray[np.int32], split: str, class_count: int) ->
         raise PriorError(f"split {split!r} has label {labels_N1.max()}, but there are {class_count} classes")
 
 
-def sequence_from_dataset(dataset: ShardDataset, order: OrderName, condition: ConditionName) -> SequenceSpec:
+def sequence_from_dataset(
+    dataset: ShardDataset, order: OrderName, condition: str, *, scales: bool = False
+) -> SequenceSpec:
     """The sequence spec of a dataset; unnamed classes are counted from the training labels."""
     class_count = len(dataset.class_names)
-    if condition == "class" and class_count == 0:
+    if "class" in condition_names(condition) and class_count == 0:
         class_count = int(memory_map(dataset, "train", "label").max()) + 1
     return SequenceSpec.from_shards(
         dataset.spec,
         order=order,
         condition=condition,
         class_count=class_count,
-        class_names=tuple(dataset.class_names),
+        class_names=dataset.class_names,
+        scales=scales,
     )
 
 

@@ -10,27 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from codeprior.config import ModelConfig, PriorError, SequenceSpec
+from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpec, condition_names
 from codeprior.model import KVCache, Prior
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16)
 
 
-def spec(condition: str = "none", *, height: int = 4, width: int = 4, **changes: object) -> SequenceSpec:
-    length, vocabulary = {"none": (1, 1), "class": (1, 5), "segmentation": (6, 7)}[condition]
-    fields: dict[str, object] = {
-        "height": height,
-        "width": width,
-        "codebook_size": 11,
-        "order": "row_major",
-        "fingerprint": "f",
-        "condition": condition,
-        "condition_length": length,
-        "condition_vocabulary": vocabulary,
-        "condition_fingerprint": "",
-        "class_names": (),
-    }
-    return SequenceSpec(**{**fields, **changes})
+PARTS = {
+    "class": ConditionSpec(name="class", height=1, width=1, vocabulary=5, fingerprint=""),
+    "segmentation": ConditionSpec(name="segmentation", height=2, width=3, vocabulary=7, fingerprint="s"),
+}
+
+
+def spec(condition: str = "none", **changes: object) -> SequenceSpec:
+    fields: dict[str, object] = {"height": 4, "width": 4, "codebook_size": 11, "order": "row_major", "fingerprint": "f"}
+    conditions = tuple(PARTS[name] for name in condition_names(condition))
+    return SequenceSpec(**{**fields, "conditions": conditions, **changes})
 
 
 def random_prior(condition: str = "none", config: ModelConfig = SMALL, **changes: object) -> Prior:
@@ -44,7 +39,7 @@ def random_prior(condition: str = "none", config: ModelConfig = SMALL, **changes
 
 def random_tokens(prior: Prior, batch: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     g, s = torch.Generator().manual_seed(seed), prior.sequence
-    condition = torch.randint(s.condition_vocabulary, (batch, s.condition_length), generator=g)
+    condition = torch.stack([torch.randint(max(1, v), (batch,), generator=g) for v in s.null_condition], dim=1)
     return condition, torch.randint(s.codebook_size, (batch, s.length), generator=g)
 
 
@@ -60,7 +55,12 @@ def naive_logits(prior: Prior, condition_BC: Tensor, codes_BT: Tensor) -> Tensor
         scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
-    x = torch.cat([w["condition_embedding.weight"][condition_BC], w["code_embedding.weight"][codes_BT]], 1)
+    embedded, start = [], 0
+    for name in prior.sequence.condition.split("+"):
+        end = start + (PARTS[name].length if name in PARTS else 1)
+        embedded.append(w[f"condition_embeddings.{name}.weight"][condition_BC[:, start:end]])
+        start = end
+    x = torch.cat([*embedded, w["code_embedding.weight"][codes_BT]], 1)
     tokens, width = x.shape[1:]
     x = x + w["position_embedding.weight"][:tokens]
     head_width = width // prior.config.n_head
@@ -79,7 +79,10 @@ def naive_logits(prior: Prior, condition_BC: Tensor, codes_BT: Tensor) -> Tensor
     return norm("norm", x)[:, condition_BC.shape[1] - 1 :] @ w["head.weight"].T
 
 
-@pytest.mark.parametrize("condition", ["none", "class", "segmentation"])
+CONDITIONS = ["none", "class", "segmentation", "class+segmentation"]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_logits_and_loss_equal_the_naive_reference(condition: str) -> None:
     prior = random_prior(condition)
     condition_BC, codes_BT = random_tokens(prior)
@@ -92,7 +95,7 @@ def test_logits_and_loss_equal_the_naive_reference(condition: str) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(changed=st.integers(0, 15), condition=st.sampled_from(["none", "class", "segmentation"]))
+@given(changed=st.integers(0, 15), condition=st.sampled_from(CONDITIONS))
 def test_a_code_changes_later_logits_only(changed: int, condition: str) -> None:
     prior = random_prior(condition)
     condition_BC, codes_BT = random_tokens(prior)
@@ -105,14 +108,14 @@ def test_a_code_changes_later_logits_only(changed: int, condition: str) -> None:
     assert changed == 15 or not torch.allclose(before[:, changed + 1], after[:, changed + 1])
 
 
-@pytest.mark.parametrize("condition", ["class", "segmentation"])
+@pytest.mark.parametrize("condition", CONDITIONS[1:])
 def test_every_condition_token_changes_the_logits(condition: str) -> None:
     prior = random_prior(condition)
     condition_BC, codes_BT = random_tokens(prior)
     base = prior(condition_BC, codes_BT[:, :-1])
     for c in range(condition_BC.shape[1]):
         other_BC = condition_BC.clone()
-        other_BC[:, c] = (other_BC[:, c] + 1) % prior.sequence.condition_vocabulary
+        other_BC[:, c] = (other_BC[:, c] + 1) % prior.sequence.null_condition[c]
         changed = (prior(other_BC, codes_BT[:, :-1]) - base).abs().amax(dim=(0, 2))
         assert (changed > 1e-4).all()
 
@@ -140,7 +143,7 @@ def test_gpt2_start_values() -> None:
             assert not parameter.any()
         elif "norm" in name:
             assert (parameter == 1).all()
-        elif name != "condition_embedding.weight":  # too few numbers to measure
+        elif name != "condition_embeddings.class.weight":  # too few numbers to measure
             expected = 0.02 / 4 if "proj" in name else 0.02
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
     nll = prior.nll(*random_tokens(prior, batch=8)).mean()

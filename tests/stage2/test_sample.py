@@ -8,16 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from codeprior.config import ModelConfig, PriorError, SampleConfig, SequenceSpec
+from codeprior.config import ConditionSpec, ModelConfig, PriorError, SampleConfig, SequenceSpec
 from codeprior.model import Prior
-from codeprior.sample import draw, sample_codes, sample_generator
+from codeprior.sample import draw, race_noise, sample_codes, sample_keys
 from codeshards.format import ORDER_NAMES, order
 
-CONDITIONS = {"none": (1, 1), "class": (1, 5), "segmentation": (4, 7)}
+CONDITIONS = {
+    "none": (),
+    "class": (ConditionSpec(name="class", height=1, width=1, vocabulary=5, fingerprint=""),),
+    "segmentation": (ConditionSpec(name="segmentation", height=2, width=2, vocabulary=7, fingerprint="s"),),
+}
 
 
-def random_prior(condition: str = "none", order_name: str = "row_major") -> Prior:
-    length, vocabulary = CONDITIONS[condition]
+def random_prior(
+    condition: str = "none", order_name: str = "row_major", scales: tuple[int, ...] = (), **options: object
+) -> Prior:
     torch.manual_seed(0)
     sequence = SequenceSpec(
         height=4,
@@ -25,13 +30,10 @@ def random_prior(condition: str = "none", order_name: str = "row_major") -> Prio
         codebook_size=11,
         order=order_name,
         fingerprint="f",
-        condition=condition,
-        condition_length=length,
-        condition_vocabulary=vocabulary,
-        condition_fingerprint="",
-        class_names=(),
+        conditions=CONDITIONS[condition],
+        scales=scales,
     )
-    prior = Prior(ModelConfig(n_layer=2, n_head=2, n_embd=16), sequence)
+    prior = Prior(ModelConfig(n_layer=2, n_head=2, n_embd=16, **options), sequence)
     for parameter in prior.parameters():
         nn.init.normal_(parameter, std=0.3)
     return prior.eval()
@@ -42,7 +44,7 @@ def random_condition(prior: Prior, n: int) -> Tensor | None:
     if s.condition == "none":
         return None
     shape = (n,) if s.condition == "class" else (n, s.condition_length)
-    return torch.randint(s.condition_vocabulary, shape, generator=torch.Generator().manual_seed(1))
+    return torch.randint(s.conditions[0].vocabulary, shape, generator=torch.Generator().manual_seed(1))
 
 
 @torch.inference_mode()
@@ -51,19 +53,37 @@ def naive_samples(prior: Prior, n: int, condition: Tensor | None, config: Sample
     s, grids = prior.sequence, []
     for i in range(n):
         tokens = torch.zeros(1, 1, dtype=torch.int64) if condition is None else condition[i].reshape(1, -1)
-        generator = sample_generator(config.seed, i)
         codes: list[int] = []
-        for _ in range(s.length):
-            logits = prior(tokens, torch.tensor([codes], dtype=torch.int64))[0, -1] / config.temperature
-            if config.top_k is not None and config.top_k < len(logits):
-                logits[logits < logits.sort(descending=True).values[config.top_k - 1]] = -torch.inf
-            race = logits.softmax(0) / torch.empty(len(logits)).exponential_(generator=generator)
-            codes.append(int(race.argmax()))
-        raster = torch.empty(s.length, dtype=torch.int64)
-        for t, position in enumerate(order(s.order, s.height, s.width)):
-            raster[position] = codes[t]
+        for t in range(s.length):
+            logits = naive_filter(naive_guided(prior, tokens, codes, config), config)
+            noise = race_noise(sample_keys(config.seed, i, 1), torch.tensor([t]), torch.arange(11)[None])[0]
+            codes.append(int((logits.softmax(0) / noise).argmax()))
+        raster = torch.empty(s.height * s.width, dtype=torch.int64)
+        for code, position in zip(codes[-16:], order(s.order, s.height, s.width), strict=True):
+            raster[position] = code
         grids.append(raster.view(s.height, s.width))
     return torch.stack(grids)
+
+
+def naive_guided(prior: Prior, tokens: Tensor, codes: list[int], config: SampleConfig) -> Tensor:
+    read = torch.tensor([codes], dtype=torch.int64)
+    logits = prior(tokens, read)[0, -1]
+    if config.guidance == 1:
+        return logits
+    without = prior(torch.tensor([prior.sequence.null_condition]), read)[0, -1]
+    return (1 - config.guidance) * without + config.guidance * logits
+
+
+def naive_filter(logits: Tensor, config: SampleConfig) -> Tensor:
+    """One code after the other, most probable first, until a rule ends it."""
+    logits, kept, total = logits / config.temperature, torch.full_like(logits, -torch.inf), 0.0
+    ranked = logits.argsort(descending=True)[: config.top_k]
+    p = logits[ranked].softmax(0)
+    for code, probability in zip(ranked, p, strict=True):
+        if total >= config.top_p or probability < config.min_p * p[0]:
+            break
+        kept[code], total = logits[code], total + float(probability)
+    return kept
 
 
 @pytest.mark.parametrize("condition", list(CONDITIONS))
@@ -101,8 +121,8 @@ def test_a_sample_does_not_depend_on_its_batch(batch_size: int) -> None:
 
 def test_draws_follow_the_tempered_probabilities() -> None:
     logits, n = torch.tensor([2.0, 1.0, 0.0, -1.0]), 4000
-    generators = [sample_generator(0, i) for i in range(n)]
-    drawn = draw(logits.expand(n, 4), SampleConfig(temperature=2.0, top_k=3), generators)
+    config = SampleConfig(temperature=2.0, top_k=3)
+    drawn = draw(logits.expand(n, 4), config, sample_keys(0, 0, n), torch.tensor([5]))
     expected = torch.cat([(logits[:3] / 2).softmax(0), torch.zeros(1)])
     torch.testing.assert_close(drawn.bincount(minlength=4) / n, expected, atol=0.025, rtol=0)
 
@@ -115,9 +135,10 @@ def test_the_sampler_leaves_global_random_numbers_alone() -> None:
 
 
 def test_bfloat16_weights_sample_too() -> None:
-    codes = sample_codes(random_prior().to(torch.bfloat16), 3)
-    assert codes.shape == (3, 4, 4)
-    assert codes.max() < 11
+    prior, config = random_prior(), SampleConfig(precision="bfloat16")
+    codes = sample_codes(prior, 3, config=config)
+    assert torch.equal(codes, sample_codes(random_prior().to(torch.bfloat16), 3, config=config))
+    assert prior.code_embedding.weight.dtype == torch.float32
 
 
 def test_picture_conditions_may_come_as_grids() -> None:
@@ -138,7 +159,7 @@ def test_no_samples_is_an_empty_answer() -> None:
         ("none", torch.zeros(2, dtype=torch.int64), "trained without a condition"),
         ("class", None, "conditioned on 'class': pass condition"),
         ("class", torch.zeros(3, dtype=torch.int64), r"expected integers \[2, 1\]"),
-        ("class", torch.zeros(2), "condition is torch.float32"),
+        ("class", torch.zeros(2), "condition 'class' is torch.float32"),
         ("class", torch.tensor([0, 5]), "values 0 … 5: this prior's 'class' knows 0 … 4"),
         ("segmentation", torch.zeros(2, 9, dtype=torch.int64), r"expected integers \[2, 4\]"),
     ],

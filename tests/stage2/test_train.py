@@ -268,7 +268,7 @@ def test_unfinished_datasets_and_missing_priors_are_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("format_version",), 99, "format_version is 99, this code reads 1"),
+        (("format_version",), 99, "format_version is 99, this code reads 2"),
         (("train", "model", "n_heads"), 2, "n_heads"),
         (("sequence", "codebook_size"), None, "codebook_size"),
         (("train", "order"), "diagonal", "order"),
