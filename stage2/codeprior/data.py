@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from codeprior.config import ConditionName, PriorError, SequenceSpec
+from codeprior.config import PriorError, SequenceSpec
 from codeshards.format import OrderName, ShardDataset, atomic_write
 
 CACHE_VERSION = 1
@@ -169,7 +169,7 @@ def _check_labels(labels_N1: NDArray[np.int32], split: str, class_count: int) ->
         raise PriorError(f"split {split!r} has label {labels_N1.max()}, but there are {class_count} classes")
 
 
-def sequence_from_dataset(dataset: ShardDataset, order: OrderName, condition: ConditionName) -> SequenceSpec:
+def sequence_from_dataset(dataset: ShardDataset, order: OrderName, condition: str) -> SequenceSpec:
     """The sequence spec of a dataset; unnamed classes are counted from the training labels."""
     class_count = len(dataset.class_names)
     if condition == "class" and class_count == 0:
