@@ -20,7 +20,7 @@ class PriorError(ShardError):
     """A config, checkpoint or request that cannot work; the message says what to change."""
 
 
-def condition_names(condition: str) -> tuple[str, ...]:
+def condition_parts(condition: str) -> tuple[str, ...]:
     """The parts of a condition: "none" has none, "class+segmentation" two, always in the order of `CONDITIONS`.
 
     Raises:
@@ -88,11 +88,29 @@ class TrainConfig:
     order: OrderName = "row_major"
     """The order in which the image codes are generated."""
     condition: str = "none"
-    """What stands before the image codes: none, class, segmentation, depth, pose, or several: class+segmentation."""
-    scales: bool = False
-    """Generate the shards' coarser scales first, from one code on (the paper's multiscale prior)."""
+    """What stands before the image codes: none, class, segmentation, depth, pose, or several joined by "+"."""
+    multiscale: bool = False
+    """Generate the coarser scales of the shards before the full grid (the paper's section 3)."""
+    views: Literal["all", "one"] = "all"
+    """Rows of an epoch: all views of a sample, or one view of each sample, drawn anew every epoch."""
+    loader: Literal["memory_map", "stream"] = "memory_map"
+    """memory_map decodes the split once to disk and shuffles exactly; stream reads the shards again each epoch."""
+    shuffle_rows: int = 65_536
+    """Rows in the shuffle buffer of the stream; the memory map shuffles the whole split."""
     batch_size: int = 64
-    """Sequences in one optimizer step, over all ranks together."""
+    """Sequences in one optimizer step, over all ranks and accumulated parts together."""
+    accumulate: int = 1
+    """Parts of a rank's batch that go through the model one after the other; bounds the memory."""
+    cond_dropout: float = 0.0
+    """Probability of hiding a sequence's whole condition: the null condition that guidance needs, e.g. 0.1."""
+    pkeep: float = 1.0
+    """Probability of keeping an input code; others are replaced by random codes, the targets are not (taming)."""
+    random_order: bool = False
+    """Start with a fresh permutation for each sequence and anneal to `order` (RAR, arXiv 2411.00776)."""
+    anneal_start: float = 0.5
+    """Fraction of the steps up to which every sequence is permuted (random_order only)."""
+    anneal_end: float = 0.75
+    """Fraction of the steps from which none is; between the two the probability falls linearly."""
     steps: int = 2000
     """Optimizer steps of the whole run."""
     learning_rate: float = 1e-3
@@ -109,6 +127,14 @@ class TrainConfig:
     """Learning rate of the last step as a fraction of the peak (cosine only)."""
     grad_clip: float = 1.0
     """Largest global norm of the gradient; 0 switches clipping off."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, which is then evaluated and published; 0 for none."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: copies of the model (DDP), or weights and optimizer shared out (FSDP2)."""
+    compile: bool = False
+    """Compile the forward and backward pass with torch.compile."""
+    checkpoint_activations: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products' type. auto: bfloat16 where the GPU or CPU multiplies it natively, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -122,14 +148,24 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints (there is always one at the end)."""
     keep_checkpoints: int = 2
-    """How many of the latest checkpoints stay on disk."""
+    """How many of the latest checkpoints stay on disk, beside the best one."""
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-        for name in counts:
+        counts = ("batch_size", "accumulate", "shuffle_rows", "steps")
+        for name in (*counts, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
         _require(self.order in ORDER_NAMES, "order", self.order, f"use one of {', '.join(ORDER_NAMES)}")
-        condition_names(self.condition)
+        condition_parts(self.condition)
+        ok = self.batch_size % self.accumulate == 0
+        _require(ok, "accumulate", self.accumulate, f"use a divisor of batch_size = {self.batch_size}")
+        for name in ("cond_dropout", "ema_decay"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "use a number in [0, 1)")
+        ok = self.cond_dropout == 0 or self.condition != "none"
+        _require(ok, "cond_dropout", self.cond_dropout, "there is no condition to hide; use 0, or set condition")
+        _require(0 < self.pkeep <= 1, "pkeep", self.pkeep, "use a probability in (0, 1]")
+        ok = 0 <= self.anneal_start <= self.anneal_end <= 1
+        found = (self.anneal_start, self.anneal_end)
+        _require(ok, "anneal_start, anneal_end", found, "use fractions with 0 ≤ start ≤ end ≤ 1")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "use numbers in [0, 1)")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
@@ -176,7 +212,7 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConditionSpec:
-    """One kind of condition tokens: 0 … vocabulary - 1, and `vocabulary` itself for "not given"."""
+    """One kind of condition tokens: 0 … vocabulary - 1, and -1 for "not given", what guidance needs."""
 
     name: str
     """One of `CONDITIONS`."""
@@ -232,11 +268,6 @@ class SequenceSpec:
         return sum(part.length for part in self.conditions) or 1
 
     @property
-    def null_condition(self) -> tuple[int, ...]:
-        """The condition tokens that say "not given", for guidance: `condition_length` of them."""
-        return tuple(part.vocabulary for part in self.conditions for _ in range(part.length)) or (0,)
-
-    @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """(rows, columns) of every grid of image codes in a sequence, from the coarsest to the full one."""
         return (*((side, side) for side in self.scales), (self.height, self.width))
@@ -284,7 +315,7 @@ class SequenceSpec:
             raise PriorError(f"order {order!r} is not in these shards; they have {', '.join(shards.orders)}")
         if scales and not shards.scales:
             raise PriorError("scales: these shards have none; tokenize with scales, or train without")
-        names, parts = condition_names(condition), []
+        names, parts = condition_parts(condition), []
         for name in names:
             if name == "class":
                 if class_count < 1:

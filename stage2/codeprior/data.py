@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from codeprior.config import PriorError, SequenceSpec, condition_names
+from codeprior.config import PriorError, SequenceSpec, condition_parts
 from codeshards.format import OrderName, ShardDataset, atomic_write
 
 CACHE_VERSION = 1
@@ -181,7 +181,7 @@ def sequence_from_dataset(
 ) -> SequenceSpec:
     """The sequence spec of a dataset; unnamed classes are counted from the training labels."""
     class_count = len(dataset.class_names)
-    if "class" in condition_names(condition) and class_count == 0:
+    if "class" in condition_parts(condition) and class_count == 0:
         class_count = int(memory_map(dataset, "train", "label").max()) + 1
     return SequenceSpec.from_shards(
         dataset.spec,

@@ -209,8 +209,8 @@ class Prior(nn.Module):
     """p(image codes | condition), one code at a time in the order of `sequence.order`.
 
     Every condition and the image codes have embeddings of their own and the head knows image codes only, so
-    no probability is ever spent on a token that cannot come next. The last row of a condition's embedding is its
-    null token, see `SequenceSpec.null_condition`.
+    no probability is ever spent on a token that cannot come next. A condition token of -1 says "not given": the last
+    row of the condition's embedding, which training teaches by hiding conditions and guidance uses.
     """
 
     scale_T: Tensor
@@ -339,8 +339,13 @@ class Prior(nn.Module):
 
     def _embed_condition(self, condition_BC: Tensor) -> Tensor:
         lengths = [part.length for part in self.sequence.conditions] or [1]
-        parts = zip(self.condition_embeddings.values(), torch.split(condition_BC, lengths, dim=1), strict=True)
-        return torch.cat([embedding(tokens) for embedding, tokens in parts], dim=1)
+        embedded = []
+        for table, tokens in zip(
+            self.condition_embeddings.values(), torch.split(condition_BC, lengths, 1), strict=True
+        ):
+            assert isinstance(table, nn.Embedding)
+            embedded.append(table(tokens.where(tokens >= 0, table.num_embeddings - 1)))
+        return torch.cat(embedded, dim=1)
 
     def _embed_codes(self, codes_BT: Tensor, places_T: Tensor) -> Tensor:
         x_BTD: Tensor = self.code_embedding(codes_BT)

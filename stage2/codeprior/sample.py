@@ -230,7 +230,7 @@ def _sample_batch(
     keys_B = sample_keys(config.seed, first, B).to(prior.device)
     codes_BT = torch.empty((B, T), dtype=torch.int64, device=prior.device)
     codes_BT[:, :P] = prefix_BP
-    condition_RC = with_null(prior.sequence, condition_BC, config).to(prior.device)
+    condition_RC = with_null(condition_BC, config).to(prior.device)
     cache = KVCache(prior, len(condition_RC), static=config.compile)
     prefix_RP = codes_BT[:, :P].repeat(len(condition_RC) // B, 1)
     logits_RV = prior.prefill(condition_RC, cache, prefix_RP)
@@ -246,12 +246,11 @@ def _sample_batch(
     return codes_BT.cpu()
 
 
-def with_null(sequence: SequenceSpec, condition_BC: Tensor, config: SampleConfig) -> Tensor:
+def with_null(condition_BC: Tensor, config: SampleConfig) -> Tensor:
     """Condition tokens [R, C]: under guidance the same samples follow once more, without their condition."""
     if config.guidance == 1:
         return condition_BC
-    null_BC = torch.tensor(sequence.null_condition).expand_as(condition_BC)
-    return torch.cat((condition_BC, null_BC))
+    return torch.cat((condition_BC, torch.full_like(condition_BC, -1)))
 
 
 def guide(logits_RV: Tensor, config: SampleConfig) -> Tensor:

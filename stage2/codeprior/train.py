@@ -328,7 +328,7 @@ def train_prior(config: TrainConfig, shards: str | Path, out: str | Path, *, res
         SystemExit, KeyboardInterrupt: stopped by SIGTERM or Ctrl-C, after a checkpoint.
     """
     dataset, out = ShardDataset.open(shards), Path(out)
-    sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.scales)
+    sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)
     run = ckpt.RunConfig(train=config, sequence=sequence, data=dataset.fingerprint)
     if not resume:
         _remove_run(out)

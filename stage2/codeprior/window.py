@@ -112,7 +112,7 @@ def _draw_batch(
             codes_Bhw[:, row, column] = next_codes(prior, cache, codes_Bhw.flatten(1)[:, t - 1], config, keys_B, t_1)
         else:
             condition_BC = windows.at(top, left)[samples.start : samples.stop]
-            condition_RC = with_null(prior.sequence, condition_BC, config).to(prior.device)
+            condition_RC = with_null(condition_BC, config).to(prior.device)
             cache = cache or KVCache(prior, len(condition_RC), static=config.compile)
             cache.length = 0
             codes_BT = codes_Bhw[:, top : top + H, left : left + W].flatten(1)[:, :local]

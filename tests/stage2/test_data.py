@@ -44,13 +44,13 @@ def test_memory_map_is_the_column_of_the_shards(dataset: ShardDataset, name: str
 
 
 @pytest.mark.parametrize(
-    ("condition", "length", "vocabulary"), [("none", 1, 0), ("class", 1, 4), ("segmentation", 4, 6)]
+    ("condition", "length", "vocabulary"), [("none", 1, []), ("class", 1, [4]), ("segmentation", 4, [6])]
 )
 def test_sequence_and_batches_of_each_condition(
-    dataset: ShardDataset, condition: str, length: int, vocabulary: int
+    dataset: ShardDataset, condition: str, length: int, vocabulary: list[int]
 ) -> None:
     sequence = sequence_from_dataset(dataset, "zcurve", condition)
-    assert (sequence.condition_length, sequence.null_condition) == (length, length * (vocabulary,))
+    assert (sequence.condition_length, [part.vocabulary for part in sequence.conditions]) == (length, vocabulary)
     assert sequence.class_names == (("ant", "bee", "cat", "dog") if condition == "class" else ())
     data = CodeData.open(dataset, "val", sequence)
     batch = data.take(np.array([3, 0]))
@@ -63,7 +63,7 @@ def test_sequence_and_batches_of_each_condition(
 
 def test_unnamed_classes_are_counted(make_dataset) -> None:
     sequence = sequence_from_dataset(make_dataset(class_names=()), "row_major", "class")
-    assert (sequence.null_condition, sequence.class_names) == ((4,), ())
+    assert (sequence.conditions[0].vocabulary, sequence.class_names) == (4, ())
 
 
 @given(rows=st.integers(1, 200), batch=st.integers(1, 40), seed=st.integers(0, 2**63 - 1))

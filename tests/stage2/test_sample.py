@@ -70,7 +70,7 @@ def naive_guided(prior: Prior, tokens: Tensor, codes: list[int], config: SampleC
     logits = prior(tokens, read)[0, -1]
     if config.guidance == 1:
         return logits
-    without = prior(torch.tensor([prior.sequence.null_condition]), read)[0, -1]
+    without = prior(torch.full_like(tokens, -1), read)[0, -1]
     return (1 - config.guidance) * without + config.guidance * logits
 
 
