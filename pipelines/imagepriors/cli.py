@@ -5,6 +5,7 @@ Heavy imports stay inside the functions, so that `--help` answers in well under 
 
 import ctypes
 import functools
+import importlib
 import inspect
 import logging
 import sys
@@ -75,9 +76,9 @@ def train_vqgan(
 
     _keep_freed_memory()
     if workers:
-        from imagepriors.cluster import train_on_ray
+        from imagepriors.cluster import train_vqgan_on_ray
 
-        summary = train_on_ray(config, dataset, data, out, workers)
+        summary = train_vqgan_on_ray(config, dataset, data, out, workers)
     else:
         summary = train(config, open_splits(dataset, data), out)
     return f"tokenizer in {out}: " + _figures(summary)
@@ -224,20 +225,27 @@ def train_prior(
     *,
     shards: Path = Path("runs/demo/shards"),
     out: Path = Path("runs/demo/prior-row_major"),
+    workers: int = 0,
     preset: str = "demo",
 ) -> str:
-    """Stage 2: train a transformer on token shards; no pixels are read.
+    """Stage 2: train a transformer on token shards; no pixels are read (also under torchrun).
 
     Args:
         config: The run.
         shards: Folder that tokenize wrote.
         out: Run folder; a run that was interrupted continues.
+        workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         preset: Preset that sets the defaults of all flags below.
     """
     from codeprior.train import train_prior as run
 
     _keep_freed_memory()
-    summary = run(config, shards, out)
+    if workers:
+        from imagepriors.cluster import train_prior_on_ray
+
+        summary = train_prior_on_ray(config, shards, out, workers)
+    else:
+        summary = run(config, shards, out)
     return f"prior in {out}: " + _figures(summary)
 
 
@@ -288,16 +296,21 @@ def report(
     return f"open {write_report(run, data, dataset)}"
 
 
-def bench(*, repeats: int = 5, out: Path | None = None) -> str:
-    """Measure stage 1 against taming-transformers on this machine (needs the `peers` extra).
+def bench(
+    suite: tyro.conf.Positional[Literal["stage1", "loader", "train-prior"]] = "stage1",
+    *,
+    repeats: int = 5,
+    out: Path | None = None,
+) -> str:
+    """Measure this package against its rivals on this machine (needs the `peers` extra).
 
     Args:
-        repeats: Measurements of each contender; the median counts.
+        suite: What to measure: a module of imagepriors.benchmarks.
+        repeats: Measurements of each contender.
         out: Folder for the table and its figures; default: the package's own results.
     """
-    from imagepriors.benchmarks.stage1 import run
-
-    return run(repeats, out) if out else run(repeats)
+    run = importlib.import_module(f"imagepriors.benchmarks.{suite.replace('-', '_')}").run
+    return str(run(repeats, out) if out else run(repeats))
 
 
 COMMANDS: dict[str, Callable[..., str]] = {
