@@ -28,7 +28,6 @@ endef
 $(call one_of,ORDER,$(ORDERS))
 $(call one_of,DATASET,$(DATASETS))
 $(foreach part,$(subst +, ,$(COND)),$(if $(filter $(part),$(CONDS)),,$(error COND=$(COND) is unknown: choose one of $(CONDS), or several joined by +)))
-$(call one_of,COND,$(CONDS))
 
 PRIOR    := $(RUN)/prior-$(ORDER)$(if $(filter-out none,$(COND)),-$(COND))
 # Masks are tokenized beside the images where a preset for their tokenizer exists.

@@ -328,7 +328,7 @@ class Batches(ABC):
             PriorError: the state belongs to other data, another seed or another batch size.
         """
         mine = self.state_dict()
-        for name in ("data", "seed", "batch_size"):
+        for name in mine.keys() - {"step"}:
             if state.get(name) != mine[name]:
                 raise PriorError(f"cannot resume the loader: {name} was {state.get(name)!r} and is {mine[name]!r} now")
         self.step = int(state["step"])
