@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,12 +25,12 @@ from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.train import train_prior
 from codeshards.format import ShardDataset
 
-# Adam's first steps are signs of the gradient: with a large epsilon-free start rounding would decide them.
+# Permuted throughout: an annealed order would depend on the number of steps, which some runs here extend.
 CONFIG = TrainConfig(
     model=ModelConfig(n_layer=2, n_head=2, n_embd=32, target_positions=True), condition="class+segmentation",
     batch_size=16, steps=14, warmup_steps=10, learning_rate=1e-3, schedule="constant", precision="float32",
     device="cpu", log_every=1, eval_every=7, checkpoint_every=7, cond_dropout=0.2, pkeep=0.9, random_order=True,
-    ema_decay=0.9,
+    anneal_start=1.0, anneal_end=1.0, ema_decay=0.9,
 )  # fmt: skip
 SCRIPT = """
 import json, sys
@@ -103,9 +106,15 @@ def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(dataset: S
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    workers = subprocess.run(["pgrep", "-P", str(started.pid)], capture_output=True, text=True).stdout.split()
-    subprocess.run(["kill", "-TERM", workers[-1]], check=True)
-    _, errors = started.communicate(timeout=120)
+    search = ["pgrep", "-P", str(started.pid), "-f", "script.py"]
+    workers = [int(pid) for pid in subprocess.run(search, capture_output=True, text=True).stdout.split()]
+    try:
+        os.kill(workers[-1], signal.SIGTERM)
+        _, errors = started.communicate(timeout=60)
+    finally:
+        for process in (started.pid, *workers):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
     assert started.returncode != 0
     assert "the same command resumes there" in errors
     (saved,) = checkpoints(run)
@@ -168,7 +177,7 @@ def golden(dataset: ShardDataset, tmp_path: Path, **changes: Any) -> list[float]
 
 def test_golden_losses(dataset: ShardDataset, tmp_path: Path) -> None:
     """These shards, this seed and this code gave these losses; another result is another training."""
-    assert golden(dataset, tmp_path) == pytest.approx([0, 0, 0, 0], abs=2e-3)
+    assert golden(dataset, tmp_path) == pytest.approx([2.80761, 2.78775, 2.77715, 2.75662], abs=2e-4)
 
 
 @pytest.mark.slow
