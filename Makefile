@@ -89,7 +89,7 @@ sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
-bench: $(READY) ## Measure against rivals on this machine (SUITE=stage1, loader, train-prior)
+bench: $(READY) ## Measure against rivals on this machine (SUITE=stage1, loader, train-prior, sample)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6
 	$(CLI) bench $(SUITE) $(SET)

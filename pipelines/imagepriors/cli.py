@@ -161,6 +161,25 @@ def import_tokenizer(
     )
 
 
+def import_prior(
+    checkpoint: tyro.conf.Positional[Path], project: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]
+) -> str:
+    """Turn a released CompVis transformer (last.ckpt and project.yaml) into a prior with its tokenizer.
+
+    Args:
+        checkpoint: The checkpoint file; nothing in it is executed.
+        project: The yaml that came with it; class-conditional and unconditional models map.
+        out: Folder to write.
+    """
+    from imagepriors.released import import_prior as run
+
+    sequence = run(checkpoint, project, out)
+    return (
+        f"prior in {out}: {sequence.height}×{sequence.width} codes of {sequence.codebook_size} in order "
+        f"{sequence.order}, condition {sequence.condition}; it has no null condition, so guidance is refused"
+    )
+
+
 def import_diffusers(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> str:
     """Turn a saved diffusers VQModel into a tokenizer folder.
 
@@ -296,20 +315,25 @@ def report(
     return f"open {write_report(run, data, dataset)}"
 
 
-def bench(
-    suite: tyro.conf.Positional[Literal["stage1", "loader", "train-prior"]] = "stage1",
-    *,
-    repeats: int = 5,
-    out: Path | None = None,
-) -> str:
+SUITES = {
+    "stage1": "imagepriors.benchmarks.stage1",
+    "loader": "imagepriors.benchmarks.loader",
+    "train-prior": "imagepriors.benchmarks.train_prior",
+    "sample": "imagepriors.benchmarks.sample",
+}
+
+
+def bench(suite: tyro.conf.Positional[str] = "stage1", *, repeats: int = 5, out: Path | None = None) -> str:
     """Measure this package against its rivals on this machine (needs the `peers` extra).
 
     Args:
-        suite: What to measure: a module of imagepriors.benchmarks.
-        repeats: Measurements of each contender.
+        suite: What to measure: stage1 (training and encoding), loader, train-prior or sample.
+        repeats: Measurements of each contender; the median counts.
         out: Folder for the table and its figures; default: the package's own results.
     """
-    run = importlib.import_module(f"imagepriors.benchmarks.{suite.replace('-', '_')}").run
+    if suite not in SUITES:
+        raise ShardError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}")
+    run = importlib.import_module(SUITES[suite]).run
     return str(run(repeats, out) if out else run(repeats))
 
 
@@ -319,6 +343,7 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "train-palette": train_palette,
     "evaluate-tokenizer": evaluate_tokenizer,
     "import-tokenizer": import_tokenizer,
+    "import-prior": import_prior,
     "import-diffusers": import_diffusers,
     "export-diffusers": export_diffusers,
     "tokenize": tokenize,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from codeprior.checkpoint import load_prior
+from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
 from codeprior.config import PriorError, SampleConfig, SequenceSpec
 from codeprior.model import Prior
 from codeprior.optim import resolve_device
@@ -133,6 +133,11 @@ def draw_samples(
         raise ShardError(f"n is {n}: draw at least one picture")
     prior = load_prior(prior_run, device=resolve_device("auto"))
     sequence = prior.sequence
+    if config.guidance != 1 and RunConfig.load(prior_folder(prior_run) / CONFIG).train.cond_dropout == 0:
+        raise ShardError(
+            f"guidance = {config.guidance}: {prior_run} was trained with cond_dropout = 0 and knows no null condition; "
+            "use 1, or train with --cond-dropout 0.1"
+        )
     if not 0 <= given < sequence.length:
         raise ShardError(f"given = {given}: this prior's sequences have {sequence.length} codes; leave some to draw")
     tokenizer = load_shard_tokenizer(_tokenizer_folder(prior_run, shards), "tokenizer", sequence.fingerprint)

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -233,7 +233,8 @@ def load_prior(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     config = RunConfig.load(folder / CONFIG)
     # Fresh weights are thrown away at once; drawing them must not disturb the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
-        prior = Prior(config.train.model, config.sequence)
+        # Whatever attention it was trained with: one code at a time, torch's own is as fast and runs everywhere.
+        prior = Prior(replace(config.train.model, attention="sdpa"), config.sequence)
     load_weights(prior, folder / WEIGHTS)
     return prior.to(device).eval()
 
