@@ -21,6 +21,7 @@ ORDERS   := row_major spiral_out zcurve subsample alternate
 DATASETS := ade20k cifar10 deepfashion demo folder huggingface imagenet imagenet-depth landscapes restricted-imagenet webdataset
 MODALITIES := segmentation depth pose
 CONDS    := none class segmentation depth pose
+SUITE    ?= stage1
 BIN      := .venv/bin
 CLI      := $(BIN)/imagepriors
 READY    := .venv/.ready
@@ -30,7 +31,7 @@ $(if $(filter $($(1)),$(2)),,$(error $(1)=$($(1)) is unknown: choose one of $(2)
 endef
 $(call one_of,ORDER,$(ORDERS))
 $(call one_of,DATASET,$(DATASETS))
-$(call one_of,COND,$(CONDS))
+$(foreach part,$(subst +, ,$(COND)),$(if $(filter $(part),$(CONDS)),,$(error COND=$(COND) is unknown: choose one of $(CONDS), or several joined by +)))
 
 $(foreach name,$(CONDITIONS),$(if $(filter $(name),$(MODALITIES)),,$(error CONDITIONS=$(name) is unknown: choose out of $(MODALITIES))))
 
@@ -99,7 +100,7 @@ sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
-bench: $(READY) ## Measure SUITE against its rivals on this machine (stage1; decode DATA=photos)
+bench: $(READY) ## Measure SUITE against its rivals on this machine (SUITE=stage1, decode DATA=photos, loader, train-prior, sample)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6
 	$(CLI) bench $(SUITE) $(if $(DATA),--data $(DATA)) $(SET)

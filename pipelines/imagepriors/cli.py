@@ -5,6 +5,7 @@ Heavy imports stay inside the functions, so that `--help` answers in well under 
 
 import ctypes
 import functools
+import importlib
 import inspect
 import logging
 import sys
@@ -77,9 +78,9 @@ def train_vqgan(
 
     _keep_freed_memory()
     if workers:
-        from imagepriors.cluster import train_on_ray
+        from imagepriors.cluster import train_vqgan_on_ray
 
-        summary = train_on_ray(config, dataset, data, out, workers)
+        summary = train_vqgan_on_ray(config, dataset, data, out, workers)
     else:
         summary = train(config, open_splits(dataset, data), out)
     return f"tokenizer in {out}: " + _figures(summary)
@@ -162,6 +163,25 @@ def import_tokenizer(
     )
 
 
+def import_prior(
+    checkpoint: tyro.conf.Positional[Path], project: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]
+) -> str:
+    """Turn a released CompVis transformer (last.ckpt and project.yaml) into a prior with its tokenizer.
+
+    Args:
+        checkpoint: The checkpoint file; nothing in it is executed.
+        project: The yaml that came with it; class-conditional and unconditional models map.
+        out: Folder to write.
+    """
+    from imagepriors.released import import_prior as run
+
+    sequence = run(checkpoint, project, out)
+    return (
+        f"prior in {out}: {sequence.height}×{sequence.width} codes of {sequence.codebook_size} in order "
+        f"{sequence.order}, condition {sequence.condition}; it has no null condition, so guidance is refused"
+    )
+
+
 def import_diffusers(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> str:
     """Turn a saved diffusers VQModel into a tokenizer folder.
 
@@ -226,20 +246,27 @@ def train_prior(
     *,
     shards: Path = Path("runs/demo/shards"),
     out: Path = Path("runs/demo/prior-row_major"),
+    workers: int = 0,
     preset: str = "demo",
 ) -> str:
-    """Stage 2: train a transformer on token shards; no pixels are read.
+    """Stage 2: train a transformer on token shards; no pixels are read (also under torchrun).
 
     Args:
         config: The run.
         shards: Folder that tokenize wrote.
         out: Run folder; a run that was interrupted continues.
+        workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         preset: Preset that sets the defaults of all flags below.
     """
     from codeprior.train import train_prior as run
 
     _keep_freed_memory()
-    summary = run(config, shards, out)
+    if workers:
+        from imagepriors.cluster import train_prior_on_ray
+
+        summary = train_prior_on_ray(config, shards, out, workers)
+    else:
+        summary = run(config, shards, out)
     return f"prior in {out}: " + _figures(summary)
 
 
@@ -250,6 +277,9 @@ def sample(
     shards: Path = Path("runs/demo/shards"),
     out: Path = Path("runs/demo/samples"),
     n: int = 25,
+    given: int = 0,
+    size: tuple[int, int] | None = None,
+    frames: bool = False,
     preset: str = "demo",
 ) -> str:
     """Draw code sequences from a prior and decode them to pictures.
@@ -260,11 +290,15 @@ def sample(
         shards: Folder of token shards: holds the tokenizer, and the conditions of a conditional prior.
         out: Folder for grid.png, the single pictures, the codes and their metadata.
         n: Number of pictures.
+        given: Complete validation pictures from this many first codes of the prior's sequence: half of the codes in
+            row_major is the upper half, in spiral_out the centre; 21 = 1 + 4 + 16 are the first three scales.
+        size: Rows and columns of codes, for pictures larger than the training pictures (order row_major).
+        frames: Also write frames.gif, the pictures while they are drawn.
         preset: Preset that sets the defaults of all flags below.
     """
     from imagepriors.decode import write_samples
 
-    grid = write_samples(prior, shards, out, n, config=config)
+    grid = write_samples(prior, shards, out, n, config=config, given=given, size=size, frames=frames)
     return f"{n} samples in {out}; look at {grid}"
 
 
@@ -308,28 +342,37 @@ def inspect_data(
     return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size)
 
 
+SUITES = {
+    "stage1": "imagepriors.benchmarks.stage1",
+    "decode": "imagepriors.benchmarks.decode",
+    "loader": "imagepriors.benchmarks.loader",
+    "train-prior": "imagepriors.benchmarks.train_prior",
+    "sample": "imagepriors.benchmarks.sample",
+}
+
+
 def bench(
-    suite: tyro.conf.Positional[Literal["stage1", "decode"]] = "stage1",
+    suite: tyro.conf.Positional[str] = "stage1",
     *,
     repeats: int = 5,
     data: Path | None = None,
     out: Path | None = None,
 ) -> str:
-    """Measure this machine against rivals: stage1 (taming-transformers; the `peers` extra), decode (torchvision).
+    """Measure this package against its rivals on this machine (needs the `peers` extra).
 
     Args:
-        suite: What to measure.
+        suite: What to measure: stage1 (training and encoding), decode, loader, train-prior or sample.
         repeats: Measurements of each contender; the median counts.
         data: Class folders of photos, for decode.
         out: Folder for the table and its figures; default: the package's own results.
     """
+    if suite not in SUITES:
+        raise ShardError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}")
+    module = importlib.import_module(SUITES[suite])
+    arguments: dict[str, Any] = {"out": out} if out else {}
     if suite == "decode":
-        from imagepriors.benchmarks import decode
-
-        return decode.run(repeats, out or decode.RESULTS, data=data)
-    from imagepriors.benchmarks import stage1
-
-    return stage1.run(repeats, out or stage1.RESULTS)
+        arguments["data"] = data
+    return str(module.run(repeats, **arguments))
 
 
 COMMANDS: dict[str, Callable[..., str]] = {
@@ -339,6 +382,7 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "train-palette": train_palette,
     "evaluate-tokenizer": evaluate_tokenizer,
     "import-tokenizer": import_tokenizer,
+    "import-prior": import_prior,
     "import-diffusers": import_diffusers,
     "export-diffusers": export_diffusers,
     "tokenize": tokenize,

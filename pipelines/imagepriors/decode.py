@@ -1,5 +1,6 @@
 """From a prior and a tokenizer to pictures: the only place where codes meet pixels again after stage 1."""
 
+import math
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -10,33 +11,42 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from codeprior.checkpoint import load_prior
-from codeprior.config import SampleConfig, SequenceSpec
+from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
+from codeprior.config import PriorError, SampleConfig, SequenceSpec
+from codeprior.model import Prior
 from codeprior.optim import resolve_device
-from codeprior.sample import sample_codes
-from codeshards.format import ShardDataset, ShardError, Where, atomic_write, atomic_write_json, inverse, open_store
+from codeprior.sample import sample_codes, to_grids
+from codeprior.window import sample_larger
+from codeshards.format import ShardDataset, ShardError, Where, atomic_write, atomic_write_json, open_store
 from imagepriors.figures import colorize, picture_grid
 from vqgan.tokenizer import Tokenizer
 
 _MAX_COLUMNS = 16
+_FRAMES = 32
+"""Pictures of an animation, about."""
+
+Pictures = npt.NDArray[Any]
+Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
     """Pictures drawn from a prior, with what they were conditioned on."""
 
-    pictures: npt.NDArray[Any]
+    pictures: Pictures
     """[N, H, W, 3]."""
-    codes_NHW: npt.NDArray[np.int64]
+    codes_NHW: Codes
     """Raster order."""
-    condition: npt.NDArray[np.int64] | None
-    """Class ids [N], condition codes [N, C], or None."""
-    condition_pictures: npt.NDArray[Any] | None
-    """The conditions to look at, RGB [N, H, W, 3]."""
-    originals: npt.NDArray[Any] | None
-    """Decoded pictures whose conditions were used, [N, H, W, 3]."""
+    conditions: dict[str, Codes]
+    """Class ids [N], condition codes [N, C], by name."""
+    hints: Pictures | None
+    """What was given to look at, RGB [N, H, W, 3]: the first picture condition, or the given part of a picture."""
+    originals: Pictures | None
+    """Decoded validation pictures whose conditions or codes were used, [N, H, W, 3]."""
     sequence: SequenceSpec
     """What the prior's sequences mean."""
+    frames: list[Pictures]
+    """The pictures while they were drawn, where that was asked for: each [N, H, W, 3]."""
 
 
 def load_shard_tokenizer(shards: Where, name: str, fingerprint: str) -> Tokenizer:
@@ -56,19 +66,56 @@ def load_shard_tokenizer(shards: Where, name: str, fingerprint: str) -> Tokenize
     return tokenizer
 
 
-def _conditions(sequence: SequenceSpec, dataset: ShardDataset, n: int) -> tuple[Any, Any]:
-    """(condition [n] or [n, C], image codes [n, T] of the same validation rows) or (classes, None) or (None, None)."""
-    if sequence.condition == "none":
-        return None, None
-    if sequence.condition == "class":
-        return np.arange(n) % sequence.condition_vocabulary, None
-    columns = [f"cond_{sequence.condition}", f"codes_{dataset.spec.orders[0]}"]
-    batch = next(dataset.batches("val", columns, batch_rows=max(n, 1)))
-    rows = np.arange(n) % len(batch[columns[0]])
-    return batch[columns[0]][rows].astype(np.int64), batch[columns[1]][rows]
+def _tokenizer_folder(prior_run: Path, shards: Path) -> Path:
+    """An imported prior brings its tokenizer; all others take the one beside the shards."""
+    return prior_run if (prior_run / "tokenizer").is_dir() else shards
 
 
-def draw_samples(prior_run: Path, shards: Path, n: int, *, config: SampleConfig, per_condition: int = 1) -> Samples:
+def _validation_rows(sequence: SequenceSpec, shards: Path, n: int) -> tuple[dict[str, Codes], Codes]:
+    """Conditions by name and whole code sequences [n, T] of the first validation rows, again and again if too few."""
+    dataset = ShardDataset.open(shards)
+    columns = {part.name: "label" if part.name == "class" else f"cond_{part.name}" for part in sequence.conditions}
+    batch = next(dataset.batches("val", [*columns.values(), *sequence.columns], batch_rows=max(n, 1)))
+    rows = np.arange(n) % len(batch[sequence.columns[-1]])
+    grids = [batch[column][rows].astype(np.int64) for column in sequence.columns]
+    for index, side in enumerate(sequence.scales):
+        grids[index] = grids[index][:, sequence.permutation(side, side)]
+    return {name: batch[column][rows].astype(np.int64) for name, column in columns.items()}, np.concatenate(grids, 1)
+
+
+def _decode_grids(tokenizer: Tokenizer, sequence: SequenceSpec, codes_NT: Codes) -> Pictures:
+    """Whole sequences as pictures of their full grid."""
+    return tokenizer.decode(to_grids(sequence, torch.from_numpy(codes_NT))[-1].numpy())
+
+
+def partial_pictures(tokenizer: Tokenizer, sequence: SequenceSpec, codes_NT: Codes) -> Pictures:
+    """The first T codes of sequences as pictures: cells without a code are grey, coarser scales are enlarged."""
+    full = tokenizer.config.resolution
+    padded_NT = np.zeros((len(codes_NT), sequence.length), np.int64)
+    padded_NT[:, : codes_NT.shape[1]] = codes_NT
+    scale, known = 0, codes_NT.shape[1]
+    while known > (size := math.prod(sequence.grids[scale])):
+        scale, known = scale + 1, known - size
+    height, width = sequence.grids[scale]
+    pictures = colorize(tokenizer.decode(to_grids(sequence, torch.from_numpy(padded_NT))[scale].numpy()))
+    known_HW = np.zeros(height * width, bool)
+    known_HW[sequence.permutation(height, width)[:known]] = True
+    pictures = pictures.repeat(full // pictures.shape[1], 1).repeat(full // pictures.shape[2], 2)
+    mask = known_HW.reshape(height, width).repeat(full // height, 0).repeat(full // width, 1)
+    return np.where(mask[None, :, :, None], pictures, np.uint8(128))
+
+
+def draw_samples(
+    prior_run: Path,
+    shards: Path,
+    n: int,
+    *,
+    config: SampleConfig,
+    per_condition: int = 1,
+    given: int = 0,
+    size: tuple[int, int] | None = None,
+    frames: bool = False,
+) -> Samples:
     """Draw `n` pictures; conditions come from the validation rows of the shards, classes in turn.
 
     Args:
@@ -77,82 +124,169 @@ def draw_samples(prior_run: Path, shards: Path, n: int, *, config: SampleConfig,
         n: Pictures.
         config: How to draw.
         per_condition: Pictures drawn for each condition before the next one's turn.
+        given: Codes of validation pictures that are given, the first ones of the prior's sequence; the rest is drawn.
+        size: Rows and columns of codes, for pictures larger than the training pictures.
+        frames: Also keep what the pictures look like while they are drawn.
 
     Raises:
-        ShardError: prior, shards and tokenizer do not belong together.
+        ShardError: prior, shards and tokenizer do not belong together, or the prior cannot do what is asked for.
     """
     if n < 1:
         raise ShardError(f"n is {n}: draw at least one picture")
-    device = resolve_device("auto")
-    prior = load_prior(prior_run, device=device)
-    sequence, dataset = prior.sequence, ShardDataset.open(shards)
-    tokenizer = load_shard_tokenizer(shards, "tokenizer", sequence.fingerprint)
-    condition, image_codes = _conditions(sequence, dataset, -(-n // per_condition))
-    if condition is not None:
-        condition = condition.repeat(per_condition, 0)[:n]
-    drawn = sample_codes(prior, n, condition=None if condition is None else torch.from_numpy(condition), config=config)
-    codes_NHW = drawn.cpu().numpy()
-    condition_pictures = originals = None
-    if image_codes is not None:
-        grid = dataset.spec.conditions[sequence.condition]
-        name = f"tokenizer-{sequence.condition}"
-        encoder = load_shard_tokenizer(shards, name, sequence.condition_fingerprint)
-        condition_pictures = colorize(encoder.decode(condition.reshape(-1, grid.height, grid.width)))
-        raster = image_codes[:, inverse(dataset.spec.orders[0], sequence.height, sequence.width)]
-        originals = tokenizer.decode(raster.repeat(per_condition, 0)[:n].reshape(codes_NHW.shape))
+    prior = load_prior(prior_run, device=resolve_device("auto"))
+    sequence = prior.sequence
+    if config.guidance != 1 and RunConfig.load(prior_folder(prior_run) / CONFIG).train.cond_dropout == 0:
+        raise ShardError(
+            f"guidance = {config.guidance}: {prior_run} was trained with cond_dropout = 0 and knows no null condition; "
+            "use 1, or train with --cond-dropout 0.1"
+        )
+    if not 0 <= given < sequence.length:
+        raise ShardError(f"given = {given}: this prior's sequences have {sequence.length} codes; leave some to draw")
+    tokenizer = load_shard_tokenizer(_tokenizer_folder(prior_run, shards), "tokenizer", sequence.fingerprint)
+    conditions: dict[str, Codes] = {}
+    sequences_NT: Codes | None = None
+    asked = -(-n // per_condition)
+    if given or any(part.name != "class" for part in sequence.conditions):
+        conditions, sequences_NT = _validation_rows(sequence, shards, asked)
+    elif sequence.conditions:
+        conditions = {"class": np.arange(asked) % sequence.conditions[0].vocabulary}
+    conditions = {name: tokens.repeat(per_condition, 0)[:n] for name, tokens in conditions.items()}
+    prefix_NP = None if sequences_NT is None else sequences_NT.repeat(per_condition, 0)[:n, :given]
+    codes_NHW, seen = _draw(prior, n, conditions, prefix_NP, config, size, frames)
+    hints = originals = None
+    if sequences_NT is not None:
+        hints = _hints(tokenizer, sequence, shards, conditions, prefix_NP if given else None)
+        originals = _decode_grids(tokenizer, sequence, sequences_NT.repeat(per_condition, 0)[:n])
     return Samples(
         pictures=tokenizer.decode(codes_NHW),
         codes_NHW=codes_NHW,
-        condition=condition,
-        condition_pictures=condition_pictures,
+        conditions=conditions,
+        hints=hints,
         originals=originals,
         sequence=sequence,
+        frames=[partial_pictures(tokenizer, sequence, codes_NT) for codes_NT in seen],
     )
 
 
-def sample_grid(samples: Samples, columns: int = 0, *, scale: int = 0) -> Image.Image:
-    """Lay samples out; conditional ones as rows of condition, original, then `columns` samples of it.
+def _draw(
+    prior: Prior,
+    n: int,
+    conditions: dict[str, Codes],
+    prefix_NP: Codes | None,
+    config: SampleConfig,
+    size: tuple[int, int] | None,
+    frames: bool,
+) -> tuple[Codes, list[Codes]]:
+    """Codes [N, H, W], and if asked for the codes so far [N, t] at some steps."""
+    condition = {name: torch.from_numpy(tokens) for name, tokens in conditions.items()} or None
+    if size is not None:
+        if frames or (prefix_NP is not None and prefix_NP.shape[1]):
+            raise PriorError("size: larger pictures are drawn without frames and from nothing given")
+        return sample_larger(prior, n, *size, condition=condition, config=config).numpy(), []
+    every = max(1, prior.sequence.length // _FRAMES)
+    seen: dict[int, list[Codes]] = {}
+
+    def watch(_: int, t: int, codes_BT: torch.Tensor) -> None:
+        if (t + 1) % every == 0 or t + 1 == prior.sequence.length:
+            seen.setdefault(t, []).append(codes_BT.cpu().numpy().copy())
+
+    prefix = None if prefix_NP is None else torch.from_numpy(prefix_NP)
+    codes_NHW = sample_codes(
+        prior, n, condition=condition, config=config, prefix_NP=prefix, watch=watch if frames else None
+    )
+    return codes_NHW.numpy(), [np.concatenate(parts) for _, parts in sorted(seen.items())]
+
+
+def _hints(
+    tokenizer: Tokenizer, sequence: SequenceSpec, shards: Path, conditions: dict[str, Codes], prefix_NP: Codes | None
+) -> Pictures:
+    """What the prior was given, as pictures."""
+    if prefix_NP is not None:
+        return partial_pictures(tokenizer, sequence, prefix_NP)
+    part = next(part for part in sequence.conditions if part.name != "class")
+    encoder = load_shard_tokenizer(shards, f"tokenizer-{part.name}", part.fingerprint)
+    return colorize(encoder.decode(conditions[part.name].reshape(-1, part.height, part.width)))
+
+
+def sample_grid(samples: Samples, columns: int = 0, *, scale: int = 0, frame: int | None = None) -> Image.Image:
+    """Lay samples out; those with something given as rows of hint, original, then `columns` samples of it.
 
     Args:
         samples: What to show.
         columns: Pictures a row; 0 gives each of a few classes a column, else chooses a near-square grid.
         scale: Enlargement; 0 makes every picture about 96 pixels wide.
+        frame: Show this frame instead of the finished pictures.
     """
-    scale = scale or max(1, round(96 / samples.pictures.shape[2]))
-    classes = samples.sequence.condition_vocabulary if samples.sequence.condition == "class" else 0
-    if not columns and 1 < classes <= min(_MAX_COLUMNS, len(samples.pictures)):
+    pictures = samples.pictures if frame is None else samples.frames[frame]
+    scale = scale or max(1, round(96 / pictures.shape[2]))
+    classes = samples.sequence.conditions[0].vocabulary if samples.sequence.condition == "class" else 0
+    if not columns and 1 < classes <= min(_MAX_COLUMNS, len(pictures)):
         columns = classes
-    columns = columns or int(np.ceil(np.sqrt(len(samples.pictures))))
-    if samples.condition_pictures is None or samples.originals is None:
-        return picture_grid(samples.pictures, columns, scale=scale)
+    columns = columns or int(np.ceil(np.sqrt(len(pictures))))
+    if samples.hints is None or samples.originals is None:
+        return picture_grid(pictures, columns, scale=scale)
     tiles: list[Any] = []
-    for first in range(0, len(samples.pictures), columns):
-        chosen = samples.pictures[first : first + columns]
-        tiles += [samples.condition_pictures[first], samples.originals[first], *chosen]
+    for first in range(0, len(pictures), columns):
+        tiles += [samples.hints[first], samples.originals[first], *pictures[first : first + columns]]
     return picture_grid(np.stack(tiles), columns + 2, scale=scale)
 
 
-def write_samples(prior_run: Path, shards: Path, out: Path, n: int, *, config: SampleConfig) -> Path:
-    """Write grid.png, samples/NNNN.png, codes.npz and metadata.json into `out`; returns the grid's path.
+def write_samples(
+    prior_run: Path,
+    shards: Path,
+    out: Path,
+    n: int,
+    *,
+    config: SampleConfig,
+    given: int = 0,
+    size: tuple[int, int] | None = None,
+    frames: bool = False,
+) -> Path:
+    """Write grid.png, samples/NNNN.png, codes.npz, metadata.json and perhaps frames.gif into `out`.
+
+    Returns:
+        The grid's path. The arguments are those of `draw_samples`.
 
     Raises:
         ShardError: as `draw_samples`.
     """
-    conditional = load_prior(prior_run).sequence.condition not in ("none", "class")
-    per_condition = 4 if conditional else 1
-    samples = draw_samples(prior_run, shards, n, config=config, per_condition=per_condition)
+    sequence = load_prior(prior_run).sequence
+    rows = given > 0 or any(part.name != "class" for part in sequence.conditions)
+    per_condition = 4 if rows else 1
+    samples = draw_samples(
+        prior_run, shards, n, config=config, per_condition=per_condition, given=given, size=size, frames=frames
+    )
+    columns = per_condition if rows else 0
     (out / "samples").mkdir(parents=True, exist_ok=True)
-    save_png(sample_grid(samples, per_condition if conditional else 0), out / "grid.png")
+    save_png(sample_grid(samples, columns), out / "grid.png")
     for index, picture in enumerate(samples.pictures):
         save_png(Image.fromarray(picture), out / "samples" / f"{index:04d}.png")
+    if frames:
+        save_gif([sample_grid(samples, columns, frame=t) for t in range(len(samples.frames))], out / "frames.gif")
     arrays: dict[str, npt.NDArray[Any]] = {"codes": samples.codes_NHW.astype(np.uint16)}
-    if samples.condition is not None:
-        arrays["condition"] = samples.condition
+    arrays |= {f"condition_{name}": tokens for name, tokens in samples.conditions.items()}
     with atomic_write(out / "codes.npz") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    metadata = {"prior": str(prior_run), "n": n, "sampling": asdict(config), "sequence": asdict(samples.sequence)}
+    metadata = {
+        "prior": str(prior_run),
+        "n": n,
+        "sampling": asdict(config),
+        "samples": [{"file": f"samples/{i:04d}.png", "seed": [config.seed, i]} for i in range(n)],
+        "given_codes": given,
+        "size": size,
+        "sequence": asdict(samples.sequence),
+    }
     atomic_write_json(out / "metadata.json", metadata)
     return out / "grid.png"
+
+
+def save_gif(pictures: list[Image.Image], path: Path) -> None:
+    """Write an animation that holds its last picture for two seconds."""
+    buffer = BytesIO()
+    durations_ms = [80] * (len(pictures) - 1) + [2000]
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations_ms, loop=0)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
 
 
 def save_png(image: Image.Image, path: Path) -> None:

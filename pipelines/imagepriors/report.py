@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from codeprior.checkpoint import RunConfig
 from codeprior.config import SampleConfig
 from codeshards.format import ShardDataset, atomic_write, inverse
 from imagepriors.decode import draw_samples, load_shard_tokenizer, sample_grid, save_png
@@ -139,11 +140,11 @@ def _orders_section(shards: ShardDataset, out: Path) -> dict[str, Any]:
 
 
 def _sample_section(prior: Path, run: Path, shards: ShardDataset, out: Path) -> dict[str, Any]:
-    sequence = json.loads((prior / "config.json").read_text())["sequence"]
-    condition, columns = sequence["condition"], 8
+    sequence = RunConfig.load(prior / "config.json").sequence
+    condition, columns = sequence.condition, 8
     per_condition, n, text = 1, 32, ""
     if condition == "class":
-        classes = min(sequence["condition_vocabulary"], 10)
+        classes = min(sequence.conditions[0].vocabulary, 10)
         per_condition, n = columns, columns * classes
         names = shards.class_names[:classes] or tuple(str(i) for i in range(classes))
         text = f"One class per row: {', '.join(names)}."

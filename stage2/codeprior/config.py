@@ -5,16 +5,32 @@ The command line builds its flags from these classes, so importing this module s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
-from codeshards.format import ORDER_NAMES, OrderName, ShardError, ShardSpec
+from codeshards.format import CONDITION_NAMES, ORDER_NAMES, OrderName, ShardError, ShardSpec, order
+from codeshards.format.orders import Permutation
 
-ConditionName = Literal["none", "class", "segmentation", "depth", "pose"]
+CONDITIONS = ("class", *CONDITION_NAMES)
+"""What may stand before the image codes, in the sequence in which combinations put them."""
 
 
 class PriorError(ShardError):
     """A config, checkpoint or request that cannot work; the message says what to change."""
+
+
+def condition_parts(condition: str) -> tuple[str, ...]:
+    """The parts of a condition: "none" has none, "class+segmentation" two, always in the order of `CONDITIONS`.
+
+    Raises:
+        PriorError: a name that is unknown or occurs twice.
+    """
+    names = () if condition == "none" else tuple(condition.split("+"))
+    if len(set(names)) != len(names) or not set(names) <= set(CONDITIONS):
+        choices = f"none, {', '.join(CONDITIONS)}"
+        raise PriorError(f"condition = {condition!r}: use one of {choices}, or several joined by '+'")
+    return tuple(name for name in CONDITIONS if name in names)
 
 
 def _require(ok: bool, field_name: str, found: object, remedy: str) -> None:
@@ -24,7 +40,7 @@ def _require(ok: bool, field_name: str, found: object, remedy: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The size of the transformer. GPT-2 small is 12/12/768, medium (the paper's) 24/16/1024."""
+    """The transformer; every option defaults to GPT-2's. Small is 12/12/768, medium (the paper's) 24/16/1024."""
 
     n_layer: int = 6
     """Transformer blocks."""
@@ -34,6 +50,20 @@ class ModelConfig:
     """Width of the residual stream, in channels."""
     dropout: float = 0.0
     """Probability of zeroing a channel of the embedded input and of each residual branch, in training."""
+    position: Literal["learned", "rotary"] = "learned"
+    """How a token's place in the sequence is told: an embedding, or keys and queries that turn with it (RoPE)."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before each branch, and at the end."""
+    mlp: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
+    """GPT-2's tanh approximation, the exact GELU (minGPT), or a gated SiLU of as many weights."""
+    qk_norm: bool = False
+    """Normalise the queries and keys of every head: attention logits stay bounded in long or low-precision runs."""
+    tie_head: bool = False
+    """Predict codes with the weights that embed them."""
+    attention: Literal["sdpa", "xformers", "math"] = "sdpa"
+    """Attention in training: torch's fused kernels, xformers' (NVIDIA GPUs only), or plain matrix products."""
+    target_positions: bool = False
+    """Tell every token the place of the code that it predicts: what training on random orders needs (RAR)."""
 
     def __post_init__(self) -> None:
         _require(self.n_layer >= 1, "n_layer", self.n_layer, "use at least 1")
@@ -41,6 +71,12 @@ class ModelConfig:
         ok = self.n_embd >= 1 and self.n_embd % self.n_head == 0
         _require(ok, "n_embd", self.n_embd, f"use a positive multiple of n_head = {self.n_head}")
         _require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "use a probability in [0, 1)")
+        ok = self.position != "rotary" or self.n_embd // self.n_head % 2 == 0
+        _require(ok, "n_embd", self.n_embd, f"position 'rotary' wants an even width of each of {self.n_head} heads")
+        choices = {"position": ("learned", "rotary"), "norm": ("layernorm", "rmsnorm"),
+                   "mlp": ("gelu_tanh", "gelu", "swiglu"), "attention": ("sdpa", "xformers", "math")}  # fmt: skip
+        for name, allowed in choices.items():
+            _require(getattr(self, name) in allowed, name, getattr(self, name), f"use one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +87,30 @@ class TrainConfig:
     """The transformer."""
     order: OrderName = "row_major"
     """The order in which the image codes are generated."""
-    condition: ConditionName = "none"
-    """What stands before the image codes: nothing, the class label, or the codes of another picture."""
+    condition: str = "none"
+    """What stands before the image codes: none, class, segmentation, depth, pose, or several joined by "+"."""
+    multiscale: bool = False
+    """Generate the coarser scales of the shards before the full grid (the paper's section 3)."""
+    views: Literal["all", "one"] = "all"
+    """Rows of an epoch: all views of a sample, or one view of each sample, drawn anew every epoch."""
+    loader: Literal["memory_map", "stream"] = "memory_map"
+    """memory_map decodes the split once to disk and shuffles exactly; stream reads the shards again each epoch."""
+    shuffle_rows: int = 65_536
+    """Rows that the stream shuffles among themselves (whole shards, at least this many); sets its memory."""
     batch_size: int = 64
-    """Sequences in one optimizer step, over all ranks together."""
+    """Sequences in one optimizer step, over all ranks and accumulated parts together."""
+    accumulate: int = 1
+    """Parts of a rank's share of the batch that go through the model one after the other; bounds the memory."""
+    cond_dropout: float = 0.0
+    """Probability of hiding a sequence's whole condition: the null condition that guidance needs, e.g. 0.1."""
+    pkeep: float = 1.0
+    """Probability of keeping an input code; others are replaced by random codes, the targets are not (taming)."""
+    random_order: bool = False
+    """Start with a fresh permutation for each sequence and anneal to `order` (RAR, arXiv 2411.00776)."""
+    anneal_start: float = 0.5
+    """Fraction of the steps up to which every sequence is permuted (random_order only)."""
+    anneal_end: float = 0.75
+    """Fraction of the steps from which none is; between the two the probability falls linearly."""
     steps: int = 2000
     """Optimizer steps of the whole run."""
     learning_rate: float = 1e-3
@@ -71,6 +127,14 @@ class TrainConfig:
     """Learning rate of the last step as a fraction of the peak (cosine only)."""
     grad_clip: float = 1.0
     """Largest global norm of the gradient; 0 switches clipping off."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, which is then evaluated and published; 0 for none."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: copies of the model (DDP), or weights and optimizer shared out (FSDP2)."""
+    compile: bool = False
+    """Compile the forward and backward pass with torch.compile; the first step then takes about a minute."""
+    checkpoint_activations: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products' type. auto: bfloat16 where the GPU or CPU multiplies it natively, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -84,16 +148,22 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints (there is always one at the end)."""
     keep_checkpoints: int = 2
-    """How many of the latest checkpoints stay on disk."""
+    """How many of the latest checkpoints stay on disk, beside the best weights."""
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
-        for name in counts:
+        counts = ("batch_size", "accumulate", "shuffle_rows", "steps")
+        for name in (*counts, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
         _require(self.order in ORDER_NAMES, "order", self.order, f"use one of {', '.join(ORDER_NAMES)}")
-        conditions = get_args(ConditionName)
-        ok = self.condition in conditions
-        _require(ok, "condition", self.condition, f"use one of {', '.join(conditions)}")
+        condition_parts(self.condition)
+        ok = self.batch_size % self.accumulate == 0
+        _require(ok, "accumulate", self.accumulate, f"use a divisor of batch_size = {self.batch_size}")
+        for name in ("cond_dropout", "ema_decay"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "use a number in [0, 1)")
+        ok = self.cond_dropout == 0 or self.condition != "none"
+        _require(ok, "cond_dropout", self.cond_dropout, "there is no condition to hide; use 0, or set condition")
+        _require(0 < self.pkeep <= 1, "pkeep", self.pkeep, "use a probability in (0, 1]")
+        self._check_random_order()
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "use numbers in [0, 1)")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
@@ -101,6 +171,16 @@ class TrainConfig:
         _require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "use 0 to 1")
         _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "use 0 (off) or more")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 to 2**63 - 1")
+
+    def _check_random_order(self) -> None:
+        found = (self.anneal_start, self.anneal_end)
+        ok = 0 <= self.anneal_start <= self.anneal_end <= 1
+        _require(ok, "(anneal_start, anneal_end)", found, "use fractions with 0 ≤ start ≤ end ≤ 1")
+        if self.random_order:
+            remedy = "random_order must tell tokens which code they predict: set it to true"
+            _require(self.model.target_positions, "model.target_positions", False, remedy)
+            remedy = "scales go from coarse to fine: train them without random_order"
+            _require(not self.multiscale, "multiscale", True, remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +191,16 @@ class SampleConfig:
     """Divides the logits: below 1 sharper, above 1 more varied."""
     top_k: int | None = 100
     """Draw among the k most probable codes only; None for all of them, 1 for greedy."""
+    top_p: float = 1.0
+    """Then among the fewest of them whose probabilities sum to this; 1 for all."""
+    min_p: float = 0.0
+    """Then among those at least this fraction as probable as the most probable one; 0 for all."""
+    guidance: float = 1.0
+    """Classifier-free guidance: logits move this many times the way from without the condition to with it; 1 is off."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights and of the cache. bfloat16 halves what every code reads from memory; samples differ."""
+    compile: bool = False
+    """Compile the step of one code, with CUDA graphs on a GPU: worth it from a few batches on."""
     seed: int = 0
     """Sample i is fixed by (seed, i) and its condition, whatever the batch size or the number drawn."""
     batch_size: int = 25
@@ -119,16 +209,43 @@ class SampleConfig:
     def __post_init__(self) -> None:
         _require(self.temperature > 0, "temperature", self.temperature, "use above 0 (top_k=1 is greedy)")
         _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "use None or at least 1")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "use above 0 to 1 (off)")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "use 0 (off) to 1")
+        _require(self.guidance >= 0, "guidance", self.guidance, "use 0 (no condition), 1 (off) or more")
+        allowed = ("float32", "bfloat16")
+        _require(self.precision in allowed, "precision", self.precision, f"use one of {', '.join(allowed)}")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 to 2**63 - 1")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "use at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConditionSpec:
+    """One kind of condition tokens: 0 … vocabulary - 1, and -1 for "not given", what guidance needs."""
+
+    name: str
+    """One of `CONDITIONS`."""
+    height: int
+    """Rows of the condition's grid of codes; 1 for class."""
+    width: int
+    """Columns of the condition's grid of codes; 1 for class."""
+    vocabulary: int
+    """Classes, or entries of the condition's codebook."""
+    fingerprint: str
+    """Identity of the tokenizer that made the condition codes; empty for class."""
+
+    @property
+    def length(self) -> int:
+        """Tokens, in row-major order."""
+        return self.height * self.width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceSpec:
     """What a prior's sequences mean: stored with the weights, so that a checkpoint explains itself.
 
-    A sequence is `condition_length` condition tokens, then `length` image codes in `order`. Without a
-    condition the first token is a constant: one token from a vocabulary of one.
+    A sequence is `condition_length` condition tokens, then `length` image codes: those of the coarser scales, if
+    any, from the coarsest on, then those of the full grid, each grid on its own in `order`. Without a condition the
+    first token is a constant, 0.
     """
 
     height: int
@@ -141,21 +258,42 @@ class SequenceSpec:
     """Order of the image codes."""
     fingerprint: str
     """Identity of the tokenizer that made the image codes."""
-    condition: ConditionName
-    """What the condition tokens are."""
-    condition_length: int
-    """Condition tokens before the image codes, at least 1."""
-    condition_vocabulary: int
-    """Condition tokens are 0 … condition_vocabulary - 1."""
-    condition_fingerprint: str
-    """Identity of the tokenizer that made the condition codes; empty for none and class."""
-    class_names: tuple[str, ...]
-    """Names of the classes, where condition is class and the shards have names; else empty."""
+    conditions: tuple[ConditionSpec, ...] = ()
+    """What the condition tokens are, in their sequence; empty for an unconditional prior."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, where class is a condition and the shards have names; else empty."""
+    scales: tuple[int, ...] = ()
+    """Sides of the coarser grids that come before the full one, ascending (multiscale prior, paper section 3)."""
+
+    @property
+    def condition(self) -> str:
+        """The conditions' names joined by "+"; "none" without any."""
+        return "+".join(part.name for part in self.conditions) or "none"
+
+    @property
+    def condition_length(self) -> int:
+        """Condition tokens before the image codes, at least 1."""
+        return sum(part.length for part in self.conditions) or 1
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of every grid of image codes in a sequence, from the coarsest to the full one."""
+        return (*((side, side) for side in self.scales), (self.height, self.width))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The shards' columns that hold these grids: `scale_*` in row-major order, the last one in `order`."""
+        return (*(f"scale_{side}" for side in self.scales), f"codes_{self.order}")
 
     @property
     def length(self) -> int:
-        """Image codes in a sequence."""
-        return self.height * self.width
+        """Image codes in a sequence, over all grids."""
+        return sum(height * width for height, width in self.grids)
+
+    def permutation(self, height: int, width: int) -> Permutation:
+        """Where in a grid of this size the codes of a sequence lie: `sequence[t] = raster[permutation[t]]`."""
+        # A grid of one cell has one order only, also where the order is not defined on it.
+        return order("row_major" if height == width == 1 else self.order, height, width)
 
     @classmethod
     def from_shards(
@@ -163,38 +301,55 @@ class SequenceSpec:
         shards: ShardSpec,
         *,
         order: OrderName,
-        condition: ConditionName,
+        condition: str = "none",
         class_count: int = 0,
-        class_names: tuple[str, ...] = (),
+        class_names: Sequence[str] = (),
+        scales: bool = False,
     ) -> Self:
         """The sequences that shards of this spec give.
 
+        Args:
+            shards: what the shards hold.
+            order: the order of the image codes.
+            condition: "none", a condition, or several joined by "+".
+            class_count: classes of the dataset.
+            class_names: their names, if they have any.
+            scales: whether the coarser scales of the shards come first.
+
         Raises:
-            PriorError: the shards lack the order or the condition; the message names what they have.
+            PriorError: the shards lack the order, a condition or the scales; the message names what they have.
         """
         if order not in shards.orders:
             raise PriorError(f"order {order!r} is not in these shards; they have {', '.join(shards.orders)}")
-        length, vocabulary, fingerprint = 1, 1, ""
-        if condition == "class":
-            if class_count < 1:
-                raise PriorError("condition 'class': these shards have no class labels; use condition 'none'")
-            vocabulary = class_count
-        elif condition != "none":
-            grid = shards.conditions.get(condition)
+        if scales and not shards.scales:
+            raise PriorError("scales: these shards have none; tokenize with scales, or train without")
+        names, parts = condition_parts(condition), []
+        for name in names:
+            if name == "class":
+                if class_count < 1:
+                    raise PriorError("condition 'class': these shards have no class labels; use condition 'none'")
+                parts.append(ConditionSpec(name=name, height=1, width=1, vocabulary=class_count, fingerprint=""))
+                continue
+            grid = shards.conditions.get(name)
             if grid is None:
                 have = ", ".join(["none", *sorted(shards.conditions)])
-                raise PriorError(f"condition {condition!r} is not in these shards; they have {have}")
-            length, vocabulary = grid.height * grid.width, grid.codebook_size
-            fingerprint = grid.fingerprint
+                raise PriorError(f"condition {name!r} is not in these shards; they have {have}")
+            parts.append(
+                ConditionSpec(
+                    name=name,
+                    height=grid.height,
+                    width=grid.width,
+                    vocabulary=grid.codebook_size,
+                    fingerprint=grid.fingerprint,
+                )
+            )
         return cls(
             height=shards.image.height,
             width=shards.image.width,
             codebook_size=shards.image.codebook_size,
             order=order,
             fingerprint=shards.image.fingerprint,
-            condition=condition,
-            condition_length=length,
-            condition_vocabulary=vocabulary,
-            condition_fingerprint=fingerprint,
-            class_names=class_names if condition == "class" else (),
+            conditions=tuple(parts),
+            class_names=tuple(class_names) if "class" in names else (),
+            scales=shards.scales if scales else (),
         )

@@ -1,11 +1,13 @@
-"""The prior: a GPT-2 decoder over condition tokens followed by image codes.
+"""The prior: a GPT-2 decoder over condition tokens followed by image codes, with modern parts as options.
 
-Axes: B batch, N = B · T, C condition tokens, T image codes, S = C + T tokens that enter a block, D channels,
-H heads, E channels of a head, V image codebook, L layers.
+Axes: B batch, N = B · T, C condition tokens, T image codes, S = C + T tokens that enter a block, P tokens of a full
+cache, D channels, H heads, E channels of a head, V image codebook, L layers. A token's place is its number in a
+sequence in the prior's order: 0 … C - 1 for condition tokens, C + t for image code t.
 
 After Rombach, Esser and Ommer, "An Image is Worth 16x16 Tokens: Visual Priors for Efficient Image
 Synthesis with Transformers", section 3, and Radford et al., "Language Models are Unsupervised Multitask
 Learners" (pre-LN blocks, tanh GELU, learned positions, residual projections scaled at the start).
+Target positions after Yu et al., "Randomized Autoregressive Visual Generation" (arXiv 2411.00776).
 """
 
 from __future__ import annotations
@@ -18,41 +20,117 @@ from torch import Tensor, nn
 
 from codeprior.config import ModelConfig, PriorError, SequenceSpec
 
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines [..., S, E/2] of the angles by which queries and keys turn."""
+
 
 class KVCache:
     """Keys and values of the tokens seen so far, in tensors allocated once.
 
     Growing a cache by concatenation copies all of it for every token; writing into place does not.
+
+    Args:
+        prior: whose layers, type and device it takes.
+        batch: sequences.
+        static: give every step the same shapes, attending to all places under a mask, as compiled code and
+            CUDA graphs want; otherwise attend to the filled places only, which reads less.
     """
 
-    def __init__(self, prior: Prior, batch: int) -> None:
-        config, weight = prior.config, prior.head.weight
+    def __init__(self, prior: Prior, batch: int, *, static: bool = False) -> None:
+        config, weight = prior.config, prior.code_embedding.weight
         shape = (config.n_layer, batch, config.n_head, prior.max_tokens, config.n_embd // config.n_head)
-        self.keys_LBHSE = torch.empty(shape, device=weight.device, dtype=weight.dtype)
-        self.values_LBHSE = torch.empty_like(self.keys_LBHSE)
+        # Zeros: a mask hides what is not written yet, but 0 · NaN would show.
+        self.keys_LBHPE = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+        self.values_LBHPE = torch.zeros_like(self.keys_LBHPE)
         self.length = 0
         """Tokens whose keys and values are valid, in every layer."""
+        self.static = static
+        self.place_1 = torch.zeros(1, device=weight.device, dtype=torch.int64)
+        """Place of the token that a step reads: a tensor, so that compiled code need not know its value."""
+        if static:
+            for tensor in (self.keys_LBHPE, self.values_LBHPE, self.place_1):
+                torch._dynamo.mark_static_address(tensor)  # CUDA graphs then write into it instead of a copy
 
-    def extend(self, layer: int, k_BHSE: Tensor, v_BHSE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new tokens' keys and values; return those of all tokens so far."""
+    def extend(self, layer: int, k_BHSE: Tensor, v_BHSE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store the new tokens' keys and values; return those to attend to, and which places count (None: all)."""
+        keys_BHPE, values_BHPE = self.keys_LBHPE[layer], self.values_LBHPE[layer]
+        if self.static and k_BHSE.shape[2] == 1:
+            keys_BHPE.index_copy_(2, self.place_1, k_BHSE)
+            values_BHPE.index_copy_(2, self.place_1, v_BHSE)
+            seen_1P = torch.arange(keys_BHPE.shape[2], device=keys_BHPE.device)[None] <= self.place_1
+            return keys_BHPE, values_BHPE, seen_1P
         end = self.length + k_BHSE.shape[2]
-        self.keys_LBHSE[layer, :, :, self.length : end] = k_BHSE
-        self.values_LBHSE[layer, :, :, self.length : end] = v_BHSE
-        return self.keys_LBHSE[layer, :, :, :end], self.values_LBHSE[layer, :, :, :end]
+        keys_BHPE[:, :, self.length : end] = k_BHSE
+        values_BHPE[:, :, self.length : end] = v_BHSE
+        return keys_BHPE[:, :, :end], values_BHPE[:, :, :end], None
 
 
-def attend(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
-    """Attention [B, H, S, E]: causal from several queries, from a single one to all that is there.
+def attend_sdpa(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Attention [B, H, S, E]: causal from several queries, from a single one to all or to the places in `seen`.
 
     Without dropout on the attention weights, which would switch the fused kernels off.
     """
     causal = q_BHSE.shape[2] > 1
     if q_BHSE.device.type == "cuda" or q_BHSE.dtype != torch.bfloat16 or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, is_causal=causal)
+        return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, attn_mask=seen, is_causal=causal)
     # torch's bfloat16 kernel for CPUs: never faster than its float32 one, backward up to four times slower.
     with torch.autocast(q_BHSE.device.type, enabled=False):
         out_BHSE = F.scaled_dot_product_attention(q_BHSE.float(), k_BHSE.float(), v_BHSE.float(), is_causal=causal)
     return out_BHSE.to(q_BHSE.dtype)
+
+
+def attend_math(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
+    """The same, written out: what the fused kernels are tested against."""
+    S = q_BHSE.shape[2]
+    scores_BHSS = q_BHSE @ k_BHSE.transpose(-2, -1) / math.sqrt(q_BHSE.shape[3])
+    if S > 1:
+        seen = torch.ones(S, S, dtype=torch.bool, device=q_BHSE.device).tril()
+    if seen is not None:
+        scores_BHSS = scores_BHSS.masked_fill(~seen, -math.inf)
+    return scores_BHSS.softmax(dim=-1) @ v_BHSE
+
+
+def attend_xformers(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
+    """The same by xformers' memory_efficient_attention.
+
+    Raises:
+        PriorError: xformers is not installed, or the tensors are not on an NVIDIA GPU.
+    """
+    if q_BHSE.device.type != "cuda":
+        raise PriorError(f"attention = 'xformers' runs on NVIDIA GPUs only, not on {q_BHSE.device}: use 'sdpa'")
+    try:
+        from xformers.ops import LowerTriangularMask, memory_efficient_attention
+    except ImportError as error:
+        raise PriorError(f"attention = 'xformers': {error}; pip install 'imagepriors[cuda]', or use 'sdpa'") from error
+    if q_BHSE.shape[2] == 1:  # one query: nothing to gain
+        return attend_sdpa(q_BHSE, k_BHSE, v_BHSE, seen)
+    # Rotary angles and autocast may leave queries in float32 beside bfloat16 values.
+    q, k, v = (x.transpose(1, 2).to(v_BHSE.dtype) for x in (q_BHSE, k_BHSE, v_BHSE))
+    out_BSHE: Tensor = memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask())
+    return out_BSHE.transpose(1, 2)
+
+
+ATTENTION = {"sdpa": attend_sdpa, "math": attend_math, "xformers": attend_xformers}
+
+
+def rotate(x_BHSE: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the pairs (channel e, channel e + E/2) of queries or keys (RoPE, arXiv 2104.09864)."""
+    cos, sin = rotation
+    a, b = x_BHSE.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BHSE.dtype)
+
+
+def rotation_at(places: Tensor, width: int) -> Rotation:
+    """RoPE's angles at places [S] or [B, S] for heads of `width` channels, always in float32."""
+    exponents = torch.arange(0, width, 2, device=places.device) / width
+    angles = places[..., None] * torch.pow(10_000.0, -exponents)
+    angles = angles[:, None] if places.ndim == 2 else angles  # one axis for the heads
+    return angles.cos(), angles.sin()
+
+
+def make_norm(config: ModelConfig, width: int) -> nn.Module:
+    """The config's normalisation over the last axis."""
+    return nn.LayerNorm(width) if config.norm == "layernorm" else nn.RMSNorm(width, eps=1e-5)
 
 
 class CausalSelfAttention(nn.Module):
@@ -61,51 +139,68 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.n_head = layer, config.n_head
+        self.attend = ATTENTION[config.attention]
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
+        head = config.n_embd // config.n_head
+        self.query_norm = make_norm(config, head) if config.qk_norm else nn.Identity()
+        self.key_norm = make_norm(config, head) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BSD: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None) -> Tensor:
         """Attend from x_BSD to itself and to what the cache holds; the same shape comes back."""
         B, S, D = x_BSD.shape
         qkv_3BHSE = self.qkv(x_BSD).view(B, S, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)
         q_BHSE, k_BHSE, v_BHSE = qkv_3BHSE.unbind(0)
+        q_BHSE, k_BHSE = self.query_norm(q_BHSE), self.key_norm(k_BHSE)
+        if rotation is not None:
+            q_BHSE, k_BHSE = rotate(q_BHSE, rotation), rotate(k_BHSE, rotation)
+        seen = None
         if cache is not None:
-            # is_causal aligns the mask to the first key, so several tokens at once only fit an empty cache.
+            # A causal mask aligns to the first key, so several tokens at once only fit an empty cache.
             assert S == 1 or cache.length == 0
-            k_BHSE, v_BHSE = cache.extend(self.layer, k_BHSE, v_BHSE)
-        out_BHSE = attend(q_BHSE, k_BHSE, v_BHSE)
+            k_BHSE, v_BHSE, seen = cache.extend(self.layer, k_BHSE, v_BHSE)
+        out_BHSE = self.attend(q_BHSE, k_BHSE, v_BHSE, seen)
         out_BSD: Tensor = self.proj(out_BHSE.transpose(1, 2).reshape(B, S, D))
         return out_BSD
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between, four times as wide inside."""
+    """Two linear layers with GELU between, four times as wide inside; or SwiGLU of about as many weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.kind = config.mlp
+        # 2/3 · 4 · D, rounded up to what matrix kernels like: three matrices weigh what two did.
+        hidden = -(-8 * config.n_embd // (3 * 64)) * 64 if self.kind == "swiglu" else 4 * config.n_embd
+        self.fc = nn.Linear(config.n_embd, 2 * hidden if self.kind == "swiglu" else hidden)
+        self.proj = nn.Linear(hidden, config.n_embd)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Token by token; the same shape comes back."""
-        out_BSD: Tensor = self.proj(F.gelu(self.fc(x_BSD), approximate="tanh"))
+        h = self.fc(x_BSD)
+        if self.kind == "swiglu":
+            gate, up = h.chunk(2, dim=-1)
+            h = F.silu(gate) * up
+        else:
+            h = F.gelu(h, approximate="tanh" if self.kind == "gelu_tanh" else "none")
+        out_BSD: Tensor = self.proj(h)
         return out_BSD
 
 
 class Block(nn.Module):
-    """x + attention(LN(x)), then x + MLP(LN(x))."""
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention_norm = make_norm(config, config.n_embd)
         self.attention = CausalSelfAttention(config, layer)
-        self.mlp_norm = nn.LayerNorm(config.n_embd)
+        self.mlp_norm = make_norm(config, config.n_embd)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BSD: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None) -> Tensor:
         """The residual stream after this block."""
-        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), cache))
+        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), rotation, cache))
         out_BSD: Tensor = x_BSD + self.dropout(self.mlp(self.mlp_norm(x_BSD)))
         return out_BSD
 
@@ -113,22 +208,31 @@ class Block(nn.Module):
 class Prior(nn.Module):
     """p(image codes | condition), one code at a time in the order of `sequence.order`.
 
-    Condition tokens and image codes have embeddings of their own and the head knows image codes only, so
-    no probability is ever spent on a token that cannot come next.
+    Every condition and the image codes have embeddings of their own and the head knows image codes only, so
+    no probability is ever spent on a token that cannot come next. A condition token of -1 says "not given": the last
+    row of the condition's embedding, which training teaches by hiding conditions and guidance uses.
     """
+
+    scale_T: Tensor
 
     def __init__(self, config: ModelConfig, sequence: SequenceSpec) -> None:
         super().__init__()
         self.config, self.sequence = config, sequence
-        # The last image code is predicted but never read.
-        self.max_tokens = sequence.condition_length + sequence.length - 1
-        self.condition_embedding = nn.Embedding(sequence.condition_vocabulary, config.n_embd)
-        self.code_embedding = nn.Embedding(sequence.codebook_size, config.n_embd)
-        self.position_embedding = nn.Embedding(self.max_tokens, config.n_embd)
+        C, T, D = sequence.condition_length, sequence.length, config.n_embd
+        # In the prior's own order the last image code is predicted but never read; in another any code may be.
+        self.max_tokens = C + T - (not config.target_positions)
+        vocabularies = {part.name: part.vocabulary for part in sequence.conditions} or {"none": 0}
+        self.condition_embeddings = nn.ModuleDict({k: nn.Embedding(v + 1, D) for k, v in vocabularies.items()})
+        self.code_embedding = nn.Embedding(sequence.codebook_size, D)
+        self.position_embedding = nn.Embedding(self.max_tokens, D) if config.position == "learned" else None
+        self.target_embedding = nn.Embedding(T, D) if config.target_positions else None
+        self.scale_embedding = nn.Embedding(len(sequence.grids), D) if sequence.scales else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, sequence.codebook_size, bias=False)
+        self.norm = make_norm(config, D)
+        self.head = None if config.tie_head else nn.Linear(D, sequence.codebook_size, bias=False)
+        scales = [torch.full((height * width,), index) for index, (height, width) in enumerate(sequence.grids)]
+        self.register_buffer("scale_T", torch.cat(scales), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -143,56 +247,127 @@ class Prior(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.head.weight.device
+        return self.code_embedding.weight.device
 
     @property
     def parameter_count(self) -> int:
         """Trainable numbers, embeddings included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, condition_BC: Tensor, codes_BT: Tensor) -> Tensor:
+    def forward(self, condition_BC: Tensor, codes_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """Logits for every next image code.
 
         Args:
             condition_BC: int64 condition tokens; zeros [B, 1] where there is no condition.
-            codes_BT: int64, the first T ≥ 0 image codes in sequence order. Training passes all but the last.
+            codes_BT: int64, the first T ≥ 0 image codes of the sequence. Training passes all but the last.
+            positions_BT: int64 [B, T + 1], for sequences in another order than the prior's: the number t, in the
+                prior's order, of every code that is read or predicted. Wants `target_positions`.
 
         Returns:
             [B, T + 1, V] logits: position t predicts code t from the condition and codes 0 … t - 1.
-        """
-        x_BSD = torch.cat((self.condition_embedding(condition_BC), self.code_embedding(codes_BT)), dim=1)
-        x_BSD = self._run_blocks(x_BSD)
-        # Positions before the last condition token predict nothing that is trained or sampled.
-        first = self.sequence.condition_length - 1
-        logits_BTV: Tensor = self.head(self.norm(x_BSD[:, first:]))
-        return logits_BTV
 
-    def nll(self, condition_BC: Tensor, codes_BT: Tensor) -> Tensor:
-        """Negative log-likelihood of whole code sequences, float32 [B, T], in nats."""
+        Raises:
+            PriorError: positions for a prior that cannot be told its targets.
+        """
+        C, S = condition_BC.shape[1], condition_BC.shape[1] + codes_BT.shape[1]
+        places_S = torch.arange(S, device=codes_BT.device)
+        targets = places_S[C - 1 :] - (C - 1)
+        if positions_BT is not None:
+            if self.target_embedding is None:
+                raise PriorError("positions: this prior is not told its targets; train with target_positions")
+            before_BC = places_S[:C].expand(len(codes_BT), C)
+            places_S, targets = torch.cat((before_BC, positions_BT[:, :-1] + C), dim=1), positions_BT
+        x_BSD = torch.cat((self._embed_condition(condition_BC), self._embed_codes(codes_BT, places_S[..., C:])), dim=1)
+        x_BSD = self._run_blocks(x_BSD, places_S, targets)
+        # Positions before the last condition token predict nothing that is trained or sampled.
+        return self._logits(x_BSD[:, C - 1 :])
+
+    def nll(
+        self,
+        condition_BC: Tensor,
+        codes_BT: Tensor,
+        *,
+        inputs_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Negative log-likelihood of whole code sequences, float32 [B, T], in nats.
+
+        Args:
+            condition_BC: as for :meth:`forward`.
+            codes_BT: what is predicted.
+            inputs_BT: what is read in place of codes_BT, where some codes are replaced in training.
+            positions_BT: as for :meth:`forward`.
+        """
+        read_BT = (codes_BT if inputs_BT is None else inputs_BT)[:, :-1]
         # float32 whatever the products' precision: a softmax over many codes loses digits in bfloat16.
-        logits_NV = self(condition_BC, codes_BT[:, :-1]).float().flatten(0, 1)
+        logits_NV = self(condition_BC, read_BT, positions_BT).float().flatten(0, 1)
         return F.cross_entropy(logits_NV, codes_BT.flatten(), reduction="none").view_as(codes_BT)
 
-    def prefill(self, condition_BC: Tensor, cache: KVCache) -> Tensor:
-        """Read the condition into an empty cache; logits [B, V] of the first image code."""
-        return self._append(self.condition_embedding(condition_BC), cache)
+    def prefill(self, condition_BC: Tensor, cache: KVCache, codes_BT: Tensor | None = None) -> Tensor:
+        """Read the condition and the first T ≥ 0 image codes into an empty cache; logits [B, V] of the next code."""
+        assert cache.length == 0
+        cache.place_1.zero_()
+        x_BSD = self._embed_condition(condition_BC)
+        places_S = torch.arange(x_BSD.shape[1] + (0 if codes_BT is None else codes_BT.shape[1]), device=x_BSD.device)
+        if codes_BT is not None:
+            x_BSD = torch.cat((x_BSD, self._embed_codes(codes_BT, places_S[x_BSD.shape[1] :])), dim=1)
+        return self._append(x_BSD, places_S, cache)
 
     def decode(self, codes_B: Tensor, cache: KVCache) -> Tensor:
         """Read one more image code into the cache; logits [B, V] of the next one."""
-        return self._append(self.code_embedding(codes_B[:, None]), cache)
+        cache.place_1.fill_(cache.length)
+        if cache.static:
+            logits_BV = self.decode_static(codes_B, cache)
+            cache.length += 1
+            return logits_BV
+        return self._append(self._embed_codes(codes_B[:, None], cache.place_1), cache.place_1, cache)
 
-    def _append(self, x_BSD: Tensor, cache: KVCache) -> Tensor:
-        tokens = x_BSD.shape[1]
-        if cache.length + tokens > self.max_tokens:
+    def decode_static(self, codes_B: Tensor, cache: KVCache) -> Tensor:
+        """:meth:`decode` at `cache.place_1`, all shapes and addresses fixed; the caller counts `cache.length`."""
+        x_B1D = self._embed_codes(codes_B[:, None], cache.place_1)
+        targets = cache.place_1 - (self.sequence.condition_length - 1)
+        return self._logits(self._run_blocks(x_B1D, cache.place_1, targets, cache)[:, -1])
+
+    def _append(self, x_BSD: Tensor, places_S: Tensor, cache: KVCache) -> Tensor:
+        tokens, last = x_BSD.shape[1], self.sequence.condition_length - 1
+        if cache.length + tokens > self.sequence.condition_length + self.sequence.length - 1:
             raise PriorError(f"the cache is full: a sequence has {self.sequence.length} image codes")
-        x_BSD = self._run_blocks(x_BSD, cache)
+        targets = places_S[max(0, last - cache.length) :] - last
+        x_BSD = self._run_blocks(x_BSD, places_S, targets, cache)
         cache.length += tokens
-        logits_BV: Tensor = self.head(self.norm(x_BSD[:, -1]))
-        return logits_BV
+        return self._logits(x_BSD[:, -1])
 
-    def _run_blocks(self, x_BSD: Tensor, cache: KVCache | None = None) -> Tensor:
-        start = 0 if cache is None else cache.length
-        x_BSD = self.dropout(x_BSD + self.position_embedding.weight[start : start + x_BSD.shape[1]])
+    def _embed_condition(self, condition_BC: Tensor) -> Tensor:
+        lengths = [part.length for part in self.sequence.conditions] or [1]
+        embedded = []
+        for table, tokens in zip(
+            self.condition_embeddings.values(), torch.split(condition_BC, lengths, 1), strict=True
+        ):
+            assert isinstance(table, nn.Embedding)
+            embedded.append(table(tokens.where(tokens >= 0, table.num_embeddings - 1)))
+        return torch.cat(embedded, dim=1)
+
+    def _embed_codes(self, codes_BT: Tensor, places_T: Tensor) -> Tensor:
+        x_BTD: Tensor = self.code_embedding(codes_BT)
+        if self.scale_embedding is not None:
+            x_BTD = x_BTD + self.scale_embedding(self.scale_T[places_T - self.sequence.condition_length])
+        return x_BTD
+
+    def _run_blocks(self, x_BSD: Tensor, places_S: Tensor, targets: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream after all blocks; `targets` are those of the last tokens, as many as it has."""
+        rotation = None
+        if self.position_embedding is not None:
+            x_BSD = x_BSD + self.position_embedding(places_S)
+        else:
+            rotation = rotation_at(places_S, self.config.n_embd // self.config.n_head)
+        if self.target_embedding is not None:
+            told = x_BSD.shape[1] - targets.shape[-1]
+            x_BSD = torch.cat((x_BSD[:, :told], x_BSD[:, told:] + self.target_embedding(targets)), dim=1)
+        x_BSD = self.dropout(x_BSD)
         for block in self.blocks:
-            x_BSD = block(x_BSD, cache)
+            x_BSD = block(x_BSD, rotation, cache)
         return x_BSD
+
+    def _logits(self, x_BSD: Tensor) -> Tensor:
+        head = self.code_embedding if self.head is None else self.head
+        return F.linear(self.norm(x_BSD), head.weight)

@@ -1,11 +1,14 @@
 """Drawing codes from a prior.
 
-Axes: N samples, B samples drawn together, C condition tokens, T image codes, V image codebook,
-K codes kept by top-k, H × W the code grid.
+Axes: N samples, B samples drawn together, R rows that enter the model (B, or 2 · B under guidance), C condition
+tokens, T image codes, P given image codes, V image codebook, K codes kept by top-k, H × W the code grid.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -13,103 +16,325 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from codeprior.config import PriorError, SampleConfig
+from codeprior.config import PriorError, SampleConfig, SequenceSpec
 from codeprior.model import KVCache, Prior
-from codeshards.format import inverse
+from codeshards.format import defined_orders, order
+
+Condition = Tensor | Mapping[str, Tensor]
+"""Tokens of the one condition [N] or [N, C] or [N, h, w], or such tokens for each condition by name."""
+Watch = Callable[[int, int, Tensor], None]
+"""Called after every code with the index of the batch's first sample, t, and the codes so far [B, t + 1]."""
 
 
 def sample_codes(
-    prior: Prior, n: int, *, condition: Tensor | None = None, config: SampleConfig | None = None
+    prior: Prior,
+    n: int,
+    *,
+    condition: Condition | None = None,
+    config: SampleConfig | None = None,
+    prefix_NP: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
-    """Draw n grids of image codes.
+    """Draw n grids of image codes: :func:`sample_sequences`, laid out.
 
-    Sample i depends on (seed, i) and its own condition: drawing it in another batch, or among more
+    Returns:
+        int64 [n, H, W] codes on the CPU, in raster order whatever the prior's own order.
+    """
+    codes_NT = sample_sequences(prior, n, condition=condition, config=config, prefix_NP=prefix_NP, watch=watch)
+    return to_grids(prior.sequence, codes_NT)[-1]
+
+
+def sample_sequences(
+    prior: Prior,
+    n: int,
+    *,
+    condition: Condition | None = None,
+    config: SampleConfig | None = None,
+    prefix_NP: Tensor | None = None,
+    watch: Watch | None = None,
+) -> Tensor:
+    """Draw n sequences of image codes.
+
+    Sample i depends on (seed, i), its own condition and its own prefix: drawing it in another batch, or among more
     samples, gives the same codes, up to the rounding of matrix products of another shape.
 
     Args:
         prior: the model, on the device that shall do the work; left in eval mode.
         n: how many samples.
-        condition: class ids [n] for a class prior, condition codes [n, C] or [n, h, w] in raster order
-            for a picture prior, None for an unconditional one.
-        config: temperature, top-k, seed and batch size; the paper's by default.
+        condition: class ids [n], condition codes [n, C] or [n, h, w] in raster order, a mapping from name to such
+            where there are several conditions, None for an unconditional prior.
+        config: temperature, top-k, guidance, seed, batch size …; the paper's by default.
+        prefix_NP: the first P codes of every sequence, to be completed; see :func:`prefix_of_region` and
+            :func:`prefix_of_scales`.
+        watch: is shown the codes while they are drawn.
 
     Returns:
-        int64 [n, H, W] codes on the CPU, in raster order whatever the prior's own order.
+        int64 [n, T] codes on the CPU, in sequence order.
 
     Raises:
-        PriorError: the condition does not fit the prior.
+        PriorError: the condition, the prefix or the guidance does not fit the prior.
     """
     config = config or SampleConfig()
-    condition_NC = condition_tokens(prior, n, condition)
-    sequence = prior.sequence
-    prior.eval()
-    sampled = []
+    condition_NC = condition_tokens(prior.sequence, n, condition)
+    prefix_NP = _checked_prefix(prior.sequence, n, prefix_NP)
+    prior = ready(prior, config)
+    sampled, T = [], prior.sequence.length
     batches = -(-n // config.batch_size)
-    with tqdm(total=batches * sequence.length, desc="sample", unit="code", disable=None) as bar:
+    with tqdm(total=batches * (T - prefix_NP.shape[1]), desc="sample", unit="code", disable=None) as bar:
         for start in range(0, n, config.batch_size):
-            condition_BC = condition_NC[start : start + config.batch_size].to(prior.device)
-            sampled.append(_sample_batch(prior, condition_BC, start, config, bar))
-    codes_NT = torch.cat(sampled) if sampled else torch.empty((0, sequence.length), dtype=torch.int64)
-    raster = torch.from_numpy(inverse(sequence.order, sequence.height, sequence.width).copy())
-    return codes_NT[:, raster].view(n, sequence.height, sequence.width)
+            rows = slice(start, start + config.batch_size)
+            sampled.append(_sample_batch(prior, condition_NC[rows], prefix_NP[rows], start, config, bar, watch))
+    return torch.cat(sampled) if sampled else torch.empty((0, T), dtype=torch.int64)
 
 
-def condition_tokens(prior: Prior, n: int, condition: Tensor | None) -> Tensor:
+def to_grids(sequence: SequenceSpec, codes_NT: Tensor) -> list[Tensor]:
+    """Sequences as grids [N, h, w] in raster order, from the coarsest scale to the full grid."""
+    grids, sizes = [], [height * width for height, width in sequence.grids]
+    for (height, width), part_NT in zip(sequence.grids, torch.split(codes_NT, sizes, dim=1), strict=True):
+        raster_NT = torch.empty_like(part_NT)
+        raster_NT[:, torch.from_numpy(sequence.permutation(height, width).copy())] = part_NT
+        grids.append(raster_NT.view(-1, height, width))
+    return grids
+
+
+def prefix_of_scales(sequence: SequenceSpec, grids: Sequence[Tensor]) -> Tensor:
+    """The first scales [N, s, s] of a multiscale prior, fixed: a prefix [N, P] to be completed.
+
+    Raises:
+        PriorError: the prior has no such scales.
+    """
+    wanted = sequence.grids[: len(grids)]
+    found = tuple(tuple(grid.shape[1:]) for grid in grids)
+    if not grids or found != wanted or len(grids) > len(sequence.scales):
+        raise PriorError(
+            f"scales of {found} are given; this prior's are {sequence.grids[:-1] or 'none'}, coarsest first"
+        )
+    parts = [
+        grid.flatten(1)[:, torch.from_numpy(sequence.permutation(*size).copy())]
+        for grid, size in zip(grids, wanted, strict=True)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def prefix_of_region(sequence: SequenceSpec, codes_NHW: Tensor, region_HW: Tensor) -> Tensor:
+    """The codes in a region, to be completed to whole pictures: a prefix [N, P] of the prior's order.
+
+    Args:
+        sequence: the prior's.
+        codes_NHW: grids of codes; only those in the region matter.
+        region_HW: bool, the cells that are given.
+
+    Raises:
+        PriorError: the region is not what the prior's order begins with; the message names the orders that do.
+    """
+    height, width = sequence.height, sequence.width
+    if sequence.scales:
+        raise PriorError("a multiscale prior draws the coarse scales first: give it scales, not a region")
+    if region_HW.shape != (height, width) or codes_NHW.shape[1:] != (height, width):
+        raise PriorError(
+            f"region {list(region_HW.shape)} of codes {list(codes_NHW.shape)}: this prior's grid is {height}×{width}"
+        )
+    inside, count = region_HW.flatten().bool().numpy(), int(region_HW.sum())
+    if not inside[sequence.permutation(height, width)[:count]].all():
+        names = [name for name in defined_orders(height, width) if inside[order(name, height, width)[:count]].all()]
+        raise PriorError(
+            f"this region of {count} cells is not what order {sequence.order!r} begins with, so the prior cannot take "
+            f"it as given; orders that begin with it: {', '.join(names) or 'none'}"
+        )
+    permutation = torch.from_numpy(sequence.permutation(height, width).copy())
+    return codes_NHW.flatten(1)[:, permutation[:count]]
+
+
+def conditions_by_name(sequence: SequenceSpec, condition: Condition | None) -> Mapping[str, Tensor]:
+    """What a caller gave as condition, by name.
+
+    Raises:
+        PriorError: not the conditions that the prior was trained on.
+    """
+    if not sequence.conditions and condition is not None:
+        raise PriorError("this prior was trained without a condition; pass condition=None")
+    if condition is None and sequence.conditions:
+        raise PriorError(f"this prior is conditioned on {sequence.condition!r}: pass condition")
+    if isinstance(condition, Tensor):
+        if len(sequence.conditions) > 1:
+            raise PriorError(f"this prior is conditioned on {sequence.condition!r}: pass a mapping with each of them")
+        condition = {sequence.conditions[0].name: condition}
+    condition = condition or {}
+    if set(condition) != {part.name for part in sequence.conditions}:
+        raise PriorError(f"conditions {', '.join(condition)} are given; this prior wants {sequence.condition!r}")
+    return condition
+
+
+def condition_tokens(sequence: SequenceSpec, n: int, condition: Condition | None) -> Tensor:
     """The condition as int64 tokens [n, C], checked against what the prior was trained on."""
-    sequence = prior.sequence
     if n < 0:
         raise PriorError(f"n = {n}: use 0 or more samples")
-    if sequence.condition == "none":
-        if condition is not None:
-            raise PriorError("this prior was trained without a condition; pass condition=None")
+    by_name = conditions_by_name(sequence, condition)
+    if not by_name:
         return torch.zeros((n, 1), dtype=torch.int64)
-    if condition is None:
-        raise PriorError(f"this prior is conditioned on {sequence.condition!r}: pass condition")
-    tokens, expected = condition.numel(), n * sequence.condition_length
-    if condition.shape[:1] != (n,) or tokens != expected or condition.is_floating_point():
+    tokens = []
+    for part in sequence.conditions:
+        given = by_name[part.name]
+        if given.shape[:1] != (n,) or given.numel() != n * part.length or given.is_floating_point():
+            raise PriorError(
+                f"condition {part.name!r} is {given.dtype} {list(given.shape)}: expected integers [{n}, {part.length}]"
+            )
+        tokens.append(given.to("cpu", torch.int64).reshape(n, part.length))
+        low, high = (int(tokens[-1].min()), int(tokens[-1].max())) if n else (0, 0)
+        if not 0 <= low <= high < part.vocabulary:
+            raise PriorError(
+                f"condition holds values {low} … {high}: this prior's {part.name!r} knows 0 … {part.vocabulary - 1}"
+            )
+    return torch.cat(tokens, dim=1)
+
+
+def ready(prior: Prior, config: SampleConfig) -> Prior:
+    """The prior in eval mode and with weights of the config's precision: itself, where they are that already.
+
+    Raises:
+        PriorError: guidance for a prior without a condition.
+    """
+    if config.guidance != 1 and not prior.sequence.conditions:
+        raise PriorError(f"guidance = {config.guidance}: this prior has no condition to guide by; use 1")
+    dtype = getattr(torch, config.precision)
+    prior.eval()
+    return prior if prior.code_embedding.weight.dtype == dtype else copy.deepcopy(prior).to(dtype)
+
+
+def _checked_prefix(sequence: SequenceSpec, n: int, prefix_NP: Tensor | None) -> Tensor:
+    if prefix_NP is None:
+        return torch.empty((n, 0), dtype=torch.int64)
+    if prefix_NP.ndim != 2 or len(prefix_NP) != n or prefix_NP.shape[1] >= sequence.length:
+        raise PriorError(f"prefix is {list(prefix_NP.shape)}: expected [{n}, fewer than {sequence.length}] codes")
+    prefix_NP = prefix_NP.to("cpu", torch.int64)
+    if prefix_NP.numel() and not 0 <= int(prefix_NP.min()) <= int(prefix_NP.max()) < sequence.codebook_size:
         raise PriorError(
-            f"condition is {condition.dtype} {list(condition.shape)}: "
-            f"expected integers [{n}, {sequence.condition_length}]"
+            f"prefix holds codes {int(prefix_NP.min())} … {int(prefix_NP.max())}: "
+            f"the codebook has 0 … {sequence.codebook_size - 1}"
         )
-    condition_NC = condition.to("cpu", torch.int64).reshape(n, sequence.condition_length)
-    if n and not 0 <= int(condition_NC.min()) <= int(condition_NC.max()) < sequence.condition_vocabulary:
-        raise PriorError(
-            f"condition holds values {int(condition_NC.min())} … {int(condition_NC.max())}: "
-            f"this prior's {sequence.condition!r} knows 0 … {sequence.condition_vocabulary - 1}"
-        )
-    return condition_NC
+    return prefix_NP
 
 
 @torch.inference_mode()
-def _sample_batch(prior: Prior, condition_BC: Tensor, first: int, config: SampleConfig, bar: tqdm[NoReturn]) -> Tensor:
+def _sample_batch(
+    prior: Prior,
+    condition_BC: Tensor,
+    prefix_BP: Tensor,
+    first: int,
+    config: SampleConfig,
+    bar: tqdm[NoReturn],
+    watch: Watch | None,
+) -> Tensor:
     """Codes [B, T] on the CPU, in sequence order, of samples first … first + B - 1."""
-    B, T = len(condition_BC), prior.sequence.length
-    generators = [sample_generator(config.seed, first + i) for i in range(B)]
+    (B, P), T = prefix_BP.shape, prior.sequence.length
+    keys_B = sample_keys(config.seed, first, B).to(prior.device)
     codes_BT = torch.empty((B, T), dtype=torch.int64, device=prior.device)
-    cache = KVCache(prior, B)
-    logits_BV = prior.prefill(condition_BC, cache)
-    for t in range(T):
-        if t > 0:
-            logits_BV = prior.decode(codes_BT[:, t - 1], cache)
-        codes_BT[:, t] = draw(logits_BV, config, generators)
-        bar.update()
+    codes_BT[:, :P] = prefix_BP
+    condition_RC = with_null(condition_BC, config).to(prior.device)
+    cache = KVCache(prior, len(condition_RC), static=config.compile)
+    prefix_RP = codes_BT[:, :P].repeat(len(condition_RC) // B, 1)
+    logits_RV = prior.prefill(condition_RC, cache, prefix_RP)
+    t_1 = torch.full((1,), P, device=prior.device)
+    codes_BT[:, P] = draw(guide(logits_RV, config), config, keys_B, t_1)
+    bar.update()
+    for t in range(P, T):
+        if t > P:
+            codes_BT[:, t] = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1.fill_(t))
+            bar.update()
+        if watch is not None:
+            watch(first, t, codes_BT[:, : t + 1])
     return codes_BT.cpu()
 
 
-def sample_generator(seed: int, index: int) -> torch.Generator:
-    """The random numbers of one sample: always the CPU's, so that every device draws alike."""
-    words = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+def with_null(condition_BC: Tensor, config: SampleConfig) -> Tensor:
+    """Condition tokens [R, C]: under guidance the same samples follow once more, without their condition."""
+    if config.guidance == 1:
+        return condition_BC
+    return torch.cat((condition_BC, torch.full_like(condition_BC, -1)))
 
 
-def draw(logits_BV: Tensor, config: SampleConfig, generators: list[torch.Generator]) -> Tensor:
-    """One code [B] for each row of logits, by an exponential race: argmax p / Exp(1) is a draw from p.
+def guide(logits_RV: Tensor, config: SampleConfig) -> Tensor:
+    """Logits [B, V] after classifier-free guidance (Ho and Salimans, arXiv 2207.12598)."""
+    if config.guidance == 1:
+        return logits_RV.float()
+    with_BV, without_BV = logits_RV.float().chunk(2)
+    return without_BV + config.guidance * (with_BV - without_BV)
 
-    The race needs one number per code from the row's own generator and nothing from the other rows,
-    which is what frees a sample from its batch.
+
+def next_codes(
+    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor
+) -> Tensor:
+    """Read codes t - 1, draw codes t [B]."""
+    if not cache.static:
+        codes_R = codes_B.repeat(cache.keys_LBHPE.shape[1] // len(codes_B))
+        return draw(guide(prior.decode(codes_R, cache), config), config, keys_B, t_1)
+    cache.place_1.fill_(cache.length)
+    cache.length += 1
+    return _compiled(prior.device.type)(prior, cache, codes_B.clone(), config, keys_B, t_1)
+
+
+def _static_step(
+    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor
+) -> Tensor:
+    codes_R = codes_B.repeat(cache.keys_LBHPE.shape[1] // len(codes_B))
+    return draw(guide(prior.decode_static(codes_R, cache), config), config, keys_B, t_1)
+
+
+@functools.cache
+def _compiled(device: str) -> Callable[..., Tensor]:
+    # CUDA graphs: a step of hundreds of small kernels is launched as one.
+    return torch.compile(_static_step, dynamic=False, mode="reduce-overhead" if device == "cuda" else "default")
+
+
+def draw(logits_BV: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor) -> Tensor:
+    """Code t [B] for each row of logits, by an exponential race: argmax p / Exp(1) is a draw from p.
+
+    The race needs one number for each code that is still in it and nothing from the other rows, which is what
+    frees a sample from its batch.
     """
     V = logits_BV.shape[1]
-    noise_BV = torch.stack([torch.empty(V).exponential_(generator=generator) for generator in generators])
-    kept_BK, codes_BK = logits_BV.float().topk(min(config.top_k or V, V))
-    race_BK = kept_BK / config.temperature - noise_BV.to(logits_BV.device).gather(1, codes_BK).log()
+    kept_BK, codes_BK = logits_BV.topk(min(config.top_k or V, V))
+    kept_BK = kept_BK / config.temperature
+    if config.top_p < 1 or config.min_p > 0:
+        p_BK = kept_BK.softmax(dim=1)  # descending
+        # A code stays while those before it have not filled top_p; the first one always does.
+        out_BK = p_BK.cumsum(dim=1) - p_BK >= config.top_p
+        p_BK = p_BK.masked_fill(out_BK, 0.0)
+        out_BK = out_BK | (p_BK < config.min_p * p_BK[:, :1])
+        kept_BK = kept_BK.masked_fill(out_BK, -torch.inf)
+    race_BK = kept_BK - race_noise(keys_B, t_1, codes_BK).log()
     return codes_BK.gather(1, race_BK.argmax(dim=1, keepdim=True))[:, 0]
+
+
+def sample_keys(seed: int, first: int, count: int) -> Tensor:
+    """int64 [count]: what decides the random numbers of samples first … first + count - 1."""
+    words = [np.random.SeedSequence((seed, first + i)).generate_state(1, np.uint64)[0] for i in range(count)]
+    return torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64))
+
+
+def race_noise(keys_B: Tensor, t_1: Tensor, codes_BK: Tensor) -> Tensor:
+    """Exponentially distributed numbers [B, K], each a pure function of (key, t, code) on every device.
+
+    No generator's state to keep, none to draw for codes that top-k dropped: SplitMix64 (Steele et al., "Fast
+    Splittable Pseudorandom Number Generators") from a start that is itself such a number.
+    """
+    start_B1 = _mix(keys_B + t_1 * _GOLDEN)[:, None]
+    bits_BK = _mix(start_B1 + codes_BK * _GOLDEN)
+    # 53 bits in the middle of their interval: never 0, never 1.
+    uniform_BK = (_shift(bits_BK, 11).double() + 0.5) * 2.0**-53
+    return -uniform_BK.log().float()
+
+
+_GOLDEN, _FACTOR_1, _FACTOR_2 = (
+    value - (1 << 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)  # as signed integers, the only ones of 64 bits that torch multiplies everywhere
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _FACTOR_1
+    x = (x ^ _shift(x, 27)) * _FACTOR_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # zeros come in from the left

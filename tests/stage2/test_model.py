@@ -10,27 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from codeprior.config import ModelConfig, PriorError, SequenceSpec
-from codeprior.model import KVCache, Prior
+from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpec, condition_parts
+from codeprior.model import KVCache, Prior, rotate, rotation_at
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16)
 
 
-def spec(condition: str = "none", *, height: int = 4, width: int = 4, **changes: object) -> SequenceSpec:
-    length, vocabulary = {"none": (1, 1), "class": (1, 5), "segmentation": (6, 7)}[condition]
-    fields: dict[str, object] = {
-        "height": height,
-        "width": width,
-        "codebook_size": 11,
-        "order": "row_major",
-        "fingerprint": "f",
-        "condition": condition,
-        "condition_length": length,
-        "condition_vocabulary": vocabulary,
-        "condition_fingerprint": "",
-        "class_names": (),
-    }
-    return SequenceSpec(**{**fields, **changes})
+PARTS = {
+    "class": ConditionSpec(name="class", height=1, width=1, vocabulary=5, fingerprint=""),
+    "segmentation": ConditionSpec(name="segmentation", height=2, width=3, vocabulary=7, fingerprint="s"),
+}
+
+
+def spec(condition: str = "none", **changes: object) -> SequenceSpec:
+    fields: dict[str, object] = {"height": 4, "width": 4, "codebook_size": 11, "order": "row_major", "fingerprint": "f"}
+    conditions = tuple(PARTS[name] for name in condition_parts(condition))
+    return SequenceSpec(**{**fields, "conditions": conditions, **changes})
 
 
 def random_prior(condition: str = "none", config: ModelConfig = SMALL, **changes: object) -> Prior:
@@ -44,7 +39,8 @@ def random_prior(condition: str = "none", config: ModelConfig = SMALL, **changes
 
 def random_tokens(prior: Prior, batch: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     g, s = torch.Generator().manual_seed(seed), prior.sequence
-    condition = torch.randint(s.condition_vocabulary, (batch, s.condition_length), generator=g)
+    sizes = [part.vocabulary for part in s.conditions for _ in range(part.length)] or [1]
+    condition = torch.stack([torch.randint(size, (batch,), generator=g) for size in sizes], dim=1)
     return condition, torch.randint(s.codebook_size, (batch, s.length), generator=g)
 
 
@@ -60,7 +56,12 @@ def naive_logits(prior: Prior, condition_BC: Tensor, codes_BT: Tensor) -> Tensor
         scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
-    x = torch.cat([w["condition_embedding.weight"][condition_BC], w["code_embedding.weight"][codes_BT]], 1)
+    embedded, start = [], 0
+    for name in prior.sequence.condition.split("+"):
+        end = start + (PARTS[name].length if name in PARTS else 1)
+        embedded.append(w[f"condition_embeddings.{name}.weight"][condition_BC[:, start:end]])
+        start = end
+    x = torch.cat([*embedded, w["code_embedding.weight"][codes_BT]], 1)
     tokens, width = x.shape[1:]
     x = x + w["position_embedding.weight"][:tokens]
     head_width = width // prior.config.n_head
@@ -79,7 +80,10 @@ def naive_logits(prior: Prior, condition_BC: Tensor, codes_BT: Tensor) -> Tensor
     return norm("norm", x)[:, condition_BC.shape[1] - 1 :] @ w["head.weight"].T
 
 
-@pytest.mark.parametrize("condition", ["none", "class", "segmentation"])
+CONDITIONS = ["none", "class", "segmentation", "class+segmentation"]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_logits_and_loss_equal_the_naive_reference(condition: str) -> None:
     prior = random_prior(condition)
     condition_BC, codes_BT = random_tokens(prior)
@@ -92,7 +96,7 @@ def test_logits_and_loss_equal_the_naive_reference(condition: str) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(changed=st.integers(0, 15), condition=st.sampled_from(["none", "class", "segmentation"]))
+@given(changed=st.integers(0, 15), condition=st.sampled_from(CONDITIONS))
 def test_a_code_changes_later_logits_only(changed: int, condition: str) -> None:
     prior = random_prior(condition)
     condition_BC, codes_BT = random_tokens(prior)
@@ -105,14 +109,14 @@ def test_a_code_changes_later_logits_only(changed: int, condition: str) -> None:
     assert changed == 15 or not torch.allclose(before[:, changed + 1], after[:, changed + 1])
 
 
-@pytest.mark.parametrize("condition", ["class", "segmentation"])
+@pytest.mark.parametrize("condition", CONDITIONS[1:])
 def test_every_condition_token_changes_the_logits(condition: str) -> None:
     prior = random_prior(condition)
     condition_BC, codes_BT = random_tokens(prior)
     base = prior(condition_BC, codes_BT[:, :-1])
     for c in range(condition_BC.shape[1]):
         other_BC = condition_BC.clone()
-        other_BC[:, c] = (other_BC[:, c] + 1) % prior.sequence.condition_vocabulary
+        other_BC[:, c] = torch.where(other_BC[:, c] == 0, 1, 0)
         changed = (prior(other_BC, codes_BT[:, :-1]) - base).abs().amax(dim=(0, 2))
         assert (changed > 1e-4).all()
 
@@ -140,7 +144,7 @@ def test_gpt2_start_values() -> None:
             assert not parameter.any()
         elif "norm" in name:
             assert (parameter == 1).all()
-        elif name != "condition_embedding.weight":  # too few numbers to measure
+        elif name != "condition_embeddings.class.weight":  # too few numbers to measure
             expected = 0.02 / 4 if "proj" in name else 0.02
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
     nll = prior.nll(*random_tokens(prior, batch=8)).mean()
@@ -171,8 +175,204 @@ def test_dropout_acts_in_training_only() -> None:
         ({"n_layer": 0}, "n_layer = 0: use at least 1"),
         ({"n_embd": 20, "n_head": 6}, "n_embd = 20: use a positive multiple of n_head = 6"),
         ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"position": "rotary", "n_embd": 6, "n_head": 2}, "'rotary' wants an even width"),
+        ({"mlp": "relu"}, "mlp = 'relu': use one of gelu_tanh, gelu, swiglu"),
+        ({"attention": "flash"}, "use one of sdpa, xformers, math"),
     ],
 )
 def test_sizes_that_cannot_work_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(PriorError, match=message):
         ModelConfig(**changes)
+
+
+OPTIONS: list[dict[str, object]] = [
+    {"position": "rotary"},
+    {"norm": "rmsnorm"},
+    {"mlp": "gelu"},
+    {"mlp": "swiglu"},
+    {"qk_norm": True},
+    {"tie_head": True},
+    {"target_positions": True},
+    {"position": "rotary", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": True, "tie_head": True},
+    {"position": "rotary", "target_positions": True},
+]
+
+
+def with_options(options: dict[str, object], condition: str = "class+segmentation", **changes: object) -> Prior:
+    return random_prior(condition, ModelConfig(n_layer=2, n_head=2, n_embd=16, **options), **changes)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("scales", [(), (1, 2)])
+@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
+@torch.inference_mode()
+def test_cached_logits_equal_uncached_with_every_option(
+    options: dict[str, object], scales: tuple[int, ...], static: bool
+) -> None:
+    prior = with_options(options, scales=scales)
+    condition_BC, codes_BT = random_tokens(prior)
+    expected, T = prior(condition_BC, codes_BT[:, :-1]), prior.sequence.length
+    for known in (0, 1, 5):
+        cache = KVCache(prior, 3, static=static)
+        steps = [prior.prefill(condition_BC, cache, codes_BT[:, :known])]
+        steps += [prior.decode(codes_BT[:, t], cache) for t in range(known, T - 1)]
+        torch.testing.assert_close(torch.stack(steps, dim=1), expected[:, known:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
+def test_sdpa_equals_math_in_values_and_gradients(options: dict[str, object]) -> None:
+    gradients, losses = [], []
+    for attention in ("sdpa", "math"):
+        prior = with_options({**options, "attention": attention})
+        nll_BT = prior.nll(*random_tokens(prior))
+        nll_BT.mean().backward()
+        losses.append(nll_BT)
+        gradients.append(torch.cat([p.grad.flatten() for p in prior.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)
+
+
+def test_xformers_needs_a_gpu_and_says_so() -> None:
+    prior = with_options({"attention": "xformers"})
+    with pytest.raises(PriorError, match="NVIDIA GPUs only, not on cpu: use 'sdpa'"):
+        prior.nll(*random_tokens(prior))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_xformers_equals_math_on_a_gpu() -> None:
+    pytest.importorskip("xformers")
+    losses = []
+    for attention in ("xformers", "math"):
+        prior = with_options({"attention": attention}).cuda()
+        losses.append(prior.nll(*(tokens.cuda() for tokens in random_tokens(prior))))
+    torch.testing.assert_close(*losses, atol=1e-3, rtol=1e-3)
+
+
+def test_rotary_logits_depend_on_distances_only() -> None:
+    """The same codes further on, with nothing before them to attend to, give the same attention: RoPE is relative."""
+    places = torch.arange(5)
+    q, k = torch.randn(2, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    scores = [rotate(q, rotation_at(p, 8)) @ rotate(k, rotation_at(p, 8)).mT for p in (places, places + 37)]
+    torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(scores[0], q @ k.mT, atol=1e-2)
+
+
+def test_a_tied_head_has_no_weights_of_its_own() -> None:
+    tied, untied = with_options({"tie_head": True}), with_options({})
+    assert untied.parameter_count - tied.parameter_count == 11 * 16
+    assert "head.weight" not in tied.state_dict()
+
+
+@pytest.mark.parametrize("options", [{"target_positions": True}, {"target_positions": True, "position": "rotary"}])
+def test_positions_in_the_priors_own_order_change_nothing(options: dict[str, object]) -> None:
+    prior = with_options(options)
+    condition_BC, codes_BT = random_tokens(prior)
+    positions_BT = torch.arange(16).expand(3, 16)
+    torch.testing.assert_close(
+        prior.nll(condition_BC, codes_BT, positions_BT=positions_BT), prior.nll(condition_BC, codes_BT)
+    )
+
+
+def test_positions_travel_with_their_codes() -> None:
+    """Every step knows its target's place: swapping two targets swaps what is predicted for them."""
+    prior = with_options({"target_positions": True}, "none")
+    condition_BC, codes_BT = random_tokens(prior, batch=1)
+    positions_BT = torch.randperm(16, generator=torch.Generator().manual_seed(1))[None]
+    nll_BT = prior.nll(condition_BC, codes_BT, positions_BT=positions_BT)
+    swapped = positions_BT.clone()
+    swapped[:, [14, 15]] = swapped[:, [15, 14]]
+    other_BT = prior.nll(condition_BC, codes_BT, positions_BT=swapped)
+    torch.testing.assert_close(nll_BT[:, :14], other_BT[:, :14])  # nothing later leaks back
+    assert not torch.allclose(nll_BT[:, 14:], other_BT[:, 14:])
+    # The last target's place reaches the last step only through its own embedding.
+    assert (nll_BT[:, 14] - other_BT[:, 14]).abs() > 1e-3
+
+
+def test_positions_without_target_positions_are_refused() -> None:
+    prior = random_prior()
+    condition_BC, codes_BT = random_tokens(prior)
+    with pytest.raises(PriorError, match="train with target_positions"):
+        prior.nll(condition_BC, codes_BT, positions_BT=torch.arange(16).expand(3, 16))
+
+
+def test_replaced_inputs_leave_the_targets_alone() -> None:
+    prior = random_prior()
+    condition_BC, codes_BT = random_tokens(prior)
+    inputs_BT = codes_BT.clone()
+    inputs_BT[:, 7] = (inputs_BT[:, 7] + 1) % 11
+    before, after = prior.nll(condition_BC, codes_BT), prior.nll(condition_BC, codes_BT, inputs_BT=inputs_BT)
+    assert torch.equal(before[:, :8], after[:, :8])
+    assert not torch.allclose(before[:, 8:], after[:, 8:])
+
+
+def test_a_hidden_condition_is_one_learned_token_of_each_part() -> None:
+    prior = with_options({})
+    condition_BC, codes_BT = random_tokens(prior)
+    hidden = prior.nll(torch.full_like(condition_BC, -1), codes_BT)
+    explicit_BC = torch.tensor([[5] + 6 * [7]]).expand(3, 7)  # the rows after each part's vocabulary
+    torch.testing.assert_close(hidden, prior.nll(explicit_BC, codes_BT))
+    hidden.mean().backward()
+    gradient = prior.condition_embeddings["segmentation"].weight.grad
+    assert gradient[-1].abs().sum() > 0
+    assert not gradient[:-1].any()
+
+
+def test_each_scale_has_an_embedding() -> None:
+    prior = with_options({}, scales=(1, 2))
+    assert prior.sequence.length == 1 + 4 + 16
+    prior.nll(*random_tokens(prior)).mean().backward()
+    assert (prior.scale_embedding.weight.grad.abs().sum(dim=1) > 0).all()
+    assert prior.scale_T.tolist() == [0] + 4 * [1] + 16 * [2]
+
+
+GOLDEN: list[tuple[dict[str, object], list[float]]] = [
+    ({}, [-2.2032, -2.07046, -2.07887]),
+    (OPTIONS[7], [1.01484, 0.88258, 1.72993]),
+    ({"target_positions": True}, [-2.6275, -2.66873, -2.95264]),
+]
+
+
+def test_golden_logits() -> None:
+    """Numbers of the first run, so that no later change moves them unseen; arithmetic weights, not a generator's."""
+    for options, expected in GOLDEN:
+        prior = with_options(options)
+        with torch.no_grad():
+            for index, parameter in enumerate(prior.parameters()):
+                wave = torch.sin(torch.arange(parameter.numel()) * 0.7 + index)
+                parameter.copy_(0.3 * wave.view_as(parameter) + (parameter.ndim == 1))
+        condition_BC = torch.tensor([[3, 0, 1, 2, 3, 4, 5]])
+        logits = prior(condition_BC, torch.arange(15)[None] % 11)[0, [0, 7, 15], 4]
+        torch.testing.assert_close(logits, torch.tensor(expected), atol=2e-4, rtol=2e-4)
+
+
+def test_logits_equal_hugging_faces_gpt2() -> None:
+    transformers = pytest.importorskip("transformers", reason="pip install transformers to compare with its GPT-2")
+    torch.manual_seed(0)
+    settings = {"vocab_size": 11, "n_positions": 16, "n_embd": 32, "n_layer": 3, "n_head": 4}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings)).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    theirs = model.transformer
+    prior = Prior(ModelConfig(n_layer=3, n_head=4, n_embd=32, tie_head=True), spec()).eval()
+    start = 5  # their start token is an ordinary one
+    with torch.no_grad():
+        prior.code_embedding.weight.copy_(theirs.wte.weight)
+        prior.condition_embeddings["none"].weight.copy_(theirs.wte.weight[start : start + 1])
+        prior.position_embedding.weight.copy_(theirs.wpe.weight)
+        prior.norm.load_state_dict(theirs.ln_f.state_dict())
+        for ours, block in zip(prior.blocks, theirs.h, strict=True):
+            ours.attention_norm.load_state_dict(block.ln_1.state_dict())
+            ours.mlp_norm.load_state_dict(block.ln_2.state_dict())
+            pairs = {
+                ours.attention.qkv: block.attn.c_attn,
+                ours.attention.proj: block.attn.c_proj,
+                ours.mlp.fc: block.mlp.c_fc,
+                ours.mlp.proj: block.mlp.c_proj,
+            }
+            for linear, conv in pairs.items():
+                linear.weight.copy_(conv.weight.T)
+                linear.bias.copy_(conv.bias)
+        condition_BC, codes_BT = random_tokens(prior)
+        expected = model(torch.cat((torch.full((3, 1), start), codes_BT[:, :-1]), dim=1)).logits
+        torch.testing.assert_close(prior(condition_BC, codes_BT[:, :-1]), expected, atol=1e-4, rtol=1e-4)

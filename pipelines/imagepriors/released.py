@@ -1,0 +1,120 @@
+"""Released CompVis transformers (Net2Net of taming-transformers) as a prior with its tokenizer.
+
+Class-conditional and unconditional models are read. Those conditioned on pictures, coordinates or an unmasked prefix
+are refused by name: they would need the codes of a second tokenizer in shards that do not exist yet.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import Tensor
+
+from codeprior.checkpoint import CONFIG, SUMMARY, WEIGHTS, RunConfig
+from codeprior.config import ConditionSpec, SequenceSpec, TrainConfig
+from codeprior.released import prior_from_mingpt
+from codeshards.format import ORDER_NAMES, OrderName, atomic_write_json, order
+from vqgan.checkpoint import fingerprint
+from vqgan.errors import InputError
+from vqgan.released import import_tokenizer, load_pickled_weights
+
+_PERMUTERS: dict[str, OrderName] = {
+    "Identity": "row_major",
+    "SpiralOut": "spiral_out",
+    "ZCurve": "zcurve",
+    "Subsample": "subsample",
+    "AlternateParsing": "alternate",
+}
+
+
+def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
+    """Turn a released checkpoint and its yaml into a prior's folder, with the tokenizer in `out`/tokenizer.
+
+    Args:
+        checkpoint: The `.ckpt` file; nothing in it is executed.
+        project: The project's `.yaml`.
+        out: Folder to write.
+
+    Returns:
+        What the prior's sequences mean.
+
+    Raises:
+        InputError, ShardError: the checkpoint or the yaml is not of such a model; the message says what does not map.
+    """
+    params, transformer = _read_project(project)
+    if int(transformer.get("n_unmasked", 0)):
+        raise InputError(f"{project}: n_unmasked = {transformer['n_unmasked']}: a causal prior has no unmasked prefix")
+    classes, start_token = _condition(params, project)
+    order_name = _order(params, project)
+    state = load_pickled_weights(checkpoint)
+    tokenizer = import_tokenizer(checkpoint, project, out / "tokenizer", "first_stage")["config"]
+    _check_permuter(state, order_name, tokenizer.grid, checkpoint)
+    parts = [ConditionSpec(name="class", height=1, width=1, vocabulary=classes, fingerprint="")] if classes else []
+    sequence = SequenceSpec(
+        height=tokenizer.grid,
+        width=tokenizer.grid,
+        codebook_size=tokenizer.codebook_size,
+        order=order_name,
+        fingerprint=fingerprint(out / "tokenizer"),
+        conditions=tuple(parts),
+    )
+    prefix = "transformer."
+    prior = prior_from_mingpt(
+        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)},
+        n_head=int(transformer["n_head"]),
+        sequence=sequence,
+        condition_tokens=range(classes) if classes else [start_token],
+    )
+    train = TrainConfig(model=prior.config, order=order_name, condition=sequence.condition)
+    save_file(prior.state_dict(), out / WEIGHTS)
+    atomic_write_json(
+        out / CONFIG, asdict(RunConfig(train=train, sequence=sequence, data=f"imported: {checkpoint.name}"))
+    )
+    atomic_write_json(out / SUMMARY, {"imported": checkpoint.name, "parameters": prior.parameter_count})
+    return sequence
+
+
+def _read_project(project: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    import yaml
+
+    try:
+        params = yaml.safe_load(project.read_text())["model"]["params"]
+        transformer = dict(params["transformer_config"]["params"])
+        transformer["n_head"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{project} is no yaml of a transformer (model.params.transformer_config …): {error!r}"
+        ) from error
+    return dict(params), transformer
+
+
+def _condition(params: dict[str, Any], project: Path) -> tuple[int, int]:
+    """(classes, 0) of a class-conditional model, (0, start token) of an unconditional one."""
+    stage = params.get("cond_stage_config")
+    if params.get("unconditional") or stage == "__is_unconditional__":
+        return 0, int(params.get("sos_token", 0))
+    target = stage.get("target", "") if isinstance(stage, dict) else str(stage)
+    if not target.endswith(".Labelator"):
+        raise InputError(
+            f"{project}: cond_stage {target!r} does not map: class-conditional (Labelator) and unconditional models "
+            "can be imported; tokenize your pictures and train a prior for others"
+        )
+    return int(cast(dict[str, Any], stage)["params"]["n_classes"]), 0
+
+
+def _order(params: dict[str, Any], project: Path) -> OrderName:
+    target = (params.get("permuter_config") or {}).get("target", "Identity").rsplit(".", 1)[-1]
+    if target not in _PERMUTERS:
+        raise InputError(
+            f"{project}: permuter {target!r} is none of {', '.join(_PERMUTERS)} ({', '.join(ORDER_NAMES)})"
+        )
+    return _PERMUTERS[target]
+
+
+def _check_permuter(state: dict[str, Tensor], name: OrderName, side: int, checkpoint: Path) -> None:
+    """The order that the checkpoint itself carries must be ours."""
+    found = state.get("permuter.forward_shuffle_idx")
+    if found is not None and not np.array_equal(found.numpy().ravel(), order(name, side, side)):
+        raise InputError(f"{checkpoint}: its permutation is not {name} on {side}×{side}: codes would be scrambled")
