@@ -6,13 +6,14 @@ Axes: N rows (samples times views), h×w the grid of codes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from vqgan.datasets import Sample, Split, views_of
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
+T = TypeVar("T")
 IMAGE = "image"
 """Name of the image's own tokenizer among the tokenizers; the others are named by their condition."""
 
@@ -83,7 +85,10 @@ def encode_shard(
     rows, failures = _Rows({name: [] for name in tokenizers}), list[Failure]()
     durations_s = dict.fromkeys(("decode_wait", "encode", "write"), 0.0)
     size_px = tokenizers[IMAGE].config.resolution
-    batches = _read_ahead(task.samples, size_px, tuple(spec.conditions), config)
+    read = functools.partial(
+        _read, samples=task.samples, size_px=size_px, conditions=tuple(spec.conditions), config=config
+    )
+    batches = read_ahead(read, len(task.samples), config.batch_samples, config.decode_threads)
     while True:
         with _timed(durations_s, "decode_wait"):
             batch = next(batches, None)
@@ -139,16 +144,12 @@ class _Rows:
         return spec.rows_to_table(self.keys, self.views, self.labels, image_codes_Nhw, conditions=codes)
 
 
-def _read_ahead(
-    samples: Split, size_px: int, conditions: Sequence[str], config: TokenizeConfig
-) -> Iterator[list[list[Sample] | Failure]]:
-    """The batches in planned order; threads read the next ones while the caller encodes."""
-    step = config.batch_samples
-    pending: deque[list[Future[list[Sample] | Failure]]] = deque()
-    with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode") as pool:
-        for start in range(0, len(samples), step):
-            indices = range(start, min(start + step, len(samples)))
-            pending.append([pool.submit(_read, samples, index, size_px, conditions, config) for index in indices])
+def read_ahead(read: Callable[[int], T], total: int, step: int, threads: int) -> Iterator[list[T]]:
+    """`read(0) … read(total - 1)` in lists of `step`; threads read the next lists while the caller works on one."""
+    pending: deque[list[Future[T]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        for start in range(0, total, step):
+            pending.append([pool.submit(read, index) for index in range(start, min(start + step, total))])
             if len(pending) > _BATCHES_AHEAD:
                 yield [future.result() for future in pending.popleft()]
         while pending:
@@ -156,7 +157,7 @@ def _read_ahead(
 
 
 def _read(
-    samples: Split, index: int, size_px: int, conditions: Sequence[str], config: TokenizeConfig
+    index: int, *, samples: Split, size_px: int, conditions: Sequence[str], config: TokenizeConfig
 ) -> list[Sample] | Failure:
     """All views of one sample, decoded once."""
     try:

@@ -6,7 +6,6 @@ plan alone.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,20 +20,13 @@ from codeshards.format import (
     PlannedShard,
     ShardError,
     ShardSpec,
-    Sidecar,
     atomic_write,
     build_plan,
-    remove_stale_temps,
-    save_or_match,
-    shard_is_done,
-    sidecar_path,
 )
-from codeshards.pool import run_shards
+from codeshards.pool import close_job, open_job, run_shards
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.datasets import Split, open_splits
-
-log = logging.getLogger(__name__)
 
 
 def tokenize(
@@ -83,12 +75,7 @@ def tokenize(
     )
     if overwrite:
         shutil.rmtree(out, ignore_errors=True)
-    if save_or_match(plan, out):
-        log.info("%s holds this plan already: only what is missing is made", out)
-    for folder in (out, *(out / split for split in plan.splits)):
-        if folder.is_dir():
-            remove_stale_temps(folder)
-    missing = [shard for shard in plan.shards if not shard_is_done(out, plan, shard)]
+    missing = open_job(plan, out)
     if not missing and (out / MANIFEST_FILE).is_file():
         return Manifest.load(out)
     _copy_tokenizers(tokenizers, out)
@@ -112,8 +99,7 @@ def tokenize(
             decode_threads=config.decode_threads,
             max_attempts=config.max_attempts,
         )
-    sidecars = [Sidecar.load(sidecar_path(out, shard)) for shard in plan.shards]
-    _check_failures(sidecars, config.max_failure_rate, out)
+    sidecars = close_job(plan, out, config.max_failure_rate)
     classes = next(iter(splits.values())).class_names
     about = {
         name: {"folder": _folder_name(name), "fingerprint": fingerprint(path)} for name, path in tokenizers.items()
@@ -177,19 +163,6 @@ def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Path) -> None:
         for file in ("config.json", "model.safetensors"):
             with atomic_write(target / file) as copy, (source / file).open("rb") as original:
                 shutil.copyfileobj(original, copy)
-
-
-def _check_failures(sidecars: list[Sidecar], allowed: float, out: Path) -> None:
-    failures = [failure for sidecar in sidecars for failure in sidecar.failures]
-    total = len(failures) + sum(sidecar.samples for sidecar in sidecars)
-    for failure in failures[:10]:
-        log.warning("left out: %s: %s", failure.key, failure.reason)
-    if len(failures) > allowed * total:
-        first = f"{failures[0].key}: {failures[0].reason}"
-        raise ShardError(
-            f"{len(failures)} of {total} samples failed, more than max_failure_rate = {allowed} (first: {first})."
-            f" The sidecars in {out} name them all. Raise --max-failure-rate, or mend the data and use --overwrite"
-        )
 
 
 class _Worker:

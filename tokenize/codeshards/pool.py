@@ -1,7 +1,8 @@
 """Planned shards worked off by disposable Ray actors; the driver requeues what a dead actor held.
 
-Actors never restart by themselves: with endless restarts a lost node stalls the job. A worker class has one method,
-`run(task)`, which leaves a shard either whole (its sidecar is there) or to be made again.
+A job is `open_job` (what is still to be made), `run_shards`, `close_job` (what became of it). Actors never restart by
+themselves: with endless restarts a lost node stalls the job. A worker class has one method, `run(task)`, which leaves a
+shard either whole (its sidecar is there) or to be made again.
 """
 
 from __future__ import annotations
@@ -17,12 +18,56 @@ from typing import Any
 
 from tqdm import tqdm
 
-from codeshards.format import PlannedShard, ShardError
+from codeshards.format import (
+    Plan,
+    PlannedShard,
+    ShardError,
+    Sidecar,
+    remove_stale_temps,
+    save_or_match,
+    shard_is_done,
+    sidecar_path,
+)
 
 log = logging.getLogger(__name__)
 
 # glibc would otherwise return every large activation to the kernel and fault its pages in anew: 1.7× slower.
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+
+def open_job(plan: Plan, out: Path) -> list[PlannedShard]:
+    """Write the plan into `out`, or match the one there; returns the shards that are still to be made.
+
+    Raises:
+        ShardError: `out` holds another plan.
+    """
+    if save_or_match(plan, out):
+        log.info("%s holds this plan already: only what is missing is made", out)
+    for folder in (out, *(out / split for split in plan.splits)):
+        if folder.is_dir():
+            remove_stale_temps(folder)
+    return [shard for shard in plan.shards if not shard_is_done(out, plan, shard)]
+
+
+def close_job(plan: Plan, out: Path, max_failure_rate: float) -> list[Sidecar]:
+    """The sidecars of all shards, in planned order; samples that were left out are logged.
+
+    Raises:
+        ShardError: a sidecar is missing, or more samples failed than `max_failure_rate` allows.
+    """
+    sidecars = [Sidecar.load(sidecar_path(out, shard)) for shard in plan.shards]
+    failures = [failure for sidecar in sidecars for failure in sidecar.failures]
+    total = len(failures) + sum(sidecar.samples for sidecar in sidecars)
+    for failure in failures[:10]:
+        log.warning("left out: %s: %s", failure.key, failure.reason)
+    if len(failures) > max_failure_rate * total:
+        first = f"{failures[0].key}: {failures[0].reason}"
+        raise ShardError(
+            f"{len(failures)} of {total} samples failed, more than max_failure_rate = {max_failure_rate} (first: "
+            f"{first}). The sidecars in {out} name them all. Raise --max-failure-rate, or mend the data and use "
+            "--overwrite"
+        )
+    return sidecars
 
 
 def run_shards(
