@@ -64,7 +64,8 @@ def train_vqgan(
 
     Args:
         config: The run.
-        dataset: Layout of the data: demo, folder, imagenet, cifar10, ade20k, imagenet-depth, deepfashion.
+        dataset: Layout of the data: ade20k, cifar10, deepfashion, demo, folder, huggingface, imagenet, imagenet-depth,
+            landscapes, restricted-imagenet, webdataset.
         data: Folder in which the dataset lies.
         out: Run folder; a run that was interrupted continues.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
@@ -281,20 +282,58 @@ def report(
     return f"open {write_report(run, data, dataset)}"
 
 
-def bench(*, repeats: int = 5, out: Path | None = None) -> str:
-    """Measure stage 1 against taming-transformers on this machine (needs the `peers` extra).
+def inspect_data(
+    dataset: tyro.conf.Positional[str],
+    *,
+    data: Path,
+    out: Path | None = None,
+    limit: int = 2_000,
+    shown: int = 24,
+    size: int = 128,
+) -> str:
+    """Look at a dataset: counts, sizes, labels, conditions, bad files, a contact sheet.
 
     Args:
+        dataset: Layout of the data, as for train-vqgan.
+        data: Folder in which the dataset lies.
+        out: Folder for inspection.json and the contact sheets; default: runs/inspect-DATASET.
+        limit: Samples of each split to decode, evenly over it; 0: all.
+        shown: Samples on a contact sheet.
+        size: Side of its pictures, in pixels.
+    """
+    from imagepriors.inspection import inspect_dataset
+
+    where = out or Path("runs") / f"inspect-{dataset}"
+    return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size)
+
+
+def bench(
+    suite: tyro.conf.Positional[Literal["stage1", "decode"]] = "stage1",
+    *,
+    repeats: int = 5,
+    data: Path | None = None,
+    out: Path | None = None,
+) -> str:
+    """Measure this machine against rivals: stage1 (taming-transformers; the `peers` extra), decode (torchvision).
+
+    Args:
+        suite: What to measure.
         repeats: Measurements of each contender; the median counts.
+        data: Class folders of photos, for decode.
         out: Folder for the table and its figures; default: the package's own results.
     """
-    from imagepriors.benchmarks.stage1 import run
+    if suite == "decode":
+        from imagepriors.benchmarks import decode
 
-    return run(repeats, out) if out else run(repeats)
+        return decode.run(repeats, out or decode.RESULTS, data=data)
+    from imagepriors.benchmarks import stage1
+
+    return stage1.run(repeats, out or stage1.RESULTS)
 
 
 COMMANDS: dict[str, Callable[..., str]] = {
     "demo-data": demo_data,
+    "inspect": inspect_data,
     "train-vqgan": train_vqgan,
     "train-palette": train_palette,
     "evaluate-tokenizer": evaluate_tokenizer,
