@@ -12,6 +12,8 @@ WORKERS ?= 0
 N       ?= 25
 SET     ?=
 SUITE   ?= stage1
+KIND    ?= depth
+MODEL   ?=
 # Conditions to tokenize beside the images, each by a tokenizer of its own.
 CONDITIONS ?= $(if $(filter demo,$(DATASET)),segmentation)
 export RAY_ADDRESS
@@ -20,6 +22,7 @@ PRESET_imagenet := imagenet-small
 ORDERS   := row_major spiral_out zcurve subsample alternate
 DATASETS := ade20k cifar10 deepfashion demo folder huggingface imagenet imagenet-depth landscapes restricted-imagenet webdataset
 MODALITIES := segmentation depth pose
+KINDS    := depth segmentation
 CONDS    := none class segmentation depth pose
 SUITE    ?= stage1
 BIN      := .venv/bin
@@ -32,6 +35,7 @@ endef
 $(call one_of,ORDER,$(ORDERS))
 $(call one_of,DATASET,$(DATASETS))
 $(foreach part,$(subst +, ,$(COND)),$(if $(filter $(part),$(CONDS)),,$(error COND=$(COND) is unknown: choose one of $(CONDS), or several joined by +)))
+$(call one_of,KIND,$(KINDS))
 
 $(foreach name,$(CONDITIONS),$(if $(filter $(name),$(MODALITIES)),,$(error CONDITIONS=$(name) is unknown: choose out of $(MODALITIES))))
 
@@ -44,7 +48,7 @@ help: ## List targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  Variables (now): DATASET=$(DATASET) DATA=$(DATA) ORDER=$(ORDER) COND=$(COND) PRESET=$(PRESET)"
-	@echo "                   CONDITIONS='$(CONDITIONS)' SUITE=$(SUITE)"
+	@echo "                   CONDITIONS='$(CONDITIONS)' SUITE=$(SUITE) KIND=$(KIND) MODEL=$(MODEL)"
 	@echo "                   RUN=$(RUN) WORKERS=$(WORKERS) RAY_ADDRESS=$(RAY_ADDRESS) N=$(N) SET='$(SET)'"
 	@echo "  SET takes any flags of the command, e.g. SET='--steps 100 --model.n-layer 4'"
 
@@ -76,6 +80,10 @@ $(RUN)/tokenizer-%/summary.json: $(if $(filter demo,$(DATASET)),data/demo/demo.j
 inspect: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## Count, check and show a dataset
 	$(NEEDDATA)
 	$(CLI) inspect $(DATASET) --data $(DATA) --out $(RUN)/inspect $(if $(filter inspect,$(MAKECMDGOALS)),$(SET))
+
+annotate: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## Make depth maps or masks of images (KIND=, MODEL=)
+	$(NEEDDATA)
+	$(CLI) annotate $(KIND) $(SOURCE) $(if $(MODEL),--model $(MODEL)) --workers $(WORKERS) $(if $(filter annotate,$(MAKECMDGOALS)),$(SET))
 
 evaluate: $(RUN)/tokenizer/summary.json ## Reconstruction metrics of the tokenizer (PSNR, SSIM, Fréchet, usage)
 	$(NEEDDATA)
@@ -119,5 +127,5 @@ test: $(READY) ## Run the tests (slow ones: .venv/bin/pytest -m slow)
 clean: ## Remove runs, demo data and caches (keeps .venv)
 	rm -rf runs data build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup quickstart demo-data inspect train-vqgan evaluate tokenize train-prior \
+.PHONY: help setup quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
         sample report bench check lint test clean

@@ -19,7 +19,7 @@ from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
-from imagepriors.config import EvaluateConfig
+from imagepriors.config import AnnotateConfig, EvaluateConfig, Kind
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
 from vqgan.config import TrainConfig as VqganConfig
@@ -28,6 +28,7 @@ from vqgan.errors import InputError
 
 _Flat = tyro.conf.arg(name="")
 _EVALUATE = EvaluateConfig()
+_ANNOTATE = AnnotateConfig()
 
 
 def demo_data(
@@ -51,6 +52,37 @@ def demo_data(
 
     write_demo_data(out, n_train=n_train, n_val=n_val, size=size, seed=seed)
     return f"demo data in {out}"
+
+
+def annotate(
+    kind: tyro.conf.Positional[Kind],
+    config: Annotated[AnnotateConfig, _Flat] = _ANNOTATE,
+    *,
+    dataset: str = "folder",
+    data: Path,
+    out: Path | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+) -> str:
+    """Give a dataset's images depth maps or masks from a pretrained network, in parallel on Ray.
+
+    Args:
+        kind: What to make.
+        config: Model and settings.
+        dataset: Layout of the data, as for train-vqgan.
+        data: Folder in which the dataset lies.
+        out: Folder for the maps, which archives and tables need; default: beside the images, train_depth/ by train/.
+        overwrite: Delete the maps that are there first.
+        retry_failed: Make again what holds failures, e.g. after mending images.
+    """
+    from imagepriors.annotate import annotate as run
+
+    made = run(config, kind=kind, dataset=dataset, data=data, out=out, overwrite=overwrite, retry_failed=retry_failed)
+    left_out = f", {made.failures} images left out (named in {made.book})" if made.failures else ""
+    return (
+        f"{made.maps} {kind} maps in {', '.join(map(str, made.folders))}{left_out}; "
+        f"read them with --dataset {made.reader} --data {made.root}"
+    )
 
 
 def train_vqgan(
@@ -378,6 +410,7 @@ def bench(
 COMMANDS: dict[str, Callable[..., str]] = {
     "demo-data": demo_data,
     "inspect": inspect_data,
+    "annotate": annotate,
     "train-vqgan": train_vqgan,
     "train-palette": train_palette,
     "evaluate-tokenizer": evaluate_tokenizer,

@@ -31,12 +31,10 @@ from codeshards.format import (
     atomic_write,
     build_plan,
     open_store,
-    remove_stale_temps,
-    save_or_match,
 )
 from codeshards.pool import assigned_cores, run_shards, terminable
 from codeshards.progress import EventLog, kind_of
-from codeshards.resume import Failures, MissingShards, load_sidecars, missing_shards
+from codeshards.resume import Failures, MissingShards, load_sidecars, open_job, remove_temps
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.datasets import Split, open_splits
@@ -98,10 +96,7 @@ def tokenize(
     )
     if overwrite:
         _delete_dataset(store)
-    if save_or_match(plan, store):
-        log.info("%s holds this plan already: only what is missing is made", store)
-    _remove_temps(plan, store)
-    missing = missing_shards(store, plan, retry_failed=retry_failed)
+    missing = open_job(plan, store, retry_failed=retry_failed)
     if not missing and (store / MANIFEST_FILE).exists():
         return Manifest.load(store)
     # What it says may not be true any more while shards are made again.
@@ -173,7 +168,7 @@ def _make(
         events.write(end)
         events.close()
         if end != "made":
-            _remove_temps(plan, out)
+            remove_temps(plan, out)
 
 
 def _finish(
@@ -210,11 +205,6 @@ def _delete_dataset(out: Store) -> None:
         raise ShardError(
             f"{out} is not empty and has no {PLAN_FILE}, so it is no dataset of shards: delete it yourself"
         )
-
-
-def _remove_temps(plan: Plan, out: Store) -> None:
-    for folder in (out, *(out / split for split in plan.splits)):
-        remove_stale_temps(folder)
 
 
 def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:

@@ -1,8 +1,9 @@
 """Planned shards worked off by disposable Ray actors; the driver requeues what a dead actor held.
 
-Actors never restart by themselves: with endless restarts a lost node stalls the job. A worker class has a method
-`run(task)`, which leaves a shard either whole (its sidecar is there) or to be made again, and may count the samples it
-has done in an attribute `samples_done`, which the live view shows.
+A job is `open_job` (what is still to be made), `run_shards`, `close_job` (what became of it). Actors never restart by
+themselves: with endless restarts a lost node stalls the job. A worker class has a method `run(task)`, which leaves a
+shard either whole (its sidecar is there) or to be made again, and may count the samples it has done in an attribute
+`samples_done`, which the live view shows.
 """
 
 from __future__ import annotations

@@ -12,7 +12,17 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from codeshards.format import Plan, PlannedShard, ShardError, Sidecar, Store, shard_is_done, sidecar_path
+from codeshards.format import (
+    Plan,
+    PlannedShard,
+    ShardError,
+    Sidecar,
+    Store,
+    remove_stale_temps,
+    save_or_match,
+    shard_is_done,
+    sidecar_path,
+)
 from codeshards.progress import kind_of
 
 log = logging.getLogger(__name__)
@@ -39,6 +49,41 @@ class MissingShards(Collection[PlannedShard]):
 
     def __contains__(self, shard: object) -> bool:
         return any(shard == mine for mine in self)
+
+
+def open_job(plan: Plan, out: Store, *, retry_failed: bool = False) -> MissingShards:
+    """Write the plan into `out`, or match the one there; returns the shards that are still to be made.
+
+    Args:
+        plan: The plan.
+        out: The job's folder.
+        retry_failed: Count shards with failures among them.
+
+    Raises:
+        ShardError: `out` holds another plan.
+    """
+    if save_or_match(plan, out):
+        log.info("%s holds this plan already: only what is missing is made", out)
+    remove_temps(plan, out)
+    return missing_shards(out, plan, retry_failed=retry_failed)
+
+
+def close_job(plan: Plan, out: Store, max_failure_rate: float) -> list[Sidecar]:
+    """The sidecars of all shards, in planned order; samples that were left out are logged.
+
+    Raises:
+        ShardError: a sidecar is missing, or more samples failed than `max_failure_rate` allows.
+    """
+    failures = Failures()
+    sidecars = list(failures.watch(load_sidecars(out, plan)))
+    failures.check(max_failure_rate, out)
+    return sidecars
+
+
+def remove_temps(plan: Plan, out: Store) -> None:
+    """Remove what killed writers have left in `out`."""
+    for folder in (out, *(out / split for split in plan.splits)):
+        remove_stale_temps(folder)
 
 
 def each_shard(plan: Plan) -> Iterator[PlannedShard]:

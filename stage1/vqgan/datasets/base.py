@@ -226,6 +226,19 @@ class Split:
             for view in views
         ]
 
+    def read_whole(self, index: int) -> npt.NDArray[np.uint8]:
+        """The whole picture of sample `index`, upright, in its own size: uint8 [H, W, 3], colours as in `read_views`.
+
+        Raises:
+            InputError: the image cannot be decoded.
+        """
+        item = self.items[index]
+        try:
+            with item.image.open() as file, Image.open(file) as opened:
+                return np.array(_to_rgb(ImageOps.exif_transpose(opened)))
+        except _UNREADABLE as error:
+            raise InputError(f"{item.key}: {item.image.name}: {error}") from error
+
     def read_good(self, index: int, size: int, *, conditions: Sequence[str] = (), view: View = CENTRE) -> Sample:
         """Sample `index`, or where it cannot be read the next one that can, with a warning: training goes on.
 
