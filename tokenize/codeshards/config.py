@@ -8,6 +8,7 @@ from typing import Any, Literal
 from codeshards.format import (
     ORDER_NAMES,
     SCALE_SIDES,
+    UNKNOWN_LICENSE,
     OrderName,
     ShardError,
     ShardFormat,
@@ -55,6 +56,8 @@ class TokenizeConfig:
     decode_threads: int = 0
     """Threads of a worker that read and decode images while it encodes; 0: as many as its share of the node has
     cores, at least 2."""
+    license: str = UNKNOWN_LICENSE
+    """Licence of the pictures for the dataset card, as the Hugging Face hub names it (cc-by-4.0, other, …)."""
     max_failure_rate: float = 0.01
     """Share of samples that may fail before the job refuses to finish the dataset."""
     max_attempts: int = 3

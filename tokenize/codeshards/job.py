@@ -191,6 +191,7 @@ def _finish(
         class_names=next(iter(splits.values())).class_names,
         tokenizer=about.pop(IMAGE),
         conditions=about,
+        license=config.license,
     )
     failures.check(config.max_failure_rate, out)
     manifest.save(out)
