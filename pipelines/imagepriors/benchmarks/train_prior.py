@@ -1,10 +1,11 @@
 """Training steps of GPT-2 small on 256 codes of 1024 against its rivals: `imagepriors bench train-prior`.
 
 All contenders of a precision run in one process with our allocator settings and take turns, so that what else the
-machine does falls on all alike; a ratio is the median over rounds of the ratio within a round. Random weights and codes.
+machine does falls on all alike; a ratio is the median over rounds of the ratio within a round. Random weights, codes.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -51,8 +52,8 @@ class NanoBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Residual attention, residual MLP."""
         B, S, D = x.shape
-        heads = [part.view(B, S, _HEADS, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(D, dim=2)]
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+        q, k, v = (part.view(B, S, _HEADS, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(D, dim=2))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).contiguous().view(B, S, D))
         result: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
         return result
@@ -123,16 +124,17 @@ def ours(device: str, precision: str, compiled: bool) -> Step:
 
 def taming_pixels(device: str, precision: str, compiled: bool) -> Step:
     """The published Net2NetTransformer's training step: VQGAN encodes the pictures, minGPT is trained on the codes."""
-    from imagepriors.benchmarks.peers import taming
+    from imagepriors.benchmarks.peers import mingpt, taming
 
     vqgan = taming().VQModel(_DDCONFIG, lossconfig={}, n_embed=_CODEBOOK, embed_dim=256).eval()
-    import importlib
-
-    net = importlib.import_module("taming.models.cond_transformer")
+    gpt = mingpt().GPT(_CODEBOOK, _SIDE**2, n_layer=_LAYERS, n_head=_HEADS, n_embd=_WIDTH)
+    net: Any = importlib.import_module("taming.models.cond_transformer")
     permuter = importlib.import_module("taming.modules.transformer.permuter")
-    mingpt = importlib.import_module("taming.modules.transformer.mingpt")
-    made = {"vqgan": lambda: vqgan, "taming.modules.transformer.permuter.Identity": permuter.Identity}
-    made["gpt"] = lambda: mingpt.GPT(_CODEBOOK, _SIDE**2, n_layer=_LAYERS, n_head=_HEADS, n_embd=_WIDTH)
+    made = {
+        "vqgan": lambda: vqgan,
+        "gpt": lambda: gpt,
+        "taming.modules.transformer.permuter.Identity": permuter.Identity,
+    }
     net.instantiate_from_config = lambda config: made[config["target"]]()
     model = net.Net2NetTransformer(
         {"target": "gpt"}, {"target": "vqgan"}, "__is_unconditional__", unconditional=True
