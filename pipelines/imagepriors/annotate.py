@@ -183,12 +183,12 @@ class _Worker:
     """The actor: loads the network once, then makes the maps of one shard after another."""
 
     def __init__(self, config: AnnotateConfig, tree: MapTree, model: Path, device: Any) -> None:
-        fix_arithmetic(config.threads)
         self._config, self._tree = config, tree
         self._annotator = Annotator.load(tree.kind, model, device=device, precision=config.precision)
 
     def run(self, task: ShardTask) -> int:
         """Make one shard's maps; returns their number."""
+        fix_arithmetic(self._config.threads)  # here, for OpenMP keeps the number for each thread
         return annotate_shard(task, annotator=self._annotator, tree=self._tree, config=self._config).rows
 
 
