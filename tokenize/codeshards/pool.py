@@ -362,6 +362,7 @@ def connected(least_cores: int) -> Iterator[Any]:
     else:
         cores = max(os.cpu_count() or 1, least_cores)
         ray.init(
+            "local",  # without it Ray joins whatever cluster runs on this machine
             runtime_env=environment,
             num_cpus=cores,
             include_dashboard=False,
