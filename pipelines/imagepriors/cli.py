@@ -20,6 +20,7 @@ from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
 from imagepriors.config import EvaluateConfig
 from imagepriors.presets import load_preset, preset_names
+from imagepriors.shards import shards
 from vqgan.config import TrainConfig as VqganConfig
 from vqgan.config import from_dict
 from vqgan.errors import InputError
@@ -330,6 +331,7 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "sample": sample,
     "report": report,
     "bench": bench,
+    "shards": shards,
 }
 # Command → (config class, preset table): what `--preset` fills.
 CONFIGS: dict[str, tuple[type[Any], str]] = {
@@ -366,6 +368,8 @@ def _preset_of(argv: Sequence[str]) -> str:
 def _run(argv: Sequence[str]) -> str:
     name = argv[0]
     function = COMMANDS[name]
+    if function is shards:  # it has commands of its own
+        return shards(argv[1:])
     if name in CONFIGS:
         cls, table = CONFIGS[name]
         function = functools.partial(function, config=from_dict(cls, load_preset(_preset_of(argv), table)))

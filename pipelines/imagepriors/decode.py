@@ -14,7 +14,7 @@ from codeprior.checkpoint import load_prior
 from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.optim import resolve_device
 from codeprior.sample import sample_codes
-from codeshards.format import ShardDataset, ShardError, atomic_write, atomic_write_json, inverse
+from codeshards.format import ShardDataset, ShardError, Where, atomic_write, atomic_write_json, inverse, open_store
 from imagepriors.figures import colorize, picture_grid
 from vqgan.tokenizer import Tokenizer
 
@@ -39,16 +39,18 @@ class Samples:
     """What the prior's sequences mean."""
 
 
-def load_shard_tokenizer(shards: Path, name: str, fingerprint: str) -> Tokenizer:
+def load_shard_tokenizer(shards: Where, name: str, fingerprint: str) -> Tokenizer:
     """Load the tokenizer that lies with the shards, and make sure that it is the one whose codes they hold.
 
     Raises:
         ShardError: its fingerprint is another one.
     """
-    tokenizer = Tokenizer.load(shards / name)
+    place = open_store(shards) / name
+    with place.as_folder() as folder:
+        tokenizer = Tokenizer.load(folder)
     if tokenizer.fingerprint != fingerprint:
         raise ShardError(
-            f"{shards / name} has fingerprint {tokenizer.fingerprint}, the codes were made by {fingerprint}: "
+            f"{place} has fingerprint {tokenizer.fingerprint}, the codes were made by {fingerprint}: "
             "decode with the tokenizer that made them"
         )
     return tokenizer

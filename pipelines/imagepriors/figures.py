@@ -96,6 +96,29 @@ def png_bytes(picture: Figure | Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def entropy_figure(entropies_HW: Mapping[str, npt.NDArray[Any]]) -> Figure:
+    """A heat map for each kind of code: bits of entropy at every position of its grid."""
+    figure = Figure(figsize=(3.6 * len(entropies_HW), 3.2), layout="constrained")
+    for axes, (name, entropy_HW) in zip(
+        np.atleast_1d(figure.subplots(1, len(entropies_HW))), entropies_HW.items(), strict=True
+    ):
+        image = axes.imshow(entropy_HW, cmap="viridis")
+        figure.colorbar(image, ax=axes, label="bits")
+        axes.set(title=name, xticks=[], yticks=[])
+    return figure
+
+
+def labels_figure(counts: Mapping[str, int]) -> Figure:
+    """Rows of each label, in the mapping's sequence; names are written where they can be read."""
+    figure = Figure(figsize=(6, 3.0), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(np.arange(len(counts)), list(counts.values()), width=0.9, color="tab:blue")
+    if len(counts) <= 30:
+        axes.set_xticks(np.arange(len(counts)), list(counts), rotation=60, ha="right", fontsize=8)
+    axes.set(ylabel="rows", title=f"{len(counts)} labels")
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codeprior.config import ConditionName, PriorError, SequenceSpec
-from codeshards.format import OrderName, ShardDataset, atomic_write
+from codeshards.format import OrderName, ShardDataset, WriteError, atomic_write
 
 CACHE_VERSION = 1
 """Part of every cache file's address: raise it when the bytes in the files change meaning."""
@@ -44,8 +44,14 @@ class Batch:
 
 
 def cache_root(dataset: ShardDataset) -> Path:
-    """Where decoded columns live: $IMAGEPRIORS_CACHE if set, else `.cache` inside the dataset."""
-    return Path(os.environ.get("IMAGEPRIORS_CACHE") or dataset.path / ".cache")
+    """Where decoded columns live: $IMAGEPRIORS_CACHE if set, else `.cache` inside the dataset.
+
+    A memory map needs a local file: of a dataset in an object store they go to ~/.cache/imagepriors.
+    """
+    if chosen := os.environ.get("IMAGEPRIORS_CACHE"):
+        return Path(chosen)
+    folder = dataset.path.local
+    return folder / ".cache" if folder else Path.home() / ".cache" / "imagepriors"
 
 
 def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
@@ -69,9 +75,9 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _decode(dataset, split, column, path)
-        except OSError as error:
+        except (OSError, WriteError) as error:
             raise PriorError(
-                f"cannot write the decoded codes to {path.parent} ({error.strerror}): "
+                f"cannot write the decoded codes to {path.parent} ({error}): "
                 "set IMAGEPRIORS_CACHE to a writable folder with room"
             ) from error
     array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -37,7 +37,7 @@ from codeprior.optim import (
     resolve_device,
     resolve_precision,
 )
-from codeshards.format import ShardDataset
+from codeshards.format import ShardDataset, Where
 
 logger = logging.getLogger(__name__)
 
@@ -310,13 +310,13 @@ class Trainer:
         }
 
 
-def train_prior(config: TrainConfig, shards: str | Path, out: str | Path, *, resume: bool = True) -> dict[str, Any]:
+def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: bool = True) -> dict[str, Any]:
     """Train a prior from a dataset of shards; run it again to go on where it stopped.
 
     Args:
         config: the run. On resume only steps, device and the logging, evaluation and checkpoint intervals
             may differ; more steps continue a finished run.
-        shards: folder of a finished dataset.
+        shards: folder or URL of a finished dataset.
         out: the run's folder, see :mod:`codeprior.checkpoint`.
         resume: False removes an earlier run in `out` and starts over.
 

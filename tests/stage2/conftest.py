@@ -71,15 +71,13 @@ def write_dataset(
             made["codes"],
             conditions={"segmentation": made["segmentation"]} if segmentation else {},
         )
-        file = shard.path(path, ".parquet")
-        file.parent.mkdir(parents=True, exist_ok=True)
         sidecar = Sidecar(
             plan_hash=plan.hash,
             split=shard.split,
             index=shard.index,
             rows=shard.samples,
             samples=shard.samples,
-            files={file.name: write_shard(file, table)},
+            files=write_shard(path, shard, table),
         )
         sidecar.save(sidecar_path(path, shard))
         sidecars.append(sidecar)

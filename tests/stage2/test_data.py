@@ -145,7 +145,7 @@ def test_concurrent_starters_all_read_a_whole_cache(make_dataset) -> None:
     starters = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     sums = {starter.communicate(timeout=120)[0] for starter in starters}
     assert sums == {f"{memory_map(dataset, 'train', 'codes_zcurve').sum()}\n"}
-    assert [path.suffix for path in (dataset.path / ".cache").iterdir()] == [".npy"]
+    assert [path.suffix for path in (dataset.path.local / ".cache").iterdir()] == [".npy"]
 
 
 def test_cache_is_found_again_and_follows_the_content(make_dataset, monkeypatch, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_cache_is_found_again_and_follows_the_content(make_dataset, monkeypatch,
     sums = {int(memory_map(d, "train", "codes_row_major").sum()) for d in (first, second)}
     files = sorted((tmp_path / "cache").iterdir())
     assert len(sums) == len(files) == 2
-    assert not (first.path / ".cache").exists()
+    assert not (first.path.local / ".cache").exists()
     before = [path.stat().st_mtime_ns for path in files]
     memory_map(first, "train", "codes_row_major")
     assert [path.stat().st_mtime_ns for path in files] == before

@@ -12,96 +12,40 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_shards import SPEC, make_dataset, make_rows, pick
 
 from codeshards.format import (
     METADATA_KEY,
     ORDER_NAMES,
     FileRecord,
     GridSpec,
-    Manifest,
     OrderName,
+    PlannedShard,
     ShardDataset,
     ShardError,
+    ShardFormat,
     ShardSpec,
-    Sidecar,
     atomic_write,
     atomic_write_json,
-    build_plan,
     check_key,
     inverse,
     order,
     read_json,
+    read_sealed_json,
     remove_stale_temps,
     sha256_file,
-    shard_is_done,
-    sidecar_path,
+    write_sealed_json,
     write_shard,
 )
-from codeshards.format.parquet import group_rows
+from codeshards.format.parquet import group_rows, parquet_bytes
 
-SPEC = ShardSpec(
-    image=GridSpec(height=4, width=4, codebook_size=50, fingerprint="image-tokenizer"),
-    scales=(1, 2),
-    conditions={"segmentation": GridSpec(height=2, width=3, codebook_size=7, fingerprint="mask-tokenizer")},
-)
-
-
-def make_rows(count: int, seed: int = 0) -> dict[str, Any]:
-    rng = np.random.default_rng(seed)
-    return {
-        "keys": [f"sample{seed}-{i:04d}" for i in range(count)],
-        "views": np.arange(count) % 2,
-        "labels": np.where(np.arange(count) % 5 == 4, -1, np.arange(count) % 3),
-        "codes_NHW": rng.integers(0, 50, (count, 4, 4), dtype=np.uint16),
-        "scales": {side: rng.integers(0, 50, (count, side, side), dtype=np.uint16) for side in (1, 2)},
-        "conditions": {"segmentation": rng.integers(0, 7, (count, 2, 3), dtype=np.uint16)},
-    }
-
-
-def make_dataset(folder: Path, rows: int = 10, shard_rows: int = 4) -> dict[str, dict[str, Any]]:
-    """A finished dataset of a train and a val split; returns the rows of each split in planned order."""
-    content = {"train": make_rows(rows, seed=1), "val": make_rows(3, seed=2)}
-    plan = build_plan(
-        samples={split: part["keys"] for split, part in content.items()},
-        source_hashes=dict.fromkeys(content, "source"),
-        settings={"spec": SPEC.to_json()},
-        views=1,
-        shard_rows=shard_rows,
-        shuffle_seed=3,
-    )
-    sidecars, planned = [], {split: [] for split in content}  # type: ignore[var-annotated]
-    for shard in plan.shards:
-        (folder / shard.split).mkdir(parents=True, exist_ok=True)
-        picked = plan.sample_indices(shard)
-        planned[shard.split].append(picked)
-        path = shard.path(folder, ".parquet")
-        record = write_shard(path, SPEC.rows_to_table(**pick(content[shard.split], picked)))
-        sidecar = Sidecar(
-            plan_hash=plan.hash,
-            split=shard.split,
-            index=shard.index,
-            rows=shard.samples,
-            samples=shard.samples,
-            files={path.name: record},
-        )
-        sidecar.save(sidecar_path(folder, shard))
-        assert shard_is_done(folder, plan.hash, shard, check_hash=True)
-        sidecars.append(sidecar)
-    Manifest.build(plan=plan, sidecars=sidecars, spec=SPEC, class_names=["cat", "dog", "owl"]).save(folder)
-    return {split: pick(content[split], np.concatenate(parts)) for split, parts in planned.items()}
-
-
-def pick(rows: dict[str, Any], indices: np.ndarray) -> dict[str, Any]:
-    """The same rows in another sequence."""
-    arrays = {name: rows[name][indices] for name in ("views", "labels", "codes_NHW")}
-    nested = {part: {k: v[indices] for k, v in rows[part].items()} for part in ("scales", "conditions")}
-    return {"keys": [rows["keys"][i] for i in indices], **arrays, **nested}
+SHARD = PlannedShard(split="train", index=0, start=0, stop=50)
 
 
 @pytest.fixture
 def shard_path(tmp_path: Path) -> Path:
     path = tmp_path / "shard-000000.parquet"
-    write_shard(path, SPEC.rows_to_table(**make_rows(20)))
+    path.write_bytes(parquet_bytes(SPEC.rows_to_table(**make_rows(20))))
     return path
 
 
@@ -277,12 +221,19 @@ def test_plain_pyarrow_reads_a_shard(shard_path: Path) -> None:
 
 
 def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
-    records = [write_shard(tmp_path / n, SPEC.rows_to_table(**make_rows(50))) for n in ("a.parquet", "b.parquet")]
+    table, both = SPEC.rows_to_table(**make_rows(50)), ("parquet", "webdataset")
+    records = [
+        write_shard(tmp_path / name, SHARD, table, formats) for name, formats in (("a", both), ("b", both[::-1]))
+    ]
     assert records[0] == records[1]
-    assert records[0] == FileRecord(sha256_file(tmp_path / "a.parquet"), (tmp_path / "a.parquet").stat().st_size)
-    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    other = write_shard(tmp_path / "c.parquet", SPEC.rows_to_table(**make_rows(50, seed=1)))
-    assert other.sha256 != records[0].sha256
+    for name, record in records[0].items():
+        a, b = tmp_path / "a" / "train" / name, tmp_path / "b" / "train" / name
+        assert record == FileRecord(sha256_file(a), a.stat().st_size)
+        assert a.read_bytes() == b.read_bytes()
+    in_pieces = pa.concat_tables([table[:7], table[7:]])
+    assert write_shard(tmp_path / "c", SHARD, in_pieces, both) == records[0]
+    other = write_shard(tmp_path / "d", SHARD, SPEC.rows_to_table(**make_rows(50, seed=1)), both)
+    assert all(other[name].sha256 != record.sha256 for name, record in records[0].items())
 
 
 def test_shards_are_dictionary_coded_zstd_in_several_row_groups(tmp_path: Path) -> None:
@@ -290,7 +241,8 @@ def test_shards_are_dictionary_coded_zstd_in_several_row_groups(tmp_path: Path) 
     spec = ShardSpec(image=grid, orders=("row_major",))
     count = 5000
     codes = np.random.default_rng(0).integers(0, 9, (count, 1, 2), dtype=np.uint16)
-    write_shard(tmp_path / "a.parquet", spec.rows_to_table(list(map(str, range(count))), [0] * count, None, codes))
+    table = spec.rows_to_table(list(map(str, range(count))), [0] * count, None, codes)
+    (tmp_path / "a.parquet").write_bytes(parquet_bytes(table))
     metadata = pq.ParquetFile(tmp_path / "a.parquet").metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [1250] * 4
     codes_column = metadata.row_group(0).column(3)
@@ -302,7 +254,9 @@ def test_shards_are_dictionary_coded_zstd_in_several_row_groups(tmp_path: Path) 
 
 def test_only_shard_tables_are_written(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="not a shard of codes"):
-        write_shard(tmp_path / "a.parquet", pa.table({"a": [1]}))
+        write_shard(tmp_path, SHARD, pa.table({"a": [1]}))
+    with pytest.raises(ShardError, match=r"formats is \('csv',\): choose one or more of parquet, webdataset"):
+        write_shard(tmp_path, SHARD, SPEC.rows_to_table(**make_rows(2)), ("csv",))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -362,9 +316,10 @@ def test_json_is_sorted_and_readable_back(tmp_path: Path) -> None:
 # -- the reader --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("formats", [("parquet",), ("webdataset",), ("parquet", "webdataset")])
 @pytest.mark.parametrize("batch_rows", [1, 3, 8192])
-def test_reader_gives_back_what_was_written(tmp_path: Path, batch_rows: int) -> None:
-    content = make_dataset(tmp_path)
+def test_reader_gives_back_what_was_written(tmp_path: Path, batch_rows: int, formats: tuple[ShardFormat, ...]) -> None:
+    content = make_dataset(tmp_path, formats=formats)
     dataset = ShardDataset.open(tmp_path)
     assert dataset.spec == SPEC
     assert dataset.splits == ("train", "val")
@@ -398,10 +353,10 @@ def test_codes_are_read_without_a_copy(tmp_path: Path) -> None:
 def test_shards_without_rows_are_read(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     path = tmp_path / "val" / "shard-000000.parquet"
-    write_shard(path, SPEC.rows_to_table(**pick(make_rows(1), np.arange(0))))
-    manifest = json.loads((tmp_path / "dataset.json").read_text())
+    path.write_bytes(parquet_bytes(SPEC.rows_to_table(**pick(make_rows(1), np.arange(0)))))
+    manifest = read_sealed_json(tmp_path / "dataset.json")
     manifest["splits"]["val"]["shards"][0]["rows"] = 0
-    atomic_write_json(tmp_path / "dataset.json", manifest)
+    write_sealed_json(tmp_path / "dataset.json", manifest)
     assert sum(len(b["key"]) for b in ShardDataset.open(tmp_path).batches("val", ["key"])) == 0
 
 
@@ -441,7 +396,10 @@ def flip_a_byte(path: Path) -> None:
         (lambda path: path.write_bytes(path.read_bytes()[:-20]), "is damaged"),
         (flip_a_byte, "is damaged"),
         (lambda path: pq.write_table(pa.table({"a": [1]}), path), "not a shard of codes"),
-        (lambda path: write_shard(path, SPEC.rows_to_table(**make_rows(3))), "has 3 rows, dataset.json says 4"),
+        (
+            lambda path: path.write_bytes(parquet_bytes(SPEC.rows_to_table(**make_rows(3)))),
+            "has 3 rows, dataset.json says 4",
+        ),
     ],
 )
 def test_bad_shards_are_named(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
@@ -449,7 +407,7 @@ def test_bad_shards_are_named(tmp_path: Path, harm: Callable[[Path], None], mess
     path = tmp_path / "train" / "shard-000001.parquet"
     harm(path)
     dataset = ShardDataset.open(tmp_path)
-    assert dataset.shard_paths("train")[1] == path
+    assert dataset.shard_files("train")[1].local == path
     batches = dataset.batches("train", list(SPEC.column_names))
     assert len(next(batches)["key"]) == 4  # the first shard is fine: each is looked at when its turn comes
     with pytest.raises(ShardError, match=f"train/shard-000001.parquet.*{message}"):
@@ -463,16 +421,6 @@ def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
         scales=SPEC.scales,
         conditions=SPEC.conditions,
     )
-    write_shard(tmp_path / "train" / "shard-000000.parquet", other.rows_to_table(**make_rows(4)))
+    (tmp_path / "train" / "shard-000000.parquet").write_bytes(parquet_bytes(other.rows_to_table(**make_rows(4))))
     with pytest.raises(ShardError, match=r"shard-000000.parquet belongs to another dataset"):
         next(ShardDataset.open(tmp_path).batches("train", ["key"]))
-
-
-def test_datasets_of_tar_files_only_say_so(tmp_path: Path) -> None:
-    make_dataset(tmp_path)
-    manifest = json.loads((tmp_path / "dataset.json").read_text())
-    for shard in manifest["splits"]["train"]["shards"]:
-        shard["files"] = {f"{shard['name']}.tar": {"sha256": "0", "bytes": 1}}
-    atomic_write_json(tmp_path / "dataset.json", manifest)
-    with pytest.raises(ShardError, match=r"no Parquet file, only shard-000000.tar"):
-        ShardDataset.open(tmp_path).shard_paths("train")

@@ -16,9 +16,19 @@ from PIL import Image
 
 from codeshards.config import TokenizeConfig
 from codeshards.encode import ShardTask, encode_shard
-from codeshards.format import MANIFEST_FILE, GridSpec, PlannedShard, ShardDataset, ShardError, ShardSpec, sha256_file
+from codeshards.format import (
+    MANIFEST_FILE,
+    GridSpec,
+    PlannedShard,
+    ShardDataset,
+    ShardError,
+    ShardSpec,
+    open_store,
+    sha256_file,
+)
 from codeshards.job import tokenize
-from vqgan.checkpoint import save_model
+from codeshards.verify import verify
+from vqgan.checkpoint import fingerprint, save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.datasets import Item, Split, open_splits
 from vqgan.datasets.files import File
@@ -200,3 +210,20 @@ def test_too_many_failures_stop_the_dataset_from_being_finished(data, tokenizer,
 def test_bad_settings_name_field_and_value(field, value):
     with pytest.raises(ShardError, match=field):
         TokenizeConfig(**{field: value})
+
+
+def test_the_job_writes_to_an_object_store_and_resumes_there(s3, data, tokenizer, undisturbed):
+    """Under a server that refuses some shards the job ends with what is wrong; then it goes on."""
+    arguments = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": "s3://bucket/o"}
+    s3.fails = lambda environ: environ["REQUEST_METHOD"] != "GET" and "train/shard-000003.parq" in environ["PATH_INFO"]
+    with pytest.raises(ShardError, match=r"s3://bucket/o/train/shard-000003.parquet cannot be .*credentials"):
+        tokenize(CONFIG, **arguments)
+    out = open_store("s3://bucket/o")
+    assert not (out / MANIFEST_FILE).exists()
+    assert "train/shard-000003.parquet" not in out.files()
+    assert "train/shard-000000.json" in out.files()
+    s3.fails = lambda environ: False
+    tokenize(CONFIG, **arguments)
+    found = {name: sha256_file(out / name) for name in hashes(undisturbed)}
+    assert found == hashes(undisturbed)
+    assert verify(out, fingerprint_of=fingerprint).problems == ()

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codeshards.format import (
+    CARD_FILE,
     Failure,
     FileRecord,
     GridSpec,
@@ -29,6 +30,7 @@ from codeshards.format import (
     save_or_match,
     shard_is_done,
     sidecar_path,
+    write_sealed_json,
 )
 
 SPEC = ShardSpec(image=GridSpec(height=4, width=4, codebook_size=9, fingerprint="f"))
@@ -83,8 +85,8 @@ def test_names_and_paths() -> None:
     shard = make_plan().shards[1]
     assert (shard.split, shard.index, shard.start, shard.stop) == ("train", 1, 4, 8)
     assert shard.name == "shard-000001"
-    assert shard.path("out", ".parquet") == Path("out/train/shard-000001.parquet")
-    assert sidecar_path("out", shard) == Path("out/train/shard-000001.json")
+    assert shard.path("out", ".parquet").local == Path("out/train/shard-000001.parquet")
+    assert sidecar_path("out", shard).local == Path("out/train/shard-000001.json")
 
 
 def test_equal_inputs_give_equal_hashes_and_any_change_another() -> None:
@@ -244,7 +246,7 @@ def test_sidecar_survives_the_disk(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "s.json").read_text())
     assert saved["failures"][0]["reason"] == "truncated file"
     assert saved["files"] == {"shard-000000.parquet": {"sha256": "00ff", "bytes": 4}}
-    (tmp_path / "s.json").write_text('{"rows": 1}')
+    write_sealed_json(tmp_path / "s.json", {"rows": 1})
     with pytest.raises(ShardError, match="is not a sidecar"):
         Sidecar.load(tmp_path / "s.json")
 
@@ -253,18 +255,18 @@ def test_a_shard_is_done_only_when_whole(tmp_path: Path) -> None:
     plan = make_plan()
     shard = plan.shards[0]
     path = sidecar_path(tmp_path, shard)
-    path.parent.mkdir()
     assert not shard_is_done(tmp_path, plan.hash, shard)
     sidecars_of(plan)[0].save(path)
     assert not shard_is_done(tmp_path, plan.hash, shard)  # the data file is missing
-    data = shard.path(tmp_path, ".parquet")
+    data = shard.path(tmp_path, ".parquet").local
+    assert data
     data.write_bytes(b"1234")
     assert shard_is_done(tmp_path, plan.hash, shard)
     assert not shard_is_done(tmp_path, plan.hash, shard, check_hash=True)
     assert not shard_is_done(tmp_path, make_plan(views=1).hash, shard)
     data.write_bytes(b"123")
     assert not shard_is_done(tmp_path, plan.hash, shard)
-    path.write_text("{")
+    path.write_bytes(b"{")
     assert not shard_is_done(tmp_path, plan.hash, shard)
 
 
@@ -292,8 +294,10 @@ def test_manifest_counts_and_survives_the_disk(tmp_path: Path) -> None:
     assert (train.samples, train.failures, train.rows) == (15, 5, 30)
     assert [shard.name for shard in train.shards] == [f"shard-{i:06d}" for i in range(5)]
     manifest.save(tmp_path)
-    assert Manifest.load(tmp_path) == manifest
-    (tmp_path / "dataset.json").write_text(json.dumps({"spec": SPEC.to_json()}))
+    loaded = Manifest.load(tmp_path)
+    assert list(loaded.files) == [CARD_FILE]  # here are neither a plan nor tokenizers
+    assert loaded == dataclasses.replace(manifest, files=loaded.files)
+    write_sealed_json(tmp_path / "dataset.json", {"spec": SPEC.to_json()})
     with pytest.raises(ShardError, match="is not a manifest"):
         Manifest.load(tmp_path)
 

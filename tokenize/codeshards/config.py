@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from codeshards.format import ORDER_NAMES, SCALE_SIDES, OrderName, ShardError, check_order_name
+from codeshards.format import (
+    ORDER_NAMES,
+    SCALE_SIDES,
+    UNKNOWN_LICENSE,
+    OrderName,
+    ShardError,
+    ShardFormat,
+    check_formats,
+    check_order_name,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +29,8 @@ class TokenizeConfig:
     """Sequence orders, one column each."""
     scales: tuple[Literal[1, 2, 4, 8], ...] = ()
     """Sides of coarser grids of codes, e.g. 1 2 4 8 for the multiscale prior, a column each. Part of the plan."""
+    formats: tuple[ShardFormat, ...] = ("parquet",)
+    """What shards are written as: parquet, webdataset, or both in one pass. Part of the plan."""
     views: Literal[1, 2, 12] = 1
     """Rows of a sample: 1 is the centre crop, 2 adds its mirror, 12 adds the ten-crop. Part of the plan."""
     draft: bool = False
@@ -45,6 +56,8 @@ class TokenizeConfig:
     decode_threads: int = 0
     """Threads of a worker that read and decode images while it encodes; 0: as many as its share of the node has
     cores, at least 2."""
+    license: str = UNKNOWN_LICENSE
+    """Licence of the pictures for the dataset card, as the Hugging Face hub names it (cc-by-4.0, other, …)."""
     max_failure_rate: float = 0.01
     """Share of samples that may fail before the job refuses to finish the dataset."""
     max_attempts: int = 3
@@ -70,6 +83,7 @@ class TokenizeConfig:
         _require(len(self.orders) > 0, "orders", self.orders, f"name at least one of {', '.join(ORDER_NAMES)}")
         for order in self.orders:
             check_order_name(order)
+        check_formats(self.formats)
 
     @property
     def batch_samples(self) -> int:
@@ -87,6 +101,7 @@ class TokenizeConfig:
             "compile": self.compile,
             "device": device,
             "draft": self.draft,
+            "formats": list(check_formats(self.formats)),
             "precision": self.precision,
             "threads": self.threads,
         }

@@ -1,4 +1,4 @@
-"""The encode step: one planned shard from pixels to a Parquet file and its sidecar. A plain function, no Ray.
+"""The encode step: one planned shard from pixels to data files and their sidecar. A plain function, no Ray.
 
 Axes: N rows (samples times views), h×w the grid of codes.
 """
@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import Failure, PlannedShard, ShardSpec, Sidecar, row_key, sidecar_path, write_shard
+from codeshards.format import Failure, PlannedShard, ShardSpec, Sidecar, Where, row_key, sidecar_path, write_shard
 from vqgan.datasets import Sample, Split, views_of
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
@@ -77,7 +76,7 @@ def encode_shard(
     tokenizers: Mapping[str, Tokenizer],
     spec: ShardSpec,
     config: TokenizeConfig,
-    out: Path,
+    out: Where,
     lanes: Lanes | None = None,
 ) -> Sidecar:
     """Encode one shard and put its files in place, the sidecar last.
@@ -109,10 +108,8 @@ def encode_shard(
         _encode_batches(first, batches, tokenizers, spec, config, lanes, rows)
     finally:
         lanes.encode.release()
-    path = task.shard.path(out, ".parquet")
     with rows.timed("write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = write_shard(path, rows.to_table(spec))
+        files = write_shard(out, task.shard, rows.to_table(spec), config.formats)
     sidecar = Sidecar(
         plan_hash=task.plan_hash,
         split=task.shard.split,
@@ -120,7 +117,7 @@ def encode_shard(
         rows=len(rows.keys),
         samples=len(task.samples) - len(rows.failures),
         failures=tuple(rows.failures),
-        files={path.name: record},
+        files=files,
         durations_s={name: round(seconds, 3) for name, seconds in rows.durations_s.items()},
     )
     sidecar.save(sidecar_path(out, task.shard))

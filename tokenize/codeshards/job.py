@@ -26,8 +26,11 @@ from codeshards.format import (
     ShardError,
     ShardSpec,
     Sidecar,
+    Store,
+    Where,
     atomic_write,
     build_plan,
+    open_store,
     remove_stale_temps,
     save_or_match,
 )
@@ -50,7 +53,7 @@ def tokenize(
     dataset: str,
     data: Path,
     tokenizers: Mapping[str, Path],
-    out: Path,
+    out: Where,
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> Manifest:
@@ -63,7 +66,7 @@ def tokenize(
         dataset: Name of the dataset's reader.
         data: The dataset's folder; every node of a cluster must see it under this path.
         tokenizers: ``image`` and any of segmentation, depth, pose → folder of the trained tokenizer.
-        out: Folder of the shards; every node must see it under this path.
+        out: Folder or URL (s3://…, gs://…) of the shards; every node must reach it under this name.
         overwrite: Delete what `out` holds first.
         retry_failed: Make the shards with failures again.
 
@@ -75,6 +78,7 @@ def tokenize(
             dying, or more samples failed than `config.max_failure_rate` allows.
         InputError: The dataset or a tokenizer cannot be opened.
     """
+    store = _absolute(open_store(out))
     splits = open_splits(dataset, data)
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
@@ -93,19 +97,24 @@ def tokenize(
         shuffle_seed=config.shuffle_seed,
     )
     if overwrite:
-        _delete_dataset(out)
-    if save_or_match(plan, out):
-        log.info("%s holds this plan already: only what is missing is made", out)
-    _remove_temps(plan, out)
-    missing = missing_shards(out, plan, retry_failed=retry_failed)
-    if not missing and (out / MANIFEST_FILE).is_file():
-        return Manifest.load(out)
+        _delete_dataset(store)
+    if save_or_match(plan, store):
+        log.info("%s holds this plan already: only what is missing is made", store)
+    _remove_temps(plan, store)
+    missing = missing_shards(store, plan, retry_failed=retry_failed)
+    if not missing and (store / MANIFEST_FILE).exists():
+        return Manifest.load(store)
     # What it says may not be true any more while shards are made again.
-    (out / MANIFEST_FILE).unlink(missing_ok=True)
-    _copy_tokenizers(tokenizers, out)
+    (store / MANIFEST_FILE).delete()
+    _copy_tokenizers(tokenizers, store)
     if missing:
-        _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=out)
-    return _finish(plan, spec, config, splits, tokenizers, out)
+        _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=store)
+    return _finish(plan, spec, config, splits, tokenizers, store)
+
+
+def _absolute(store: Store) -> Store:
+    """The same place for a worker, which has another working folder."""
+    return store if store.local is None else open_store(store.local.resolve())
 
 
 def _make(
@@ -116,10 +125,11 @@ def _make(
     plan: Plan,
     spec: ShardSpec,
     tokenizers: Mapping[str, Path],
-    out: Path,
+    out: Store,
 ) -> None:
     """Make the missing shards on Ray; whatever ends it, no half file stays."""
-    plan_hash, events = plan.hash, EventLog(out / EVENTS_FILE)
+    # Nothing can be appended to an object.
+    plan_hash, events = plan.hash, EventLog((out / EVENTS_FILE).local)
 
     def task_of(shard: PlannedShard) -> ShardTask:
         samples = splits[shard.split].subset(plan.sample_indices(shard))
@@ -143,7 +153,7 @@ def _make(
                 missing,
                 task_of,
                 _Worker,
-                (config, spec, folders, out.resolve(), device),
+                (config, spec, folders, out, device),
                 name="tokenize",
                 device=device,
                 workers=config.workers,
@@ -172,7 +182,7 @@ def _finish(
     config: TokenizeConfig,
     splits: Mapping[str, Split],
     tokenizers: Mapping[str, Path],
-    out: Path,
+    out: Store,
 ) -> Manifest:
     """Commit the dataset: all shards are there and enough of their samples are good."""
     failures = Failures()
@@ -186,25 +196,26 @@ def _finish(
         class_names=next(iter(splits.values())).class_names,
         tokenizer=about.pop(IMAGE),
         conditions=about,
+        license=config.license,
     )
     failures.check(config.max_failure_rate, out)
     manifest.save(out)
     return manifest
 
 
-def _delete_dataset(out: Path) -> None:
+def _delete_dataset(out: Store) -> None:
     """Delete a dataset, and nothing that is not one: a mistyped --out must not cost a home folder."""
-    if out.is_dir() and any(out.iterdir()) and not (out / PLAN_FILE).is_file():
+    if (out / PLAN_FILE).exists():
+        out.delete()
+    elif out.files():
         raise ShardError(
             f"{out} is not empty and has no {PLAN_FILE}, so it is no dataset of shards: delete it yourself"
         )
-    shutil.rmtree(out, ignore_errors=True)
 
 
-def _remove_temps(plan: Plan, out: Path) -> None:
+def _remove_temps(plan: Plan, out: Store) -> None:
     for folder in (out, *(out / split for split in plan.splits)):
-        if folder.is_dir():
-            remove_stale_temps(folder)
+        remove_stale_temps(folder)
 
 
 def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:
@@ -246,11 +257,10 @@ def _folder_name(name: str) -> str:
     return "tokenizer" if name == IMAGE else f"tokenizer-{name}"
 
 
-def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Path) -> None:
+def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
     """Put config and weights beside the shards, so that whoever has the codes can decode them."""
     for name, source in tokenizers.items():
         target = out / _folder_name(name)
-        target.mkdir(exist_ok=True)
         for file in ("config.json", "model.safetensors"):
             with atomic_write(target / file) as copy, (source / file).open("rb") as original:
                 shutil.copyfileobj(original, copy)
@@ -264,7 +274,7 @@ class _Worker:
         config: TokenizeConfig,
         spec: ShardSpec,
         folders: Mapping[str, Path],
-        out: Path,
+        out: Store,
         device: Literal["cpu", "cuda"],
     ) -> None:
         from vqgan.tokenizer import Tokenizer

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from codeshards.format import Plan, PlannedShard, ShardError, Sidecar, shard_is_done, sidecar_path
+from codeshards.format import Plan, PlannedShard, ShardError, Sidecar, Store, shard_is_done, sidecar_path
 from codeshards.progress import kind_of
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def each_shard(plan: Plan) -> Iterator[PlannedShard]:
             yield PlannedShard(split=split, index=index, start=start, stop=min(start + step, samples))
 
 
-def missing_shards(out: Path, plan: Plan, *, retry_failed: bool = False) -> MissingShards:
+def missing_shards(out: Store, plan: Plan, *, retry_failed: bool = False) -> MissingShards:
     """The shards without a sidecar of this plan, or whose files are gone or of another size.
 
     Args:
@@ -66,7 +65,7 @@ def missing_shards(out: Path, plan: Plan, *, retry_failed: bool = False) -> Miss
             return True
         return retry_failed and bool(Sidecar.load(sidecar_path(out, shard)).failures)
 
-    if not any((out / split).is_dir() for split in plan.splits):
+    if not any((out / split).files() for split in plan.splits):
         return MissingShards(plan, np.ones(sum(1 for _ in each_shard(plan)), bool))
     return MissingShards(plan, np.fromiter(_in_threads(is_missing, each_shard(plan)), bool))
 
@@ -90,7 +89,7 @@ class Failures:
                 self.kinds[kind_of(failure.reason)] += 1
             yield sidecar
 
-    def check(self, allowed: float, out: Path) -> None:
+    def check(self, allowed: float, out: Store) -> None:
         """Refuse a dataset with more failures than allowed.
 
         Raises:
@@ -106,7 +105,7 @@ class Failures:
             )
 
 
-def load_sidecars(out: Path, plan: Plan) -> Iterator[Sidecar]:
+def load_sidecars(out: Store, plan: Plan) -> Iterator[Sidecar]:
     """The sidecars of all planned shards, in planned order.
 
     Raises:

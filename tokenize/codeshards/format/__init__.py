@@ -3,7 +3,7 @@
 Needs numpy and pyarrow only, so that training from shards never imports what made them.
 """
 
-from codeshards.format.errors import ShardError
+from codeshards.format.errors import ShardError, WriteError
 from codeshards.format.files import (
     FileRecord,
     atomic_write,
@@ -11,16 +11,21 @@ from codeshards.format.files import (
     compact_json,
     file_record,
     read_json,
+    read_sealed_json,
     remove_stale_temps,
     sha256_file,
+    write_sealed_json,
 )
 from codeshards.format.manifest import (
+    CARD_FILE,
     MANIFEST_FILE,
+    UNKNOWN_LICENSE,
     Failure,
     Manifest,
     ShardEntry,
     Sidecar,
     SplitEntry,
+    is_intact,
     shard_is_done,
     sidecar_path,
 )
@@ -33,7 +38,6 @@ from codeshards.format.orders import (
     order,
     orders_hash,
 )
-from codeshards.format.parquet import write_shard
 from codeshards.format.plan import (
     PLAN_FILE,
     SAMPLES_FILE,
@@ -59,8 +63,19 @@ from codeshards.format.schema import (
     check_keys,
     row_key,
 )
+from codeshards.format.shardfile import (
+    SHARD_FORMATS,
+    SUFFIXES,
+    ShardFormat,
+    check_formats,
+    format_of,
+    read_table,
+    write_shard,
+)
+from codeshards.format.store import Store, Where, open_store
 
 __all__ = [
+    "CARD_FILE",
     "CONDITION_NAMES",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
@@ -71,6 +86,9 @@ __all__ = [
     "PLAN_FILE",
     "SAMPLES_FILE",
     "SCALE_SIDES",
+    "SHARD_FORMATS",
+    "SUFFIXES",
+    "UNKNOWN_LICENSE",
     "ConditionName",
     "Failure",
     "FileRecord",
@@ -82,29 +100,40 @@ __all__ = [
     "ShardDataset",
     "ShardEntry",
     "ShardError",
+    "ShardFormat",
     "ShardSpec",
     "Sidecar",
     "SplitEntry",
+    "Store",
+    "Where",
+    "WriteError",
     "atomic_write",
     "atomic_write_json",
     "build_plan",
+    "check_formats",
     "check_key",
     "check_keys",
     "check_order_name",
     "compact_json",
     "defined_orders",
     "file_record",
+    "format_of",
     "inverse",
+    "is_intact",
     "load_plan",
+    "open_store",
     "order",
     "orders_hash",
     "planned_order",
     "read_json",
+    "read_sealed_json",
+    "read_table",
     "remove_stale_temps",
     "row_key",
     "save_or_match",
     "sha256_file",
     "shard_is_done",
     "sidecar_path",
+    "write_sealed_json",
     "write_shard",
 ]

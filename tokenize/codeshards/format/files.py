@@ -1,19 +1,17 @@
-"""Files that are either whole or absent: temp file → fsync → rename → fsync of the folder."""
+"""JSON, hashes and whole-or-absent files, wherever a dataset lies."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from codeshards.format.errors import ShardError
+from codeshards.format.store import TEMP_MARK, Where, open_store
 
-_TEMP_MARK = ".tmp-"
+_SEAL = "sha256"
 
 
 class FileRecord(NamedTuple):
@@ -25,54 +23,62 @@ class FileRecord(NamedTuple):
     """Size of the file."""
 
 
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: Where) -> contextlib.AbstractContextManager[BinaryIO]:
     """Open a new file for writing that appears under its name only when the block has succeeded.
 
-    The bytes go to a hidden temporary file in the same folder (a rename is atomic only within one file
-    system), which is removed if the block raises. An existing file is replaced. The folder must exist.
+    A folder that is missing is made. Locally the bytes go to a hidden temporary file beside the target, then
+    fsync, rename and fsync of the folder; an object is sent when all its bytes are there.
 
     Args:
-        path: Where the file will be.
+        path: Where the file will be; an existing one is replaced.
 
-    Yields:
-        A binary file open for writing.
+    Returns:
+        A context manager that gives a binary file open for writing.
+
+    Raises:
+        WriteError: It cannot be written; nothing was left behind.
     """
-    target = Path(path)
-    temp = target.with_name(f".{target.name}{_TEMP_MARK}{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temp.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temp.replace(target)
-    except BaseException:  # also on Ctrl-C: a half-written file must not stay behind
-        temp.unlink(missing_ok=True)
-        raise
-    _fsync_folder(target.parent)
+    return open_store(path).write()
 
 
-def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
+def atomic_write_json(path: Where, value: Any) -> None:
     """Write ``value`` atomically as JSON: sorted keys, indent 2, final newline; same value, same bytes."""
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_write(path) as file:
-        file.write(text.encode() + b"\n")
+    open_store(path).write_bytes(_pretty_json(value))
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_json(path: Where) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         ShardError: The file is missing, is not JSON, or holds something else than an object.
     """
+    return _parse_json(path, _content(path))
+
+
+def write_sealed_json(path: Where, value: dict[str, Any]) -> None:
+    """Write a JSON object like :func:`atomic_write_json`, with a hash of itself under the key ``sha256``."""
+    atomic_write_json(path, {**value, _SEAL: _seal(value)})
+
+
+def read_sealed_json(path: Where) -> dict[str, Any]:
+    """Read what :func:`write_sealed_json` wrote, without its hash; not one byte may differ.
+
+    Raises:
+        ShardError: As :func:`read_json`, or the file is not as it was written.
+    """
+    content = _content(path)
+    value = _parse_json(path, content)
+    seal = value.pop(_SEAL, None)
     try:
-        value = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise ShardError(f"{path} is missing") from None
-    except (ValueError, OSError) as error:
-        raise ShardError(f"{path} cannot be read as JSON ({error}). Delete it and make it again") from error
-    if not isinstance(value, dict):
-        raise ShardError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+        # The second comparison finds what the first cannot see: spaces, escapes, the seal's own letters.
+        intact = seal == _seal(value) and content == _pretty_json({**value, _SEAL: seal})
+    except ValueError:  # 1e999 and half a surrogate are read as JSON, but cannot be written
+        intact = False
+    if not intact:
+        raise ShardError(
+            f"{path} was changed since it was written, or damaged: its content and its own sha256 differ. "
+            "Delete it and make it again"
+        )
     return value
 
 
@@ -81,32 +87,56 @@ def compact_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
+def sha256_file(path: Where) -> str:
     """sha256 (hex) of a file's content."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_store(path).open() as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def file_record(path: str | os.PathLike[str]) -> FileRecord:
-    """The record of a file on disk."""
-    return FileRecord(sha256_file(path), Path(path).stat().st_size)
+def file_record(path: Where) -> FileRecord:
+    """The record of a file that is there."""
+    store = open_store(path)
+    size = store.size()
+    if size is None:
+        raise ShardError(f"{store} is missing")
+    return FileRecord(sha256_file(store), size)
 
 
-def remove_stale_temps(folder: str | os.PathLike[str]) -> list[Path]:
+def remove_stale_temps(folder: Where) -> list[Path]:
     """Remove what :func:`atomic_write` left in ``folder`` (not below it) when its process was killed.
 
-    Call it only while nobody writes there. Returns the paths removed.
+    Call it only while nobody writes there. Returns the paths removed: none in an object store, where an upload
+    that was not finished never has a name.
     """
-    stale = sorted(path for path in Path(folder).glob(f".*{_TEMP_MARK}*") if path.is_file())
-    for path in stale:
-        path.unlink(missing_ok=True)
+    path = open_store(folder).local
+    stale = sorted(found for found in path.glob(f".*{TEMP_MARK}*") if found.is_file()) if path else []
+    for found in stale:
+        found.unlink(missing_ok=True)
     return stale
 
 
-def _fsync_folder(folder: Path) -> None:
-    # Without this a power cut may undo the rename although the file's bytes are safe.
-    descriptor = os.open(folder, os.O_RDONLY)
+def _content(path: Where) -> bytes:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return open_store(path).read_bytes()
+    except FileNotFoundError:
+        raise ShardError(f"{path} is missing") from None
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read ({error})") from error
+
+
+def _parse_json(path: Where, content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise ShardError(f"{path} cannot be read as JSON ({error}). Delete it and make it again") from error
+    if not isinstance(value, dict):
+        raise ShardError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _pretty_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _seal(value: dict[str, Any]) -> str:
+    return hashlib.sha256(compact_json(value).encode()).hexdigest()

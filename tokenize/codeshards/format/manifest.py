@@ -1,5 +1,7 @@
 """Sidecars, one beside each shard, and the manifest ``dataset.json`` that commits a dataset.
 
+Both carry a hash of themselves, and together the hashes of every other file: no byte can change unnoticed.
+
 A sidecar is renamed into place after its shard's files, so that a shard with a sidecar is whole. The manifest
 is written last of all and made from the plan and the sidecars alone, without times, so that its bytes do not
 depend on who encoded what when.
@@ -7,18 +9,20 @@ depend on who encoded what when.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from codeshards.format.errors import ShardError
-from codeshards.format.files import FileRecord, atomic_write_json, read_json, sha256_file
-from codeshards.format.plan import Plan, PlannedShard
+from codeshards.format.files import FileRecord, file_record, read_sealed_json, sha256_file, write_sealed_json
+from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard
 from codeshards.format.schema import FORMAT_VERSION, ShardSpec
+from codeshards.format.shardfile import SHARD_FORMATS, ShardFormat, format_of
+from codeshards.format.store import Store, Where, open_store
 
 MANIFEST_FILE = "dataset.json"
+CARD_FILE = "README.md"
+UNKNOWN_LICENSE = "unknown"
 
 
 class Failure(NamedTuple):
@@ -51,23 +55,23 @@ class Sidecar:
     durations_s: dict[str, float] = field(default_factory=dict)
     """Step → seconds. Kept out of the manifest, for it differs from run to run."""
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: Where) -> None:
         """Write the sidecar atomically; call it after the shard's data files are in place."""
         value = {
             name: getattr(self, name) for name in ("plan_hash", "split", "index", "rows", "samples", "durations_s")
         }
         value["failures"] = [failure._asdict() for failure in self.failures]
         value["files"] = _files_json(self.files)
-        atomic_write_json(path, value)
+        write_sealed_json(path, value)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Sidecar:
+    def load(cls, path: Where) -> Sidecar:
         """Read a sidecar.
 
         Raises:
-            ShardError: It is missing, or not a sidecar.
+            ShardError: It is missing, changed, or not a sidecar.
         """
-        value = read_json(path)
+        value = read_sealed_json(path)
         try:
             failures = tuple(Failure(**failure) for failure in value.pop("failures"))
             return cls(**{**value, "failures": failures, "files": _files_from_json(value["files"])})
@@ -75,14 +79,12 @@ class Sidecar:
             raise ShardError(f"{path} is not a sidecar of a shard ({error!r}). Delete it and resume the job") from error
 
 
-def sidecar_path(dataset: str | os.PathLike[str], shard: PlannedShard) -> Path:
+def sidecar_path(dataset: Where, shard: PlannedShard) -> Store:
     """``DATASET/<split>/shard-000000.json``."""
     return shard.path(dataset, ".json")
 
 
-def shard_is_done(
-    dataset: str | os.PathLike[str], plan_hash: str, shard: PlannedShard, *, check_hash: bool = False
-) -> bool:
+def shard_is_done(dataset: Where, plan_hash: str, shard: PlannedShard, *, check_hash: bool = False) -> bool:
     """Whether a shard was made under this plan and its data files are still there with their sizes.
 
     Args:
@@ -91,20 +93,19 @@ def shard_is_done(
         shard: The shard asked about.
         check_hash: Also read the files and compare their sha256.
     """
-    path = sidecar_path(dataset, shard)
     try:
-        sidecar = Sidecar.load(path)
+        sidecar = Sidecar.load(sidecar_path(dataset, shard))
     except ShardError:
         return False  # missing or damaged: either way the shard is to be made again
     if (sidecar.plan_hash, sidecar.split, sidecar.index) != (plan_hash, shard.split, shard.index):
         return False
-    return all(_is_intact(path.parent / name, record, check_hash) for name, record in sidecar.files.items())
+    folder = open_store(dataset) / shard.split
+    return all(is_intact(folder / name, record, check_hash) for name, record in sidecar.files.items())
 
 
-def _is_intact(path: Path, record: FileRecord, check_hash: bool) -> bool:
-    if not path.is_file() or path.stat().st_size != record.bytes:
-        return False
-    return not check_hash or sha256_file(path) == record.sha256
+def is_intact(store: Store, record: FileRecord, check_hash: bool = True) -> bool:
+    """Whether a file is there with its size and, if asked for, its sha256."""
+    return store.size() == record.bytes and (not check_hash or sha256_file(store) == record.sha256)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +150,10 @@ class Manifest:
     """JSON about the image tokenizer: where its weights are, what it is."""
     conditions: dict[str, Any] = field(default_factory=dict)
     """Condition name → the same about its tokenizer."""
+    license: str = UNKNOWN_LICENSE
+    """Licence of the pictures as an SPDX or Hugging Face identifier, which the codes inherit."""
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    """File name → sha256 and size of all that is neither a shard nor this file: the card, the plan, tokenizers."""
 
     @classmethod
     def build(
@@ -160,6 +165,7 @@ class Manifest:
         class_names: Iterable[str] = (),
         tokenizer: Mapping[str, Any] | None = None,
         conditions: Mapping[str, Any] | None = None,
+        license: str = UNKNOWN_LICENSE,
     ) -> Manifest:
         """Collect the sidecars of all planned shards, in any sequence.
 
@@ -181,10 +187,36 @@ class Manifest:
             class_names=tuple(class_names),
             tokenizer=dict(tokenizer or {}),
             conditions=dict(conditions or {}),
+            license=license,
         )
 
-    def save(self, dataset: str | os.PathLike[str]) -> None:
-        """Write ``dataset.json`` atomically: the dataset's commit point, to be written last."""
+    @property
+    def formats(self) -> tuple[ShardFormat, ...]:
+        """The formats that every shard is written in."""
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        found = [{format_of(name) for name in shard.files} for shard in shards]
+        return tuple(name for name in SHARD_FORMATS if found and all(name in formats for formats in found))
+
+    @property
+    def tokenizer_folders(self) -> tuple[str, ...]:
+        """Folders of the tokenizers in the dataset."""
+        about = [self.tokenizer, *self.conditions.values()]
+        return tuple(str(one["folder"]) for one in about if "folder" in one)
+
+    def save(self, dataset: Where) -> None:
+        """Write the card and then ``dataset.json``, the dataset's commit point: plan and tokenizers are there already.
+
+        Raises:
+            WriteError: They cannot be written.
+        """
+        from codeshards.format.card import card  # it reads manifests
+
+        store = open_store(dataset)
+        (store / CARD_FILE).write_bytes(card(self).encode())
+        names = [CARD_FILE, PLAN_FILE, SAMPLES_FILE]
+        for folder in self.tokenizer_folders:
+            names += [f"{folder}/{name}" for name in (store / folder).files()]
+        files = {name: file_record(store / name) for name in names if (store / name).exists()}
         splits = {
             name: {
                 "rows": split.rows,
@@ -205,23 +237,25 @@ class Manifest:
             "class_names": list(self.class_names),
             "tokenizer": self.tokenizer,
             "conditions": self.conditions,
+            "license": self.license,
+            "files": _files_json(files),
         }
-        atomic_write_json(Path(dataset) / MANIFEST_FILE, value)
+        write_sealed_json(store / MANIFEST_FILE, value)
 
     @classmethod
-    def load(cls, dataset: str | os.PathLike[str]) -> Manifest:
+    def load(cls, dataset: Where) -> Manifest:
         """Read ``dataset.json``.
 
         Raises:
             ShardError: It is missing (the tokenize job has not finished), damaged, or of another version.
         """
-        path = Path(dataset) / MANIFEST_FILE
+        path = open_store(dataset) / MANIFEST_FILE
         if not path.exists():
             raise ShardError(
                 f"{path} is missing: the tokenize job did not finish, or this is not a dataset of shards. "
                 "Run the job again with the same settings; it resumes"
             )
-        value = read_json(path)
+        value = read_sealed_json(path)
         try:
             return cls(
                 spec=ShardSpec.from_json(value["spec"]),
@@ -230,6 +264,8 @@ class Manifest:
                 class_names=tuple(value["class_names"]),
                 tokenizer=value["tokenizer"],
                 conditions=value["conditions"],
+                license=value["license"],
+                files=_files_from_json(value["files"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ShardError(f"{path} is not a manifest of a dataset ({error!r})") from error

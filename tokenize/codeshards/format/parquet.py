@@ -1,46 +1,55 @@
-"""Writing a shard as Parquet so that the same rows always give the same bytes."""
+"""A shard as Parquet, so that the same rows always give the same bytes."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from codeshards.format.files import FileRecord, atomic_write, file_record
-from codeshards.format.schema import ShardSpec
+from codeshards.format.store import Store
 
 MIN_GROUP_ROWS = 1024
 MAX_GROUP_ROWS = 8192
 
 
-def write_shard(path: str | os.PathLike[str], table: pa.Table) -> FileRecord:
-    """Write a table made by :meth:`ShardSpec.rows_to_table` to ``path``, atomically.
+def parquet_bytes(table: pa.Table) -> pa.Buffer:
+    """A shard's table as the content of a Parquet file.
 
     Dictionary encoding and zstd level 1; row groups of 1,024 to 8,192 rows, at least four in a shard of more
     than 3,072 rows, so that a reader can stream, skip and read them in parallel. Pages carry checksums. The
     bytes depend on the rows and on the version of pyarrow alone.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.combine_chunks(),  # how a table came about must not show in the pages
+        sink,
+        row_group_size=group_rows(table.num_rows),
+        use_dictionary=True,
+        compression="zstd",
+        compression_level=1,
+        write_page_checksum=True,
+        # Smallest and largest of codes say nothing; keys, views and labels are worth filtering by.
+        write_statistics=["key", "view", "label"],
+    )
+    return sink.getvalue()
 
-    Returns:
-        sha256 and size of the file.
+
+@contextlib.contextmanager
+def open_parquet(store: Store) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file: mapped into memory where it is local, its column chunks fetched ahead where it is not.
 
     Raises:
-        ShardError: The table's schema is not a shard's.
+        FileNotFoundError: It is not there.
+        OSError, pa.ArrowException: It is damaged.
     """
-    ShardSpec.from_schema(table.schema)
-    with atomic_write(path) as file:
-        pq.write_table(
-            table,
-            file,
-            row_group_size=group_rows(table.num_rows),
-            use_dictionary=True,
-            compression="zstd",
-            compression_level=1,
-            write_page_checksum=True,
-            # Smallest and largest of codes say nothing; keys, views and labels are worth filtering by.
-            write_statistics=["key", "view", "label"],
-        )
-    return file_record(path)
+    if store.local is not None:
+        with pq.ParquetFile(store.local, memory_map=True, page_checksum_verification=True) as file:
+            yield file
+    else:
+        with store.open() as source, pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True) as file:
+            yield file
 
 
 def group_rows(rows: int) -> int:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ import pyarrow.parquet as pq
 from codeshards.format.errors import ShardError
 from codeshards.format.files import atomic_write, atomic_write_json, compact_json, read_json
 from codeshards.format.schema import FORMAT_VERSION, check_keys
+from codeshards.format.store import Store, Where, open_store
 
 PLAN_FILE = "plan.json"
 SAMPLES_FILE = "samples.parquet"
@@ -56,9 +55,9 @@ class PlannedShard:
         """Samples planned for this shard; each gives one row a view."""
         return self.stop - self.start
 
-    def path(self, dataset: str | os.PathLike[str], suffix: str) -> Path:
+    def path(self, dataset: Where, suffix: str) -> Store:
         """``DATASET/<split>/shard-000000<suffix>``."""
-        return Path(dataset) / self.split / f"{self.name}{suffix}"
+        return open_store(dataset) / f"{self.split}/{self.name}{suffix}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +184,7 @@ def build_plan(
     )
 
 
-def save_or_match(plan: Plan, dataset: str | os.PathLike[str]) -> bool:
+def save_or_match(plan: Plan, dataset: Where) -> bool:
     """Write the plan into a dataset's folder, or make sure that the plan already there is the same.
 
     The keys go to ``samples.parquet`` first, ``plan.json`` last: with it, both are there.
@@ -196,10 +195,9 @@ def save_or_match(plan: Plan, dataset: str | os.PathLike[str]) -> bool:
     Raises:
         ShardError: Another plan is there; the message names each setting that differs.
     """
-    folder = Path(dataset)
+    folder = open_store(dataset)
     path = folder / PLAN_FILE
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         _write_samples(plan, folder / SAMPLES_FILE)
         ranges: dict[str, list[list[int]]] = {split: [] for split in plan.splits}
         for shard in plan.shards:
@@ -216,13 +214,13 @@ def save_or_match(plan: Plan, dataset: str | os.PathLike[str]) -> bool:
     )
 
 
-def load_plan(dataset: str | os.PathLike[str]) -> Plan:
+def load_plan(dataset: Where) -> Plan:
     """The plan in a dataset's folder, with its keys.
 
     Raises:
         ShardError: It is missing, damaged, or its two files do not belong together.
     """
-    folder = Path(dataset)
+    folder = open_store(dataset)
     found = read_json(folder / PLAN_FILE)
     try:
         body, splits = found["plan"], found["plan"]["splits"]
@@ -236,7 +234,7 @@ def load_plan(dataset: str | os.PathLike[str]) -> Plan:
             keys=keys,
             keys_sha256={name: _keys_sha256(column) for name, column in keys.items()},
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ShardError(f"{folder / PLAN_FILE} is not a plan ({error!r})") from error
     if plan.hash != found.get("hash"):
         raise ShardError(f"{folder / PLAN_FILE} and {SAMPLES_FILE} do not match the plan's hash: one was changed")
@@ -292,17 +290,18 @@ _SAMPLES_SCHEMA = pa.schema(
 )
 
 
-def _write_samples(plan: Plan, path: Path) -> None:
+def _write_samples(plan: Plan, path: Store) -> None:
     with atomic_write(path) as file, pq.ParquetWriter(file, _SAMPLES_SCHEMA, compression="zstd") as writer:
         for split, keys in plan.keys.items():
             split_column = pa.repeat(pa.scalar(split, pa.string()), len(keys))
             writer.write_table(pa.Table.from_arrays([split_column, keys], schema=_SAMPLES_SCHEMA))
 
 
-def _read_samples(path: Path, counts: Mapping[str, int]) -> dict[str, Any]:
+def _read_samples(path: Store, counts: Mapping[str, int]) -> dict[str, Any]:
     """Split → its keys; plan.json says how many and the hash says whether they are the right ones."""
     try:
-        table = pq.read_table(path, schema=_SAMPLES_SCHEMA)
+        with path.open() as file:
+            table = pq.read_table(file, schema=_SAMPLES_SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise ShardError(f"{path} cannot be read ({error})") from error
     return {

@@ -264,17 +264,42 @@ class ShardSpec:
         _same_names("scales", scales, self.scales)
         _same_names("conditions", conditions, self.conditions)
         count, grids = len(keys), self.code_grids
-        key_column = pa.array(keys, pa.string())
-        check_keys(key_column, "these rows")
-        columns: list[Any] = [key_column, _view_column(views, count), _label_column(labels, count)]
         codes_NL = _checked_codes("codes", codes_NHW, count, self.image)
-        for name in self.orders:
-            columns.append(_codes_column(codes_NL[:, order(name, self.image.height, self.image.width)]))
+        columns = {
+            f"codes_{name}": codes_NL[:, order(name, self.image.height, self.image.width)] for name in self.orders
+        }
         sides = {f"scale_{side}": codes for side, codes in scales.items()}
         others = sides | {f"cond_{name}": codes for name, codes in conditions.items()}
-        for column in list(grids)[len(self.orders) :]:
-            columns.append(_codes_column(_checked_codes(column, others[column], count, grids[column])))
-        return pa.Table.from_arrays(columns, schema=self.schema())
+        columns |= {name: _checked_codes(name, codes, count, grids[name]) for name, codes in others.items()}
+        return self.columns_to_table(keys, views, labels, columns)
+
+    def columns_to_table(
+        self,
+        keys: Sequence[str],
+        views: npt.ArrayLike,
+        labels: npt.ArrayLike | None,
+        columns: Mapping[str, npt.NDArray[np.uint16]],
+    ) -> pa.Table:
+        """Lay rows out whose codes are in their orders already, e.g. those of another shard.
+
+        Args:
+            keys: As :meth:`rows_to_table`.
+            views: As :meth:`rows_to_table`.
+            labels: As :meth:`rows_to_table`.
+            columns: Each of :attr:`code_grids` → uint16 [N, L].
+
+        Raises:
+            ShardError: Bad or repeated keys, codes out of range, missing columns.
+        """
+        count, grids = len(keys), self.code_grids
+        _same_names("columns", columns, grids)
+        key_column = pa.array(keys, pa.string())
+        check_keys(key_column, "these rows")
+        arrays: list[Any] = [key_column, _view_column(views, count), _label_column(labels, count)]
+        for name, grid in grids.items():
+            _check_range(name, columns[name], grid)
+            arrays.append(_codes_column(columns[name]))
+        return pa.Table.from_arrays(arrays, schema=self.schema())
 
 
 def _codes_type(length: int) -> Any:
@@ -291,12 +316,26 @@ def _checked_codes(name: str, codes: npt.NDArray[Any], count: int, grid: GridSpe
     expected = (count, grid.height, grid.width)
     if codes.shape != expected or not np.issubdtype(codes.dtype, np.integer):
         raise ShardError(f"{name}: expected integers of shape {expected}, found {codes.dtype} {codes.shape}")
+    _check_range(name, codes, grid)
+    return codes.reshape(count, grid.length).astype(np.uint16, copy=False)
+
+
+def _check_range(name: str, codes: npt.NDArray[Any], grid: GridSpec) -> None:
     if codes.size and (codes.min() < 0 or codes.max() >= grid.codebook_size):
         raise ShardError(
             f"{name}: codes {codes.min()}..{codes.max()} do not fit a codebook of {grid.codebook_size}. "
             "Is this the tokenizer that the spec describes?"
         )
-    return codes.reshape(count, grid.length).astype(np.uint16, copy=False)
+
+
+def column_to_numpy(column: Any) -> npt.NDArray[Any]:
+    """An Arrow array of one of a shard's columns as numpy, without a copy where it is codes; a null label is -1."""
+    if pa.types.is_fixed_size_list(column.type):
+        # flatten() respects the slice and copies nothing; neither lists nor codes are ever null.
+        return np.asarray(column.flatten().to_numpy(zero_copy_only=True)).reshape(len(column), column.type.list_size)
+    if pa.types.is_int32(column.type):
+        return np.asarray(column.fill_null(NO_LABEL).to_numpy(zero_copy_only=True))
+    return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
 def _view_column(views: npt.ArrayLike, count: int) -> Any:

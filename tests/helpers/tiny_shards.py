@@ -1,0 +1,102 @@
+"""Small finished datasets, written through codeshards.format like real ones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from codeshards.format import (
+    Failure,
+    GridSpec,
+    Manifest,
+    ShardFormat,
+    ShardSpec,
+    Sidecar,
+    Where,
+    build_plan,
+    open_store,
+    save_or_match,
+    shard_is_done,
+    sidecar_path,
+    write_shard,
+)
+
+SPEC = ShardSpec(
+    image=GridSpec(height=4, width=4, codebook_size=50, fingerprint="image-tokenizer"),
+    scales=(1, 2),
+    conditions={"segmentation": GridSpec(height=2, width=3, codebook_size=7, fingerprint="mask-tokenizer")},
+)
+
+
+def make_rows(count: int, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "keys": [f"sample{seed}-{i:04d}" for i in range(count)],
+        "views": np.arange(count) % 2,
+        "labels": np.where(np.arange(count) % 5 == 4, -1, np.arange(count) % 3),
+        "codes_NHW": rng.integers(0, 50, (count, 4, 4), dtype=np.uint16),
+        "scales": {side: rng.integers(0, 50, (count, side, side), dtype=np.uint16) for side in (1, 2)},
+        "conditions": {"segmentation": rng.integers(0, 7, (count, 2, 3), dtype=np.uint16)},
+    }
+
+
+def make_dataset(
+    folder: Where,
+    rows: int = 10,
+    shard_rows: int = 4,
+    formats: Sequence[ShardFormat] = ("parquet",),
+    *,
+    seed: int = 1,
+    fails: Sequence[str] = (),
+) -> dict[str, dict[str, Any]]:
+    """A finished dataset of a train and a val split; returns the rows of each split in planned order.
+
+    The tokenizer beside it is not one: nothing that reads shards alone looks into it. Keys in `fails` give no rows.
+    """
+    content = {"train": make_rows(rows, seed=seed), "val": make_rows(3, seed=seed + 1)}
+    for part in content.values():
+        part["views"][:] = 0
+    plan = build_plan(
+        samples={split: part["keys"] for split, part in content.items()},
+        source_hashes=dict.fromkeys(content, "source"),
+        settings={"spec": SPEC.to_json(), "formats": list(formats)},
+        views=1,
+        shard_rows=shard_rows,
+        shuffle_seed=3,
+    )
+    save_or_match(plan, folder)
+    for name in ("config.json", "model.safetensors"):
+        (open_store(folder) / f"tokenizer/{name}").write_bytes(f"the tokenizer's {name}".encode())
+    sidecars, planned = [], {split: [] for split in content}  # type: ignore[var-annotated]
+    for shard in plan.shards:
+        keys = content[shard.split]["keys"]
+        picked = np.array([i for i in plan.sample_indices(shard) if keys[i] not in fails], np.int64)
+        planned[shard.split].append(picked)
+        table = SPEC.rows_to_table(**pick(content[shard.split], picked))
+        sidecar = Sidecar(
+            plan_hash=plan.hash,
+            split=shard.split,
+            index=shard.index,
+            rows=len(picked),
+            samples=len(picked),
+            failures=tuple(Failure(key, "a broken file") for key in plan.sample_keys(shard) if key in fails),
+            files=write_shard(folder, shard, table, formats),
+        )
+        sidecar.save(sidecar_path(folder, shard))
+        assert shard_is_done(folder, plan.hash, shard, check_hash=True)
+        sidecars.append(sidecar)
+    Manifest.build(
+        plan=plan,
+        sidecars=sidecars,
+        spec=SPEC,
+        class_names=["cat", "dog", "owl"],
+        tokenizer={"folder": "tokenizer", "fingerprint": SPEC.image.fingerprint},
+    ).save(folder)
+    return {split: pick(content[split], np.concatenate(parts)) for split, parts in planned.items()}
+
+
+def pick(rows: dict[str, Any], indices: np.ndarray) -> dict[str, Any]:
+    """The same rows in another sequence."""
+    arrays = {name: rows[name][indices] for name in ("views", "labels", "codes_NHW")}
+    nested = {part: {k: v[indices] for k, v in rows[part].items()} for part in ("scales", "conditions")}
+    return {"keys": [rows["keys"][i] for i in indices], **arrays, **nested}

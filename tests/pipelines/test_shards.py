@@ -1,0 +1,108 @@
+"""`imagepriors shards …` on a dataset that the tokenize job made."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from codeshards.config import TokenizeConfig
+from codeshards.format import ShardDataset
+from codeshards.job import tokenize
+from imagepriors.cli import main
+from vqgan.checkpoint import save_model
+from vqgan.config import LossConfig, ModelConfig, TrainConfig
+from vqgan.model import VQGAN
+
+MODEL = ModelConfig(
+    resolution=32, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=16, embed_dim=8,
+    codebook_size=64,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Pictures, and the shards made of them in both formats with scales and mirrored views."""
+    root = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 6)):
+        for index in range(count):
+            folder = root / "data" / split / f"class{index % 3}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(5, 0).repeat(6, 1)
+            Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+    torch.manual_seed(0)
+    model = VQGAN(MODEL)
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    (root / "tokenizer").mkdir()
+    save_model(root / "tokenizer", TrainConfig(model=MODEL, loss=LossConfig(perceptual="none")), model)
+    config = TokenizeConfig(
+        shard_rows=12, batch_size=4, threads=1, workers=1, views=2, scales=(1, 2), formats=("parquet", "webdataset")
+    )
+    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
+    try:
+        tokenizers = {"image": root / "tokenizer"}
+        tokenize(config, dataset="folder", data=root / "data", tokenizers=tokenizers, out=root / "shards")
+    finally:
+        ray.shutdown()
+    return root
+
+
+def test_verify_encodes_again(made, capsys, tmp_path):
+    shards, pixels = str(made / "shards"), ["--dataset", "folder", "--data", str(made / "data")]
+    assert main(["shards", "verify", shards, "--reencode", "8", *pixels]) == 0
+    answer = capsys.readouterr().out
+    assert "is whole" in answer
+    assert (
+        "8 samples encoded again in float32, share of equal codes: codes_row_major 100.00%, scale_1 100.00%" in answer
+    )
+    assert "encoded again in bfloat16" in answer
+    assert main(["shards", "verify", shards, "--reencode", "8"]) == 2
+    assert "pass --dataset and --data" in capsys.readouterr().err
+    for split in ("train", "val"):
+        (tmp_path / "other" / split / "a").mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "other" / split / "a/0.png")
+    wrong = ["--dataset", "folder", "--data", str(tmp_path / "other")]
+    assert main(["shards", "verify", shards, "--reencode", "8", *wrong]) == 2
+    assert "is not what split" in capsys.readouterr().err
+
+
+def test_verify_ends_with_the_problems_and_exit_code_2(made, capsys, tmp_path):
+    assert main(["shards", "convert", str(made / "shards"), "--out", str(tmp_path / "t"), "--to", "webdataset"]) == 0
+    path = tmp_path / "t/train/shard-000001.tar"
+    path.write_bytes(path.read_bytes().replace(b"codes.npy", b"codex.npy", 1))
+    assert main(["shards", "verify", str(tmp_path / "t")]) == 2
+    error = capsys.readouterr().err
+    assert "has 1 problem:" in error
+    assert f"{path} is missing, or its sha256" in error
+
+
+def test_inspect_and_preview_show_the_dataset(made, capsys, tmp_path):
+    shards = str(made / "shards")
+    assert main(["shards", "inspect", shards, "--out", str(tmp_path / "i")]) == 0
+    answer = capsys.readouterr().out
+    assert "train: 40 rows of 20 samples, 0 failed" in answer
+    assert "of 64 codes used, perplexity" in answer
+    value = json.loads((tmp_path / "i/inspect.json").read_text())
+    assert len(value["codes"]["image"]["entropy_bits_per_position"]) == 64
+    assert {Image.open(tmp_path / "i" / name).format for name in ("entropy.png", "labels.png")} == {"PNG"}
+    assert main(["shards", "preview", shards, "--n", "9", "--split", "train", "--out", str(tmp_path / "p.png")]) == 0
+    assert Image.open(tmp_path / "p.png").size == (3 * 98 + 2, 3 * 98 + 2)
+    assert main(["shards", "preview", shards, "--split", "test"]) == 2
+    assert "no split 'test'" in capsys.readouterr().err
+
+
+def test_merge_wants_other_keys(made, capsys, tmp_path):
+    shards = str(made / "shards")
+    assert main(["shards", "merge", shards, shards, "--out", str(tmp_path / "m")]) == 2
+    assert "occurs more than once" in capsys.readouterr().err
+
+
+def test_the_job_writes_both_formats_alike(made):
+    manifest = ShardDataset.open(made / "shards").manifest
+    assert manifest.formats == ("parquet", "webdataset")
+    text = Path(made / "shards" / "README.md").read_text()
+    assert "| `scale_2` | the picture, coarser: 4 codes (2×2) below 64 |" in text

@@ -1,0 +1,61 @@
+"""An S3 server of our own: moto's, in this process, which can be told to fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from werkzeug.serving import make_server
+
+
+class S3Server:
+    """A running server with one bucket."""
+
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self.fails: Callable[[dict[str, Any]], bool] = lambda environ: False
+        """Which requests, as WSGI environments, are answered with an error."""
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self.url = f"http://127.0.0.1:{self._server.port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if self.fails(environ):
+            start_response("403 Forbidden", [("Content-Length", "0")])
+            return [b""]
+        return self._app(environ, start_response)
+
+    def close(self) -> None:
+        self._server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server with an empty bucket named ``bucket``; the environment names it as the AWS tools expect."""
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": _s3_server.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = boto3.resource("s3").Bucket("bucket")
+    bucket.create()
+    yield _s3_server
+    _s3_server.fails = lambda environ: False
+    bucket.objects.all().delete()
+    bucket.delete()

@@ -1,0 +1,243 @@
+"""The toolbox: verify finds every flipped byte, conversions lose nothing, merges keep every row and failure."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_shards import SPEC, make_dataset
+
+from codeshards.format import (
+    Manifest,
+    ShardDataset,
+    ShardError,
+    Sidecar,
+    file_record,
+    load_plan,
+    read_sealed_json,
+    write_sealed_json,
+)
+from codeshards.format.parquet import parquet_bytes
+from codeshards.format.tar import read_tar, tar_bytes
+from codeshards.toolbox import convert, inspect, merge
+from codeshards.verify import verify
+
+BOTH = ("parquet", "webdataset")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rows_of(folder: Path, split: str) -> dict[str, np.ndarray]:
+    batches = list(ShardDataset.open(folder).batches(split, SPEC.column_names))
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in SPEC.column_names}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dataset") / "d"
+    make_dataset(folder, formats=BOTH, fails=["sample1-0003", "sample2-0000"])
+    return folder
+
+
+# -- verify ------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_dataset_has_no_problems(dataset: Path) -> None:
+    found = verify(dataset)
+    assert found.problems == ()
+    assert found.files == len(contents(dataset))
+    assert found.rows == 11
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_verify_finds_every_flipped_bit(dataset: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(path for path in dataset.rglob("*") if path.is_file())))
+    intact = path.read_bytes()
+    at, bit = data.draw(st.integers(0, len(intact) - 1)), data.draw(st.integers(0, 7))
+    changed = bytearray(intact)
+    changed[at] ^= 1 << bit
+    try:
+        path.write_bytes(changed)
+        problems = verify(dataset).problems
+    finally:
+        path.write_bytes(intact)
+    assert any(path.relative_to(dataset).as_posix() in problem for problem in problems), (path, at, bit, problems)
+
+
+def test_verify_finds_missing_and_foreign_files(dataset: Path, tmp_path: Path) -> None:
+    for name in contents(dataset):
+        if name != "dataset.json":
+            shutil.copytree(dataset, tmp_path / "d")
+            (tmp_path / "d" / name).unlink()
+            assert any(name in problem for problem in verify(tmp_path / "d").problems), name
+            shutil.rmtree(tmp_path / "d")
+    shutil.copytree(dataset, tmp_path / "d")
+    (tmp_path / "d/train/shard-000099.parquet").write_bytes(b"")
+    (problem,) = verify(tmp_path / "d").problems
+    assert "train/shard-000099.parquet is not part of the dataset" in problem
+    with pytest.raises(ShardError, match=r"dataset.json is missing"):
+        verify(tmp_path)
+
+
+def reseal(folder: Path, name: str, content: bytes) -> None:
+    """Replace a data file of train's first shard as somebody would who also mends every hash on the way."""
+    (folder / "train" / name).write_bytes(content)
+    record = file_record(folder / "train" / name)._asdict()
+    for path in (folder / "train/shard-000000.json", folder / "dataset.json"):
+        value = read_sealed_json(path)
+        shard = value["splits"]["train"]["shards"][0] if path.name == "dataset.json" else value
+        shard["files"][name] = record
+        write_sealed_json(path, value)
+
+
+def test_verify_looks_into_the_shards_too(tmp_path: Path) -> None:
+    """Right hashes over wrong content."""
+    make_dataset(tmp_path, formats=BOTH)
+    path = tmp_path / "train/shard-000000.parquet"
+    table = pq.read_table(path)
+    reversed_rows = table.take(list(range(table.num_rows))[::-1])
+    reseal(tmp_path, path.name, parquet_bytes(reversed_rows))
+    problems = " ".join(verify(tmp_path).problems)
+    assert "keys are not those of the plan" in problems
+    assert "hold different rows" in problems
+    column = table.schema.get_field_index("codes_zcurve")
+    swapped = table.set_column(column, table.schema.field(column), table["codes_alternate"])
+    reseal(tmp_path, path.name, parquet_bytes(swapped))
+    assert "codes_zcurve and codes_row_major show different pictures in 4 rows" in " ".join(verify(tmp_path).problems)
+    labels = pc.cast(pc.add(table["label"], 5), "int32")
+    reseal(tmp_path, path.name, parquet_bytes(table.set_column(2, table.schema.field(2), labels)))
+    assert "beyond the 3 classes" in " ".join(verify(tmp_path).problems)
+
+
+def test_verify_compares_the_tokenizers_fingerprint(dataset: Path) -> None:
+    assert verify(dataset, fingerprint_of=lambda folder: "image-tokenizer").problems == ()
+    (problem,) = verify(dataset, fingerprint_of=lambda folder: "another").problems
+    assert "tokenizer has fingerprint another, the codes were made by image-tokenizer" in problem
+
+
+# -- convert and merge -------------------------------------------------------------------------------------
+
+
+def test_there_and_back_gives_the_same_bytes(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a", fails=["sample1-0003"])
+    convert(tmp_path / "a", tmp_path / "b", ["webdataset"])
+    convert(tmp_path / "b", tmp_path / "c", ["webdataset", "parquet"])
+    convert(tmp_path / "c", tmp_path / "d", ["parquet"])
+    assert contents(tmp_path / "d") == contents(tmp_path / "a")
+    assert list((tmp_path / "b").rglob("*.parquet")) == [tmp_path / "b/samples.parquet"]
+    for name in "bc":
+        assert verify(tmp_path / name).problems == ()
+        for split in ("train", "val"):
+            for column, values in rows_of(tmp_path / "a", split).items():
+                assert np.array_equal(rows_of(tmp_path / name, split)[column], values)
+    assert ShardDataset.open(tmp_path / "b").manifest.formats == ("webdataset",)
+    assert ShardDataset.open(tmp_path / "c").manifest.formats == BOTH
+
+
+def test_convert_goes_on_and_refuses_other_folders(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a")
+    convert(tmp_path / "a", tmp_path / "b", ["webdataset"])
+    whole = contents(tmp_path / "b")
+    for name in ("dataset.json", "train/shard-000001.json", "train/shard-000002.tar"):
+        (tmp_path / "b" / name).unlink()
+    kept = (tmp_path / "b/train/shard-000000.tar").stat().st_mtime_ns
+    convert(tmp_path / "a", tmp_path / "b", ["webdataset"])
+    assert contents(tmp_path / "b") == whole
+    assert (tmp_path / "b/train/shard-000000.tar").stat().st_mtime_ns == kept
+    with pytest.raises(ShardError, match="holds shards of another plan"):
+        convert(tmp_path / "a", tmp_path / "b", ["parquet", "webdataset"])
+    with pytest.raises(ShardError, match="is the source itself"):
+        convert(tmp_path / "a", tmp_path / "a", ["parquet"])
+
+
+@pytest.mark.parametrize("harm", [b"", b"x" * 1536, b"PAR1"])
+def test_tars_that_are_none_are_refused(harm: bytes) -> None:
+    with pytest.raises(ShardError, match=r"not a shard of codes|is damaged"):
+        read_tar(harm)
+
+
+@given(st.integers(0, 100_000))
+@settings(deadline=None)
+def test_a_tar_that_was_cut_short_is_refused(dataset: Path, at: int) -> None:
+    whole = (dataset / "val/shard-000000.tar").read_bytes()
+    assert tar_bytes(read_tar(whole)) == whole
+    for other in (whole[: at % (len(whole) - 1024)], whole + b"more"):
+        with pytest.raises(ShardError):
+            read_tar(other)
+
+
+def test_merge_keeps_rows_keys_and_failures(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a", rows=10, fails=["sample1-0003", "sample2-0000"])
+    make_dataset(tmp_path / "b", rows=7, seed=11, formats=["webdataset"], fails=["sample11-0005"])
+    manifest = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m", formats=BOTH)
+    assert verify(tmp_path / "m").problems == ()
+    assert [entry.name for entry in manifest.splits["train"].shards] == [f"shard-{i:06d}" for i in range(5)]
+    assert (manifest.splits["train"].samples, manifest.splits["train"].failures) == (15, 2)
+    for split in ("train", "val"):
+        a, b, merged = (rows_of(tmp_path / name, split) for name in "abm")
+        for column in SPEC.column_names:
+            assert np.array_equal(merged[column], np.concatenate([a[column], b[column]]))
+    failed = [f.key for path in sorted((tmp_path / "m/train").glob("*.json")) for f in Sidecar.load(path).failures]
+    assert sorted(failed) == ["sample1-0003", "sample11-0005"]
+    assert load_plan(tmp_path / "m").settings["merged"] == [load_plan(tmp_path / name).hash for name in "ab"]
+
+
+def test_merge_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a")
+    make_dataset(tmp_path / "b", rows=7)
+    with pytest.raises(ShardError, match=r"cannot be merged: key 'sample1-000\d' occurs more than once"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    with pytest.raises(ShardError, match="two datasets or more, found 1"):
+        merge([tmp_path / "a"], tmp_path / "m")
+    value = read_sealed_json(tmp_path / "b/dataset.json")
+    write_sealed_json(tmp_path / "b/dataset.json", {**value, "class_names": ["x"]})
+    with pytest.raises(ShardError, match=r"cannot be merged, for they differ in classes"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+# -- inspect and the card ----------------------------------------------------------------------------------
+
+
+def test_inspect_counts_what_is_there(dataset: Path) -> None:
+    found = inspect(dataset)
+    codes_NL = np.concatenate([rows_of(dataset, split)["codes_row_major"] for split in ("train", "val")])
+    assert np.array_equal(found.codes["image"].counts_K, np.bincount(codes_NL.ravel(), minlength=50))
+    for position in (0, 7, 15):
+        p = np.unique(codes_NL[:, position], return_counts=True)[1] / len(codes_NL)
+        assert found.codes["image"].entropy_bits_L[position] == pytest.approx(-(p * np.log2(p)).sum())
+    assert found.labels["train"] == Counter(rows_of(dataset, "train")["label"].tolist())
+    value = json.loads(json.dumps(found.to_json()))
+    assert set(value["codes"]) == {"image", "scale_1", "scale_2", "cond_segmentation"}
+    assert value["splits"]["train"]["rows"] == 9
+    assert value["schema"]["codes_zcurve"].startswith("fixed_size_list")
+
+
+@pytest.mark.parametrize("formats", [("parquet",), ("webdataset",), BOTH])
+def test_the_card_is_what_the_hub_reads(tmp_path: Path, formats: tuple[str, ...]) -> None:
+    make_dataset(tmp_path, formats=formats)
+    text = (tmp_path / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    meta = yaml.safe_load(front)
+    suffix = "parquet" if "parquet" in formats else "tar"
+    assert meta["license"] == "unknown"
+    assert meta["size_categories"] == ["n<1K"]
+    assert meta["configs"][0]["data_files"] == [
+        {"split": "train", "path": f"train/*.{suffix}"},
+        {"split": "validation", "path": f"val/*.{suffix}"},
+    ]
+    assert "| train | 10 | 10 | 0 | 3 |" in body
+    for format_name, reader in (("parquet", "duckdb"), ("webdataset", "import webdataset")):
+        assert (reader in body) == (format_name in formats)
+    assert str(tmp_path) not in text
+    assert Manifest.load(tmp_path).files["README.md"].bytes == len(text.encode())

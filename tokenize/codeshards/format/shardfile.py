@@ -1,0 +1,123 @@
+"""One planned shard as files: written in the formats asked for, read from whichever is there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+
+from codeshards.format.errors import ShardError
+from codeshards.format.files import FileRecord
+from codeshards.format.parquet import open_parquet, parquet_bytes
+from codeshards.format.plan import PlannedShard
+from codeshards.format.schema import ShardSpec
+from codeshards.format.store import Store, Where, open_store
+from codeshards.format.tar import read_tar, tar_bytes
+
+ShardFormat = Literal["parquet", "webdataset"]
+SHARD_FORMATS: tuple[ShardFormat, ...] = get_args(ShardFormat)
+"""The formats a shard may be written in; where both are there, the first is read."""
+
+SUFFIXES: dict[ShardFormat, str] = {"parquet": ".parquet", "webdataset": ".tar"}
+_WRITERS: dict[ShardFormat, Callable[[pa.Table], Any]] = {"parquet": parquet_bytes, "webdataset": tar_bytes}
+
+
+def write_shard(
+    dataset: Where, shard: PlannedShard, table: pa.Table, formats: Sequence[ShardFormat] = ("parquet",)
+) -> dict[str, FileRecord]:
+    """Write a table made by :meth:`ShardSpec.rows_to_table` as the data files of a shard, each whole or absent.
+
+    Args:
+        dataset: The dataset's folder; the split's folder is made.
+        shard: Which shard the rows belong to.
+        table: Its rows.
+        formats: Out of ``parquet`` and ``webdataset``; the result does not depend on their sequence.
+
+    Returns:
+        File name → sha256 and size, as a sidecar takes it.
+
+    Raises:
+        ShardError: The table's schema is not a shard's, or a format is unknown or none is named.
+        WriteError: A file cannot be written.
+    """
+    ShardSpec.from_schema(table.schema)
+    records: dict[str, FileRecord] = {}
+    for name in check_formats(formats):
+        store = shard.path(dataset, SUFFIXES[name])
+        content = memoryview(_WRITERS[name](table))
+        store.write_bytes(content)
+        records[store.name] = FileRecord(hashlib.sha256(content).hexdigest(), content.nbytes)
+    return records
+
+
+def check_formats(formats: Sequence[str]) -> tuple[ShardFormat, ...]:
+    """The formats without repeats, in the sequence of :data:`SHARD_FORMATS`.
+
+    Raises:
+        ShardError: One is unknown, or there is none.
+    """
+    if not formats or not set(formats) <= set(SHARD_FORMATS):
+        raise ShardError(f"formats is {tuple(formats)}: choose one or more of {', '.join(SHARD_FORMATS)}")
+    return tuple(name for name in SHARD_FORMATS if name in formats)
+
+
+def format_of(file_name: str) -> ShardFormat:
+    """The format of a shard's data file."""
+    for name, suffix in SUFFIXES.items():
+        if file_name.endswith(suffix):
+            return name
+    raise ShardError(f"{file_name} is no data file of a shard: known are {', '.join(SUFFIXES.values())}")
+
+
+def data_file(folder: Where, files: Mapping[str, Any]) -> Store:
+    """The file to read of a shard's data files: Parquet where it is there.
+
+    Args:
+        folder: The split's folder.
+        files: Names of the shard's files.
+    """
+    names = {format_of(name): name for name in files}
+    for name in SHARD_FORMATS:
+        if name in names:
+            return open_store(folder) / names[name]
+    raise ShardError(f"{folder}: a shard has no data files. Run the tokenize job again")
+
+
+def read_batches(store: Store, spec: ShardSpec, rows: int, columns: Sequence[str], batch_rows: int) -> Iterator[Any]:
+    """The record batches of one data file, which must hold this many rows of this spec.
+
+    Raises:
+        ShardError: The file is missing, damaged, or another one.
+    """
+    try:
+        if format_of(store.name) == "parquet":
+            with open_parquet(store) as file:
+                _check_shard(store, ShardSpec.from_schema(file.schema_arrow), spec, file.metadata.num_rows, rows)
+                yield from file.iter_batches(batch_rows, columns=list(columns))
+        else:
+            table = read_tar(store.read_bytes())
+            _check_shard(store, ShardSpec.from_schema(table.schema), spec, table.num_rows, rows)
+            yield from table.select(list(columns)).to_batches(max_chunksize=batch_rows)
+    except FileNotFoundError:
+        raise ShardError(f"{store} is missing. Run the tokenize job again") from None
+    except ShardError as error:
+        if str(store) in str(error):
+            raise
+        raise ShardError(f"{store}: {error}") from error
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(f"{store} is damaged ({error}). Delete it and run the tokenize job again") from error
+
+
+def read_table(store: Store, spec: ShardSpec, rows: int) -> pa.Table:
+    """All rows of one data file; errors as :func:`read_batches`."""
+    batches = read_batches(store, spec, rows, spec.column_names, max(rows, 1))
+    return pa.Table.from_batches(batches, schema=spec.schema())
+
+
+def _check_shard(store: Store, found: ShardSpec, spec: ShardSpec, found_rows: int, rows: int) -> None:
+    if found != spec:
+        raise ShardError(f"{store} belongs to another dataset: it holds {found}, dataset.json says {spec}")
+    if found_rows != rows:
+        raise ShardError(f"{store} has {found_rows} rows, dataset.json says {rows}")

@@ -1,0 +1,138 @@
+"""A shard as a tar that plain ``webdataset`` reads, so that the same rows always give the same bytes.
+
+Members, in this sequence::
+
+    __imagepriors__         the shard's spec and number of rows as JSON; webdataset skips names like this
+    KEY.json                {"key": …, "label": … or null, "orders": […], "view": …}
+    KEY.codes.npy           uint16 [orders, H·W], the image codes, a row for each of "orders"
+    KEY.scale_1.npy …       uint16 [S·S], where the spec has scales
+    KEY.cond_depth.npy …    uint16 [h·w], row_major, where the spec has conditions
+
+Axes: N rows of a shard, O its orders, L codes of a sequence.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from codeshards.format.errors import ShardError
+from codeshards.format.files import compact_json
+from codeshards.format.schema import METADATA_KEY, NO_LABEL, ShardSpec, column_to_numpy
+
+SPEC_MEMBER = f"__{METADATA_KEY.decode()}__"
+_Arrays = dict[str, npt.NDArray[np.uint16]]
+
+
+def tar_bytes(table: pa.Table) -> bytes:
+    """A shard's table as the content of a tar file; times, owners and modes are fixed."""
+    spec = ShardSpec.from_schema(table.schema)
+    out = io.BytesIO()
+    _add(out, SPEC_MEMBER, compact_json({**spec.to_json(), "rows": table.num_rows}).encode())
+    columns = {name: column_to_numpy(table.column(name).combine_chunks()) for name in spec.column_names}
+    arrays = _stacked(spec, columns)
+    orders = list(spec.orders)
+    for row, (key, view, label) in enumerate(
+        zip(columns["key"], columns["view"].tolist(), columns["label"].tolist(), strict=True)
+    ):
+        about = {"key": key, "label": None if label == NO_LABEL else label, "orders": orders, "view": view}
+        _add(out, f"{key}.json", compact_json(about).encode())
+        for name, values in arrays.items():
+            _add(out, f"{key}.{name}", _npy_header(values.shape[1:]) + values[row].tobytes())
+    out.write(bytes(-out.tell() % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
+    return out.getvalue()
+
+
+def read_tar(content: bytes) -> pa.Table:
+    """The table that :func:`tar_bytes` wrote.
+
+    Raises:
+        ShardError: It is not a shard of codes, or not whole.
+    """
+    try:
+        members = _members(content)
+        name, start, stop = next(members, ("", 0, 0))
+        if name != SPEC_MEMBER:
+            raise ShardError(f"not a shard of codes: its first member is {name or 'missing'}, expected {SPEC_MEMBER}")
+        header = json.loads(content[start:stop])
+        rows = header.pop("rows")
+        spec = ShardSpec.from_json(header)
+        return _read_rows(content, members, spec, rows)
+    except (tarfile.TarError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        if isinstance(error, ShardError):
+            raise
+        raise ShardError(f"the tar is damaged ({error or repr(error)})") from error
+
+
+def _read_rows(content: bytes, members: Iterator[tuple[str, int, int]], spec: ShardSpec, rows: int) -> pa.Table:
+    shapes = _shapes(spec)
+    found = {name: np.empty((rows, *shape), np.uint16) for name, shape in shapes.items()}
+    keys, views, labels = list[str](), np.empty(rows, np.uint8), np.empty(rows, np.int64)
+    for row in range(rows):
+        name, start, stop = next(members)
+        about = json.loads(content[start:stop])
+        key = about["key"]
+        if name != f"{key}.json" or about["orders"] != list(spec.orders):
+            raise ShardError(f"the tar is damaged: member {name} describes row {key!r} with orders {about['orders']}")
+        keys.append(key)
+        views[row] = about["view"]
+        labels[row] = NO_LABEL if about["label"] is None else about["label"]
+        for column, values in found.items():
+            name, start, stop = next(members)
+            header = _npy_header(shapes[column])
+            if name != f"{key}.{column}" or not content.startswith(header, start):
+                raise ShardError(
+                    f"the tar is damaged: found member {name}, expected {key}.{column} of the spec's shape"
+                )
+            values[row] = np.frombuffer(content[start + len(header) : stop], "<u2").reshape(shapes[column])
+    if (extra := next(members, None)) is not None:
+        raise ShardError(f"the tar is damaged: member {extra[0]} comes after its {rows} rows")
+    codes_NOL = found.pop("codes.npy")
+    columns = {f"codes_{name}": codes_NOL[:, index] for index, name in enumerate(spec.orders)}
+    columns |= {name.removesuffix(".npy"): values for name, values in found.items()}
+    return spec.columns_to_table(keys, views, labels, columns)
+
+
+def _stacked(spec: ShardSpec, columns: dict[str, npt.NDArray[Any]]) -> _Arrays:
+    """Member's ending → its arrays of all rows."""
+    codes_NOL = np.stack([columns[f"codes_{name}"] for name in spec.orders], axis=1)
+    others = [name for name in spec.code_grids if not name.startswith("codes_")]
+    arrays = {"codes.npy": codes_NOL, **{f"{name}.npy": columns[name] for name in others}}
+    return {name: np.ascontiguousarray(values, "<u2") for name, values in arrays.items()}
+
+
+def _shapes(spec: ShardSpec) -> dict[str, tuple[int, ...]]:
+    others = {f"{name}.npy": (g.length,) for name, g in spec.code_grids.items() if not name.startswith("codes_")}
+    return {"codes.npy": (len(spec.orders), spec.image.length), **others}
+
+
+def _add(out: io.BytesIO, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)  # mtime 0, uid and gid 0, no names of owners
+    info.size, info.mode = len(content), 0o644
+    out.write(bytes(-out.tell() % tarfile.BLOCKSIZE))
+    out.write(info.tobuf(tarfile.PAX_FORMAT))
+    out.write(content)
+
+
+def _members(content: bytes) -> Iterator[tuple[str, int, int]]:
+    """(name, first byte, byte after the last) of each member, in the file's sequence."""
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+        while (info := tar.next()) is not None:
+            yield info.name, info.offset_data, info.offset_data + info.size
+        if content[tar.offset :].strip(b"\0") or len(content) < tar.offset:
+            raise ShardError("the tar is damaged: bytes follow its end, or it was cut short")
+
+
+@functools.lru_cache(maxsize=64)
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": "<u2", "fortran_order": False, "shape": shape})
+    return out.getvalue()

@@ -1,0 +1,206 @@
+"""Whether a dataset is whole and true to its own account. Needs no pixels; one flipped byte is enough to be found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from codeshards.format import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    PLAN_FILE,
+    SAMPLES_FILE,
+    Manifest,
+    Plan,
+    PlannedShard,
+    ShardEntry,
+    ShardError,
+    ShardSpec,
+    Sidecar,
+    Store,
+    Where,
+    inverse,
+    is_intact,
+    load_plan,
+    open_store,
+    read_table,
+    row_key,
+    sidecar_path,
+)
+from codeshards.format.schema import column_to_numpy
+
+_THREADS = 4  # hashing and decoding release the GIL; each holds a shard in memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verified:
+    """What :func:`verify` looked at and found."""
+
+    problems: tuple[str, ...]
+    """What is wrong, each naming its file; none: the dataset is as it was written."""
+    files: int
+    """Files whose every byte was looked at."""
+    rows: int
+    """Rows whose codes were looked at."""
+
+
+def verify(dataset: Where, *, fingerprint_of: Callable[[Path], str] | None = None) -> Verified:
+    """Look at every byte of a dataset.
+
+    Hashes, sizes, row counts, ranges of codes and labels, keys against the plan (which makes them unique), all orders
+    against each other, Parquet against tar where both are there, and that plan, sidecars and manifest agree.
+
+    Args:
+        dataset: A dataset whose job has finished.
+        fingerprint_of: Folder of a tokenizer → its fingerprint, to compare with the one that the codes are said to
+            come from; None leaves that out.
+
+    Raises:
+        ShardError: There is no dataset, or the object store cannot be read.
+    """
+    store = open_store(dataset)
+    if not (store / MANIFEST_FILE).exists():
+        Manifest.load(store)  # says what to do
+    try:
+        manifest = Manifest.load(store)
+    except ShardError as error:
+        return Verified(problems=(str(error),), files=1, rows=0)
+    problems = list(_file_problems(store, manifest))
+    if any(name in problem for problem in problems for name in (PLAN_FILE, SAMPLES_FILE)):
+        # The rest would be compared with a damaged plan.
+        return Verified(problems=tuple(problems), files=1 + len(manifest.files), rows=0)
+    if fingerprint_of is not None:
+        problems += _tokenizer_problems(store, manifest, fingerprint_of)
+    plan = load_plan(store)
+    problems += _plan_problems(store, manifest, plan)
+    entries = {(split, entry.name): entry for split, found in manifest.splits.items() for entry in found.shards}
+    shards = [shard for shard in plan.shards if (shard.split, shard.name) in entries]
+
+    def check(shard: PlannedShard) -> list[str]:
+        return list(_shard_problems(store, manifest, plan, shard, entries[shard.split, shard.name]))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        problems += [problem for found in pool.map(check, shards) for problem in found]
+    data_files = sum(len(entry.files) for entry in entries.values())
+    return Verified(
+        problems=tuple(dict.fromkeys(problems)),
+        files=1 + len(manifest.files) + len(shards) + data_files,
+        rows=sum(entry.rows for entry in entries.values()),
+    )
+
+
+def _file_problems(store: Store, manifest: Manifest) -> Iterator[str]:
+    """The files that are neither shards nor sidecars, and those that nobody accounts for."""
+    for name in (CARD_FILE, PLAN_FILE, SAMPLES_FILE):
+        if name not in manifest.files:
+            yield f"{store / MANIFEST_FILE} does not account for {name}"
+    for name, record in manifest.files.items():
+        if not is_intact(store / name, record):
+            yield f"{store / name} is missing, or its sha256 is not the one of {MANIFEST_FILE}"
+    for folder in manifest.tokenizer_folders:
+        for name in (store / folder).files():
+            if f"{folder}/{name}" not in manifest.files:
+                yield f"{store / folder / name} is not part of the dataset"
+    for split, found in manifest.splits.items():
+        known = {name for entry in found.shards for name in (*entry.files, f"{entry.name}.json")}
+        for name in (store / split).files():
+            if name not in known:  # whoever reads a folder by its pattern would read it too
+                yield f"{store / split / name} is not part of the dataset"
+
+
+def _tokenizer_problems(store: Store, manifest: Manifest, fingerprint_of: Callable[[Path], str]) -> Iterator[str]:
+    grids = {"image": manifest.spec.image, **manifest.spec.conditions}
+    for name, about in {"image": manifest.tokenizer, **manifest.conditions}.items():
+        if "folder" not in about:
+            continue
+        place = store / about["folder"]
+        try:
+            with place.as_folder() as folder:
+                found = fingerprint_of(folder)
+        except (OSError, ValueError) as error:
+            yield f"{place} cannot be read as a tokenizer ({error})"
+            continue
+        if found != grids[name].fingerprint:
+            yield f"{place} has fingerprint {found}, the codes were made by {grids[name].fingerprint}"
+
+
+def _plan_problems(store: Store, manifest: Manifest, plan: Plan) -> Iterator[str]:
+    path = store / PLAN_FILE
+    if plan.hash != manifest.plan_hash:
+        yield f"{path} has hash {plan.hash}, {MANIFEST_FILE} says {manifest.plan_hash}"
+    if plan.settings.get("spec", manifest.spec.to_json()) != manifest.spec.to_json():
+        yield f"{path} plans other columns than {MANIFEST_FILE} has"
+    if manifest.tokenizer.get("fingerprint", manifest.spec.image.fingerprint) != manifest.spec.image.fingerprint:
+        yield f"{store / MANIFEST_FILE}: fingerprint of the tokenizer and of the spec differ"
+    planned = {split: [s.name for s in plan.shards if s.split == split] for split in plan.splits}
+    listed = {split: [entry.name for entry in found.shards] for split, found in manifest.splits.items()}
+    if planned != listed:
+        yield f"{store / MANIFEST_FILE} lists other shards than {PLAN_FILE} plans"
+    for split, found in manifest.splits.items():
+        if found.rows != sum(entry.rows for entry in found.shards):
+            yield f"{store / MANIFEST_FILE}: the rows of the shards of {split} do not add up to {found.rows}"
+
+
+def _shard_problems(
+    store: Store, manifest: Manifest, plan: Plan, shard: PlannedShard, entry: ShardEntry
+) -> Iterator[str]:
+    """One shard: its sidecar, the bytes of its files, and what they hold."""
+    path = sidecar_path(store, shard)
+    try:
+        sidecar = Sidecar.load(path)
+    except ShardError as error:
+        yield str(error)
+        return
+    made = (sidecar.plan_hash, sidecar.split, sidecar.index, sidecar.rows, sidecar.files)
+    if made != (manifest.plan_hash, shard.split, shard.index, entry.rows, entry.files):
+        yield f"{path} and {MANIFEST_FILE} differ about this shard"
+        return
+    failed = {failure.key for failure in sidecar.failures}
+    keys = [row_key(key, v) for key in plan.sample_keys(shard) if key not in failed for v in range(plan.views)]
+    tables: dict[Store, pa.Table] = {}
+    for name, record in entry.files.items():
+        file = store / shard.split / name
+        try:
+            if not is_intact(file, record):
+                yield f"{file} is missing, or its sha256 is not the one of {MANIFEST_FILE}"
+                continue
+            tables[file] = read_table(file, manifest.spec, entry.rows)
+        except (ShardError, FileNotFoundError) as error:
+            yield f"{file}: {error}"
+            continue
+        for problem in _table_problems(tables[file], manifest, plan, keys):
+            yield f"{file}: {problem}"
+    if any(not table.equals(next(iter(tables.values()))) for table in tables.values()):
+        yield f"{' and '.join(map(str, tables))} hold different rows"
+
+
+def _table_problems(table: pa.Table, manifest: Manifest, plan: Plan, keys: list[str]) -> Iterator[str]:
+    spec = manifest.spec
+    columns = {name: column_to_numpy(table.column(name).combine_chunks()) for name in spec.column_names}
+    if columns["key"].tolist() != keys:
+        yield "keys are not those of the plan without the failures"
+    if columns["view"].tolist() != [row % plan.views for row in range(len(keys))]:
+        yield f"views are not 0 … {plan.views - 1} for each sample in turn"
+    if manifest.class_names and columns["label"].max(initial=0) >= len(manifest.class_names):
+        yield f"label {columns['label'].max()} is beyond the {len(manifest.class_names)} classes"
+    for name, grid in spec.code_grids.items():
+        if columns[name].max(initial=0) >= grid.codebook_size:
+            yield f"{name} has code {columns[name].max()}, beyond the codebook of {grid.codebook_size}"
+    rasters = {name: _raster(columns, spec, name) for name in spec.orders}
+    first = spec.orders[0]
+    for name, raster_NL in rasters.items():
+        wrong = np.flatnonzero((raster_NL != rasters[first]).any(1))
+        if len(wrong):
+            key = columns["key"][wrong[0]]
+            yield f"codes_{name} and codes_{first} show different pictures in {len(wrong)} rows, first {key!r}"
+
+
+def _raster(columns: dict[str, Any], spec: ShardSpec, name: Any) -> npt.NDArray[np.uint16]:
+    return np.asarray(columns[f"codes_{name}"][:, inverse(name, spec.image.height, spec.image.width)])
