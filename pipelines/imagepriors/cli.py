@@ -194,6 +194,7 @@ def tokenize(
     condition: tuple[Path, ...] = (),
     out: Path = Path("runs/demo/shards"),
     overwrite: bool = False,
+    retry_failed: bool = False,
     preset: str = "demo",
 ) -> str:
     """Encode a whole dataset into token shards, in parallel on Ray (RAY_ADDRESS names a cluster).
@@ -206,18 +207,26 @@ def tokenize(
         condition: Run folders of tokenizers for conditions (masks, depth, poses) to encode beside the images.
         out: Folder to write; an interrupted job continues.
         overwrite: Delete what `out` holds first.
+        retry_failed: Make the shards with failures again.
         preset: Preset that sets the defaults of all flags below.
     """
     from codeshards.job import tokenize as run_job
+    from imagepriors.tokenize_report import summarize, write_tokenize_report
     from vqgan.checkpoint import load_config
 
     conditions: dict[str, Path] = {load_config(folder).model.modality: folder for folder in condition}
     if len(conditions) < len(condition):
         raise ShardError(f"--condition names two tokenizers of one modality: {', '.join(map(str, condition))}")
     run_job(
-        config, dataset=dataset, data=data, tokenizers={"image": tokenizer, **conditions}, out=out, overwrite=overwrite
+        config,
+        dataset=dataset,
+        data=data,
+        tokenizers={"image": tokenizer, **conditions},
+        out=out,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
     )
-    return f"token shards in {out}"
+    return f"token shards in {out}\n{summarize(out)}\n  look at          {write_tokenize_report(out)}"
 
 
 def train_prior(
@@ -282,16 +291,31 @@ def report(
     return f"open {write_report(run, data, dataset)}"
 
 
-def bench(*, repeats: int = 5, out: Path | None = None) -> str:
-    """Measure stage 1 against taming-transformers on this machine (needs the `peers` extra).
+def bench(
+    suite: tyro.conf.Positional[Literal["stage1", "tokenize"]] = "stage1",
+    *,
+    repeats: int = 5,
+    data: Path | None = None,
+    out: Path | None = None,
+) -> str:
+    """Measure on this machine: stage1 against taming-transformers (`peers` extra), or the tokenize job.
 
     Args:
+        suite: What to measure.
         repeats: Measurements of each contender; the median counts.
+        data: Folder with photos for the tokenize suite.
         out: Folder for the table and its figures; default: the package's own results.
     """
-    from imagepriors.benchmarks.stage1 import run
+    places = () if out is None else (out,)
+    if suite == "stage1":
+        from imagepriors.benchmarks.stage1 import run
 
-    return run(repeats, out) if out else run(repeats)
+        return run(repeats, *places)
+    from imagepriors.benchmarks.tokenize import run as run_tokenize
+
+    if data is None:
+        raise InputError("the tokenize suite needs photos: pass --data, e.g. a folder of ImageNet")
+    return run_tokenize(repeats, data, *places)
 
 
 COMMANDS: dict[str, Callable[..., str]] = {
