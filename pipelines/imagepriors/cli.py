@@ -247,6 +247,7 @@ def tokenize(
     condition: tuple[Path, ...] = (),
     out: Path = Path("runs/demo/shards"),
     overwrite: bool = False,
+    retry_failed: bool = False,
     preset: str = "demo",
 ) -> str:
     """Encode a whole dataset into token shards, in parallel on Ray (RAY_ADDRESS names a cluster).
@@ -259,18 +260,26 @@ def tokenize(
         condition: Run folders of tokenizers for conditions (masks, depth, poses) to encode beside the images.
         out: Folder to write; an interrupted job continues.
         overwrite: Delete what `out` holds first.
+        retry_failed: Make the shards with failures again.
         preset: Preset that sets the defaults of all flags below.
     """
     from codeshards.job import tokenize as run_job
+    from imagepriors.tokenize_report import summarize, write_tokenize_report
     from vqgan.checkpoint import load_config
 
     conditions: dict[str, Path] = {load_config(folder).model.modality: folder for folder in condition}
     if len(conditions) < len(condition):
         raise ShardError(f"--condition names two tokenizers of one modality: {', '.join(map(str, condition))}")
     run_job(
-        config, dataset=dataset, data=data, tokenizers={"image": tokenizer, **conditions}, out=out, overwrite=overwrite
+        config,
+        dataset=dataset,
+        data=data,
+        tokenizers={"image": tokenizer, **conditions},
+        out=out,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
     )
-    return f"token shards in {out}"
+    return f"token shards in {out}\n{summarize(out)}\n  look at          {write_tokenize_report(out)}"
 
 
 def train_prior(
@@ -377,6 +386,7 @@ def inspect_data(
 SUITES = {
     "stage1": "imagepriors.benchmarks.stage1",
     "decode": "imagepriors.benchmarks.decode",
+    "tokenize": "imagepriors.benchmarks.tokenize",
     "loader": "imagepriors.benchmarks.loader",
     "train-prior": "imagepriors.benchmarks.train_prior",
     "sample": "imagepriors.benchmarks.sample",
@@ -393,16 +403,18 @@ def bench(
     """Measure this package against its rivals on this machine (needs the `peers` extra).
 
     Args:
-        suite: What to measure: stage1 (training and encoding), decode, loader, train-prior or sample.
+        suite: What to measure: stage1 (training and encoding), decode, tokenize, loader, train-prior or sample.
         repeats: Measurements of each contender; the median counts.
-        data: Class folders of photos, for decode.
+        data: Class folders of photos, for decode and tokenize.
         out: Folder for the table and its figures; default: the package's own results.
     """
     if suite not in SUITES:
         raise ShardError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}")
     module = importlib.import_module(SUITES[suite])
     arguments: dict[str, Any] = {"out": out} if out else {}
-    if suite == "decode":
+    if suite in ("decode", "tokenize"):
+        if data is None or not data.is_dir():
+            raise InputError(f"no photos in {data}: pass --data, a folder with one sub-folder of photos per class")
         arguments["data"] = data
     return str(module.run(repeats, **arguments))
 

@@ -1,6 +1,7 @@
 """Pictures about pictures: grids, label and depth colours, curves, the five orders. All return or save PNGs."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,15 @@ def orders_figure(names: Sequence[str], height: int, width: int) -> Figure:
     return figure
 
 
-def curves_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str) -> Figure:
+def curves_figure(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str, *, xlabel: str = "step"
+) -> Figure:
     """Named (steps, values) lines in one plot."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     for name, (steps, values) in curves.items():
         axes.plot(steps, values, label=name, marker="o" if len(steps) < 12 else None, markersize=3)
-    axes.set(xlabel="step", ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
@@ -81,6 +84,16 @@ def usage_figure(counts_K: Sequence[int]) -> Figure:
     used = int((share > 0).sum())
     axes.set(xlabel="code, by frequency", ylabel="share of all codes", title=f"{used} of {len(share)} codes are used")
     return figure
+
+
+def png_bytes(picture: Figure | Image.Image) -> bytes:
+    """A figure or image as the bytes of a PNG file."""
+    buffer = BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(buffer, dpi=110)
+    else:
+        picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def entropy_figure(entropies_HW: Mapping[str, npt.NDArray[Any]]) -> Figure:

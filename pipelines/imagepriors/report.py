@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,26 @@ def write_report(run: Path, data: Path, dataset: str) -> Path:
         *(_sample_section(prior, run, shards, out) for prior in priors),
     ]
     for section in sections:
-        section["images"] = [base64.b64encode((out / name).read_bytes()).decode() for name in section["files"]]
-    environment = Environment(loader=PackageLoader("imagepriors", "."), autoescape=True, undefined=StrictUndefined)
-    template = environment.get_template("report.html.jinja")
-    html = template.render(title=f"imagepriors: {dataset}", facts=_facts(run, shards, priors), sections=sections)
+        section["images"] = [(out / name).read_bytes() for name in section["files"]]
     with atomic_write(out / "report.html") as file:
-        file.write(html.encode())
+        file.write(render_page(f"imagepriors: {dataset}", _facts(run, shards, priors), sections))
     return out / "report.html"
+
+
+def render_page(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[dict[str, Any]]) -> bytes:
+    """A self-contained page.
+
+    Args:
+        title: Its title.
+        facts: Name and value of each line of the table at the top.
+        sections: Each with title, text, images (PNG bytes) and, where wanted, rows (a table).
+    """
+    environment = Environment(loader=PackageLoader("imagepriors", "."), autoescape=True, undefined=StrictUndefined)
+    pages = [
+        {"rows": [], **section, "images": [base64.b64encode(image).decode() for image in section["images"]]}
+        for section in sections
+    ]
+    return environment.get_template("report.html.jinja").render(title=title, facts=facts, sections=pages).encode()
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_polars(dataset: Path, expected: dict[str, Any]) -> None:
 def test_ray_data(dataset: Path, expected: dict[str, Any]) -> None:
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
     try:
         paths = sorted(map(str, (dataset / "train").glob("*.parquet")))
         rows = ray.data.read_parquet(paths).select_columns(["key", "codes_zcurve"]).take_all()

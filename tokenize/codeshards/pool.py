@@ -175,6 +175,7 @@ class _Pool:
                 self._ask()
             self._assign()
             self._collect()
+        self._show()
 
     def _hire(self) -> None:
         """Start actors where there is room, as long as shards wait for them."""
@@ -196,6 +197,9 @@ class _Pool:
         for hand in self._hands:
             if hand.asked is None:
                 hand.asked = hand.actor.samples_done.remote()
+        self._show()
+
+    def _show(self) -> None:
         partial = Counter(self._done_by_node)
         for hand in self._hands:
             partial[self._cluster.name(hand.node)] += max(0, hand.samples - hand.finished)

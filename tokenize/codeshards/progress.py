@@ -96,13 +96,17 @@ class LiveView:
         total = min(self._samples, sum(done_by_node.values()))
         self._bar.update(total - self._bar.n)
         if now - self._last_event_s >= _EVENT_S:
-            self._last_event_s = now
-            self._events.write("progress", samples=total, nodes=done_by_node)
+            self._log_progress()
         if not self._bar.disable:
             self._status.set_description_str(self._line())
         elif now - self._last_line_s >= _LINE_S:
             self._last_line_s = now
             log.info("%s: %s of %s images, %s", self._name, f"{total:,}", f"{self._samples:,}", self._line(total))
+
+    def _log_progress(self) -> None:
+        if self._history:
+            self._last_event_s, done_by_node = self._history[-1][0], self._history[-1][1]
+            self._events.write("progress", samples=sum(done_by_node.values()), nodes=done_by_node)
 
     def _line(self, total: int | None = None) -> str:
         (start, first), (end, last) = self._history[0], self._history[-1]
@@ -118,6 +122,7 @@ class LiveView:
         return " · ".join(parts)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar as it stands, and log how far the job is."""
+        self._log_progress()
         self._status.close()
         self._bar.close()

@@ -21,27 +21,21 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 from vqgan.datasets import CENTRE, Item, Split, open_splits, spread
 from vqgan.datasets.files import File
-from vqgan.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = 256
 RIVAL = "torchvision ImageFolder"
 
 
-def run(repeats: int, out: Path = RESULTS, data: Path | None = None, images: int = 200) -> str:
+def run(repeats: int, data: Path, out: Path = RESULTS, images: int = 200) -> str:
     """Measure, write decode-cpu.json and .md into `out`, return the table.
 
     Args:
         repeats: Rounds; the median counts.
-        out: Folder for the results.
         data: Class folders of photos.
+        out: Folder for the results.
         images: Photos read a round.
-
-    Raises:
-        InputError: no photos there.
     """
-    if data is None or not data.is_dir():
-        raise InputError(f"no photos in {data}: pass --data, a folder with one sub-folder of photos per class")
     torch.set_num_threads(1)
     rival = ImageFolder(str(data), transform=Compose([Resize(SIZE, InterpolationMode.BICUBIC), CenterCrop(SIZE)]))
     places = spread(len(rival), images)

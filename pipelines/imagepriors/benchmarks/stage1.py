@@ -127,7 +127,7 @@ def train_ours(device: str, precision: str, repeats: int) -> dict[str, Any]:
     return {"seconds": statistics.median(_seconds(lambda: trainer.step(x), repeats)), "images": batch}
 
 
-def _weights() -> VQGAN:
+def random_weights() -> VQGAN:
     """Random weights, the codebook drawn from the latents of other pictures: codes lie close, as after training."""
     torch.manual_seed(0)
     model = VQGAN(ModelConfig()).eval()
@@ -144,7 +144,7 @@ def encode_taming(device: str, precision: str, repeats: int) -> dict[str, Any]:
     from imagepriors.benchmarks.peers import taming
 
     model = taming().VQModel(_DDCONFIG, lossconfig={}, n_embed=1024, embed_dim=256)
-    model.load_state_dict(_weights().state_dict())
+    model.load_state_dict(random_weights().state_dict())
     model.eval().to(device)
     batch = _ENCODE_BATCH[device]
     x = torch.from_numpy(np.stack(_pictures(batch))).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -161,7 +161,7 @@ def encode_taming(device: str, precision: str, repeats: int) -> dict[str, Any]:
 def encode_ours(device: str, precision: str, repeats: int) -> dict[str, Any]:
     """Our `Tokenizer.encode`, from uint8 pictures to codes in main memory."""
     with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder), TrainConfig(), _weights())
+        save_model(Path(folder), TrainConfig(), random_weights())
         tokenizer = Tokenizer.load(Path(folder), precision=precision)  # type: ignore[arg-type]
     batch = _ENCODE_BATCH[device]
     pictures = _pictures(batch)
