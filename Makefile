@@ -17,6 +17,7 @@ PRESET_imagenet := imagenet-small
 ORDERS   := row_major spiral_out zcurve subsample alternate
 DATASETS := demo folder imagenet cifar10 ade20k imagenet-depth deepfashion
 CONDS    := none class segmentation depth pose
+SUITE    ?= stage1
 BIN      := .venv/bin
 CLI      := $(BIN)/imagepriors
 READY    := .venv/.ready
@@ -26,7 +27,7 @@ $(if $(filter $($(1)),$(2)),,$(error $(1)=$($(1)) is unknown: choose one of $(2)
 endef
 $(call one_of,ORDER,$(ORDERS))
 $(call one_of,DATASET,$(DATASETS))
-$(call one_of,COND,$(CONDS))
+$(foreach part,$(subst +, ,$(COND)),$(if $(filter $(part),$(CONDS)),,$(error COND=$(COND) is unknown: choose one of $(CONDS), or several joined by +)))
 
 PRIOR    := $(RUN)/prior-$(ORDER)$(if $(filter-out none,$(COND)),-$(COND))
 # Masks are tokenized beside the images where a preset for their tokenizer exists.
@@ -88,10 +89,11 @@ sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
-bench: $(READY) ## Measure stage 1 against taming-transformers on this machine
+bench: $(READY) ## Measure against rivals on this machine (SUITE=stage1, loader, train-prior, sample)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
-	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6
-	$(CLI) bench $(SET)
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6 \
+	  litdata==0.2.76 mosaicml-streaming==0.13.0 brotli==1.2.1 cramjam==2.14.0 python-snappy==0.7.3 zstd==1.5.7.2
+	$(CLI) bench $(SUITE) $(SET)
 
 check: lint test ## Lint, types, import contracts, tests
 

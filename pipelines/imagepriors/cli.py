@@ -76,9 +76,9 @@ def train_vqgan(
 
     _keep_freed_memory()
     if workers:
-        from imagepriors.cluster import train_on_ray
+        from imagepriors.cluster import train_vqgan_on_ray
 
-        summary = train_on_ray(config, dataset, data, out, workers)
+        summary = train_vqgan_on_ray(config, dataset, data, out, workers)
     else:
         summary = train(config, open_splits(dataset, data), out)
     return f"tokenizer in {out}: " + _figures(summary)
@@ -244,20 +244,27 @@ def train_prior(
     *,
     shards: Path = Path("runs/demo/shards"),
     out: Path = Path("runs/demo/prior-row_major"),
+    workers: int = 0,
     preset: str = "demo",
 ) -> str:
-    """Stage 2: train a transformer on token shards; no pixels are read.
+    """Stage 2: train a transformer on token shards; no pixels are read (also under torchrun).
 
     Args:
         config: The run.
         shards: Folder that tokenize wrote.
         out: Run folder; a run that was interrupted continues.
+        workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         preset: Preset that sets the defaults of all flags below.
     """
     from codeprior.train import train_prior as run
 
     _keep_freed_memory()
-    summary = run(config, shards, out)
+    if workers:
+        from imagepriors.cluster import train_prior_on_ray
+
+        summary = train_prior_on_ray(config, shards, out, workers)
+    else:
+        summary = run(config, shards, out)
     return f"prior in {out}: " + _figures(summary)
 
 
@@ -308,14 +315,19 @@ def report(
     return f"open {write_report(run, data, dataset)}"
 
 
-SUITES = {"stage1": "imagepriors.benchmarks.stage1", "sample": "imagepriors.benchmarks.sample"}
+SUITES = {
+    "stage1": "imagepriors.benchmarks.stage1",
+    "loader": "imagepriors.benchmarks.loader",
+    "train-prior": "imagepriors.benchmarks.train_prior",
+    "sample": "imagepriors.benchmarks.sample",
+}
 
 
 def bench(suite: tyro.conf.Positional[str] = "stage1", *, repeats: int = 5, out: Path | None = None) -> str:
     """Measure this package against its rivals on this machine (needs the `peers` extra).
 
     Args:
-        suite: What to measure: stage1 (training and encoding) or sample.
+        suite: What to measure: stage1 (training and encoding), loader, train-prior or sample.
         repeats: Measurements of each contender; the median counts.
         out: Folder for the table and its figures; default: the package's own results.
     """

@@ -3,10 +3,11 @@
 RUN/
   checkpoints/step-00000500/
     config.json          RunConfig: what was trained, on what
-    model.safetensors    the weights
-    state.safetensors    AdamW's moments and torch's random state
+    model.safetensors    the weights; with ema_decay their moving average
+    state.safetensors    AdamW's moments; with ema_decay also the weights that are trained
     state.json           step, loader position and other plain values
-  metrics.jsonl
+  best/                  config, weights and summary of the evaluation with the lowest loss
+  metrics.jsonl          and tensorboard/: the same figures as curves
   config.json            of the finished run
   model.safetensors
   summary.json           written last: the run is complete
@@ -30,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
+from codeprior.distributed import placed_like
 from codeprior.model import Prior
 from codeshards.format import atomic_write, atomic_write_json, read_json
 
@@ -40,8 +42,15 @@ CONFIG, WEIGHTS, TENSORS, SCALARS = "config.json", "model.safetensors", "state.s
 SUMMARY = "summary.json"
 _TEMP_PREFIX = ".tmp-"
 
-FREE_ON_RESUME = frozenset({"steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "device"})
-"""Fields of TrainConfig that a resumed run may change: none of them alters what a step computes."""
+BEST = "best"
+
+FREE_ON_RESUME = frozenset(
+    {
+        "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "device", "parallel", "accumulate",
+        "compile", "checkpoint_activations",
+    }
+)  # fmt: skip
+"""Fields of TrainConfig that a resumed run may change: none alters what a step computes, but for rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +112,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def save_checkpoint(
     run: Path,
     config: RunConfig,
-    prior: Prior,
+    weights: Mapping[str, Tensor],
     *,
     step: int,
     tensors: Mapping[str, Tensor],
@@ -116,17 +125,38 @@ def save_checkpoint(
     final = root / f"step-{step:08d}"
     temp = root / f"{_TEMP_PREFIX}{final.name}-{os.getpid()}"
     temp.mkdir()
-    atomic_write_json(temp / CONFIG, asdict(config))
+    write_weights(temp, config, weights)
     atomic_write_json(temp / SCALARS, {"step": step, **scalars})
-    for name, group in ((WEIGHTS, prior.state_dict()), (TENSORS, tensors)):
-        save_file({key: tensor.contiguous() for key, tensor in group.items()}, temp / name)
-        _fsync(temp / name)
+    _write_tensors(temp / TENSORS, tensors)
     _fsync(temp)
     temp.rename(final)
     _fsync(root)
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def save_best(run: Path, config: RunConfig, weights: Mapping[str, Tensor], figures: Mapping[str, Any]) -> None:
+    """Replace RUN/best, which :func:`load_prior` reads like a finished run."""
+    temp = run / f"{_TEMP_PREFIX}{BEST}"
+    shutil.rmtree(temp, ignore_errors=True)
+    temp.mkdir()
+    write_weights(temp, config, weights)
+    atomic_write_json(temp / SUMMARY, figures)
+    shutil.rmtree(run / BEST, ignore_errors=True)
+    temp.rename(run / BEST)
+    _fsync(run)
+
+
+def write_weights(folder: Path, config: RunConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write the two files that :func:`load_prior` needs into an existing folder."""
+    atomic_write_json(folder / CONFIG, asdict(config))
+    _write_tensors(folder / WEIGHTS, weights)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    _fsync(path)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -159,7 +189,9 @@ def load_weights(prior: Prior, path: Path) -> None:
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise PriorError(f"{path}: {name} is {list(tensor.shape)}, expected {list(expected[name].shape)}")
-    prior.load_state_dict(weights)
+    with torch.no_grad():
+        for name, target in expected.items():
+            target.copy_(placed_like(weights[name], target))
 
 
 def finish_run(run: Path, checkpoint: Path, summary: Mapping[str, Any]) -> None:

@@ -96,11 +96,11 @@ class TrainConfig:
     loader: Literal["memory_map", "stream"] = "memory_map"
     """memory_map decodes the split once to disk and shuffles exactly; stream reads the shards again each epoch."""
     shuffle_rows: int = 65_536
-    """Rows in the shuffle buffer of the stream; the memory map shuffles the whole split."""
+    """Rows that the stream shuffles among themselves (whole shards, at least this many); sets its memory."""
     batch_size: int = 64
     """Sequences in one optimizer step, over all ranks and accumulated parts together."""
     accumulate: int = 1
-    """Parts of a rank's batch that go through the model one after the other; bounds the memory."""
+    """Parts of a rank's share of the batch that go through the model one after the other; bounds the memory."""
     cond_dropout: float = 0.0
     """Probability of hiding a sequence's whole condition: the null condition that guidance needs, e.g. 0.1."""
     pkeep: float = 1.0
@@ -132,7 +132,7 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several processes: copies of the model (DDP), or weights and optimizer shared out (FSDP2)."""
     compile: bool = False
-    """Compile the forward and backward pass with torch.compile."""
+    """Compile the forward and backward pass with torch.compile; the first step then takes about a minute."""
     checkpoint_activations: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -148,7 +148,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints (there is always one at the end)."""
     keep_checkpoints: int = 2
-    """How many of the latest checkpoints stay on disk, beside the best one."""
+    """How many of the latest checkpoints stay on disk, beside the best weights."""
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "accumulate", "shuffle_rows", "steps")
@@ -163,9 +163,7 @@ class TrainConfig:
         ok = self.cond_dropout == 0 or self.condition != "none"
         _require(ok, "cond_dropout", self.cond_dropout, "there is no condition to hide; use 0, or set condition")
         _require(0 < self.pkeep <= 1, "pkeep", self.pkeep, "use a probability in (0, 1]")
-        ok = 0 <= self.anneal_start <= self.anneal_end <= 1
-        found = (self.anneal_start, self.anneal_end)
-        _require(ok, "anneal_start, anneal_end", found, "use fractions with 0 ≤ start ≤ end ≤ 1")
+        self._check_random_order()
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "use numbers in [0, 1)")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
@@ -173,6 +171,16 @@ class TrainConfig:
         _require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "use 0 to 1")
         _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "use 0 (off) or more")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 to 2**63 - 1")
+
+    def _check_random_order(self) -> None:
+        found = (self.anneal_start, self.anneal_end)
+        ok = 0 <= self.anneal_start <= self.anneal_end <= 1
+        _require(ok, "(anneal_start, anneal_end)", found, "use fractions with 0 ≤ start ≤ end ≤ 1")
+        if self.random_order:
+            remedy = "random_order must tell tokens which code they predict: set it to true"
+            _require(self.model.target_positions, "model.target_positions", False, remedy)
+            remedy = "scales go from coarse to fine: train them without random_order"
+            _require(not self.multiscale, "multiscale", True, remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,9 +5,12 @@ Axes: N rows of a split, B batch, T image codes of a sequence, C condition token
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,7 @@ from tqdm import tqdm
 from codeprior.config import PriorError, SequenceSpec, condition_parts
 from codeshards.format import OrderName, ShardDataset, atomic_write
 
+_VIEWS = 1  # a key of its own for the draw of views, beside the epoch's permutation
 CACHE_VERSION = 1
 """Part of every cache file's address: raise it when the bytes in the files change meaning."""
 
@@ -33,14 +37,34 @@ class Batch:
     condition_BC: Tensor
     """int64 condition tokens; zeros [B, 1] where there is no condition."""
     codes_BT: Tensor
-    """int64 image codes in sequence order."""
+    """int64 image codes in sequence order: what is predicted."""
+    inputs_BT: Tensor | None = None
+    """What the model reads in place of codes_BT, where some input codes are replaced."""
+    positions_BT: Tensor | None = None
+    """Places of the codes in the prior's order, where the sequences are permuted."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are there, by name: the arguments of `Prior.nll`."""
+        found = {name: getattr(self, name) for name in ("condition_BC", "codes_BT", "inputs_BT", "positions_BT")}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on another device; does not wait for the copy."""
-        return type(self)(
-            condition_BC=self.condition_BC.to(device, non_blocking=True),
-            codes_BT=self.codes_BT.to(device, non_blocking=True),
-        )
+        """The same batch on another device; does not wait for the copy, which pinned memory makes possible."""
+        if device.type == "cuda":
+            moved = {name: t.pin_memory().to(device, non_blocking=True) for name, t in self.tensors().items()}
+        else:
+            moved = {name: t.to(device) for name, t in self.tensors().items()}
+        return type(self)(**moved)
+
+    @classmethod
+    def join(cls, parts: list[Self]) -> Self:
+        """Several batches as one."""
+        return cls(**{name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()})
+
+    def split(self, parts: int) -> list[Self]:
+        """The batch in equal parts, for gradient accumulation."""
+        chunks = {name: tensor.chunk(parts) for name, tensor in self.tensors().items()}
+        return [type(self)(**{name: chunk[i] for name, chunk in chunks.items()}) for i in range(parts)]
 
 
 def cache_root(dataset: ShardDataset) -> Path:
@@ -52,8 +76,9 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
     """One column of a split as a read-only array [N, ...] that stays on disk until it is read.
 
     The first call decodes the column into one .npy file; its name carries a hash of all that decides its
-    bytes, so a changed dataset can never be served from an old file. Processes that start together may
-    both decode, but each renames a complete file into place, so a reader never sees half of one.
+    bytes, so a changed dataset can never be served from an old file. Of processes that start together one
+    decodes and the others wait. Where a file system knows no locks all of them decode; each renames a complete
+    file into place, so a reader never sees half of one.
 
     Raises:
         ShardError: the split or column is unknown or the split empty, a shard is damaged, or the cache
@@ -68,16 +93,33 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _decode(dataset, split, column, path)
+            with _locked(path.parent):
+                if not path.exists():
+                    _decode(dataset, split, column, path)
         except OSError as error:
             raise PriorError(
                 f"cannot write the decoded codes to {path.parent} ({error.strerror}): "
                 "set IMAGEPRIORS_CACHE to a writable folder with room"
             ) from error
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:  # a header that is none, or fewer bytes than it promises
+        raise PriorError(f"{path} is damaged ({error}): delete the file and try again") from error
     if len(array) != rows:
         raise PriorError(f"{path} holds {len(array)} rows, the dataset {rows}: delete the file and try again")
     return np.asarray(array)  # a plain view of the map: np.memmap's own indexing is slower
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system lets go of it when a process dies, so none is ever left behind."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
@@ -114,6 +156,8 @@ class CodeData:
     """Condition tokens (uint16 codes or int32 class ids), one array for each condition."""
     identity: str
     """What the rows are: the dataset's fingerprint and the split."""
+    views_N: NDArray[np.uint8] | None = None
+    """View number of every row, where views are drawn; a sample's rows follow one another from view 0 on."""
 
     @property
     def rows(self) -> int:
@@ -121,23 +165,30 @@ class CodeData:
         return len(self.grids_NT[-1])
 
     @classmethod
-    def open(cls, dataset: ShardDataset, split: str, sequence: SequenceSpec) -> Self:
-        """Map the columns that this sequence needs.
+    def open(cls, dataset: ShardDataset, split: str, sequence: SequenceSpec, *, views: bool = False) -> Self:
+        """Map the columns that this sequence needs, and with `views` that of the views.
 
         Raises:
-            ShardError: a class label is missing or beyond the classes, or the split cannot be mapped.
+            ShardError: the shards are not what the sequence says, a class label is missing or beyond the
+                classes, or the split cannot be mapped.
         """
+        check_shards(dataset, sequence)
         conditions = []
         for part in sequence.conditions:
             if part.name == "class":
                 conditions.append(memory_map(dataset, split, "label")[:, None])
-                _check_labels(conditions[-1], split, part.vocabulary)
+                check_labels(conditions[-1], split, part.vocabulary)
             else:
                 conditions.append(memory_map(dataset, split, f"cond_{part.name}"))
         grids = [memory_map(dataset, split, column) for column in sequence.columns]
         for index, side in enumerate(sequence.scales):  # small, and stored in row-major order
             grids[index] = grids[index][:, sequence.permutation(side, side)]
-        return cls(grids_NT=tuple(grids), conditions_NC=tuple(conditions), identity=f"{dataset.fingerprint}/{split}")
+        return cls(
+            grids_NT=tuple(grids),
+            conditions_NC=tuple(conditions),
+            identity=f"{dataset.fingerprint}/{split}",
+            views_N=memory_map(dataset, split, "view") if views else None,
+        )
 
     def take(self, rows: NDArray[np.int64] | slice) -> Batch:
         """These rows as int64 tensors."""
@@ -151,21 +202,47 @@ class CodeData:
         for start in range(0, self.rows, batch_size):
             yield self.take(slice(start, start + batch_size))
 
-    def code_counts(self, codebook_size: int) -> NDArray[np.int64]:
-        """How often each code occurs, [codebook_size]."""
-        counts = np.zeros(codebook_size, dtype=np.int64)
-        for codes_NT in self.grids_NT:
-            for start in range(0, self.rows, 8192):
-                counts += np.bincount(codes_NT[start : start + 8192].ravel(), minlength=codebook_size)
-        return counts
-
 
 def _join(columns: tuple[NDArray[Any], ...], rows: NDArray[np.int64] | slice) -> Tensor:
     taken = [column[rows].astype(np.int64) for column in columns]
     return torch.from_numpy(taken[0] if len(taken) == 1 else np.concatenate(taken, axis=1))
 
 
-def _check_labels(labels_N1: NDArray[np.int32], split: str, class_count: int) -> None:
+def check_shards(dataset: ShardDataset, sequence: SequenceSpec) -> None:
+    """Refuse shards that are not what a prior's sequences are made of, naming all that differs.
+
+    The order tables need no check here: shards with other tables than this package's do not open at all.
+
+    Raises:
+        PriorError: another grid, codebook or tokenizer, or no such order, scale or condition.
+    """
+    spec, wrong = dataset.spec, []
+
+    def compare(what: str, expected: object, found: object) -> None:
+        if expected != found:
+            wrong.append(f"{what}: the prior wants {expected}, the shards have {found}")
+
+    compare("grid", f"{sequence.height}×{sequence.width}", f"{spec.image.height}×{spec.image.width}")
+    compare("codebook_size", sequence.codebook_size, spec.image.codebook_size)
+    compare("tokenizer", sequence.fingerprint, spec.image.fingerprint)
+    if sequence.order not in spec.orders:
+        wrong.append(f"order: the prior wants {sequence.order}, the shards have {', '.join(spec.orders)}")
+    if not set(sequence.scales) <= set(spec.scales):
+        wrong.append(f"scales: the prior wants {sequence.scales}, the shards have {spec.scales}")
+    for part in sequence.conditions:
+        grid = spec.conditions.get(part.name)
+        if part.name != "class" and grid is None:
+            wrong.append(f"condition {part.name}: the shards have {', '.join(sorted(spec.conditions)) or 'none'}")
+        elif grid is not None:
+            compare(f"{part.name} grid", f"{part.height}×{part.width}", f"{grid.height}×{grid.width}")
+            compare(f"{part.name} codebook_size", part.vocabulary, grid.codebook_size)
+            compare(f"{part.name} tokenizer", part.fingerprint, grid.fingerprint)
+    if wrong:
+        raise PriorError(f"{dataset.path} does not fit this prior: {'; '.join(wrong)}")
+
+
+def check_labels(labels_N1: NDArray[np.int32], split: str, class_count: int) -> None:
+    """Refuse rows without a label, or with one beyond the classes."""
     missing = int((labels_N1 < 0).sum())
     if missing:
         raise PriorError(
@@ -182,7 +259,7 @@ def sequence_from_dataset(
     """The sequence spec of a dataset; unnamed classes are counted from the training labels."""
     class_count = len(dataset.class_names)
     if "class" in condition_parts(condition) and class_count == 0:
-        class_count = int(memory_map(dataset, "train", "label").max()) + 1
+        class_count = 1 + max(int(batch["label"].max()) for batch in dataset.batches("train", ["label"]))
     return SequenceSpec.from_shards(
         dataset.spec,
         order=order,
@@ -193,14 +270,15 @@ def sequence_from_dataset(
     )
 
 
-class CodeBatches:
-    """Endless shuffled training batches; batch t of epoch e is a pure function of (seed, e, t).
+class Batches(ABC):
+    """Endless training batches; batch t of epoch e is a pure function of (seed, e, t).
 
-    Every epoch is an exact shuffle. Its ragged tail is dropped, so all batches are equal. The rows of a
-    global batch do not depend on world_size: rank r gets the r-th equal part of them.
+    An epoch's ragged tail is dropped, so all batches are equal. The rows of a global batch do not depend on
+    world_size: rank r gets the r-th equal part of them, so a run may go on with another number of ranks.
 
     Args:
-        data: the split to draw from.
+        rows: rows of an epoch.
+        identity: what the rows are.
         batch_size: sequences in a global batch, over all ranks.
         seed: decides the permutations.
         rank: this process, 0 … world_size - 1.
@@ -210,44 +288,38 @@ class CodeBatches:
         PriorError: fewer rows than a batch, or a batch that does not divide over the ranks.
     """
 
-    def __init__(self, data: CodeData, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        if data.rows < batch_size:
-            raise PriorError(f"batch_size = {batch_size}: the split has only {data.rows} rows; use at most that")
+    def __init__(
+        self, rows: int, identity: str, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if rows < batch_size:
+            raise PriorError(f"batch_size = {batch_size}: an epoch has only {rows} rows; use at most that")
         if batch_size % world_size or not 0 <= rank < world_size:
             raise PriorError(
                 f"batch_size = {batch_size}, rank {rank} of {world_size}: use a batch that divides over the ranks"
             )
-        self.data, self.batch_size, self.seed = data, batch_size, seed
-        self.batches_per_epoch = data.rows // batch_size
+        self.epoch_rows, self.identity, self.batch_size, self.seed = rows, identity, batch_size, seed
+        self.batches_per_epoch = rows // batch_size
         share = batch_size // world_size
-        self._mine = slice(rank * share, (rank + 1) * share)
-        self._shuffled: tuple[int, NDArray[np.int64]] | None = None
+        self.mine = slice(rank * share, (rank + 1) * share)
+        """This rank's rows of a global batch."""
         self.step = 0
         """Batches handed out so far, over all epochs."""
 
-    def rows_of(self, step: int) -> NDArray[np.int64]:
-        """Row numbers of global batch `step`, the same on every rank."""
-        epoch, index = divmod(step, self.batches_per_epoch)
-        if self._shuffled is None or self._shuffled[0] != epoch:
-            self._shuffled = (epoch, epoch_permutation(self.data.rows, self.seed, epoch))
-        return self._shuffled[1][index * self.batch_size : (index + 1) * self.batch_size]
+    @abstractmethod
+    def at(self, step: int) -> Batch:
+        """This rank's part of global batch `step`."""
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        batch = self.data.take(self.rows_of(self.step)[self._mine])
+        batch = self.at(self.step)
         self.step += 1
         return batch
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the next batch, as plain values."""
-        return {
-            "step": self.step,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "data": self.data.identity,
-        }
+        return {"step": self.step, "seed": self.seed, "batch_size": self.batch_size, "data": self.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; costs the same at any step.
@@ -256,20 +328,73 @@ class CodeBatches:
             PriorError: the state belongs to other data, another seed or another batch size.
         """
         mine = self.state_dict()
-        for name in ("data", "seed", "batch_size"):
+        for name in mine.keys() - {"step"}:
             if state.get(name) != mine[name]:
                 raise PriorError(f"cannot resume the loader: {name} was {state.get(name)!r} and is {mine[name]!r} now")
         self.step = int(state["step"])
 
 
-def epoch_permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A uniformly random permutation of range(rows), fixed by (seed, epoch).
+class CodeBatches(Batches):
+    """Batches from a memory map: every epoch is an exact shuffle of the split, or of one view of each sample."""
 
-    Sorting raw generator output, because numpy promises that stream for ever, but not the result of its
-    `permutation`: a run must resume into the same batches after an upgrade.
+    def __init__(self, data: CodeData, **options: Any) -> None:
+        self.data = data
+        self._samples = None if data.views_N is None else sample_starts(data.views_N)
+        rows = data.rows if self._samples is None else len(self._samples) - 1
+        super().__init__(rows, data.identity, **options)
+        self._shuffled: tuple[int, NDArray[np.int64]] | None = None
+
+    def rows_of(self, step: int) -> NDArray[np.int64]:
+        """Row numbers of global batch `step`, the same on every rank."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            rows = epoch_permutation(self.epoch_rows, self.seed, epoch)
+            if self._samples is not None:
+                rows = draw_views(self._samples, self.seed, epoch)[rows]
+            self._shuffled = (epoch, rows)
+        return self._shuffled[1][index * self.batch_size : (index + 1) * self.batch_size]
+
+    def at(self, step: int) -> Batch:
+        """This rank's part of global batch `step`."""
+        return self.data.take(self.rows_of(step)[self.mine])
+
+
+def sample_starts(views_N: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """First row of every sample, and the number of rows at the end: [samples + 1]. View 0 starts a sample."""
+    if len(views_N) == 0 or views_N[0] != 0:
+        raise PriorError("views = 'one': the first row is not a view 0; use views 'all', or tokenize again")
+    return np.append(np.flatnonzero(views_N == 0), len(views_N))
+
+
+def draw_views(starts: NDArray[np.int64], seed: int, *keys: int) -> NDArray[np.int64]:
+    """A random row of each sample, fixed by (seed, keys)."""
+    return starts[:-1] + (random_bits(len(starts) - 1, seed, *keys, _VIEWS) % np.diff(starts).astype(np.uint64)).astype(
+        np.int64
+    )
+
+
+def random_bits(count: int, seed: int, *keys: int) -> NDArray[np.uint64]:
+    """Random 64-bit numbers, fixed by (seed, keys).
+
+    Raw generator output, because numpy promises that stream for ever, but not the results of its distributions:
+    a run must resume into the same batches after an upgrade.
     """
-    bits = np.random.PCG64(np.random.SeedSequence((seed, epoch)))
-    return np.argsort(bits.random_raw(rows), kind="stable").astype(np.int64, copy=False)
+    bits: NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence((seed, *keys))).random_raw(count)
+    return bits
+
+
+def epoch_permutation(rows: int, seed: int, *keys: int) -> NDArray[np.int64]:
+    """A uniformly random permutation of range(rows), fixed by (seed, keys)."""
+    return np.argsort(random_bits(rows, seed, *keys), kind="stable").astype(np.int64, copy=False)
+
+
+def code_counts(dataset: ShardDataset, split: str, sequence: SequenceSpec) -> NDArray[np.int64]:
+    """How often each image code occurs in the sequences of a split, [codebook_size]; reads the shards once."""
+    counts = np.zeros(sequence.codebook_size, dtype=np.int64)
+    for batch in dataset.batches(split, list(sequence.columns)):
+        for codes in batch.values():
+            counts += np.bincount(codes.ravel(), minlength=sequence.codebook_size)
+    return counts
 
 
 def entropy_nats(counts: NDArray[np.int64]) -> float:

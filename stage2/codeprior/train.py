@@ -1,182 +1,132 @@
-"""Training a prior from token shards: the step, the loop around it, and exact resume.
+"""Training a prior from token shards: the loop around the step, with evaluation, logs and exact resume.
 
-Axes: B batch, T image codes of a sequence.
+Axes: T image codes of a sequence.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from codeprior import checkpoint as ckpt
+from codeprior import distributed
 from codeprior.config import PriorError, TrainConfig
-from codeprior.data import (
-    Batch,
-    CodeBatches,
-    CodeData,
-    entropy_nats,
-    sequence_from_dataset,
-    unigram_nll_nats,
-)
+from codeprior.data import CodeData, code_counts, entropy_nats, sequence_from_dataset, unigram_nll_nats
 from codeprior.interrupt import GracefulStop
 from codeprior.model import Prior
-from codeprior.optim import (
-    learning_rate_at,
-    make_autocast,
-    make_optimizer,
-    resolve_device,
-    resolve_precision,
-)
+from codeprior.optim import learning_rate_at
+from codeprior.speed import peak_flops, step_flops_per_sequence
+from codeprior.trainer import Trainer
 from codeshards.format import ShardDataset
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
-
-
-def train_step(
-    prior: Prior,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    *,
-    learning_rate: float,
-    grad_clip: float,
-    autocast: torch.autocast,
-) -> Tensor:
-    """One update of the weights from one batch.
-
-    Args:
-        prior: in train mode.
-        optimizer: over the prior's parameters.
-        batch: on the prior's device.
-        learning_rate: of this update, for every parameter group.
-        grad_clip: largest global gradient norm, 0 for no clipping.
-        autocast: precision of the forward pass, see :func:`codeprior.optim.make_autocast`.
-
-    Returns:
-        Mean negative log-likelihood of the image codes in nats, before the update: a detached scalar that
-        is still on the device, so that the caller decides when to wait for it.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    with autocast:
-        nll = prior.nll(batch.condition_BC, batch.codes_BT).mean()
-    optimizer.zero_grad(set_to_none=True)
-    nll.backward()  # type: ignore[no-untyped-call]
-    if grad_clip > 0:
-        nn.utils.clip_grad_norm_(prior.parameters(), grad_clip)
-    optimizer.step()
-    return nll.detach()
+METRICS, CURVES = "metrics.jsonl", "tensorboard"
 
 
 @torch.no_grad()
 def evaluate(prior: Prior, data: CodeData, *, batch_size: int, autocast: torch.autocast) -> NDArray[np.float64]:
-    """Mean negative log-likelihood in nats at each position of the sequence, [T], over all rows."""
+    """Mean negative log-likelihood in nats at each position of the sequence, [T], over all rows.
+
+    Each rank takes its part of every batch; the result is the same on all.
+    """
     was_training = prior.training
     prior.eval()
-    total_T = torch.zeros(prior.sequence.length, dtype=torch.float64, device=prior.device)
-    batches = -(-data.rows // batch_size)
-    for batch in tqdm(data.in_order(batch_size), total=batches, desc="evaluate", leave=False, disable=None):
-        on_device = batch.to(prior.device)
+    rank, world = distributed.rank(), distributed.world()
+    total_T = torch.zeros(prior.sequence.length, dtype=torch.float32, device=prior.device).double()
+    batches = range(0, data.rows, batch_size)
+    for start in tqdm(batches, desc="evaluate", leave=False, disable=True if rank else None):
+        mine = np.arange(start, min(start + batch_size, data.rows))[rank::world]
+        # With FSDP all ranks must enter every forward pass: one without rows takes the first and does not count it.
+        batch = data.take(mine if len(mine) else np.zeros(1, np.int64)).to(prior.device)
         with autocast:
-            nll_BT = prior.nll(on_device.condition_BC, on_device.codes_BT)
-        total_T += nll_BT.double().sum(dim=0)
+            nll_BT = prior.nll(**batch.tensors())
+        if len(mine):
+            total_T += nll_BT.double().sum(dim=0)
     prior.train(was_training)
-    return (total_T / data.rows).cpu().numpy()
+    return (distributed.total(total_T) / data.rows).cpu().numpy()
 
 
-class Trainer:
-    """One run: model, optimizer, data and position, on one device."""
+class RunLog:
+    """metrics.jsonl and TensorBoard curves of one run; ranks other than the first write nothing."""
 
-    def __init__(self, run: ckpt.RunConfig, dataset: ShardDataset, out: Path) -> None:
-        self.run, self.config, self.out = run, run.train, out
-        self.device = resolve_device(self.config.device)
-        self.precision = resolve_precision(self.config, self.device)
-        self.autocast = make_autocast(self.device, self.precision)
-        self.train_data = CodeData.open(dataset, "train", run.sequence)
-        self.val_data = CodeData.open(dataset, "val", run.sequence) if "val" in dataset.splits else None
-        self.batches = CodeBatches(self.train_data, batch_size=self.config.batch_size, seed=self.config.seed)
-        torch.manual_seed(self.config.seed)
-        self.prior = Prior(self.config.model, run.sequence).to(self.device)
-        self.optimizer = make_optimizer(self.prior, self.config)
-        self.recent_nll: list[Tensor] = []
-        """Losses of the steps since the last line of metrics, still on the device."""
+    def __init__(self, out: Path) -> None:
+        self._path, self._first = out / METRICS, distributed.rank() == 0
+        self._board: Any = None
+
+    @property
+    def bytes(self) -> int:
+        """Length of metrics.jsonl."""
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def begin(self, step: int, length_bytes: int) -> None:
+        """Drop the lines and points after `step`: they tell of steps that are about to be done again."""
+        if not self._first:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self.bytes > length_bytes:
+            with self._path.open("r+b") as file:
+                file.truncate(length_bytes)
+        self._board = SummaryWriter(str(self._path.parent / CURVES), purge_step=step + 1)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """One line, and one point on each curve."""
+        if self._board is not None:
+            ckpt.append_json_line(self._path, {"step": step, **figures})
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush the curves."""
+        if self._board is not None:
+            self._board.close()
+
+
+class Run:
+    """The loop of one run: what happens around the steps."""
+
+    def __init__(self, trainer: Trainer, dataset: ShardDataset) -> None:
+        self.trainer, self.dataset, self.config = trainer, dataset, trainer.config
+        sequence = trainer.run.sequence
+        self.val_data = CodeData.open(dataset, "val", sequence) if "val" in dataset.splits else None
+        self.first = distributed.rank() == 0
+        self.log = RunLog(trainer.out)
+        self.recent: list[tuple[Tensor, Tensor]] = []
+        """Loss and gradient norm of the steps since the last line of metrics, still on the device."""
         self.train_seconds = 0.0
+        self.best_nats = math.inf
         self.val_nll_T: NDArray[np.float64] | None = None
         """Validation loss at each position, where it was measured at this very step."""
         self._timed_steps, self._interval_s, self._mark_s = 0, 0.0, 0.0
-        self.tokens_per_s = 0.0
+        self._flops_per_step = self.config.batch_size * step_flops_per_sequence(trainer.prior)
 
-    @property
-    def step(self) -> int:
-        """Updates done."""
-        return self.batches.step
-
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain values that, with the weights, decide everything that follows."""
-        tensors = {"rng_cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["rng_cuda"] = torch.cuda.get_rng_state(self.device)
-        for name, parameter in self.prior.named_parameters():
-            state = self.optimizer.state[parameter]
-            tensors |= {f"{key}/{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
-        metrics = self.out / METRICS
-        scalars = {
-            "loader": self.batches.state_dict(),
-            "recent_nll_nats": [float(nll) for nll in self.recent_nll],
-            "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
-            "train_seconds": self.train_seconds + self._interval_s,
-        }
-        return tensors, scalars
-
-    def load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint as if the run had never stopped.
-
-        Raises:
-            ShardError: the checkpoint is damaged or belongs to another config or dataset.
-        """
-        ckpt.check_same_run(ckpt.RunConfig.load(checkpoint / ckpt.CONFIG), self.run, checkpoint)
-        ckpt.load_weights(self.prior, checkpoint / ckpt.WEIGHTS)
-        tensors, scalars = ckpt.load_state(checkpoint)
-        try:
-            self._load_state_dict(tensors, scalars)
-        except KeyError as error:
-            raise PriorError(f"{checkpoint} lacks {error}: delete it to resume from the one before") from error
-        if self.step > self.config.steps:
-            raise PriorError(
-                f"steps = {self.config.steps}: {self.out} is already at step {self.step}; use at least that, "
-                "or another output folder"
-            )
-        logger.info("resumed from %s", checkpoint)
-
-    def _load_state_dict(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        self.batches.load_state_dict(scalars["loader"])
-        for name, parameter in self.prior.named_parameters():
-            moments = {key: tensors[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.step), device=parameter.device),
-                **{key: moment.to(parameter.device) for key, moment in moments.items()},
-            }
-        torch.set_rng_state(tensors["rng_cpu"])
-        if self.device.type == "cuda" and "rng_cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng_cuda"], self.device)
-        self.recent_nll = [torch.tensor(nll, device=self.device) for nll in scalars["recent_nll_nats"]]
-        self.train_seconds = scalars["train_seconds"]
-        metrics = self.out / METRICS
-        if metrics.exists() and metrics.stat().st_size > scalars["metrics_bytes"]:
-            # Lines after the checkpoint tell of steps that are about to be done again.
-            with metrics.open("r+b") as file:
-                file.truncate(scalars["metrics_bytes"])
+    def resume(self, checkpoint: Path | None) -> None:
+        """Continue from a checkpoint, or begin."""
+        length_bytes = 0
+        if checkpoint is not None:
+            scalars = self.trainer.load(checkpoint)
+            try:
+                device = self.trainer.device
+                self.recent = [tuple(torch.tensor(x, device=device) for x in pair) for pair in scalars["recent"]]  # type: ignore[misc]
+                self.train_seconds, length_bytes = scalars["train_seconds"], scalars["metrics_bytes"]
+                self.best_nats = math.inf if scalars["best_nats"] is None else scalars["best_nats"]
+            except KeyError as error:
+                raise PriorError(f"{checkpoint} lacks {error}: delete it to resume from the one before") from error
+            logger.info("resumed from %s", checkpoint)
+        self.log.begin(self.trainer.step, length_bytes)
 
     def fit(self, stop: GracefulStop) -> None:
         """Train up to `config.steps`.
@@ -185,139 +135,184 @@ class Trainer:
             PriorError: the loss stopped being a finite number.
             SystemExit, KeyboardInterrupt: after a signal, with a checkpoint saved.
         """
-        self.prior.train()
+        trainer, config = self.trainer, self.config
+        trainer.prior.train()
         self._mark_s = time.perf_counter()
-        if self.step > 0 and self._is_due(self.config.eval_every):
+        if trainer.step > 0 and self._is_due(config.eval_every):
             self._evaluate()  # a checkpoint is written before the evaluation of its step
-        with tqdm(total=self.config.steps, initial=self.step, desc="train", unit="step", disable=None) as bar:
-            while self.step < self.config.steps:
-                self._advance()
+        hidden = None if self.first else True
+        with tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", disable=hidden) as bar:
+            while trainer.step < config.steps:
+                self.recent.append(trainer.advance())
+                self._timed_steps += 1
+                self.val_nll_T = None
                 bar.update()
-                if self._is_due(self.config.log_every):
-                    nll = self._log()
-                    bar.set_postfix(nll=f"{nll:.3f}", tokens_per_s=f"{self.tokens_per_s:.0f}")
-                if self._is_due(self.config.checkpoint_every) or stop.signal:
+                stopping = self._agree_to_stop(stop)
+                if self._is_due(config.log_every):
+                    bar.set_postfix(self._log())
+                if self._is_due(config.checkpoint_every) or stopping:
                     self._save()
-                if self._is_due(self.config.eval_every) and not stop.signal:
+                if self._is_due(config.eval_every) and not stopping:
                     self._evaluate()
-                if stop.signal:
-                    self._save()
-                    logger.warning("stopped at step %d; the same command resumes there", self.step)
+                if stopping:
+                    logger.warning("stopped at step %d; the same command resumes there", trainer.step)
                     stop.leave()
 
     def _is_due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.steps
+        return self.trainer.step % every == 0 or self.trainer.step == self.config.steps
 
-    def _advance(self) -> None:
-        rate = learning_rate_at(self.config, self.step)
-        batch = next(self.batches).to(self.device)
-        nll = train_step(
-            self.prior,
-            self.optimizer,
-            batch,
-            learning_rate=rate,
-            grad_clip=self.config.grad_clip,
-            autocast=self.autocast,
-        )
-        self.recent_nll.append(nll)
-        self._timed_steps += 1
-        self.val_nll_T = None
+    def _agree_to_stop(self, stop: GracefulStop) -> bool:
+        """Whether any rank was asked to stop; several ranks only ask each other where they wait anyway."""
+        if distributed.world() == 1:
+            return bool(stop.signal)
+        if not self._is_due(self.config.log_every):
+            return False
+        highest = torch.tensor(float(stop.signal or 0), device=self.trainer.device)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        stop.signal = int(highest) or None
+        return bool(stop.signal)
 
-    def _settle(self) -> list[float]:
-        """Wait for the device, stop the clock, and refuse losses that are not finite."""
-        losses = torch.stack(self.recent_nll).tolist() if self.recent_nll else []
+    def _settle(self) -> tuple[list[float], list[float]]:
+        """Wait for the device, stop the clock, and refuse losses that are not finite; losses and gradient norms."""
+        if not self.recent:
+            return [], []
+        losses_T, norms_T = (torch.stack(column) for column in zip(*self.recent, strict=True))
+        # The norm is the same on all ranks: it is that of the averaged gradient.
+        losses, norms = (distributed.total(losses_T.clone()) / distributed.world()).tolist(), norms_T.tolist()
         now_s = time.perf_counter()
         self._interval_s += now_s - self._mark_s
         self._mark_s = now_s
-        first = self.step - len(losses) + 1
-        for step, nll in enumerate(losses, start=first):
-            if not math.isfinite(nll):
+        first = self.trainer.step - len(losses) + 1
+        for step, (nll, norm) in enumerate(zip(losses, norms, strict=True), start=first):
+            if not (math.isfinite(nll) and math.isfinite(norm)):
                 raise PriorError(
-                    f"the loss is {nll} at step {step}: lower learning_rate, lengthen warmup_steps or use "
-                    "precision 'float32', and start over or train in another output folder"
+                    f"the loss is {nll} at step {step} (gradient norm {norm}): lower learning_rate, lengthen "
+                    "warmup_steps or use precision 'float32', and start over or train in another output folder. The "
+                    f"batch and the weights that led to it are in {self.trainer.save_evidence(step - 1)}"
                 )
-        return losses
+        return losses, norms
 
-    def _log(self) -> float:
-        nll = float(np.mean(self._settle()))
-        self.tokens_per_s = self._timed_steps * self.config.batch_size * self.run.sequence.length / self._interval_s
-        line = {
-            "step": self.step,
-            "train_nll_nats": nll,
-            "lr": learning_rate_at(self.config, self.step - 1),
-            "tokens_per_s": round(self.tokens_per_s, 1),
+    def _log(self) -> dict[str, str]:
+        losses, norms = self._settle()
+        steps_per_s = self._timed_steps / self._interval_s
+        figures = {
+            "train_nll_nats": float(np.mean(losses)),
+            "grad_norm": float(np.mean(norms)),
+            "lr": learning_rate_at(self.config, self.trainer.step - 1),
+            "tokens_per_s": round(steps_per_s * self.config.batch_size * self.trainer.run.sequence.length, 1),
         }
-        ckpt.append_json_line(self.out / METRICS, line)
+        if self.first:
+            peak = peak_flops(self.trainer.device, self.trainer.precision)
+            processes = distributed.world() if self.trainer.device.type == "cuda" else 1  # CPU ranks share the cores
+            figures["mfu"] = round(steps_per_s * self._flops_per_step / (peak * processes), 4)
+        self.log.write(self.trainer.step, figures)
         self.train_seconds += self._interval_s
-        self.recent_nll, self._timed_steps, self._interval_s = [], 0, 0.0
-        return nll
+        self.recent, self._timed_steps, self._interval_s = [], 0, 0.0
+        self._mark_s = time.perf_counter()
+        return {"nll": f"{figures['train_nll_nats']:.3f}", "tokens_per_s": f"{figures['tokens_per_s']:.0f}"}
 
     def _save(self) -> None:
         self._settle()
-        saved = ckpt.checkpoints(self.out)
-        if not saved or saved[-1].name != f"step-{self.step:08d}":
-            tensors, scalars = self.state_dict()
+        tensors, scalars = self.trainer.state_dict()
+        weights = self.trainer.weights()
+        scalars |= {
+            "recent": [[float(nll), float(norm)] for nll, norm in self.recent],
+            "metrics_bytes": self.log.bytes,
+            "train_seconds": self.train_seconds + self._interval_s,
+            "best_nats": self.best_nats if math.isfinite(self.best_nats) else None,
+        }
+        if self.first:
             ckpt.save_checkpoint(
-                self.out,
-                self.run,
-                self.prior,
-                step=self.step,
+                self.trainer.out,
+                self.trainer.run,
+                weights,
+                step=self.trainer.step,
                 tensors=tensors,
                 scalars=scalars,
                 keep=self.config.keep_checkpoints,
             )
+        distributed.barrier()
         self._mark_s = time.perf_counter()  # disk time is not training time
 
     def _evaluate(self) -> None:
         if self.val_data is None:
             return
         self._settle()
-        batch_size = self.config.batch_size
-        self.val_nll_T = evaluate(self.prior, self.val_data, batch_size=batch_size, autocast=self.autocast)
-        nll = float(self.val_nll_T.mean())
-        line = {"step": self.step, "val_nll_nats": nll, "val_bits_per_code": nll / math.log(2)}
-        ckpt.append_json_line(self.out / METRICS, line)
+        trainer = self.trainer
+        self.val_nll_T = evaluate(
+            trainer.shipped, self.val_data, batch_size=self.config.batch_size, autocast=trainer.autocast
+        )
+        figures = self._val_figures(float(self.val_nll_T.mean()))
+        self.log.write(trainer.step, figures)
+        if figures["val_nll_nats"] < self.best_nats:
+            self.best_nats = figures["val_nll_nats"]
+            weights = trainer.weights()
+            if self.first:
+                by_position = {"val_nll_nats_by_position": self.val_nll_T.tolist()}
+                ckpt.save_best(trainer.out, trainer.run, weights, {"step": trainer.step, **figures, **by_position})
+        distributed.barrier()
         self._mark_s = time.perf_counter()
+
+    def _val_figures(self, nll: float) -> dict[str, float]:
+        figures = {"val_nll_nats": nll, "val_bits_per_code": nll / math.log(2)}
+        dims = pixel_dims(self.dataset)
+        if dims is not None:
+            figures["val_bits_per_dim"] = nll * self.trainer.run.sequence.length / (math.log(2) * dims)
+        return figures
 
     def summary(self) -> dict[str, Any]:
         """What the finished run reached. Losses are means per image code; without a val split, None."""
-        size = self.run.sequence.codebook_size
-        counts = self.train_data.code_counts(size)
-        trained = self.step * self.config.batch_size
+        trainer, sequence = self.trainer, self.trainer.run.sequence
+        counts = code_counts(self.dataset, "train", sequence)
+        trained = trainer.step * self.config.batch_size
         val: dict[str, Any] = dict.fromkeys(
             ("val_nll_nats", "val_bits_per_code", "val_nll_nats_by_position", "unigram_val_nll_nats")
         )
         if self.val_data is not None and self.val_nll_T is not None:
-            nll = float(self.val_nll_T.mean())
             val = {
-                "val_nll_nats": nll,
-                "val_bits_per_code": nll / math.log(2),
+                **self._val_figures(float(self.val_nll_T.mean())),
                 "val_nll_nats_by_position": self.val_nll_T.tolist(),
-                "unigram_val_nll_nats": unigram_nll_nats(counts, self.val_data.code_counts(size)),
+                "unigram_val_nll_nats": unigram_nll_nats(counts, code_counts(self.dataset, "val", sequence)),
             }
         return {
-            "steps": self.step,
-            "epochs": self.step / self.batches.batches_per_epoch,
-            "parameters": self.prior.parameter_count,
-            "train_rows": self.train_data.rows,
+            "steps": trainer.step,
+            "epochs": trainer.step / trainer.batches.batches_per_epoch,
+            "parameters": trainer.parameter_count,
+            "train_rows": self.dataset.rows("train"),
             "val_rows": self.val_data.rows if self.val_data else 0,
             **val,
             "unigram_entropy_nats": entropy_nats(counts),
             "train_seconds": round(self.train_seconds, 3),
-            "tokens_per_s": round(trained * self.run.sequence.length / self.train_seconds, 1),
-            "device": self.device.type,
-            "precision": self.precision,
+            "tokens_per_s": round(trained * sequence.length / self.train_seconds, 1),
+            "device": trainer.device.type,
+            "processes": distributed.world(),
+            "precision": trainer.precision,
         }
+
+
+def pixel_dims(dataset: ShardDataset) -> int | None:
+    """Numbers in one picture, height · width · channels, from the tokenizer's config beside the shards, if it is there.
+
+    Bits a dimension count the codes alone: a rate of the compressed picture, not a likelihood of the pixels.
+    """
+    try:
+        model = json.loads((Path(dataset.path) / "tokenizer" / "config.json").read_text())["model"]
+        channels = {"rgb": 3, "depth": 1}.get(model["modality"])
+        return None if channels is None else int(model["resolution"]) ** 2 * channels
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a tokenizer of another kind, or shards that came without theirs
 
 
 def train_prior(config: TrainConfig, shards: str | Path, out: str | Path, *, resume: bool = True) -> dict[str, Any]:
     """Train a prior from a dataset of shards; run it again to go on where it stopped.
 
+    Under `torchrun`, or in a process group that exists already, each process trains on its part of every batch.
+
     Args:
-        config: the run. On resume only steps, device and the logging, evaluation and checkpoint intervals
-            may differ; more steps continue a finished run.
+        config: the run. On resume only the fields in `checkpoint.FREE_ON_RESUME` may differ; more steps continue a
+            finished run.
         shards: folder of a finished dataset.
-        out: the run's folder, see :mod:`codeprior.checkpoint`.
+        out: the run's folder, see :mod:`codeprior.checkpoint`; all processes must see it.
         resume: False removes an earlier run in `out` and starts over.
 
     Returns:
@@ -327,32 +322,46 @@ def train_prior(config: TrainConfig, shards: str | Path, out: str | Path, *, res
         ShardError: the dataset, the config or the earlier run in `out` does not allow it.
         SystemExit, KeyboardInterrupt: stopped by SIGTERM or Ctrl-C, after a checkpoint.
     """
-    dataset, out = ShardDataset.open(shards), Path(out)
-    sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)
-    run = ckpt.RunConfig(train=config, sequence=sequence, data=dataset.fingerprint)
-    if not resume:
-        _remove_run(out)
-    summary = ckpt.load_summary(out)
-    if summary is not None:
-        ckpt.check_same_run(ckpt.RunConfig.load(out / ckpt.CONFIG), run, out)
-        if summary["steps"] == config.steps:
-            logger.info("%s is complete", out)
-            return summary
-    out.mkdir(parents=True, exist_ok=True)
-    ckpt.remove_unfinished(out)
-    trainer = Trainer(run, dataset, out)
-    saved = ckpt.checkpoints(out)
-    if saved:
-        trainer.load(saved[-1])
-    elif summary is not None:
-        raise PriorError(f"{out} is complete, but its checkpoints are gone: train in another output folder")
-    else:
-        (out / METRICS).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-    (out / ckpt.SUMMARY).unlink(missing_ok=True)
-    with GracefulStop() as stop:
-        trainer.fit(stop)
-    summary = trainer.summary()
-    ckpt.finish_run(out, ckpt.checkpoints(out)[-1], summary)
+    with distributed.process_group():
+        dataset, out = ShardDataset.open(shards), Path(out)
+        sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)
+        run = ckpt.RunConfig(train=config, sequence=sequence, data=dataset.fingerprint)
+        first = distributed.rank() == 0
+        if not resume and first:
+            _remove_run(out)
+        distributed.barrier()
+        summary = ckpt.load_summary(out)
+        if summary is not None:
+            ckpt.check_same_run(ckpt.RunConfig.load(out / ckpt.CONFIG), run, out)
+            if summary["steps"] == config.steps:
+                logger.info("%s is complete", out)
+                return summary
+        saved = ckpt.checkpoints(out)
+        if summary is not None and not saved:
+            raise PriorError(f"{out} is complete, but its checkpoints are gone: train in another output folder")
+        if first:
+            out.mkdir(parents=True, exist_ok=True)
+            ckpt.remove_unfinished(out)
+            if not saved:
+                shutil.rmtree(out / CURVES, ignore_errors=True)  # of a run that was killed before its first checkpoint
+        distributed.barrier()
+        return _train(Run(Trainer(run, dataset, out), dataset), saved[-1] if saved else None)
+
+
+def _train(run: Run, checkpoint: Path | None) -> dict[str, Any]:
+    out = run.trainer.out
+    run.resume(checkpoint)
+    if run.first:
+        (out / ckpt.SUMMARY).unlink(missing_ok=True)
+    try:
+        with GracefulStop() as stop:
+            run.fit(stop)
+    finally:
+        run.log.close()
+    summary = run.summary()
+    if run.first:
+        ckpt.finish_run(out, ckpt.checkpoints(out)[-1], summary)
+    distributed.barrier()
     return summary
 
 
@@ -360,5 +369,5 @@ def _remove_run(out: Path) -> None:
     # The summary goes first: without it nothing takes the rest for a finished run.
     for name in (ckpt.SUMMARY, ckpt.CONFIG, ckpt.WEIGHTS, METRICS):
         (out / name).unlink(missing_ok=True)
-    if (out / "checkpoints").exists():
-        shutil.rmtree(out / "checkpoints")
+    for folder in (out / "checkpoints", out / ckpt.BEST, out / CURVES, *out.glob("non-finite-step-*")):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ from codeshards.format import (
     ShardSpec,
     Sidecar,
     build_plan,
+    row_key,
     sidecar_path,
     write_shard,
 )
@@ -49,6 +50,7 @@ def write_dataset(
     labelled: bool = True,
     class_names: tuple[str, ...] = ("ant", "bee", "cat", "dog"),
     seed: int = 0,
+    views: int = 1,
 ) -> ShardDataset:
     rows = rows or {"train": 200, "val": 50}
     conditions = {"segmentation": SEGMENTATION} if segmentation else {}
@@ -57,16 +59,17 @@ def write_dataset(
         samples={split: [f"{split}-{i:05d}" for i in range(n)] for split, n in rows.items()},
         source_hashes=dict.fromkeys(rows, f"seed-{seed}"),
         settings={},
-        views=1,
+        views=views,
         shard_rows=shard_rows,
         shuffle_seed=None,
     )
     rng, sidecars = np.random.default_rng(seed), []
     for shard in plan.shards:
-        made = structured_rows(rng, shard.samples)
+        count = shard.samples * views
+        made = structured_rows(rng, count)
         table = spec.rows_to_table(
-            list(plan.sample_keys(shard)),
-            np.zeros(shard.samples),
+            [row_key(key, view) for key in plan.sample_keys(shard) for view in range(views)],
+            np.tile(np.arange(views), shard.samples),
             made["labels"] if labelled else None,
             made["codes"],
             conditions={"segmentation": made["segmentation"]} if segmentation else {},
@@ -77,7 +80,7 @@ def write_dataset(
             plan_hash=plan.hash,
             split=shard.split,
             index=shard.index,
-            rows=shard.samples,
+            rows=count,
             samples=shard.samples,
             files={file.name: write_shard(file, table)},
         )

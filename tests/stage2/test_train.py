@@ -25,7 +25,8 @@ from codeprior.data import CodeBatches, CodeData, sequence_from_dataset
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at, make_autocast, make_optimizer, resolve_precision
 from codeprior.sample import sample_codes
-from codeprior.train import evaluate, train_prior, train_step
+from codeprior.train import evaluate, train_prior
+from codeprior.trainer import SequenceLoss, train_step
 from codeshards.format import ShardDataset, ShardError
 
 TINY = TrainConfig(
@@ -46,7 +47,7 @@ TINY = TrainConfig(
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("tokens_per_s", "mfu")} for line in lines]
 
 
 def final_bytes(run: Path, step: int = 14) -> list[bytes]:
@@ -62,7 +63,8 @@ def finished(dataset: ShardDataset, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_train_step_is_adamw_on_the_mean_nll(dataset: ShardDataset) -> None:
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_train_step_is_adamw_on_the_mean_nll(dataset: ShardDataset, accumulate: int) -> None:
     sequence = sequence_from_dataset(dataset, "row_major", "class")
     batches = CodeBatches(CodeData.open(dataset, "train", sequence), batch_size=8, seed=0)
     torch.manual_seed(0)
@@ -70,6 +72,7 @@ def test_train_step_is_adamw_on_the_mean_nll(dataset: ShardDataset) -> None:
     twin = Prior(prior.config, sequence)
     twin.load_state_dict(prior.state_dict())
     config = replace(TINY, weight_decay=0.3)
+    loss_of = SequenceLoss(prior)
     optimizer, autocast = make_optimizer(prior, config), make_autocast(torch.device("cpu"), "float32")
     decayed = [p for n, p in twin.named_parameters() if p.ndim == 2 and "embedding" not in n]
     others = [p for n, p in twin.named_parameters() if p.ndim < 2 or "embedding" in n]
@@ -78,14 +81,16 @@ def test_train_step_is_adamw_on_the_mean_nll(dataset: ShardDataset) -> None:
     reference = torch.optim.AdamW(groups, lr=0.01, betas=config.betas, foreach=False, fused=False)
     for _ in range(3):
         batch = next(batches)
-        nll = train_step(prior, optimizer, batch, learning_rate=0.01, grad_clip=0.5, autocast=autocast)
+        parts = batch.split(accumulate)
+        nll, norm = train_step(loss_of, optimizer, parts, learning_rate=0.01, grad_clip=0.5, autocast=autocast)
         logits = twin(batch.condition_BC, batch.codes_BT[:, :-1])
         loss = -logits.log_softmax(-1).gather(2, batch.codes_BT[..., None]).mean()
         reference.zero_grad()
         loss.backward()
-        norm = torch.sqrt(sum(p.grad.square().sum() for p in twin.parameters()))
+        expected = torch.sqrt(sum(p.grad.square().sum() for p in twin.parameters()))
+        assert norm.item() == pytest.approx(expected.item(), rel=1e-4)
         for p in twin.parameters():
-            p.grad.mul_(min(1.0, 0.5 / (norm.item() + 1e-6)))
+            p.grad.mul_(min(1.0, 0.5 / (expected.item() + 1e-6)))
         reference.step()
         assert nll.item() == pytest.approx(loss.item(), rel=1e-5)
         assert not nll.requires_grad
@@ -128,11 +133,13 @@ def test_bfloat16_learns_the_same(dataset: ShardDataset, finished: Path, tmp_pat
 
 def test_files_of_a_finished_run(dataset: ShardDataset, finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
+        "best",
         "checkpoints",
         "config.json",
         "metrics.jsonl",
         "model.safetensors",
         "summary.json",
+        "tensorboard",
     ]
     assert [path.name for path in checkpoints(finished)] == ["step-00000012", "step-00000014"]
     run = ckpt.RunConfig.load(finished / "config.json")
@@ -168,14 +175,14 @@ def test_resume_equals_uninterrupted_to_the_bit(
 ) -> None:
     """Ctrl-C in the middle of an interval, of an epoch, and at a checkpoint; dropout is on."""
 
-    def interrupted_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def interrupted_step(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         steps.append(1)
         if len(steps) == stop_at:
             signal.raise_signal(signal.SIGINT)
         return train_step(*args, **kwargs)
 
     steps: list[int] = []
-    monkeypatch.setattr("codeprior.train.train_step", interrupted_step)
+    monkeypatch.setattr("codeprior.trainer.train_step", interrupted_step)
     with pytest.raises(KeyboardInterrupt):
         train_prior(TINY, dataset.path, tmp_path / "run")
     monkeypatch.undo()
@@ -189,14 +196,14 @@ def test_resume_equals_uninterrupted_to_the_bit(
 def test_a_crash_between_checkpoints_loses_only_the_steps_since(
     dataset: ShardDataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crashing_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def crashing_step(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         steps.append(1)
         if len(steps) == 12:
             raise MemoryError
         return train_step(*args, **kwargs)
 
     steps: list[int] = []
-    monkeypatch.setattr("codeprior.train.train_step", crashing_step)
+    monkeypatch.setattr("codeprior.trainer.train_step", crashing_step)
     with pytest.raises(MemoryError):
         train_prior(TINY, dataset.path, tmp_path / "run")
     monkeypatch.undo()
@@ -247,9 +254,18 @@ def test_no_resume_starts_over(dataset: ShardDataset, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(dataset: ShardDataset, tmp_path: Path) -> None:
     wild = replace(TINY, learning_rate=1e30, warmup_steps=0, grad_clip=0.0)
-    with pytest.raises(PriorError, match=r"the loss is nan at step \d: lower learning_rate"):
+    with pytest.raises(PriorError, match=r"the loss is \S+ at step \d .*: lower learning_rate"):
         train_prior(wild, dataset.path, tmp_path / "run")
     assert not checkpoints(tmp_path / "run")
+    (folder,) = (tmp_path / "run").glob("non-finite-step-*")
+    assert all(tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values())
+    prior = Prior(TINY.model, sequence_from_dataset(dataset, "zcurve", "segmentation"))
+    ckpt.load_weights(prior, folder / "model.safetensors")
+    batch = load_file(folder / "batch-rank-0.safetensors")
+    assert len(batch["codes_BT"]) == TINY.batch_size
+    loss = SequenceLoss(prior)(**batch)
+    loss.backward()
+    assert not all(parameter.grad.isfinite().all() for parameter in prior.parameters())  # it happens again
 
 
 def test_a_dataset_without_val_trains(make_dataset, tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ class ShardDataset:
         """Rows of a split: encoded samples times views."""
         return self._split(split).rows
 
+    def shards(self, split: str) -> tuple[ShardEntry, ...]:
+        """The shards of a split with their row counts, in planned order."""
+        return self._split(split).shards
+
     def shard_paths(self, split: str) -> list[Path]:
         """The Parquet files of a split, in planned order.
 
@@ -71,8 +75,10 @@ class ShardDataset:
         """
         return [self._parquet_path(split, shard) for shard in self._split(split).shards]
 
-    def batches(self, split: str, columns: Sequence[str], batch_rows: int = 8192) -> Iterator[Columns]:
-        """Go through a split once, in planned order.
+    def batches(
+        self, split: str, columns: Sequence[str], batch_rows: int = 8192, *, shards: Sequence[int] | None = None
+    ) -> Iterator[Columns]:
+        """Go through a split once, in planned order, or through some of its shards.
 
         Batches do not span shards, so that they are views into decoded memory; the last one of a shard may be
         smaller than the rest.
@@ -81,6 +87,7 @@ class ShardDataset:
             split: One of :attr:`splits`.
             columns: Out of ``spec.column_names``.
             batch_rows: Most rows of a batch.
+            shards: Numbers of the shards to read, in this sequence; None for all.
 
         Yields:
             Column → array. ``codes_*``, ``scale_*``, ``cond_*``: uint16 [n, L]; ``label``: int32 [n], null as
@@ -90,6 +97,8 @@ class ShardDataset:
             ShardError: A name is unknown, or a shard is missing, damaged or not the one of the manifest.
         """
         entries = self._split(split).shards
+        if shards is not None:
+            entries = tuple(entries[number] for number in shards)
         self._check_columns(columns)
         if batch_rows < 1:
             raise ShardError(f"batch_rows is {batch_rows}: a batch needs at least one row")

@@ -1,0 +1,101 @@
+"""Several processes as one: with a single process every function here is the identity.
+
+DDP keeps a copy of the model on each rank; FSDP2 shares weights, gradients and optimizer state out over the ranks.
+Either way a checkpoint holds whole tensors, so it loads into any number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from codeprior.model import Prior
+
+
+def rank() -> int:
+    """Number of this process, 0 … world() - 1."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world() > 1:
+        dist.barrier()
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over all ranks, in place."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Join the group that `torchrun` describes in the environment; does nothing without it or inside one."""
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(prior: Prior) -> None:
+    """Share the prior's weights out over the ranks, a block at a time (FSDP2)."""
+    mesh = init_device_mesh(prior.device.type, (world(),))
+    for block in prior.blocks:
+        fully_shard(block, mesh=mesh)
+    # Resharded also after the outermost forward: an evaluation must not leave whole weights behind.
+    fully_shard(prior, mesh=mesh, reshard_after_forward=True)
+
+
+def replicate(loss: nn.Module, device: torch.device) -> nn.Module:
+    """Average the gradients over the ranks while the backward pass still runs (DDP)."""
+    ids = [device.index or torch.cuda.current_device()] if device.type == "cuda" else None
+    return DistributedDataParallel(loss, device_ids=ids, gradient_as_bucket_view=True)
+
+
+@contextlib.contextmanager
+def gradients_stay_local(loss: nn.Module, local: bool) -> Iterator[None]:
+    """Leave gradients unaveraged in all but the last part of an accumulated batch."""
+    if isinstance(loss, DistributedDataParallel) and local:
+        with loss.no_sync():
+            yield
+        return
+    for module in loss.modules():
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(not local, recurse=False)
+    yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with the parts of all ranks; every rank must call it. Plain tensors come back as they are."""
+    found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return found
+
+
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor where `like` is: on its device, and this rank's part of it where it is shared out."""
+    tensor = tensor.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return tensor

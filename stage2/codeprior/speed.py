@@ -1,0 +1,57 @@
+"""How much of the hardware a training step uses: model FLOPs over what the device could do in the same time."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+from torch import nn
+
+from codeprior.model import Prior
+
+PEAK_TFLOPS_BFLOAT16 = {
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "GH200": 989, "B200": 2250, "A100": 312, "A800": 312,
+    "L40S": 362, "L40": 181, "L4": 121, "A10G": 70, "A10": 125, "A40": 150, "A30": 165, "RTX 4090": 165,
+    "RTX 3090": 71,
+}  # fmt: skip
+"""Dense bfloat16 TFLOP/s from the makers' data sheets, by part of the device's name; the first that fits counts."""
+
+
+def step_flops_per_sequence(prior: Prior) -> float:
+    """Floating-point operations of the forward and backward pass of one sequence, recomputation not counted.
+
+    Two for each weight of a matrix product and each token that passes it, and 4 · width · tokens a token and block
+    for attention, without a discount for its causal half; three times that with the backward pass (PaLM, appendix B).
+    """
+    sequence, width = prior.sequence, prior.config.n_embd
+    tokens = sequence.condition_length + sequence.length - 1
+    weights = sum(module.weight.numel() for module in prior.blocks.modules() if isinstance(module, nn.Linear))
+    attention = prior.config.n_layer * 4 * width * tokens
+    head = 2 * width * sequence.codebook_size * sequence.length
+    return float(3 * (tokens * (2 * weights + attention) + head))
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """FLOP/s of matrix products on this device: from the table for a known GPU in bfloat16, else measured."""
+    if device.type == "cuda" and precision == "bfloat16":
+        name = torch.cuda.get_device_name(device)
+        for part, tflops in PEAK_TFLOPS_BFLOAT16.items():
+            if part in name:
+                return tflops * 1e12
+    return _measured_flops(device.type, precision)
+
+
+@functools.cache
+def _measured_flops(device: str, precision: str) -> float:
+    side = 8192 if device == "cuda" else 1024
+    matrix = torch.ones(side, side, device=device, dtype=getattr(torch, precision))
+    best_s = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        product = matrix @ matrix
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best_s = min(best_s, time.perf_counter() - start)
+    del product
+    return 2 * side**3 / best_s

@@ -1,0 +1,154 @@
+"""Batches straight from the shards, for sets that fit neither memory nor a disk cache.
+
+An epoch's shards come in a random sequence and are cut into windows of whole shards; the rows of a window are
+permuted among themselves. Which rows make batch t follows from the manifest and (seed, epoch, t) alone, so a run
+resumes anywhere by reading one window. Every rank reads the whole stream and keeps its part of each batch: that
+costs decoding (over 100 M codes/s a core) world_size times, and in turn no rank ever runs dry, global batches are
+the same for any number of ranks, and a run may go on with another number.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codeprior.config import PriorError, SequenceSpec
+from codeprior.data import Batch, Batches, CodeData, check_labels, check_shards, draw_views, epoch_permutation
+from codeprior.data import sample_starts as starts_of
+from codeshards.format import ShardDataset
+
+_WINDOW = 2  # keys of its own for the permutation of a window, beside those of the epoch and the views
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """Shards that are shuffled among themselves."""
+
+    number: int
+    """Counted from the epoch's start."""
+    shards: tuple[int, ...]
+    """Numbers of the shards."""
+    start: int
+    """Rows of the epoch before this window."""
+    rows: int
+    """Rows that the window gives: of its shards, or one of each of their samples."""
+
+
+class StreamBatches(Batches):
+    """Batches that are read from the shards as they are needed.
+
+    Args:
+        dataset: finished shards, wherever `ShardDataset.open` reads them.
+        split: the split to draw from.
+        sequence: what a batch's sequences are.
+        shuffle_rows: rows of a window, at least; memory holds two windows, one being read ahead.
+        views: draw one view of each sample each epoch.
+        options: as for :class:`codeprior.data.Batches`.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        split: str,
+        sequence: SequenceSpec,
+        *,
+        shuffle_rows: int,
+        views: bool = False,
+        **options: Any,
+    ) -> None:
+        check_shards(dataset, sequence)
+        self.dataset, self.split, self.sequence = dataset, split, sequence
+        self.shuffle_rows, self.views = shuffle_rows, views
+        self._shard_rows = [shard.rows for shard in dataset.shards(split)]
+        if views:
+            self._shard_rows = [self._samples_in(shard) for shard in range(len(self._shard_rows))]
+        super().__init__(sum(self._shard_rows), f"{dataset.fingerprint}/{split}", **options)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="stream")
+        self._loading: dict[tuple[int, int], Future[CodeData]] = {}
+        self._epoch_windows: tuple[int, list[Window]] | None = None
+
+    def at(self, step: int) -> Batch:
+        """This rank's part of global batch `step`."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        first = index * self.batch_size + self.mine.start
+        end = index * self.batch_size + self.mine.stop
+        windows = [w for w in self.windows(epoch) if w.start < end and w.start + w.rows > first]
+        needed = [(epoch, window.number) for window in windows]
+        following = self._following(epoch, windows[-1].number)
+        # What lies behind is let go before the next window is read, so that there are never three.
+        self._loading = {key: data for key, data in self._loading.items() if key in (*needed, following)}
+        parts = [
+            self._window(epoch, w).take(slice(max(first - w.start, 0), min(end - w.start, w.rows))) for w in windows
+        ]
+        self._window(following[0], self.windows(following[0])[following[1]], wait=False)
+        return parts[0] if len(parts) == 1 else Batch.join(parts)
+
+    def windows(self, epoch: int) -> list[Window]:
+        """The windows of an epoch, in sequence."""
+        if self._epoch_windows is not None and self._epoch_windows[0] == epoch:
+            return self._epoch_windows[1]
+        windows: list[Window] = []
+        shards: list[int] = []
+        start = rows = 0
+        for shard in epoch_permutation(len(self._shard_rows), self.seed, epoch).tolist():
+            shards.append(shard)
+            rows += self._shard_rows[shard]
+            if rows >= self.shuffle_rows:
+                windows.append(Window(number=len(windows), shards=tuple(shards), start=start, rows=rows))
+                start, rows, shards = start + rows, 0, []
+        if rows:
+            windows.append(Window(number=len(windows), shards=tuple(shards), start=start, rows=rows))
+        self._epoch_windows = (epoch, windows)
+        return windows
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the next batch, as plain values."""
+        return {**super().state_dict(), "shuffle_rows": self.shuffle_rows, "views": self.views}
+
+    def _following(self, epoch: int, number: int) -> tuple[int, int]:
+        return (epoch, number + 1) if number + 1 < len(self.windows(epoch)) else (epoch + 1, 0)
+
+    def _window(self, epoch: int, window: Window, *, wait: bool = True) -> CodeData:
+        """The window's rows in their shuffled sequence; without `wait` it is only asked for."""
+        key = (epoch, window.number)
+        if key not in self._loading:
+            self._loading[key] = self._reader.submit(self._read, epoch, window)
+        return self._loading[key].result() if wait else _NOTHING
+
+    def _read(self, epoch: int, window: Window) -> CodeData:
+        parts = self.sequence.conditions
+        names = {part.name: "label" if part.name == "class" else f"cond_{part.name}" for part in parts}
+        columns = [*self.sequence.columns, *names.values(), *(["view"] if self.views else [])]
+        read: dict[str, list[NDArray[Any]]] = {column: [] for column in columns}
+        for shard in window.shards:
+            for batch in self.dataset.batches(self.split, columns, shards=[shard]):
+                for column in columns:
+                    read[column].append(batch[column])
+        whole = {column: np.concatenate(pieces) for column, pieces in read.items()}
+        rows = epoch_permutation(window.rows, self.seed, epoch, window.number, _WINDOW)
+        if self.views:
+            rows = draw_views(starts_of(whole["view"]), self.seed, epoch, window.number)[rows]
+        if "class" in names:
+            check_labels(whole["label"][:, None], self.split, parts[0].vocabulary)
+            whole["label"] = whole["label"][:, None]
+        grids = [whole[column][rows] for column in self.sequence.columns]
+        for index, side in enumerate(self.sequence.scales):
+            grids[index] = grids[index][:, self.sequence.permutation(side, side)]
+        return CodeData(
+            grids_NT=tuple(grids),
+            conditions_NC=tuple(whole[column][rows] for column in names.values()),
+            identity=self.identity,
+        )
+
+    def _samples_in(self, shard: int) -> int:
+        views = np.concatenate([batch["view"] for batch in self.dataset.batches(self.split, ["view"], shards=[shard])])
+        if len(views) == 0 or views[0] != 0:
+            raise PriorError(f"views = 'one': shard {shard} of {self.split!r} does not start with a view 0")
+        return int((views == 0).sum())
+
+
+_NOTHING = CodeData(grids_NT=(), conditions_NC=(), identity="")

@@ -1,0 +1,241 @@
+"""One run: model, optimizer, average, data and position, and the step that changes them.
+
+Axes: B batch, C condition tokens, T image codes of a sequence.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from codeprior import checkpoint as ckpt
+from codeprior import distributed
+from codeprior.augment import augment
+from codeprior.config import PriorError
+from codeprior.data import Batch, Batches, CodeBatches, CodeData, random_bits
+from codeprior.model import Prior
+from codeprior.optim import learning_rate_at, make_autocast, make_optimizer, resolve_device, resolve_precision
+from codeprior.stream import StreamBatches
+from codeshards.format import ShardDataset
+
+logger = logging.getLogger(__name__)
+_DROPOUT = 21  # the stream of random numbers that seeds a step's dropout
+
+
+class SequenceLoss(nn.Module):
+    """The mean negative log-likelihood as a module, for what hooks into a forward pass: DDP and torch.compile."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(
+        self,
+        condition_BC: Tensor,
+        codes_BT: Tensor,
+        inputs_BT: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Mean over all image codes of the batch, in nats."""
+        return self.prior.nll(condition_BC, codes_BT, inputs_BT=inputs_BT, positions_BT=positions_BT).mean()
+
+
+def train_step(
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: list[Batch],
+    *,
+    learning_rate: float,
+    grad_clip: float,
+    autocast: torch.autocast,
+) -> tuple[Tensor, Tensor]:
+    """One update of the weights from one batch.
+
+    A gradient that is not finite changes nothing, neither now nor in later steps with this optimizer, so that the
+    weights that led to it can be looked at; nothing waits for the device to find out.
+
+    Args:
+        loss: a :class:`SequenceLoss` in train mode, or DDP around one.
+        optimizer: fused, over the prior's parameters.
+        parts: equal parts of this rank's batch, on the prior's device; gradients are averaged over them.
+        learning_rate: of this update, for every parameter group.
+        grad_clip: largest global gradient norm, 0 for no clipping.
+        autocast: precision of the forward pass, see :func:`codeprior.optim.make_autocast`.
+
+    Returns:
+        Mean negative log-likelihood of this rank's image codes in nats, before the update, and the norm of the
+        gradient before clipping: detached scalars that are still on the device.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    nll = torch.zeros((), device=parts[0].codes_BT.device)
+    for number, part in enumerate(parts, start=1):
+        with distributed.gradients_stay_local(loss, number < len(parts)):
+            with autocast:
+                mean = loss(**part.tensors()) / len(parts)
+            mean.backward()
+        nll += mean.detach()
+    gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+    norm = distributed.whole(nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    # The fused kernel divides by grad_scale and obeys found_inf as it goes: clipping costs no pass of its own.
+    bad = (~torch.isfinite(norm)).float()
+    optimizer.found_inf = torch.maximum(getattr(optimizer, "found_inf", bad), bad)  # type: ignore[attr-defined]
+    clip = ((norm + 1e-6) / grad_clip).clamp(min=1.0) if grad_clip > 0 else None
+    optimizer.grad_scale = clip  # type: ignore[attr-defined]
+    optimizer.step()
+    return nll, norm.detach()
+
+
+class Trainer:
+    """Everything that a step changes, on this rank's device."""
+
+    def __init__(self, run: ckpt.RunConfig, dataset: ShardDataset, out: Path) -> None:
+        self.run, self.config, self.out = run, run.train, out
+        config = run.train
+        self.device = resolve_device(config.device)
+        self.precision = resolve_precision(config, self.device)
+        self.autocast = make_autocast(self.device, self.precision)
+        parts = distributed.world() * config.accumulate
+        if config.batch_size % parts:
+            raise PriorError(
+                f"batch_size = {config.batch_size}: use a multiple of {parts} "
+                f"({distributed.world()} processes × accumulate = {config.accumulate})"
+            )
+        self.batches = self._open_batches(dataset)
+        torch.manual_seed(config.seed)
+        self.prior = Prior(config.model, run.sequence).to(self.device)
+        self.averaged = copy.deepcopy(self.prior).requires_grad_(False) if config.ema_decay else None
+        if config.checkpoint_activations:
+            for block in self.prior.blocks:
+                block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
+        self.parameter_count = self.prior.parameter_count
+        self.loss: nn.Module = self._wrap()
+        self.optimizer = make_optimizer(self.prior, config)
+
+    def _open_batches(self, dataset: ShardDataset) -> Batches:
+        config, sequence, views = self.config, self.run.sequence, self.config.views == "one"
+        shares: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            "rank": distributed.rank(),
+            "world_size": distributed.world(),
+        }
+        if config.loader == "stream":
+            return StreamBatches(dataset, "train", sequence, shuffle_rows=config.shuffle_rows, views=views, **shares)
+        return CodeBatches(CodeData.open(dataset, "train", sequence, views=views), **shares)
+
+    def _wrap(self) -> nn.Module:
+        several, loss = distributed.world() > 1, SequenceLoss(self.prior)
+        if several and self.config.parallel == "fsdp":
+            for prior in (self.prior, self.averaged):
+                if prior is not None:
+                    distributed.shard(prior)
+        if self.config.compile:
+            loss.compile()
+        if several and self.config.parallel == "ddp":
+            return distributed.replicate(loss, self.device)
+        return loss
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.batches.step
+
+    @property
+    def shipped(self) -> Prior:
+        """The prior that is evaluated and published: the moving average where there is one."""
+        return self.prior if self.averaged is None else self.averaged
+
+    def advance(self) -> tuple[Tensor, Tensor]:
+        """One update; see :func:`train_step` for what comes back."""
+        config, step = self.config, self.step
+        parts = self._batch(step).to(self.device).split(config.accumulate)
+        if config.model.dropout > 0:
+            # Seeded anew each step: a run resumes into the same dropout without saving any rank's generator.
+            torch.manual_seed(int(random_bits(1, config.seed, step, distributed.rank(), _DROPOUT)[0] >> 1))
+        found = train_step(
+            self.loss,
+            self.optimizer,
+            parts,
+            learning_rate=learning_rate_at(config, step),
+            grad_clip=config.grad_clip,
+            autocast=self.autocast,
+        )
+        self.batches.step += 1
+        if self.averaged is not None:
+            # Ramped, so that the first averages are not the random initialisation.
+            decay = min(config.ema_decay, self.step / (10 + self.step))
+            pairs = zip(self.averaged.parameters(), self.prior.parameters(), strict=True)
+            averaged, trained = zip(*pairs, strict=True)
+            torch._foreach_lerp_([p.detach() for p in averaged], [p.detach() for p in trained], 1 - decay)
+        return found
+
+    def _batch(self, step: int) -> Batch:
+        batch = self.batches.at(step)
+        return augment(batch, self.config, self.run.sequence, step=step, mine=self.batches.mine)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The shipped weights, whole; every rank must call it."""
+        return {name: distributed.whole(tensor) for name, tensor in self.shipped.state_dict().items()}
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values that, with the shipped weights, decide every later step; every rank must call it."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.prior.named_parameters():
+            state = self.optimizer.state[parameter]
+            tensors |= {f"{key}/{name}": distributed.whole(state[key]) for key in ("exp_avg", "exp_avg_sq")}
+        if self.averaged is not None:
+            tensors |= {f"trained/{name}": distributed.whole(t) for name, t in self.prior.state_dict().items()}
+        return tensors, {"loader": self.batches.state_dict()}
+
+    def load(self, checkpoint: Path) -> dict[str, Any]:
+        """Continue from a checkpoint as if the run had never stopped; returns its plain values.
+
+        The number of processes may differ from the one that wrote it: batches stay the same, dropout does not.
+
+        Raises:
+            ShardError: the checkpoint is damaged or belongs to another config or dataset.
+        """
+        ckpt.check_same_run(ckpt.RunConfig.load(checkpoint / ckpt.CONFIG), self.run, checkpoint)
+        ckpt.load_weights(self.shipped, checkpoint / ckpt.WEIGHTS)
+        tensors, scalars = ckpt.load_state(checkpoint)
+        try:
+            self.batches.load_state_dict(scalars["loader"])
+            if self.averaged is not None:
+                for name, target in self.prior.state_dict().items():
+                    target.copy_(distributed.placed_like(tensors[f"trained/{name}"], target))
+            for name, parameter in self.prior.named_parameters():
+                moments = {key: tensors[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.step), device=parameter.device),
+                    **{key: distributed.placed_like(moment, parameter) for key, moment in moments.items()},
+                }
+        except KeyError as error:
+            raise PriorError(f"{checkpoint} lacks {error}: delete it to resume from the one before") from error
+        if self.step > self.config.steps:
+            raise PriorError(
+                f"steps = {self.config.steps}: {self.out} is already at step {self.step}; use at least that, "
+                "or another output folder"
+            )
+        return scalars
+
+    def save_evidence(self, step: int) -> Path:
+        """What made the loss of update `step` not finite: every rank's batch, and the weights, which it left alone."""
+        folder = self.out / f"non-finite-step-{step:08d}"
+        weights = {name: distributed.whole(tensor) for name, tensor in self.prior.state_dict().items()}
+        if distributed.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            ckpt.write_weights(folder, self.run, weights)
+        distributed.barrier()
+        batch = {name: tensor.contiguous() for name, tensor in self._batch(step).tensors().items()}
+        save_file(batch, folder / f"batch-rank-{distributed.rank()}.safetensors")
+        return folder
