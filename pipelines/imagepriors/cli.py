@@ -18,6 +18,7 @@ from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
+from imagepriors.benchmarks import bench
 from imagepriors.config import EvaluateConfig
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
@@ -289,33 +290,6 @@ def report(
     from imagepriors.report import write_report
 
     return f"open {write_report(run, data, dataset)}"
-
-
-def bench(
-    suite: tyro.conf.Positional[Literal["stage1", "tokenize"]] = "stage1",
-    *,
-    repeats: int = 5,
-    data: Path | None = None,
-    out: Path | None = None,
-) -> str:
-    """Measure on this machine: stage1 against taming-transformers (`peers` extra), or the tokenize job.
-
-    Args:
-        suite: What to measure.
-        repeats: Measurements of each contender; the median counts.
-        data: Folder with photos for the tokenize suite.
-        out: Folder for the table and its figures; default: the package's own results.
-    """
-    places = () if out is None else (out,)
-    if suite == "stage1":
-        from imagepriors.benchmarks.stage1 import run
-
-        return run(repeats, *places)
-    from imagepriors.benchmarks.tokenize import run as run_tokenize
-
-    if data is None:
-        raise InputError("the tokenize suite needs photos: pass --data, e.g. a folder of ImageNet")
-    return run_tokenize(repeats, data, *places)
 
 
 COMMANDS: dict[str, Callable[..., str]] = {
