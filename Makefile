@@ -108,7 +108,7 @@ sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
-bench: $(READY) ## Measure SUITE against its rivals on this machine (SUITE=stage1, decode and tokenize DATA=photos, loader, train-prior, sample)
+bench: $(READY) ## Measure SUITE against its rivals on this machine (SUITE=stage1, decode and tokenize DATA=photos, shards, loader, train-prior, sample)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6 \
 	  litdata==0.2.76 mosaicml-streaming==0.13.0 brotli==1.2.1 cramjam==2.14.0 python-snappy==0.7.3 zstd==1.5.7.2

@@ -5,7 +5,6 @@ Heavy imports stay inside the functions, so that `--help` answers in well under 
 
 import ctypes
 import functools
-import importlib
 import inspect
 import logging
 import sys
@@ -19,6 +18,7 @@ from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
+from imagepriors.benchmarks import bench
 from imagepriors.config import AnnotateConfig, EvaluateConfig, Kind
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
@@ -381,42 +381,6 @@ def inspect_data(
 
     where = out or Path("runs") / f"inspect-{dataset}"
     return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size)
-
-
-SUITES = {
-    "stage1": "imagepriors.benchmarks.stage1",
-    "decode": "imagepriors.benchmarks.decode",
-    "tokenize": "imagepriors.benchmarks.tokenize",
-    "loader": "imagepriors.benchmarks.loader",
-    "train-prior": "imagepriors.benchmarks.train_prior",
-    "sample": "imagepriors.benchmarks.sample",
-}
-
-
-def bench(
-    suite: tyro.conf.Positional[str] = "stage1",
-    *,
-    repeats: int = 5,
-    data: Path | None = None,
-    out: Path | None = None,
-) -> str:
-    """Measure this package against its rivals on this machine (needs the `peers` extra).
-
-    Args:
-        suite: What to measure: stage1 (training and encoding), decode, tokenize, loader, train-prior or sample.
-        repeats: Measurements of each contender; the median counts.
-        data: Class folders of photos, for decode and tokenize.
-        out: Folder for the table and its figures; default: the package's own results.
-    """
-    if suite not in SUITES:
-        raise ShardError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}")
-    module = importlib.import_module(SUITES[suite])
-    arguments: dict[str, Any] = {"out": out} if out else {}
-    if suite in ("decode", "tokenize"):
-        if data is None or not data.is_dir():
-            raise InputError(f"no photos in {data}: pass --data, a folder with one sub-folder of photos per class")
-        arguments["data"] = data
-    return str(module.run(repeats, **arguments))
 
 
 COMMANDS: dict[str, Callable[..., str]] = {

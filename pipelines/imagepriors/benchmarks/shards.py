@@ -1,6 +1,4 @@
-"""What the shard format costs: five orders against one, Parquet against WebDataset.
-
-Run with ``python -m imagepriors.benchmarks.shards``.
+"""What the shard format costs: five orders against one, Parquet against WebDataset: `imagepriors bench shards`.
 
 The codes are drawn independently from a skewed distribution over 1,024 entries (16×16 a picture), which no
 compressor can shrink below their entropy: real pictures are not harder. Each figure is the median of rounds in which
@@ -136,7 +134,7 @@ def _table(results: dict[str, dict[str, float]], repeats: int) -> str:
     lines = [
         f"Shards of {_ROWS:,} rows of {_SIDE}×{_SIDE} skewed codes of {_CODEBOOK:,}, one core of {os.cpu_count()}, "
         f"{platform.machine()}, pyarrow {pa.__version__}, median of {repeats};",
-        "`python -m imagepriors.benchmarks.shards`.",
+        "`imagepriors bench shards`.",
         "Write: permute, check, compress, hash, fsync. Read: one order of every row, here and by plain `webdataset`.",
         "",
         "| | MB | bytes a row | × bytes | rows/s written | × write time | M codes/s read | by `webdataset` |",
@@ -151,7 +149,3 @@ def _table(results: dict[str, dict[str, float]], repeats: int) -> str:
             f"| {codes / found['read_s'] / 1e6:.1f} | {theirs} |"
         )
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(run())  # noqa: T201 - the table is the answer

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import ORDER_NAMES, GridSpec, ShardSpec, write_shard
+from codeshards.format import ORDER_NAMES, GridSpec, PlannedShard, ShardSpec, write_shard
 from codeshards.pool import ALLOCATOR
 from codeshards.progress import read_events
 from imagepriors.benchmarks.stage1 import random_weights
@@ -151,13 +151,14 @@ def storing(work: Path) -> dict[str, dict[str, float]]:
     )
     codes_NHW = np.resize(codes_NT, (_ROWS, 16, 16))
     grid = GridSpec(height=16, width=16, codebook_size=1024, fingerprint="bench")
+    shard = PlannedShard(split="train", index=0, start=0, stop=_ROWS)
     keys, found = [f"key{index}" for index in range(_ROWS)], {}
     for name, orders in {"one order": ORDER_NAMES[:1], "five orders": ORDER_NAMES}.items():
         spec, seconds = ShardSpec(image=grid, orders=orders), []
         for _ in range(5):
             start = time.perf_counter()
             table = spec.rows_to_table(keys, np.zeros(_ROWS), None, codes_NHW)
-            record = write_shard(work / "shard.parquet", table)
+            (record,) = write_shard(work / "stored", shard, table).values()
             seconds.append(time.perf_counter() - start)
         found[name] = {"seconds": statistics.median(seconds), "bytes": record.bytes}
     return found
