@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 from torch import Tensor
 
-from codeshards.encode import ShardTask, fix_arithmetic, read_ahead
+from codeshards.encode import ShardTask, attempt, fix_arithmetic, read_ahead
 from codeshards.format import (
     Failure,
     FileRecord,
@@ -253,13 +253,12 @@ def annotate_shard(task: ShardTask, *, annotator: Annotator, tree: MapTree, conf
 
 def _prepare(index: int, *, samples: Split, annotator: Annotator) -> tuple[int, _Prepared | Failure]:
     """Read one picture and make the network's input of it."""
-    try:
+
+    def read() -> _Prepared:
         picture_HW3 = samples.read_whole(index)
-        return index, _Prepared(index, annotator.prepare(picture_HW3), picture_HW3.shape[:2])
-    except MemoryError:
-        raise  # the machine's fault, not the sample's
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on broken files, and one must not stop millions
-        return index, Failure(samples.keys[index], str(error) or repr(error))
+        return _Prepared(index, annotator.prepare(picture_HW3), picture_HW3.shape[:2])
+
+    return index, attempt(samples.keys[index], read)
 
 
 def _batches(samples: Sequence[_Prepared], batch_size: int) -> Iterator[list[_Prepared]]:

@@ -18,7 +18,7 @@ from codeprior.optim import resolve_device
 from codeprior.sample import sample_codes, to_grids
 from codeprior.window import sample_larger
 from codeshards.format import ShardDataset, ShardError, Where, atomic_write, atomic_write_json, open_store
-from imagepriors.figures import colorize, picture_grid
+from imagepriors.figures import colorize, picture_grid, png_bytes
 from vqgan.tokenizer import Tokenizer
 
 _MAX_COLUMNS = 16
@@ -74,12 +74,10 @@ def _tokenizer_folder(prior_run: Path, shards: Path) -> Path:
 def _validation_rows(sequence: SequenceSpec, shards: Path, n: int) -> tuple[dict[str, Codes], Codes]:
     """Conditions by name and whole code sequences [n, T] of the first validation rows, again and again if too few."""
     dataset = ShardDataset.open(shards)
-    columns = {part.name: "label" if part.name == "class" else f"cond_{part.name}" for part in sequence.conditions}
+    columns = {part.name: part.column for part in sequence.conditions}
     batch = next(dataset.batches("val", [*columns.values(), *sequence.columns], batch_rows=max(n, 1)))
     rows = np.arange(n) % len(batch[sequence.columns[-1]])
-    grids = [batch[column][rows].astype(np.int64) for column in sequence.columns]
-    for index, side in enumerate(sequence.scales):
-        grids[index] = grids[index][:, sequence.permutation(side, side)]
+    grids = sequence.in_sequence([batch[column][rows].astype(np.int64) for column in sequence.columns])
     return {name: batch[column][rows].astype(np.int64) for name, column in columns.items()}, np.concatenate(grids, 1)
 
 
@@ -250,7 +248,7 @@ def write_samples(
     Raises:
         ShardError: as `draw_samples`.
     """
-    sequence = load_prior(prior_run).sequence
+    sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     rows = given > 0 or any(part.name != "class" for part in sequence.conditions)
     per_condition = 4 if rows else 1
     samples = draw_samples(
@@ -291,7 +289,5 @@ def save_gif(pictures: list[Image.Image], path: Path) -> None:
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG whole or not at all."""
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
     with atomic_write(path) as file:
-        file.write(buffer.getvalue())
+        file.write(png_bytes(image))

@@ -122,4 +122,4 @@ def labels_figure(counts: Mapping[str, int]) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    path.write_bytes(png_bytes(figure))

@@ -164,11 +164,12 @@ def _decode_rows(dataset: ShardDataset, split: str, n: int) -> tuple[Any, int]:
     from codeshards.format.schema import column_to_numpy
     from imagepriors.decode import load_shard_tokenizer
     from imagepriors.figures import colorize
+    from vqgan.datasets import spread
 
     spec, total = dataset.spec, dataset.rows(split)
     if n < 1 or total == 0:
         raise ShardError(f"n is {n} and split {split!r} of {dataset.path} has {total} rows: nothing can be shown")
-    chosen = np.unique(np.linspace(0, total - 1, min(n, total)).round().astype(np.int64))
+    chosen = np.array(spread(total, n))
     first, tables = 0, []
     for entry in dataset.manifest.splits[split].shards:
         mine = chosen[(chosen >= first) & (chosen < first + entry.rows)] - first

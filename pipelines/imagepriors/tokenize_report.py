@@ -55,7 +55,7 @@ def _events(out: Where) -> list[dict[str, Any]]:
 
 def _facts(manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     spec = manifest.spec
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    shards = manifest.entries.values()
     nbytes = sum(record.bytes for shard in shards for record in shard.files.values())
     failures = sum(split.failures for split in manifest.splits.values())
     samples = failures + sum(split.samples for split in manifest.splits.values())

@@ -33,7 +33,7 @@ from torch import Tensor
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
 from codeprior.distributed import placed_like
 from codeprior.model import Prior
-from codeshards.format import atomic_write, atomic_write_json, read_json
+from codeshards.format import atomic_write, atomic_write_json, fsync_path, read_json
 
 FORMAT_VERSION = 2
 """Raised when older code would misread a checkpoint."""
@@ -128,9 +128,9 @@ def save_checkpoint(
     write_weights(temp, config, weights)
     atomic_write_json(temp / SCALARS, {"step": step, **scalars})
     _write_tensors(temp / TENSORS, tensors)
-    _fsync(temp)
+    fsync_path(temp)
     temp.rename(final)
-    _fsync(root)
+    fsync_path(root)
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -145,7 +145,7 @@ def save_best(run: Path, config: RunConfig, weights: Mapping[str, Tensor], figur
     atomic_write_json(temp / SUMMARY, figures)
     shutil.rmtree(run / BEST, ignore_errors=True)
     temp.rename(run / BEST)
-    _fsync(run)
+    fsync_path(run)
 
 
 def write_weights(folder: Path, config: RunConfig, weights: Mapping[str, Tensor]) -> None:
@@ -156,7 +156,7 @@ def write_weights(folder: Path, config: RunConfig, weights: Mapping[str, Tensor]
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    _fsync(path)
+    fsync_path(path)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -255,11 +255,3 @@ def _load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
         return load_file(path, device=str(device))
     except (OSError, SafetensorError) as error:
         raise PriorError(f"{path} cannot be read: {error}") from error
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Any, Literal, Self
+
+from numpy.typing import NDArray
 
 from codeshards.format import CONDITION_NAMES, ORDER_NAMES, OrderName, ShardError, ShardSpec, order
 from codeshards.format.orders import Permutation
@@ -238,6 +240,11 @@ class ConditionSpec:
         """Tokens, in row-major order."""
         return self.height * self.width
 
+    @property
+    def column(self) -> str:
+        """The shards' column that holds these tokens."""
+        return "label" if self.name == "class" else f"cond_{self.name}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceSpec:
@@ -294,6 +301,11 @@ class SequenceSpec:
         """Where in a grid of this size the codes of a sequence lie: `sequence[t] = raster[permutation[t]]`."""
         # A grid of one cell has one order only, also where the order is not defined on it.
         return order("row_major" if height == width == 1 else self.order, height, width)
+
+    def in_sequence(self, grids_NT: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """What :attr:`columns` hold as they stand in a sequence: the coarser scales, stored row by row, in `order`."""
+        coarse = (grid[:, self.permutation(side, side)] for side, grid in zip(self.scales, grids_NT, strict=False))
+        return (*coarse, *grids_NT[len(self.scales) :])
 
     @classmethod
     def from_shards(

@@ -182,15 +182,12 @@ class CodeData:
         conditions = []
         for part in sequence.conditions:
             if part.name == "class":
-                conditions.append(memory_map(dataset, split, "label")[:, None])
+                conditions.append(memory_map(dataset, split, part.column)[:, None])
                 check_labels(conditions[-1], split, part.vocabulary)
             else:
-                conditions.append(memory_map(dataset, split, f"cond_{part.name}"))
-        grids = [memory_map(dataset, split, column) for column in sequence.columns]
-        for index, side in enumerate(sequence.scales):  # small, and stored in row-major order
-            grids[index] = grids[index][:, sequence.permutation(side, side)]
+                conditions.append(memory_map(dataset, split, part.column))
         return cls(
-            grids_NT=tuple(grids),
+            grids_NT=sequence.in_sequence([memory_map(dataset, split, column) for column in sequence.columns]),
             conditions_NC=tuple(conditions),
             identity=f"{dataset.fingerprint}/{split}",
             views_N=memory_map(dataset, split, "view") if views else None,

@@ -121,7 +121,7 @@ class StreamBatches(Batches):
 
     def _read(self, epoch: int, window: Window) -> CodeData:
         parts = self.sequence.conditions
-        names = {part.name: "label" if part.name == "class" else f"cond_{part.name}" for part in parts}
+        names = {part.name: part.column for part in parts}
         columns = [*self.sequence.columns, *names.values(), *(["view"] if self.views else [])]
         read: dict[str, list[NDArray[Any]]] = {column: [] for column in columns}
         for shard in window.shards:
@@ -135,11 +135,8 @@ class StreamBatches(Batches):
         if "class" in names:
             check_labels(whole["label"][:, None], self.split, parts[0].vocabulary)
             whole["label"] = whole["label"][:, None]
-        grids = [whole[column][rows] for column in self.sequence.columns]
-        for index, side in enumerate(self.sequence.scales):
-            grids[index] = grids[index][:, self.sequence.permutation(side, side)]
         return CodeData(
-            grids_NT=tuple(grids),
+            grids_NT=self.sequence.in_sequence([whole[column][rows] for column in self.sequence.columns]),
             conditions_NC=tuple(whole[column][rows] for column in names.values()),
             identity=self.identity,
         )

@@ -236,12 +236,20 @@ def _read(
     index: int, *, samples: Split, size_px: int, conditions: Sequence[str], config: TokenizeConfig
 ) -> list[Sample] | Failure:
     """All views of one sample, decoded once."""
+    return attempt(
+        samples.keys[index],
+        lambda: samples.read_views(index, size_px, views_of(config.views), conditions=conditions, draft=config.draft),
+    )
+
+
+def attempt(key: str, read: Callable[[], T]) -> T | Failure:
+    """What `read` returns, or why the sample `key` cannot be read."""
     try:
-        return samples.read_views(index, size_px, views_of(config.views), conditions=conditions, draft=config.draft)
+        return read()
     except MemoryError:
         raise  # the machine's fault, not the sample's
     except Exception as error:  # noqa: BLE001 - decoders raise anything on broken files, and one must not stop millions
-        return Failure(samples.keys[index], str(error) or repr(error))
+        return Failure(key, str(error) or repr(error))
 
 
 def _launch(

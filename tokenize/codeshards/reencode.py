@@ -20,7 +20,6 @@ from codeshards.format import (
     ShardError,
     Where,
     load_plan,
-    open_store,
     read_table,
     row_key,
 )
@@ -66,9 +65,9 @@ def reencode(dataset: Where, *, source: str, data: Path, samples: int, device: s
             raise ShardError(
                 f"{data} read as {source!r} is not what split {split!r} was made from: its files or settings differ"
             )
-    per_shard = config.batch_samples
-    step = max(1, len(plan.shards) * per_shard // max(samples, 1))
-    chosen = plan.shards[::step][: -(-samples // per_shard)]
+    per_shard, planned = config.batch_samples, plan.shards
+    step = max(1, len(planned) * per_shard // max(samples, 1))
+    chosen = planned[::step][: -(-samples // per_shard)]
     rates = []
     for precision in (config.precision, _OTHER[config.precision]):
         found = dataclasses.replace(config, precision=precision)  # type: ignore[arg-type]
@@ -123,5 +122,5 @@ def _rates(
 def _load(shards: ShardDataset, name: str, about: dict[str, Any], config: TokenizeConfig) -> Tokenizer:
     if "folder" not in about:
         raise ShardError(f"{shards.path} does not hold the {name} tokenizer: nothing can be encoded again")
-    with (open_store(shards.path) / about["folder"]).as_folder() as folder:
+    with (shards.path / about["folder"]).as_folder() as folder:
         return Tokenizer.load(folder, device=config.device, precision=config.precision, compiled=config.compile)

@@ -45,7 +45,7 @@ class MissingShards(Collection[PlannedShard]):
         return int(self._missing.sum())
 
     def __iter__(self) -> Iterator[PlannedShard]:
-        return (shard for shard, missing in zip(each_shard(self._plan), self._missing, strict=True) if missing)
+        return (shard for shard, missing in zip(self._plan.each_shard(), self._missing, strict=True) if missing)
 
     def __contains__(self, shard: object) -> bool:
         return any(shard == mine for mine in self)
@@ -86,15 +86,6 @@ def remove_temps(plan: Plan, out: Store) -> None:
         remove_stale_temps(folder)
 
 
-def each_shard(plan: Plan) -> Iterator[PlannedShard]:
-    """The planned shards one after another; `plan.shards` has them all in memory."""
-    step = plan.shard_samples
-    for split in plan.splits:
-        samples = len(plan.keys[split])
-        for index, start in enumerate(range(0, samples, step)):
-            yield PlannedShard(split=split, index=index, start=start, stop=min(start + step, samples))
-
-
 def missing_shards(out: Store, plan: Plan, *, retry_failed: bool = False) -> MissingShards:
     """The shards without a sidecar of this plan, or whose files are gone or of another size.
 
@@ -111,8 +102,8 @@ def missing_shards(out: Store, plan: Plan, *, retry_failed: bool = False) -> Mis
         return retry_failed and bool(Sidecar.load(sidecar_path(out, shard)).failures)
 
     if not any((out / split).files() for split in plan.splits):
-        return MissingShards(plan, np.ones(sum(1 for _ in each_shard(plan)), bool))
-    return MissingShards(plan, np.fromiter(_in_threads(is_missing, each_shard(plan)), bool))
+        return MissingShards(plan, np.ones(sum(1 for _ in plan.each_shard()), bool))
+    return MissingShards(plan, np.fromiter(_in_threads(is_missing, plan.each_shard()), bool))
 
 
 class Failures:
@@ -156,7 +147,7 @@ def load_sidecars(out: Store, plan: Plan) -> Iterator[Sidecar]:
     Raises:
         ShardError: one is missing or damaged.
     """
-    return _in_threads(lambda shard: Sidecar.load(sidecar_path(out, shard)), each_shard(plan))
+    return _in_threads(lambda shard: Sidecar.load(sidecar_path(out, shard)), plan.each_shard())
 
 
 def _in_threads(function: Callable[[PlannedShard], _T], shards: Iterable[PlannedShard]) -> Iterator[_T]:

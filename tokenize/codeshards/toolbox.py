@@ -192,14 +192,14 @@ def merge(sources: Sequence[Where], out: Where, *, formats: Sequence[ShardFormat
             f"these datasets cannot be merged: {error}. Leave one out, or encode it under other keys"
         ) from error
     _start(plan, first.manifest, open_store(sources[0]), open_store(out))
-    sidecars: list[Sidecar] = []
+    plan_hash, sidecars = plan.hash, list[Sidecar]()
     for split in splits:
         pieces = (piece for dataset, old in zip(datasets, plans, strict=True) for piece in _pieces(dataset, old, split))
         mine = [shard for shard in plan.shards if shard.split == split]
         for shard, piece in zip(mine, _cut(pieces, [shard.samples for shard in mine], plan.views), strict=True):
             failures = tuple(failure for failure in piece.failures if failure)
             sidecar = Sidecar(
-                plan_hash=plan.hash,
+                plan_hash=plan_hash,
                 split=split,
                 index=shard.index,
                 rows=piece.table.num_rows,
@@ -285,7 +285,7 @@ def _entries(plan: Plan, manifest: Manifest) -> Iterator[tuple[PlannedShard, Sha
     """Each planned shard with its entry in the manifest."""
     if plan.hash != manifest.plan_hash:
         raise ShardError("plan.json and dataset.json belong to different jobs: verify the dataset")
-    entries = {(split, entry.name): entry for split, found in manifest.splits.items() for entry in found.shards}
+    entries = manifest.entries
     for shard in plan.shards:
         yield shard, entries[shard.split, shard.name]
 

@@ -80,7 +80,7 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path], str] | None = Non
         problems += _tokenizer_problems(store, manifest, fingerprint_of)
     plan = load_plan(store)
     problems += _plan_problems(store, manifest, plan)
-    entries = {(split, entry.name): entry for split, found in manifest.splits.items() for entry in found.shards}
+    entries = manifest.entries
     shards = [shard for shard in plan.shards if (shard.split, shard.name) in entries]
 
     def check(shard: PlannedShard) -> list[str]:

@@ -22,12 +22,12 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from vqgan.datasets import CENTRE, Item, Split, open_splits, spread
 from vqgan.datasets.files import File
 
-RESULTS = Path(__file__).parent / "results"
+_RESULTS = Path(__file__).parent / "results"
 SIZE = 256
 RIVAL = "torchvision ImageFolder"
 
 
-def run(repeats: int, data: Path, out: Path = RESULTS, images: int = 200) -> str:
+def run(repeats: int, data: Path, out: Path = _RESULTS, images: int = 200) -> str:
     """Measure, write decode-cpu.json and .md into `out`, return the table.
 
     Args:

@@ -15,11 +15,6 @@ Array = npt.NDArray[np.floating[Any]]
 
 SEGMENTATION_NAMES = ("sky", "ground", "ball", "box", "cone", "tree", "person")
 """Label of name i is i + 1; 0 is unlabelled, as in ADE20K, and does not occur."""
-JOINT_NAMES = (
-    "nose", "neck", "right shoulder", "right elbow", "right wrist", "left shoulder", "left elbow", "left wrist",
-    "right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle",
-    "right eye", "left eye", "right ear", "left ear",
-)  # fmt: skip
 CAMERA_M = 1.35
 HORIZON = 0.40
 FAR_M = 60.0

@@ -1,9 +1,10 @@
 """The dataset interface: items (where bytes lie), samples (pixels), views (geometry), splits (sequences of samples)."""
 
+import contextlib
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -146,12 +147,8 @@ class Split:
         Raises:
             InputError: it is not an image.
         """
-        item = self.items[index]
-        try:
-            with item.image.open() as file, Image.open(file) as opened:
-                return _upright(opened, opened.size)
-        except _UNREADABLE as error:
-            raise InputError(f"{item.key}: {item.image.name}: {error}") from error
+        with _opened(self.items[index]) as image:
+            return _upright(image, image.size)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -232,12 +229,8 @@ class Split:
         Raises:
             InputError: the image cannot be decoded.
         """
-        item = self.items[index]
-        try:
-            with item.image.open() as file, Image.open(file) as opened:
-                return np.array(_to_rgb(ImageOps.exif_transpose(opened)))
-        except _UNREADABLE as error:
-            raise InputError(f"{item.key}: {item.image.name}: {error}") from error
+        with _opened(self.items[index]) as image:
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
 
     def read_good(self, index: int, size: int, *, conditions: Sequence[str] = (), view: View = CENTRE) -> Sample:
         """Sample `index`, or where it cannot be read the next one that can, with a warning: training goes on.
@@ -256,6 +249,16 @@ class Split:
 
 def _source_lines(items: Sequence[Item]) -> bytes:
     return "".join(f"{item.key}\t{item.label}\t{item.image.nbytes()}\n" for item in items).encode()
+
+
+@contextlib.contextmanager
+def _opened(item: Item) -> Iterator[Image.Image]:
+    """The item's image; what goes wrong in the block is put down to it."""
+    try:
+        with item.image.open() as file, Image.open(file) as opened:
+            yield opened
+    except _UNREADABLE as error:
+        raise InputError(f"{item.key}: {item.image.name}: {error}") from error
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -125,23 +125,24 @@ def _describe(path: Path) -> tuple[Any, list[int]]:
                 max(rows),
             )
         return file.schema_arrow, rows
-    table = _arrow(str(path))
-    return table.schema, [batch.num_rows for batch in table.to_batches()]
+    schema, batches = _arrow(str(path))
+    return schema, [batch.num_rows for batch in batches]
 
 
 @functools.lru_cache(maxsize=64)
-def _arrow(path: str) -> Any:
-    """A memory-mapped Arrow table, of the file or of the stream format."""
+def _arrow(path: str) -> tuple[Any, list[Any]]:
+    """Schema and memory-mapped batches of Arrow, of the file or of the stream format."""
     source = pa.memory_map(path)
     try:
-        return ipc.open_file(source).read_all()
+        table = ipc.open_file(source).read_all()
     except pa.ArrowInvalid:
         source.seek(0)
-        return ipc.open_stream(source).read_all()
+        table = ipc.open_stream(source).read_all()
+    return table.schema, table.to_batches()
 
 
 @functools.lru_cache(maxsize=8)
 def _column(path: str, group: int, column: str) -> Any:
     if path.endswith(".parquet"):
         return parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
-    return _arrow(path).to_batches()[group].column(column)
+    return _arrow(path)[1][group].column(column)

@@ -52,7 +52,7 @@ def imagenet(root: Path) -> dict[str, Split]:
         names = folders_in(root)
         listed = {"train": list(class_items(root, names))}
     flat = listed.get("val") and all(item.label is None for item in listed["val"])
-    if (flat and names) or (flat and "train" not in listed):
+    if flat and (names or "train" not in listed):
         synset_of = _validation_synsets(root, [item.key for item in listed["val"]])
         names = names or sorted(set(synset_of.values()))
         label_of = {name: label for label, name in enumerate(names)}

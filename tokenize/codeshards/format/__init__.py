@@ -72,7 +72,7 @@ from codeshards.format.shardfile import (
     read_table,
     write_shard,
 )
-from codeshards.format.store import Store, Where, open_store
+from codeshards.format.store import Store, Where, fsync_path, open_store
 
 __all__ = [
     "CARD_FILE",
@@ -118,6 +118,7 @@ __all__ = [
     "defined_orders",
     "file_record",
     "format_of",
+    "fsync_path",
     "inverse",
     "is_intact",
     "load_plan",

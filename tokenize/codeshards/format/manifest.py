@@ -193,9 +193,13 @@ class Manifest:
     @property
     def formats(self) -> tuple[ShardFormat, ...]:
         """The formats that every shard is written in."""
-        shards = [shard for split in self.splits.values() for shard in split.shards]
-        found = [{format_of(name) for name in shard.files} for shard in shards]
+        found = [{format_of(name) for name in shard.files} for shard in self.entries.values()]
         return tuple(name for name in SHARD_FORMATS if found and all(name in formats for formats in found))
+
+    @property
+    def entries(self) -> dict[tuple[str, str], ShardEntry]:
+        """(split, shard's name) → the shard, over all splits."""
+        return {(name, shard.name): shard for name, split in self.splits.items() for shard in split.shards}
 
     @property
     def tokenizer_folders(self) -> tuple[str, ...]:

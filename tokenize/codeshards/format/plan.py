@@ -97,9 +97,10 @@ class Plan:
     @property
     def shards(self) -> tuple[PlannedShard, ...]:
         """Every shard of every split."""
-        return tuple(self._each_shard())
+        return tuple(self.each_shard())
 
-    def _each_shard(self) -> Iterator[PlannedShard]:
+    def each_shard(self) -> Iterator[PlannedShard]:
+        """The planned shards one after another; :attr:`shards` has them all in memory."""
         step = self.shard_samples
         for split, keys in self.keys.items():
             for index, start in enumerate(range(0, len(keys), step)):

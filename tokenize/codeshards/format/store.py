@@ -182,7 +182,7 @@ class _LocalStore(Store):
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise _write_error(self, error) from error
             raise
-        _fsync_folder(self.path.parent)
+        fsync_path(self.path.parent)
 
     def size(self) -> int | None:
         return self.path.stat().st_size if self.path.is_file() else None
@@ -320,9 +320,9 @@ def _remedy(store: Store) -> str:
     return "Choose a folder that can be written, or mend its permissions"
 
 
-def _fsync_folder(folder: Path) -> None:
-    # Without this a power cut may undo the rename although the file's bytes are safe.
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Bring a file or folder to the disk; without a folder's a power cut may undo a rename of safe bytes in it."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
