@@ -18,7 +18,7 @@ from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
-from imagepriors.config import EvaluateConfig
+from imagepriors.config import AnnotateConfig, EvaluateConfig, Kind
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
 from vqgan.config import TrainConfig as VqganConfig
@@ -27,6 +27,7 @@ from vqgan.errors import InputError
 
 _Flat = tyro.conf.arg(name="")
 _EVALUATE = EvaluateConfig()
+_ANNOTATE = AnnotateConfig()
 
 
 def demo_data(
@@ -52,6 +53,35 @@ def demo_data(
     return f"demo data in {out}"
 
 
+def annotate(
+    kind: tyro.conf.Positional[Kind],
+    config: Annotated[AnnotateConfig, _Flat] = _ANNOTATE,
+    *,
+    dataset: str = "folder",
+    data: Path,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Give a dataset's images depth maps or masks from a pretrained network, in parallel on Ray.
+
+    Args:
+        kind: What to make.
+        config: Model and settings.
+        dataset: Layout of the data, as for train-vqgan.
+        data: Folder in which the dataset lies.
+        out: Folder for the maps, which archives and tables need; default: beside the images, train_depth/ by train/.
+        overwrite: Delete the maps that are there first.
+    """
+    from imagepriors.annotate import annotate as run
+
+    made = run(config, kind=kind, dataset=dataset, data=data, out=out, overwrite=overwrite)
+    left_out = f", {made.failures} images left out (named in {made.book})" if made.failures else ""
+    return (
+        f"{made.maps} {kind} maps in {', '.join(map(str, made.folders))}{left_out}; "
+        f"read them with --dataset {made.reader} --data {made.root}"
+    )
+
+
 def train_vqgan(
     config: Annotated[VqganConfig, _Flat],
     *,
@@ -65,7 +95,8 @@ def train_vqgan(
 
     Args:
         config: The run.
-        dataset: Layout of the data: demo, folder, imagenet, cifar10, ade20k, imagenet-depth, deepfashion.
+        dataset: Layout of the data: ade20k, cifar10, deepfashion, demo, folder, huggingface, imagenet, imagenet-depth,
+            landscapes, restricted-imagenet, webdataset.
         data: Folder in which the dataset lies.
         out: Run folder; a run that was interrupted continues.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
@@ -291,35 +322,63 @@ def report(
     return f"open {write_report(run, data, dataset)}"
 
 
+def inspect_data(
+    dataset: tyro.conf.Positional[str],
+    *,
+    data: Path,
+    out: Path | None = None,
+    limit: int = 2_000,
+    shown: int = 24,
+    size: int = 128,
+) -> str:
+    """Look at a dataset: counts, sizes, labels, conditions, bad files, a contact sheet.
+
+    Args:
+        dataset: Layout of the data, as for train-vqgan.
+        data: Folder in which the dataset lies.
+        out: Folder for inspection.json and the contact sheets; default: runs/inspect-DATASET.
+        limit: Samples of each split to decode, evenly over it; 0: all.
+        shown: Samples on a contact sheet.
+        size: Side of its pictures, in pixels.
+    """
+    from imagepriors.inspection import inspect_dataset
+
+    where = out or Path("runs") / f"inspect-{dataset}"
+    return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size)
+
+
 def bench(
-    suite: tyro.conf.Positional[Literal["stage1", "tokenize"]] = "stage1",
+    suite: tyro.conf.Positional[Literal["stage1", "decode", "tokenize"]] = "stage1",
     *,
     repeats: int = 5,
     data: Path | None = None,
     out: Path | None = None,
 ) -> str:
-    """Measure on this machine: stage1 against taming-transformers (`peers` extra), or the tokenize job.
+    """Measure this machine against rivals: stage1 (taming-transformers; the `peers` extra), decode, tokenize.
 
     Args:
-        suite: What to measure.
+        suite: What to measure: training and encoding, reading photos, or the tokenize job from photos to shards.
         repeats: Measurements of each contender; the median counts.
-        data: Folder with photos for the tokenize suite.
+        data: Folder of photos, for decode and tokenize.
         out: Folder for the table and its figures; default: the package's own results.
     """
-    places = () if out is None else (out,)
-    if suite == "stage1":
-        from imagepriors.benchmarks.stage1 import run
+    if suite == "decode":
+        from imagepriors.benchmarks import decode
 
-        return run(repeats, *places)
-    from imagepriors.benchmarks.tokenize import run as run_tokenize
+        return decode.run(repeats, out or decode.RESULTS, data=data)
+    if suite == "tokenize":
+        from imagepriors.benchmarks import tokenize as suite_tokenize
 
-    if data is None:
-        raise InputError("the tokenize suite needs photos: pass --data, e.g. a folder of ImageNet")
-    return run_tokenize(repeats, data, *places)
+        return suite_tokenize.run(repeats, out or suite_tokenize.RESULTS, data=data)
+    from imagepriors.benchmarks import stage1
+
+    return stage1.run(repeats, out or stage1.RESULTS)
 
 
 COMMANDS: dict[str, Callable[..., str]] = {
     "demo-data": demo_data,
+    "inspect": inspect_data,
+    "annotate": annotate,
     "train-vqgan": train_vqgan,
     "train-palette": train_palette,
     "evaluate-tokenizer": evaluate_tokenizer,

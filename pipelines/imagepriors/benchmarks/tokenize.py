@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import ORDER_NAMES, GridSpec, ShardSpec, write_shard
+from codeshards.format import ORDER_NAMES, GridSpec, PlannedShard, ShardSpec, write_shard
 from codeshards.pool import ALLOCATOR
 from codeshards.progress import read_events
 from imagepriors.benchmarks.stage1 import random_weights
@@ -32,7 +32,7 @@ from vqgan.datasets import open_splits
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
-_RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
 _SIZE = 256
 _BATCH = {"cpu": 8, "cuda": 128}
 # Images of one measurement: enough for tens of seconds.
@@ -151,13 +151,14 @@ def storing(work: Path) -> dict[str, dict[str, float]]:
     )
     codes_NHW = np.resize(codes_NT, (_ROWS, 16, 16))
     grid = GridSpec(height=16, width=16, codebook_size=1024, fingerprint="bench")
+    shard = PlannedShard(split="train", index=0, start=0, stop=_ROWS)
     keys, found = [f"key{index}" for index in range(_ROWS)], {}
     for name, orders in {"one order": ORDER_NAMES[:1], "five orders": ORDER_NAMES}.items():
         spec, seconds = ShardSpec(image=grid, orders=orders), []
         for _ in range(5):
             start = time.perf_counter()
             table = spec.rows_to_table(keys, np.zeros(_ROWS), None, codes_NHW)
-            record = write_shard(work / "shard.parquet", table)
+            (record,) = write_shard(work / "stored", shard, table).values()
             seconds.append(time.perf_counter() - start)
         found[name] = {"seconds": statistics.median(seconds), "bytes": record.bytes}
     return found
@@ -191,12 +192,14 @@ def _measure(work: Path, name: str) -> dict[str, float]:
     return figures
 
 
-def run(repeats: int, data: Path, out: Path = _RESULTS) -> str:
+def run(repeats: int = 5, out: Path = RESULTS, *, data: Path | None = None) -> str:
     """Measure all contenders in turns, write JSON and a Markdown table, and return the table.
 
     Raises:
-        InputError: `data` holds too few photos.
+        InputError: `data` is not given or holds too few photos.
     """
+    if data is None:
+        raise InputError("the tokenize suite needs photos: pass --data, e.g. a folder of ImageNet")
     rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
