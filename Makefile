@@ -11,11 +11,18 @@ DATA    ?= $(if $(filter demo,$(DATASET)),data/demo)
 WORKERS ?= 0
 N       ?= 25
 SET     ?=
+SUITE   ?= stage1
+KIND    ?= depth
+MODEL   ?=
+# Conditions to tokenize beside the images, each by a tokenizer of its own.
+CONDITIONS ?= $(if $(filter demo,$(DATASET)),segmentation)
 export RAY_ADDRESS
 
 PRESET_imagenet := imagenet-small
 ORDERS   := row_major spiral_out zcurve subsample alternate
-DATASETS := demo folder imagenet cifar10 ade20k imagenet-depth deepfashion
+DATASETS := ade20k cifar10 deepfashion demo folder huggingface imagenet imagenet-depth landscapes restricted-imagenet webdataset
+MODALITIES := segmentation depth pose
+KINDS    := depth segmentation
 CONDS    := none class segmentation depth pose
 BIN      := .venv/bin
 CLI      := $(BIN)/imagepriors
@@ -27,10 +34,12 @@ endef
 $(call one_of,ORDER,$(ORDERS))
 $(call one_of,DATASET,$(DATASETS))
 $(call one_of,COND,$(CONDS))
+$(call one_of,KIND,$(KINDS))
+
+$(foreach name,$(CONDITIONS),$(if $(filter $(name),$(MODALITIES)),,$(error CONDITIONS=$(name) is unknown: choose out of $(MODALITIES))))
 
 PRIOR    := $(RUN)/prior-$(ORDER)$(if $(filter-out none,$(COND)),-$(COND))
-# Masks are tokenized beside the images where a preset for their tokenizer exists.
-SEG      := $(if $(filter demo,$(DATASET)),$(RUN)/tokenizer-segmentation/summary.json)
+BESIDE   := $(CONDITIONS:%=$(RUN)/tokenizer-%/summary.json)
 SOURCE   := --dataset $(DATASET) --data $(DATA)
 NEEDDATA  = @test -n "$(DATA)" || { echo "DATA= is empty: pass the folder that holds $(DATASET), DATA=/path" >&2; exit 2; }
 
@@ -38,6 +47,7 @@ help: ## List targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  Variables (now): DATASET=$(DATASET) DATA=$(DATA) ORDER=$(ORDER) COND=$(COND) PRESET=$(PRESET)"
+	@echo "                   CONDITIONS='$(CONDITIONS)' SUITE=$(SUITE) KIND=$(KIND) MODEL=$(MODEL)"
 	@echo "                   RUN=$(RUN) WORKERS=$(WORKERS) RAY_ADDRESS=$(RAY_ADDRESS) N=$(N) SET='$(SET)'"
 	@echo "  SET takes any flags of the command, e.g. SET='--steps 100 --model.n-layer 4'"
 
@@ -62,18 +72,27 @@ train-vqgan: $(RUN)/tokenizer/summary.json ## Stage 1: train the tokenizer
 $(RUN)/tokenizer/summary.json: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY)
 	$(NEEDDATA)
 	$(CLI) train-vqgan --preset $(PRESET) $(SOURCE) --out $(@D) $(if $(filter train-vqgan,$(MAKECMDGOALS)),$(SET))
-$(RUN)/tokenizer-segmentation/summary.json: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY)
-	$(CLI) train-vqgan --preset $(DATASET)-segmentation $(SOURCE) --out $(@D)
+$(RUN)/tokenizer-%/summary.json: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY)
+	$(NEEDDATA)
+	$(CLI) train-vqgan --preset $(if $(filter demo,$(DATASET)),demo-$*,$*-f16) $(SOURCE) --out $(@D)
+
+inspect: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## Count, check and show a dataset
+	$(NEEDDATA)
+	$(CLI) inspect $(DATASET) --data $(DATA) --out $(RUN)/inspect $(if $(filter inspect,$(MAKECMDGOALS)),$(SET))
+
+annotate: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## Make depth maps or masks of images (KIND=, MODEL=)
+	$(NEEDDATA)
+	$(CLI) annotate $(KIND) $(SOURCE) $(if $(MODEL),--model $(MODEL)) --workers $(WORKERS) $(if $(filter annotate,$(MAKECMDGOALS)),$(SET))
 
 evaluate: $(RUN)/tokenizer/summary.json ## Reconstruction metrics of the tokenizer (PSNR, SSIM, Fréchet, usage)
 	$(NEEDDATA)
 	$(CLI) evaluate-tokenizer $(SOURCE) --tokenizer $(RUN)/tokenizer $(if $(filter evaluate,$(MAKECMDGOALS)),$(SET))
 
 tokenize: $(RUN)/shards/dataset.json ## Encode the dataset into token shards on Ray
-$(RUN)/shards/dataset.json: $(RUN)/tokenizer/summary.json $(SEG) | $(READY)
+$(RUN)/shards/dataset.json: $(RUN)/tokenizer/summary.json $(BESIDE) | $(READY)
 	$(NEEDDATA)
 	$(CLI) tokenize --preset $(PRESET) $(SOURCE) --tokenizer $(RUN)/tokenizer \
-	  $(if $(SEG),--condition $(patsubst %/summary.json,%,$(SEG))) \
+	  $(if $(BESIDE),--condition $(patsubst %/summary.json,%,$(BESIDE))) \
 	  --out $(@D) --workers $(WORKERS) $(if $(filter tokenize,$(MAKECMDGOALS)),$(SET))
 
 train-prior: $(PRIOR)/summary.json ## Stage 2: train the prior (ORDER=, COND=)
@@ -88,10 +107,10 @@ sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
-bench: $(READY) ## Measure stage 1 against taming-transformers on this machine
+bench: $(READY) ## Measure SUITE against its rivals on this machine (stage1; decode DATA=photos)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6
-	$(CLI) bench $(SET)
+	$(CLI) bench $(SUITE) $(if $(DATA),--data $(DATA)) $(SET)
 
 check: lint test ## Lint, types, import contracts, tests
 
@@ -107,5 +126,5 @@ test: $(READY) ## Run the tests (slow ones: .venv/bin/pytest -m slow)
 clean: ## Remove runs, demo data and caches (keeps .venv)
 	rm -rf runs data build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup quickstart demo-data train-vqgan evaluate tokenize train-prior \
+.PHONY: help setup quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
         sample report bench check lint test clean

@@ -19,7 +19,7 @@ from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
 from imagepriors.benchmarks import bench
-from imagepriors.config import EvaluateConfig
+from imagepriors.config import AnnotateConfig, EvaluateConfig, Kind
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
 from vqgan.config import TrainConfig as VqganConfig
@@ -28,6 +28,7 @@ from vqgan.errors import InputError
 
 _Flat = tyro.conf.arg(name="")
 _EVALUATE = EvaluateConfig()
+_ANNOTATE = AnnotateConfig()
 
 
 def demo_data(
@@ -53,6 +54,35 @@ def demo_data(
     return f"demo data in {out}"
 
 
+def annotate(
+    kind: tyro.conf.Positional[Kind],
+    config: Annotated[AnnotateConfig, _Flat] = _ANNOTATE,
+    *,
+    dataset: str = "folder",
+    data: Path,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Give a dataset's images depth maps or masks from a pretrained network, in parallel on Ray.
+
+    Args:
+        kind: What to make.
+        config: Model and settings.
+        dataset: Layout of the data, as for train-vqgan.
+        data: Folder in which the dataset lies.
+        out: Folder for the maps, which archives and tables need; default: beside the images, train_depth/ by train/.
+        overwrite: Delete the maps that are there first.
+    """
+    from imagepriors.annotate import annotate as run
+
+    made = run(config, kind=kind, dataset=dataset, data=data, out=out, overwrite=overwrite)
+    left_out = f", {made.failures} images left out (named in {made.book})" if made.failures else ""
+    return (
+        f"{made.maps} {kind} maps in {', '.join(map(str, made.folders))}{left_out}; "
+        f"read them with --dataset {made.reader} --data {made.root}"
+    )
+
+
 def train_vqgan(
     config: Annotated[VqganConfig, _Flat],
     *,
@@ -66,7 +96,8 @@ def train_vqgan(
 
     Args:
         config: The run.
-        dataset: Layout of the data: demo, folder, imagenet, cifar10, ade20k, imagenet-depth, deepfashion.
+        dataset: Layout of the data: ade20k, cifar10, deepfashion, demo, folder, huggingface, imagenet, imagenet-depth,
+            landscapes, restricted-imagenet, webdataset.
         data: Folder in which the dataset lies.
         out: Run folder; a run that was interrupted continues.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
@@ -292,8 +323,35 @@ def report(
     return f"open {write_report(run, data, dataset)}"
 
 
+def inspect_data(
+    dataset: tyro.conf.Positional[str],
+    *,
+    data: Path,
+    out: Path | None = None,
+    limit: int = 2_000,
+    shown: int = 24,
+    size: int = 128,
+) -> str:
+    """Look at a dataset: counts, sizes, labels, conditions, bad files, a contact sheet.
+
+    Args:
+        dataset: Layout of the data, as for train-vqgan.
+        data: Folder in which the dataset lies.
+        out: Folder for inspection.json and the contact sheets; default: runs/inspect-DATASET.
+        limit: Samples of each split to decode, evenly over it; 0: all.
+        shown: Samples on a contact sheet.
+        size: Side of its pictures, in pixels.
+    """
+    from imagepriors.inspection import inspect_dataset
+
+    where = out or Path("runs") / f"inspect-{dataset}"
+    return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size)
+
+
 COMMANDS: dict[str, Callable[..., str]] = {
     "demo-data": demo_data,
+    "inspect": inspect_data,
+    "annotate": annotate,
     "train-vqgan": train_vqgan,
     "train-palette": train_palette,
     "evaluate-tokenizer": evaluate_tokenizer,

@@ -76,4 +76,4 @@ def _start_ray(ray: Any, workers: int) -> None:
             ray.init(runtime_env={"py_modules": modules}, **quiet)
         else:
             cores = max(os.cpu_count() or 1, workers + 1)
-            ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=128 * 2**20, **quiet)
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=128 * 2**20, **quiet)

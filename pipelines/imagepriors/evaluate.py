@@ -88,14 +88,18 @@ def evaluate_tokenizer(
     device = pick_device(config.device)
     tokenizer = Tokenizer.load(tokenizer_folder, device=config.device)
     split = open_splits(dataset, data)[config.split]
-    count = min(len(split), config.limit or len(split))
     net = tokenizer.config
+    if net.modality != "rgb":
+        split = split.having(net.modality)
+    wanted = min(len(split), config.limit or len(split))
     rgb = net.channels == 3
     metrics = TokenizerMetrics(net.modality, net.codebook_size, net.n_labels)
     frechet = frechet_distance(config.frechet, config.inception, device) if rgb else None
     lpips = LpipsLoss(config.lpips, config.lpips_trunk).to(device) if rgb and config.lpips != "none" else None
     sums = {"ssim": 0.0, "lpips": 0.0}
-    for target, output, codes in _reconstructions(tokenizer, split, spread(len(split), count)):
+    count = 0
+    for target, output, codes in _reconstructions(tokenizer, split, spread(len(split), wanted)):
+        count += len(target)
         metrics.add(output, target, codes)
         if net.modality == "segmentation":
             continue
@@ -107,6 +111,8 @@ def evaluate_tokenizer(
         if frechet is not None:
             frechet.update(fake_BCHW.to(torch.uint8), real=False)
             frechet.update(real_BCHW.to(torch.uint8), real=True)
+    if count == 0:
+        raise InputError(f"none of {wanted} images of split {config.split!r} can be read: run `imagepriors inspect`")
     figures = {name.removeprefix("val_"): value for name, value in metrics.result().items() if name != "val_loss"}
     if net.modality != "segmentation":
         figures["ssim"] = sums["ssim"] / count
@@ -118,6 +124,7 @@ def evaluate_tokenizer(
     report = {
         "figures": figures,
         "images": count,
+        "unreadable": wanted - count,
         "split": config.split,
         "dataset": dataset,
         "source_sha256": split.source_hash(),
@@ -133,20 +140,25 @@ def evaluate_tokenizer(
 
 
 def _reconstructions(tokenizer: Tokenizer, split: Split, indices: list[int]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
-    """Batches of (original, reconstruction, codes)."""
+    """Batches of (original, reconstruction, codes); pictures that cannot be read are left out with a warning."""
     modality = tokenizer.config.modality
     wanted = () if modality == "rgb" else (modality,)
 
-    def read(index: int) -> npt.NDArray[Any]:
-        return split.read(index, tokenizer.config.resolution, conditions=wanted).picture(modality)
+    def read(index: int) -> npt.NDArray[Any] | None:
+        try:
+            return split.read(index, tokenizer.config.resolution, conditions=wanted).picture(modality)
+        except InputError as error:
+            log.warning("left out: %s", error)
+            return None
 
     bar = tqdm(total=len(indices), desc="evaluate-tokenizer", unit="image", disable=None)
     with ThreadPoolExecutor(_THREADS) as pool, bar:
         for start in range(0, len(indices), _BATCH):
-            pictures = np.stack(list(pool.map(read, indices[start : start + _BATCH])))
-            codes = tokenizer.encode(list(pictures))
-            yield tokenizer.normalized(pictures), tokenizer.decode(codes), codes
-            bar.update(len(pictures))
+            pictures = [picture for picture in pool.map(read, indices[start : start + _BATCH]) if picture is not None]
+            bar.update(len(indices[start : start + _BATCH]))
+            if pictures:
+                codes = tokenizer.encode(pictures)
+                yield tokenizer.normalized(np.stack(pictures)), tokenizer.decode(codes), codes
 
 
 def _to_tensor(pictures: npt.NDArray[Any], device: torch.device) -> Tensor:

@@ -83,7 +83,7 @@ def _data_section(data: Path, dataset: str, run: Path, out: Path) -> dict[str, A
     split = open_splits(dataset, data)["train"]
     size = _picture_size(run)
     names = split.conditions
-    samples = [split.read(i, size, conditions=names) for i in spread(len(split), _SHOWN)]
+    samples = [split.read_good(i, size, conditions=names) for i in spread(len(split), _SHOWN)]
     rows = [np.stack([sample.image for sample in samples])]
     rows += [colorize(np.stack([sample.conditions[name] for sample in samples])) for name in names]
     scale = max(1, 96 // size)

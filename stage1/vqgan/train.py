@@ -22,7 +22,6 @@ from vqgan import checkpoint, distributed
 from vqgan.batches import prefetched
 from vqgan.config import TrainConfig
 from vqgan.datasets import Split, spread
-from vqgan.errors import InputError
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
 from vqgan.trainer import NonFiniteLossError, Trainer
@@ -132,7 +131,8 @@ def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str,
         InputError: bad data or a config that contradicts the run; the loss is not finite.
     """
     with distributed.process_group(), _stop_signals() as stop:
-        _check_modality(config, splits)
+        if config.model.modality != "rgb":
+            splits = {name: split.having(config.model.modality) for name, split in splits.items()}
         run.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(config)
         found = checkpoint.list_checkpoints(run)
@@ -152,15 +152,6 @@ def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str,
             checkpoint.write_json(run / "summary.json", summary)
         distributed.barrier()
         return summary
-
-
-def _check_modality(config: TrainConfig, splits: dict[str, Split]) -> None:
-    modality = config.model.modality
-    for name, split in splits.items():
-        if modality != "rgb" and not any(modality in item.conditions for item in split.items):
-            raise InputError(
-                f"no sample of split {name!r} has {modality}: choose another dataset, or annotate this one"
-            )
 
 
 def _loop(trainer: Trainer, splits: dict[str, Split], run: Path, lines: RunLog, stop: list[int]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The whole way through the command line, small: data → tokenizers → shards → priors → samples → report."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
-from imagepriors.cli import main
+from imagepriors.cli import COMMANDS, main
 from imagepriors.figures import colorize, picture_grid
 from imagepriors.presets import load_preset, preset_names
 from vqgan.config import from_dict
+from vqgan.datasets import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]
 _TABLES = {"tokenize": TokenizeConfig, "prior": PriorConfig, "sample": SampleConfig}
@@ -147,6 +149,16 @@ def test_make_names_the_valid_choices(variable, choice):
     done = subprocess.run(["make", "-C", ROOT, "-n", "train-prior", variable], capture_output=True, text=True)
     assert done.returncode == 2
     assert choice in done.stderr
+
+
+def test_make_and_help_know_every_dataset():
+    listed = re.search(r"^DATASETS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed is not None
+    assert set(listed[1].split()) == set(DATASETS)
+    assert all(name in (COMMANDS["train-vqgan"].__doc__ or "") for name in DATASETS)
+    done = subprocess.run(["make", "-C", ROOT, "-n", "tokenize", "CONDITIONS=text"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "choose out of segmentation depth pose" in done.stderr
 
 
 def test_make_help_lists_targets_and_variables():

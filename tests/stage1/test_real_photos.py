@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(not DATA, reason="IMAGEPRIORS_DATA is not set: i
         ("imagenet", "imagenet-sample", "train", 256, ()),
         ("imagenet-depth", "imagenet-depth", "val", 64, ("depth",)),
         ("ade20k", "ade20k", "val", 64, ("segmentation",)),
+        ("landscapes", "landscapes", "train", 64, ("segmentation",)),
     ],
 )
 def test_real_layouts_are_read(name, folder, split, size, conditions):

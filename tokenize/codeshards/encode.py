@@ -6,13 +6,14 @@ Axes: N rows (samples times views), h×w the grid of codes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ IMAGE = "image"
 _BATCHES_AHEAD = 2
 """Batches being read while one is encoded: enough to hide reading, little enough for memory."""
 
+_T = TypeVar("_T")
+_Batch = list[list[Sample] | Failure]
 Codes = dict[str, npt.NDArray[np.uint16]]
 """Tokenizer's name, or scale_S → codes [n, h, w]."""
 
@@ -98,7 +101,14 @@ def encode_shard(
     """
     lanes = lanes or Lanes(config.decode_threads or 2)
     rows = _Rows({name: [] for name in _code_grids(spec)})
-    batches = _read_ahead(task.samples, tokenizers[IMAGE].config.resolution, spec, config, lanes.decode)
+    read = functools.partial(
+        _read,
+        samples=task.samples,
+        size_px=tokenizers[IMAGE].config.resolution,
+        conditions=tuple(spec.conditions),
+        config=config,
+    )
+    batches = read_ahead(read, len(task.samples), config.batch_samples, lanes.decode)
     with rows.timed("decode_wait"):
         first = next(batches, None)  # before the turn: read while another shard is encoded
     with rows.timed("turn_wait"):
@@ -205,19 +215,12 @@ class _Rows:
         return spec.rows_to_table(self.keys, self.views, self.labels, image_codes_Nhw, scales, codes)
 
 
-_Batch = list[list[Sample] | Failure]
-
-
-def _read_ahead(
-    samples: Split, size_px: int, spec: ShardSpec, config: TokenizeConfig, pool: ThreadPoolExecutor
-) -> Iterator[_Batch]:
-    """The batches in planned order; the pool's threads read the next ones while the caller encodes."""
-    step = config.batch_samples
-    pending: deque[list[Future[list[Sample] | Failure]]] = deque()
+def read_ahead(read: Callable[[int], _T], total: int, step: int, pool: ThreadPoolExecutor) -> Iterator[list[_T]]:
+    """`read(0) … read(total - 1)` in lists of `step`; the pool reads the next lists while the caller works on one."""
+    pending: deque[list[Future[_T]]] = deque()
     try:
-        for start in range(0, len(samples), step):
-            indices = range(start, min(start + step, len(samples)))
-            pending.append([pool.submit(_read, samples, i, size_px, tuple(spec.conditions), config) for i in indices])
+        for start in range(0, total, step):
+            pending.append([pool.submit(read, index) for index in range(start, min(start + step, total))])
             if len(pending) > _BATCHES_AHEAD:
                 yield [future.result() for future in pending.popleft()]
         while pending:
@@ -228,7 +231,7 @@ def _read_ahead(
 
 
 def _read(
-    samples: Split, index: int, size_px: int, conditions: Sequence[str], config: TokenizeConfig
+    index: int, *, samples: Split, size_px: int, conditions: Sequence[str], config: TokenizeConfig
 ) -> list[Sample] | Failure:
     """All views of one sample, decoded once."""
     try:

@@ -31,12 +31,10 @@ from codeshards.format import (
     atomic_write,
     build_plan,
     open_store,
-    remove_stale_temps,
-    save_or_match,
 )
-from codeshards.pool import assigned_cores, run_shards, terminable
+from codeshards.pool import assigned_cores, run_shards
 from codeshards.progress import EventLog, kind_of
-from codeshards.resume import Failures, MissingShards, load_sidecars, missing_shards
+from codeshards.resume import MissingShards, close_job, open_job, remove_temps
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.datasets import Split, open_splits
@@ -98,10 +96,7 @@ def tokenize(
     )
     if overwrite:
         _delete_dataset(store)
-    if save_or_match(plan, store):
-        log.info("%s holds this plan already: only what is missing is made", store)
-    _remove_temps(plan, store)
-    missing = missing_shards(store, plan, retry_failed=retry_failed)
+    missing = open_job(plan, store, retry_failed=retry_failed)
     if not missing and (store / MANIFEST_FILE).exists():
         return Manifest.load(store)
     # What it says may not be true any more while shards are made again.
@@ -148,22 +143,21 @@ def _make(
     )
     end = "failed"
     try:
-        with terminable():
-            run_shards(
-                missing,
-                task_of,
-                _Worker,
-                (config, spec, folders, out, device),
-                name="tokenize",
-                device=device,
-                workers=config.workers,
-                threads=config.threads,
-                decode_threads=config.decode_threads,
-                max_attempts=config.max_attempts,
-                shards_at_once=2,
-                events=events,
-                on_done=failures_of,
-            )
+        run_shards(
+            missing,
+            task_of,
+            _Worker,
+            (config, spec, folders, out, device),
+            name="tokenize",
+            device=device,
+            workers=config.workers,
+            threads=config.threads,
+            decode_threads=config.decode_threads,
+            max_attempts=config.max_attempts,
+            shards_at_once=2,
+            events=events,
+            on_done=failures_of,
+        )
         end = "made"
     except (KeyboardInterrupt, SystemExit):
         end = "stopped"
@@ -173,7 +167,7 @@ def _make(
         events.write(end)
         events.close()
         if end != "made":
-            _remove_temps(plan, out)
+            remove_temps(plan, out)
 
 
 def _finish(
@@ -185,20 +179,18 @@ def _finish(
     out: Store,
 ) -> Manifest:
     """Commit the dataset: all shards are there and enough of their samples are good."""
-    failures = Failures()
     about = {
         name: {"folder": _folder_name(name), "fingerprint": fingerprint(path)} for name, path in tokenizers.items()
     }
     manifest = Manifest.build(
         plan=plan,
-        sidecars=failures.watch(load_sidecars(out, plan)),
+        sidecars=close_job(plan, out, config.max_failure_rate),
         spec=spec,
         class_names=next(iter(splits.values())).class_names,
         tokenizer=about.pop(IMAGE),
         conditions=about,
         license=config.license,
     )
-    failures.check(config.max_failure_rate, out)
     manifest.save(out)
     return manifest
 
@@ -213,11 +205,6 @@ def _delete_dataset(out: Store) -> None:
         )
 
 
-def _remove_temps(plan: Plan, out: Store) -> None:
-    for folder in (out, *(out / split for split in plan.splits)):
-        remove_stale_temps(folder)
-
-
 def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:
     """Refuse tokenizers of the wrong modality or size, and conditions that a split lacks."""
     if IMAGE not in models:
@@ -230,9 +217,8 @@ def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -
             sizes = f"{model.resolution} and {models[IMAGE].resolution} pixels"
             raise ShardError(f"tokenizers {name!r} and {IMAGE!r} differ in resolution ({sizes}): train both at one")
         for split, samples in splits.items():
-            if name != IMAGE and name not in samples.conditions:
-                have = ", ".join(samples.conditions) or "none"
-                raise ShardError(f"not every sample of split {split!r} has {name} (complete conditions: {have})")
+            if name != IMAGE and not any(name in item.conditions for item in samples.items):
+                raise ShardError(f"no sample of split {split!r} has {name}: leave its tokenizer out, or make the maps")
 
 
 def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprints: Mapping[str, str]) -> ShardSpec:

@@ -1,8 +1,9 @@
 """Planned shards worked off by disposable Ray actors; the driver requeues what a dead actor held.
 
-Actors never restart by themselves: with endless restarts a lost node stalls the job. A worker class has a method
-`run(task)`, which leaves a shard either whole (its sidecar is there) or to be made again, and may count the samples it
-has done in an attribute `samples_done`, which the live view shows.
+A job is `open_job` (what is still to be made), `run_shards`, `close_job` (what became of it). Actors never restart by
+themselves: with endless restarts a lost node stalls the job. A worker class has a method `run(task)`, which leaves a
+shard either whole (its sidecar is there) or to be made again, and may count the samples it has done in an attribute
+`samples_done`, which the live view shows.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def run_shards(
     """Run `worker(*arguments).run(task_of(shard))` for every shard, on RAY_ADDRESS or on a Ray of our own.
 
     Nodes are looked at again and again: one that joins late gets workers, one with fewer cores or GPUs gets
-    workers that fit it, and what a lost one held is done by another.
+    workers that fit it, and what a lost one held is done by another. SIGTERM and Ctrl-C kill the workers and end
+    the process.
 
     Args:
         shards: What to make; gone through as workers ask, so that it may be longer than memory.
@@ -78,7 +80,7 @@ def run_shards(
         ShardError: a shard's workers kept dying, a worker raised an error, or no node can run one.
     """
     size = WorkerSize(device=device, threads=threads, decode_threads=decode_threads)
-    with connected(workers * threads) as ray:
+    with connected(workers * threads) as ray, terminable():
         pool = _Pool(
             Cluster(ray, size, workers),
             _Host,
@@ -366,7 +368,7 @@ def connected(least_cores: int) -> Iterator[Any]:
     else:
         cores = max(os.cpu_count() or 1, least_cores)
         ray.init(
-            "local",  # without it Ray joins whatever cluster runs on this machine
+            address="local",  # else Ray joins whatever cluster somebody runs on this machine
             runtime_env=environment,
             num_cpus=cores,
             include_dashboard=False,

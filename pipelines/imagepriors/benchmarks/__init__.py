@@ -5,35 +5,34 @@ from typing import Literal
 
 import tyro
 
-from vqgan.errors import InputError
-
 
 def bench(
-    suite: tyro.conf.Positional[Literal["stage1", "tokenize", "shards"]] = "stage1",
+    suite: tyro.conf.Positional[Literal["stage1", "decode", "tokenize", "shards"]] = "stage1",
     *,
     repeats: int = 5,
     data: Path | None = None,
     out: Path | None = None,
 ) -> str:
-    """Measure on this machine: stage1 against taming-transformers (`peers` extra), the tokenize job, or the shards.
+    """Measure this machine against rivals: stage1 (taming-transformers; `peers` extra), decode, tokenize, shards.
 
     Args:
-        suite: What to measure.
+        suite: What to measure: training and encoding, reading photos, the tokenize job, or what its format costs.
         repeats: Measurements of each contender; the median counts.
-        data: Folder with photos for the tokenize suite.
+        data: Folder of photos, for decode and tokenize.
         out: Folder for the table and its figures; default: the package's own results.
     """
-    places = () if out is None else (out,)
-    if suite == "stage1":
-        from imagepriors.benchmarks.stage1 import run as run_stage1
+    if suite == "decode":
+        from imagepriors.benchmarks import decode
 
-        return run_stage1(repeats, *places)
+        return decode.run(repeats, out or decode.RESULTS, data=data)
+    if suite == "tokenize":
+        from imagepriors.benchmarks import tokenize
+
+        return tokenize.run(repeats, out or tokenize.RESULTS, data=data)
     if suite == "shards":
-        from imagepriors.benchmarks.shards import run as run_shards
+        from imagepriors.benchmarks import shards
 
-        return run_shards(repeats, *places)
-    if data is None:
-        raise InputError("the tokenize suite needs photos: pass --data, e.g. a folder of ImageNet")
-    from imagepriors.benchmarks.tokenize import run as run_tokenize
+        return shards.run(repeats, out or shards.RESULTS)
+    from imagepriors.benchmarks import stage1
 
-    return run_tokenize(repeats, data, *places)
+    return stage1.run(repeats, out or stage1.RESULTS)

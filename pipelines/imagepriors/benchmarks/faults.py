@@ -34,7 +34,7 @@ Kind = Literal["worker", "node", "driver"]
 NODES = 3
 _JOB_S = 240.0
 """Seconds that a job may take after its last kill; one that takes longer has stalled."""
-_WORK_S = 6.0
+_WORK_S = 5.0
 """Kills come within so many seconds of a driver's first ready worker, or before there is one."""
 
 

@@ -28,7 +28,7 @@ from vqgan.model import VQGAN
 from vqgan.quantize import VectorQuantizer
 from vqgan.tokenizer import Tokenizer
 
-_RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
 _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 _TRAIN_BATCH = {"cpu": 1, "cuda": 8}
 _ENCODE_BATCH = {"cpu": 4, "cuda": 64}
@@ -184,7 +184,7 @@ def _contender(job: str, precision: str, repeats: int) -> None:
     sys.__stdout__.write(json.dumps({**figures, "peak_gib": memory / 2**30}))  # type: ignore[union-attr]
 
 
-def run(repeats: int = 5, out: Path = _RESULTS) -> str:
+def run(repeats: int = 5, out: Path = RESULTS) -> str:
     """Measure all contenders, write JSON and a Markdown table, and return the table."""
     results: dict[str, dict[str, Any]] = {}
     for name, (job, precision, allocator) in tqdm(CONTENDERS.items(), desc="bench stage 1", disable=None):

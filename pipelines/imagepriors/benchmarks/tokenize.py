@@ -32,7 +32,7 @@ from vqgan.datasets import open_splits
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
-_RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
 _SIZE = 256
 _BATCH = {"cpu": 8, "cuda": 128}
 # Images of one measurement: enough for tens of seconds.
@@ -192,12 +192,14 @@ def _measure(work: Path, name: str) -> dict[str, float]:
     return figures
 
 
-def run(repeats: int, data: Path, out: Path = _RESULTS) -> str:
+def run(repeats: int = 5, out: Path = RESULTS, *, data: Path | None = None) -> str:
     """Measure all contenders in turns, write JSON and a Markdown table, and return the table.
 
     Raises:
-        InputError: `data` holds too few photos.
+        InputError: `data` is not given or holds too few photos.
     """
+    if data is None:
+        raise InputError("the tokenize suite needs photos: pass --data, e.g. a folder of ImageNet")
     rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

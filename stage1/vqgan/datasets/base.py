@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for broken pictures."""
 _TRIES = 10
 """Unreadable samples in a row before training gives up: one bad file is bad luck, ten are a wrong folder."""
 _STATS = 4096
@@ -127,6 +129,30 @@ class Split:
         """The split with these samples alone, in this order."""
         return Split([self.items[index] for index in indices], self.class_names, n_labels=self.n_labels)
 
+    def having(self, condition: str) -> "Split":
+        """The samples that have this condition.
+
+        Raises:
+            InputError: none has it.
+        """
+        indices = [index for index, item in enumerate(self.items) if condition in item.conditions]
+        if not indices:
+            raise InputError(f"no sample has {condition}: choose another dataset, or make maps with `annotate`")
+        return self if len(indices) == len(self) else self.subset(indices)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Width and height of image `index` in pixels, upright, from its header.
+
+        Raises:
+            InputError: it is not an image.
+        """
+        item = self.items[index]
+        try:
+            with item.image.open() as file, Image.open(file) as opened:
+                return _upright(opened, opened.size)
+        except _UNREADABLE as error:
+            raise InputError(f"{item.key}: {item.image.name}: {error}") from error
+
     @property
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions that every sample of this split has."""
@@ -188,7 +214,7 @@ class Split:
                 )
         except KeyError as error:
             raise InputError(f"{item.key}: no {error.args[0]} for this image") from error
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{item.key}: {name}: {error}") from error
         return [
             Sample(
@@ -199,6 +225,19 @@ class Split:
             )
             for view in views
         ]
+
+    def read_whole(self, index: int) -> npt.NDArray[np.uint8]:
+        """The whole picture of sample `index`, upright, in its own size: uint8 [H, W, 3], colours as in `read_views`.
+
+        Raises:
+            InputError: the image cannot be decoded.
+        """
+        item = self.items[index]
+        try:
+            with item.image.open() as file, Image.open(file) as opened:
+                return np.array(_to_rgb(ImageOps.exif_transpose(opened)))
+        except _UNREADABLE as error:
+            raise InputError(f"{item.key}: {item.image.name}: {error}") from error
 
     def read_good(self, index: int, size: int, *, conditions: Sequence[str] = (), view: View = CENTRE) -> Sample:
         """Sample `index`, or where it cannot be read the next one that can, with a warning: training goes on.

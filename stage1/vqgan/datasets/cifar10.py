@@ -94,7 +94,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _empty_array(kind: type[npt.NDArray[Any]], shape: tuple[int, ...], typecode: bytes) -> npt.NDArray[Any]:
-    return np.ndarray(shape, np.dtype(typecode.decode()))
+    return np.ndarray(shape, np.dtype(typecode.decode() if isinstance(typecode, bytes) else typecode))
 
 
 def _unpickle(data: bytes) -> Any:

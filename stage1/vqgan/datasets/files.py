@@ -13,7 +13,7 @@ from urllib.parse import quote
 from vqgan.datasets.base import Item, Split
 from vqgan.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAP_SUFFIXES = frozenset({".npy", ".pfm", ".png"})
 CONDITIONS = ("segmentation", "depth", "pose")
 SPLIT_NAMES = {
@@ -184,15 +184,20 @@ def with_maps(items: Iterable[Item], folders: dict[str, Path]) -> tuple[list[Ite
     return items, tuple(strays)
 
 
+def map_folder(folder: Path, condition: str) -> Path:
+    """Where the maps of a folder of images lie: beside it, as `train_depth/` beside `train/`."""
+    folder = folder.absolute()
+    return folder.with_name(f"{folder.name}_{condition}")
+
+
 def image_tree(
-    root: Path, folders: dict[str, Path], *, conditions: Sequence[str] = CONDITIONS, n_labels: int = 256
+    folders: dict[str, Path], *, conditions: Sequence[str] = CONDITIONS, n_labels: int = 256
 ) -> dict[str, Split]:
     """Splits from folders with an optional sub-folder per class and optional trees of maps beside them.
 
     The maps of `train/` lie in `train_segmentation/`, `train_depth/`, `train_pose/`, under the images' own names.
 
     Args:
-        root: The dataset's folder.
         folders: Split → its folder of images.
         conditions: Conditions to look for.
         n_labels: Labels that a mask may hold.
@@ -200,7 +205,7 @@ def image_tree(
     names = sorted({name for folder in folders.values() for name in folders_in(folder)})
     splits = {}
     for split, folder in folders.items():
-        maps = {condition: root / f"{folder.name}_{condition}" for condition in conditions}
+        maps = {condition: map_folder(folder, condition) for condition in conditions}
         items, strays = with_maps(class_items(folder, names), maps)
         splits[split] = Split(items, names, n_labels=n_labels, strays=strays)
     return splits

@@ -14,9 +14,9 @@ _COLUMNS = ("image", "label", "split", "key", *CONDITIONS)
 def folder(root: Path) -> dict[str, Split]:
     """A folder of images: `train/` and `val/` (also valid, validation, test), or the root itself.
 
-    Sub-folders are classes, labelled in the order of their sorted names. Maps lie beside, under the images' own names:
-    `train_segmentation/`, `train_depth/`, `train_pose/`. A list `images.csv` or `images.parquet` in the root replaces
-    all that: columns image (path from the root) and, where wanted, label (a number or a name), split, key,
+    Sub-folders are classes, labelled in the order of their sorted names. Maps lie beside the folder, under the images'
+    own names: `train_segmentation/`, `train_depth/`, `train_pose/`. A list `images.csv` or `images.parquet` in the root
+    replaces all that: columns image (path from the root) and, where wanted, label (a number or a name), split, key,
     segmentation, depth, pose.
 
     Raises:
@@ -26,7 +26,7 @@ def folder(root: Path) -> dict[str, Split]:
         path = root / f"images.{suffix}"
         if path.is_file():
             return _listed(root, path)
-    return image_tree(root, split_folders(root) or {root.name: root})
+    return image_tree(split_folders(root) or {"train": root})
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -86,9 +86,10 @@ def _labels(path: Path, values: list[Any]) -> tuple[list[str], dict[Any, int | N
     label_of: dict[Any, int | None] = {None: None, "": None}
     if all(isinstance(value, int) or str(value).isdigit() for value in found):
         numbers = {value: int(value) for value in found}
-        names = [str(number) for number in range(max(numbers.values(), default=-1) + 1)]
-        if len(names) > 1_000_000:
-            raise InputError(f"{path.name}: label {len(names) - 1} is too large: labels count from 0 without gaps")
+        highest = max(numbers.values(), default=-1)
+        if highest >= 1_000_000:
+            raise InputError(f"{path.name}: label {highest} is too large: labels count from 0 without gaps")
+        names = [str(number) for number in range(highest + 1)]
         return names, label_of | numbers
     names = sorted(str(value) for value in found)
     return names, label_of | {value: names.index(str(value)) for value in found}

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from vqgan.datasets.base import Item, Split
 from vqgan.datasets.files import find_files, make_key, split_named
 from vqgan.errors import InputError
 
+log = logging.getLogger(__name__)
 _CONDITIONS = {
     "segmentation": "segmentation", "annotation": "segmentation", "mask": "segmentation", "depth": "depth",
     "depth_map": "depth", "pose": "pose",
 }  # fmt: skip
 _LABELS = ("label", "labels", "fine_label")
+_LARGE_GROUP = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,15 @@ def _describe(path: Path) -> tuple[Any, list[int]]:
     """Schema, and rows of each group."""
     if path.suffix == ".parquet":
         file = parquet.ParquetFile(path)
-        return file.schema_arrow, [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        if max(rows, default=0) > _LARGE_GROUP:
+            log.warning(
+                "%s has row groups of %d images, each of which is decoded whole for one image: write it anew with "
+                "row_group_size=100, or as Arrow with save_to_disk",
+                path,
+                max(rows),
+            )
+        return file.schema_arrow, rows
     table = _arrow(str(path))
     return table.schema, [batch.num_rows for batch in table.to_batches()]
 

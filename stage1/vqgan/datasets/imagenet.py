@@ -143,4 +143,4 @@ def restricted_imagenet(root: Path) -> dict[str, Split]:
 def imagenet_depth(root: Path) -> dict[str, Split]:
     """ImageNet class folders with parallel trees of depth maps: `train` + `train_depth`, `val` + `val_depth`."""
     folders = {name: root / name for name in ("train", "val") if (root / name).is_dir()}
-    return image_tree(root, folders, conditions=("depth",))
+    return image_tree(folders, conditions=("depth",))

@@ -1,0 +1,311 @@
+"""Pretrained networks that see depth or labels in a picture: found, loaded and run behind one interface.
+
+Axes: B batch, C channels or classes, H W pixels of a picture, h w of a network's input or output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from codeshards.format import sha256_file
+from imagepriors.config import Kind
+from vqgan.config import Device
+from vqgan.errors import InputError
+from vqgan.tokenizer import pick_device, pick_dtype
+
+DEFAULT_MODEL: dict[Kind, str] = {"depth": "Intel/dpt-large", "segmentation": "deeplabv3_resnet101"}
+_MAX_LABELS = 256
+_MAX_INPUT_PX = 2048 * 2048
+"""Pixels of a network's input: a very elongated picture, resized by its shorter side, would exhaust the memory."""
+_CLASSES_AT_ONCE = 16
+
+
+def find_model(kind: Kind, name: str) -> Path:
+    """The local folder or .pth file of a model, downloaded where `name` is no path.
+
+    Raises:
+        InputError: nothing there, or the download failed.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path.resolve()
+    if kind == "segmentation" and name in _torchvision_names():
+        return _download_torchvision(name)
+    if path.suffix in (".pt", ".pth") or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise InputError(f"model {name} does not exist: pass the path of a model, or its name on the hub")
+    return _download_transformers(name)
+
+
+def _download_torchvision(name: str) -> Path:
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(name).DEFAULT.url
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if not place.is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(place), hash_prefix=place.stem.rpartition("-")[2])
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{name} could not be downloaded ({error}): put {place.name} into {place.parent}, "
+                "or pass the path of its .pth file as --model"
+            ) from error
+    return place
+
+
+def _download_transformers(name: str) -> Path:
+    _transformers()
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
+    except Exception as error:  # the hub's client raises many things
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"there is no folder {name}, and the hub's {name} could not be downloaded ({reason}): pass as --model the "
+            "folder of a copy (config.json, preprocessor_config.json, model.safetensors)"
+        ) from error
+    return folder
+
+
+def fingerprint(path: Path) -> str:
+    """Sha256 (hex) over the files of a model that decide its output."""
+    if path.is_file():
+        return sha256_file(path)
+    weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    files = [path / "config.json", path / "preprocessor_config.json", *weights]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+class Annotator:
+    """A network with its preparation of pictures; use `prepare`, `infer` on a batch, then `to_map` for each picture."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        model: torch.nn.Module,
+        prepare: Callable[[npt.NDArray[np.uint8]], Tensor],
+        output: Callable[[Any], Tensor],
+        label_names: tuple[str, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.kind = kind
+        self.label_names = label_names
+        """Name of each label of a mask; empty where the model does not tell."""
+        self._model = model.to(device).eval()
+        self._prepare, self._output = prepare, output
+        self._device, self._dtype = device, dtype
+
+    @classmethod
+    def load(
+        cls,
+        kind: Kind,
+        path: Path,
+        *,
+        device: Device = "auto",
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> Annotator:
+        """Load what `find_model` found.
+
+        Raises:
+            InputError: no such model there, weights that it needs are missing, or it tells too many labels apart.
+        """
+        model, prepare, output, names = _from_file(kind, path) if path.is_file() else _from_folder(kind, path)
+        place = pick_device(device)
+        return cls(kind, model, prepare, output, names, place, pick_dtype(precision, place))
+
+    def prepare(self, picture_HW3: npt.NDArray[np.uint8]) -> Tensor:
+        """The network's input for one picture: float32 [3, h, w].
+
+        Raises:
+            InputError: it would be too large.
+        """
+        input_3hw = self._prepare(picture_HW3)
+        if input_3hw[0].numel() > _MAX_INPUT_PX:
+            size = f"{picture_HW3.shape[1]}×{picture_HW3.shape[0]}"
+            raise InputError(f"a picture of {size} becomes an input of {tuple(input_3hw.shape[1:])}: too elongated")
+        return input_3hw
+
+    @torch.inference_mode()
+    def infer(self, inputs: list[Tensor]) -> Tensor:
+        """The network's output for inputs of one size: depth [B, h, w], or logits [B, C, h, w]; float32."""
+        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            return self._output(self._model(torch.stack(inputs).to(self._device))).float()
+
+    @torch.inference_mode()
+    def to_map(self, output: Tensor, size: tuple[int, int]) -> npt.NDArray[Any]:
+        """The map of one picture in its own size (height, width): depth float32 [H, W], or labels uint8 [H, W].
+
+        Depth is upsampled bicubic, logits bilinear before the argmax, as transformers' post-processing does.
+
+        Raises:
+            InputError: the output is not finite, or constant depth.
+        """
+        if not torch.isfinite(output).all():
+            raise InputError("the network's output is not finite for this picture")
+        if self.kind == "segmentation":
+            return upsampled_argmax(output, size).cpu().numpy()
+        if output.min() == output.max():  # upsampling would hide it under rounding errors
+            raise InputError(f"the network's depth is constant ({output.min():g} everywhere) for this picture")
+        depth = F.interpolate(output[None, None], size, mode="bicubic", align_corners=False)[0, 0]
+        return depth.cpu().numpy()
+
+
+def upsampled_argmax(logits_Chw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Argmax over classes of the bilinearly upsampled logits, uint8 [H, W]; upsampled a few classes at a time.
+
+    All at once the 150 classes of ADE20K take 7 GB for a photo of 12 megapixels.
+    """
+    best_HW = torch.full(size, -torch.inf, device=logits_Chw.device)
+    label_HW = torch.zeros(size, dtype=torch.uint8, device=logits_Chw.device)
+    for first in range(0, len(logits_Chw), _CLASSES_AT_ONCE):
+        some = logits_Chw[None, first : first + _CLASSES_AT_ONCE]
+        value_HW, place_HW = F.interpolate(some, size, mode="bilinear", align_corners=False)[0].max(0)
+        better_HW = value_HW > best_HW
+        best_HW = torch.where(better_HW, value_HW, best_HW)
+        label_HW = torch.where(better_HW, (place_HW + first).to(torch.uint8), label_HW)
+    return label_HW
+
+
+_Parts = tuple[torch.nn.Module, Callable[[npt.NDArray[np.uint8]], Tensor], Callable[[Any], Tensor], tuple[str, ...]]
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(f"this model needs transformers ({error}): pip install 'imagepriors[annotate]'") from error
+    logging: Any = transformers.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return transformers
+
+
+def _from_folder(kind: Kind, folder: Path) -> _Parts:
+    """A folder as transformers' save_pretrained writes it."""
+    library = _transformers()
+    auto = library.AutoModelForDepthEstimation if kind == "depth" else library.AutoModelForSemanticSegmentation
+    try:
+        processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        model, info = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, dtype=torch.float32)
+    except Exception as error:  # a broken file raises what its reader happens to raise
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise InputError(
+            f"{folder} does not hold a {kind} model that transformers can load ({reason}): it should be what "
+            "save_pretrained wrote (config.json, preprocessor_config.json, model.safetensors)"
+        ) from error
+    if getattr(processor, "do_pad", False):
+        raise InputError(f"{folder} pads its pictures, so that its maps would not line up with them: choose another")
+    # A crop would leave out what lies outside it.
+    flags = {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}
+
+    def prepare(picture_HW3: npt.NDArray[np.uint8]) -> Tensor:
+        values: Tensor = processor(images=Image.fromarray(picture_HW3), return_tensors="pt", **flags)["pixel_values"]
+        return values[0]
+
+    def output(result: Any) -> Tensor:
+        tensor: Tensor = result.predicted_depth if kind == "depth" else result.logits
+        return tensor
+
+    _check_missing(folder, model, info["missing_keys"], lambda: output(model(prepare(_PROBE)[None])))
+    names = model.config.id2label if kind == "segmentation" else {}
+    _check_labels(folder, len(names))
+    return model, prepare, output, tuple(names[index] for index in sorted(names))
+
+
+_PROBE = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+
+
+@torch.inference_mode()
+def _check_missing(folder: Path, model: torch.nn.Module, missing: Any, probe: Callable[[], Tensor]) -> None:
+    """Refuse random weights in place of missing ones, unless nothing depends on them (as a layer of DPT's neck)."""
+    if not missing:
+        return
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name in missing:
+        tensors[name].fill_(torch.nan)
+    model.eval()
+    if not torch.isfinite(probe()).all():
+        raise InputError(f"{folder} lacks weights that the network needs, the first of {len(missing)}: {min(missing)}")
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision.models import list_models, segmentation
+
+    names: list[str] = list_models(module=segmentation)
+    return names
+
+
+def _from_file(kind: Kind, path: Path) -> _Parts:
+    """A state dict of one of torchvision's segmentation models; the keys tell which."""
+    from torchvision.models import get_model, get_model_weights
+
+    if kind != "segmentation":
+        raise InputError(f"{path} is a file: a depth model is a folder that save_pretrained wrote, or a hub name")
+    state = _read_state(path)
+    wanted = _weights(state)
+    last = "classifier.low_classifier.weight"
+    last = last if last in wanted else "classifier.4.weight"
+    for name in _torchvision_names():
+        with torch.device("meta"):
+            keys = _weights(get_model(name, weights=None, weights_backbone=None).state_dict())
+        if keys == wanted:
+            break
+    else:
+        raise InputError(
+            f"the weights in {path} are of none of torchvision's segmentation models {', '.join(_torchvision_names())}"
+        )
+    n_labels = len(state[last])
+    _check_labels(path, n_labels)
+    model = get_model(name, weights=None, weights_backbone=None, num_classes=n_labels)
+    try:
+        # Not strict, for counters of batches and the auxiliary head; the weights have been compared above.
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit torchvision's {name}: {error}") from error
+    published = get_model_weights(name).DEFAULT
+    names = tuple(published.meta["categories"]) if Path(published.url).name == path.name else ()
+    transform = published.transforms()
+    return model, lambda picture_HW3: transform(Image.fromarray(picture_HW3)), lambda result: result["out"], names
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("model", state)  # torchvision's training script nests it
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("it holds more than tensors")
+    except Exception as error:  # unpickling raises many things
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise InputError(f"{path} is not a state dict of tensors ({reason})") from error
+    found: Mapping[str, Tensor] = state
+    return found
+
+
+def _weights(state: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors that decide a segmentation model's output."""
+    return {key for key in state if not key.endswith("num_batches_tracked") and not key.startswith("aux_classifier.")}
+
+
+def _check_labels(path: Path, count: int) -> None:
+    if count > _MAX_LABELS:
+        raise InputError(
+            f"{path} tells {count} labels apart: masks are 8-bit, choose a model with {_MAX_LABELS} or fewer"
+        )
