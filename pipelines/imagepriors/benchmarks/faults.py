@@ -34,6 +34,7 @@ Kind = Literal["worker", "node", "driver"]
 NODES = 3
 _JOB_S = 240.0
 """Seconds that a job may take after its last kill; one that takes longer has stalled."""
+_STARTS = 3
 _WORK_S = 5.0
 """Kills come within so many seconds of a driver's first ready worker, or before there is one."""
 
@@ -70,8 +71,14 @@ class Cluster:
         return str(self._cluster.address)
 
     def add(self) -> None:
-        """Start a node."""
-        self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
+        """Start a node; Ray gives a raylet half a minute, which a busy machine may not keep."""
+        for attempt in range(_STARTS):
+            try:
+                self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
+                return
+            except Exception as error:
+                if attempt == _STARTS - 1:
+                    raise RuntimeError("a node did not start: the machine is too busy for the fault matrix") from error
 
     def replace(self, rng: random.Random) -> None:
         """Kill a node with all that runs on it, and start another."""
