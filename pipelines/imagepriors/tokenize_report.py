@@ -2,13 +2,12 @@
 
 from collections import Counter, defaultdict
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from codeshards.format import Failure, Manifest, ShardDataset, Sidecar, atomic_write, inverse
+from codeshards.format import Failure, Manifest, ShardDataset, Sidecar, Store, Where, inverse, open_store
 from codeshards.job import EVENTS_FILE
 from codeshards.progress import kind_of, read_events
 from imagepriors.decode import load_shard_tokenizer
@@ -25,18 +24,20 @@ Rates = dict[str, tuple[list[float], list[float]]]
 """Node → minutes since the start and images per second."""
 
 
-def summarize(out: Path) -> str:
+def summarize(where: Where) -> str:
     """Rows, failures by kind, size and speed of a finished dataset, in a few lines."""
+    out = open_store(where)
     facts = _facts(Manifest.load(out), read_events(out / EVENTS_FILE))
     return "\n".join(f"  {name:16} {value}" for name, value in facts)
 
 
-def write_tokenize_report(out: Path) -> Path:
+def write_tokenize_report(where: Where) -> Store:
     """Write OUT/report.html: throughput, failures, code usage, decoded samples.
 
     Raises:
         ShardError: the dataset is not finished, or its tokenizer is not the one that made the codes.
     """
+    out = open_store(where)
     dataset, events = ShardDataset.open(out), read_events(out / EVENTS_FILE)
     sections = [
         *_throughput_sections(events),
@@ -44,9 +45,9 @@ def write_tokenize_report(out: Path) -> Path:
         *_code_sections(dataset),
     ]
     html = render_page(f"imagepriors: shards in {out.name}", _facts(dataset.manifest, events), sections)
-    with atomic_write(out / "report.html") as file:
-        file.write(html)
-    return out / "report.html"
+    page = out / "report.html"
+    page.write_bytes(html)
+    return page
 
 
 def _facts(manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -114,14 +115,14 @@ def _throughput_sections(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"title": "Throughput", "text": text, "images": [png_bytes(figure)]}]
 
 
-def _failure_sections(out: Path, manifest: Manifest) -> list[dict[str, Any]]:
+def _failure_sections(out: Store, manifest: Manifest) -> list[dict[str, Any]]:
     found: dict[str, list[Failure]] = defaultdict(list)
     counts: Counter[str] = Counter()
     for name, split in manifest.splits.items():
         if not split.failures:
             continue
         for shard in split.shards:
-            for failure in Sidecar.load(out / name / f"{shard.name}.json").failures:
+            for failure in Sidecar.load(out / f"{name}/{shard.name}.json").failures:
                 kind = kind_of(failure.reason)
                 counts[kind] += 1
                 if len(found[kind]) < _NAMED:

@@ -1,12 +1,14 @@
-"""An S3 server of our own: moto's, in this process, which can be told to fail."""
+"""What the tokenize tests share: a small job, a Ray of two cores, and an S3 server that can be told to fail."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_job import CONFIG, write_images, write_tokenizer
 from werkzeug.serving import make_server
 
 
@@ -59,3 +61,35 @@ def s3(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serv
     _s3_server.fails = lambda environ: False
     bucket.objects.all().delete()
     bucket.delete()
+
+
+@pytest.fixture(scope="session")
+def local_ray_cores() -> Iterator[Any]:
+    """A Ray in this process, so that not every job starts its own."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 pictures to train on and 6 to validate."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer for them."""
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(local_ray_cores: Any, data: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their shards, made by one worker that nobody disturbed."""
+    from codeshards.job import tokenize
+
+    out = tmp_path_factory.mktemp("undisturbed") / "shards"
+    tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=out)
+    return out

@@ -32,9 +32,9 @@ from vqgan.model import VQGAN
 
 Kind = Literal["worker", "node", "driver"]
 NODES = 3
-_JOB_S = 240.0
+_JOB_S = 600.0
 """Seconds that a job may take after its last kill; one that takes longer has stalled."""
-_STARTS = 3
+_STARTS = 8
 _WORK_S = 5.0
 """Kills come within so many seconds of a driver's first ready worker, or before there is one."""
 
@@ -138,7 +138,7 @@ def _done(out: Path) -> int:
 def _wait_for_work(driver: subprocess.Popen[bytes], out: Path, seen: int, rng: random.Random) -> None:
     """Until a worker of this driver is ready, and then a random while; one kill in eight comes before that."""
     early = rng.random() < 1 / 8
-    deadline_s = time.monotonic() + (rng.uniform(1, 8) if early else 120)
+    deadline_s = time.monotonic() + (rng.uniform(1, 8) if early else 600)
     while driver.poll() is None and time.monotonic() < deadline_s:
         events = read_events(out / EVENTS_FILE)
         if not early and sum(event["event"] == "worker_ready" for event in events) > seen:
