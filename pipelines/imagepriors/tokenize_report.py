@@ -24,33 +24,30 @@ Rates = dict[str, tuple[list[float], list[float]]]
 """Node → minutes since the start and images per second."""
 
 
-def summarize(out: Where) -> str:
+def summarize(where: Where) -> str:
     """Rows, failures by kind, size and speed of a finished dataset, in a few lines."""
-    facts = _facts(Manifest.load(out), _events(out))
+    out = open_store(where)
+    facts = _facts(Manifest.load(out), read_events(out / EVENTS_FILE))
     return "\n".join(f"  {name:16} {value}" for name, value in facts)
 
 
-def write_tokenize_report(out: Where) -> Store:
+def write_tokenize_report(where: Where) -> Store:
     """Write OUT/report.html: throughput, failures, code usage, decoded samples.
 
     Raises:
         ShardError: the dataset is not finished, or its tokenizer is not the one that made the codes.
     """
-    dataset, events = ShardDataset.open(out), _events(out)
+    out = open_store(where)
+    dataset, events = ShardDataset.open(out), read_events(out / EVENTS_FILE)
     sections = [
         *_throughput_sections(events),
-        *_failure_sections(dataset.path, dataset.manifest),
+        *_failure_sections(out, dataset.manifest),
         *_code_sections(dataset),
     ]
-    html = render_page(f"imagepriors: shards in {dataset.path.name}", _facts(dataset.manifest, events), sections)
-    page = dataset.path / "report.html"
+    html = render_page(f"imagepriors: shards in {out.name}", _facts(dataset.manifest, events), sections)
+    page = out / "report.html"
     page.write_bytes(html)
     return page
-
-
-def _events(out: Where) -> list[dict[str, Any]]:
-    path = (open_store(out) / EVENTS_FILE).local
-    return read_events(path) if path else []  # no log is kept in an object store
 
 
 def _facts(manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -123,8 +123,7 @@ def _make(
     out: Store,
 ) -> None:
     """Make the missing shards on Ray; whatever ends it, no half file stays."""
-    # Nothing can be appended to an object.
-    plan_hash, events = plan.hash, EventLog((out / EVENTS_FILE).local)
+    plan_hash, events = plan.hash, EventLog(out / EVENTS_FILE)
 
     def task_of(shard: PlannedShard) -> ShardTask:
         samples = splits[shard.split].subset(plan.sample_indices(shard))

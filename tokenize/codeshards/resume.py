@@ -46,19 +46,10 @@ class MissingShards(Collection[PlannedShard]):
         return int(self._missing.sum())
 
     def __iter__(self) -> Iterator[PlannedShard]:
-        return (shard for shard, missing in zip(each_shard(self._plan), self._missing, strict=True) if missing)
+        return (shard for shard, missing in zip(self._plan.each_shard(), self._missing, strict=True) if missing)
 
     def __contains__(self, shard: object) -> bool:
         return any(shard == mine for mine in self)
-
-
-def each_shard(plan: Plan) -> Iterator[PlannedShard]:
-    """The planned shards one after another; `plan.shards` has them all in memory."""
-    step = plan.shard_samples
-    for split in plan.splits:
-        samples = len(plan.keys[split])
-        for index, start in enumerate(range(0, samples, step)):
-            yield PlannedShard(split=split, index=index, start=start, stop=min(start + step, samples))
 
 
 def open_job(plan: Plan, out: Where, *, retry_failed: bool = False) -> MissingShards:
@@ -85,8 +76,8 @@ def open_job(plan: Plan, out: Where, *, retry_failed: bool = False) -> MissingSh
         return retry_failed and bool(Sidecar.load(sidecar_path(store, shard)).failures)
 
     if not any((store / split).files() for split in plan.splits):
-        return MissingShards(plan, np.ones(sum(1 for _ in each_shard(plan)), bool))
-    return MissingShards(plan, np.fromiter(_in_threads(is_missing, each_shard(plan)), bool))
+        return MissingShards(plan, np.ones(sum(plan.shard_count(split) for split in plan.splits), bool))
+    return MissingShards(plan, np.fromiter(_in_threads(is_missing, plan.each_shard()), bool))
 
 
 def remove_temps(plan: Plan, out: Where) -> None:
@@ -103,7 +94,7 @@ def close_job(plan: Plan, out: Where, max_failure_rate: float) -> Iterator[Sidec
         ShardError: a sidecar is missing, or (after the last one) more samples failed than `max_failure_rate` allows.
     """
     samples, first, kinds = 0, "", Counter[str]()
-    for sidecar in _in_threads(lambda shard: Sidecar.load(sidecar_path(out, shard)), each_shard(plan)):
+    for sidecar in _in_threads(lambda shard: Sidecar.load(sidecar_path(out, shard)), plan.each_shard()):
         samples += sidecar.samples + len(sidecar.failures)
         for failure in sidecar.failures:
             if kinds.total() < _NAMED:
