@@ -10,6 +10,7 @@ RUN     ?= runs/$(DATASET)
 DATA    ?= $(if $(filter demo,$(DATASET)),data/demo)
 WORKERS ?= 0
 N       ?= 25
+KILLS   ?= 50
 SET     ?=
 SUITE   ?= stage1
 KIND    ?= depth
@@ -107,10 +108,13 @@ sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
-bench: $(READY) ## Measure SUITE against its rivals on this machine (stage1; decode DATA=photos)
+bench: $(READY) ## Measure SUITE against its rivals on this machine (stage1; decode, tokenize DATA=photos)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6
 	$(CLI) bench $(SUITE) $(if $(DATA),--data $(DATA)) $(SET)
+
+faults: $(READY) ## Kill workers, nodes and drivers of small jobs at random, and compare the bytes (KILLS=)
+	$(BIN)/python -m imagepriors.benchmarks.faults --kills $(KILLS) $(SET)
 
 check: lint test ## Lint, types, import contracts, tests
 
@@ -127,4 +131,4 @@ clean: ## Remove runs, demo data and caches (keeps .venv)
 	rm -rf runs data build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .PHONY: help setup quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
-        sample report bench check lint test clean
+        sample report bench faults check lint test clean
