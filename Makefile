@@ -10,6 +10,7 @@ RUN     ?= runs/$(DATASET)
 DATA    ?= $(if $(filter demo,$(DATASET)),data/demo)
 WORKERS ?= 0
 N       ?= 25
+KILLS   ?= 50
 SET     ?=
 SUITE   ?= stage1
 KIND    ?= depth
@@ -114,6 +115,9 @@ bench: $(READY) ## Measure SUITE against its rivals on this machine (SUITE=stage
 	  litdata==0.2.76 mosaicml-streaming==0.13.0 brotli==1.2.1 cramjam==2.14.0 python-snappy==0.7.3 zstd==1.5.7.2
 	$(CLI) bench $(SUITE) $(if $(DATA),--data $(DATA)) $(SET)
 
+faults: $(READY) ## Kill workers, nodes and drivers of small jobs at random, and compare the bytes (KILLS=)
+	$(BIN)/python -m imagepriors.benchmarks.faults --kills $(KILLS) $(SET)
+
 check: lint test ## Lint, types, import contracts, tests
 
 lint: $(READY) ## ruff, mypy strict, import contracts
@@ -129,4 +133,4 @@ clean: ## Remove runs, demo data and caches (keeps .venv)
 	rm -rf runs data build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .PHONY: help setup quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
-        sample report bench check lint test clean
+        sample report bench faults check lint test clean

@@ -115,7 +115,7 @@ def annotate(
         for folder in folders:
             for place, _, _ in os.walk(folder):
                 remove_stale_temps(place)
-    sidecars = close_job(plan, book, config.max_failure_rate)
+    sidecars = list(close_job(plan, book, config.max_failure_rate))
     tree.write_list(splits, sidecars)
     reader, root = tree.reader(dataset, splits)
     return Annotated(

@@ -5,7 +5,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from codeshards.format import Failure, Manifest, ShardDataset, Sidecar, Store, Where, inverse, open_store
 from codeshards.job import EVENTS_FILE
@@ -24,33 +23,30 @@ Rates = dict[str, tuple[list[float], list[float]]]
 """Node → minutes since the start and images per second."""
 
 
-def summarize(out: Where) -> str:
+def summarize(where: Where) -> str:
     """Rows, failures by kind, size and speed of a finished dataset, in a few lines."""
-    facts = _facts(Manifest.load(out), _events(out))
+    out = open_store(where)
+    facts = _facts(Manifest.load(out), read_events(out / EVENTS_FILE))
     return "\n".join(f"  {name:16} {value}" for name, value in facts)
 
 
-def write_tokenize_report(out: Where) -> Store:
+def write_tokenize_report(where: Where) -> Store:
     """Write OUT/report.html: throughput, failures, code usage, decoded samples.
 
     Raises:
         ShardError: the dataset is not finished, or its tokenizer is not the one that made the codes.
     """
-    dataset, events = ShardDataset.open(out), _events(out)
+    out = open_store(where)
+    dataset, events = ShardDataset.open(out), read_events(out / EVENTS_FILE)
     sections = [
         *_throughput_sections(events),
-        *_failure_sections(dataset.path, dataset.manifest),
+        *_failure_sections(out, dataset.manifest),
         *_code_sections(dataset),
     ]
-    html = render_page(f"imagepriors: shards in {dataset.path.name}", _facts(dataset.manifest, events), sections)
-    page = dataset.path / "report.html"
+    html = render_page(f"imagepriors: shards in {out.name}", _facts(dataset.manifest, events), sections)
+    page = out / "report.html"
     page.write_bytes(html)
     return page
-
-
-def _events(out: Where) -> list[dict[str, Any]]:
-    path = (open_store(out) / EVENTS_FILE).local
-    return read_events(path) if path else []  # no log is kept in an object store
 
 
 def _facts(manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -101,9 +97,10 @@ def _rates(events: list[dict[str, Any]]) -> Rates:
     for run in _runs(events):
         for (start, before), (end, after) in pairwise(run):
             done = {node: max(0, count - before.get(node, 0)) for node, count in after.items()}
+            minutes = [(offset_s + moment - run[0][0]) / 60 for moment in (start, end)]
             for node, count in {**done, "all": sum(done.values())}.items() if len(done) > 1 else done.items():
-                rates[node][0].append((offset_s + end - run[0][0]) / 60)
-                rates[node][1].append(count / max(end - start, 1e-3))
+                rates[node][0].extend(minutes)  # a step, so that one interval is a line too
+                rates[node][1].extend([count / max(end - start, 1e-3)] * 2)
         offset_s += run[-1][0] - run[0][0]
     return dict(rates)
 
@@ -146,15 +143,15 @@ def _code_sections(dataset: ShardDataset) -> list[dict[str, Any]]:
     split = max(dataset.splits, key=dataset.rows)
     column = f"codes_{order}"
     counts_K, rows = np.zeros(grid.codebook_size, np.int64), 0
-    first: npt.NDArray[np.uint16] | None = None
+    first = np.empty((0, grid.length), np.uint16)
     for batch in dataset.batches(split, [column]):
         codes_NT = batch[column]
-        first = codes_NT if first is None and len(codes_NT) else first
+        first = first if len(first) >= _SHOWN else np.concatenate([first, codes_NT])
         counts_K += np.bincount(codes_NT.ravel(), minlength=grid.codebook_size)
         rows += len(codes_NT)
         if rows >= _COUNTED_ROWS:
             break
-    if first is None:
+    if not rows:
         return []
     usage = usage_figure(counts_K.tolist())
     tokenizer = load_shard_tokenizer(dataset.path, "tokenizer", grid.fingerprint)

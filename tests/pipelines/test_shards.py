@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from PIL import Image
 
@@ -42,12 +41,8 @@ def made(tmp_path_factory):
     config = TokenizeConfig(
         shard_rows=12, batch_size=4, threads=1, workers=1, views=2, scales=(1, 2), formats=("parquet", "webdataset")
     )
-    ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
-    try:
-        tokenizers = {"image": root / "tokenizer"}
-        tokenize(config, dataset="folder", data=root / "data", tokenizers=tokenizers, out=root / "shards")
-    finally:
-        ray.shutdown()
+    tokenizers = {"image": root / "tokenizer"}
+    tokenize(config, dataset="folder", data=root / "data", tokenizers=tokenizers, out=root / "shards")
     return root
 
 

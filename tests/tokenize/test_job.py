@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from tiny_job import CONFIG, hashes
 
 from codeshards.config import TokenizeConfig
 from codeshards.encode import ShardTask, encode_shard
@@ -29,52 +27,11 @@ from codeshards.format import (
 from codeshards.job import tokenize
 from codeshards.verify import verify
 from vqgan.checkpoint import fingerprint, save_model
-from vqgan.config import LossConfig, ModelConfig, TrainConfig
+from vqgan.config import ModelConfig, TrainConfig
 from vqgan.datasets import Item, Split, open_splits
 from vqgan.datasets.files import File
 from vqgan.model import VQGAN
 from vqgan.tokenizer import Tokenizer
-
-MODEL = ModelConfig(
-    resolution=32, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=16, embed_dim=8,
-    codebook_size=64,
-)  # fmt: skip
-CONFIG = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 60), ("val", 6)):
-        for index in range(count):
-            folder = root / split / f"class{index % 3}"
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(5, 0).repeat(6, 1)
-            Image.fromarray(pixels).save(folder / f"{index:03d}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    torch.manual_seed(0)
-    model = VQGAN(MODEL)
-    torch.nn.init.normal_(model.quantize.embedding.weight)
-    save_model(folder, TrainConfig(model=MODEL, loss=LossConfig(perceptual="none")), model)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(data, tokenizer, tmp_path_factory):
-    out = tmp_path_factory.mktemp("undisturbed") / "shards"
-    tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=out)
-    return out
-
-
-def hashes(out: Path) -> dict[str, str]:
-    files = [*out.rglob("*.parquet"), out / MANIFEST_FILE, out / "plan.json"]
-    return {path.relative_to(out).as_posix(): sha256_file(path) for path in sorted(files)}
 
 
 def test_shards_hold_the_tokenizers_codes_in_every_order(data, tokenizer, undisturbed):

@@ -63,15 +63,9 @@ def test_polars(dataset: Path, expected: dict[str, Any]) -> None:
     assert frame.filter(polars.col("label").is_null()).height == (expected["label"] < 0).sum()
 
 
-def test_ray_data(dataset: Path, expected: dict[str, Any]) -> None:
-    import ray
-
-    ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
-    try:
-        paths = sorted(map(str, (dataset / "train").glob("*.parquet")))
-        rows = ray.data.read_parquet(paths).select_columns(["key", "codes_zcurve"]).take_all()
-    finally:
-        ray.shutdown()
+def test_ray_data(local_ray_cores: Any, dataset: Path, expected: dict[str, Any]) -> None:
+    paths = sorted(map(str, (dataset / "train").glob("*.parquet")))
+    rows = local_ray_cores.data.read_parquet(paths).select_columns(["key", "codes_zcurve"]).take_all()
     found = {row["key"]: row["codes_zcurve"] for row in rows}
     assert sorted(found) == sorted(expected["key"])
     for key, codes in zip(expected["key"], expected["codes_zcurve"], strict=True):

@@ -32,9 +32,9 @@ from codeshards.format import (
     build_plan,
     open_store,
 )
-from codeshards.pool import assigned_cores, run_shards, terminable
+from codeshards.pool import assigned_cores, run_shards
 from codeshards.progress import EventLog, kind_of
-from codeshards.resume import Failures, MissingShards, load_sidecars, open_job, remove_temps
+from codeshards.resume import MissingShards, close_job, open_job, remove_temps
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.datasets import Split, open_splits
@@ -123,8 +123,7 @@ def _make(
     out: Store,
 ) -> None:
     """Make the missing shards on Ray; whatever ends it, no half file stays."""
-    # Nothing can be appended to an object.
-    plan_hash, events = plan.hash, EventLog((out / EVENTS_FILE).local)
+    plan_hash, events = plan.hash, EventLog(out / EVENTS_FILE)
 
     def task_of(shard: PlannedShard) -> ShardTask:
         samples = splits[shard.split].subset(plan.sample_indices(shard))
@@ -143,22 +142,21 @@ def _make(
     )
     end = "failed"
     try:
-        with terminable():
-            run_shards(
-                missing,
-                task_of,
-                _Worker,
-                (config, spec, folders, out, device),
-                name="tokenize",
-                device=device,
-                workers=config.workers,
-                threads=config.threads,
-                decode_threads=config.decode_threads,
-                max_attempts=config.max_attempts,
-                shards_at_once=2,
-                events=events,
-                on_done=failures_of,
-            )
+        run_shards(
+            missing,
+            task_of,
+            _Worker,
+            (config, spec, folders, out, device),
+            name="tokenize",
+            device=device,
+            workers=config.workers,
+            threads=config.threads,
+            decode_threads=config.decode_threads,
+            max_attempts=config.max_attempts,
+            shards_at_once=2,
+            events=events,
+            on_done=failures_of,
+        )
         end = "made"
     except (KeyboardInterrupt, SystemExit):
         end = "stopped"
@@ -180,20 +178,18 @@ def _finish(
     out: Store,
 ) -> Manifest:
     """Commit the dataset: all shards are there and enough of their samples are good."""
-    failures = Failures()
     about = {
         name: {"folder": _folder_name(name), "fingerprint": fingerprint(path)} for name, path in tokenizers.items()
     }
     manifest = Manifest.build(
         plan=plan,
-        sidecars=failures.watch(load_sidecars(out, plan)),
+        sidecars=close_job(plan, out, config.max_failure_rate),
         spec=spec,
         class_names=next(iter(splits.values())).class_names,
         tokenizer=about.pop(IMAGE),
         conditions=about,
         license=config.license,
     )
-    failures.check(config.max_failure_rate, out)
     manifest.save(out)
     return manifest
 

@@ -57,7 +57,8 @@ def run_shards(
     """Run `worker(*arguments).run(task_of(shard))` for every shard, on RAY_ADDRESS or on a Ray of our own.
 
     Nodes are looked at again and again: one that joins late gets workers, one with fewer cores or GPUs gets
-    workers that fit it, and what a lost one held is done by another.
+    workers that fit it, and what a lost one held is done by another. SIGTERM and Ctrl-C kill the workers and end
+    the process.
 
     Args:
         shards: What to make; gone through as workers ask, so that it may be longer than memory.
@@ -79,7 +80,7 @@ def run_shards(
         ShardError: a shard's workers kept dying, a worker raised an error, or no node can run one.
     """
     size = WorkerSize(device=device, threads=threads, decode_threads=decode_threads)
-    with connected(workers * threads) as ray:
+    with connected(workers * threads) as ray, terminable():
         pool = _Pool(
             Cluster(ray, size, workers),
             _Host,

@@ -8,10 +8,11 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from codeshards.format import ShardError, Where, open_store
 
 log = logging.getLogger(__name__)
 
@@ -24,39 +25,60 @@ _LINE_S = 60.0
 
 
 class EventLog:
-    """Appends one JSON object a line; of a run that was killed all but the last line is there."""
+    """Appends one JSON object a line; of a run that was killed all but the last line is there.
 
-    def __init__(self, path: Path | None) -> None:
+    Nothing can be appended to an object: in an object store the log of a run arrives when the run ends.
+    """
+
+    def __init__(self, place: Where | None) -> None:
+        self._place = open_store(place) if place is not None else None
         self._file: TextIO | None = None
-        if path is not None:
+        self._text = ""
+        if self._place is None:
+            return
+        before = self._place.read_bytes() if self._place.exists() else b""
+        self._text = "" if before.endswith(b"\n") or not before else "\n"  # a kill has torn the last line
+        if path := self._place.local:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torn = path.is_file() and not path.read_bytes().endswith(b"\n")
             self._file = path.open("a", encoding="utf-8", buffering=1)
-            if torn:
-                self._file.write("\n")
+            self._file.write(self._text)
+        else:
+            self._text = before.decode(errors="replace") + self._text
 
     def write(self, event: str, **fields: Any) -> None:
         """Append an event with the time (seconds since 1970). A full disk costs the log, not the job."""
-        if self._file is None:
+        if self._place is None:
             return
-        line = {"time_s": round(time.time(), 3), "event": event, **fields}
+        fields = {"time_s": round(time.time(), 3), "event": event, **fields}
+        line = json.dumps(fields, ensure_ascii=False) + "\n"
+        if self._file is None:
+            self._text += line
+            return
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.write(line)
         except OSError as error:
-            log.warning("no more events are logged: %s", error)
-            self._file = None
+            self._give_up(error)
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the file, or send it to its object store."""
+        try:
+            if self._file is not None:
+                self._file.close()
+            elif self._place is not None and self._place.local is None:
+                self._place.write_bytes(self._text.encode())
+        except (OSError, ShardError) as error:
+            self._give_up(error)
+        self._place = self._file = None
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning("no more events are logged: %s", error)
+        self._place = self._file = None
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
+def read_events(place: Where) -> list[dict[str, Any]]:
     """The events of all runs in a log; lines that a kill has torn are passed over."""
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    store, events = open_store(place), []
+    for line in store.read_bytes().decode(errors="replace").splitlines() if store.exists() else ():
         try:
             events.append(json.loads(line))
         except ValueError:

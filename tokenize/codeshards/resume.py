@@ -17,7 +17,8 @@ from codeshards.format import (
     PlannedShard,
     ShardError,
     Sidecar,
-    Store,
+    Where,
+    open_store,
     remove_stale_temps,
     save_or_match,
     shard_is_done,
@@ -51,103 +52,63 @@ class MissingShards(Collection[PlannedShard]):
         return any(shard == mine for mine in self)
 
 
-def open_job(plan: Plan, out: Store, *, retry_failed: bool = False) -> MissingShards:
+def open_job(plan: Plan, out: Where, *, retry_failed: bool = False) -> MissingShards:
     """Write the plan into `out`, or match the one there; returns the shards that are still to be made.
+
+    Made is a shard with a sidecar of this plan whose files are there with their sizes.
 
     Args:
         plan: The plan.
-        out: The job's folder.
-        retry_failed: Count shards with failures among them.
+        out: The dataset's folder; nobody else writes there now.
+        retry_failed: Count shards with failures as missing.
 
     Raises:
         ShardError: `out` holds another plan.
     """
-    if save_or_match(plan, out):
-        log.info("%s holds this plan already: only what is missing is made", out)
-    remove_temps(plan, out)
-    return missing_shards(out, plan, retry_failed=retry_failed)
-
-
-def close_job(plan: Plan, out: Store, max_failure_rate: float) -> list[Sidecar]:
-    """The sidecars of all shards, in planned order; samples that were left out are logged.
-
-    Raises:
-        ShardError: a sidecar is missing, or more samples failed than `max_failure_rate` allows.
-    """
-    failures = Failures()
-    sidecars = list(failures.watch(load_sidecars(out, plan)))
-    failures.check(max_failure_rate, out)
-    return sidecars
-
-
-def remove_temps(plan: Plan, out: Store) -> None:
-    """Remove what killed writers have left in `out`."""
-    for folder in (out, *(out / split for split in plan.splits)):
-        remove_stale_temps(folder)
-
-
-def missing_shards(out: Store, plan: Plan, *, retry_failed: bool = False) -> MissingShards:
-    """The shards without a sidecar of this plan, or whose files are gone or of another size.
-
-    Args:
-        out: The dataset's folder.
-        plan: The plan.
-        retry_failed: Count those with failures among them.
-    """
-    plan_hash = plan.hash
+    store, plan_hash = open_store(out), plan.hash
+    if save_or_match(plan, store):
+        log.info("%s holds this plan already: only what is missing is made", store)
+    remove_temps(plan, store)
 
     def is_missing(shard: PlannedShard) -> bool:
-        if not shard_is_done(out, plan_hash, shard):
+        if not shard_is_done(store, plan_hash, shard):
             return True
-        return retry_failed and bool(Sidecar.load(sidecar_path(out, shard)).failures)
+        return retry_failed and bool(Sidecar.load(sidecar_path(store, shard)).failures)
 
-    if not any((out / split).files() for split in plan.splits):
-        return MissingShards(plan, np.ones(sum(1 for _ in plan.each_shard()), bool))
+    if not any((store / split).files() for split in plan.splits):
+        return MissingShards(plan, np.ones(sum(plan.shard_count(split) for split in plan.splits), bool))
     return MissingShards(plan, np.fromiter(_in_threads(is_missing, plan.each_shard()), bool))
 
 
-class Failures:
-    """Counts the samples of sidecars, and what failed by kind, as they pass through."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.kinds: Counter[str] = Counter()
-        self._first = ""
-
-    def watch(self, sidecars: Iterable[Sidecar]) -> Iterator[Sidecar]:
-        """Give the sidecars on, having counted them."""
-        for sidecar in sidecars:
-            self.samples += sidecar.samples + len(sidecar.failures)
-            for failure in sidecar.failures:
-                if self.kinds.total() < _NAMED:
-                    log.warning("left out: %s: %s", failure.key, failure.reason)
-                self._first = self._first or f"{failure.key}: {failure.reason}"
-                self.kinds[kind_of(failure.reason)] += 1
-            yield sidecar
-
-    def check(self, allowed: float, out: Store) -> None:
-        """Refuse a dataset with more failures than allowed.
-
-        Raises:
-            ShardError: too many, with how many of which kind.
-        """
-        total = self.kinds.total()
-        if total > allowed * self.samples:
-            kinds = "; ".join(f"{count}× {kind}" for kind, count in self.kinds.most_common(5))
-            raise ShardError(
-                f"{total} of {self.samples} samples failed, more than max_failure_rate = {allowed} "
-                f"(first: {self._first}; by kind: {kinds}). The sidecars in {out} name them all. Use --retry-failed if "
-                "they may succeed now, raise --max-failure-rate, or mend the data and use --overwrite"
-            )
+def remove_temps(plan: Plan, out: Where) -> None:
+    """Remove half files that killed workers left in `out`."""
+    store = open_store(out)
+    for folder in (store, *(store / split for split in plan.splits)):
+        remove_stale_temps(folder)
 
 
-def load_sidecars(out: Store, plan: Plan) -> Iterator[Sidecar]:
-    """The sidecars of all planned shards, in planned order.
+def close_job(plan: Plan, out: Where, max_failure_rate: float) -> Iterator[Sidecar]:
+    """The sidecars of all shards, in planned order, one after another; samples that were left out are logged.
 
     Raises:
-        ShardError: one is missing or damaged.
+        ShardError: a sidecar is missing, or (after the last one) more samples failed than `max_failure_rate` allows.
     """
-    return _in_threads(lambda shard: Sidecar.load(sidecar_path(out, shard)), plan.each_shard())
+    samples, first, kinds = 0, "", Counter[str]()
+    for sidecar in _in_threads(lambda shard: Sidecar.load(sidecar_path(out, shard)), plan.each_shard()):
+        samples += sidecar.samples + len(sidecar.failures)
+        for failure in sidecar.failures:
+            if kinds.total() < _NAMED:
+                log.warning("left out: %s: %s", failure.key, failure.reason)
+            first = first or f"{failure.key}: {failure.reason}"
+            kinds[kind_of(failure.reason)] += 1
+        yield sidecar
+    if kinds.total() > max_failure_rate * samples:
+        found = "; ".join(f"{count}× {kind}" for kind, count in kinds.most_common(5))
+        raise ShardError(
+            f"{kinds.total()} of {samples} samples failed, more than max_failure_rate = {max_failure_rate} (first: "
+            f"{first}; by kind: {found}). The sidecars in {out} name them all. Use --retry-failed if they may succeed "
+            "now, raise --max-failure-rate, or mend the data and use --overwrite"
+        )
 
 
 def _in_threads(function: Callable[[PlannedShard], _T], shards: Iterable[PlannedShard]) -> Iterator[_T]:

@@ -13,6 +13,7 @@ SUITES = {
     "decode": "reading photos, against torchvision's ImageFolder",
     "tokenize": "the tokenize job, against the bare encoder and LlamaGen's loop",
     "shards": "what five orders and tars cost",
+    "scaling": "the tokenize driver with ten million samples and 100 to 100,000 shards",
     "loader": "reading codes, against webdataset, litdata, mosaicml-streaming and datasets",
     "train-prior": "a training step of the prior, against nanoGPT and taming",
     "sample": "drawing codes, against taming and transformers",
@@ -30,7 +31,7 @@ def bench(
     """Measure this package against its rivals on this machine (most suites need the `peers` extra).
 
     Args:
-        suite: What to measure: stage1, decode, tokenize, shards, loader, train-prior or sample.
+        suite: What to measure: stage1, decode, tokenize, shards, scaling, loader, train-prior or sample.
         repeats: Measurements of each contender; the median counts.
         data: Class folders of photos, for decode and tokenize.
         out: Folder for the table and its figures; default: the package's own results.

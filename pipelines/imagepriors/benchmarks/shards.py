@@ -32,7 +32,7 @@ from codeshards.format import (
     write_shard,
 )
 
-_RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
 _ROWS, _SHARD_ROWS, _SIDE, _CODEBOOK = 16_384, 4096, 16, 1024
 _ONE: tuple[OrderName, ...] = ("row_major",)
 CONTENDERS: dict[str, tuple[tuple[OrderName, ...], ShardFormat]] = {
@@ -89,7 +89,7 @@ def read_webdataset(folder: Path) -> int:
     return sum(row["codes.npy"][0].size for row in webdataset.WebDataset(urls, shardshuffle=False).decode())
 
 
-def run(repeats: int = 5, out: Path = _RESULTS) -> str:
+def run(repeats: int = 5, out: Path = RESULTS) -> str:
     """Measure, write JSON and a Markdown table, and return the table."""
     codes_NHW = skewed_codes(_ROWS)
     pa.set_cpu_count(1)

@@ -172,18 +172,18 @@ class Manifest:
         Raises:
             ShardError: A planned shard has no sidecar, or another plan's, or samples are unaccounted for.
         """
-        found = {(sidecar.split, sidecar.index): sidecar for sidecar in sidecars}
         plan_hash = plan.hash
-        members: dict[str, list[tuple[PlannedShard, Sidecar]]] = {split: [] for split in plan.splits}
-        for shard in plan.shards:
-            sidecar = found.pop((shard.split, shard.index), None)
-            members[shard.split].append((shard, _checked_sidecar(sidecar, shard, plan_hash)))
-        if found:
-            raise ShardError(f"sidecars of shards that the plan does not know: {sorted(found)}")
+        made = {split: _Made([None] * plan.shard_count(split)) for split in plan.splits}
+        for sidecar in sidecars:
+            if sidecar.split not in made or not 0 <= sidecar.index < len(made[sidecar.split].entries):
+                raise ShardError(
+                    f"a sidecar of {sidecar.split}/{sidecar.index}, which the plan does not know: delete it"
+                )
+            made[sidecar.split].add(sidecar, plan.shard(sidecar.split, sidecar.index), plan_hash)
         return cls(
             spec=spec,
             plan_hash=plan_hash,
-            splits={split: _split_entry(pairs) for split, pairs in members.items()},
+            splits={split: found.finished(split) for split, found in made.items()},
             class_names=tuple(class_names),
             tokenizer=dict(tokenizer or {}),
             conditions=dict(conditions or {}),
@@ -275,29 +275,35 @@ class Manifest:
             raise ShardError(f"{path} is not a manifest of a dataset ({error!r})") from error
 
 
-def _checked_sidecar(sidecar: Sidecar | None, shard: PlannedShard, plan_hash: str) -> Sidecar:
-    what = f"{shard.split}/{shard.name}"
-    if sidecar is None:
-        raise ShardError(f"{what} has no sidecar: it was not made yet. Resume the job")
-    if sidecar.plan_hash != plan_hash:
-        raise ShardError(f"{what} was made under another plan. Delete its sidecar and resume the job")
-    if sidecar.samples + len(sidecar.failures) != shard.samples:
-        raise ShardError(
-            f"{what}: {shard.samples} samples were planned, but {sidecar.samples} encoded and "
-            f"{len(sidecar.failures)} failures are recorded. Delete its sidecar and resume the job"
-        )
-    return sidecar
+@dataclass(slots=True)
+class _Made:
+    """What is known of a split while its sidecars come in; of a sidecar no more is kept than the manifest says."""
 
+    entries: list[ShardEntry | None]
+    rows: int = 0
+    samples: int = 0
+    failures: int = 0
 
-def _split_entry(pairs: list[tuple[PlannedShard, Sidecar]]) -> SplitEntry:
-    return SplitEntry(
-        rows=sum(sidecar.rows for _, sidecar in pairs),
-        samples=sum(sidecar.samples for _, sidecar in pairs),
-        failures=sum(len(sidecar.failures) for _, sidecar in pairs),
-        shards=tuple(
-            ShardEntry(name=shard.name, rows=sidecar.rows, files=dict(sidecar.files)) for shard, sidecar in pairs
-        ),
-    )
+    def add(self, sidecar: Sidecar, shard: PlannedShard, plan_hash: str) -> None:
+        what = f"{shard.split}/{shard.name}"
+        if sidecar.plan_hash != plan_hash:
+            raise ShardError(f"{what} was made under another plan. Delete its sidecar and resume the job")
+        if sidecar.samples + len(sidecar.failures) != shard.samples:
+            raise ShardError(
+                f"{what}: {shard.samples} samples were planned, but {sidecar.samples} encoded and "
+                f"{len(sidecar.failures)} failures are recorded. Delete its sidecar and resume the job"
+            )
+        self.entries[shard.index] = ShardEntry(name=shard.name, rows=sidecar.rows, files=dict(sidecar.files))
+        self.rows += sidecar.rows
+        self.samples += sidecar.samples
+        self.failures += len(sidecar.failures)
+
+    def finished(self, split: str) -> SplitEntry:
+        shards = tuple(entry for entry in self.entries if entry is not None)
+        if len(shards) < len(self.entries):
+            index = self.entries.index(None)
+            raise ShardError(f"{split}/shard-{index:06d} has no sidecar: it was not made yet. Resume the job")
+        return SplitEntry(rows=self.rows, samples=self.samples, failures=self.failures, shards=shards)
 
 
 def _split_from_json(value: Mapping[str, Any]) -> SplitEntry:

@@ -100,11 +100,20 @@ class Plan:
         return tuple(self.each_shard())
 
     def each_shard(self) -> Iterator[PlannedShard]:
-        """The planned shards one after another; :attr:`shards` has them all in memory."""
-        step = self.shard_samples
-        for split, keys in self.keys.items():
-            for index, start in enumerate(range(0, len(keys), step)):
-                yield PlannedShard(split=split, index=index, start=start, stop=min(start + step, len(keys)))
+        """As :attr:`shards`, one after another: of a hundred thousand, few need to be in memory."""
+        for split in self.keys:
+            for index in range(self.shard_count(split)):
+                yield self.shard(split, index)
+
+    def shard_count(self, split: str) -> int:
+        """Shards of a split."""
+        return -(-len(self.keys[split]) // self.shard_samples)
+
+    def shard(self, split: str, index: int) -> PlannedShard:
+        """One shard of a split."""
+        start = index * self.shard_samples
+        stop = min(start + self.shard_samples, len(self.keys[split]))
+        return PlannedShard(split=split, index=index, start=start, stop=stop)
 
     def sample_indices(self, shard: PlannedShard) -> npt.NDArray[np.int64]:
         """int64 [samples]: the shard's samples as indices into the source-ordered list of its split."""
@@ -201,7 +210,7 @@ def save_or_match(plan: Plan, dataset: Where) -> bool:
     if not path.exists():
         _write_samples(plan, folder / SAMPLES_FILE)
         ranges: dict[str, list[list[int]]] = {split: [] for split in plan.splits}
-        for shard in plan.shards:
+        for shard in plan.each_shard():
             ranges[shard.split].append([shard.start, shard.stop])
         atomic_write_json(path, {"hash": plan.hash, "plan": plan.to_json(), "shards": ranges})
         return False
@@ -280,9 +289,14 @@ def _check_view_keys(keys: Any, split: str) -> None:
 
 def _keys_sha256(keys: Any) -> str:
     digest = hashlib.sha256()
+    newline, nothing = pa.scalar("\n", pa.large_string()), pa.scalar("", pa.large_string())
     for start in range(0, len(keys), _HASH_CHUNK):
-        # Keys hold no control characters, so a newline after each cannot be mistaken.
-        digest.update("".join(f"{key}\n" for key in keys[start : start + _HASH_CHUNK].to_pylist()).encode())
+        # Keys hold no control characters, so a newline after each cannot be mistaken. The joined column's values lie
+        # in one buffer: ten million keys take a second this way and half a minute as Python strings.
+        lines = pc.binary_join_element_wise(keys[start : start + _HASH_CHUNK], newline, nothing)
+        _, offsets, values = lines.buffers()
+        first, last = np.frombuffer(offsets, np.int64)[[lines.offset, lines.offset + len(lines)]]
+        digest.update(memoryview(values)[first:last])
     return digest.hexdigest()
 
 

@@ -1,0 +1,45 @@
+"""A tokenize job that takes a second: small noise pictures and a small random tokenizer."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from codeshards.config import TokenizeConfig
+from codeshards.format import MANIFEST_FILE, sha256_file
+from vqgan.checkpoint import save_model
+from vqgan.config import LossConfig, ModelConfig, TrainConfig
+from vqgan.model import VQGAN
+
+MODEL = ModelConfig(
+    resolution=32, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=16, embed_dim=8,
+    codebook_size=64,
+)  # fmt: skip
+CONFIG = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1)
+FLAGS = ["--shard-rows", "8", "--batch-size", "4", "--threads", "1", "--workers", "1"]
+"""CONFIG as the command line has it."""
+
+
+def write_images(root: Path, train: int = 60, val: int = 6) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for index in range(count):
+            folder = root / split / f"class{index % 3}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(5, 0).repeat(6, 1)
+            Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+    return root
+
+
+def write_tokenizer(folder: Path) -> Path:
+    torch.manual_seed(0)
+    model = VQGAN(MODEL)
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    save_model(folder, TrainConfig(model=MODEL, loss=LossConfig(perceptual="none")), model)
+    return folder
+
+
+def hashes(out: Path) -> dict[str, str]:
+    files = [*out.rglob("*.parquet"), out / MANIFEST_FILE, out / "plan.json"]
+    return {path.relative_to(out).as_posix(): sha256_file(path) for path in sorted(files)}

@@ -1,0 +1,285 @@
+"""The pool: workers fit their nodes, whoever kills is named, late nodes help and lost ones cost nothing but time."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_job import CONFIG, FLAGS, hashes, write_images
+
+from codeshards.config import TokenizeConfig
+from codeshards.encode import Lanes, ShardTask, encode_shard
+from codeshards.format import GridSpec, PlannedShard, ShardDataset, ShardError, ShardSpec, sha256_file
+from codeshards.job import EVENTS_FILE, tokenize
+from codeshards.nodes import WorkerSize
+from codeshards.pool import run_shards
+from codeshards.progress import EventLog, kind_of, read_events
+from imagepriors.benchmarks.faults import Cluster, run_matrix
+from vqgan.datasets import open_splits
+from vqgan.tokenizer import Tokenizer
+
+SHARDS = [PlannedShard(split="train", index=index, start=4 * index, stop=4 * index + 4) for index in range(6)]
+POOL = {"name": "test", "device": "cpu", "workers": 2, "threads": 1, "decode_threads": 1, "max_attempts": 2}
+
+
+@pytest.mark.parametrize(
+    ("device", "node", "fits"),
+    [
+        ("cpu", (16, 0), (4, {"num_cpus": 4})),
+        ("cpu", (2, 0), (1, {"num_cpus": 2})),  # smaller than a worker wants: still one
+        ("cpu", (0, 0), (0, {"num_cpus": 0})),  # a head that is to do no work
+        ("cuda", (16, 1), (1, {"num_gpus": 1, "num_cpus": 16})),
+        ("cuda", (52, 8), (8, {"num_gpus": 1, "num_cpus": 6})),
+        ("cuda", (2, 4), (4, {"num_gpus": 1, "num_cpus": 0})),
+        ("cuda", (64, 0), (0, {"num_gpus": 1, "num_cpus": 0})),
+    ],
+)
+def test_workers_fit_their_node(device, node, fits):
+    assert WorkerSize(device=device, threads=4, decode_threads=0).fits(*node) == fits
+
+
+def test_failures_of_one_kind_count_together():
+    assert kind_of("a/1: 1.png: cannot identify image file <_io.BytesIO at 0x7f>") == kind_of(
+        "b: 22.png: cannot identify image file <_io.BytesIO at 0x55>"
+    )
+
+
+def test_events_survive_a_torn_line(tmp_path):
+    log = EventLog(tmp_path / "e.jsonl")
+    log.write("start", shards=2)
+    log.close()
+    with (tmp_path / "e.jsonl").open("a") as file:
+        file.write('{"event": "shard_do')
+    log = EventLog(tmp_path / "e.jsonl")
+    log.write("made")
+    log.close()
+    assert [event["event"] for event in read_events(tmp_path / "e.jsonl")] == ["start", "made"]
+
+
+def test_events_of_an_object_store_come_at_the_end_and_are_added_to(s3):
+    for number in range(2):
+        log = EventLog("s3://bucket/d/e.jsonl")
+        log.write("start", number=number)
+        log.close()
+    assert [event["number"] for event in read_events("s3://bucket/d/e.jsonl")] == [0, 1]
+
+
+def test_who_kills_its_worker_is_named_and_others_are_made(local_ray_cores, tmp_path):
+    class Worker:
+        def __init__(self, out):
+            self.out = out
+
+        def run(self, task):
+            import os
+            import time
+            from pathlib import Path
+
+            time.sleep(0.3)
+            if task == 3:
+                os.kill(os.getpid(), 9)
+            Path(self.out, str(task)).touch()
+
+    with pytest.raises(ShardError, match="worker of train/shard-000003 died 2 times"):
+        run_shards(SHARDS, lambda shard: shard.index, Worker, (str(tmp_path),), shards_at_once=2, **POOL)
+    assert not (tmp_path / "3").exists()
+    assert len(list(tmp_path.iterdir())) >= 3  # not only what came before it
+
+
+def test_worker_that_cannot_start_is_a_message(local_ray_cores):
+    class Worker:
+        def __init__(self):
+            raise ValueError("no tokenizer on this node")
+
+        def run(self, task): ...
+
+    with pytest.raises(ShardError, match="cannot start on any node: ValueError: no tokenizer on this node"):
+        run_shards(SHARDS, lambda shard: shard.index, Worker, (), **POOL)
+
+
+def test_error_of_a_task_is_a_message_and_a_bug_keeps_its_traceback(local_ray_cores):
+    class Worker:
+        def run(self, error):
+            raise error
+
+    with pytest.raises(ShardError, match=r"train/shard-00000\d: disk full"):
+        run_shards(SHARDS, lambda shard: OSError("disk full"), Worker, (), **POOL)
+    with pytest.raises(local_ray_cores.exceptions.RayTaskError, match="KeyError"):
+        run_shards(SHARDS, lambda shard: KeyError("bug"), Worker, (), **POOL)
+
+
+def test_nothing_can_run_on_a_cluster_without_gpus(local_ray_cores):
+    with pytest.raises(ShardError, match=r"no room for a worker, which takes a GPU.*--workers"):
+        run_shards(SHARDS, lambda shard: None, object, (), **{**POOL, "device": "cuda", "workers": 0})
+
+
+def _task(data: Path, index: int) -> ShardTask:
+    shard = PlannedShard(split="train", index=index, start=20 * index, stop=20 * index + 20)
+    samples = open_splits("folder", data)["train"].subset(range(shard.start, shard.stop))
+    return ShardTask(shard=shard, plan_hash="p", samples=samples)
+
+
+def test_shards_side_by_side_and_padded_batches_give_the_same_bytes(data, tokenizer, tmp_path):
+    """Three threads share a process's lanes; with `compile` the last batch is filled up (compiled itself elsewhere)."""
+    encoder = Tokenizer.load(tokenizer, device="cpu")
+    grid = GridSpec(height=8, width=8, codebook_size=64, fingerprint=encoder.fingerprint)
+    spec, config = ShardSpec(image=grid, scales=(1, 2, 4)), TokenizeConfig(batch_size=6, threads=1, scales=(1, 2, 4))
+    filled = TokenizeConfig(batch_size=6, threads=1, scales=(1, 2, 4), compile=True)
+    lanes, rows = Lanes(2), {"tokenizers": {"image": encoder}, "spec": spec}
+    threads = [
+        threading.Thread(
+            target=encode_shard,
+            args=(_task(data, i),),
+            kwargs={**rows, "config": filled, "out": tmp_path / "a", "lanes": lanes},
+        )
+        for i in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert lanes.samples_done == 60
+    for index in range(3):
+        encode_shard(_task(data, index), **rows, config=config, out=tmp_path / "b")
+        name = f"train/shard-{index:06d}.parquet"
+        assert sha256_file(tmp_path / "a" / name) == sha256_file(tmp_path / "b" / name)
+
+
+def test_scales_are_the_tokenizers(local_ray_cores, data, tokenizer, tmp_path):
+    config = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1, scales=(1, 2, 4), views=2)
+    tokenize(config, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=tmp_path / "o")
+    columns = ["codes_row_major", "scale_1", "scale_2", "scale_4"]
+    batch = next(ShardDataset.open(tmp_path / "o").batches("val", columns))
+    split = open_splits("folder", data)["val"]
+    first = [split.read(index, 32).image for index in range(2)]
+    pictures = [picture for image in first for picture in (image, image[:, ::-1].copy())]
+    codes, *scales = Tokenizer.load(tokenizer, device="cpu").start(pictures, (1, 2, 4))()
+    np.testing.assert_array_equal(batch["codes_row_major"][:4], codes.reshape(4, -1))
+    for side, scale in zip((1, 2, 4), scales, strict=True):
+        np.testing.assert_array_equal(batch[f"scale_{side}"][:4], scale.reshape(4, -1))
+
+
+def test_failed_shards_are_made_again_when_asked_and_others_kept(local_ray_cores, tokenizer, tmp_path):
+    """A file that could not be read and now can, as after a network's hiccup: same size, hence the same plan."""
+    data = write_images(tmp_path / "data")
+    victim = data / "train" / "class1" / "001.png"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[::-1])
+    config = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1, max_failure_rate=0.1)
+    where = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": tmp_path / "o"}
+    assert tokenize(config, **where).splits["train"].failures == 1
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "o" / "train").glob("*.parquet")}
+    victim.write_bytes(whole)
+    assert tokenize(config, **where).splits["train"].failures == 1
+    assert tokenize(config, **where, retry_failed=True).splits["train"].failures == 0
+    changed = [path for path, before in times.items() if path.stat().st_mtime_ns != before]
+    assert len(changed) == 1
+    done = [event for event in read_events(tmp_path / "o" / EVENTS_FILE) if event["event"] == "shard_done"]
+    assert sum(sum(event["failures"].values()) for event in done) == 1
+
+
+def test_overwrite_deletes_datasets_only(data, tokenizer, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ShardError, match="is no dataset of shards"):
+        tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def _command(data: Path, tokenizer: Path, out: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "imagepriors.cli", "tokenize", "--dataset", "folder", "--data", str(data),
+        "--tokenizer", str(tokenizer), "--out", str(out), *FLAGS,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_end_the_job_cleanly(local_ray_cores, data, tokenizer, undisturbed, tmp_path, number, code):
+    job = subprocess.Popen(_command(data, tokenizer, tmp_path / "o"), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and job.poll() is None:
+        if any(event["event"] == "worker_ready" for event in read_events(tmp_path / "o" / EVENTS_FILE)):
+            break
+        time.sleep(0.02)
+    job.send_signal(number)
+    _, error = job.communicate(timeout=120)
+    if job.returncode != 0:  # else it was done before
+        assert job.returncode == code, error[-2000:]
+        assert "finished shards are kept" in error
+        assert "Traceback" not in error
+    assert not list((tmp_path / "o").rglob("*.tmp-*"))
+    tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=tmp_path / "o")
+    assert hashes(tmp_path / "o") == hashes(undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"mounting a small file system needs root: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_full_disk_is_a_message_and_the_job_goes_on(local_ray_cores, data, tokenizer, undisturbed, small_disk):
+    out = small_disk / "o"
+    arguments = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": out}
+    used = sum(path.stat().st_size for path in tokenizer.iterdir())
+    (small_disk / "filler").write_bytes(b"x" * (4 * 2**20 - used - 120_000))
+    with pytest.raises(ShardError, match=r"cannot be written \(No space left.*Free some space and run again"):
+        tokenize(CONFIG, **arguments)
+    assert not list(out.rglob("*.tmp-*"))
+    (small_disk / "filler").unlink()
+    tokenize(CONFIG, **arguments)
+    assert hashes(out) == hashes(undisturbed)
+
+
+def test_read_only_output_is_a_message(data, tokenizer, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = subprocess.run(_command(data, tokenizer, small_disk / "o"), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Read-only file system" in done.stderr
+    assert "Choose a folder that can be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_late_node_is_used_and_a_lost_one_costs_only_time(data, tokenizer, undisturbed, tmp_path):
+    """There is no node at the start; one joins, and is lost as soon as its worker is ready; another joins."""
+    cluster, out = Cluster(0), tmp_path / "o"
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+    job = subprocess.Popen(_command(data, tokenizer, out), env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert _wait(job, out, lambda events: any(event["event"] == "node_joined" for event in events))
+        cluster.add()
+        assert _wait(job, out, lambda events: any(event["event"] == "worker_ready" for event in events))
+        cluster.replace(random.Random(0))
+        _, error = job.communicate(timeout=200)
+    finally:
+        job.kill()
+        cluster.close()
+    assert job.returncode == 0, error[-3000:]
+    assert "waiting for one" in error
+    assert hashes(out) == hashes(undisturbed)
+
+
+def _wait(job, out, happened) -> bool:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and job.poll() is None:
+        if happened(read_events(out / EVENTS_FILE)):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.slow
+def test_small_fault_matrix(tmp_path):
+    faults, datasets = run_matrix(tmp_path, kills=6, seed=1, images=240)
+    assert sum(fault.hit for fault in faults) >= 6
+    assert datasets >= 2
