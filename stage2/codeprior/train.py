@@ -23,12 +23,13 @@ from tqdm import tqdm
 from codeprior import checkpoint as ckpt
 from codeprior import distributed
 from codeprior.config import PriorError, TrainConfig
-from codeprior.data import CodeData, code_counts, entropy_nats, sequence_from_dataset, unigram_nll_nats
+from codeprior.data import CodeData, sequence_from_dataset
 from codeprior.interrupt import GracefulStop
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at
 from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.trainer import Trainer
+from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ShardDataset, Where
 
 logger = logging.getLogger(__name__)

@@ -17,12 +17,11 @@ from codeprior.config import PriorError, SequenceSpec
 from codeprior.data import (
     CodeBatches,
     CodeData,
-    entropy_nats,
     epoch_permutation,
     memory_map,
     sequence_from_dataset,
-    unigram_nll_nats,
 )
+from codeprior.unigram import entropy_nats, unigram_nll_nats
 from codeshards.format import ORDER_NAMES, ShardDataset, ShardError, order
 
 
