@@ -12,7 +12,7 @@ from PIL import Image
 from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
-from codeshards.format import ShardError
+from codeshards.format import ShardDataset, ShardError, order
 from imagepriors.cli import COMMANDS, main
 from imagepriors.figures import colorize, picture_grid
 from imagepriors.presets import load_preset, preset_names
@@ -77,6 +77,38 @@ def test_samples_are_pictures_with_codes_and_metadata(run, tmp_path):
         assert codes.max() < 512
         assert Image.open(where / "grid.png").size[0] > 32
         assert json.loads((where / "metadata.json").read_text())["sampling"]["seed"] == 0
+
+
+def test_pictures_are_completed_and_shown_while_they_are_drawn(run, tmp_path):
+    _, out = run
+    words = ["sample", "--prior", str(out / "prior-zcurve-class"), "--shards", str(out / "shards"), "--n", "8"]
+    assert main([*words, "--out", str(tmp_path), "--given", "8", "--frames", "--precision", "bfloat16"]) == 0
+    codes = np.load(tmp_path / "codes.npz")["codes"].reshape(8, 16)
+    dataset = ShardDataset.open(out / "shards")
+    batch = next(dataset.batches("val", ["codes_zcurve", "label"]))
+    upper = order("zcurve", 4, 4)[:8]  # four of a grid's quarters: its upper half
+    np.testing.assert_array_equal(codes[:, upper], batch["codes_zcurve"][[0, 0, 0, 0, 1, 1, 1, 1], :8])
+    np.testing.assert_array_equal(np.load(tmp_path / "codes.npz")["condition_class"], batch["label"][[0] * 4 + [1] * 4])
+    with Image.open(tmp_path / "frames.gif") as animation, Image.open(tmp_path / "grid.png") as grid:
+        assert animation.n_frames == 8  # one for every code that was drawn
+        assert animation.size == grid.size
+        first = np.array(animation.convert("RGB"))
+        animation.seek(7)
+        last = np.array(animation.convert("RGB"))
+    assert (first == 128).all(-1).mean() > (last == 128).all(-1).mean() + 0.1  # grey cells fill in
+
+
+def test_samples_that_cannot_be_drawn_are_refused(run, tmp_path, capsys):
+    _, out = run
+    words = ["sample", "--prior", str(out / "prior-zcurve-class"), "--shards", str(out / "shards"), "--n", "2"]
+    for flags, message in {
+        ("--given", "16"): "given = 16: this prior's sequences have 16 codes",
+        ("--size", "8", "8"): "larger grids need a prior of order row_major",
+        ("--guidance", "2.0"): "trained with cond_dropout = 0",
+        ("--top-p", "0"): "top_p = 0.0: use above 0 to 1",
+    }.items():
+        assert main([*words, "--out", str(tmp_path), *flags]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_report_is_one_self_contained_page(run):

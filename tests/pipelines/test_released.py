@@ -15,8 +15,8 @@ from vqgan.config import ModelConfig
 from vqgan.model import VQGAN
 
 DDCONFIG = {
-    "double_z": False, "z_channels": 16, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 128,
-    "ch_mult": [1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    "double_z": False, "z_channels": 16, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 128,
+    "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
 }  # fmt: skip
 FIRST_STAGE = {"params": {"embed_dim": 16, "n_embed": 32, "ddconfig": DDCONFIG}}
 TRANSFORMER = {"vocab_size": 32, "block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -29,7 +29,7 @@ def write_release(folder, permutation, **params):
     torch.manual_seed(0)
     tokenizer = VQGAN(
         ModelConfig(
-            resolution=32, ch=128, ch_mult=(1, 1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=16,
+            resolution=16, ch=128, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=16,
             embed_dim=16, codebook_size=32,
         )
     )  # fmt: skip
@@ -77,7 +77,7 @@ def test_an_imported_prior_draws_with_the_tokenizer_that_it_brings(tmp_path, cap
     ]
     assert main(words) == 0
     with Image.open(tmp_path / "samples" / "samples" / "0001.png") as picture:
-        assert picture.size == (32, 32)
+        assert picture.size == (16, 16)
     metadata = json.loads((tmp_path / "samples" / "metadata.json").read_text())
     assert metadata["samples"][1] == {"file": "samples/0001.png", "seed": [0, 1]}
     if stage is LABELS:

@@ -51,10 +51,11 @@ def write_dataset(
     class_names: tuple[str, ...] = ("ant", "bee", "cat", "dog"),
     seed: int = 0,
     views: int = 1,
+    scales: tuple[int, ...] = (),
 ) -> ShardDataset:
     rows = rows or {"train": 200, "val": 50}
     conditions = {"segmentation": SEGMENTATION} if segmentation else {}
-    spec = ShardSpec(image=IMAGE, orders=orders, conditions=conditions)
+    spec = ShardSpec(image=IMAGE, orders=orders, conditions=conditions, scales=scales)
     plan = build_plan(
         samples={split: [f"{split}-{i:05d}" for i in range(n)] for split, n in rows.items()},
         source_hashes=dict.fromkeys(rows, f"seed-{seed}"),
@@ -72,6 +73,7 @@ def write_dataset(
             np.tile(np.arange(views), shard.samples),
             made["labels"] if labelled else None,
             made["codes"],
+            scales={side: made["codes"][:, :: IMAGE.height // side, :: IMAGE.width // side] for side in scales},
             conditions={"segmentation": made["segmentation"]} if segmentation else {},
         )
         sidecar = Sidecar(

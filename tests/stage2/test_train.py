@@ -24,7 +24,7 @@ from codeprior.config import ModelConfig, PriorError, SampleConfig, TrainConfig
 from codeprior.data import CodeBatches, CodeData, sequence_from_dataset
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at, make_autocast, make_optimizer, resolve_precision
-from codeprior.sample import sample_codes
+from codeprior.sample import prefix_of_scales, sample_codes, sample_sequences, to_grids
 from codeprior.train import evaluate, train_prior
 from codeprior.trainer import SequenceLoss, train_step
 from codeshards.format import ShardDataset, ShardError
@@ -122,6 +122,24 @@ def test_it_learns_structure_beyond_the_unigram(dataset: ShardDataset, tmp_path:
     row, column = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
     expected = (4 * (torch.arange(40) % 4)[:, None, None] + row + 2 * column) % 16
     assert (codes == expected).float().mean() > 0.8
+
+
+def test_a_multiscale_prior_learns_every_scale(make_dataset, tmp_path: Path) -> None:
+    dataset = make_dataset(scales=(1, 2))
+    config = replace(TINY, steps=200, condition="class", multiscale=True, eval_every=200, checkpoint_every=200)
+    summary = train_prior(config, dataset.path, tmp_path / "run")
+    assert len(summary["val_nll_nats_by_position"]) == 1 + 4 + 16
+    prior = load_prior(tmp_path / "run")
+    classes = torch.arange(40) % 4
+    coarse_NT = sample_sequences(prior, 40, condition=classes, config=SampleConfig(seed=1))
+    one, two, four = to_grids(prior.sequence, coarse_NT)
+    # The coarser grids are every fourth and every second code of the full one, of which a tenth is noise.
+    assert (one == four[:, ::4, ::4]).float().mean() > 0.6
+    assert (two == four[:, ::2, ::2]).float().mean() > 0.6
+    # Given coarse codes, the rest follows them.
+    prefix_NP = prefix_of_scales(prior.sequence, [one, two])
+    again = sample_codes(prior, 40, condition=classes, prefix_NP=prefix_NP)
+    assert (again[:, ::2, ::2] == two).float().mean() > 0.6
 
 
 def test_bfloat16_learns_the_same(dataset: ShardDataset, finished: Path, tmp_path: Path) -> None:
