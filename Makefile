@@ -115,6 +115,9 @@ bench: $(READY) ## Measure SUITE against its rivals on this machine (SUITE=stage
 	  litdata==0.2.76 mosaicml-streaming==0.13.0 brotli==1.2.1 cramjam==2.14.0 python-snappy==0.7.3 zstd==1.5.7.2
 	$(CLI) bench $(SUITE) $(if $(DATA),--data $(DATA)) $(SET)
 
+readme: $(READY) ## Put the tables that bench has measured into README.md
+	$(BIN)/python -m imagepriors.benchmarks.readme README.md
+
 faults: $(READY) ## Kill workers, nodes and drivers of small jobs at random, and compare the bytes (KILLS=)
 	$(BIN)/python -m imagepriors.benchmarks.faults --kills $(KILLS) $(SET)
 
@@ -133,4 +136,4 @@ clean: ## Remove runs, demo data and caches (keeps .venv)
 	rm -rf runs data build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .PHONY: help setup quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
-        sample report bench faults check lint test clean
+        sample report bench readme faults check lint test clean

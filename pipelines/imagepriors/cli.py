@@ -19,7 +19,7 @@ from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
 from imagepriors.benchmarks import bench
-from imagepriors.config import AnnotateConfig, EvaluateConfig, Kind
+from imagepriors.config import AnnotateConfig, EvaluateConfig, EvaluatePriorConfig, Kind
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
 from vqgan.config import TrainConfig as VqganConfig
@@ -28,6 +28,8 @@ from vqgan.errors import InputError
 
 _Flat = tyro.conf.arg(name="")
 _EVALUATE = EvaluateConfig()
+_EVALUATE_PRIOR = EvaluatePriorConfig()
+_SAMPLE = SampleConfig()
 _ANNOTATE = AnnotateConfig()
 
 
@@ -318,7 +320,7 @@ def sample(
     shards: Path = Path("runs/demo/shards"),
     out: Path = Path("runs/demo/samples"),
     n: int = 25,
-    given: int = 0,
+    given: str = "0",
     size: tuple[int, int] | None = None,
     frames: bool = False,
     preset: str = "demo",
@@ -331,8 +333,8 @@ def sample(
         shards: Folder of token shards: holds the tokenizer, and the conditions of a conditional prior.
         out: Folder for grid.png, the single pictures, the codes and their metadata.
         n: Number of pictures.
-        given: Complete validation pictures from this many first codes of the prior's sequence: half of the codes in
-            row_major is the upper half, in spiral_out the centre; 21 = 1 + 4 + 16 are the first three scales.
+        given: Complete validation pictures from this many first codes of the prior's sequence, or from their `upper`
+            half, upper left `corner`, `centre` (spiral_out), or from `scales-K`, the first K scales.
         size: Rows and columns of codes, for pictures larger than the training pictures (order row_major).
         frames: Also write frames.gif, the pictures while they are drawn.
         preset: Preset that sets the defaults of all flags below.
@@ -341,6 +343,35 @@ def sample(
 
     grid = write_samples(prior, shards, out, n, config=config, given=given, size=size, frames=frames)
     return f"{n} samples in {out}; look at {grid}"
+
+
+def evaluate_prior(
+    config: Annotated[EvaluatePriorConfig, _Flat] = _EVALUATE_PRIOR,
+    *,
+    prior: Path = Path("runs/demo/prior-row_major"),
+    shards: Path = Path("runs/demo/shards"),
+    dataset: str = "demo",
+    data: Path | None = None,
+    out: Path | None = None,
+    sampling: SampleConfig = _SAMPLE,
+) -> str:
+    """Measure a prior: likelihood, distance of its samples to pictures, precision, recall, faith to its condition.
+
+    Args:
+        config: What to measure.
+        prior: Run folder of the trained prior.
+        shards: Folder of token shards: holds the tokenizer, and the conditions of a conditional prior.
+        dataset: Layout of the data.
+        data: Folder of pictures to compare samples with; without it decoded validation codes take their place.
+        out: JSON file; default: PRIOR/evaluation.json.
+        sampling: How samples are drawn.
+    """
+    from imagepriors.evaluate_prior import as_table
+    from imagepriors.evaluate_prior import evaluate_prior as run
+
+    place = out or prior / "evaluation.json"
+    found = run(prior, shards, place, config, sampling, dataset=dataset, data=data)
+    return f"{as_table(found)}\nwritten to {place}"
 
 
 def report(
@@ -397,6 +428,7 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "tokenize": tokenize,
     "train-prior": train_prior,
     "sample": sample,
+    "evaluate-prior": evaluate_prior,
     "report": report,
     "bench": bench,
     "shards": shards,
@@ -421,6 +453,7 @@ def _keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):
             libc.mallopt(-4, 0)  # M_MMAP_MAX
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+            libc.mallopt(-8, 1)  # M_ARENA_MAX: the arenas of other threads would map large blocks all the same
 
 
 def _preset_of(argv: Sequence[str]) -> str:

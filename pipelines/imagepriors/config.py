@@ -31,6 +31,35 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatePriorConfig:
+    """Which figures of a prior to compute, over how many samples."""
+
+    n: int = 1000
+    """Samples; classes take turns, other conditions are those of the first validation rows."""
+    features: Literal["none", "efficientnet-lite0", "inception"] = "efficientnet-lite0"
+    """Features of Fréchet distance, precision and recall: inception gives FID and IS; efficientnet-lite0 needs no
+    download and is not FID."""
+    inception: str = ""
+    """Path of torch-fidelity's weights-inception-2015-12-05-6726825d.pth; empty: its own cache or download."""
+    reference: Literal["train", "val"] = "train"
+    """Split of the pictures that samples are compared with."""
+    reference_limit: int = 0
+    """Pictures of it at most, evenly over the split; 0: all."""
+    reader_rows: int = 5000
+    """Training rows that the reader of conditions is taught on."""
+    reader_steps: int = 500
+    """Batches of 32 that it sees."""
+    batch_size: int = 32
+    """Sequences at once while the likelihood is computed."""
+
+    def __post_init__(self) -> None:
+        """Check every number."""
+        for name in ("n", "reader_rows", "reader_steps", "batch_size"):
+            if getattr(self, name) < 2:
+                raise InputError(f"{name} is {getattr(self, name)}: choose 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AnnotateConfig:
     """How images get depth maps or masks from a pretrained network.
 

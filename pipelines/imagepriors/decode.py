@@ -15,7 +15,7 @@ from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
 from codeprior.config import PriorError, SampleConfig, SequenceSpec
 from codeprior.model import Prior
 from codeprior.optim import resolve_device
-from codeprior.sample import sample_codes, to_grids
+from codeprior.sample import prefix_of_region, sample_codes, to_grids
 from codeprior.window import sample_larger
 from codeshards.format import ShardDataset, ShardError, Where, atomic_write, atomic_write_json, open_store
 from imagepriors.figures import colorize, picture_grid, png_bytes
@@ -101,6 +101,36 @@ def partial_pictures(tokenizer: Tokenizer, sequence: SequenceSpec, codes_NT: Cod
     pictures = pictures.repeat(full // pictures.shape[1], 1).repeat(full // pictures.shape[2], 2)
     mask = known_HW.reshape(height, width).repeat(full // height, 0).repeat(full // width, 1)
     return np.where(mask[None, :, :, None], pictures, np.uint8(128))
+
+
+def given_codes(sequence: SequenceSpec, given: str) -> int:
+    """How many first codes of a sequence are meant.
+
+    Args:
+        sequence: What the prior's sequences mean.
+        given: A number of codes; `upper` half, upper left `corner` (a quarter), or `centre` (a quarter) of the picture;
+            or `scales-K`, the first K scales of a multiscale prior.
+
+    Raises:
+        ShardError: no such region or scales, or the prior's order does not begin with it.
+    """
+    if given.isdecimal():
+        return int(given)
+    if given.startswith("scales-") and given[7:].isdecimal():
+        if not 0 < int(given[7:]) <= len(sequence.scales):
+            raise ShardError(f"given = {given!r}: this prior has {len(sequence.scales)} scales before the full grid")
+        return sum(math.prod(grid) for grid in sequence.grids[: int(given[7:])])
+    height, width = sequence.height, sequence.width
+    regions = {
+        "upper": np.s_[: height // 2, :],
+        "corner": np.s_[: height // 2, : width // 2],
+        "centre": np.s_[height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2],
+    }
+    if given not in regions:
+        raise ShardError(f"given = {given!r}: use a number of codes, {', '.join(regions)}, or scales-K")
+    region_HW = torch.zeros(height, width, dtype=torch.bool)
+    region_HW[regions[given]] = True
+    return prefix_of_region(sequence, torch.zeros(1, height, width, dtype=torch.int64), region_HW).shape[1]
 
 
 def draw_samples(
@@ -236,23 +266,24 @@ def write_samples(
     n: int,
     *,
     config: SampleConfig,
-    given: int = 0,
+    given: str = "0",
     size: tuple[int, int] | None = None,
     frames: bool = False,
 ) -> Path:
     """Write grid.png, samples/NNNN.png, codes.npz, metadata.json and perhaps frames.gif into `out`.
 
     Returns:
-        The grid's path. The arguments are those of `draw_samples`.
+        The grid's path. The arguments are those of `draw_samples`, but `given` is what `given_codes` takes.
 
     Raises:
         ShardError: as `draw_samples`.
     """
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
-    rows = given > 0 or any(part.name != "class" for part in sequence.conditions)
+    known = given_codes(sequence, given)
+    rows = known > 0 or any(part.name != "class" for part in sequence.conditions)
     per_condition = 4 if rows else 1
     samples = draw_samples(
-        prior_run, shards, n, config=config, per_condition=per_condition, given=given, size=size, frames=frames
+        prior_run, shards, n, config=config, per_condition=per_condition, given=known, size=size, frames=frames
     )
     columns = per_condition if rows else 0
     (out / "samples").mkdir(parents=True, exist_ok=True)
@@ -270,7 +301,7 @@ def write_samples(
         "n": n,
         "sampling": asdict(config),
         "samples": [{"file": f"samples/{i:04d}.png", "seed": [config.seed, i]} for i in range(n)],
-        "given_codes": given,
+        "given_codes": known,
         "size": size,
         "sequence": asdict(samples.sequence),
     }

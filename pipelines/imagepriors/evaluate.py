@@ -5,6 +5,7 @@ torchmetrics', over torch-fidelity's Inception (then it is rFID) or over Efficie
 never called so).
 """
 
+import functools
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,59 @@ class Lite0Features(nn.Module):
         return features
 
 
+@functools.cache
+def lite0_features() -> str:
+    """Make :class:`Lite0Features` known to torch-fidelity; returns the name that it has there."""
+    from torch_fidelity import register_feature_extractor
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    class Extractor(FeatureExtractorBase):  # type: ignore[misc]
+        def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+            super().__init__(name, features_list)
+            self.features = Lite0Features()
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("pooled",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(_: str) -> str:
+            return "pooled"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        def forward(self, x_BCHW: Tensor) -> tuple[Tensor]:
+            return (self.features(x_BCHW),)
+
+    register_feature_extractor("efficientnet-lite0", Extractor)
+    return "efficientnet-lite0"
+
+
+def inception_weights(path: str) -> str:
+    """The file of torch-fidelity's Inception: `path`, or its cached or downloaded copy.
+
+    Raises:
+        InputError: it is not there and cannot be downloaded.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    if path and not Path(path).is_file():
+        raise InputError(f"inception: {path} does not exist: it should be torch-fidelity's {INCEPTION_FILE}")
+    place = Path(path) if path else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    if not place.is_file():
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(place), progress=False)
+        except OSError as error:
+            raise InputError(
+                f"FID needs torch-fidelity's {INCEPTION_FILE} and it could not be loaded ({error}): put the file at "
+                f"{place}, name its path in --inception, or use the features of efficientnet-lite0"
+            ) from error
+    return str(place)
+
+
 def frechet_distance(features: str, weights: str, device: torch.device) -> Any:
     """A torchmetrics Fréchet distance over the named features, or None for "none".
 
@@ -64,17 +118,13 @@ def frechet_distance(features: str, weights: str, device: torch.device) -> Any:
         return None
     if features == "efficientnet-lite0":
         return FrechetInceptionDistance(feature=Lite0Features().eval()).to(device)
-    place = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if weights and not place.is_file():
-        raise InputError(f"inception: {place} does not exist: it should be torch-fidelity's {INCEPTION_FILE}")
+    place = inception_weights(weights)
     try:
-        metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=weights or None)
-    except Exception as error:  # torch-fidelity's download and unpickling raise many things
+        return FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=place).to(device)
+    except Exception as error:  # unpickling raises many things
         raise InputError(
-            f"rFID needs torch-fidelity's {INCEPTION_FILE} and it could not be loaded ({error}): put the file at "
-            f"{place}, name its path in --inception, or use --frechet efficientnet-lite0"
+            f"{place} cannot be loaded ({error}): it should be torch-fidelity's {INCEPTION_FILE}"
         ) from error
-    return metric.to(device)
 
 
 def evaluate_tokenizer(

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codeprior.config import SampleConfig
+from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, order
 from imagepriors.cli import COMMANDS, main
+from imagepriors.decode import given_codes
 from imagepriors.figures import colorize, picture_grid
 from imagepriors.presets import load_preset, preset_names
 from vqgan.config import from_dict
@@ -82,7 +83,7 @@ def test_samples_are_pictures_with_codes_and_metadata(run, tmp_path):
 def test_pictures_are_completed_and_shown_while_they_are_drawn(run, tmp_path):
     _, out = run
     words = ["sample", "--prior", str(out / "prior-zcurve-class"), "--shards", str(out / "shards"), "--n", "8"]
-    assert main([*words, "--out", str(tmp_path), "--given", "8", "--frames", "--precision", "bfloat16"]) == 0
+    assert main([*words, "--out", str(tmp_path), "--given", "upper", "--frames", "--precision", "bfloat16"]) == 0
     codes = np.load(tmp_path / "codes.npz")["codes"].reshape(8, 16)
     dataset = ShardDataset.open(out / "shards")
     batch = next(dataset.batches("val", ["codes_zcurve", "label"]))
@@ -103,12 +104,31 @@ def test_samples_that_cannot_be_drawn_are_refused(run, tmp_path, capsys):
     words = ["sample", "--prior", str(out / "prior-zcurve-class"), "--shards", str(out / "shards"), "--n", "2"]
     for flags, message in {
         ("--given", "16"): "given = 16: this prior's sequences have 16 codes",
+        ("--given", "centre"): "orders that begin with it: spiral_out",
+        ("--given", "scales-1"): "this prior has 0 scales",
+        ("--given", "lower"): "use a number of codes, upper, corner, centre, or scales-K",
         ("--size", "8", "8"): "larger grids need a prior of order row_major",
         ("--guidance", "2.0"): "trained with cond_dropout = 0",
         ("--top-p", "0"): "top_p = 0.0: use above 0 to 1",
     }.items():
         assert main([*words, "--out", str(tmp_path), *flags]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("order_name", "scales", "given", "codes"),
+    [
+        ("row_major", (), "upper", 128),
+        ("zcurve", (), "upper", 128),
+        ("zcurve", (), "corner", 64),
+        ("spiral_out", (), "centre", 64),
+        ("zcurve", (1, 2, 4), "scales-3", 21),
+        ("subsample", (), "7", 7),
+    ],
+)
+def test_regions_and_scales_are_numbers_of_first_codes(order_name, scales, given, codes):
+    sequence = SequenceSpec(height=16, width=16, codebook_size=8, order=order_name, fingerprint="f", scales=scales)
+    assert given_codes(sequence, given) == codes
 
 
 def test_report_is_one_self_contained_page(run):

@@ -27,8 +27,9 @@ from codeshards.progress import EventLog, LiveView
 
 log = logging.getLogger(__name__)
 
-# glibc would otherwise return every large activation to the kernel and fault its pages in anew: 1.7× slower.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+# glibc would otherwise return every large activation to the kernel and fault its pages in anew: 1.7× slower. One arena,
+# for the others, those of all threads but the first, know no blocks above 64 MB and map them whatever the limit says.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
 
 _POLL_S = 1.0
 """Seconds between two looks at the nodes and at what the workers have done."""

@@ -22,6 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from codeshards.pool import ALLOCATOR
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.model import VQGAN
@@ -29,7 +30,6 @@ from vqgan.quantize import VectorQuantizer
 from vqgan.tokenizer import Tokenizer
 
 _RESULTS = Path(__file__).parent / "results"
-_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 _TRAIN_BATCH = {"cpu": 1, "cuda": 8}
 _ENCODE_BATCH = {"cpu": 4, "cuda": 64}
 # Name → (job, precision, with our allocator settings); the first of a job is what the others are compared with.
@@ -190,7 +190,7 @@ def run(repeats: int = 5, out: Path = _RESULTS) -> str:
     for name, (job, precision, allocator) in tqdm(CONTENDERS.items(), desc="bench stage 1", disable=None):
         done = subprocess.run(
             [sys.executable, "-m", "imagepriors.benchmarks.stage1", job, precision, str(repeats)],
-            env={**os.environ, **(_ALLOCATOR if allocator else {})},
+            env={**os.environ, **(ALLOCATOR if allocator else {})},
             stdout=subprocess.PIPE,
             check=True,
         )

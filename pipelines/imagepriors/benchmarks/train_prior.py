@@ -1,10 +1,12 @@
 """Training steps of GPT-2 small on 256 codes of 1024 against its rivals: `imagepriors bench train-prior`.
 
-All contenders of a precision run in one process with our allocator settings and take turns, so that what else the
-machine does falls on all alike; a ratio is the median over rounds of the ratio within a round. Random weights, codes.
+All contenders of a precision take turns, so that what else the machine does falls on all alike; a ratio is the median
+over rounds of the ratio within a round. The C library's allocator has our settings (those of every command of ours), or
+its own for the rivals as their users run them: a process for each. Random weights, random codes.
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -27,12 +29,12 @@ from codeprior.data import Batch
 from codeprior.model import Prior
 from codeprior.optim import make_autocast, make_optimizer
 from codeprior.trainer import SequenceLoss, train_step
+from codeshards.pool import ALLOCATOR
 
 _RESULTS = Path(__file__).parent / "results"
-_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 _SIDE, _CODEBOOK, _WIDTH, _HEADS, _LAYERS = 16, 1024, 768, 12, 12
 _BATCH = {"cpu": 4, "cuda": 64}
-_NANO, _PIXELS = "nanoGPT, compiled", "taming, pixels encoded in the step"
+_NANO, _PIXELS, _AS_IS = "nanoGPT, compiled", "taming, pixels encoded in the step", ", as it is"
 _DDCONFIG = {
     "double_z": False, "z_channels": 256, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
     "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16], "dropout": 0.0,
@@ -153,62 +155,91 @@ def taming_pixels(device: str, precision: str, compiled: bool) -> Step:
     return step
 
 
-CONTENDERS: dict[str, tuple[Callable[[str, str, bool], Step], bool]] = {
-    _NANO: (nanogpt, True),
-    "nanoGPT": (nanogpt, False),
-    _PIXELS: (taming_pixels, False),
-    "imagepriors": (ours, False),
-    "imagepriors, compiled": (ours, True),
+# Name → (what makes its step, compiled, with our allocator settings).
+CONTENDERS: dict[str, tuple[Callable[[str, str, bool], Step], bool, bool]] = {
+    _NANO + _AS_IS: (nanogpt, True, False),
+    _NANO: (nanogpt, True, True),
+    "nanoGPT": (nanogpt, False, True),
+    _PIXELS + _AS_IS: (taming_pixels, False, False),
+    _PIXELS: (taming_pixels, False, True),
+    "imagepriors": (ours, False, True),
+    "imagepriors, compiled": (ours, True, True),
 }
+_UNCOUNTED = 2
+"""Rounds: the first compiles, the second allocates."""
+
+
+def serve(precision: str) -> None:
+    """Read names of contenders from stdin and answer with the seconds of one step of each."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    answers, sys.stdout = sys.stdout, sys.stderr  # what the rivals print
+
+    @functools.cache
+    def step_of(name: str) -> Step:
+        make, compiled, _ = CONTENDERS[name]
+        return make(device, precision, compiled)
+
+    for line in sys.stdin:
+        step = step_of(line.strip())
+        start = time.perf_counter()
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        print(time.perf_counter() - start, file=answers, flush=True)
 
 
 def _measure(precision: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step of each contender, in rounds, after one round that is not counted."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    with contextlib.redirect_stdout(sys.stderr):  # what the rivals print
-        steps = {name: make(device, precision, compiled) for name, (make, compiled) in CONTENDERS.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for number in tqdm(range(repeats + 2), desc=f"rounds in {precision}", disable=None):
-            for name, step in steps.items():
-                start = time.perf_counter()
-                step()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                if number >= 2:  # the first compiles, the second allocates
-                    seconds[name].append(time.perf_counter() - start)
+    """Seconds of a step of each contender, in rounds."""
+    command = [sys.executable, "-m", "imagepriors.benchmarks.train_prior", precision]
+    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    with contextlib.ExitStack() as stack:
+        servers = {
+            ours_too: stack.enter_context(
+                subprocess.Popen(
+                    command, env={**os.environ, **(ALLOCATOR if ours_too else {})},
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+                )
+            )
+            for ours_too in (False, True)
+        }  # fmt: skip
+        for number in tqdm(range(repeats + _UNCOUNTED), desc=f"rounds in {precision}", disable=None):
+            for name, (_, _, allocator) in CONTENDERS.items():
+                server = servers[allocator]
+                assert server.stdin is not None
+                assert server.stdout is not None
+                print(name, file=server.stdin, flush=True)
+                answer = server.stdout.readline()
+                if not answer:
+                    raise RuntimeError(f"{name!r} failed: see above")
+                if number >= _UNCOUNTED:
+                    seconds[name].append(float(answer))
     return seconds
 
 
 def run(repeats: int = 5, out: Path = _RESULTS) -> str:
     """Measure all contenders, write JSON and a Markdown table, and return the table."""
-    results: dict[str, dict[str, list[float]]] = {}
-    for precision in ("float32", "bfloat16"):
-        done = subprocess.run(
-            [sys.executable, "-m", "imagepriors.benchmarks.train_prior", precision, str(repeats)],
-            env={**os.environ, **_ALLOCATOR}, stdout=subprocess.PIPE, check=True,
-        )  # fmt: skip
-        results[precision] = json.loads(done.stdout)
+    results = {precision: _measure(precision, repeats) for precision in ("float32", "bfloat16")}
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores, {platform.machine()}"
     batch = _BATCH["cuda" if cuda else "cpu"]
     lines = [
         f"One step (forward, backward, clipping, AdamW) of GPT-2 small on {batch} × {_SIDE**2} codes of {_CODEBOOK} on "
-        f"{device}, torch {torch.__version__}; the same allocator settings for all, {repeats} rounds in turn, ratios "
-        "are medians within a round; `imagepriors bench train-prior`.",
+        f"{device}, torch {torch.__version__}; our allocator settings but where it says as it is, {repeats} rounds "
+        "in turn, ratios are medians within a round; `imagepriors bench train-prior`.",
         "",
-        "| | precision | s/step | tokens/s | × nanoGPT compiled | × taming with pixels |",
-        "|---|---|---|---|---|---|",
+        "| | precision | s/step | tokens/s | × nanoGPT compiled | × as it is | × taming with pixels | × as it is |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for precision, seconds in results.items():
         for name, found in seconds.items():
             ratios = [
                 statistics.median(other / one for one, other in zip(found, seconds[base], strict=True))
-                for base in (_NANO, _PIXELS)
+                for base in (_NANO, _NANO + _AS_IS, _PIXELS, _PIXELS + _AS_IS)
             ]
             s = statistics.median(found)
-            figures = f"{s:.3g} | {batch * _SIDE**2 / s:.4g} | {ratios[0]:.2f} | {ratios[1]:.2f}"
-            lines.append(f"| {name} | {precision} | {figures} |")
+            figures = " | ".join(f"{ratio:.2f}" for ratio in ratios)
+            lines.append(f"| {name} | {precision} | {s:.3g} | {batch * _SIDE**2 / s:.4g} | {figures} |")
     table = "\n".join(lines) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     stem = "train-prior-" + ("".join(c if c.isalnum() else "-" for c in device.lower()) if cuda else "cpu")
@@ -218,4 +249,4 @@ def run(repeats: int = 5, out: Path = _RESULTS) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_measure(sys.argv[1], int(sys.argv[2]))))
+    serve(sys.argv[1])

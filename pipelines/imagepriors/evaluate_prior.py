@@ -1,0 +1,223 @@
+"""How good a prior is: likelihood of validation codes, distance of its samples to pictures, faith to its conditions.
+
+Fréchet distance, precision, recall and Inception score are torch-fidelity's. Over its Inception network they are FID,
+precision, recall and IS; over EfficientNet-Lite0, which needs no download, they are called Fréchet distance, precision
+and recall on those features, and never FID. Whether a sample follows its condition is read by :mod:`.faithfulness`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
+from codeprior.config import ConditionSpec, SampleConfig, SequenceSpec
+from codeprior.data import CodeData, check_shards
+from codeprior.optim import make_autocast, resolve_device
+from codeprior.train import evaluate, pixel_dims
+from codeshards.format import ShardDataset, ShardError, atomic_write_json, inverse
+from imagepriors.config import EvaluatePriorConfig
+from imagepriors.decode import draw_samples, load_shard_tokenizer
+from imagepriors.evaluate import inception_weights, lite0_features
+from imagepriors.faithfulness import MEASURES, Reader, derangement
+from vqgan.datasets import open_splits, spread
+from vqgan.tokenizer import Tokenizer
+
+Pictures = npt.NDArray[Any]
+_BATCH = 64
+
+
+def evaluate_prior(
+    prior_run: Path,
+    shards: Path,
+    out: Path,
+    config: EvaluatePriorConfig,
+    sampling: SampleConfig,
+    *,
+    dataset: str = "",
+    data: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate a prior and write the figures, with what they are of, to the JSON file `out`.
+
+    Args:
+        prior_run: Trained prior.
+        shards: Folder of token shards with its tokenizers.
+        out: JSON file to write.
+        config: What to measure.
+        sampling: How samples are drawn.
+        dataset: Layout of `data`.
+        data: Pictures to compare samples with; without it decoded validation codes take their place.
+
+    Raises:
+        ShardError: prior and shards do not belong together, or there is too little to measure.
+        InputError: the pictures or a network's weights are not there.
+    """
+    if config.n < 2:
+        raise ShardError(f"n is {config.n}: distances want many samples, two at least")
+    sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
+    dataset_of_codes = ShardDataset.open(shards)
+    check_shards(dataset_of_codes, sequence)
+    reference, reference_name = _reference(dataset_of_codes, sequence, config, dataset, data)
+    figures = _likelihood(prior_run, dataset_of_codes, sequence, config)
+    samples = draw_samples(prior_run, shards, config.n, config=sampling)
+    figures |= distances(samples.pictures, reference, config)
+    for part in sequence.conditions:
+        figures |= faith(dataset_of_codes, sequence, part.name, samples.pictures, samples.conditions[part.name], config)
+    report = {
+        "figures": figures,
+        "samples": config.n,
+        "reference": reference_name,
+        "reference_pictures": len(reference),
+        "features": config.features,
+        "sampling": {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "guidance", "seed")},
+        "order": sequence.order,
+        "condition": sequence.condition,
+        "tokenizer": sequence.fingerprint,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_json(out, report)
+    return report
+
+
+def _likelihood(
+    prior_run: Path, dataset: ShardDataset, sequence: SequenceSpec, config: EvaluatePriorConfig
+) -> dict[str, float]:
+    """Mean over all validation rows."""
+    if "val" not in dataset.splits:
+        return {}
+    prior = load_prior(prior_run, device=resolve_device("auto"))
+    autocast = make_autocast(prior.device, "float32")
+    data = CodeData.open(dataset, "val", sequence)
+    nll = float(evaluate(prior, data, batch_size=config.batch_size, autocast=autocast).mean())
+    figures = {"nll_nats": nll, "bits_per_code": nll / math.log(2)}
+    if dims := pixel_dims(dataset):
+        figures["bits_per_dim"] = nll * sequence.length / (math.log(2) * dims)
+    return figures
+
+
+def _reference(
+    codes: ShardDataset, sequence: SequenceSpec, config: EvaluatePriorConfig, dataset: str, data: Path | None
+) -> tuple[Pictures, str]:
+    """Pictures uint8 [N, H, W, 3] that samples are compared with, and what they are."""
+    tokenizer = load_shard_tokenizer(codes.path, "tokenizer", sequence.fingerprint)
+    if data is None:
+        pictures, _ = decoded_rows(codes, tokenizer, "val", config.reference_limit)
+        return pictures, "validation pictures, encoded and decoded by the tokenizer"
+    split = open_splits(dataset, data)[config.reference]
+    size = tokenizer.config.resolution
+    wanted = min(len(split), config.reference_limit or len(split))
+    pictures = np.stack([split.read_good(index, size).image for index in spread(len(split), wanted)])
+    return pictures, f"{dataset}, split {config.reference}, centre squares at {size}×{size}"
+
+
+def decoded_rows(
+    codes: ShardDataset, tokenizer: Tokenizer, split: str, limit: int, columns: Sequence[str] = ()
+) -> tuple[Pictures, dict[str, Any]]:
+    """The first rows of a split (0: all) as the tokenizer decodes their codes, and other columns of them."""
+    name, grid = codes.spec.orders[0], codes.spec.image
+    raster = inverse(name, grid.height, grid.width)
+    left = min(codes.rows(split), limit or codes.rows(split))
+    pictures: list[Pictures] = []
+    others: dict[str, list[Any]] = {column: [] for column in columns}
+    for batch in codes.batches(split, [*columns, f"codes_{name}"], batch_rows=_BATCH):
+        codes_NT = batch[f"codes_{name}"][:left]
+        pictures.append(tokenizer.decode(codes_NT[:, raster].reshape(-1, grid.height, grid.width)))
+        for column, parts in others.items():
+            parts.append(batch[column][:left])
+        left -= len(codes_NT)
+        if not left:
+            break
+    return np.concatenate(pictures), {column: np.concatenate(parts) for column, parts in others.items()}
+
+
+def distances(samples: Pictures, reference: Pictures, config: EvaluatePriorConfig) -> dict[str, float]:
+    """Fréchet distance, precision and recall of samples uint8 [N, H, W, 3], and over Inception their score.
+
+    Raises:
+        InputError: the Inception weights are not where they should be.
+    """
+    if config.features == "none":
+        return {}
+    import torch_fidelity
+
+    inception = config.features == "inception"
+    network: dict[str, Any] = {"feature_extractor": "inception-v3-compat"}
+    if inception:
+        network["feature_extractor_weights_path"] = inception_weights(config.inception)
+    else:
+        network["feature_extractor"] = lite0_features()
+    neighbours = min(3, len(samples) - 1, len(reference) - 1)
+    found = torch_fidelity.calculate_metrics(
+        input1=_Planes(samples), input2=_Planes(reference), fid=True, prc=True, isc=inception,
+        prc_neighborhood=neighbours, batch_size=_BATCH, cuda=torch.cuda.is_available(), cache=False, verbose=False,
+        **network,
+    )  # fmt: skip
+    frechet = "fid" if inception else "frechet_efficientnet_lite0"
+    names = {"frechet_inception_distance": frechet, "precision": "precision", "recall": "recall"}
+    if inception:
+        names["inception_score_mean"] = "inception_score"
+    return {ours: float(found[theirs]) for theirs, ours in names.items()}
+
+
+class _Planes(torch.utils.data.Dataset[Tensor]):
+    """Pictures as torch-fidelity wants them: uint8 [3, H, W]."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(self._pictures[index]).permute(2, 0, 1)
+
+
+def faith(
+    codes: ShardDataset, sequence: SequenceSpec, name: str, samples: Pictures, given: Any, config: EvaluatePriorConfig
+) -> dict[str, float]:
+    """How far samples show the condition `name` that they were given, beside the two bounds of that.
+
+    Args:
+        codes: Shards to teach the reader on (train) and to take the upper bound from (val).
+        sequence: The prior's.
+        name: class, segmentation, depth or pose.
+        samples: uint8 [N, H, W, 3].
+        given: Class ids [N], or condition codes [N, C].
+        config: Steps of the reader.
+    """
+    part = next(part for part in sequence.conditions if part.name == name)
+    tokenizer = load_shard_tokenizer(codes.path, "tokenizer", sequence.fingerprint)
+    show, n = _condition_pictures(codes, part)
+    train, columns = decoded_rows(codes, tokenizer, "train", config.reader_rows, [part.column])
+    reader = Reader.teach(name, train, show(columns[part.column]), n=n, steps=config.reader_steps)
+    wanted = show(given)
+    read = reader.read(samples)
+    figures = {"samples": reader.score(read, wanted), "shuffled": reader.score(read, wanted[derangement(len(wanted))])}
+    if "val" in codes.splits:
+        real, columns = decoded_rows(codes, tokenizer, "val", len(samples), [part.column])
+        figures["real"] = reader.score(reader.read(real), show(columns[part.column]))
+    return {f"{name} {MEASURES[name]}, {of}": value for of, value in figures.items()}
+
+
+def _condition_pictures(codes: ShardDataset, part: ConditionSpec) -> tuple[Callable[[Any], Pictures], int]:
+    """What turns condition tokens into what a reader reads, and the classes or labels there are."""
+    if part.name == "class":
+        return lambda tokens: np.asarray(tokens).reshape(-1), part.vocabulary
+    tokenizer = load_shard_tokenizer(codes.path, f"tokenizer-{part.name}", part.fingerprint)
+
+    def show(tokens: Any) -> Pictures:
+        grids = np.asarray(tokens).reshape(-1, part.height, part.width)
+        return np.concatenate([tokenizer.decode(grids[i : i + _BATCH]) for i in range(0, len(grids), _BATCH)])
+
+    return show, tokenizer.config.n_labels
+
+
+def as_table(report: dict[str, Any]) -> str:
+    """The figures as aligned lines under a heading that says what they are of."""
+    lines = [f"{report['samples']} samples against {report['reference_pictures']} pictures: {report['reference']}"]
+    return "\n".join(lines + [f"  {name:36} {value:.4f}" for name, value in report["figures"].items()])
