@@ -13,6 +13,8 @@ N       ?= 25
 KILLS   ?= 50
 SET     ?=
 SUITE   ?= stage1
+FIGURES ?= all
+SIZE    ?= small
 KIND    ?= depth
 MODEL   ?=
 # Conditions to tokenize beside the images, each by a tokenizer of its own.
@@ -49,7 +51,7 @@ help: ## List targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  Variables (now): DATASET=$(DATASET) DATA=$(DATA) ORDER=$(ORDER) COND=$(COND) PRESET=$(PRESET)"
-	@echo "                   CONDITIONS='$(CONDITIONS)' SUITE=$(SUITE) KIND=$(KIND) MODEL=$(MODEL)"
+	@echo "                   CONDITIONS='$(CONDITIONS)' SUITE=$(SUITE) FIGURES='$(FIGURES)' SIZE=$(SIZE) KIND=$(KIND) MODEL=$(MODEL)"
 	@echo "                   RUN=$(RUN) WORKERS=$(WORKERS) RAY_ADDRESS=$(RAY_ADDRESS) N=$(N) SET='$(SET)'"
 	@echo "  SET takes any flags of the command, e.g. SET='--steps 100 --model.n-layer 4'"
 
@@ -109,6 +111,14 @@ sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
+evaluate-prior: $(PRIOR)/summary.json ## Likelihood, distances and faith to conditions of the prior (ORDER=, COND=)
+	$(NEEDDATA)
+	$(CLI) evaluate-prior --prior $(PRIOR) --shards $(RUN)/shards $(SOURCE) $(if $(filter evaluate-prior,$(MAKECMDGOALS)),$(SET))
+
+figures: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## The paper's experiments (FIGURES='orders efficiency …', SIZE=small, cifar10, paper)
+	$(NEEDDATA)
+	$(CLI) experiment $(FIGURES) --preset $(SIZE) $(SOURCE) --run $(RUN) --workers $(WORKERS) $(SET)
+
 bench: $(READY) ## Measure SUITE against its rivals on this machine (SUITE=stage1, decode and tokenize DATA=photos, shards, loader, train-prior, sample)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6 \
@@ -136,4 +146,5 @@ clean: ## Remove runs, demo data and caches (keeps .venv)
 	rm -rf runs data build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .PHONY: help setup quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
+        evaluate-prior figures \
         sample report bench readme faults check lint test clean

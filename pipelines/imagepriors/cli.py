@@ -20,6 +20,7 @@ from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
 from imagepriors.benchmarks import bench
 from imagepriors.config import AnnotateConfig, EvaluateConfig, EvaluatePriorConfig, Kind
+from imagepriors.experiments import experiment
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
 from vqgan.config import TrainConfig as VqganConfig
@@ -429,6 +430,7 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "train-prior": train_prior,
     "sample": sample,
     "evaluate-prior": evaluate_prior,
+    "experiment": experiment,
     "report": report,
     "bench": bench,
     "shards": shards,

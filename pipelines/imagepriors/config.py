@@ -1,6 +1,6 @@
 """Settings of evaluation and annotation. Imports no torch, so that the CLI can build its flags in milliseconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from vqgan.config import Device
@@ -55,6 +55,57 @@ class EvaluatePriorConfig:
     def __post_init__(self) -> None:
         """Check every number."""
         for name in ("n", "reader_rows", "reader_steps", "batch_size"):
+            if getattr(self, name) < 2:
+                raise InputError(f"{name} is {getattr(self, name)}: choose 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExperimentConfig:
+    """A preset of the paper's experiments."""
+
+    name: str
+    """The preset."""
+    dataset: str
+    """Layout of the data."""
+    tokenizer: str
+    """Preset of the image tokenizer, and of the tokenize job."""
+    small_tokenizer: str
+    """Preset of the 32×32 → 16×16 tokenizer that `efficiency` compares with pixels."""
+    prior: str
+    """Preset of the priors and of sampling."""
+    conditions: dict[str, str] = field(default_factory=dict)
+    """Picture condition → preset of its tokenizer; used where the dataset has it."""
+    scales: tuple[int, ...] = ()
+    """Coarser scales of the shards."""
+    seeds: int = 1
+    """Runs of every order."""
+    n: int = 1000
+    """Samples that distances and scores are computed over."""
+    prior_steps: int = 0
+    """Steps of every prior; 0: its preset's."""
+    prior_batch: int = 0
+    """Batch of every prior; 0: its preset's."""
+    tokenizer_steps: int = 0
+    """Steps of every tokenizer; 0: its preset's."""
+    tokenizer_batch: int = 0
+    """Batch of every tokenizer where its steps are given; 0: its preset's."""
+    perceptual: Literal["", "none", "efficientnet-lite0", "lpips-vgg"] = ""
+    """Perceptual loss of the tokenizers in place of their presets': LPIPS wants VGG's weights."""
+    evaluations: int = 10
+    """Points on a prior's validation curve."""
+    reader_steps: int = 500
+    """Steps of the networks that read conditions back from samples."""
+    threads: int = 1
+    """Cores of one prior on a machine without GPUs: small priors side by side beat one on all cores."""
+    workers: int = 0
+    """Workers of the tokenize job; 0: as many as fit."""
+
+    def __post_init__(self) -> None:
+        """Check every number."""
+        for name in ("seeds", "evaluations", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more")
+        for name in ("n", "reader_steps"):
             if getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 2 or more")
 

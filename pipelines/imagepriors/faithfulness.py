@@ -35,7 +35,7 @@ _LIMB = 64
 class ReadingNet(nn.Module):
     """A U-Net with `levels` halvings; for classes only its lowest level counts."""
 
-    def __init__(self, channels: int, *, dense: bool, width: int = 24, levels: int = 4) -> None:
+    def __init__(self, channels: int, *, dense: bool, width: int = 16, levels: int = 4) -> None:
         super().__init__()
         widths = [min(width * 2**level, 8 * width) for level in range(levels + 1)]
         self.stem = nn.Conv2d(3, width, 3, padding=1)
@@ -73,7 +73,8 @@ class Reader:
     def __init__(self, name: str, n: int, net: ReadingNet) -> None:
         self.name, self.n, self._net = name, n, net
         # The tokenizers' own conventions for each kind of condition picture.
-        self._modality = ModelConfig(modality="rgb" if name == "class" else name, n_labels=n or 256)  # type: ignore[arg-type]
+        modality: Any = "rgb" if name == "class" else name
+        self._modality = ModelConfig(modality=modality, n_labels=n if name == "segmentation" else 0)
 
     @classmethod
     def teach(

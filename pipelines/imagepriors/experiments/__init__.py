@@ -1,0 +1,124 @@
+"""The paper's experiments: `imagepriors experiment NAME --preset small|cifar10|paper`, and `make figures`."""
+
+import importlib
+import json
+import tomllib
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from codeshards.format import ShardError, atomic_write
+from imagepriors.config import ExperimentConfig
+from vqgan.config import from_dict
+
+EXPERIMENTS = {
+    "orders": "five priors that differ in the order only (Fig. 2)",
+    "efficiency": "codes against pixels (section 2)",
+    "scales": "multiscale priors with the first scales fixed (Fig. 3, 7)",
+    "conditional": "classes, masks, depth and poses to pictures (section 4)",
+    "completion": "half a picture given, in each order",
+    "evaluation": "likelihood, Fréchet distance, precision, recall",
+}
+
+
+def presets() -> list[str]:
+    """Names of the experiments' presets."""
+    found = (path.name for path in files(__package__).iterdir())
+    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
+
+
+def load(preset: str) -> ExperimentConfig:
+    """A preset by name, or from a TOML file of your own.
+
+    Raises:
+        ShardError: there is none.
+    """
+    source = Path(preset) if preset.endswith(".toml") else files(__package__) / f"{preset}.toml"
+    if not source.is_file():
+        raise ShardError(f"unknown preset {preset!r}: choose one of {', '.join(presets())}, or a path ending in .toml")
+    try:
+        table = tomllib.loads(source.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ShardError(f"preset {source}: {error}") from error
+    config: ExperimentConfig = from_dict(ExperimentConfig, {"name": Path(preset).stem, **table})
+    return config
+
+
+def experiment(
+    names: tyro.conf.Positional[tuple[str, ...]],
+    *,
+    preset: str = "small",
+    data: Path | None = None,
+    dataset: str = "",
+    run: Path | None = None,
+    seeds: int = 0,
+    n: int = 0,
+    prior_steps: int = 0,
+    prior_batch: int = 0,
+    tokenizer_steps: int = 0,
+    tokenizer_batch: int = 0,
+    perceptual: Literal["", "none", "efficientnet-lite0", "lpips-vgg"] = "",
+    workers: int = 0,
+) -> str:
+    """Run experiments of the paper, or go on with them, and write one page about all of a run folder.
+
+    Args:
+        names: orders, efficiency, scales, conditional, completion, evaluation; or all.
+        preset: small (demo scenes, minutes on two cores), cifar10, paper (GPUs), or a TOML file.
+        data: Folder in which the dataset lies; default: data/DATASET.
+        dataset: Layout of the data, in place of the preset's.
+        run: Run folder; tokenizers are found and left there; default: runs/DATASET.
+        seeds: Seeds of every order, in place of the preset's.
+        n: Samples, in place of the preset's.
+        prior_steps: Steps of every prior, in place of the preset's.
+        prior_batch: Its batch.
+        tokenizer_steps: Steps of every tokenizer.
+        tokenizer_batch: Its batch.
+        perceptual: Perceptual loss of the image tokenizers, where LPIPS's weights are not at hand.
+        workers: Workers of the tokenize job, 0: as many as fit.
+    """
+    wanted = tuple(EXPERIMENTS) if names == ("all",) else names
+    unknown = [name for name in wanted if name not in EXPERIMENTS]
+    if unknown or not wanted:
+        raise ShardError(
+            f"unknown experiment {(unknown or ['(none)'])[0]!r}: choose among {', '.join(EXPERIMENTS)}, all"
+        )
+    given: dict[str, Any] = {
+        "dataset": dataset, "seeds": seeds, "n": n, "prior_steps": prior_steps, "prior_batch": prior_batch,
+        "tokenizer_steps": tokenizer_steps, "tokenizer_batch": tokenizer_batch, "workers": workers,
+        "perceptual": perceptual,
+    }  # fmt: skip
+    config = replace(load(preset), **{name: value for name, value in given.items() if value})
+    place = run or Path("runs") / config.dataset
+    source = data or Path("data") / config.dataset
+    from imagepriors.experiments.lab import Lab
+
+    for name in wanted:
+        importlib.import_module(f"{__name__}.{name}").run(Lab(config, place, source, name))
+    texts = [f"{name}: {_results(place / 'experiments' / name)['text']}" for name in wanted]
+    return "\n".join([*texts, f"open {write_page(place)}"])
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "results.json").read_text()))
+
+
+def write_page(run: Path) -> Path:
+    """Write RUN/experiments/index.html about every experiment that has results there."""
+    from imagepriors.report import render_page
+
+    home = run / "experiments"
+    sections, facts = [], []
+    for name, what in EXPERIMENTS.items():
+        if not (home / name / "results.json").is_file():
+            continue
+        found = _results(home / name)
+        images = [(home / name / f"{picture}.png").read_bytes() for picture in found["pictures"]]
+        sections.append({"title": f"{found['title']}: {what}", "text": found["text"], "images": images})
+        facts.append((name, f"preset {found['preset']}, dataset {found['dataset']}"))
+    with atomic_write(home / "index.html") as file:
+        file.write(render_page(f"imagepriors: the paper's experiments on {run.name}", facts, sections))
+    return home / "index.html"

@@ -1,0 +1,63 @@
+"""Multiscale priors (the paper's Fig. 3 and 7): the first k scales of a given picture are fixed, the rest is drawn."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from imagepriors.decode import draw_samples
+from imagepriors.evaluate import Lite0Features
+from imagepriors.experiments.lab import Lab
+from imagepriors.figures import curves_figure, picture_grid
+
+_GIVEN, _DRAWN = 4, 8
+"""Given pictures, and pictures drawn from each for every k."""
+
+
+def run(lab: Lab) -> None:
+    """Train one prior, fix more and more of a picture, see how much the rest still varies."""
+    shards = lab.shards()
+    folder = lab.train({"multiscale": lab.prior(multiscale=True)}, shards)["multiscale"]
+    scales = lab.config.scales
+    config = lab.sampling(batch_size=_GIVEN * _DRAWN)
+    diversity, rows = [], []
+    for k in range(len(scales) + 1):
+        samples = draw_samples(
+            folder, shards, _GIVEN * _DRAWN, config=config, per_condition=_DRAWN, given=_codes(lab, k)
+        )
+        drawn = samples.pictures.reshape(_GIVEN, _DRAWN, *samples.pictures.shape[1:])
+        diversity.append(float(np.mean([spread_of(pictures) for pictures in drawn])))
+        originals = samples.originals
+        # Before any scale is given there is no picture to show beside the samples.
+        shown = np.zeros_like(drawn[:, 0]) + 255 if originals is None else originals[::_DRAWN]
+        rows.append(np.concatenate([shown[:2, None], drawn[:2, : _DRAWN - 1]], axis=1))
+    tiles = np.concatenate([row.reshape(-1, *row.shape[2:]) for row in rows])
+    names = [", ".join(f"{s}×{s}" for s in scales[:k]) or "nothing" for k in range(len(scales) + 1)]
+    listed = "; ".join(f"{name} {value:.3f}" for name, value in zip(names, diversity, strict=True))
+    falls = all(a > b for a, b in pairwise(diversity))
+    text = (
+        f"Scales {', '.join(map(str, scales))} and the full grid in one sequence. Mean distance between samples of one "
+        f"given picture (EfficientNet-Lite0 features, 1 - cosine), by what is given: {listed}. It "
+        f"{'falls with every scale' if falls else 'does not fall with every scale'}. Two rows for each k, the given "
+        "picture first."
+    )
+    pictures: dict[str, Any] = {
+        "samples": picture_grid(tiles, _DRAWN, scale=max(1, 64 // tiles.shape[1])),
+        "diversity": curves_figure({"samples": (range(len(diversity)), diversity)}, "distance", xlabel="scales given"),
+    }
+    lab.save("Scales", text, {"diversity": diversity, "scales": list(scales)}, pictures)
+
+
+def _codes(lab: Lab, k: int) -> int:
+    return sum(side * side for side in lab.config.scales[:k])
+
+
+@torch.inference_mode()
+def spread_of(pictures: np.ndarray) -> float:
+    """Mean of 1 - cosine similarity over the pairs of pictures uint8 [N, H, W, 3]."""
+    features = Lite0Features().eval()(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    features = torch.nn.functional.normalize(features, dim=1)
+    distances = 1 - features @ features.T
+    n = len(pictures)
+    return float(distances.sum() / (n * (n - 1)))

@@ -1,0 +1,79 @@
+"""Readers of conditions learn what is there to see, and distances tell the same pictures from others."""
+
+import numpy as np
+import pytest
+
+from imagepriors.config import EvaluatePriorConfig
+from imagepriors.evaluate import INCEPTION_FILE
+from imagepriors.evaluate_prior import distances
+from imagepriors.faithfulness import Reader, derangement
+from vqgan.errors import InputError
+
+SIDE = 32
+
+
+def scenes(count: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Noisy pictures with a square in one of three colours, and all that there is to know about them."""
+    rng = np.random.default_rng(seed)
+    pictures = rng.integers(0, 60, (count, SIDE, SIDE, 3)).astype(np.uint8)
+    known = {
+        "class": rng.integers(0, 3, count),
+        "segmentation": np.zeros((count, SIDE, SIDE), np.uint8),
+        "depth": np.ones((count, SIDE, SIDE), np.float32),
+        "pose": np.zeros((count, SIDE, SIDE, 3), np.uint8),
+    }
+    for i in range(count):
+        top, left = rng.integers(0, SIDE - 12, 2)
+        square = np.s_[i, top : top + 12, left : left + 12]
+        pictures[(*square, known["class"][i])] = 220
+        known["segmentation"][square] = 1 + known["class"][i]
+        known["depth"][square] = 0.1
+        known["pose"][square] = 255
+    return pictures, known
+
+
+@pytest.mark.parametrize(("name", "n"), [("class", 3), ("segmentation", 4), ("depth", 0), ("pose", 0)])
+def test_what_can_be_seen_is_read_and_belongs_to_its_own_picture(name, n):
+    pictures, known = scenes(200, 0)
+    reader = Reader.teach(name, pictures, known[name], n=n, steps=60)
+    others, wanted = scenes(60, 1)
+    read = reader.read(others)
+    own = reader.score(read, wanted[name])
+    shuffled = reader.score(read, wanted[name][derangement(60)])
+    assert own > 0.75
+    assert own > shuffled + 0.25
+    assert reader.score(wanted[name], wanted[name]) == pytest.approx(1)
+
+
+def test_teaching_is_repeatable():
+    pictures, known = scenes(40, 0)
+    first, second = (Reader.teach("depth", pictures, known["depth"], steps=3, seed=5).read(pictures) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("n", [2, 3, 50])
+def test_a_derangement_leaves_nothing_in_its_place(n):
+    found = derangement(n)
+    assert sorted(found) == list(range(n))
+    assert (found != np.arange(n)).all()
+
+
+def test_distances_tell_the_same_pictures_from_others():
+    pictures, _ = scenes(24, 0)
+    config = EvaluatePriorConfig()
+    same = distances(pictures, pictures[::-1].copy(), config)
+    noise = np.random.default_rng(2).integers(0, 256, pictures.shape).astype(np.uint8)
+    other = distances(noise, pictures, config)
+    assert same["frechet_efficientnet_lite0"] == pytest.approx(0, abs=1e-2)
+    assert same["precision"] == same["recall"] == 1
+    assert other["frechet_efficientnet_lite0"] > 10
+    assert other["precision"] < 0.2
+    assert "fid" not in same  # these features are not Inception's
+    assert distances(pictures, pictures, EvaluatePriorConfig(features="none")) == {}
+
+
+def test_missing_inception_weights_are_named(tmp_path):
+    pictures, _ = scenes(4, 0)
+    config = EvaluatePriorConfig(features="inception", inception=str(tmp_path / "w.pth"))
+    with pytest.raises(InputError, match=INCEPTION_FILE):
+        distances(pictures, pictures, config)

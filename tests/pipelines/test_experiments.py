@@ -1,0 +1,112 @@
+"""All experiments run from one command, leave results and a page, and go on where they were stopped."""
+
+import json
+
+import pytest
+
+from imagepriors.cli import main
+from imagepriors.experiments import EXPERIMENTS, load, presets
+from imagepriors.presets import load_preset
+
+TINY = """
+[vqgan]
+steps = 2
+batch_size = 4
+eval_images = 4
+warmup_steps = 0
+precision = "float32"
+[vqgan.model]
+modality = "{modality}"
+n_labels = {n_labels}
+resolution = 32
+ch = 8
+ch_mult = {ch_mult}
+num_res_blocks = 1
+attn_resolutions = []
+z_channels = 8
+embed_dim = 4
+codebook_size = 32
+[vqgan.loss]
+perceptual = "none"
+disc_weight = 0.0
+[tokenize]
+shard_rows = 16
+[prior]
+batch_size = 4
+[prior.model]
+n_layer = 1
+n_head = 2
+n_embd = 32
+[sample]
+top_k = 100
+"""
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """The command's words but for the names, with a preset that takes seconds."""
+    import ray
+
+    root = tmp_path_factory.mktemp("experiments")
+    for name, modality, ch_mult in (
+        ("image", "rgb", "[1, 1, 1, 1]"), ("f2", "rgb", "[1, 1]"), ("masks", "segmentation", "[1, 1, 1, 1]"),
+    ):  # fmt: skip
+        (root / f"{name}.toml").write_text(
+            TINY.format(modality=modality, n_labels=8 * (name == "masks"), ch_mult=ch_mult)
+        )
+    (root / "tiny.toml").write_text(
+        f'dataset = "demo"\ntokenizer = "{root}/image.toml"\nsmall_tokenizer = "{root}/f2.toml"\n'
+        f'prior = "{root}/image.toml"\nscales = [1, 2]\nn = 12\nprior_steps = 2\nreader_steps = 2\nevaluations = 2\n'
+        f'[conditions]\nsegmentation = "{root}/masks.toml"\n'
+    )
+    assert main(["demo-data", str(root / "data"), "--n-train", "24", "--n-val", "8", "--size", "32"]) == 0
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    yield ["--preset", str(root / "tiny.toml"), "--data", str(root / "data"), "--run", str(root / "run")], root / "run"
+    if ours:
+        ray.shutdown()
+
+
+def test_all_experiments_leave_results_figures_and_one_page(words, capsys):
+    flags, run = words
+    assert main(["experiment", "all", *flags]) == 0
+    assert f"open {run}/experiments/index.html" in capsys.readouterr().out
+    page = (run / "experiments" / "index.html").read_text()
+    for name in EXPERIMENTS:
+        found = json.loads((run / "experiments" / name / "results.json").read_text())
+        assert found["text"][:40].replace("×", "") in page.replace("×", "")
+        assert all((run / "experiments" / name / f"{picture}.png").is_file() for picture in found["pictures"])
+    orders = json.loads((run / "experiments" / "orders" / "results.json").read_text())
+    assert sorted(orders["ranking"]) == sorted(orders["val_nll_nats"])
+    ratios = json.loads((run / "experiments" / "efficiency" / "results.json").read_text())
+    assert ratios["figures"]["pixels"]["tokens"] == 4 * ratios["figures"]["codes"]["tokens"] == 1024
+    assert ratios["figures"]["codes"]["steps"] > 4 * ratios["figures"]["pixels"]["steps"]  # the same FLOPs
+    faith = json.loads((run / "experiments" / "conditional" / "results.json").read_text())["faith"]
+    assert set(faith) == {"class", "segmentation"}
+
+
+def test_finished_runs_are_not_trained_again(words, monkeypatch):
+    flags, run = words
+    summaries = sorted(run.rglob("summary.json"))
+    before = [path.stat().st_mtime_ns for path in summaries]
+    assert main(["experiment", "completion", *flags]) == 0
+    assert [path.stat().st_mtime_ns for path in summaries] == before
+
+
+def test_unknown_names_and_presets_are_user_errors(words, capsys):
+    flags, _ = words
+    assert main(["experiment", "colours", *flags]) == 2
+    assert "choose among orders, efficiency" in capsys.readouterr().err
+    assert main(["experiment", "orders", "--preset", "huge"]) == 2
+    assert "choose one of cifar10, paper, small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_name_presets_that_are_there(name):
+    config = load(name)
+    for preset in (config.tokenizer, config.small_tokenizer, *config.conditions.values()):
+        load_preset(preset, "vqgan")
+    for table in ("prior", "sample"):
+        load_preset(config.prior, table)
+    load_preset(config.tokenizer, "tokenize")
