@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.format import ShardDataset
+from codeshards.pool import connected
 from vqgan.config import TrainConfig
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
@@ -55,50 +55,24 @@ def train_on_ray(worker: Callable[[], None], out: Path, workers: int, *, name: s
         InputError: a worker failed.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        import ray
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
     except ImportError as error:
         raise InputError(f"--workers needs Ray Train: pip install 'ray[train]' ({error})") from error
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        _start_ray(ray, workers)
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    use_gpu = resources.get("GPU", 0) >= workers and gpus
-    if not use_gpu and torch.cuda.is_available():
-        log.warning("the cluster has fewer than %d GPUs: training on CPUs", workers)
-    try:
-        TorchTrainer(
-            worker,
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
-            run_config=RunConfig(storage_path=str(out / "ray"), name=name),
-        ).fit()
-    except Exception as error:
-        reasons = getattr(error, "worker_failures", None) or {0: error}
-        raise InputError(f"training on {workers} Ray workers failed: {next(iter(reasons.values()))}") from error
-    finally:
-        if started_here:
-            ray.shutdown()
+    with connected(workers + 1) as ray:  # one core for Ray Train's controller
+        use_gpu = gpus and ray.cluster_resources().get("GPU", 0) >= workers
+        if not use_gpu and torch.cuda.is_available():
+            log.warning("the cluster has fewer than %d GPUs: training on CPUs", workers)
+        try:
+            TorchTrainer(
+                worker,
+                scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+                run_config=RunConfig(storage_path=str(out / "ray"), name=name),
+            ).fit()
+        except Exception as error:
+            reasons = getattr(error, "worker_failures", None) or {0: error}
+            raise InputError(f"training on {workers} Ray workers failed: {next(iter(reasons.values()))}") from error
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
-
-
-def _start_ray(ray: Any, workers: int) -> None:
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if os.environ.get("RAY_ADDRESS"):
-            import codeprior
-            import codeshards
-            import imagepriors
-            import vqgan
-
-            packages = (codeprior, codeshards, imagepriors, vqgan)
-            modules = [str(Path(str(package.__file__)).parent) for package in packages]
-            ray.init(runtime_env={"py_modules": modules}, **quiet)
-        else:
-            cores = max(os.cpu_count() or 1, workers + 1)
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=128 * 2**20, **quiet)

@@ -154,8 +154,8 @@ def distances(samples: Pictures, reference: Pictures, config: EvaluatePriorConfi
     neighbours = min(3, len(samples) - 1, len(reference) - 1)
     found = torch_fidelity.calculate_metrics(
         input1=_Planes(samples), input2=_Planes(reference), fid=True, prc=True, isc=inception,
-        prc_neighborhood=neighbours, save_cpu_ram=True, batch_size=_BATCH, cuda=torch.cuda.is_available(), cache=False, verbose=False,
-        **network,
+        prc_neighborhood=neighbours, save_cpu_ram=True, batch_size=_BATCH, cuda=torch.cuda.is_available(),
+        cache=False, verbose=False, **network,
     )  # fmt: skip
     frechet = "fid" if inception else "frechet_efficientnet_lite0"
     names = {"frechet_inception_distance": frechet, "precision": "precision", "recall": "recall"}

@@ -1,11 +1,14 @@
 """All experiments run from one command, leave results and a page, and go on where they were stopped."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from imagepriors.cli import main
 from imagepriors.experiments import EXPERIMENTS, load, presets
+from imagepriors.experiments.lab import Lab
 from imagepriors.presets import load_preset
 
 TINY = """
@@ -110,3 +113,29 @@ def test_presets_name_presets_that_are_there(name):
     for table in ("prior", "sample"):
         load_preset(config.prior, table)
     load_preset(config.tokenizer, "tokenize")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["imagenet", "ade20k", "landscapes", "imagenet-depth", "deepfashion"])
+def test_the_papers_configs_take_a_step(tmp_path, name):
+    """Full networks on a few pictures: 256×256 tokenizers, GPT-2 medium, one step each at batch 1."""
+    assert main(["demo-data", str(tmp_path / "d"), "--n-train", "12", "--n-val", "6", "--size", "64"]) == 0
+    ade = tmp_path / "d" / "ADEChallengeData2016"
+    place = {"ade20k": ade, "landscapes": tmp_path / "landscapes"}.get(name, tmp_path / "d" / name)
+    if name == "landscapes":
+        shutil.copytree(ade / "images" / "training", place / "images")
+        shutil.copytree(ade / "annotations" / "training", place / "segmentations")
+    config = replace(
+        load("paper"), dataset=name, tokenizer_steps=1, tokenizer_batch=1, prior_steps=1, prior_batch=1,
+        perceptual="none", threads=2,
+    )  # fmt: skip
+    lab = Lab(config, tmp_path / "run", place, "conditional")
+    shards = lab.shards()
+    condition = next(iter(lab.conditions()), "class")
+    assert condition == {"imagenet": "class", "imagenet-depth": "depth", "deepfashion": "pose"}.get(
+        name, "segmentation"
+    )
+    prior = lab.prior(condition=condition)
+    assert (prior.model.n_layer, prior.model.n_head, prior.model.n_embd) == (24, 16, 1024)
+    folder = lab.train({condition: prior}, shards)[condition]
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 1

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from codeprior.checkpoint import load_summary
 from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
+from codeprior.train import train_prior
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, atomic_write, atomic_write_json
 from codeshards.job import tokenize
@@ -125,7 +126,13 @@ class Lab:
             ShardError: a run failed, or its folder holds another run.
         """
         folders = {name: self.out / name for name in configs}
-        left = {name: config for name, config in configs.items() if load_summary(folders[name]) is None}
+        left = {}
+        for name, config in configs.items():
+            summary = load_summary(folders[name])
+            if summary is not None and summary["steps"] >= config.steps:
+                train_prior(config, shards, folders[name])  # finished: makes sure that it is this run
+            else:
+                left[name] = config
         if left:
             _train_on_ray(left, shards, folders, self.config.threads)
         return folders
@@ -156,8 +163,6 @@ def _train_on_ray(configs: Mapping[str, PriorConfig], shards: Path, folders: Map
 
     def work(config: PriorConfig, out: Path) -> None:
         import torch
-
-        from codeprior.train import train_prior
 
         torch.set_num_threads(threads)
         train_prior(config, shards, out)
