@@ -1,48 +1,62 @@
 """Measurements of this machine against rivals, behind one command. Imports no torch, so that the CLI stays quick."""
 
 import importlib
+import inspect
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from vqgan.errors import InputError
 
 SUITES = {
-    "stage1": "training and encoding, against taming-transformers",
     "decode": "reading photos, against torchvision's ImageFolder",
+    "train-vqgan": "VQGAN training steps, encoding and decoding, against taming-transformers and diffusers",
     "tokenize": "the tokenize job, against the bare encoder and LlamaGen's loop",
     "shards": "what five orders and tars cost",
-    "scaling": "the tokenize driver with ten million samples and 100 to 100,000 shards",
-    "loader": "reading codes, against webdataset, litdata, mosaicml-streaming and datasets",
-    "train-prior": "a training step of the prior, against nanoGPT and taming",
+    "loader": "reading codes, against webdataset, litdata, mosaicml-streaming, datasets and numpy",
+    "train-prior": "a training step of the prior, against nanoGPT, transformers and taming",
     "sample": "drawing codes, against taming and transformers",
+    "scaling": "growth: the job over workers, samples and shards, the loader over rows, training over sequence length",
 }
-_WANT_PHOTOS = ("decode", "tokenize")
 
 
 def bench(
-    suite: tyro.conf.Positional[str] = "stage1",
+    suites: tyro.conf.Positional[tuple[str, ...]] = (),
     *,
-    repeats: int = 5,
+    repeats: int = 3,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     data: Path | None = None,
     out: Path | None = None,
 ) -> str:
     """Measure this package against its rivals on this machine (most suites need the `peers` extra).
 
     Args:
-        suite: What to measure: stage1, decode, tokenize, shards, scaling, loader, train-prior or sample.
-        repeats: Measurements of each contender; the median counts.
-        data: Class folders of photos, for decode and tokenize.
-        out: Folder for the table and its figures; default: the package's own results.
+        suites: What to measure: decode, train-vqgan, tokenize, shards, loader, train-prior, sample, scaling; none: all.
+        repeats: Rounds; all contenders take their turn in each. Medians and ranges of ratios within a round count.
+        device: cpu hides GPUs; cuda fails where there is none.
+        data: Folder of photos, for decode and tokenize; default: rendered scenes of a photo's size.
+        out: Folder for the results; default: the package's own.
     """
-    if suite not in SUITES:
-        listed = "; ".join(f"{name} ({what})" for name, what in SUITES.items())
-        raise InputError(f"unknown suite {suite!r}: choose one of {listed}")
-    arguments: dict[str, Any] = {"out": out} if out else {}
-    if suite in _WANT_PHOTOS:
-        if data is None or not data.is_dir():
-            raise InputError(f"no photos in {data}: pass --data, a folder with one sub-folder of photos per class")
-        arguments["data"] = data
-    run = importlib.import_module(f"{__name__}.{suite.replace('-', '_')}").run
-    return str(run(repeats, **arguments))
+    for suite in suites:
+        if suite not in SUITES:
+            listed = "; ".join(f"{name} ({what})" for name, what in SUITES.items())
+            raise InputError(f"unknown suite {suite!r}: choose among {listed}")
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}: choose 1 or more")
+    if data is not None and not data.is_dir():
+        raise InputError(f"no photos in {data}: pass --data, a folder of photos, or leave it out")
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported, here and in the contenders' processes
+    from imagepriors.benchmarks import harness
+
+    if device == "cuda" and harness.device() != "cuda":
+        raise InputError("--device cuda: torch sees no GPU here; choose cpu, or look at nvidia-smi")
+    tables = []
+    for suite in suites or SUITES:
+        run = importlib.import_module(f"{__name__}.{suite.replace('-', '_')}").run
+        photos = {"data": data} if "data" in inspect.signature(run).parameters else {}
+        arguments: dict[str, Any] = {"out": out or harness.RESULTS, **photos}
+        tables.append(str(run(repeats, **arguments)))
+    return "\n".join(tables)

@@ -1,27 +1,52 @@
-"""Measured tables into a README: `python -m imagepriors.benchmarks.readme README.md`.
+"""Measured tables into a document: `python -m imagepriors.benchmarks.readme README.md docs/benchmarks.md`.
 
-Between `<!-- table NAME -->` and `<!-- end -->` comes what the suite NAME has written into the results, so that no
-figure there is typed.
+Between `<!-- table NAME -->` and `<!-- end -->` comes the report NAME out of the results; `<!-- claims DEVICE -->`
+takes the headlines of all reports of that device. No figure there is typed.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-_BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+from imagepriors.benchmarks.harness import RESULTS, markdown
+
+_BLOCK = re.compile(r"(<!-- (table|claims) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(text: str, results: Path = RESULTS) -> str:
-    """The text with every block's table as it was measured last.
+    """The text with every block as it was measured last.
 
     Raises:
-        FileNotFoundError: a block names a table that was never measured.
+        FileNotFoundError: a block names a report that was never measured.
     """
-    return _BLOCK.sub(lambda m: f"{m[1]}{(results / f'{m[2]}.md').read_text().strip()}\n{m[3]}", text)
+
+    def block(found: re.Match[str]) -> str:
+        if found[2] == "claims":
+            content = claims(found[3], results)
+        else:
+            content = markdown(json.loads((results / f"{found[3]}.json").read_text()))
+        return f"{found[1]}{content.strip()}\n{found[4]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def claims(device: str, results: Path = RESULTS) -> str:
+    """The headlines of every report that was measured on `device`, as a Markdown table.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    lines = ["| | × | measured by |", "|---|---|---|"]
+    for path in sorted(results.glob(f"*-{device}.json")):
+        report = json.loads(path.read_text())
+        lines += [f"| {what} | {value} | `{report['command']}` |" for what, value in report["headlines"].items()]
+    if len(lines) == 2:
+        raise FileNotFoundError(f"no report of {device} in {results}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        readme = Path(name)
-        readme.write_text(with_tables(readme.read_text()))
+        document = Path(name)
+        document.write_text(with_tables(document.read_text()))

@@ -1,0 +1,149 @@
+"""What the suites share: contenders in processes of their own, rounds in turn, floors, and one form of results.
+
+A suite measures all contenders in every round and compares within a round, so that what else the machine does falls on
+all alike. Its report is a JSON file; Markdown, here and in README, is made of that file and never typed.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def device() -> str:
+    """cuda where this machine has a GPU (and CUDA_VISIBLE_DEVICES shows it), else cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def machine() -> str:
+    """The hardware that is measured, in words."""
+    if device() == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Seconds of one call of `work`, the GPU's part included."""
+    synchronize()
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def peak_gib() -> float:
+    """The most memory that this process has held: on a GPU its tensors, else the resident set."""
+    if device() == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def flops_floor(precision: str) -> float:
+    """FLOPs per second of a large matrix product in this process: what arithmetic could reach at most."""
+    size = 8192 if device() == "cuda" else 3072
+    matrix = torch.randn(size, size, device=device(), dtype=getattr(torch, precision))
+    return 2 * size**3 / min(seconds(lambda: matrix @ matrix) for _ in range(4))
+
+
+def read_floor() -> float:
+    """Bytes per second that one large sum reads: what streaming weights could reach at most."""
+    values = torch.ones(2**30 if device() == "cuda" else 2**27, device=device())
+    return values.nbytes / min(seconds(values.sum) for _ in range(4))
+
+
+def copy_floor() -> float:
+    """Bytes per second, read or written, of a large copy by one thread of numpy."""
+    source = np.ones(2**26, dtype=np.uint8)
+    target = np.empty_like(source)
+    return source.nbytes / min(seconds(lambda: np.copyto(target, source)) for _ in range(4))
+
+
+def spawn(suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> Any:
+    """What `python -m imagepriors.benchmarks.SUITE ARGUMENTS…` answers, in a process of its own."""
+    command = [sys.executable, "-m", f"{__package__}.{suite}", *arguments]
+    done = subprocess.run(command, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def answer(work: Callable[[], Any]) -> None:
+    """The other side of `spawn`: run `work` and print its result as JSON, whatever libraries print meanwhile."""
+    sys.stdout = sys.stderr
+    result = work()
+    assert sys.__stdout__ is not None
+    sys.__stdout__.write(json.dumps(result))
+    sys.__stdout__.flush()
+
+
+def median(values: Sequence[float]) -> float:
+    """The median, as a float."""
+    return float(statistics.median(values))
+
+
+def ratio(over: Sequence[float], values: Sequence[float]) -> str:
+    """Median and range of the ratios within rounds, as `1.60 (1.52–1.71)`; of seconds, `over` is the rival's."""
+    found = [a / b for a, b in zip(over, values, strict=True)]
+    middle = f"{statistics.median(found):.3g}"
+    return middle if len(found) == 1 else f"{middle} ({min(found):.3g}–{max(found):.3g})"
+
+
+def save(
+    out: Path,
+    name: str,
+    *,
+    command: str,
+    text: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    figures: Any,
+    headlines: Mapping[str, str],
+    packages: Sequence[str] = ("torch",),
+) -> str:
+    """Write a report as NAME-DEVICE.json and return it as Markdown.
+
+    Args:
+        out: Folder for results.
+        name: What was measured, such as `loader`.
+        command: What measures it again.
+        text: What the rows are and what they leave out.
+        columns: Heads of the columns; the first is the contender.
+        rows: Cells, as text.
+        figures: Every single measurement.
+        headlines: What a reader should take away → ratio, for the table of all suites.
+        packages: What is compared; their versions are noted.
+    """
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    report = {
+        "machine": machine(), "command": command, "versions": versions, "text": text, "columns": list(columns),
+        "rows": [list(row) for row in rows], "headlines": dict(headlines), "figures": figures,
+    }  # fmt: skip
+    suffix = "".join(c if c.isalnum() else "-" for c in machine().lower()) if device() == "cuda" else "cpu"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}-{suffix}.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return markdown(report)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A report as a Markdown table under its text."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    head = "| " + " | ".join(report["columns"]) + " |"
+    lines = [head, "|---" * len(report["columns"]) + "|", *(f"| {' | '.join(row)} |" for row in report["rows"])]
+    return f"{report['machine']}; {versions}. {report['text']} `{report['command']}`\n\n" + "\n".join(lines) + "\n"
