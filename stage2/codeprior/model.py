@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeprior.config import ModelConfig, PriorError, SequenceSpec
+from codeprior.linear import Linear, linear
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines [..., S, E/2] of the angles by which queries and keys turn."""
@@ -140,8 +141,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.layer, self.n_head = layer, config.n_head
         self.attend = ATTENTION[config.attention]
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd)
         head = config.n_embd // config.n_head
         self.query_norm = make_norm(config, head) if config.qk_norm else nn.Identity()
         self.key_norm = make_norm(config, head) if config.qk_norm else nn.Identity()
@@ -172,8 +173,8 @@ class MLP(nn.Module):
         self.kind = config.mlp
         # 2/3 · 4 · D, rounded up to what matrix kernels like: three matrices weigh what two did.
         hidden = -(-8 * config.n_embd // (3 * 64)) * 64 if self.kind == "swiglu" else 4 * config.n_embd
-        self.fc = nn.Linear(config.n_embd, 2 * hidden if self.kind == "swiglu" else hidden)
-        self.proj = nn.Linear(hidden, config.n_embd)
+        self.fc = Linear(config.n_embd, 2 * hidden if self.kind == "swiglu" else hidden)
+        self.proj = Linear(hidden, config.n_embd)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Token by token; the same shape comes back."""
@@ -230,7 +231,7 @@ class Prior(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = make_norm(config, D)
-        self.head = None if config.tie_head else nn.Linear(D, sequence.codebook_size, bias=False)
+        self.head = None if config.tie_head else Linear(D, sequence.codebook_size, bias=False)
         scales = [torch.full((height * width,), index) for index, (height, width) in enumerate(sequence.grids)]
         self.register_buffer("scale_T", torch.cat(scales), persistent=False)
         self.reset_parameters()
@@ -370,4 +371,4 @@ class Prior(nn.Module):
 
     def _logits(self, x_BSD: Tensor) -> Tensor:
         head = self.code_embedding if self.head is None else self.head
-        return F.linear(self.norm(x_BSD), head.weight)
+        return linear(self.norm(x_BSD), head.weight)

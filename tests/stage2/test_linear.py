@@ -1,0 +1,62 @@
+"""Products by oneDNN are torch's own, forward and backward; which one is taken depends on the CPU alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from codeprior import linear as module
+from codeprior.linear import Linear, linear
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    calls = []
+    product = module._product
+    monkeypatch.setattr(module, "_amd_with_mkl", lambda: True)
+    monkeypatch.setattr(module, "_product", lambda *a: calls.append(a) or product(*a))
+    return calls
+
+
+@pytest.mark.parametrize("shape", [(7, 48), (2, 5, 48), (1, 1, 48)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients_are_torchs(onednn, shape, bias):
+    torch.manual_seed(0)
+    x = torch.randn(shape, requires_grad=True)
+    layer = Linear(48, 80, bias=bias)
+    for compute in (layer, lambda x: F.linear(x, layer.weight, layer.bias)):
+        layer.zero_grad()
+        x.grad = None
+        out = compute(x)
+        (out * torch.arange(out.numel()).view_as(out).cos()).sum().backward()
+        grads = [out.detach(), x.grad, *(p.grad for p in layer.parameters())]
+        if compute is layer:
+            ours = grads
+    assert len(onednn) == 3  # forward, and both products of the backward pass
+    for one, other in zip(ours, grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_no_gradient_no_graph(onednn):
+    x, weight = torch.randn(4, 16), torch.randn(8, 16, requires_grad=True)
+    with torch.no_grad():
+        out = linear(x, weight)
+    assert len(onednn) == 1
+    assert not out.requires_grad
+    torch.testing.assert_close(out, x @ weight.t())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_are_left_to_torch(onednn, dtype):
+    x, weight = torch.randn(4, 16, dtype=dtype), torch.randn(8, 16, dtype=dtype)
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(x.float(), weight.float()).dtype == torch.bfloat16
+    assert not onednn
+
+
+@pytest.mark.slow
+def test_it_compiles(onednn):
+    layer, x = Linear(48, 80), torch.randn(6, 48)
+    torch.testing.assert_close(torch.compile(layer)(x), F.linear(x, layer.weight, layer.bias), rtol=1e-4, atol=1e-4)
