@@ -6,7 +6,6 @@ Every final dataset must have the bytes of the undisturbed one.
 
 import argparse
 import hashlib
-import json
 import os
 import random
 import signal
@@ -26,6 +25,7 @@ from PIL import Image
 from codeshards.format import MANIFEST_FILE, PLAN_FILE, SAMPLES_FILE
 from codeshards.job import EVENTS_FILE
 from codeshards.progress import read_events
+from imagepriors.benchmarks import harness
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.model import VQGAN
@@ -226,20 +226,21 @@ def run_matrix(root: Path, *, kills: int, seed: int, images: int, kills_a_job: i
         cluster.close()
 
 
-def table(faults: list[Fault], datasets: int, seed: int) -> str:
-    """What was killed when, and what came of it, as Markdown."""
-    lines = [
-        f"{datasets} jobs on {NODES} nodes, seed {seed}; every dataset has the undisturbed one's bytes.",
-        "",
-        "| killed | kills | before the first shard | at work | came too late |",
-        "|---|---|---|---|---|",
-    ]
+def report(faults: list[Fault], datasets: int, seed: int, out: Path) -> str:
+    """What was killed when, and what came of it: written into `out`, returned as Markdown."""
+    rows = []
     for kind in get_args(Kind):
         mine = [fault for fault in faults if fault.kind == kind]
         hits = [fault for fault in mine if fault.hit]
         early = sum(fault.shards_done == 0 for fault in hits)
-        lines.append(f"| {kind} | {len(hits)} | {early} | {len(hits) - early} | {len(mine) - len(hits)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([kind, *map(str, (len(hits), early, len(hits) - early, len(mine) - len(hits)))])
+    text = f"{datasets} jobs on {NODES} nodes, seed {seed}; every dataset has the undisturbed one's bytes."
+    kills = [{"kind": f.kind, "job": f.job, "shards_done": f.shards_done, "hit": f.hit} for f in faults]
+    columns = ["killed", "kills", "before the first shard", "at work", "came too late"]
+    return harness.save(
+        out, "faults", command="make faults", text=text, columns=columns, rows=rows, figures=kills, headlines={},
+        packages=("ray",),
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -248,17 +249,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="kills that must hit")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=240, help="pictures of a job")
-    parser.add_argument("--out", type=Path, help="folder for the table, as faults.md and faults.json")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder for the report")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         faults, datasets = run_matrix(Path(folder), kills=args.kills, seed=args.seed, images=args.images)
-    found = table(faults, datasets, args.seed)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "faults.md").write_text(found)
-        kills = [{"kind": f.kind, "job": f.job, "shards_done": f.shards_done, "hit": f.hit} for f in faults]
-        (args.out / "faults.json").write_text(json.dumps(kills, indent=1) + "\n")
-    print(found)  # noqa: T201
+    print(report(faults, datasets, args.seed, args.out))  # noqa: T201
 
 
 if __name__ == "__main__":

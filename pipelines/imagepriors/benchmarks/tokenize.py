@@ -5,12 +5,9 @@ process of its own, so that what else the machine does meets all of them; a roun
 and the job's over the mean of the bare encoder before and after it.
 """
 
-import json
 import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +22,7 @@ from tqdm import tqdm
 from codeshards.config import TokenizeConfig
 from codeshards.pool import ALLOCATOR
 from codeshards.progress import read_events
+from imagepriors.benchmarks import harness
 from imagepriors.benchmarks.stage1 import random_weights
 from vqgan.checkpoint import load_model, save_model
 from vqgan.config import TrainConfig
@@ -32,7 +30,6 @@ from vqgan.datasets import open_splits
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer, pick_device, pick_dtype
 
-RESULTS = Path(__file__).parent / "results"
 _SIZE = 256
 _BATCH = {"cpu": 8, "cuda": 128}
 # Images of one measurement: enough for tens of seconds.
@@ -48,10 +45,6 @@ CONTENDERS = {
 }
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _cores() -> int:
     return os.cpu_count() or 1
 
@@ -59,7 +52,7 @@ def _cores() -> int:
 def bare(work: Path, precision: str) -> dict[str, Any]:
     """The encoder alone: pictures that are decoded and in memory, all threads, one process."""
     torch.set_num_threads(_cores())
-    batch, total = _BATCH[_device()], _BARE[_device()]
+    batch, total = _BATCH[harness.device()], _BARE[harness.device()]
     tokenizer = Tokenizer.load(work / "tokenizer", precision=precision)  # type: ignore[arg-type]
     split = open_splits("folder", work / "data")["train"]
     pictures = [split.read(index % len(split), _SIZE).image for index in range(8 * batch)]
@@ -81,11 +74,11 @@ def job(work: Path, precision: str) -> dict[str, Any]:
     """`tokenize` from JPEG files to shards; timed from the end of its first shard, in which its worker warms up."""
     from codeshards.job import EVENTS_FILE, tokenize
 
-    on_gpu = _device() == "cuda"
-    total = _JOB[_device()]
+    on_gpu = harness.device() == "cuda"
+    total = _JOB[harness.device()]
     config = TokenizeConfig(
         precision=precision,  # type: ignore[arg-type]
-        batch_size=_BATCH[_device()],
+        batch_size=_BATCH[harness.device()],
         shard_rows=total // _SHARDS,
         threads=_cores(),
         workers=0 if on_gpu else 1,
@@ -109,7 +102,7 @@ def single(work: Path, precision: str) -> dict[str, Any]:
 
     Its mirrored twin of each image is left out, as here a view is a view; weights and pictures are those of the others.
     """
-    device = _device()
+    device = harness.device()
     _, model = load_model(work / "tokenizer")
     model.to(device)
     split = open_splits("folder", work / "data")["train"]
@@ -137,49 +130,42 @@ def single(work: Path, precision: str) -> dict[str, Any]:
         return {"images_per_s": total / (time.perf_counter() - start)}
 
 
-def _prepare(data: Path, work: Path) -> None:
-    """The photos of `data` as often as needed, and a tokenizer."""
-    photos = [path for path in sorted(data.rglob("*")) if path.suffix.lower() in (".jpeg", ".jpg", ".png")]
+def _prepare(data: Path | None, work: Path) -> str:
+    """The photos of `data` as often as needed, and a tokenizer; what the photos are."""
+    source = data or harness.photos(work / "photos", 64)
+    photos = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in (".jpeg", ".jpg", ".png")]
     if len(photos) < 8:
         raise InputError(f"{data} has {len(photos)} photos: pass --data, a folder with some ImageNet photos below it")
     (work / "data" / "train").mkdir(parents=True)
     (work / "data" / "val").mkdir()
-    total = _JOB[_device()]
+    total = _JOB[harness.device()]
     order = np.random.default_rng(0).permutation(len(photos))
     for index in range(total):
         photo = photos[order[index % len(photos)]].resolve()
         (work / "data" / "train" / f"{index:06d}{photo.suffix}").symlink_to(photo)
     (work / "data" / "val" / f"0{photos[0].suffix}").symlink_to(photos[0].resolve())
     save_model(work / "tokenizer", TrainConfig(), random_weights())
+    return f"{len(photos)} {'files of --data' if data else 'rendered scenes'}"
 
 
-def _measure(work: Path, name: str) -> dict[str, float]:
+def _measure(work: Path, name: str) -> Any:
     what, precision, allocator = CONTENDERS[name]
-    done = subprocess.run(
-        [sys.executable, "-m", "imagepriors.benchmarks.tokenize", what, str(work), precision],
-        env={**os.environ, **(ALLOCATOR if allocator else {})},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
+    return harness.spawn("tokenize", what, str(work), precision, env=ALLOCATOR if allocator else {})
 
 
-def run(repeats: int = 5, out: Path = RESULTS, *, data: Path | None = None) -> str:
-    """Measure all contenders in turns, write JSON and a Markdown table, and return the table.
+def run(repeats: int = 3, *, data: Path | None = None, out: Path = harness.RESULTS) -> str:
+    """Measure all contenders in turns, write the report, and return it as Markdown.
 
     Raises:
-        InputError: `data` is not given or holds too few photos.
+        InputError: `data` holds too few photos.
     """
-    if data is None:
-        raise InputError("the tokenize suite needs photos: pass --data, e.g. a folder of ImageNet")
     rounds: list[dict[str, dict[str, float]]] = []
     # Where bfloat16 is slower nobody would choose it.
     native = pick_dtype("auto", pick_device("auto")) == torch.bfloat16
     precisions = ("float32", "bfloat16") if native else ("float32",)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        _prepare(data, work)
+        photos = _prepare(data, work)
         for _ in tqdm(range(repeats), desc="bench tokenize", disable=None):
             for precision in precisions:
                 shutil.rmtree(work / precision, ignore_errors=True)
@@ -188,39 +174,39 @@ def run(repeats: int = 5, out: Path = RESULTS, *, data: Path | None = None) -> s
                 before, after = found[f"bare encoder, {precision}"], _measure(work, f"bare encoder, {precision}")
                 before["images_per_s"] = statistics.mean((before["images_per_s"], after["images_per_s"]))
             rounds.append(found)
-    table = _table(rounds)
-    out.mkdir(parents=True, exist_ok=True)
-    stem = f"tokenize-{torch.cuda.get_device_name().lower().replace(' ', '-') if _device() == 'cuda' else 'cpu'}"
-    (out / f"{stem}.md").write_text(table)
-    (out / f"{stem}.json").write_text(json.dumps({"rounds": rounds}, indent=2) + "\n")
-    return table
+    return _report(rounds, photos, out)
 
 
-def _table(rounds: list[dict[str, dict[str, float]]]) -> str:
-    def median(name: str, over: str | None = None, figure: str = "images_per_s") -> float:
-        return statistics.median(r[name][figure] / (r[over]["images_per_s"] if over else 1.0) for r in rounds)
+def _report(rounds: list[dict[str, dict[str, float]]], photos: str, out: Path) -> str:
+    def rates(name: str, figure: str = "images_per_s") -> list[float]:
+        return [found[name][figure] for found in rounds]
 
-    on_gpu = _device() == "cuda"
-    device = torch.cuda.get_device_name() if on_gpu else f"{_cores()} CPU cores, {platform.machine()}"
-    lines = [
-        f"Tokenize, f16/1024 at 256×256 on {device}, torch {torch.__version__}, batch {_BATCH[_device()]}; medians of "
-        f"{len(rounds)} rounds, ratios within a round; `imagepriors bench tokenize --data PHOTOS`.",
-        f"Job: {_JOB[_device()]:,} JPEG files to shards of five orders on local Ray, from the end of its first shard "
-        "to that of its last; with start: all of it. The bare encoder and the loop are warm too. Random weights.",
-        "",
-        "| | images/s | with start | × bare encoder | × one at a time |",
-        "|---|---|---|---|---|",
-    ]
-    first = next(iter(CONTENDERS))
+    device, single_s = harness.device(), rates(next(iter(CONTENDERS)))
+    headlines, rows = {}, []
     for name in rounds[0]:
         what, precision, _ = CONTENDERS[name]
-        share = f"{median(name, f'bare encoder, {precision}'):.3f}" if what == "job" else ""
-        whole = f"{median(name, figure='images_per_s_with_start'):.3g}" if what == "job" else ""
-        lines.append(f"| {name} | {median(name):.3g} | {whole} | {share} | {median(name, first):.2f} |")
-    return "\n".join(lines) + "\n"
+        over_single, share, whole = harness.ratio(rates(name), single_s), "", ""
+        if what == "job":
+            share = harness.ratio(rates(name), rates(f"bare encoder, {precision}"))
+            whole = f"{harness.median(rates(name, 'images_per_s_with_start')):.3g}"
+            headlines[f"tokenize job in {precision}, of its bare encoder's speed"] = share
+            headlines[f"tokenize job in {precision}, over LlamaGen's loop in float32"] = over_single
+        rows.append([name, f"{harness.median(rates(name)):.3g}", whole, share, over_single])
+    imagenet_s = 1_281_167 / max(harness.median(rates(name)) for name in rounds[0] if CONTENDERS[name][0] == "job")
+    text = (
+        f"Tokenize, f16/1024 at 256×256, batch {_BATCH[device]}, {photos}; medians of {len(rounds)} rounds, ratios "
+        f"within a round (range). Job: {_JOB[device]:,} JPEG files to shards of five orders on local Ray, from the end "
+        "of its first shard to that of its last; with start: all of it. The bare encoder and the loop are warm too. "
+        f"Random weights. At the fastest job's rate ImageNet-1k (1,281,167 pictures) takes {imagenet_s / 3600:.2g} hours."
+    )
+    columns = ["", "images/s", "with start", "× bare encoder", "× one at a time"]
+    return harness.save(
+        out, "tokenize", command="imagepriors bench tokenize --data PHOTOS" if "files" in photos else
+        "imagepriors bench tokenize", text=text, columns=columns, rows=rows, figures={"rounds": rounds},
+        headlines=headlines, packages=("torch", "ray", "pyarrow"),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.stdout = sys.stderr  # what libraries print
-    result = {"bare": bare, "job": job, "single": single}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])
-    sys.__stdout__.write(json.dumps(result))  # type: ignore[union-attr]
+    work_of = {"bare": bare, "job": job, "single": single}[sys.argv[1]]
+    harness.answer(lambda: work_of(Path(sys.argv[2]), sys.argv[3]))
