@@ -197,7 +197,7 @@ def _report(rounds: list[dict[str, dict[str, float]]], photos: str, out: Path) -
         f"Tokenize, f16/1024 at 256×256, batch {_BATCH[device]}, {photos}; medians of {len(rounds)} rounds, ratios "
         f"within a round (range). Job: {_JOB[device]:,} JPEG files to shards of five orders on local Ray, from the end "
         "of its first shard to that of its last; with start: all of it. The bare encoder and the loop are warm too. "
-        f"Random weights. At the fastest job's rate ImageNet-1k (1,281,167 pictures) takes {imagenet_s / 3600:.2g} hours."
+        f"Random weights. At the fastest job's rate ImageNet-1k, 1,281,167 pictures, takes {imagenet_s / 3600:.2g} h."
     )
     columns = ["", "images/s", "with start", "× bare encoder", "× one at a time"]
     return harness.save(

@@ -46,7 +46,7 @@ def run(lab: Lab) -> None:
         name: lab.prior(batch_size=base.batch_size, steps=round(base.steps * flops["pixels"] / flops[name]))
         for name in shards
     }
-    folders = {name: lab.train({name: configs[name]}, shards[name])[name] for name in shards}
+    folders = lab.train(configs, shards)
     found: dict[str, dict[str, Any]] = {}
     pictures = []
     reference = _training_pictures(lab)

@@ -119,22 +119,23 @@ class Lab:
         changes = {"warmup_steps": min(config.warmup_steps, steps // 8), **changes}
         return replace(config, eval_every=every, checkpoint_every=steps, **changes)
 
-    def train(self, configs: Mapping[str, PriorConfig], shards: Path) -> dict[str, Path]:
-        """Train priors side by side on Ray; those that are finished are not run again.
+    def train(self, configs: Mapping[str, PriorConfig], shards: Path | Mapping[str, Path]) -> dict[str, Path]:
+        """Train priors side by side on Ray, on the same shards or each on its own; none that is finished runs again.
 
         Raises:
             ShardError: a run failed, or its folder holds another run.
         """
         folders = {name: self.out / name for name in configs}
+        sources = dict.fromkeys(configs, shards) if isinstance(shards, Path) else shards
         left = {}
         for name, config in configs.items():
             summary = load_summary(folders[name])
             if summary is not None and summary["steps"] >= config.steps:
-                train_prior(config, shards, folders[name])  # finished: makes sure that it is this run
+                train_prior(config, sources[name], folders[name])  # finished: makes sure that it is this run
             else:
                 left[name] = config
         if left:
-            _train_on_ray(left, shards, folders, self.config.threads)
+            _train_on_ray(left, sources, folders, self.config.threads)
         return folders
 
     def sampling(self, **changes: Any) -> SampleConfig:
@@ -156,12 +157,14 @@ class Lab:
         atomic_write_json(self.out / "results.json", report)
 
 
-def _train_on_ray(configs: Mapping[str, PriorConfig], shards: Path, folders: Mapping[str, Path], threads: int) -> None:
+def _train_on_ray(
+    configs: Mapping[str, PriorConfig], shards: Mapping[str, Path], folders: Mapping[str, Path], threads: int
+) -> None:
     from codeprior.optim import resolve_device
 
-    shards, device = shards.resolve(), resolve_device("auto")
+    device = resolve_device("auto")
 
-    def work(config: PriorConfig, out: Path) -> None:
+    def work(config: PriorConfig, shards: Path, out: Path) -> None:
         import torch
 
         torch.set_num_threads(threads)
@@ -170,7 +173,10 @@ def _train_on_ray(configs: Mapping[str, PriorConfig], shards: Path, folders: Map
     with connected(threads) as ray:
         size = {"num_gpus": 1} if device.type == "cuda" else {"num_cpus": threads}
         remote = ray.remote(max_retries=2, **size)(work)
-        waiting = {remote.remote(config, folders[name].resolve()): name for name, config in configs.items()}
+        waiting = {
+            remote.remote(config, shards[name].resolve(), folders[name].resolve()): name
+            for name, config in configs.items()
+        }
         with tqdm(total=len(waiting), desc="train priors", disable=None) as bar:
             while waiting:
                 (done,), _ = ray.wait(list(waiting), num_returns=1)
