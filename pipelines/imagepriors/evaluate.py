@@ -52,6 +52,11 @@ class Lite0Features(nn.Module):
         features: Tensor = self.net.extract_features((x - self.mean) / self.std).mean((2, 3))
         return features
 
+    def classify(self, x_BCHW: Tensor) -> Tensor:
+        """Logits [B, 1000] of ImageNet's classes, in the order of their synsets."""
+        logits: Tensor = self.net._fc(self(x_BCHW))
+        return logits
+
 
 @functools.cache
 def lite0_features() -> str:

@@ -6,6 +6,7 @@ and recall on those features, and never FID. Whether a sample follows its condit
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from codeprior.train import evaluate, pixel_dims
 from codeshards.format import ShardDataset, ShardError, atomic_write_json, inverse
 from imagepriors.config import EvaluatePriorConfig
 from imagepriors.decode import draw_samples, load_shard_tokenizer
-from imagepriors.evaluate import inception_weights, lite0_features
+from imagepriors.evaluate import Lite0Features, inception_weights, lite0_features
 from imagepriors.faithfulness import MEASURES, Reader, derangement
 from vqgan.datasets import open_splits, spread
 from vqgan.tokenizer import Tokenizer
@@ -201,7 +202,26 @@ def faith(
     if "val" in codes.splits:
         real, columns = decoded_rows(codes, tokenizer, "val", len(samples), [part.column])
         figures["real"] = reader.score(reader.read(real), show(columns[part.column]))
-    return {f"{name} {MEASURES[name]}, {of}": value for of, value in figures.items()}
+    named = {f"{name} {MEASURES[name]}, {of}": value for of, value in figures.items()}
+    if name == "class" and is_imagenet(codes.class_names):
+        named |= imagenet_accuracy(samples, given)
+    return named
+
+
+def is_imagenet(class_names: Sequence[str]) -> bool:
+    """Whether classes are ImageNet's 1000 synsets in order, so that a label is a classifier's index."""
+    synsets = all(re.fullmatch(r"n\d{8}", name) for name in class_names)
+    return len(class_names) == 1000 and synsets and list(class_names) == sorted(class_names)
+
+
+@torch.inference_mode()
+def imagenet_accuracy(pictures: Pictures, labels: npt.NDArray[Any]) -> dict[str, float]:
+    """Share of pictures uint8 [N, H, W, 3] whose label is EfficientNet-Lite0's first, or among its first five."""
+    net = Lite0Features().eval()
+    planes = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+    best_N5 = torch.cat([net.classify(part).topk(5).indices for part in torch.split(planes, _BATCH)]).numpy()
+    hits_N5 = best_N5 == np.asarray(labels).reshape(-1, 1)
+    return {"imagenet top-1": float(hits_N5[:, 0].mean()), "imagenet top-5": float(hits_N5.any(1).mean())}
 
 
 def _condition_pictures(codes: ShardDataset, part: ConditionSpec) -> tuple[Callable[[Any], Pictures], int]:

@@ -1,15 +1,21 @@
 """Readers of conditions learn what is there to see, and distances tell the same pictures from others."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from imagepriors.config import EvaluatePriorConfig
-from imagepriors.evaluate import INCEPTION_FILE
-from imagepriors.evaluate_prior import distances
+from imagepriors.evaluate import INCEPTION_FILE, Lite0Features
+from imagepriors.evaluate_prior import distances, imagenet_accuracy, is_imagenet
 from imagepriors.faithfulness import Reader, derangement
 from vqgan.errors import InputError
 
 SIDE = 32
+DATA = os.environ.get("IMAGEPRIORS_DATA")
 
 
 def scenes(count: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -35,7 +41,7 @@ def scenes(count: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 @pytest.mark.parametrize(("name", "n"), [("class", 3), ("segmentation", 4), ("depth", 0), ("pose", 0)])
 def test_what_can_be_seen_is_read_and_belongs_to_its_own_picture(name, n):
     pictures, known = scenes(200, 0)
-    reader = Reader.teach(name, pictures, known[name], n=n, steps=60)
+    reader = Reader.teach(name, pictures, known[name], n=n, steps=100)
     others, wanted = scenes(60, 1)
     read = reader.read(others)
     own = reader.score(read, wanted[name])
@@ -77,3 +83,29 @@ def test_missing_inception_weights_are_named(tmp_path):
     config = EvaluatePriorConfig(features="inception", inception=str(tmp_path / "w.pth"))
     with pytest.raises(InputError, match=INCEPTION_FILE):
         distances(pictures, pictures, config)
+
+
+def test_imagenets_classes_are_those_of_the_classifier():
+    synsets = [f"n{i:08d}" for i in range(1000)]
+    assert is_imagenet(synsets)
+    assert not is_imagenet(synsets[:999])
+    assert not is_imagenet(synsets[::-1])
+    assert not is_imagenet([*synsets[:999], "tench"])
+
+
+def test_classification_counts_the_classifiers_own_labels():
+    pictures, _ = scenes(6, 0)
+    with torch.inference_mode():
+        best = Lite0Features().eval().classify(torch.from_numpy(pictures).permute(0, 3, 1, 2)).topk(6).indices.numpy()
+    assert imagenet_accuracy(pictures, best[:, 0]) == {"imagenet top-1": 1.0, "imagenet top-5": 1.0}
+    assert imagenet_accuracy(pictures, best[:, 4]) == {"imagenet top-1": 0.0, "imagenet top-5": 1.0}
+    assert imagenet_accuracy(pictures, best[:, 5]) == {"imagenet top-1": 0.0, "imagenet top-5": 0.0}
+
+
+@pytest.mark.skipif(not DATA, reason="IMAGEPRIORS_DATA is not set: it names the folder of real photos")
+def test_the_classifier_knows_a_photo():
+    """A label's index is the rank of its synset among ImageNet's 1000."""
+    train = Path(DATA) / "imagenet-sample" / "train"
+    pictures = [next(iter(sorted((train / synset).glob("*.JPEG")))) for synset in ("n01440764", "n01484850")]
+    shown = np.stack([np.asarray(Image.open(p).convert("RGB").resize((224, 224), Image.BICUBIC)) for p in pictures])
+    assert imagenet_accuracy(shown, np.array([0, 2]))["imagenet top-5"] == 1.0  # tench, great white shark
