@@ -12,7 +12,7 @@ WORKERS ?= 0
 N       ?= 25
 KILLS   ?= 50
 SET     ?=
-SUITE   ?= stage1
+SUITE   ?=
 FIGURES ?= all
 SIZE    ?= small
 KIND    ?= depth
@@ -27,7 +27,6 @@ DATASETS := ade20k cifar10 deepfashion demo folder huggingface imagenet imagenet
 MODALITIES := segmentation depth pose
 KINDS    := depth segmentation
 CONDS    := none class segmentation depth pose
-SUITE    ?= stage1
 BIN      := .venv/bin
 CLI      := $(BIN)/imagepriors
 READY    := .venv/.ready
@@ -51,7 +50,7 @@ help: ## List targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  Variables (now): DATASET=$(DATASET) DATA=$(DATA) ORDER=$(ORDER) COND=$(COND) PRESET=$(PRESET)"
-	@echo "                   CONDITIONS='$(CONDITIONS)' SUITE=$(SUITE) FIGURES='$(FIGURES)' SIZE=$(SIZE) KIND=$(KIND) MODEL=$(MODEL)"
+	@echo "                   CONDITIONS='$(CONDITIONS)' SUITE='$(SUITE)' FIGURES='$(FIGURES)' SIZE=$(SIZE) KIND=$(KIND) MODEL=$(MODEL)"
 	@echo "                   RUN=$(RUN) WORKERS=$(WORKERS) RAY_ADDRESS=$(RAY_ADDRESS) N=$(N) SET='$(SET)'"
 	@echo "  SET takes any flags of the command, e.g. SET='--steps 100 --model.n-layer 4'"
 
@@ -119,14 +118,14 @@ figures: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## The p
 	$(NEEDDATA)
 	$(CLI) experiment $(FIGURES) --preset $(SIZE) $(SOURCE) --run $(RUN) --workers $(WORKERS) $(SET)
 
-bench: $(READY) ## Measure SUITE against its rivals on this machine (SUITE=stage1, decode and tokenize DATA=photos, shards, loader, train-prior, sample)
+bench: $(READY) ## Measure against the rivals on this machine (SUITE='loader sample', DATA=photos; all without)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6 \
 	  litdata==0.2.76 mosaicml-streaming==0.13.0 brotli==1.2.1 cramjam==2.14.0 python-snappy==0.7.3 zstd==1.5.7.2
-	$(CLI) bench $(SUITE) $(if $(DATA),--data $(DATA)) $(SET)
+	$(CLI) bench $(SUITE) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) $(SET)
 
-readme: $(READY) ## Put the tables that bench has measured into README.md
-	$(BIN)/python -m imagepriors.benchmarks.readme README.md
+readme: $(READY) ## Put the tables that bench has measured into README.md and docs/benchmarks.md
+	$(BIN)/python -m imagepriors.benchmarks.readme README.md docs/benchmarks.md
 
 faults: $(READY) ## Kill workers, nodes and drivers of small jobs at random, and compare the bytes (KILLS=)
 	$(BIN)/python -m imagepriors.benchmarks.faults --kills $(KILLS) $(SET)
