@@ -85,6 +85,8 @@ class ExperimentConfig:
     """Steps of every prior; 0: its preset's."""
     prior_batch: int = 0
     """Batch of every prior; 0: its preset's."""
+    pixel_steps: int = 0
+    """Steps of the prior over pixels that `efficiency` compares with, whose sequences are long; 0: as every prior."""
     tokenizer_steps: int = 0
     """Steps of every tokenizer; 0: its preset's."""
     tokenizer_batch: int = 0

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from codeprior.speed import measured_flops
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -58,10 +60,8 @@ def peak_gib() -> float:
 
 
 def flops_floor(precision: str) -> float:
-    """FLOPs per second of a large matrix product in this process: what arithmetic could reach at most."""
-    size = 8192 if device() == "cuda" else 3072
-    matrix = torch.randn(size, size, device=device(), dtype=getattr(torch, precision))
-    return 2 * size**3 / min(seconds(lambda: matrix @ matrix) for _ in range(4))
+    """FLOPs per second of a large product in this process: what arithmetic could reach at most."""
+    return measured_flops(device(), precision)
 
 
 def read_floor() -> float:

@@ -9,6 +9,12 @@ import torch
 
 from vqgan.errors import InputError
 
+F16 = {
+    "double_z": False, "z_channels": 256, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+    "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16], "dropout": 0.0,
+}  # fmt: skip
+"""Taming's config of the published f16 VQGAN."""
+
 
 def _stand_in(name: str, **content: Any) -> None:
     module = types.ModuleType(name)

@@ -1,21 +1,16 @@
-"""Training steps of GPT-2 small on 256 codes of 1024 against its rivals: `imagepriors bench train-prior`.
+"""Training steps of a prior on codes against its rivals: `imagepriors bench train-prior`.
 
-All contenders of a precision take turns, so that what else the machine does falls on all alike; a ratio is the median
-over rounds of the ratio within a round. The C library's allocator has our settings (those of every command of ours), or
-its own for the rivals as their users run them: a process for each. Random weights, random codes.
+GPT-2 small on 256 codes of 1024; on a GPU GPT-2 medium on 512. Each contender runs in a process of its own, all of them
+in turn in every round. The C library's allocator has our settings (those of every command of ours), or its own for the
+rivals as their users run them. Random weights, random codes.
 """
 
-import contextlib
 import functools
 import importlib
-import json
-import os
-import platform
+import importlib.util
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +23,25 @@ from codeprior.config import ModelConfig, SequenceSpec, TrainConfig
 from codeprior.data import Batch
 from codeprior.model import Prior
 from codeprior.optim import make_autocast, make_optimizer, resolve_precision
+from codeprior.released import prior_from_mingpt
+from codeprior.speed import step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
 from codeshards.pool import ALLOCATOR
+from imagepriors.benchmarks import harness, peers
 
-_RESULTS = Path(__file__).parent / "results"
-_SIDE, _CODEBOOK, _WIDTH, _HEADS, _LAYERS = 16, 1024, 768, 12, 12
-_BATCH = {"cpu": 4, "cuda": 64}
-_NANO, _PIXELS, _AS_IS = "nanoGPT, compiled", "taming, pixels encoded in the step", ", as it is"
-_DDCONFIG = {
-    "double_z": False, "z_channels": 256, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
-    "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16], "dropout": 0.0,
-}  # fmt: skip
+_ON_GPU = harness.device() == "cuda"
+_MODEL: dict[str, Any] = (
+    {"n_layer": 24, "n_head": 16, "n_embd": 1024} if _ON_GPU else {"n_layer": 12, "n_head": 12, "n_embd": 768}
+)
+_WIDTH, _HEADS, _LAYERS = _MODEL["n_embd"], _MODEL["n_head"], _MODEL["n_layer"]
+_GRID = (16, 32) if _ON_GPU else (16, 16)
+_TOKENS, _CODEBOOK = _GRID[0] * _GRID[1], 1024
+_BATCH = 64 if _ON_GPU else 4
+_NANO, _PIXELS, _AS_IS, _OURS = "nanoGPT, compiled", "taming, pixels encoded in the step", ", as it is", "imagepriors"
+_UNCOUNTED, _COUNTED = 2, 3
+"""Steps of a process: the first compiles, the second allocates."""
 Step = Callable[[], Any]
+Precision = Any
 
 
 class NanoBlock(nn.Module):
@@ -66,7 +68,7 @@ class NanoGPT(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(_CODEBOOK + 1, _WIDTH), nn.Embedding(_SIDE**2, _WIDTH)
+        self.tokens, self.places = nn.Embedding(_CODEBOOK + 1, _WIDTH), nn.Embedding(_TOKENS, _WIDTH)
         self.blocks = nn.ModuleList(NanoBlock() for _ in range(_LAYERS))
         self.norm, self.head = nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, _CODEBOOK + 1, bias=False)
         self.apply(self._start)
@@ -85,20 +87,24 @@ class NanoGPT(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=-1)
 
 
-def nanogpt(device: str, precision: str, compiled: bool) -> Step:
-    """Its step: fused AdamW, clipping by torch's function."""
-    model: nn.Module = NanoGPT().to(device)
+def _codes() -> Tensor:
+    return torch.randint(_CODEBOOK, (_BATCH, _TOKENS))
+
+
+def _sequence() -> SequenceSpec:
+    height, width = _GRID
+    return SequenceSpec(height=height, width=width, codebook_size=_CODEBOOK, order="row_major", fingerprint="none")
+
+
+def _plain_step(model: nn.Module, loss_of: Callable[[], Tensor], precision: Precision) -> Step:
+    """A step as nanoGPT takes it: fused AdamW, clipping by torch's function."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    if compiled:
-        model.compile()
-    codes = torch.randint(_CODEBOOK, (_BATCH[device], _SIDE**2), device=device)
-    inputs = F.pad(codes[:, :-1], (1, 0), value=_CODEBOOK)
-    autocast = make_autocast(torch.device(device), precision)  # type: ignore[arg-type]
+    autocast = make_autocast(torch.device(harness.device()), precision)
 
     def step() -> None:
         with autocast:
-            loss = model(inputs, codes)
-        loss.backward()
+            loss = loss_of()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -106,30 +112,61 @@ def nanogpt(device: str, precision: str, compiled: bool) -> Step:
     return step
 
 
-def ours(device: str, precision: str, compiled: bool) -> Step:
+def nanogpt(precision: Precision) -> Step:
+    """nanoGPT's model, compiled."""
+    model: nn.Module = NanoGPT().to(harness.device())
+    model.compile()
+    codes = _codes().to(harness.device())
+    inputs = F.pad(codes[:, :-1], (1, 0), value=_CODEBOOK)
+    return _plain_step(model, lambda: model(inputs, codes), precision)
+
+
+def _mingpt() -> Any:
+    torch.manual_seed(0)
+    return peers.mingpt().GPT(_CODEBOOK, _TOKENS, **_MODEL).to(harness.device())
+
+
+def mingpt(precision: Precision) -> Step:
+    """The transformer of taming-transformers on codes, with nanoGPT's optimizer."""
+    model, codes = _mingpt(), _codes().to(harness.device())
+    inputs = F.pad(codes[:, :-1], (1, 0))
+    return _plain_step(model, lambda: F.cross_entropy(model(inputs)[0].flatten(0, 1), codes.flatten()), precision)
+
+
+def hugging_face(precision: Precision) -> Step:
+    """GPT2LMHeadModel of transformers, attention by SDPA, with nanoGPT's optimizer."""
+    model = peers.gpt2_from_mingpt(_mingpt(), _HEADS).to(harness.device()).train()
+    codes = _codes().to(harness.device())
+    inputs = F.pad(codes[:, :-1], (1, 0))
+
+    def loss() -> Tensor:
+        logits = model(inputs, use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+
+    return _plain_step(model, loss, precision)
+
+
+def ours(precision: Precision, *, compiled: bool = False, attention: Any = "sdpa") -> Step:
     """Our train step on a batch in main memory."""
-    sequence = SequenceSpec(height=_SIDE, width=_SIDE, codebook_size=_CODEBOOK, order="row_major", fingerprint="none")
-    prior = Prior(ModelConfig(n_layer=_LAYERS, n_head=_HEADS, n_embd=_WIDTH), sequence).to(device)
+    place = torch.device(harness.device())
+    prior = Prior(ModelConfig(attention=attention, **_MODEL), _sequence()).to(place)
     loss, optimizer = SequenceLoss(prior), make_optimizer(prior, TrainConfig())
     if compiled:
         loss.compile()
-    B = _BATCH[device]
-    batch = Batch(condition_BC=torch.zeros(B, 1, dtype=torch.int64), codes_BT=torch.randint(_CODEBOOK, (B, _SIDE**2)))
-    autocast = make_autocast(torch.device(device), precision)  # type: ignore[arg-type]
+    batch = Batch(condition_BC=torch.zeros(_BATCH, 1, dtype=torch.int64), codes_BT=_codes())
+    autocast = make_autocast(place, precision)
 
     def step() -> None:
-        parts = [batch.to(torch.device(device))]
-        train_step(loss, optimizer, parts, learning_rate=1e-4, grad_clip=1.0, autocast=autocast)
+        train_step(loss, optimizer, [batch.to(place)], learning_rate=1e-4, grad_clip=1.0, autocast=autocast)
 
     return step
 
 
-def taming_pixels(device: str, precision: str, compiled: bool) -> Step:
+def taming_pixels(precision: Precision) -> Step:
     """The published Net2NetTransformer's training step: VQGAN encodes the pictures, minGPT is trained on the codes."""
-    from imagepriors.benchmarks.peers import mingpt, taming
-
-    vqgan = taming().VQModel(_DDCONFIG, lossconfig={}, n_embed=_CODEBOOK, embed_dim=256).eval()
-    gpt = mingpt().GPT(_CODEBOOK, _SIDE**2, n_layer=_LAYERS, n_head=_HEADS, n_embd=_WIDTH)
+    device = harness.device()
+    vqgan = peers.taming().VQModel(peers.F16, lossconfig={}, n_embed=_CODEBOOK, embed_dim=256).eval()
+    gpt = peers.mingpt().GPT(_CODEBOOK, _TOKENS, **_MODEL)
     net: Any = importlib.import_module("taming.models.cond_transformer")
     permuter = importlib.import_module("taming.modules.transformer.permuter")
     made = {
@@ -143,7 +180,7 @@ def taming_pixels(device: str, precision: str, compiled: bool) -> Step:
     ).to(device)
     model.learning_rate = 4.5e-6
     optimizer = model.configure_optimizers()
-    pictures = torch.rand(_BATCH[device], 256, 256, 3, device=device) * 2 - 1
+    pictures = torch.rand(_BATCH, 16 * _GRID[0], 16 * _GRID[1], 3, device=device) * 2 - 1
 
     def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
@@ -155,100 +192,99 @@ def taming_pixels(device: str, precision: str, compiled: bool) -> Step:
     return step
 
 
-# Name → (what makes its step, compiled, with our allocator settings).
-CONTENDERS: dict[str, tuple[Callable[[str, str, bool], Step], bool, bool]] = {
-    _NANO + _AS_IS: (nanogpt, True, False),
-    _NANO: (nanogpt, True, True),
-    "nanoGPT": (nanogpt, False, True),
-    _PIXELS + _AS_IS: (taming_pixels, False, False),
-    _PIXELS: (taming_pixels, False, True),
-    "imagepriors": (ours, False, True),
-    "imagepriors, compiled": (ours, True, True),
+# Name → (what makes its step, with our allocator settings).
+CONTENDERS: dict[str, tuple[Callable[[Precision], Step], bool]] = {
+    _NANO + _AS_IS: (nanogpt, False),
+    _NANO: (nanogpt, True),
+    "transformers GPT-2": (hugging_face, True),
+    "taming minGPT": (mingpt, True),
+    _PIXELS + _AS_IS: (taming_pixels, False),
+    _PIXELS: (taming_pixels, True),
+    _OURS: (ours, True),
+    _OURS + ", compiled": (functools.partial(ours, compiled=True), True),
 }
-_UNCOUNTED = 2
-"""Rounds: the first compiles, the second allocates."""
+if _ON_GPU and importlib.util.find_spec("xformers"):
+    CONTENDERS[_OURS + ", xformers"] = (functools.partial(ours, attention="xformers"), True)
 
 
-def serve(precision: str) -> None:
-    """Read names of contenders from stdin and answer with the seconds of one step of each."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def contend(name: str, precision: Precision) -> dict[str, float]:
+    """Seconds of a step of one contender in this process, the most memory it held, and what products could reach."""
     torch.manual_seed(0)
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the rivals print
-
-    @functools.cache
-    def step_of(name: str) -> Step:
-        make, compiled, _ = CONTENDERS[name]
-        return make(device, precision, compiled)
-
-    for line in sys.stdin:
-        step = step_of(line.strip())
-        start = time.perf_counter()
-        step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        print(time.perf_counter() - start, file=answers, flush=True)
+    step = CONTENDERS[name][0](precision)
+    times = [harness.seconds(step) for _ in range(_UNCOUNTED + _COUNTED)][_UNCOUNTED:]
+    found = {"seconds": statistics.median(times), "peak_gib": harness.peak_gib()}
+    return {**found, "flops_floor": harness.flops_floor(precision)}
 
 
-def _measure(precision: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step of each contender, in rounds."""
-    command = [sys.executable, "-m", "imagepriors.benchmarks.train_prior", precision]
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    with contextlib.ExitStack() as stack:
-        servers = {
-            ours_too: stack.enter_context(
-                subprocess.Popen(
-                    command, env={**os.environ, **(ALLOCATOR if ours_too else {})},
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+@torch.no_grad()
+def difference() -> float:
+    """The largest difference of logits between minGPT, transformers' GPT-2 and ours at the same weights."""
+    peer = _mingpt().eval()
+    prior = prior_from_mingpt(peer.state_dict(), n_head=_HEADS, sequence=_sequence(), condition_tokens=[0])
+    codes = _codes().to(harness.device())
+    exact = peer(F.pad(codes[:, :-1], (1, 0)))[0]
+    own = prior.to(harness.device())(torch.zeros(_BATCH, 1, dtype=torch.int64, device=codes.device), codes[:, :-1])
+    theirs = peers.gpt2_from_mingpt(peer, _HEADS).to(harness.device())(F.pad(codes[:, :-1], (1, 0))).logits
+    return max(float((other - exact).abs().max()) for other in (own, theirs))
+
+
+def run(repeats: int = 3, *, out: Path = harness.RESULTS) -> str:
+    """Measure all contenders in turns, write the report, and return it as Markdown."""
+    peers.taming(), peers.mingpt()  # says what is missing before minutes are spent
+    gap = difference()
+    native = resolve_precision(TrainConfig(), torch.device(harness.device()))
+    precisions = sorted({"float32", native}, reverse=True)  # where bfloat16 is slower nobody would choose it
+    rounds: list[dict[str, dict[str, float]]] = []
+    for _ in range(repeats):
+        work = [(name, precision) for precision in precisions for name in CONTENDERS]
+        rounds.append(
+            {
+                f"{name}, {precision}": harness.spawn(
+                    "train_prior", name, precision, env=ALLOCATOR if CONTENDERS[name][1] else {}
                 )
-            )
-            for ours_too in (False, True)
-        }  # fmt: skip
-        for number in tqdm(range(repeats + _UNCOUNTED), desc=f"rounds in {precision}", disable=None):
-            for name, (_, _, allocator) in CONTENDERS.items():
-                server = servers[allocator]
-                assert server.stdin is not None
-                assert server.stdout is not None
-                print(name, file=server.stdin, flush=True)
-                answer = server.stdout.readline()
-                if not answer:
-                    raise RuntimeError(f"{name!r} failed: see above")
-                if number >= _UNCOUNTED:
-                    seconds[name].append(float(answer))
-    return seconds
+                for name, precision in tqdm(work, desc="bench train-prior", disable=None)
+            }
+        )
+    return _report(rounds, precisions, gap, out)
 
 
-def run(repeats: int = 5, out: Path = _RESULTS) -> str:
-    """Measure all contenders, write JSON and a Markdown table, and return the table."""
-    cuda = torch.cuda.is_available()
-    native = resolve_precision(TrainConfig(), torch.device("cuda" if cuda else "cpu"))
-    # Where bfloat16 is slower nobody would choose it.
-    results = {precision: _measure(precision, repeats) for precision in sorted({"float32", native}, reverse=True)}
-    device = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores, {platform.machine()}"
-    batch = _BATCH["cuda" if cuda else "cpu"]
-    lines = [
-        f"One step (forward, backward, clipping, AdamW) of GPT-2 small on {batch} × {_SIDE**2} codes of {_CODEBOOK} on "
-        f"{device}, torch {torch.__version__}; our allocator settings but where it says as it is, {repeats} rounds "
-        "in turn, ratios are medians within a round; `imagepriors bench train-prior`.",
-        "",
-        "| | precision | s/step | tokens/s | × nanoGPT compiled | × as it is | × taming with pixels | × as it is |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for precision, seconds in results.items():
-        for name, found in seconds.items():
-            ratios = [
-                statistics.median(other / one for one, other in zip(found, seconds[base], strict=True))
-                for base in (_NANO, _NANO + _AS_IS, _PIXELS, _PIXELS + _AS_IS)
+def _report(rounds: list[dict[str, dict[str, float]]], precisions: Sequence[str], gap: float, out: Path) -> str:
+    def all_of(name: str, precision: str, figure: str = "seconds") -> list[float]:
+        return [found[f"{name}, {precision}"][figure] for found in rounds]
+
+    flops = step_flops_per_sequence(Prior(ModelConfig(**_MODEL), _sequence())) * _BATCH
+    rows, headlines = [], {}
+    for precision in precisions:
+        for name in CONTENDERS:
+            times = all_of(name, precision)
+            shares = [flops / s / f for s, f in zip(times, all_of(name, precision, "flops_floor"), strict=True)]
+            against = [
+                harness.ratio(all_of(base, precision), times) for base in (_NANO, _NANO + _AS_IS, _PIXELS + _AS_IS)
             ]
-            s = statistics.median(found)
-            figures = " | ".join(f"{ratio:.2f}" for ratio in ratios)
-            lines.append(f"| {name} | {precision} | {s:.3g} | {batch * _SIDE**2 / s:.4g} | {figures} |")
-    table = "\n".join(lines) + "\n"
-    out.mkdir(parents=True, exist_ok=True)
-    stem = "train-prior-" + ("".join(c if c.isalnum() else "-" for c in device.lower()) if cuda else "cpu")
-    (out / f"{stem}.md").write_text(table)
-    (out / f"{stem}.json").write_text(json.dumps({"seconds": results}, indent=2) + "\n")
-    return table
+            s = harness.median(times)
+            memory = harness.median(all_of(name, precision, "peak_gib"))
+            share = "" if name.startswith(_PIXELS) else f"{harness.median(shares):.0%}"
+            rows.append([name, precision, f"{s:.3g}", f"{_BATCH * _TOKENS / s:.4g}", share, f"{memory:.1f}", *against])
+            if name == _OURS:
+                what = f"training step of {'GPT-2 medium' if _ON_GPU else 'GPT-2 small'} in {precision}"
+                headlines[f"{what}, over nanoGPT compiled"] = against[0]
+                headlines[f"{what}, over taming's, which encodes pixels in the step"] = against[2]
+    text = (
+        f"One step (forward, backward, clipping, AdamW) on {_BATCH} × {_TOKENS} codes of {_CODEBOOK}, {_LAYERS} "
+        f"layers, {_HEADS} heads, width {_WIDTH}; {len(rounds)} rounds. Our allocator settings but where it says as "
+        "it is. MFU: FLOPs of the model over those of a large product in the same process. Before: at the same "
+        f"weights the logits of minGPT, of transformers' GPT-2 and ours differ by {gap:.1e} at most."
+    )
+    columns = [
+        "", "precision", "s/step", "tokens/s", "MFU", "peak GiB", "× nanoGPT compiled", "× as it is",
+        "× taming with pixels as it is",
+    ]  # fmt: skip
+    return harness.save(
+        out, "train-prior", command="imagepriors bench train-prior", text=text, columns=columns, rows=rows,
+        figures={"rounds": rounds}, headlines=headlines,
+        packages=("torch", "transformers", "taming-transformers-rom1504"),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    harness.answer(lambda: contend(sys.argv[1], sys.argv[2]))

@@ -41,9 +41,10 @@ def run(lab: Lab) -> None:
     shards = {"pixels": lab.palette_shards(), "codes": lab.code_shards()}
     flops = {name: _sequence_flops(lab, folder) for name, folder in shards.items()}
     base = lab.prior(batch_size=lab.config.prior_batch or 16)
+    pixel_steps = lab.config.pixel_steps or base.steps
     configs = {
         # Steps of pixels; codes get as many more as their sequences cost less.
-        name: lab.prior(batch_size=base.batch_size, steps=round(base.steps * flops["pixels"] / flops[name]))
+        name: lab.prior(batch_size=base.batch_size, steps=round(pixel_steps * flops["pixels"] / flops[name]))
         for name in shards
     }
     folders = lab.train(configs, shards)
