@@ -7,7 +7,6 @@ products of sampling (4 rows) take 2.8 times as long. Sums go in another order: 
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-@functools.cache
 def _amd_with_mkl() -> bool:
     """Whether float32 products would go to MKL on an AMD CPU: by its name, so that no run depends on a clock."""
     cpu = Path("/proc/cpuinfo")
     both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return both and cpu.is_file() and "AuthenticAMD" in cpu.read_text()
+
+
+_BY_ONEDNN = _amd_with_mkl()  # a constant, which compiled code can know
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -62,7 +63,7 @@ class _OneDNNLinear(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: x [..., D], weight [K, D], bias [K] → [..., K]."""
     plain = x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32
-    if plain or not _amd_with_mkl() or torch.is_autocast_enabled("cpu"):
+    if plain or not _BY_ONEDNN or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
         return _product(x, weight, bias)

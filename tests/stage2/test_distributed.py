@@ -159,7 +159,7 @@ def test_average_is_what_is_shipped(dataset: ShardDataset, tmp_path: Path, singl
 def test_flops_are_those_of_the_matrix_products(dataset: ShardDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    monkeypatch.setattr("codeprior.linear._amd_with_mkl", lambda: False)  # the counter knows torch's products only
+    monkeypatch.setattr("codeprior.linear._BY_ONEDNN", False)  # the counter knows torch's products only
     sequence = sequence_from_dataset(dataset, "zcurve", "class")
     prior = Prior(replace(CONFIG.model, attention="math"), sequence)
     condition, codes = torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 16, dtype=torch.long)

@@ -1,16 +1,11 @@
 """Sampling against taming-transformers and Hugging Face at the same weights: `imagepriors bench sample`.
 
-All contenders run in one process and take turns, so that what else the machine does falls on all alike; a ratio is the
-median over rounds of the ratio within a round. The peer without a cache is so slow that it takes part in the first
-round only, and in a quarter of the greedy codes. Random weights of minGPT (GELU, biases, untied head), converted by the
-importer, top-k 100.
+All contenders run in one process, with our allocator settings, and take turns. The peer without a cache is so slow that
+it takes part in the first round of small batches only, and in a quarter of the greedy codes. Random weights of minGPT
+(GELU, biases, untied head), converted by the importer, top-k 100.
 """
 
-import json
-import os
-import platform
-import statistics
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +18,13 @@ from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.model import Prior
 from codeprior.released import prior_from_mingpt
 from codeprior.sample import ready, sample_sequences
+from codeshards.pool import ALLOCATOR
+from imagepriors.benchmarks import harness, peers
 
-_RESULTS = Path(__file__).parent / "results"
 _SIDE, _CODEBOOK = 16, 1024
-_BATCHES = {"cpu": (1, 4), "cuda": (1, 4, 64)}
+_BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}
+_UNCACHED_UP_TO = 4
+"""The largest batch that is drawn without a cache."""
 _SIZE = {"n_layer": 12, "n_head": 12, "n_embd": 768}
 # Name → codes [B, steps] from (batch, steps, greedy).
 Draw = Callable[[int, int, bool], Tensor]
@@ -36,10 +34,8 @@ _OURS = "imagepriors, float32"
 
 
 def _peer_weights(device: str) -> Any:
-    from imagepriors.benchmarks.peers import mingpt
-
     torch.manual_seed(0)
-    return mingpt().GPT(_CODEBOOK, _SIDE**2, **_SIZE).to(device).eval()
+    return peers.mingpt().GPT(_CODEBOOK, _SIDE**2, **_SIZE).to(device).eval()
 
 
 def _prior(peer: Any, device: str) -> Prior:
@@ -61,25 +57,21 @@ def _ours(prior: Prior, **options: Any) -> Draw:
 
 
 def _taming(peer: Any, device: str, cached: bool) -> Draw:
-    from imagepriors.benchmarks.peers import mingpt
+    mingpt = peers.mingpt()
 
     def draw(batch: int, steps: int, greedy: bool) -> Tensor:
         start = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         if cached:
-            codes: Tensor = mingpt().sample_with_past(
-                start, peer, steps, sample_logits=not greedy, top_k=100, top_p=1.0
-            )
+            codes: Tensor = mingpt.sample_with_past(start, peer, steps, sample_logits=not greedy, top_k=100, top_p=1.0)
             return codes.cpu()
-        codes = mingpt().sample(peer, start, steps, sample=not greedy, top_k=100)
+        codes = mingpt.sample(peer, start, steps, sample=not greedy, top_k=100)
         return codes[:, 1:].cpu()
 
     return draw
 
 
 def _hugging_face(peer: Any, device: str) -> Draw:
-    from imagepriors.benchmarks.peers import gpt2_from_mingpt
-
-    model = gpt2_from_mingpt(peer, _SIZE["n_head"]).to(device)
+    model = peers.gpt2_from_mingpt(peer, _SIZE["n_head"]).to(device)
 
     @torch.inference_mode()
     def draw(batch: int, steps: int, greedy: bool) -> Tensor:
@@ -113,57 +105,74 @@ def contenders(device: str) -> dict[str, Draw]:
     }
 
 
-def _timed(draw: Draw, batch: int) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    draw(batch, _SIDE**2, False)  # codes on the CPU: nothing is left to wait for
-    return time.perf_counter() - start
-
-
 def measure(draws: dict[str, Draw], batch: int, repeats: int) -> dict[str, Any]:
     """Seconds of every round and the share of greedy codes that are the peer's."""
     exact = draws[_BASE](batch, _SIDE**2, True)
+    seconds: dict[str, list[float]] = {}
     equal = {}
     for name, draw in draws.items():
-        steps = _SIDE**2 // 4 if name == _UNCACHED else _SIDE**2
-        equal[name] = float((draw(batch, steps, True) == exact[:, :steps]).float().mean())
-    seconds: dict[str, list[float]] = {name: [] for name in draws}
+        if name != _UNCACHED or batch <= _UNCACHED_UP_TO:
+            steps = _SIDE**2 // 4 if name == _UNCACHED else _SIDE**2
+            equal[name] = float((draw(batch, steps, True) == exact[:, :steps]).float().mean())
+            seconds[name] = []
+            if "compiled" in name:
+                draw(batch, _SIDE**2, False)
     for index in tqdm(range(repeats), desc=f"bench sample, batch {batch}", disable=None):
-        for name, draw in draws.items():
+        for name, times in seconds.items():
             if index == 0 or name != _UNCACHED:
-                seconds[name].append(_timed(draw, batch))
+                times.append(harness.seconds(lambda name=name: draws[name](batch, _SIDE**2, False)))  # type: ignore[misc]
     return {"seconds": seconds, "equal": equal}
 
 
-def _ratio(seconds: dict[str, list[float]], over: str, name: str) -> float:
-    return statistics.median(a / b for a, b in zip(seconds[over], seconds[name], strict=False))
+def run(repeats: int = 3, *, out: Path = harness.RESULTS) -> str:
+    """Measure all contenders in turns, write the report, and return it as Markdown."""
+    peers.mingpt()  # says what is missing before minutes are spent
+    return _report(harness.spawn("sample", str(repeats), env=ALLOCATOR), out)
 
 
-def run(repeats: int = 5, out: Path = _RESULTS) -> str:
-    """Measure all contenders, write JSON and a Markdown table, and return the table."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores, {platform.machine()}"
+def measure_all(repeats: int) -> dict[str, Any]:
+    """All batch sizes; and the seconds in which the weights of blocks and head can be read, once for every code."""
+    device = harness.device()
     draws = contenders(device)
-    lines = [
-        f"Sampling {_SIDE**2} codes with gpt2-small on {machine}, torch {torch.__version__}, {repeats} rounds in turn; "
-        "`imagepriors bench sample`.",
-        "Ratios are medians over rounds. Greedy codes: share that equals taming's at the same weights.",
-        "",
-        "| batch | | s per image | × taming cached | × taming uncached | greedy codes as taming |",
-        "|---|---|---|---|---|---|",
-    ]
-    results = {}
-    for batch in _BATCHES[device]:
-        found = results[f"batch {batch}"] = measure(draws, batch, repeats)
-        for name, rounds in found["seconds"].items():
-            per_image_s = statistics.median(rounds) / batch
-            cached, uncached = (_ratio(found["seconds"], over, name) for over in (_BASE, _UNCACHED))
-            share = f"{found['equal'][name]:.1%}"
-            lines.append(f"| {batch} | {name} | {per_image_s:.3g} | {cached:.2f} | {uncached:.2f} | {share} |")
-    table = "\n".join(lines) + "\n"
-    out.mkdir(parents=True, exist_ok=True)
-    stem = "sample-" + ("".join(c if c.isalnum() else "-" for c in machine.lower()) if device == "cuda" else "cpu")
-    (out / f"{stem}.md").write_text(table)
-    (out / f"{stem}.json").write_text(json.dumps(results, indent=2) + "\n")
-    return table
+    large = max(_BATCHES[device])
+    found = {str(b): measure(draws, b, repeats if b < large else min(repeats, 2)) for b in _BATCHES[device]}
+    prior = _prior(_peer_weights("cpu"), "cpu")
+    numbers = sum(parameter.numel() for parameter in prior.blocks.parameters()) + prior.code_embedding.weight.numel()
+    reads_s = numbers * _SIDE**2 / harness.read_floor()
+    return {"batches": found, "floor_s": {"float32": 4 * reads_s, "bfloat16": 2 * reads_s}}
+
+
+def _report(figures: dict[str, Any], out: Path) -> str:
+    found, floor = figures["batches"], figures["floor_s"]
+    rows, headlines = [], {}
+    for batch, measured in found.items():
+        seconds = measured["seconds"]
+        for name, times in seconds.items():
+            cached = harness.ratio(seconds[_BASE][: len(times)], times)
+            slow = seconds.get(_UNCACHED, [])
+            uncached = harness.ratio(slow, times[: len(slow)]) if slow else ""
+            limit_s = floor["bfloat16" if "bfloat16" in name else "float32"]
+            share = f"{harness.median(times) / limit_s:.2f}" if batch == "1" else ""
+            per_image_s, equal = harness.median(times) / int(batch), f"{measured['equal'][name]:.1%}"
+            rows.append([name, batch, f"{per_image_s:.3g}", cached, uncached, share, equal])
+            if name == _OURS:
+                headlines[f"sampling 256 codes, batch {batch}, float32, over taming's cached sampler"] = cached
+                if slow:
+                    headlines[f"sampling 256 codes, batch {batch}, float32, over taming's uncached sampler"] = uncached
+    text = (
+        f"Sampling {_SIDE**2} codes with gpt2-small, top-k 100; {len(seconds[_BASE])} rounds of the largest batch, "
+        f"{len(found['1']['seconds'][_BASE])} of the others, one without a cache. Weight streaming: the time over that "
+        "of reading every weight once a code. Greedy codes: share that is taming's at the same weights."
+    )
+    columns = [
+        "", "batch", "s per image", "× taming cached", "× taming uncached", "× weight streaming",
+        "greedy codes as taming",
+    ]  # fmt: skip
+    return harness.save(
+        out, "sample", command="imagepriors bench sample", text=text, columns=columns, rows=rows, figures=figures,
+        headlines=headlines, packages=("torch", "transformers", "taming-transformers-rom1504"),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    harness.answer(lambda: measure_all(int(sys.argv[1])))
