@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from codeprior.speed import measured_flops
+from imagepriors.demo.scenes import render_scene
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -75,6 +77,16 @@ def copy_floor() -> float:
     source = np.ones(2**26, dtype=np.uint8)
     target = np.empty_like(source)
     return source.nbytes / min(seconds(lambda: np.copyto(target, source)) for _ in range(4))
+
+
+def photos(folder: Path, count: int) -> Path:
+    """Write `count` rendered scenes as JPEG files of a photo's size, in three classes; returns the folder."""
+    for index in range(count):
+        path = folder / f"class{index % 3}" / f"{index:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scene = render_scene(0, index, 512).image
+        Image.fromarray(scene[64:448, :500]).save(path, quality=92)
+    return folder
 
 
 def spawn(suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> Any:
