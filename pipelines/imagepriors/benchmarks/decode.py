@@ -4,9 +4,6 @@ Both decode with Pillow, make the shorter side 256 pixels (bicubic, antialiased)
 interleaved, so that a busy moment of the machine hits both.
 """
 
-import json
-import platform
-import statistics
 import tarfile
 import tempfile
 import time
@@ -14,47 +11,72 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
+from imagepriors.benchmarks import harness
 from vqgan.datasets import CENTRE, Item, Split, open_splits, spread
 from vqgan.datasets.files import File
+from vqgan.errors import InputError
 
-_RESULTS = Path(__file__).parent / "results"
 SIZE = 256
-RIVAL = "torchvision ImageFolder"
+RIVAL, OURS = "torchvision ImageFolder", "imagepriors, folders"
 
 
-def run(repeats: int, data: Path, out: Path = _RESULTS, images: int = 200) -> str:
-    """Measure, write decode-cpu.json and .md into `out`, return the table.
+def run(repeats: int = 3, *, data: Path | None = None, out: Path = harness.RESULTS, images: int = 200) -> str:
+    """Measure, write the report, and return it as Markdown.
 
     Args:
-        repeats: Rounds; the median counts.
-        data: Class folders of photos.
-        out: Folder for the results.
+        repeats: Rounds.
+        data: Folder of photos; without it scenes of a photo's size are rendered.
+        out: Folder for the report.
         images: Photos read a round.
+
+    Raises:
+        InputError: `data` holds no photos.
     """
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        source = _classes(data, work / "photos") if data else harness.photos(work / "photos", 32)
+        rates, count, gap = _compare(source, work, repeats, images)
+    return _report(rates, f"{count} {'photos of --data' if data else 'rendered scenes'}", gap, out)
+
+
+def _classes(data: Path, links: Path) -> Path:
+    """A folder with one sub-folder a class, as the rival wants it: `data`, or links to the photos below it."""
+    if any(next(folder.glob("*.*"), None) for folder in data.iterdir() if folder.is_dir()):
+        return data
+    photos = [path for path in sorted(data.rglob("*")) if path.suffix.lower() in (".jpeg", ".jpg", ".png")]
+    if not photos:
+        raise InputError(f"no JPEG or PNG files below {data}: pass --data, a folder of photos, or leave it out")
+    (links / "photos").mkdir(parents=True)
+    for number, photo in enumerate(photos):
+        (links / "photos" / f"{number:06d}{photo.suffix}").symlink_to(photo.resolve())
+    return links
+
+
+def _compare(data: Path, work: Path, repeats: int, images: int) -> tuple[dict[str, list[float]], int, float]:
+    """Images/s of all rounds, how many photos a round reads, and the mean difference of pixels in grey levels."""
     rival = ImageFolder(str(data), transform=Compose([Resize(SIZE, InterpolationMode.BICUBIC), CenterCrop(SIZE)]))
     places = spread(len(rival), images)
     paths = [rival.samples[place][0] for place in places]
     ours = Split([Item(key=str(number), image=File(path)) for number, path in enumerate(paths)])
-    with tempfile.TemporaryDirectory() as folder:
-        _official_tar(Path(folder), paths)
-        tars = open_splits("imagenet", Path(folder))["train"]
-        contenders: dict[str, Callable[[int], object]] = {
-            RIVAL: lambda number: np.asarray(rival[places[number]][0]),
-            "imagepriors, folders": lambda number: ours.read(number, SIZE),
-            "imagepriors, ImageNet's tar of tars, in place": lambda number: tars.read(number % len(tars), SIZE),
-            "imagepriors, folders, draft": lambda number: ours.read_views(number, SIZE, (CENTRE,), draft=True),
-        }
-        rates = _rates(contenders, len(places), repeats)
+    (work / "tars").mkdir()
+    _official_tar(work / "tars", paths)
+    tars = open_splits("imagenet", work / "tars")["train"]
+    contenders: dict[str, Callable[[int], object]] = {
+        RIVAL: lambda number: np.asarray(rival[places[number]][0]),
+        OURS: lambda number: ours.read(number, SIZE),
+        "imagepriors, ImageNet's tar of tars, in place": lambda number: tars.read(number % len(tars), SIZE),
+        "imagepriors, folders, draft": lambda number: ours.read_views(number, SIZE, (CENTRE,), draft=True),
+    }
+    rates = _rates(contenders, len(places), repeats)
     gaps = [
         np.abs(np.asarray(rival[place][0]).astype(int) - ours.read(n, SIZE).image) for n, place in enumerate(places)
     ]
-    return _write(out, rates, len(places), float(np.mean([gap.mean() for gap in gaps])))
+    return rates, len(places), float(np.mean([gap.mean() for gap in gaps]))
 
 
 def _rates(contenders: dict[str, Callable[[int], object]], count: int, repeats: int) -> dict[str, list[float]]:
@@ -83,20 +105,16 @@ def _official_tar(folder: Path, paths: list[str]) -> None:
             outer.add(folder / f"{name}.tar", f"{name}.tar")
 
 
-def _write(out: Path, rates: dict[str, list[float]], count: int, gap: float) -> str:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "decode-cpu.json").write_text(json.dumps({"images": count, "images_per_s": rates}, indent=2) + "\n")
-    lines = [
-        f"Decode, resize the shorter side to {SIZE} (bicubic), centre crop: one core, {platform.machine()}, "
-        f"Pillow {PIL.__version__}, {count} photos, median of {len(rates[RIVAL])} interleaved rounds; `make bench`.",
-        f"Pixels differ from the rival's by {gap:.2f} grey levels on average.",
-        "",
-        "| | images/s per core | × torchvision |",
-        "|---|---|---|",
-    ]
-    for name, values in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(values, rates[RIVAL], strict=True))
-        lines.append(f"| {name} | {statistics.median(values):.0f} | {ratio:.2f} |")
-    text = "\n".join(lines)
-    (out / "decode-cpu.md").write_text(text + "\n")
-    return text
+def _report(rates: dict[str, list[float]], photos: str, gap: float, out: Path) -> str:
+    ratios = {name: harness.ratio(values, rates[RIVAL]) for name, values in rates.items()}
+    rows = [[name, f"{harness.median(values):.0f}", ratios[name]] for name, values in rates.items()]
+    text = (
+        f"Decode, resize the shorter side to {SIZE} (bicubic), centre crop: one core, {photos}, {len(rates[RIVAL])} "
+        f"rounds. Pixels differ from the rival's by {gap:.2f} grey levels on average."
+    )
+    return harness.save(
+        out, "decode", command="imagepriors bench decode", text=text,
+        columns=["", "images/s per core", "× torchvision"], rows=rows,
+        figures={"images_per_s": rates, "difference_levels": gap}, packages=("torch", "torchvision", "pillow"),
+        headlines={"reading photos, over torchvision's ImageFolder": ratios[OURS]},
+    )  # fmt: skip

@@ -5,12 +5,7 @@ compressor can shrink below their entropy: real pictures are not harder. Each fi
 the contenders take turns, in one process on one core, with files in the page cache.
 """
 
-import json
-import os
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +26,8 @@ from codeshards.format import (
     sidecar_path,
     write_shard,
 )
+from imagepriors.benchmarks import harness
 
-RESULTS = Path(__file__).parent / "results"
 _ROWS, _SHARD_ROWS, _SIDE, _CODEBOOK = 16_384, 4096, 16, 1024
 _ONE: tuple[OrderName, ...] = ("row_major",)
 CONTENDERS: dict[str, tuple[tuple[OrderName, ...], ShardFormat]] = {
@@ -89,8 +84,8 @@ def read_webdataset(folder: Path) -> int:
     return sum(row["codes.npy"][0].size for row in webdataset.WebDataset(urls, shardshuffle=False).decode())
 
 
-def run(repeats: int = 5, out: Path = RESULTS) -> str:
-    """Measure, write JSON and a Markdown table, and return the table."""
+def run(repeats: int = 3, *, out: Path = harness.RESULTS) -> str:
+    """Measure, write the report, and return it as Markdown."""
     codes_NHW = skewed_codes(_ROWS)
     pa.set_cpu_count(1)
     times: dict[str, dict[str, list[float]]] = {name: {} for name in CONTENDERS}
@@ -100,17 +95,9 @@ def run(repeats: int = 5, out: Path = RESULTS) -> str:
             for name, (orders, format_name) in CONTENDERS.items():
                 folder = Path(root) / f"{name}-{repeat}"
                 for task, work in _tasks(folder, codes_NHW, orders, format_name):
-                    times[name].setdefault(task, []).append(_seconds(work))
+                    times[name].setdefault(task, []).append(harness.seconds(work))
                 nbytes[name] = sum(path.stat().st_size for path in (folder / "train").glob("shard-*[!n]"))
-    results = {
-        name: {"bytes": nbytes[name], **{task: statistics.median(found) for task, found in times[name].items()}}
-        for name in CONTENDERS
-    }
-    table = _table(results, repeats)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "shards-cpu.md").write_text(table)
-    (out / "shards-cpu.json").write_text(json.dumps(results, indent=2) + "\n")
-    return table
+    return _report(nbytes, times, repeats, out)
 
 
 def _tasks(
@@ -122,30 +109,33 @@ def _tasks(
         yield "read_webdataset_s", lambda: read_webdataset(folder)
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _table(results: dict[str, dict[str, float]], repeats: int) -> str:
+def _report(nbytes: dict[str, int], times: dict[str, dict[str, list[float]]], repeats: int, out: Path) -> str:
     codes = _ROWS * _SIDE * _SIDE
-    base = results["Parquet, one order"]
-    lines = [
-        f"Shards of {_ROWS:,} rows of {_SIDE}×{_SIDE} skewed codes of {_CODEBOOK:,}, one core of {os.cpu_count()}, "
-        f"{platform.machine()}, pyarrow {pa.__version__}, median of {repeats};",
-        "`imagepriors bench shards`.",
-        "Write: permute, check, compress, hash, fsync. Read: one order of every row, here and by plain `webdataset`.",
-        "",
-        "| | MB | bytes a row | × bytes | rows/s written | × write time | M codes/s read | by `webdataset` |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, found in results.items():
-        theirs = f"{codes / found['read_webdataset_s'] / 1e6:.1f}" if "read_webdataset_s" in found else ""
-        size, write_s = found["bytes"], found["write_s"]
-        lines.append(
-            f"| {name} | {size / 1e6:.1f} | {size / _ROWS:,.0f} | {size / base['bytes']:.2f} "
-            f"| {_ROWS / write_s:,.0f} | {write_s / base['write_s']:.2f} "
-            f"| {codes / found['read_s'] / 1e6:.1f} | {theirs} |"
-        )
-    return "\n".join(lines) + "\n"
+    first, five = "Parquet, one order", "Parquet, five orders"
+    written = {name: harness.ratio(found["write_s"], times[first]["write_s"]) for name, found in times.items()}
+    rows = []
+    for name, found in times.items():
+        theirs = harness.median(found["read_webdataset_s"]) if "read_webdataset_s" in found else 0.0
+        rows.append(
+            [
+                name, f"{nbytes[name] / 1e6:.1f}", f"{nbytes[name] / _ROWS:,.0f}",
+                f"{nbytes[name] / nbytes[first]:.2f}", f"{_ROWS / harness.median(found['write_s']):,.0f}",
+                written[name], f"{codes / harness.median(found['read_s']) / 1e6:.1f}",
+                f"{codes / theirs / 1e6:.1f}" if theirs else "",
+            ]
+        )  # fmt: skip
+    text = (
+        f"{_ROWS:,} rows of {_SIDE}×{_SIDE} independent skewed codes of {_CODEBOOK:,}, one core, {repeats} rounds. "
+        "Write: permute, check, compress, hash, fsync. Read: one order of every row, here and by plain `webdataset`."
+    )
+    columns = [
+        "", "MB", "bytes a row", "× bytes", "rows/s written", "× write time", "M codes/s read", "by `webdataset`",
+    ]  # fmt: skip
+    headlines = {
+        "bytes of five orders over those of one": f"{nbytes[five] / nbytes[first]:.3g}",
+        "time to write five orders over that of one": written[five],
+    }
+    return harness.save(
+        out, "shards", command="imagepriors bench shards", text=text, columns=columns, rows=rows,
+        figures={"bytes": nbytes, "seconds": times}, headlines=headlines, packages=("pyarrow", "webdataset"),
+    )  # fmt: skip

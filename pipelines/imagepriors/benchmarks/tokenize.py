@@ -132,7 +132,7 @@ def single(work: Path, precision: str) -> dict[str, Any]:
 
 def _prepare(data: Path | None, work: Path) -> str:
     """The photos of `data` as often as needed, and a tokenizer; what the photos are."""
-    source = data or harness.photos(work / "photos", 64)
+    source = data or harness.photos(work / "photos", 32)
     photos = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in (".jpeg", ".jpg", ".png")]
     if len(photos) < 8:
         raise InputError(f"{data} has {len(photos)} photos: pass --data, a folder with some ImageNet photos below it")
