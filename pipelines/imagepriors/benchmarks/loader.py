@@ -44,25 +44,24 @@ def _codes() -> Any:
     return rng.choice(_CODEBOOK, (_ROWS, _LENGTH), p=share / share.sum()).astype(np.uint16)
 
 
-def write_shards(folder: Path) -> None:
-    """Our shards, row_major only: every format then holds each code once."""
+def write_shards(folder: Path, rows: int = _ROWS, side: int = 16) -> None:
+    """Our shards, row_major only: every format then holds each code once. Every shard holds the same codes."""
     import numpy as np
 
     from codeshards.format import GridSpec, Manifest, ShardSpec, Sidecar, build_plan, sidecar_path, write_shard
 
-    image = GridSpec(height=16, width=16, codebook_size=_CODEBOOK, fingerprint="benchmark")
+    image = GridSpec(height=side, width=side, codebook_size=_CODEBOOK, fingerprint="benchmark")
     spec = ShardSpec(image=image, orders=("row_major",))
     plan = build_plan(
-        samples={"train": [f"row-{i:06d}" for i in range(_ROWS)]}, source_hashes={"train": "benchmark"}, settings={},
+        samples={"train": [f"row-{i:08d}" for i in range(rows)]}, source_hashes={"train": "benchmark"}, settings={},
         views=1, shard_rows=8192, shuffle_seed=None,
     )  # fmt: skip
-    codes, sidecars, start = _codes().reshape(-1, 16, 16), [], 0
+    codes, sidecars = _codes()[:, : side * side].reshape(-1, side, side), []
     for shard in plan.shards:
-        part = codes[start : start + shard.samples]
-        start += shard.samples
-        table = spec.rows_to_table(list(plan.sample_keys(shard)), np.zeros(shard.samples), None, part)
+        count = shard.samples
+        table = spec.rows_to_table(list(plan.sample_keys(shard)), np.zeros(count), None, codes[:count])
         sidecar = Sidecar(
-            plan_hash=plan.hash, split=shard.split, index=shard.index, rows=shard.samples, samples=shard.samples,
+            plan_hash=plan.hash, split=shard.split, index=shard.index, rows=count, samples=count,
             files=write_shard(folder, shard, table),
         )  # fmt: skip
         sidecar.save(sidecar_path(folder, shard))
@@ -172,6 +171,9 @@ def mosaicml(folder: Path, workers: int) -> Iterator[Any]:
 
 def litdata(folder: Path, workers: int) -> Iterator[Any]:
     """Its optimized chunks through its StreamingDataset and StreamingDataLoader."""
+    # Its optimizer empties these folders, by default /tmp/data and /tmp/chunks, whoever's they are.
+    os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(folder.with_name("litdata-data"))
+    os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(folder.with_name("litdata-chunks"))
     import litdata as lit
     import numpy as np
     import torch
@@ -211,7 +213,7 @@ def contend(job: str, folder: Path, workers: int) -> dict[str, float]:
     batches = globals()[job](folder, workers)
     batch = next(batches)
     first_s = time.perf_counter() - start
-    if (tuple(batch.shape), str(batch.dtype)) != ((_BATCH, _LENGTH), "torch.int64"):
+    if batch.shape[0] != _BATCH or str(batch.dtype) != "torch.int64":
         raise RuntimeError(f"{job} gives {tuple(batch.shape)} {batch.dtype}")
     counted, start = 0, time.perf_counter()
     while (seconds := time.perf_counter() - start) < _SECONDS:
