@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from codeprior.config import TrainConfig as PriorConfig
-from codeshards.format import ShardDataset
+from codeshards.format import ShardDataset, Where, absolute
 from codeshards.pool import connected
 from vqgan.config import TrainConfig
 from vqgan.datasets import open_splits
@@ -32,15 +32,15 @@ def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path,
     return train_on_ray(worker, out, workers, name="train-vqgan", gpus=config.device != "cpu")
 
 
-def train_prior_on_ray(config: PriorConfig, shards: Path, out: Path, workers: int) -> dict[str, Any]:
+def train_prior_on_ray(config: PriorConfig, shards: Where, out: Path, workers: int) -> dict[str, Any]:
     """Stage 2 with `workers` processes; returns the run's summary. See :func:`train_on_ray`."""
     ShardDataset.open(shards)
-    shards, out = shards.resolve(), out.resolve()
+    place, out = absolute(shards), out.resolve()
 
     def worker() -> None:
         from codeprior.train import train_prior
 
-        train_prior(config, shards, out)
+        train_prior(config, place, out)
 
     return train_on_ray(worker, out, workers, name="train-prior", gpus=config.device != "cpu")
 

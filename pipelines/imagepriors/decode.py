@@ -75,8 +75,19 @@ def _validation_rows(sequence: SequenceSpec, shards: Path, n: int) -> tuple[dict
     """Conditions by name and whole code sequences [n, T] of the first validation rows, again and again if too few."""
     dataset = ShardDataset.open(shards)
     columns = {part.name: part.column for part in sequence.conditions}
-    batch = next(dataset.batches("val", [*columns.values(), *sequence.columns], batch_rows=max(n, 1)))
-    rows = np.arange(n) % len(batch[sequence.columns[-1]])
+    wanted = [*columns.values(), *sequence.columns]
+    parts: dict[str, list[Codes]] = {column: [] for column in wanted}
+    found = 0
+    for some in dataset.batches("val", wanted, batch_rows=max(n, 1)):
+        for column, values in parts.items():
+            values.append(some[column])
+        found += len(some[wanted[-1]])
+        if found >= n:
+            break
+    if not found:
+        raise ShardError(f"{shards} has no validation rows to take conditions from")
+    batch = {column: np.concatenate(values) for column, values in parts.items()}
+    rows = np.arange(n) % found
     grids = sequence.in_sequence([batch[column][rows].astype(np.int64) for column in sequence.columns])
     return {name: batch[column][rows].astype(np.int64) for name, column in columns.items()}, np.concatenate(grids, 1)
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
 from codeprior.distributed import placed_like
 from codeprior.model import Prior
-from codeshards.format import atomic_write, atomic_write_json, fsync_path, read_json
+from codeshards.format import WriteError, atomic_write, atomic_write_json, fsync_path, read_json
 
 FORMAT_VERSION = 2
 """Raised when older code would misread a checkpoint."""
@@ -155,8 +155,11 @@ def write_weights(folder: Path, config: RunConfig, weights: Mapping[str, Tensor]
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    fsync_path(path)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        fsync_path(path)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f"cannot write {path}: {error}; earlier checkpoints are kept") from error
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -72,6 +72,8 @@ def attend_sdpa(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | N
     Without dropout on the attention weights, which would switch the fused kernels off.
     """
     causal = q_BHSE.shape[2] > 1
+    if not causal and q_BHSE.device.type == "cpu":  # torch's kernel takes up to four times as long for one query
+        return attend_math(q_BHSE, k_BHSE, v_BHSE, seen)
     if q_BHSE.device.type == "cuda" or q_BHSE.dtype != torch.bfloat16 or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, attn_mask=seen, is_causal=causal)
     # torch's bfloat16 kernel for CPUs: never faster than its float32 one, backward up to four times slower.

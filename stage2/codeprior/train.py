@@ -210,7 +210,8 @@ class Run:
         self.train_seconds += self._interval_s
         self.recent, self._timed_steps, self._interval_s = [], 0, 0.0
         self._mark_s = time.perf_counter()
-        return {"nll": f"{figures['train_nll_nats']:.3f}", "tokens_per_s": f"{figures['tokens_per_s']:.0f}"}
+        shown = {"nll": f"{figures['train_nll_nats']:.3f}", "tokens_per_s": f"{figures['tokens_per_s']:.0f}"}
+        return shown | ({"mfu": f"{figures['mfu']:.0%}"} if "mfu" in figures else {})
 
     def _save(self) -> None:
         self._settle()

@@ -28,9 +28,9 @@ from codeshards.format import (
     Sidecar,
     Store,
     Where,
+    absolute,
     atomic_write,
     build_plan,
-    open_store,
 )
 from codeshards.pool import assigned_cores, run_shards
 from codeshards.progress import EventLog, kind_of
@@ -76,7 +76,7 @@ def tokenize(
             dying, or more samples failed than `config.max_failure_rate` allows.
         InputError: The dataset or a tokenizer cannot be opened.
     """
-    store = _absolute(open_store(out))
+    store = absolute(out)
     splits = open_splits(dataset, data)
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
@@ -105,11 +105,6 @@ def tokenize(
     if missing:
         _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=store)
     return _finish(plan, spec, config, splits, tokenizers, store)
-
-
-def _absolute(store: Store) -> Store:
-    """The same place for a worker, which has another working folder."""
-    return store if store.local is None else open_store(store.local.resolve())
 
 
 def _make(
@@ -165,8 +160,7 @@ def _make(
     finally:
         events.write(end)
         events.close()
-        if end != "made":
-            remove_temps(plan, out)
+        remove_temps(plan, out)  # of a job that succeeded too: workers may have died in it
 
 
 def _finish(

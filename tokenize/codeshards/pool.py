@@ -246,12 +246,13 @@ class _Pool:
         errors, shard = self._ray.exceptions, hand.running.get(reference)
         try:
             answer = self._ray.get(reference)
-        except errors.RayActorError as error:
-            self._bury(hand, error)
         except errors.RayTaskError as error:
             if shard is None or not isinstance(error.cause, (ValueError, OSError)):
                 raise  # a bug: keep its traceback
             raise ShardError(f"{shard.split}/{shard.name}: {error.cause}") from error
+        except errors.RayError as error:
+            # The actor died, or its node before it started, or Ray killed it for its memory: all the same here.
+            self._bury(hand, error)
         else:
             if shard is not None:
                 self._finish(hand, reference, answer)

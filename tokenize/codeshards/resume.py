@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codeshards.format import (
+    CONDITION_NAMES,
     Plan,
     PlannedShard,
     ShardError,
@@ -81,9 +82,10 @@ def open_job(plan: Plan, out: Where, *, retry_failed: bool = False) -> MissingSh
 
 
 def remove_temps(plan: Plan, out: Where) -> None:
-    """Remove half files that killed workers left in `out`."""
+    """Remove half files that killed workers and drivers left in `out`; nobody else writes there now."""
     store = open_store(out)
-    for folder in (store, *(store / split for split in plan.splits)):
+    tokenizers = ("tokenizer", *(f"tokenizer-{name}" for name in CONDITION_NAMES))
+    for folder in (store, *(store / name for name in (*plan.splits, *tokenizers))):
         remove_stale_temps(folder)
 
 

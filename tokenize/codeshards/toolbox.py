@@ -39,6 +39,7 @@ from codeshards.format import (
     sidecar_path,
     write_shard,
 )
+from codeshards.resume import remove_temps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,6 +263,7 @@ def _start(plan: Plan, manifest: Manifest, source: Store, out: Store) -> None:
     if str(source) == str(out):
         raise ShardError(f"{out} is the source itself: choose another folder")
     save_or_match(plan, out)
+    remove_temps(plan, out)
     for folder in manifest.tokenizer_folders:
         for name in (source / folder).files():
             (out / f"{folder}/{name}").write_bytes((source / f"{folder}/{name}").read_bytes())

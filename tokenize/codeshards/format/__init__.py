@@ -72,7 +72,7 @@ from codeshards.format.shardfile import (
     read_table,
     write_shard,
 )
-from codeshards.format.store import Store, Where, fsync_path, open_store
+from codeshards.format.store import Store, Where, absolute, fsync_path, open_store
 
 __all__ = [
     "CARD_FILE",
@@ -107,6 +107,7 @@ __all__ = [
     "Store",
     "Where",
     "WriteError",
+    "absolute",
     "atomic_write",
     "atomic_write_json",
     "build_plan",

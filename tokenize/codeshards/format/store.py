@@ -140,6 +140,12 @@ def open_store(where: Where) -> Store:
     return _LocalStore(Path(text))
 
 
+def absolute(where: Where) -> Store:
+    """The same place for another process, which has another working folder."""
+    store = open_store(where)
+    return store if store.local is None else open_store(store.local.resolve())
+
+
 @dataclass(frozen=True, slots=True)
 class _LocalStore(Store):
     path: Path
