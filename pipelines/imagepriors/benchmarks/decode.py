@@ -1,60 +1,81 @@
-"""Reading photos: ours against torchvision's ImageFolder with the same resize and crop, on one core.
+"""Reading photos: ours against torchvision's ImageFolder with the same resize and crop: `imagepriors bench decode`.
 
-Both decode with Pillow, make the shorter side 256 pixels (bicubic, antialiased) and cut the centre square. Runs are
-interleaved, so that a busy moment of the machine hits both.
+Both decode with Pillow, make the shorter side 256 pixels (bicubic, antialiased) and cut the centre square. Contenders
+take turns in one process, one thread each; decoding alone, with nothing done to the picture, is the limit.
 """
 
-import json
-import platform
-import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL
-import torch
+from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
+from imagepriors.benchmarks import harness
 from vqgan.datasets import CENTRE, Item, Split, open_splits, spread
-from vqgan.datasets.files import File
+from vqgan.datasets.files import File, find_files
+from vqgan.errors import InputError
 
-_RESULTS = Path(__file__).parent / "results"
 SIZE = 256
-RIVAL = "torchvision ImageFolder"
+RIVAL, OURS = "torchvision ImageFolder", "imagepriors, folders"
+LIMIT = "Pillow decodes, nothing more"
+RENDERED = 64
+"""Scenes that take the place of photos."""
 
 
-def run(repeats: int, data: Path, out: Path = _RESULTS, images: int = 200) -> str:
-    """Measure, write decode-cpu.json and .md into `out`, return the table.
+def run(repeats: int, *, out: Path = harness.RESULTS, data: Path | None = None, images: int = 200) -> str:
+    """Measure, write the report, and return it as Markdown.
 
     Args:
-        repeats: Rounds; the median counts.
-        data: Class folders of photos.
+        repeats: Rounds.
         out: Folder for the results.
-        images: Photos read a round.
+        data: Photos, in folders or not; None renders scenes.
+        images: Photos read a round, at most.
+
+    Raises:
+        InputError: `data` has no photos, or one that cannot be read.
     """
-    torch.set_num_threads(1)
-    rival = ImageFolder(str(data), transform=Compose([Resize(SIZE, InterpolationMode.BICUBIC), CenterCrop(SIZE)]))
-    places = spread(len(rival), images)
-    paths = [rival.samples[place][0] for place in places]
-    ours = Split([Item(key=str(number), image=File(path)) for number, path in enumerate(paths)])
     with tempfile.TemporaryDirectory() as folder:
-        _official_tar(Path(folder), paths)
-        tars = open_splits("imagenet", Path(folder))["train"]
+        work = Path(folder)
+        photos, what = _photos(data, work, images)
+        rival = ImageFolder(str(photos), transform=Compose([Resize(SIZE, InterpolationMode.BICUBIC), CenterCrop(SIZE)]))
+        paths = [path for path, _ in rival.samples]
+        ours = Split([Item(key=str(number), image=File(path)) for number, path in enumerate(paths)])
+        gaps = [
+            np.abs(ours.read(number, SIZE).image - np.asarray(rival[number][0]).astype(int)).mean()
+            for number in range(len(paths))
+        ]
+        _official_tar(work / "tar", paths)
+        tars = open_splits("imagenet", work / "tar")["train"]
         contenders: dict[str, Callable[[int], object]] = {
-            RIVAL: lambda number: np.asarray(rival[places[number]][0]),
-            "imagepriors, folders": lambda number: ours.read(number, SIZE),
+            LIMIT: lambda number: Image.open(paths[number]).convert("RGB"),
+            RIVAL: lambda number: np.asarray(rival[number][0]),
+            OURS: lambda number: ours.read(number, SIZE),
             "imagepriors, ImageNet's tar of tars, in place": lambda number: tars.read(number % len(tars), SIZE),
             "imagepriors, folders, draft": lambda number: ours.read_views(number, SIZE, (CENTRE,), draft=True),
         }
-        rates = _rates(contenders, len(places), repeats)
-    gaps = [
-        np.abs(np.asarray(rival[place][0]).astype(int) - ours.read(n, SIZE).image) for n, place in enumerate(places)
-    ]
-    return _write(out, rates, len(places), float(np.mean([gap.mean() for gap in gaps])))
+        rates = _rates(contenders, len(paths), repeats)
+    return _report(out, rates, what, float(np.mean(gaps)))
+
+
+def _photos(data: Path | None, work: Path, images: int) -> tuple[Path, str]:
+    """Class folders of links to the photos that are measured, as ImageFolder wants them; and what they are."""
+    source = data or harness.photos(work / "rendered", min(images, RENDERED))
+    found = find_files(source)
+    if not found:
+        raise InputError(f"no photos in {data}: pass --data, a folder of photos, or leave it out")
+    chosen = [source / found[index] for index in spread(len(found), images)]
+    for number, path in enumerate(chosen):
+        link = work / "photos" / path.absolute().parent.name / f"{number:06d}{path.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    kilobytes = sum(path.stat().st_size for path in chosen) / len(chosen) / 1000
+    kind = "photos of --data" if data else "rendered scenes with grain, JPEG of 500×375"
+    return work / "photos", f"{len(chosen)} {kind} ({kilobytes:.0f} kB each)"
 
 
 def _rates(contenders: dict[str, Callable[[int], object]], count: int, repeats: int) -> dict[str, list[float]]:
@@ -70,33 +91,37 @@ def _rates(contenders: dict[str, Callable[[int], object]], count: int, repeats: 
     return rates
 
 
-def _official_tar(folder: Path, paths: list[str]) -> None:
+def _official_tar(folder: Path, paths: Sequence[str]) -> None:
     """The same files as ILSVRC2012_img_train.tar: one tar per class inside a tar."""
+    folder.mkdir()
     classes: dict[str, list[Path]] = {}
     for path in map(Path, paths):
         classes.setdefault(path.parent.name, []).append(path)
     with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as outer:
         for name, members in classes.items():
-            with tarfile.open(folder / f"{name}.tar", "w") as inner:
+            with tarfile.open(folder / f"{name}.tar", "w", dereference=True) as inner:
                 for path in members:
                     inner.add(path, path.name)
             outer.add(folder / f"{name}.tar", f"{name}.tar")
 
 
-def _write(out: Path, rates: dict[str, list[float]], count: int, gap: float) -> str:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "decode-cpu.json").write_text(json.dumps({"images": count, "images_per_s": rates}, indent=2) + "\n")
-    lines = [
-        f"Decode, resize the shorter side to {SIZE} (bicubic), centre crop: one core, {platform.machine()}, "
-        f"Pillow {PIL.__version__}, {count} photos, median of {len(rates[RIVAL])} interleaved rounds; `make bench`.",
-        f"Pixels differ from the rival's by {gap:.2f} grey levels on average.",
-        "",
-        "| | images/s per core | × torchvision |",
-        "|---|---|---|",
-    ]
-    for name, values in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(values, rates[RIVAL], strict=True))
-        lines.append(f"| {name} | {statistics.median(values):.0f} | {ratio:.2f} |")
-    text = "\n".join(lines)
-    (out / "decode-cpu.md").write_text(text + "\n")
-    return text
+def _report(out: Path, rates: dict[str, list[float]], what: str, gap: float) -> str:
+    rows = [
+        [name, f"{harness.median(values):.0f}", harness.ratio(values, rates[RIVAL]),
+         harness.ratio(values, rates[LIMIT])]
+        for name, values in rates.items()
+    ]  # fmt: skip
+    text = (
+        f"Decode, resize the shorter side to {SIZE} (bicubic), centre crop: {what}, one thread, page cache warm, "
+        f"{len(rates[RIVAL])} rounds. Pixels differ from the rival's by {gap:.2f} grey levels on average; draft "
+        "changes large photos alone."
+    )
+    command = "imagepriors bench decode" + (" --data PHOTOS" if "--data" in what else "")
+    return harness.save(
+        out, "decode", command=command, text=text,
+        columns=["", "images/s per core", "× torchvision", "× decoding alone"], rows=rows,
+        figures={"photos": what, "images_per_s": rates, "grey_levels": gap},
+        headlines={"reading photos on one core, over torchvision's ImageFolder": harness.ratio(
+            rates[OURS], rates[RIVAL])},
+        packages=("torchvision", "pillow"),
+    )  # fmt: skip

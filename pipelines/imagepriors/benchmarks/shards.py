@@ -1,16 +1,12 @@
 """What the shard format costs: five orders against one, Parquet against WebDataset: `imagepriors bench shards`.
 
 The codes are drawn independently from a skewed distribution over 1,024 entries (16×16 a picture), which no
-compressor can shrink below their entropy: real pictures are not harder. Each figure is the median of rounds in which
-the contenders take turns, in one process on one core, with files in the page cache.
+compressor can shrink below their entropy: real pictures are not harder. The contenders take turns in one process on one
+core, with files in the page cache.
 """
 
-import json
-import os
-import platform
-import statistics
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +27,10 @@ from codeshards.format import (
     sidecar_path,
     write_shard,
 )
+from imagepriors.benchmarks import harness
 
-RESULTS = Path(__file__).parent / "results"
-_ROWS, _SHARD_ROWS, _SIDE, _CODEBOOK = 16_384, 4096, 16, 1024
+ROWS = 16_384
+_SHARD_ROWS, _CODEBOOK = 4096, 1024
 _ONE: tuple[OrderName, ...] = ("row_major",)
 CONTENDERS: dict[str, tuple[tuple[OrderName, ...], ShardFormat]] = {
     "Parquet, one order": (_ONE, "parquet"),
@@ -43,16 +40,19 @@ CONTENDERS: dict[str, tuple[tuple[OrderName, ...], ShardFormat]] = {
 }
 
 
-def skewed_codes(rows: int) -> Any:
-    """uint16 [rows, 16, 16]: code k with a probability that falls as 1/(k + 10)."""
+def skewed_codes(rows: int, side: int = 16) -> Any:
+    """uint16 [rows, side, side]: code k of 1,024 with a probability that falls as 1/(k + 10)."""
     p_K = 1 / (np.arange(_CODEBOOK) + 10)
     rng = np.random.default_rng(0)
-    return rng.choice(_CODEBOOK, (rows, _SIDE, _SIDE), p=p_K / p_K.sum()).astype(np.uint16)
+    return rng.choice(_CODEBOOK, (rows, side, side), p=p_K / p_K.sum()).astype(np.uint16)
 
 
-def write(folder: Path, codes_NHW: Any, orders: tuple[OrderName, ...], format_name: ShardFormat) -> None:
+def write(
+    folder: Path, codes_NHW: Any, orders: tuple[OrderName, ...] = _ONE, format_name: ShardFormat = "parquet"
+) -> None:
     """One split of shards, laid out and written as the job does."""
-    grid = GridSpec(height=_SIDE, width=_SIDE, codebook_size=_CODEBOOK, fingerprint="benchmark")
+    height, width = codes_NHW.shape[1:]
+    grid = GridSpec(height=height, width=width, codebook_size=_CODEBOOK, fingerprint="benchmark")
     spec = ShardSpec(image=grid, orders=orders)
     plan = build_plan(
         samples={"train": [f"n{i % 1000:04d}/picture{i:08d}" for i in range(len(codes_NHW))]},
@@ -89,28 +89,26 @@ def read_webdataset(folder: Path) -> int:
     return sum(row["codes.npy"][0].size for row in webdataset.WebDataset(urls, shardshuffle=False).decode())
 
 
-def run(repeats: int = 5, out: Path = RESULTS) -> str:
-    """Measure, write JSON and a Markdown table, and return the table."""
-    codes_NHW = skewed_codes(_ROWS)
+def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
+    """Measure all contenders in turns, write the report, and return it as Markdown."""
+    return _report(harness.spawn("shards", str(repeats), str(ROWS)), out)
+
+
+def measure(repeats: int, rows: int) -> dict[str, Any]:
+    """Seconds of every task and round, bytes of every contender, and bytes a second of a plain copy."""
+    harness.pin(1)
     pa.set_cpu_count(1)
-    times: dict[str, dict[str, list[float]]] = {name: {} for name in CONTENDERS}
+    codes_NHW = skewed_codes(rows)
+    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in CONTENDERS}
     nbytes: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as root:
         for repeat in range(repeats):
             for name, (orders, format_name) in CONTENDERS.items():
                 folder = Path(root) / f"{name}-{repeat}"
                 for task, work in _tasks(folder, codes_NHW, orders, format_name):
-                    times[name].setdefault(task, []).append(_seconds(work))
+                    seconds[name].setdefault(task, []).append(harness.seconds(work))
                 nbytes[name] = sum(path.stat().st_size for path in (folder / "train").glob("shard-*[!n]"))
-    results = {
-        name: {"bytes": nbytes[name], **{task: statistics.median(found) for task, found in times[name].items()}}
-        for name in CONTENDERS
-    }
-    table = _table(results, repeats)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "shards-cpu.md").write_text(table)
-    (out / "shards-cpu.json").write_text(json.dumps(results, indent=2) + "\n")
-    return table
+    return {"rows": rows, "codes": codes_NHW.size, "bytes": nbytes, "seconds": seconds, "copy": harness.copy_floor()}
 
 
 def _tasks(
@@ -122,30 +120,38 @@ def _tasks(
         yield "read_webdataset_s", lambda: read_webdataset(folder)
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def _report(figures: dict[str, Any], out: Path) -> str:
+    count, codes, nbytes, found = figures["rows"], figures["codes"], figures["bytes"], figures["seconds"]
+    one, five, tars = "Parquet, one order", "Parquet, five orders", "WebDataset, five orders"
+    rows = []
+    for name, seconds in found.items():
+        write_s, read_s = harness.median(seconds["write_s"]), harness.median(seconds["read_s"])
+        theirs = seconds.get("read_webdataset_s")
+        rows.append([
+            name, f"{nbytes[name] / 1e6:.1f}", f"{nbytes[name] / count:,.0f}", f"{nbytes[name] / nbytes[one]:.2f}",
+            f"{count / write_s:,.0f}", harness.ratio(seconds["write_s"], found[one]["write_s"]),
+            f"{codes / read_s / 1e6:.1f}", f"{2 * codes / read_s / figures['copy']:.2g}",
+            f"{codes / harness.median(theirs) / 1e6:.1f}" if theirs else "",
+        ])  # fmt: skip
+    text = (
+        f"Shards of {count:,} rows of 16×16 skewed codes of {_CODEBOOK:,}, one core, {len(found[one]['write_s'])} "
+        "rounds. Write: permute, check, compress, hash, fsync. Read: one order of every row, here and by plain "
+        "`webdataset`; share of a copy: of the same codes, two bytes each, from memory to memory."
+    )
+    columns = [
+        "", "MB", "bytes a row", "× bytes", "rows/s written", "× write time", "M codes/s read", "share of a copy",
+        "by `webdataset`",
+    ]  # fmt: skip
+    theirs = found[tars]["read_webdataset_s"]
+    headlines = {
+        "bytes of five orders: WebDataset tars over our Parquet": f"{nbytes[tars] / nbytes[five]:.3g}",
+        "reading one of five orders: our Parquet over plain webdataset": harness.ratio(theirs, found[five]["read_s"]),
+    }
+    return harness.save(
+        out, "shards", command="imagepriors bench shards", text=text, columns=columns, rows=rows, figures=figures,
+        headlines=headlines, packages=("pyarrow", "webdataset"),
+    )  # fmt: skip
 
 
-def _table(results: dict[str, dict[str, float]], repeats: int) -> str:
-    codes = _ROWS * _SIDE * _SIDE
-    base = results["Parquet, one order"]
-    lines = [
-        f"Shards of {_ROWS:,} rows of {_SIDE}×{_SIDE} skewed codes of {_CODEBOOK:,}, one core of {os.cpu_count()}, "
-        f"{platform.machine()}, pyarrow {pa.__version__}, median of {repeats};",
-        "`imagepriors bench shards`.",
-        "Write: permute, check, compress, hash, fsync. Read: one order of every row, here and by plain `webdataset`.",
-        "",
-        "| | MB | bytes a row | × bytes | rows/s written | × write time | M codes/s read | by `webdataset` |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, found in results.items():
-        theirs = f"{codes / found['read_webdataset_s'] / 1e6:.1f}" if "read_webdataset_s" in found else ""
-        size, write_s = found["bytes"], found["write_s"]
-        lines.append(
-            f"| {name} | {size / 1e6:.1f} | {size / _ROWS:,.0f} | {size / base['bytes']:.2f} "
-            f"| {_ROWS / write_s:,.0f} | {write_s / base['write_s']:.2f} "
-            f"| {codes / found['read_s'] / 1e6:.1f} | {theirs} |"
-        )
-    return "\n".join(lines) + "\n"
+if __name__ == "__main__":
+    harness.answer(lambda: measure(int(sys.argv[1]), int(sys.argv[2])))
