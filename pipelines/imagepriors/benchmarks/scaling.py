@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from codeshards.pool import ALLOCATOR
 from imagepriors.benchmarks import harness
 from imagepriors.figures import save_figure
 from vqgan.checkpoint import save_model
@@ -29,7 +30,7 @@ IMAGES_PER_CORE, SHARD_ROWS = 160, 8
 ROWS = (10_000, 100_000, 1_000_000, 10_000_000)
 READ_SECONDS = 3.0
 LENGTHS = (256, 512, 1024, 2048, 4096)
-BATCH, STEPS = 2, 3
+BATCH, STEPS = 1, 3
 # The geometry of the paper's tokenizer, narrow: tens of milliseconds an image.
 TOKENIZER = ModelConfig(ch=16, ch_mult=(1, 2, 2, 4, 8), num_res_blocks=1, z_channels=64, embed_dim=32)
 _COMMAND = "imagepriors bench scaling"
@@ -42,7 +43,9 @@ def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
     few = min(repeats, 2)
     driver, job = _driver(few), _workers(few)
     loader = _loader(repeats)
-    length = _measure("length", repeats, LENGTHS, lambda size: _part("train", length=size, batch=BATCH, steps=STEPS))
+    length = _measure(
+        "length", repeats, LENGTHS, lambda size: _part("train", ALLOCATOR, length=size, batch=BATCH, steps=STEPS)
+    )
     save_figure(_figure(driver, job, loader, length), harness.result_path(out, "scaling", ".png"))
     return "\n".join((
         _report_driver(driver, out), _report_workers(job, out), _report_loader(loader, out), _report_length(length, out)
@@ -214,9 +217,9 @@ def _report_length(found: Rounds, out: Path) -> str:
             f"{m['peak_gib']:.2g}",
         ])  # fmt: skip
     text = (
-        f"A training step of a prior of 4 layers, 4 heads and width 256 on {BATCH} sequences of codes of 1,024, "
+        f"A training step of a prior of 4 layers, 4 heads and width 256 on a batch of {BATCH}, "
         f"{len(found[LENGTHS[0]]['step_s'])} rounds of {STEPS} steps. Share: FLOPs over those of a large product in "
-        "the same process; attention's causal half is counted in full. "
+        "the same process; our allocator settings; attention's causal half is counted in full. "
         f"{_grows(found, {'step_s': 'time', 'peak_gib': 'memory'})}"
     )
     columns = ["codes", "s/step", "tokens/s", "share of a large product", "peak GiB"]
@@ -224,7 +227,7 @@ def _report_length(found: Rounds, out: Path) -> str:
 
 
 def _figure(driver: Rounds, job: Rounds, loader: Rounds, length: Rounds) -> Figure:
-    """A panel for each report, all axes logarithmic."""
+    """A panel for each report; axes are logarithmic but for the job's images/s."""
     figure = Figure(figsize=(14, 3.6), layout="constrained")
     panels = [
         ("driver", "shards", "s", driver, _SECONDS),
@@ -239,6 +242,13 @@ def _figure(driver: Rounds, job: Rounds, loader: Rounds, length: Rounds) -> Figu
             slope = f", n^{growth(values):.2f}" if len(values) > 1 else ""
             axes.plot(list(values), list(values.values()), marker="o", markersize=3, label=f"{label}{slope}")
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
+        if found is job:
+            alone = harness.median(job[1]["images_per_s"])
+            axes.plot(list(job), [count * alone for count in job], linestyle=":", color="grey", label="n times one")
+            axes.set(yscale="linear", ylim=(0, None))
+        if found is job or found is length:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(list(found), [str(size) for size in found])
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     return figure
