@@ -155,6 +155,9 @@ def read_mosaicml(folder: Path, workers: int) -> Iterator[Any]:
 
 def write_litdata(folder: Path, codes_NL: Codes) -> None:
     """Its optimized chunks."""
+    # Its optimizer empties two folders, by default /tmp/data and /tmp/chunks, whoever's they are: give it its own.
+    os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(folder.with_name("litdata-data"))
+    os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(folder.with_name("litdata-chunks"))
     import litdata
 
     rows = [row.astype(np.int32) for row in codes_NL]  # its tensor serializer knows no uint16
