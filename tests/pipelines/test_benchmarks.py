@@ -1,33 +1,176 @@
 """The benchmarks run and compare like with like; their figures are no matter of a test."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
 
+from codeshards.format import ShardDataset
+from imagepriors.benchmarks import decode, harness, loader, readme, scaling, scaling_parts, shards
 from imagepriors.cli import main
+from vqgan.errors import InputError
 
 NAMES = ["torchvision ImageFolder", "imagepriors, folders", "imagepriors, ImageNet's tar of tars, in place"]
+RANDOM_ROWS = loader.CONTENDERS["numpy memory map, random rows (the limit)"]
 
 
-def test_decode_compares_the_same_photos(tmp_path, capsys):
+@pytest.mark.parametrize("place", ["class{}", ".", "deep/class{}"])
+def test_decode_compares_the_same_photos(place, tmp_path, capsys):
     for number in range(12):
-        path = tmp_path / "photos" / f"class{number % 3}" / f"{number}.jpg"
+        path = tmp_path / "photos" / place.format(number % 3) / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         smooth = Image.linear_gradient("L").resize((400 + number, 300)).rotate(30 * number)
         Image.merge("RGB", (smooth, smooth.rotate(90), smooth)).save(path)
     argv = ["bench", "decode", "--data", str(tmp_path / "photos"), "--repeats", "1", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
     table = capsys.readouterr().out
-    found = json.loads((tmp_path / "out" / "decode-cpu.json").read_text())
-    assert found["images"] == 12
-    assert list(found["images_per_s"])[:3] == NAMES
+    found = json.loads(harness.result_path(tmp_path / "out", "decode", ".json").read_text())
+    assert table.strip() == harness.markdown(found).strip()
+    assert "12 photos of --data" in found["text"]
+    assert set(NAMES) < set(found["figures"]["images_per_s"])
     assert all(name in table for name in NAMES)
-    gap = float(table.partition("differ from the rival's by ")[2].split()[0])
-    assert gap < 3  # half a pixel's shift at most: the same resize and crop
+    assert found["figures"]["grey_levels"] < 3  # half a pixel's shift at most: the same resize and crop
 
 
-@pytest.mark.parametrize("argv", [["bench", "decode"], ["bench", "decode", "--data", "/nowhere/at/all"]])
-def test_decode_wants_photos(argv, capsys):
-    assert main(argv) == 2
-    assert "--data" in capsys.readouterr().err
+def test_decode_renders_pictures_of_a_photo_s_size(tmp_path):
+    table = decode.run(1, out=tmp_path, images=6)
+    assert "6 rendered scenes" in table
+    assert "--data" not in table
+
+
+def test_decode_wants_photos(tmp_path, capsys):
+    for data in (tmp_path / "nowhere", tmp_path):
+        assert main(["bench", "decode", "--data", str(data)]) == 2
+        assert "--data" in capsys.readouterr().err
+
+
+def test_photos_are_jpegs_in_class_folders(tmp_path):
+    found = sorted(harness.photos(tmp_path, 3).glob("*/*.jpg"))
+    assert len(found) == 3
+    with Image.open(found[0]) as image:
+        assert image.size == (500, 375)
+    assert found[0].stat().st_size > 50_000  # a photo's bytes: grain is in it
+
+
+def test_ratios_are_taken_within_rounds():
+    assert harness.ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == "3 (2–4)"
+    assert harness.ratio([3.2], [2.0]) == "1.6"
+    with pytest.raises(ValueError, match="zip"):
+        harness.ratio([1.0, 2.0], [1.0])
+    assert harness.median([3, 1, 2]) == 2.0
+
+
+def save(out, name="things", **changes):
+    report = {
+        "command": "imagepriors bench things", "text": "What was measured.", "columns": ["", "× other"],
+        "rows": [["ours", "2.5"], ["other", "1"]], "figures": {"seconds": [1.0, 2.5]}, "headlines": {"things": "2.5"},
+    }  # fmt: skip
+    return harness.save(out, name, **{**report, **changes})
+
+
+def test_reports_are_files_that_tables_are_made_of(tmp_path):
+    table = save(tmp_path / "new", packages=("numpy", "torch"))
+    found = json.loads(harness.result_path(tmp_path / "new", "things", ".json").read_text())
+    assert found["figures"] == {"seconds": [1.0, 2.5]}
+    assert list(found["versions"]) == ["numpy", "torch"]
+    assert harness.markdown(found) == table
+    assert "| ours | 2.5 |" in table.splitlines()
+    assert "`imagepriors bench things`" in table
+
+
+def test_documents_take_their_tables_and_claims_from_the_results(tmp_path):
+    table, device = save(tmp_path), harness.result_path(tmp_path, "things", "").name.removeprefix("things-")
+    save(tmp_path, "others", headlines={"others": "3 (2–4)"})
+    text = f"a\n<!-- table things-{device} -->\nold\n<!-- end -->\nb\n<!-- claims {device} -->\n<!-- end -->\nc\n"
+    filled = readme.with_tables(text, tmp_path)
+    assert filled.startswith(f"a\n<!-- table things-{device} -->\n{table.strip()}\n<!-- end -->\nb\n")
+    assert filled.endswith("| things | 2.5 | `imagepriors bench things` |\n<!-- end -->\nc\n")
+    assert "| others | 3 (2–4) | `imagepriors bench things` |" in filled
+    assert "old" not in filled
+    assert readme.with_tables(filled, tmp_path) == filled
+
+
+@pytest.mark.parametrize("block", ["table unknown-cpu", "claims abacus"])
+def test_what_was_never_measured_is_no_table(block, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        readme.with_tables(f"<!-- {block} -->\n<!-- end -->", tmp_path)
+
+
+def test_missing_rivals_are_named_before_anything_runs(monkeypatch, tmp_path):
+    harness.need({"json": "json"})
+    monkeypatch.setattr(loader, "RIVALS", {"json": "json", "no_such_loader": "no-such-loader"})
+    with pytest.raises(InputError, match=r"make bench.*no-such-loader$"):
+        loader.run(1, out=tmp_path)
+
+
+def test_contenders_answer_from_their_own_process(tmp_path):
+    """Whatever they print, and whatever memory this process has had."""
+    here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    arguments = (RANDOM_ROWS.job, str(tmp_path / "codes"), "0", "1024", "0.05")
+    assert harness.spawn("loader", "write", *arguments) is None
+    found = harness.spawn("loader", "read", *arguments, env={"OMP_NUM_THREADS": "1"})
+    assert set(found) == {"first_s", "cold", "warm", "mib"}
+    assert min(found["first_s"], found["cold"], found["warm"]) > 0
+    assert -1 < found["mib"] < 500
+    assert here is None or sorted(os.sched_getaffinity(0)) == here
+
+
+def test_loader_suite_reports_all_contenders(monkeypatch, tmp_path):
+    monkeypatch.setattr(loader, "ROWS", 2048)
+    monkeypatch.setattr(loader, "SECONDS", 0.05)
+    monkeypatch.setattr(loader, "RIVALS", {"webdataset": "webdataset"})
+    kept = {name: one for name, one in loader.CONTENDERS.items() if one.imports in ("numpy", "webdataset")}
+    ours = {name: one for name, one in loader.CONTENDERS.items() if one.imports == "codeprior.data"}
+    monkeypatch.setattr(loader, "CONTENDERS", ours | kept)
+    table = loader.run(1, out=tmp_path)
+    found = json.loads(harness.result_path(tmp_path, "loader", ".json").read_text())
+    assert [row[0] for row in found["rows"]] == [*ours, *kept]
+    assert all(name in table for name in (*ours, *kept))
+    assert list(found["headlines"]) == ["loading shuffled codes, over webdataset"]
+    first, later = (found["figures"][name]["first_s"][0] for name in list(ours)[:2])
+    assert first > later  # the first start decodes
+
+
+def test_shards_suite_reports_every_form(monkeypatch, tmp_path):
+    monkeypatch.setattr(shards, "ROWS", 256)
+    shards.run(1, out=tmp_path)
+    found = json.loads(harness.result_path(tmp_path, "shards", ".json").read_text())
+    assert [row[0] for row in found["rows"]] == list(shards.CONTENDERS)
+    assert all(size > 0 for size in found["figures"]["bytes"].values())
+
+
+def test_growth_is_the_slope_over_logarithms():
+    assert scaling.growth({10: 3.0, 100: 300.0, 1000: 30000.0}) == pytest.approx(2)
+    assert scaling.growth({1: 5.0, 2: 5.0}) == pytest.approx(0)
+
+
+def test_scaling_reads_rows_that_were_written_as_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling_parts, "_FILE_ROWS", 512)
+    assert scaling_parts.make_rows(tmp_path, 1024)["decode_s"] > 0
+    dataset = ShardDataset.open(tmp_path)
+    assert [shard.rows for shard in dataset.shards("train")] == [512, 512]
+    found = scaling._part("read_rows", folder=tmp_path, limit_s=0.05)
+    assert set(found) == {"m_codes_per_s", "first_s", "mib"}
+
+
+@pytest.mark.parametrize("length", [16, 32])
+def test_scaling_trains_over_lengths(length):
+    found = scaling_parts.train(length, batch=1, steps=1)
+    assert found["tokens_per_s"] == pytest.approx(length / found["step_s"])
+    assert found["limit_s"] > 0
+    assert found["peak_gib"] > 0
+
+
+@pytest.mark.slow
+def test_scaling_suite_writes_four_reports_and_a_figure(monkeypatch, tmp_path):
+    tiny = {
+        "SAMPLES": 2000, "HANDED_OUT": 1000, "SHARDS": (4, 16), "IMAGES_PER_CORE": 24, "SHARD_ROWS": 1,
+        "ROWS": (512, 1024), "READ_SECONDS": 0.05, "LENGTHS": (16, 64), "STEPS": 1, "BATCH": 1,
+    }  # fmt: skip
+    for name, value in tiny.items():
+        monkeypatch.setattr(scaling, name, value)
+    scaling.run(1, out=tmp_path)
+    names = [f"scaling-{part}" for part in ("driver", "length", "loader", "workers")]
+    assert sorted(tmp_path.glob("*.json")) == [harness.result_path(tmp_path, name, ".json") for name in names]
+    assert harness.result_path(tmp_path, "scaling", ".png").stat().st_size < 150_000

@@ -5,9 +5,11 @@ all alike. Its report is a JSON file; Markdown, here and in README, is made of t
 """
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -19,10 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from codeprior.speed import measured_flops
-from imagepriors.demo.scenes import render_scene
+from vqgan.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -56,9 +57,56 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def peak_gib() -> float:
     """The most memory that this process has held: on a GPU its tensors, else the resident set."""
-    if device() == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return torch.cuda.max_memory_allocated() / 2**30 if device() == "cuda" else resident_gib()
+
+
+def resident_gib(key: str = "VmHWM") -> float:
+    """The resident set of this process, mapped files included: VmHWM at its highest, VmRSS now.
+
+    Linux starts a child's ru_maxrss with what its parent had, so that is asked only where there is no /proc.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(rf"{key}:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**20
+
+
+def pin(cores: int) -> None:
+    """Keep this process, and those that it starts, on the first so many of its cores, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+
+def need(modules: Mapping[str, str]) -> None:
+    """Check that rivals are there, before minutes are spent.
+
+    Args:
+        modules: What is imported → the package that has it.
+
+    Raises:
+        InputError: some are not installed.
+    """
+    missing = [package for module, package in modules.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        names = " ".join(missing)
+        raise InputError(f"rivals are missing: `make bench` installs them, or: pip install --no-deps {names}")
+
+
+def photos(folder: Path, count: int) -> Path:
+    """Rendered scenes as JPEG files of a photo's size, 500×375, with its grain, in class folders; returns `folder`."""
+    from PIL import Image
+
+    from imagepriors.demo.scenes import CLASS_NAMES, render_scene
+
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        scene = render_scene(0, index, 250)
+        smooth = Image.fromarray(scene.image).resize((500, 375), box=(0, 31, 250, 218.5))
+        # Without grain a scene's file would be a fifth of a photo's, and be decoded sooner.
+        pixels = np.asarray(smooth) + rng.normal(0, 9, (375, 500, 1))
+        path = folder / CLASS_NAMES[scene.label] / f"{index:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(pixels.round(), 0, 255).astype(np.uint8)).save(path, quality=92)
+    return folder
 
 
 def flops_floor(precision: str) -> float:
@@ -77,16 +125,6 @@ def copy_floor() -> float:
     source = np.ones(2**26, dtype=np.uint8)
     target = np.empty_like(source)
     return source.nbytes / min(seconds(lambda: np.copyto(target, source)) for _ in range(4))
-
-
-def photos(folder: Path, count: int) -> Path:
-    """Write `count` rendered scenes as JPEG files of a photo's size, in three classes; returns the folder."""
-    for index in range(count):
-        path = folder / f"class{index % 3}" / f"{index:04d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scene = render_scene(0, index, 512).image
-        Image.fromarray(scene[64:448, :500]).save(path, quality=92)
-    return folder
 
 
 def spawn(suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> Any:
@@ -147,10 +185,15 @@ def save(
         "machine": machine(), "command": command, "versions": versions, "text": text, "columns": list(columns),
         "rows": [list(row) for row in rows], "headlines": dict(headlines), "figures": figures,
     }  # fmt: skip
-    suffix = "".join(c if c.isalnum() else "-" for c in machine().lower()) if device() == "cuda" else "cpu"
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}-{suffix}.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    result_path(out, name, ".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return markdown(report)
+
+
+def result_path(out: Path, name: str, ending: str) -> Path:
+    """NAME-DEVICE.ENDING in `out`: what a machine of this kind measured."""
+    suffix = "".join(c if c.isalnum() else "-" for c in machine().lower()) if device() == "cuda" else "cpu"
+    return out / f"{name}-{suffix}{ending}"
 
 
 def markdown(report: Mapping[str, Any]) -> str:

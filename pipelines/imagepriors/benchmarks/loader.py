@@ -1,296 +1,352 @@
 """Loading shuffled batches of codes against the loaders people use: `imagepriors bench loader`.
 
-The same 50,000 sequences in each one's own format; each contender in a process of its own, from opening its data to
-int64 torch batches [256, 256]. Alone on one core; and with two workers on two cores where the loader knows workers.
+The same sequences in each one's own format; each contender in a process of its own, timed from its opening of the data
+to int64 torch batches [256, 256]. First on one core without worker processes, from files that the page cache has
+forgotten and then from those that it holds; then, those that know workers, with two on two cores.
 """
 
-import importlib.util
 import itertools
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
 from imagepriors.benchmarks import harness
-from vqgan.errors import InputError
+from imagepriors.benchmarks.shards import skewed_codes, write
 
-_ROWS, _LENGTH, _BATCH, _CODEBOOK = 50_000, 256, 256, 1024
-_SECONDS = 3.0
-_OURS, _FLOOR = "imagepriors, memory map (exact shuffle)", "numpy memmap, random rows: the limit"
-_WEBDATASET = "webdataset, tar of .npy, 5,000-row shuffle"
-CONTENDERS = {
-    _FLOOR: "memmap",
-    _OURS: "memory_map",
-    "imagepriors, stream (65,536-row shuffle)": "stream",
-    "Hugging Face datasets, random rows": "datasets",
-    "litdata, shuffled": "litdata",
-    "mosaicml-streaming, shuffled": "mosaicml",
-    _WEBDATASET: "webdataset",
-}
-_WITH_WORKERS = ("datasets", "litdata", "mosaicml", "webdataset")
-_RIVALS = ("webdataset", "datasets", "litdata", "streaming")
+ROWS = 50_000
+_BATCH, _LENGTH = 256, 256
+SECONDS = 3.0
+"""Of reading, for each measurement."""
+_COLD_SECONDS = 2.0
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "IMAGEPRIORS_CACHE": ""}
+RIVALS = {
+    "webdataset": "webdataset", "litdata": "litdata", "streaming": "mosaicml-streaming", "datasets": "datasets",
+}  # fmt: skip
+"""What is imported → the package that has it."""
+Codes = NDArray[np.uint16]
 
 
-def _codes() -> Any:
-    """Codes with the skew of real ones: [rows, length] uint16."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    share = 1 / np.arange(1, _CODEBOOK + 1)
-    return rng.choice(_CODEBOOK, (_ROWS, _LENGTH), p=share / share.sum()).astype(np.uint16)
+def _long(codes: Any) -> torch.Tensor:
+    return torch.as_tensor(codes).long()
 
 
-def write_shards(folder: Path, rows: int = _ROWS, side: int = 16) -> None:
-    """Our shards, row_major only: every format then holds each code once. Every shard holds the same codes."""
-    import numpy as np
-
-    from codeshards.format import GridSpec, Manifest, ShardSpec, Sidecar, build_plan, sidecar_path, write_shard
-
-    image = GridSpec(height=side, width=side, codebook_size=_CODEBOOK, fingerprint="benchmark")
-    spec = ShardSpec(image=image, orders=("row_major",))
-    plan = build_plan(
-        samples={"train": [f"row-{i:08d}" for i in range(rows)]}, source_hashes={"train": "benchmark"}, settings={},
-        views=1, shard_rows=8192, shuffle_seed=None,
-    )  # fmt: skip
-    codes, sidecars = _codes()[:, : side * side].reshape(-1, side, side), []
-    for shard in plan.shards:
-        count = shard.samples
-        table = spec.rows_to_table(list(plan.sample_keys(shard)), np.zeros(count), None, codes[:count])
-        sidecar = Sidecar(
-            plan_hash=plan.hash, split=shard.split, index=shard.index, rows=count, samples=count,
-            files=write_shard(folder, shard, table),
-        )  # fmt: skip
-        sidecar.save(sidecar_path(folder, shard))
-        sidecars.append(sidecar)
-    Manifest.build(plan=plan, sidecars=sidecars, spec=spec).save(folder)
+def write_numpy(folder: Path, codes_NL: Codes) -> None:
+    """One array of all codes."""
+    folder.mkdir()
+    np.save(folder / "codes.npy", codes_NL)
 
 
-def memmap(folder: Path, workers: int) -> Iterator[Any]:
-    """Codes in a flat file, random rows, nothing else: what no loader can pass."""
-    import numpy as np
-    import torch
-
-    if not folder.exists():
-        folder.mkdir()
-        _codes().tofile(folder / "codes")
-    rows = np.memmap(folder / "codes", np.uint16, "r", shape=(_ROWS, _LENGTH))
+def read_numpy(folder: Path, workers: int) -> Iterator[Any]:
+    """Rows at random from a memory map and nothing else: what none of the others can pass."""
+    codes = np.asarray(np.load(folder / "codes.npy", mmap_mode="r"))
     rng = np.random.default_rng(0)
     for _ in itertools.count():
-        order = rng.permutation(_ROWS)
-        for start in range(0, _ROWS - _BATCH + 1, _BATCH):
-            yield torch.from_numpy(rows[order[start : start + _BATCH]].astype(np.int64))
+        order = rng.permutation(len(codes))
+        for start in range(0, len(codes) - _BATCH + 1, _BATCH):
+            yield torch.from_numpy(codes[order[start : start + _BATCH]].astype(np.int64))
 
 
-def memory_map(folder: Path, workers: int) -> Iterator[Any]:
+def write_ours(folder: Path, codes_NL: Codes) -> None:
+    """Our shards, row_major only: every format then holds each code once."""
+    write(folder, codes_NL.reshape(-1, 16, 16))
+
+
+def read_ours(folder: Path, workers: int) -> Iterator[Any]:
     """Our random access."""
     from codeprior.data import CodeBatches, CodeData, sequence_from_dataset
     from codeshards.format import ShardDataset
 
-    if not folder.exists():
-        write_shards(folder)
     dataset = ShardDataset.open(folder)
     data = CodeData.open(dataset, "train", sequence_from_dataset(dataset, "row_major", "none"))
     return (batch.codes_BT for batch in CodeBatches(data, batch_size=_BATCH, seed=0))
 
 
-def stream(folder: Path, workers: int) -> Iterator[Any]:
+def read_first(folder: Path, workers: int) -> Iterator[Any]:
+    """The same on the first start ever, which decodes the shards."""
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return read_ours(folder, workers)
+
+
+def read_stream(folder: Path, workers: int) -> Iterator[Any]:
     """Our stream, which decodes the shards again each epoch."""
     from codeprior.data import sequence_from_dataset
     from codeprior.stream import StreamBatches
     from codeshards.format import ShardDataset
 
-    if not folder.exists():
-        write_shards(folder)
     dataset = ShardDataset.open(folder)
     sequence = sequence_from_dataset(dataset, "row_major", "none")
     batches = StreamBatches(dataset, "train", sequence, shuffle_rows=65_536, batch_size=_BATCH, seed=0)
     return (batch.codes_BT for batch in batches)
 
 
-def webdataset(folder: Path, workers: int) -> Iterator[Any]:
-    """A tar of .npy members, read by its usual pipeline."""
-    import numpy as np
-    import torch
+def write_webdataset(folder: Path, codes_NL: Codes) -> None:
+    """Tars of .npy members."""
     import webdataset as wds
 
-    if not folder.exists():
-        folder.mkdir()
-        with wds.ShardWriter(str(folder / "%06d.tar"), maxcount=-(-_ROWS // 5), verbose=0) as writer:
-            for i, row in enumerate(_codes()):
-                writer.write({"__key__": f"{i:06d}", "codes.npy": row})
+    folder.mkdir()
+    with wds.ShardWriter(str(folder / "%06d.tar"), maxcount=10_000, verbose=0) as writer:
+        for i, row in enumerate(codes_NL):
+            writer.write({"__key__": f"{i:06d}", "codes.npy": row})
+
+
+def read_webdataset(folder: Path, workers: int) -> Iterator[Any]:
+    """Its usual pipeline, through its WebLoader where there are workers."""
+    import webdataset as wds
+
     urls = sorted(map(str, folder.glob("*.tar")))
     data = wds.WebDataset(urls, shardshuffle=100, empty_check=False).shuffle(5000).decode().to_tuple("codes.npy")
     data = data.repeat().batched(_BATCH, partial=False)
-    loader = wds.WebLoader(data, batch_size=None, num_workers=workers)
-    return (torch.from_numpy(np.asarray(codes).astype(np.int64)) for (codes,) in loader)
+    return (
+        _long(codes) for (codes,) in (wds.WebLoader(data, batch_size=None, num_workers=workers) if workers else data)
+    )
 
 
-def datasets(folder: Path, workers: int) -> Iterator[Any]:
-    """An Arrow table on disk, rows at random: the fastest of its formats that was found (numpy)."""
-    import datasets as hf
-    import numpy as np
-    import torch
+def write_datasets(folder: Path, codes_NL: Codes) -> None:
+    """An Arrow table."""
+    import datasets
 
-    if not folder.exists():
-        features = hf.Features({"codes": hf.Sequence(hf.Value("uint16"), length=_LENGTH)})
-        hf.Dataset.from_dict({"codes": _codes()}, features=features).save_to_disk(str(folder))
-    table = hf.load_from_disk(str(folder)).with_format("numpy")
-    if workers:
-        batches = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(table), _BATCH, drop_last=True)
-        loader = torch.utils.data.DataLoader(
-            table, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=True
-        )
-        yield from (batch["codes"].long() for _ in itertools.count() for batch in loader)
-    rng = np.random.default_rng(0)
-    for _ in itertools.count():
-        order = rng.permutation(_ROWS)
-        for start in range(0, _ROWS - _BATCH + 1, _BATCH):
-            yield torch.from_numpy(table[order[start : start + _BATCH]]["codes"].astype(np.int64))
+    features = datasets.Features({"codes": datasets.Sequence(datasets.Value("uint16"), length=_LENGTH)})
+    datasets.Dataset.from_dict({"codes": codes_NL}, features=features).save_to_disk(str(folder))
 
 
-def mosaicml(folder: Path, workers: int) -> Iterator[Any]:
-    """MDS shards through its StreamingDataset and torch's DataLoader."""
+def read_datasets(folder: Path, workers: int) -> Iterator[Any]:
+    """Batches of rows at random from the table, in the fastest of its formats that was found (numpy)."""
+    import datasets
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+
+    table = datasets.load_from_disk(str(folder)).with_format("numpy")
+    picks = BatchSampler(RandomSampler(table), _BATCH, drop_last=True)
+    loader = DataLoader(table, sampler=picks, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+    return (_long(batch["codes"]) for _ in itertools.count() for batch in loader)
+
+
+def write_mosaicml(folder: Path, codes_NL: Codes) -> None:
+    """MDS shards."""
     import streaming
-    import torch
 
-    if not folder.exists():
-        columns = {"codes": f"ndarray:uint16:{_LENGTH}"}
-        with streaming.MDSWriter(out=str(folder), columns=columns) as writer:
-            for row in _codes():
-                writer.write({"codes": row})
+    with streaming.MDSWriter(out=str(folder), columns={"codes": f"ndarray:uint16:{_LENGTH}"}) as writer:
+        for row in codes_NL:
+            writer.write({"codes": row})
+
+
+def read_mosaicml(folder: Path, workers: int) -> Iterator[Any]:
+    """Its StreamingDataset and torch's DataLoader."""
+    import streaming
+
     data = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=_BATCH)
     loader = torch.utils.data.DataLoader(
         data, batch_size=_BATCH, drop_last=True, num_workers=workers, persistent_workers=workers > 0
     )
-    return (batch["codes"].long() for _ in itertools.count() for batch in loader)
+    return (_long(batch["codes"]) for _ in itertools.count() for batch in loader)
 
 
-def litdata(folder: Path, workers: int) -> Iterator[Any]:
-    """Its optimized chunks through its StreamingDataset and StreamingDataLoader."""
-    # Its optimizer empties these folders, by default /tmp/data and /tmp/chunks, whoever's they are.
+def write_litdata(folder: Path, codes_NL: Codes) -> None:
+    """Its optimized chunks."""
+    # Its optimizer empties two folders, by default /tmp/data and /tmp/chunks, whoever's they are: give it its own.
     os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(folder.with_name("litdata-data"))
     os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(folder.with_name("litdata-chunks"))
-    import litdata as lit
-    import numpy as np
-    import torch
+    import litdata
 
-    if not folder.exists():
-        rows = [row.astype(np.int32) for row in _codes()]  # its tensor serializer knows no uint16
-        lit.optimize(
-            fn=_as_tensor, inputs=rows, output_dir=str(folder), chunk_bytes="16MB", num_workers=1, verbose=False
-        )
-    data = lit.StreamingDataset(str(folder), shuffle=True, drop_last=True)
-    loader = lit.StreamingDataLoader(data, batch_size=_BATCH, num_workers=workers)
-    return (torch.as_tensor(batch).long() for _ in itertools.count() for batch in loader)
+    rows = [row.astype(np.int32) for row in codes_NL]  # its tensor serializer knows no uint16
+    litdata.optimize(
+        fn=torch.from_numpy, inputs=rows, output_dir=str(folder), chunk_bytes="16MB", num_workers=1, verbose=False
+    )
 
 
-def _as_tensor(row: Any) -> Any:
-    import torch
+def read_litdata(folder: Path, workers: int) -> Iterator[Any]:
+    """Its StreamingDataset and StreamingDataLoader."""
+    import litdata
 
-    return torch.from_numpy(row)
-
-
-def forget(folder: Path) -> None:
-    """Drop the files below a folder from the page cache, so that the next reader waits for the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    data = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True)
+    loader = litdata.StreamingDataLoader(data, batch_size=_BATCH, num_workers=workers, persistent_workers=workers > 0)
+    return (_long(batch) for _ in itertools.count() for batch in loader)
 
 
-def contend(job: str, folder: Path, workers: int) -> dict[str, float]:
-    """Seconds to the first batch, M codes/s after that, and the most memory this process held."""
-    if not workers and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    import torch  # noqa: F401  every contender needs it: its import is nobody's first batch
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contender:
+    """A loader and what it reads."""
 
+    write: Callable[[Path, Codes], None]
+    """Puts all codes into a folder that is not there yet."""
+    read: Callable[[Path, int], Iterator[Any]]
+    """From that folder and a number of workers, endless shuffled batches."""
+    imports: str
+    """Its library, which is imported before the clock starts."""
+    workers: bool = False
+    """Whether it knows worker processes."""
+
+    @property
+    def job(self) -> str:
+        """Its name on the command line."""
+        return self.read.__name__
+
+
+_OURS, _FIRST, _BASE, _LIMIT = (
+    "imagepriors, memory map (exact shuffle)", "imagepriors, first start ever", "webdataset, 5,000-row shuffle",
+    "numpy memory map, random rows (the limit)",
+)  # fmt: skip
+CONTENDERS = {
+    _LIMIT: Contender(write=write_numpy, read=read_numpy, imports="numpy"),
+    _FIRST: Contender(write=write_ours, read=read_first, imports="codeprior.data"),
+    _OURS: Contender(write=write_ours, read=read_ours, imports="codeprior.data"),
+    "imagepriors, stream (65,536-row shuffle)": Contender(
+        write=write_ours, read=read_stream, imports="codeprior.stream"
+    ),
+    "Hugging Face datasets, random rows": Contender(
+        write=write_datasets, read=read_datasets, imports="datasets", workers=True
+    ),
+    "litdata, shuffled": Contender(write=write_litdata, read=read_litdata, imports="litdata", workers=True),
+    "mosaicml-streaming, shuffled": Contender(
+        write=write_mosaicml, read=read_mosaicml, imports="streaming", workers=True
+    ),
+    _BASE: Contender(write=write_webdataset, read=read_webdataset, imports="webdataset", workers=True),
+}
+
+
+def _contender(job: str) -> Contender:
+    return next(one for one in CONTENDERS.values() if one.job == job)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _forget(folder: Path) -> None:
+    """Drop a folder's files from the page cache."""
+    for path in _files(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # what is not written yet cannot be dropped
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _rate(batches: Iterator[Any], seconds: float) -> float:
+    """M codes/s over so many seconds."""
+    counted, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        counted += next(batches).numel()
+    return counted / spent / 1e6
+
+
+def measure(job: str, folder: Path, workers: int, rows: int, seconds: float) -> dict[str, float]:
+    """One contender in this process: `first_s`, `cold` and `warm` (M codes/s), `mib`; with workers `warm` alone.
+
+    Raises:
+        RuntimeError: its batches have another shape or type.
+    """
+    contender = _contender(job)
+    harness.pin(workers or 1)
+    torch.set_num_threads(1)
+    import_module(contender.imports)
+    before_gib = harness.resident_gib("VmRSS")
+    if not workers:
+        _forget(folder)
     start = time.perf_counter()
-    batches = globals()[job](folder, workers)
+    batches = contender.read(folder, workers)
     batch = next(batches)
     first_s = time.perf_counter() - start
-    if batch.shape[0] != _BATCH or str(batch.dtype) != "torch.int64":
+    if (tuple(batch.shape), batch.dtype) != ((_BATCH, _LENGTH), torch.int64):
         raise RuntimeError(f"{job} gives {tuple(batch.shape)} {batch.dtype}")
-    counted, start = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < _SECONDS:
-        counted += next(batches).numel()
-    return {"first_s": first_s, "m_codes_per_s": counted / seconds / 1e6, "peak_gib": harness.peak_gib()}
+    found: dict[str, float] = {}
+    if not workers:
+        counted = batch.numel()
+        while (spent := time.perf_counter() - start) < _COLD_SECONDS and counted < (rows - _BATCH) * _LENGTH:
+            counted += next(batches).numel()
+        found = {"first_s": first_s, "cold": counted / spent / 1e6}
+        for path in _files(folder):
+            with path.open("rb") as file:
+                while file.read(2**20):
+                    pass
+    for _ in range(5 + 20 * workers):  # workers have prepared a few batches before anyone asked
+        next(batches)
+    found["warm"] = _rate(batches, seconds)
+    return {**found, "mib": (harness.resident_gib() - before_gib) * 1024}
 
 
-def run(repeats: int = 3, *, out: Path = harness.RESULTS) -> str:
-    """Measure all contenders in turn, write the report, and return it as Markdown.
+def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
+    """Measure all contenders in turns, write the report, and return it as Markdown.
 
     Raises:
         InputError: a rival is not installed.
     """
-    missing = [name for name in _RIVALS if not importlib.util.find_spec(name)]
-    if missing:
-        raise InputError(f"{', '.join(missing)} not installed: use make bench, which installs the rivals")
-    rounds: list[dict[str, dict[str, Any]]] = []
+    harness.need(RIVALS)
+    figures: dict[str, dict[str, list[float]]] = {name: {} for name in CONTENDERS}
     with tempfile.TemporaryDirectory() as folder:
-        for job in CONTENDERS.values():
-            _measure(job, Path(folder), 0)  # writes its data
-        shutil.rmtree(_place(Path(folder), CONTENDERS[_OURS]) / ".cache")
-        decoding_s = _measure(CONTENDERS[_OURS], Path(folder), 0)["first_s"]
+        place_of = {name: Path(folder) / one.write.__name__ for name, one in CONTENDERS.items()}
+        for name, one in CONTENDERS.items():
+            if not place_of[name].exists():
+                _spawn("write", one.job, place_of[name], 0)
+        bar = tqdm(total=repeats * len(CONTENDERS), desc="bench loader", disable=None)
         for _ in range(repeats):
-            found: dict[str, dict[str, Any]] = {}
-            for name, job in CONTENDERS.items():
-                forget(_place(Path(folder), job))
-                cold = _measure(job, Path(folder), 0)
-                found[name] = {"cold": cold, "warm": _measure(job, Path(folder), 0)}
-                if job in _WITH_WORKERS:
-                    found[name]["two workers"] = _measure(job, Path(folder), 2)
-            rounds.append(found)
-    return _report(decoding_s, rounds, out)
+            for name, one in CONTENDERS.items():
+                found = _spawn("read", one.job, place_of[name], 0)
+                if one.workers:
+                    found["with_workers"] = _spawn("read", one.job, place_of[name], 2)["warm"]
+                for figure, value in found.items():
+                    figures[name].setdefault(figure, []).append(value)
+                bar.update()
+    return _report(figures, out)
 
 
-def _place(folder: Path, job: str) -> Path:
-    return folder / ("memory_map" if job == "stream" else job)
+def _spawn(mode: str, job: str, folder: Path, workers: int) -> Any:
+    return harness.spawn("loader", mode, job, str(folder), str(workers), str(ROWS), str(SECONDS), env=_ENVIRONMENT)
 
 
-def _measure(job: str, folder: Path, workers: int) -> Any:
-    quiet = {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return harness.spawn("loader", job, str(_place(folder, job)), str(workers), env=quiet)
-
-
-def _report(decoding_s: float, rounds: list[dict[str, dict[str, Any]]], out: Path) -> str:
-    def all_of(name: str, how: str, figure: str = "m_codes_per_s") -> list[float]:
-        return [found[name][how][figure] for found in rounds]
-
-    rows, headlines = [], {}
-    for name, job in CONTENDERS.items():
-        warm = all_of(name, "warm")
-        rate, share = f"{harness.median(warm):.3g}", harness.ratio(warm, all_of(_FLOOR, "warm"))
-        workers = f"{harness.median(all_of(name, 'two workers')):.3g}" if job in _WITH_WORKERS else ""
-        first = [f"{1e3 * harness.median(all_of(name, how, 'first_s')):.0f}" for how in ("cold", "warm")]
-        memory = f"{1024 * harness.median(all_of(name, 'warm', 'peak_gib')):.0f}"
-        over = harness.ratio(warm, all_of(_WEBDATASET, "warm"))
-        rows.append([name, rate, over, share, workers, *first, memory])
-        if name not in (_OURS, _FLOOR) and not name.startswith("imagepriors"):
-            headlines[f"loading shuffled codes, over {name.partition(',')[0]}"] = harness.ratio(
-                all_of(_OURS, "warm"), warm
-            )
+def _report(figures: dict[str, dict[str, list[float]]], out: Path) -> str:
+    base, limit = figures[_BASE]["warm"], figures[_LIMIT]["warm"]
+    rows = []
+    for name, found in figures.items():
+        m = {figure: harness.median(values) for figure, values in found.items()}
+        share = harness.median([one / most for one, most in zip(found["warm"], limit, strict=True)])
+        workers = f"{m['with_workers']:.3g}" if "with_workers" in m else f"{m['warm']:.3g} (none)"
+        rows.append([
+            name, f"{m['warm']:.3g}", harness.ratio(found["warm"], base), f"{share:.2g}", f"{m['cold']:.3g}",
+            f"{m['first_s']:.2g}", f"{m['mib']:.0f}", workers,
+        ])  # fmt: skip
     text = (
-        f"Shuffled batches of {_BATCH} × {_LENGTH} codes as int64 tensors out of {_ROWS:,} rows, one core, page cache "
-        f"warm; {len(rounds)} rounds. Two workers: on two cores, where the loader knows workers; ours needs none. "
-        "First batch: from opening the data, torch imported before; cold: files dropped from the page cache. Memory: "
-        "resident, mapped files included. Ours decodes a column of the shards once: its very first batch then took "
-        f"{decoding_s:.2f} s."
+        f"Shuffled batches of {_BATCH} × {_LENGTH} codes as int64 tensors, {ROWS:,} rows, one core, {len(base)} "
+        "rounds. Cold: the files dropped from the page cache (posix_fadvise), from opening them over one epoch, or "
+        f"{_COLD_SECONDS:g} s of it; the first batch is that of this start. Warm: the files in the page cache. Memory: "
+        "the resident set at its highest, over that with the libraries alone; mapped files count. With 2 workers: "
+        "two processes of a DataLoader and its own on two cores; loaders that need none stay on one."
     )
     columns = [
-        "", "M codes/s", "× webdataset", "× limit", "with two workers", "first batch, cold, ms", "warm, ms", "peak MiB",
+        "", "M codes/s", "× webdataset", "share of the limit", "cold, M codes/s", "first batch, s", "MiB",
+        "with 2 workers, M codes/s",
     ]  # fmt: skip
+    headlines = {}
+    for name, one in CONTENDERS.items():
+        if one.imports in RIVALS:
+            over = harness.ratio(figures[_OURS]["warm"], figures[name]["warm"])
+            headlines[f"loading shuffled codes, over {RIVALS[one.imports]}"] = over
     return harness.save(
-        out, "loader", command="imagepriors bench loader", text=text, columns=columns, rows=rows,
-        figures={"rounds": rounds}, headlines=headlines,
-        packages=("torch", "numpy", "webdataset", "datasets", "litdata", "mosaicml-streaming"),
+        out, "loader", command="imagepriors bench loader", text=text, columns=columns, rows=rows, figures=figures,
+        headlines=headlines, packages=("torch", "numpy", *RIVALS.values()),
     )  # fmt: skip
 
 
+def _serve(mode: str, job: str, folder: Path, workers: int, rows: int, seconds: float) -> None:
+    """Answer one `_spawn`, and leave without waiting for what some rivals leave behind."""
+    if mode == "write":
+        harness.answer(lambda: _contender(job).write(folder, skewed_codes(rows).reshape(-1, _LENGTH)))
+    else:
+        harness.answer(lambda: measure(job, folder, workers, rows, seconds))
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    harness.answer(lambda: contend(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
-    os._exit(0)  # some rivals leave threads behind
+    _serve(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), float(sys.argv[6]))

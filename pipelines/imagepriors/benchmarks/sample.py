@@ -126,7 +126,7 @@ def measure(draws: dict[str, Draw], batch: int, repeats: int) -> dict[str, Any]:
 
 def run(repeats: int = 3, *, out: Path = harness.RESULTS) -> str:
     """Measure all contenders in turns, write the report, and return it as Markdown."""
-    peers.mingpt()  # says what is missing before minutes are spent
+    harness.need({"taming": "taming-transformers-rom1504==0.0.6", "transformers": "transformers"})
     return _report(harness.spawn("sample", str(repeats), env=ALLOCATOR), out)
 
 

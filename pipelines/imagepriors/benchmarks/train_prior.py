@@ -230,7 +230,7 @@ def difference() -> float:
 
 def run(repeats: int = 3, *, out: Path = harness.RESULTS) -> str:
     """Measure all contenders in turns, write the report, and return it as Markdown."""
-    peers.taming(), peers.mingpt()  # says what is missing before minutes are spent
+    harness.need({"taming": "taming-transformers-rom1504==0.0.6", "transformers": "transformers"})
     gap = difference()
     native = resolve_precision(TrainConfig(), torch.device(harness.device()))
     precisions = sorted({"float32", native}, reverse=True)  # where bfloat16 is slower nobody would choose it

@@ -24,7 +24,6 @@ from codeshards.pool import ALLOCATOR
 from imagepriors.benchmarks import harness, peers
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
-from vqgan.errors import InputError
 from vqgan.exchange import export_diffusers
 from vqgan.model import VQGAN
 from vqgan.quantize import VectorQuantizer
@@ -232,9 +231,7 @@ def run(repeats: int = 3, *, out: Path = harness.RESULTS) -> str:
     Raises:
         InputError: a rival is not installed.
     """
-    peers.taming()
-    if not importlib.util.find_spec("diffusers"):
-        raise InputError("diffusers is not installed: pip install 'imagepriors[peers]', or use make bench")
+    harness.need({"taming": "taming-transformers-rom1504==0.0.6", "einops": "einops", "diffusers": "diffusers"})
     work = [(task, name) for task, names in CONTENDERS.items() for name in names]
     rounds: list[dict[str, Any]] = []
     for _ in range(repeats):

@@ -1,0 +1,221 @@
+"""What the scaling suite measures, each in a process of its own: `python -m imagepriors.benchmarks.scaling_parts`."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from codeprior.config import ModelConfig, SequenceSpec, TrainConfig
+from codeprior.data import Batch, CodeBatches, CodeData, sequence_from_dataset
+from codeprior.model import Prior
+from codeprior.optim import make_autocast, make_optimizer, resolve_precision
+from codeprior.speed import step_flops_per_sequence
+from codeprior.trainer import SequenceLoss, train_step
+from codeshards.config import TokenizeConfig
+from codeshards.format import (
+    FileRecord,
+    GridSpec,
+    Manifest,
+    Plan,
+    PlannedShard,
+    ShardDataset,
+    ShardSpec,
+    Sidecar,
+    build_plan,
+    sidecar_path,
+    write_shard,
+)
+from codeshards.format.manifest import ShardEntry, SplitEntry
+from codeshards.job import EVENTS_FILE, tokenize
+from codeshards.pool import run_shards
+from codeshards.progress import EventLog, read_events
+from codeshards.resume import MissingShards, close_job, open_job
+from imagepriors.benchmarks import harness
+from imagepriors.benchmarks.shards import skewed_codes
+
+_SPEC = ShardSpec(image=GridSpec(height=16, width=16, codebook_size=1024, fingerprint="benchmark"))
+_SIDE = 8
+"""Of the code grids that the loader reads: 64 codes keep ten million rows at 1.3 GB."""
+_FILE_ROWS = 50_000
+_BATCH = 256
+
+
+class _Idle:
+    """A worker that gives back what it gets."""
+
+    def run(self, task: Any) -> Any:
+        return task
+
+
+def _mib_over(before_gib: float) -> float:
+    """What this process has held at most since it held `before_gib`, in MiB."""
+    return (harness.resident_gib() - before_gib) * 1024
+
+
+def plan_of(samples: int, shards: int) -> Plan:
+    """A shuffled plan of synthetic keys, shaped like ImageNet's."""
+    return build_plan(
+        samples={"train": [f"n{i % 1000:08d}/picture{i:010d}" for i in range(samples)]},
+        source_hashes={"train": "benchmark"},
+        settings={},
+        views=1,
+        shard_rows=-(-samples // shards),
+        shuffle_seed=0,
+    )
+
+
+def plan(folder: Path, samples: int, shards: int) -> dict[str, float]:
+    """Seconds to plan, to start, to resume with every shard made, and to commit; memory at its highest."""
+    seconds: dict[str, float] = {}
+    before_gib = harness.resident_gib("VmRSS")
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        seconds[name] = time.perf_counter() - start
+        return result
+
+    made = timed("plan_s", lambda: plan_of(samples, shards))
+    missing: MissingShards = timed("open_s", lambda: open_job(made, folder))
+    with mock.patch("os.fsync"):  # what was made is no part of this
+        for shard in missing:
+            _pretend(shard, made.hash, folder)
+    if left := len(timed("resume_s", lambda: open_job(made, folder))):
+        raise RuntimeError(f"{left} of {shards} made shards are to be made again")
+    timed("commit_s", lambda: Manifest.build(plan=made, sidecars=close_job(made, folder, 0), spec=_SPEC).save(folder))
+    return {**seconds, "mib": _mib_over(before_gib)}
+
+
+def _pretend(shard: PlannedShard, plan_hash: str, folder: Path) -> None:
+    """An empty shard and its sidecar."""
+    name = f"{shard.name}.parquet"
+    Sidecar(
+        plan_hash=plan_hash,
+        split=shard.split,
+        index=shard.index,
+        rows=shard.samples,
+        samples=shard.samples,
+        files={name: FileRecord(hashlib.sha256().hexdigest(), 0)},
+    ).save(sidecar_path(folder, shard))
+    (folder / shard.split / name).touch()
+
+
+def hand_out(folder: Path, samples: int, shards: int) -> dict[str, float]:
+    """Seconds and the driver's memory while workers take shards and give them back."""
+    before_gib = harness.resident_gib("VmRSS")
+    missing = open_job(plan_of(samples, shards), folder)
+    start = time.perf_counter()
+    run_shards(
+        missing, lambda shard: shard, _Idle, (), name="scaling", device="cpu", workers=2, threads=1, decode_threads=1,
+        max_attempts=1, shards_at_once=2, events=EventLog(folder / "events.jsonl"),
+    )  # fmt: skip
+    return {"hand_out_s": time.perf_counter() - start, "hand_out_mib": _mib_over(before_gib)}
+
+
+def workers(folder: Path, count: int, shard_rows: int) -> dict[str, float]:
+    """Images/s of the job with `count` workers of one thread, from `folder`/data by `folder`/tokenizer.
+
+    Timed from the first shard that is done once all workers are ready to the last; with the start: all of it.
+    """
+    config = TokenizeConfig(
+        shard_rows=shard_rows, batch_size=8, threads=1, decode_threads=1, workers=count, device="cpu"
+    )
+    out = folder / f"shards-{count}"
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.perf_counter()
+    tokenize(config, dataset="folder", data=folder / "data", tokenizers={"image": folder / "tokenizer"}, out=out)
+    seconds = time.perf_counter() - start
+    events = read_events(out / EVENTS_FILE)
+    ready_s = max(event["time_s"] for event in events if event["event"] == "worker_ready")
+    done = [event for event in events if event["event"] == "shard_done"]
+    timed = [event for event in done if event["time_s"] > ready_s]
+    if len(timed) < 2:
+        raise RuntimeError(f"{len(done)} shards are too few for {count} workers: all were done before the last began")
+    return {
+        "images_per_s": sum(event["samples"] for event in timed[1:]) / (timed[-1]["time_s"] - timed[0]["time_s"]),
+        "images_per_s_with_start": sum(event["samples"] for event in done) / seconds,
+    }
+
+
+def make_rows(folder: Path, rows: int) -> dict[str, float]:
+    """A dataset of so many rows, whose shards are one file under many names; seconds of its first opening."""
+    count = min(rows, _FILE_ROWS)
+    grid = GridSpec(height=_SIDE, width=_SIDE, codebook_size=1024, fingerprint="benchmark")
+    spec = ShardSpec(image=grid, orders=("row_major",))
+    table = spec.rows_to_table([f"row{i:07d}" for i in range(count)], np.zeros(count), None, skewed_codes(count, _SIDE))
+    first = PlannedShard(split="train", index=0, start=0, stop=count)
+    ((name, record),) = write_shard(folder, first, table).items()
+    shards = [ShardEntry(name=first.name, rows=count, files={name: record})]
+    for index in range(1, rows // count):
+        shard = PlannedShard(split="train", index=index, start=index * count, stop=(index + 1) * count)
+        os.link(folder / "train" / name, folder / "train" / f"{shard.name}.parquet")
+        shards.append(ShardEntry(name=shard.name, rows=count, files={f"{shard.name}.parquet": record}))
+    total = count * len(shards)
+    split = SplitEntry(rows=total, samples=total, failures=0, shards=tuple(shards))
+    Manifest(spec=spec, plan_hash="benchmark", splits={"train": split}).save(folder)
+    return {"decode_s": harness.seconds(lambda: next(_batches(folder)))}
+
+
+def _batches(folder: Path) -> CodeBatches:
+    dataset = ShardDataset.open(folder)
+    data = CodeData.open(dataset, "train", sequence_from_dataset(dataset, "row_major", "none"))
+    return CodeBatches(data, batch_size=_BATCH, seed=0)
+
+
+def read_rows(folder: Path, limit_s: float) -> dict[str, float]:
+    """Random batches of a dataset that was opened before: M codes/s, seconds to the first, memory, on one core."""
+    harness.pin(1)
+    torch.set_num_threads(1)
+    before_gib, start = harness.resident_gib("VmRSS"), time.perf_counter()
+    batches = _batches(folder)
+    next(batches)
+    first_s = time.perf_counter() - start
+    counted, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < limit_s:
+        counted += next(batches).codes_BT.numel()
+    return {"m_codes_per_s": counted / spent / 1e6, "first_s": first_s, "mib": _mib_over(before_gib)}
+
+
+def train(length: int, batch: int, steps: int) -> dict[str, float]:
+    """Seconds of a training step of a small prior on sequences of `length` codes, the median of `steps`."""
+    device = torch.device(harness.device())
+    height = 2 ** (length.bit_length() // 2)
+    sequence = SequenceSpec(
+        height=height, width=length // height, codebook_size=1024, order="row_major", fingerprint="benchmark"
+    )
+    torch.manual_seed(0)
+    config = TrainConfig(model=ModelConfig(n_layer=4, n_head=4, n_embd=256))
+    prior = Prior(config.model, sequence).to(device)
+    loss, optimizer, precision = SequenceLoss(prior), make_optimizer(prior, config), resolve_precision(config, device)
+    condition_BC = torch.zeros(batch, 1, dtype=torch.int64)
+    parts = [Batch(condition_BC=condition_BC, codes_BT=torch.randint(1024, (batch, length))).to(device)]
+    autocast = make_autocast(device, precision)
+
+    def step() -> None:
+        train_step(loss, optimizer, parts, learning_rate=1e-4, grad_clip=1.0, autocast=autocast)
+
+    for _ in range(2):
+        step()
+    step_s = harness.median([harness.seconds(step) for _ in range(steps)])
+    peak_gib = harness.peak_gib()
+    limit_s = batch * step_flops_per_sequence(prior) / harness.flops_floor(precision)
+    return {"step_s": step_s, "tokens_per_s": batch * length / step_s, "limit_s": limit_s, "peak_gib": peak_gib}
+
+
+_PARTS: dict[str, Callable[..., dict[str, float]]] = {
+    part.__name__: part for part in (plan, hand_out, workers, make_rows, read_rows, train)
+}
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[2])
+    place = {"folder": Path(given.pop("folder"))} if "folder" in given else {}
+    harness.answer(lambda: _PARTS[sys.argv[1]](**place, **given))
