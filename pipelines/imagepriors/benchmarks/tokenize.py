@@ -25,7 +25,7 @@ from tqdm import tqdm
 from codeshards.config import TokenizeConfig
 from codeshards.pool import ALLOCATOR
 from codeshards.progress import read_events
-from imagepriors.benchmarks.stage1 import random_weights
+from imagepriors.benchmarks.train_vqgan import random_weights
 from vqgan.checkpoint import load_model, save_model
 from vqgan.config import TrainConfig
 from vqgan.datasets import open_splits
