@@ -55,6 +55,13 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def steady(work: Callable[[], Any], warm: int) -> float:
+    """Median seconds of a call of `work`, after `warm` calls that are not counted."""
+    for _ in range(warm):
+        work()
+    return median([seconds(work) for _ in range(10 if device() == "cuda" else 2)])
+
+
 def peak_gib() -> float:
     """The most memory that this process has held: on a GPU its tensors, else the resident set."""
     return torch.cuda.max_memory_allocated() / 2**30 if device() == "cuda" else resident_gib()
@@ -141,6 +148,52 @@ def answer(work: Callable[[], Any]) -> None:
     assert sys.__stdout__ is not None
     sys.__stdout__.write(json.dumps(result))
     sys.__stdout__.flush()
+
+
+class Server:
+    """A contender that stays in a process of its own: the other side is `serve`.
+
+    Args:
+        suite: Module of this package.
+        arguments: Its command line.
+        env: Beside this process's environment.
+    """
+
+    def __init__(self, suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", f"{__package__}.{suite}", *arguments]
+        self._process = subprocess.Popen(
+            command, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+
+    def ask(self, **request: Any) -> Any:
+        """What it answers to one request.
+
+        Raises:
+            RuntimeError: it died; its own message is in stderr.
+        """
+        print(json.dumps(request), file=self._to, flush=True)
+        reply = self._from.readline()
+        if not reply:
+            raise RuntimeError(f"{self._process.args!r} died (exit code {self._process.wait()}): see above")
+        return json.loads(reply)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._to.close()  # the end of its input ends it
+        self._process.wait()
+        self._from.close()
+
+
+def serve(work: Callable[..., Any]) -> None:
+    """The other side of `Server`: answer every request with `work(**request)`, until there are no more."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
+    for line in sys.stdin:
+        print(json.dumps(work(**json.loads(line))), file=answers, flush=True)
 
 
 def median(values: Sequence[float]) -> float:

@@ -1,19 +1,35 @@
 """The rivals, made to run: stand-ins for what has left their dependencies since, and nothing else changed."""
 
 import importlib
+import importlib.util
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from vqgan.config import ModelConfig
 from vqgan.errors import InputError
 
-F16 = {
-    "double_z": False, "z_channels": 256, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
-    "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16], "dropout": 0.0,
-}  # fmt: skip
-"""Taming's config of the published f16 VQGAN."""
+_PIP = {
+    "taming": "pip install --no-deps taming-transformers-rom1504==0.0.6",
+    "einops": "pip install 'imagepriors[peers]'",
+    "transformers": "pip install 'imagepriors[peers]'",
+    "diffusers": "pip install 'imagepriors[peers]'",
+}
+
+
+def require(*modules: str) -> None:
+    """Make sure that rivals are installed, before minutes are spent on the others.
+
+    Raises:
+        InputError: one is not.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        ways = sorted({_PIP[name] for name in missing})
+        raise InputError(f"not installed: {', '.join(missing)}; `make bench` installs all rivals, or {'; '.join(ways)}")
 
 
 def _stand_in(name: str, **content: Any) -> None:
@@ -25,8 +41,7 @@ def _stand_in(name: str, **content: Any) -> None:
 def taming() -> Any:
     """The module `taming.models.vqgan` of taming-transformers, as published.
 
-    Lightning is replaced by a bare module, the config loader by one that makes no loss, and LPIPS keeps random weights,
-    which changes no time.
+    Lightning is replaced by a bare module that keeps what was logged last, the config loader by one that makes no loss.
 
     Raises:
         InputError: the package is not installed.
@@ -38,29 +53,53 @@ def taming() -> Any:
         def log(self, *_: Any, **__: Any) -> None:
             pass
 
-        log_dict = log
+        def log_dict(self, values: dict[str, Any], **_: Any) -> None:
+            self.logged = values
 
-    try:
-        importlib.import_module("taming")
-        importlib.import_module("einops")
-    except ImportError as error:
-        raise InputError(
-            f"{error}: pip install einops, and pip install --no-deps taming-transformers-rom1504==0.0.6"
-        ) from error
+    require("taming", "einops")
     _stand_in("pytorch_lightning", LightningModule=LightningModule)
     _stand_in("taming.main", instantiate_from_config=lambda _: torch.nn.Identity())
     return importlib.import_module("taming.models.vqgan")
 
 
-def taming_loss(**settings: Any) -> Any:
-    """Its VQLPIPSWithDiscriminator with a randomly initialised LPIPS trunk, since the weights need a download."""
+def taming_vqgan(config: ModelConfig) -> Any:
+    """Its VQModel of our config, without a loss, randomly initialised."""
+    ddconfig = {
+        "double_z": False, "z_channels": config.z_channels, "resolution": config.resolution,
+        "in_channels": config.channels, "out_ch": config.channels, "ch": config.ch, "ch_mult": list(config.ch_mult),
+        "num_res_blocks": config.num_res_blocks, "attn_resolutions": list(config.attn_resolutions), "dropout": 0.0,
+    }  # fmt: skip
+    return taming().VQModel(ddconfig, lossconfig={}, n_embed=config.codebook_size, embed_dim=config.embed_dim)
+
+
+def vgg_features() -> torch.nn.Module:
+    """The convolutions of torchvision's VGG16, randomly initialised as it does."""
+    vgg = importlib.import_module("torchvision.models.vgg")
+    layers: torch.nn.Sequential = vgg.make_layers(vgg.cfgs["D"], batch_norm=False)
+    for layer in layers:
+        if isinstance(layer, torch.nn.Conv2d):  # otherwise activations fade, and numbers as small as that are slow
+            torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layers
+
+
+def taming_loss(trunk: Path, **settings: Any) -> Any:
+    """Its VQLPIPSWithDiscriminator; of LPIPS the linear layers are published, the trunk is `features.*` in a file.
+
+    The lpips package brings the very file (by its MD5) that taming downloads for the linear layers.
+    """
+    import lpips as package
     import torchvision
 
     lpips = importlib.import_module("taming.modules.losses.lpips")
     losses = importlib.import_module("taming.modules.losses.vqperceptual")
     published, load = torchvision.models.vgg16, lpips.LPIPS.load_from_pretrained
-    torchvision.models.vgg16 = lambda pretrained: published(weights=None)
-    lpips.LPIPS.load_from_pretrained = lambda self: None
+    assert package.__file__ is not None
+    linear = torch.load(Path(package.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu", weights_only=True)
+    features = vgg_features()
+    weights = torch.load(trunk, map_location="cpu", weights_only=True)
+    features.load_state_dict({name.removeprefix("features."): value for name, value in weights.items()})
+    torchvision.models.vgg16 = lambda pretrained: types.SimpleNamespace(features=features)
+    lpips.LPIPS.load_from_pretrained = lambda self: self.load_state_dict(linear, strict=False)
     try:
         return losses.VQLPIPSWithDiscriminator(**settings)
     finally:
@@ -75,13 +114,8 @@ def mingpt() -> Any:
     Raises:
         InputError: a package is not installed.
     """
-    try:
-        transformers = importlib.import_module("transformers")
-        importlib.import_module("taming")
-    except ImportError as error:
-        raise InputError(
-            f"{error}: pip install transformers, and pip install --no-deps taming-transformers-rom1504==0.0.6"
-        ) from error
+    require("transformers", "taming")
+    transformers = importlib.import_module("transformers")
 
     def top_k_top_p_filtering(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
         assert top_p == 1.0

@@ -1,18 +1,16 @@
-"""Training steps of a prior on codes against its rivals: `imagepriors bench train-prior`.
+"""Training steps of GPT-2 on image codes against its rivals: `imagepriors bench train-prior`.
 
-GPT-2 small on 256 codes of 1024; on a GPU GPT-2 medium on 512. Each contender runs in a process of its own, all of them
-in turn in every round. The C library's allocator has our settings (those of every command of ours), or its own for the
-rivals as their users run them. Random weights, random codes.
+In every round each contender gets a process of its own, so that peak memory and the allocator's settings are its own;
+ratios are taken within a round. The C library's allocator has our settings (those of every command of ours), or its own
+where a rival is measured as its users run it. Random codes; before anything is timed, the losses of taming,
+transformers and us on one batch are compared at the same weights.
 """
 
-import functools
 import importlib
-import importlib.util
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,35 +26,48 @@ from codeprior.speed import step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
 from codeshards.pool import ALLOCATOR
 from imagepriors.benchmarks import harness, peers
+from imagepriors.benchmarks.harness import RESULTS
+from vqgan.config import ModelConfig as VqganConfig
 
-_ON_GPU = harness.device() == "cuda"
-_MODEL: dict[str, Any] = (
-    {"n_layer": 24, "n_head": 16, "n_embd": 1024} if _ON_GPU else {"n_layer": 12, "n_head": 12, "n_embd": 768}
-)
-_WIDTH, _HEADS, _LAYERS = _MODEL["n_embd"], _MODEL["n_head"], _MODEL["n_layer"]
-_GRID = (16, 32) if _ON_GPU else (16, 16)
-_TOKENS, _CODEBOOK = _GRID[0] * _GRID[1], 1024
-_BATCH = 64 if _ON_GPU else 4
-_NANO, _PIXELS, _AS_IS, _OURS = "nanoGPT, compiled", "taming, pixels encoded in the step", ", as it is", "imagepriors"
-_UNCOUNTED, _COUNTED = 2, 3
-"""Steps of a process: the first compiles, the second allocates."""
+_CODEBOOK = 1024
+_VQGAN = VqganConfig()
+
+
+class Size(NamedTuple):
+    """A transformer and its batch."""
+
+    layers: int
+    heads: int
+    width: int
+    codes: int
+    """In a sequence, a multiple of 16."""
+    batch: int
+
+
+SIZES = {
+    "cpu": {"GPT-2 small": Size(12, 12, 768, 256, 4)},
+    "cuda": {"GPT-2 small": Size(12, 12, 768, 256, 64), "GPT-2 medium, 512 codes": Size(24, 16, 1024, 512, 32)},
+}
+_AS_IS = ", as it is"
+_NANO, _PIXELS = "nanoGPT, compiled", "taming, pixels encoded in the step"
+_TRANSFORMERS, _MINGPT = "transformers", "taming's minGPT"
 Step = Callable[[], Any]
-Precision = Any
 
 
 class NanoBlock(nn.Module):
     """The block of a plain GPT-2 as nanoGPT writes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(_WIDTH), nn.LayerNorm(_WIDTH)
-        self.qkv, self.out = nn.Linear(_WIDTH, 3 * _WIDTH), nn.Linear(_WIDTH, _WIDTH)
-        self.up, self.down = nn.Linear(_WIDTH, 4 * _WIDTH), nn.Linear(4 * _WIDTH, _WIDTH)
+        self.heads, width = size.heads, size.width
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Residual attention, residual MLP."""
         B, S, D = x.shape
-        q, k, v = (part.view(B, S, _HEADS, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(D, dim=2))
+        q, k, v = (part.view(B, S, self.heads, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(D, dim=2))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).contiguous().view(B, S, D))
         result: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
@@ -66,11 +77,11 @@ class NanoBlock(nn.Module):
 class NanoGPT(nn.Module):
     """GPT-2 over one vocabulary of codes and a start token, head tied to the embedding, loss inside."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(_CODEBOOK + 1, _WIDTH), nn.Embedding(_TOKENS, _WIDTH)
-        self.blocks = nn.ModuleList(NanoBlock() for _ in range(_LAYERS))
-        self.norm, self.head = nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, _CODEBOOK + 1, bias=False)
+        self.tokens, self.places = nn.Embedding(_CODEBOOK + 1, size.width), nn.Embedding(size.codes, size.width)
+        self.blocks = nn.ModuleList(NanoBlock(size) for _ in range(size.layers))
+        self.norm, self.head = nn.LayerNorm(size.width), nn.Linear(size.width, _CODEBOOK + 1, bias=False)
         self.apply(self._start)
         self.tokens.weight = self.head.weight
 
@@ -87,23 +98,47 @@ class NanoGPT(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=-1)
 
 
-def _codes() -> Tensor:
-    return torch.randint(_CODEBOOK, (_BATCH, _TOKENS))
+def _autocast(precision: str) -> torch.autocast:
+    return make_autocast(torch.device(harness.device()), precision)  # type: ignore[arg-type]
 
 
-def _sequence() -> SequenceSpec:
-    height, width = _GRID
-    return SequenceSpec(height=height, width=width, codebook_size=_CODEBOOK, order="row_major", fingerprint="none")
+def _codes(size: Size, start: int) -> tuple[Tensor, Tensor]:
+    """What a transformer over one vocabulary reads, after its start token, and what it predicts; both [B, T]."""
+    codes = torch.randint(_CODEBOOK, (size.batch, size.codes), device=harness.device())
+    return F.pad(codes[:, :-1], (1, 0), value=start), codes
 
 
-def _plain_step(model: nn.Module, loss_of: Callable[[], Tensor], precision: Precision) -> Step:
-    """A step as nanoGPT takes it: fused AdamW, clipping by torch's function."""
+def nanogpt(size: Size, precision: str, compiled: bool) -> Step:
+    """Its step: fused AdamW, clipping by torch's function."""
+    model: nn.Module = NanoGPT(size).to(harness.device())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    autocast = make_autocast(torch.device(harness.device()), precision)
+    if compiled:
+        model.compile()
+    inputs, codes = _codes(size, _CODEBOOK)
+    return _plain_step(model, lambda: model(inputs, codes), optimizer, precision)
+
+
+def transformers(size: Size, precision: str, compiled: bool) -> Step:
+    """GPT2LMHeadModel with SDPA, no dropout; fused AdamW and clipping, the defaults of its Trainer."""
+    model = peers.gpt2_from_mingpt(_mingpt(size), size.heads).to(harness.device())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    inputs, codes = _codes(size, 0)
+
+    def loss() -> Tensor:
+        logits = model(inputs, use_cache=False).logits
+        return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
+
+    return _plain_step(model, loss, optimizer, precision)
+
+
+def _plain_step(
+    model: nn.Module, loss_of_batch: Callable[[], Tensor], optimizer: torch.optim.Optimizer, precision: str
+) -> Step:
+    autocast = _autocast(precision)
 
     def step() -> None:
         with autocast:
-            loss = loss_of()
+            loss = loss_of_batch()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -112,179 +147,239 @@ def _plain_step(model: nn.Module, loss_of: Callable[[], Tensor], precision: Prec
     return step
 
 
-def nanogpt(precision: Precision) -> Step:
-    """nanoGPT's model, compiled."""
-    model: nn.Module = NanoGPT().to(harness.device())
-    model.compile()
-    codes = _codes().to(harness.device())
-    inputs = F.pad(codes[:, :-1], (1, 0), value=_CODEBOOK)
-    return _plain_step(model, lambda: model(inputs, codes), precision)
+def _mingpt(size: Size) -> Any:
+    sizes = {"n_layer": size.layers, "n_head": size.heads, "n_embd": size.width}
+    return peers.mingpt().GPT(_CODEBOOK, size.codes, **sizes)
 
 
-def _mingpt() -> Any:
-    torch.manual_seed(0)
-    return peers.mingpt().GPT(_CODEBOOK, _TOKENS, **_MODEL).to(harness.device())
-
-
-def mingpt(precision: Precision) -> Step:
-    """The transformer of taming-transformers on codes, with nanoGPT's optimizer."""
-    model, codes = _mingpt(), _codes().to(harness.device())
-    inputs = F.pad(codes[:, :-1], (1, 0))
-    return _plain_step(model, lambda: F.cross_entropy(model(inputs)[0].flatten(0, 1), codes.flatten()), precision)
-
-
-def hugging_face(precision: Precision) -> Step:
-    """GPT2LMHeadModel of transformers, attention by SDPA, with nanoGPT's optimizer."""
-    model = peers.gpt2_from_mingpt(_mingpt(), _HEADS).to(harness.device()).train()
-    codes = _codes().to(harness.device())
-    inputs = F.pad(codes[:, :-1], (1, 0))
-
-    def loss() -> Tensor:
-        logits = model(inputs, use_cache=False).logits
-        return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
-
-    return _plain_step(model, loss, precision)
-
-
-def ours(precision: Precision, *, compiled: bool = False, attention: Any = "sdpa") -> Step:
-    """Our train step on a batch in main memory."""
-    place = torch.device(harness.device())
-    prior = Prior(ModelConfig(attention=attention, **_MODEL), _sequence()).to(place)
-    loss, optimizer = SequenceLoss(prior), make_optimizer(prior, TrainConfig())
-    if compiled:
-        loss.compile()
-    batch = Batch(condition_BC=torch.zeros(_BATCH, 1, dtype=torch.int64), codes_BT=_codes())
-    autocast = make_autocast(place, precision)
-
-    def step() -> None:
-        train_step(loss, optimizer, [batch.to(place)], learning_rate=1e-4, grad_clip=1.0, autocast=autocast)
-
-    return step
-
-
-def taming_pixels(precision: Precision) -> Step:
-    """The published Net2NetTransformer's training step: VQGAN encodes the pictures, minGPT is trained on the codes."""
-    device = harness.device()
-    vqgan = peers.taming().VQModel(peers.F16, lossconfig={}, n_embed=_CODEBOOK, embed_dim=256).eval()
-    gpt = peers.mingpt().GPT(_CODEBOOK, _TOKENS, **_MODEL)
-    net: Any = importlib.import_module("taming.models.cond_transformer")
+def _net2net(size: Size) -> Any:
+    """The published Net2NetTransformer: minGPT over the codes of a VQGAN, without a condition."""
+    vqgan, gpt = peers.taming_vqgan(_VQGAN).eval(), _mingpt(size)
+    net = importlib.import_module("taming.models.cond_transformer")
     permuter = importlib.import_module("taming.modules.transformer.permuter")
     made = {
         "vqgan": lambda: vqgan,
         "gpt": lambda: gpt,
         "taming.modules.transformer.permuter.Identity": permuter.Identity,
     }
-    net.instantiate_from_config = lambda config: made[config["target"]]()
+    vars(net)["instantiate_from_config"] = lambda config: made[config["target"]]()
     model = net.Net2NetTransformer(
         {"target": "gpt"}, {"target": "vqgan"}, "__is_unconditional__", unconditional=True
-    ).to(device)
+    ).to(harness.device())
     model.learning_rate = 4.5e-6
+    return model
+
+
+def taming_codes(size: Size, precision: str, compiled: bool) -> Step:
+    """Its transformer and its optimizer on codes, which its own trainer cannot read."""
+    model = _net2net(size)
     optimizer = model.configure_optimizers()
-    pictures = torch.rand(_BATCH, 16 * _GRID[0], 16 * _GRID[1], 3, device=device) * 2 - 1
+    inputs, codes = _codes(size, 0)
+
+    def loss() -> Tensor:
+        return F.cross_entropy(model.transformer(inputs)[0].flatten(0, 1), codes.flatten())
+
+    return _taming_step(loss, optimizer, precision)
+
+
+def taming_pixels(size: Size, precision: str, compiled: bool) -> Step:
+    """Its training step: VQGAN encodes the pictures, minGPT is trained on the codes."""
+    model = _net2net(size)
+    side = _VQGAN.resolution
+    pictures = torch.rand(size.batch, side, side, 3, device=harness.device()) * 2 - 1
+    return _taming_step(lambda: model.training_step({"image": pictures}, 0), model.configure_optimizers(), precision)
+
+
+def _taming_step(loss_of_batch: Callable[[], Tensor], optimizer: torch.optim.Optimizer, precision: str) -> Step:
+    autocast = _autocast(precision)
 
     def step() -> None:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = model.training_step({"image": pictures}, 0)
+        with autocast:
+            loss = loss_of_batch()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
 
 
-# Name → (what makes its step, with our allocator settings).
-CONTENDERS: dict[str, tuple[Callable[[Precision], Step], bool]] = {
-    _NANO + _AS_IS: (nanogpt, False),
-    _NANO: (nanogpt, True),
-    "transformers GPT-2": (hugging_face, True),
-    "taming minGPT": (mingpt, True),
-    _PIXELS + _AS_IS: (taming_pixels, False),
-    _PIXELS: (taming_pixels, True),
-    _OURS: (ours, True),
-    _OURS + ", compiled": (functools.partial(ours, compiled=True), True),
+def ours(size: Size, precision: str, compiled: bool) -> Step:
+    """Our train step on a batch in main memory."""
+    return _our_step(size, precision, compiled, "sdpa")
+
+
+def ours_xformers(size: Size, precision: str, compiled: bool) -> Step:
+    """The same with xformers' attention."""
+    return _our_step(size, precision, compiled, "xformers")
+
+
+def _sequence(size: Size) -> SequenceSpec:
+    return SequenceSpec(
+        height=size.codes // 16, width=16, codebook_size=_CODEBOOK, order="row_major", fingerprint="benchmark"
+    )
+
+
+def _prior(size: Size, attention: str = "sdpa") -> Prior:
+    config = ModelConfig(n_layer=size.layers, n_head=size.heads, n_embd=size.width, attention=attention)  # type: ignore[arg-type]
+    return Prior(config, _sequence(size))
+
+
+def _our_step(size: Size, precision: str, compiled: bool, attention: str) -> Step:
+    device = torch.device(harness.device())
+    prior = _prior(size, attention).to(device)
+    loss, optimizer = SequenceLoss(prior), make_optimizer(prior, TrainConfig())
+    if compiled:
+        loss.compile()
+    batch = Batch(
+        condition_BC=torch.zeros(size.batch, 1, dtype=torch.int64),
+        codes_BT=torch.randint(_CODEBOOK, (size.batch, size.codes)),
+    )
+    autocast = _autocast(precision)
+
+    def step() -> None:
+        parts = [batch.to(device)]
+        train_step(loss, optimizer, parts, learning_rate=1e-4, grad_clip=1.0, autocast=autocast)
+
+    return step
+
+
+# Name → (what makes its step, compiled, with our allocator settings, modules it needs).
+CONTENDERS: dict[str, tuple[Callable[[Size, str, bool], Step], bool, bool, tuple[str, ...]]] = {
+    _NANO + _AS_IS: (nanogpt, True, False, ()),
+    _NANO: (nanogpt, True, True, ()),
+    "nanoGPT": (nanogpt, False, True, ()),
+    _TRANSFORMERS: (transformers, False, True, ("transformers", "taming")),
+    _MINGPT: (taming_codes, False, True, ("taming", "einops", "transformers")),
+    _PIXELS + _AS_IS: (taming_pixels, False, False, ("taming", "einops", "transformers")),
+    _PIXELS: (taming_pixels, False, True, ("taming", "einops", "transformers")),
+    "imagepriors": (ours, False, True, ()),
+    "imagepriors, compiled": (ours, True, True, ()),
+    "imagepriors, xformers": (ours_xformers, False, True, ("xformers",)),
+    "imagepriors, xformers, compiled": (ours_xformers, True, True, ("xformers",)),
 }
-if _ON_GPU and importlib.util.find_spec("xformers"):
-    CONTENDERS[_OURS + ", xformers"] = (functools.partial(ours, attention="xformers"), True)
 
 
-def contend(name: str, precision: Precision) -> dict[str, float]:
-    """Seconds of a step of one contender in this process, the most memory it held, and what products could reach."""
+def contenders(model: str) -> list[str]:
+    """Who takes part at a size: xformers wants a GPU, which has its own allocator; beside the first size fewer."""
+    found = []
+    for name, (_, _, allocator, modules) in CONTENDERS.items():
+        gpu = harness.device() == "cuda"
+        if ("xformers" in modules and not (gpu and _xformers())) or (gpu and not allocator):
+            continue
+        if model == next(iter(SIZES[harness.device()])) or name.startswith((_NANO, _TRANSFORMERS, "imagepriors")):
+            found.append(name)
+    return found
+
+
+def _xformers() -> bool:
+    try:
+        importlib.import_module("xformers.ops")
+    except (ImportError, OSError):  # not installed, or built for another torch
+        return False
+    return True
+
+
+def measure(name: str, model: str, precision: str) -> dict[str, float]:
+    """One contender's figures of one round, in this process."""
     torch.manual_seed(0)
-    step = CONTENDERS[name][0](precision)
-    times = [harness.seconds(step) for _ in range(_UNCOUNTED + _COUNTED)][_UNCOUNTED:]
-    found = {"seconds": statistics.median(times), "peak_gib": harness.peak_gib()}
-    return {**found, "flops_floor": harness.flops_floor(precision)}
+    make, compiled, _, _ = CONTENDERS[name]
+    step = make(SIZES[harness.device()][model], precision, compiled)
+    seconds = harness.steady(step, warm=2)  # the first compiles, the second allocates
+    peak_gib = harness.peak_gib()
+    return {"s": seconds, "peak_gib": peak_gib, "floor": harness.flops_floor(precision)}
 
 
 @torch.no_grad()
-def difference() -> float:
-    """The largest difference of logits between minGPT, transformers' GPT-2 and ours at the same weights."""
-    peer = _mingpt().eval()
-    prior = prior_from_mingpt(peer.state_dict(), n_head=_HEADS, sequence=_sequence(), condition_tokens=[0])
-    codes = _codes().to(harness.device())
-    exact = peer(F.pad(codes[:, :-1], (1, 0)))[0]
-    own = prior.to(harness.device())(torch.zeros(_BATCH, 1, dtype=torch.int64, device=codes.device), codes[:, :-1])
-    theirs = peers.gpt2_from_mingpt(peer, _HEADS).to(harness.device())(F.pad(codes[:, :-1], (1, 0))).logits
-    return max(float((other - exact).abs().max()) for other in (own, theirs))
+def losses(model: str) -> dict[str, float]:
+    """Mean loss of one batch of codes at the same weights, in float32: taming's, transformers' and ours."""
+    size, device = SIZES[harness.device()][model], harness.device()
+    torch.manual_seed(0)
+    peer = _mingpt(size).eval()
+    inputs, codes = (tensor[:4].to(device) for tensor in _codes(size, 0))
+    prior = prior_from_mingpt(peer.state_dict(), n_head=size.heads, sequence=_sequence(size), condition_tokens=[0])
+    their_logits = {
+        _MINGPT: peer.to(device)(inputs)[0],
+        _TRANSFORMERS: peers.gpt2_from_mingpt(peer.cpu(), size.heads).to(device)(inputs).logits,
+    }
+    found = {name: float(F.cross_entropy(x.flatten(0, 1), codes.flatten())) for name, x in their_logits.items()}
+    start = torch.zeros(len(codes), 1, dtype=torch.int64, device=device)
+    return found | {"imagepriors": float(prior.to(device).nll(start, codes).mean())}
 
 
-def run(repeats: int = 3, *, out: Path = harness.RESULTS) -> str:
-    """Measure all contenders in turns, write the report, and return it as Markdown."""
-    harness.need({"taming": "taming-transformers-rom1504==0.0.6", "transformers": "transformers"})
-    gap = difference()
-    native = resolve_precision(TrainConfig(), torch.device(harness.device()))
-    precisions = sorted({"float32", native}, reverse=True)  # where bfloat16 is slower nobody would choose it
-    rounds: list[dict[str, dict[str, float]]] = []
-    for _ in range(repeats):
-        work = [(name, precision) for precision in precisions for name in CONTENDERS]
-        rounds.append(
-            {
-                f"{name}, {precision}": harness.spawn(
-                    "train_prior", name, precision, env=ALLOCATOR if CONTENDERS[name][1] else {}
-                )
-                for name, precision in tqdm(work, desc="bench train-prior", disable=None)
+def _measured(repeats: int, precision: str, model: str) -> dict[str, list[dict[str, float]]]:
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in contenders(model)}
+    with tqdm(total=repeats * len(rounds), desc=f"bench train-prior, {model}, {precision}", disable=None) as bar:
+        for _ in range(repeats):
+            for name, found in rounds.items():
+                env = ALLOCATOR if CONTENDERS[name][2] else {}
+                found.append(harness.spawn("train_prior", "measure", name, model, precision, env=env))
+                bar.update()
+    return rounds
+
+
+def _agreement(model: str) -> str:
+    """The losses at the same weights, in words; raises RuntimeError where they differ."""
+    found = harness.spawn("train_prior", "losses", model)
+    if max(found.values()) - min(found.values()) > 1e-3:
+        raise RuntimeError(f"at the same weights the losses differ, so nothing here can be compared: {found}")
+    listed = ", ".join(f"{name} {value:.5f}" for name, value in found.items())
+    return f"At the same weights one batch's losses are equal: {listed}. "
+
+
+def run(repeats: int, *, out: Path = RESULTS) -> str:
+    """Measure all contenders and report.
+
+    Raises:
+        InputError: a rival is not installed.
+    """
+    device = harness.device()
+    first, *_ = SIZES[device]
+    needed = {module for name in contenders(first) for module in CONTENDERS[name][3]} - {"xformers"}
+    peers.require(*sorted(needed))
+    agreement = _agreement(first) if needed else ""
+    native = resolve_precision(TrainConfig(), torch.device(device))  # where bfloat16 is slower nobody would choose it
+    results, rows = {}, []
+    headlines: dict[str, str] = {}
+    for model, size in SIZES[device].items():
+        rounds = results[model] = _measured(repeats, native, model)
+        seconds = {name: [found["s"] for found in of_one] for name, of_one in rounds.items()}
+        with torch.device("meta"):
+            flops = step_flops_per_sequence(_prior(size)) * size.batch
+        for name, of_one in rounds.items():
+            s, floor, gib = (harness.median([found[key] for found in of_one]) for key in ("s", "floor", "peak_gib"))
+            over = {
+                rival: harness.ratio(seconds[rival], seconds[name]) if rival in seconds else "" for rival in _RIVALS
             }
-        )
-    return _report(rounds, precisions, gap, out)
-
-
-def _report(rounds: list[dict[str, dict[str, float]]], precisions: Sequence[str], gap: float, out: Path) -> str:
-    def all_of(name: str, precision: str, figure: str = "seconds") -> list[float]:
-        return [found[f"{name}, {precision}"][figure] for found in rounds]
-
-    flops = step_flops_per_sequence(Prior(ModelConfig(**_MODEL), _sequence())) * _BATCH
-    rows, headlines = [], {}
-    for precision in precisions:
-        for name in CONTENDERS:
-            times = all_of(name, precision)
-            shares = [flops / s / f for s, f in zip(times, all_of(name, precision, "flops_floor"), strict=True)]
-            against = [
-                harness.ratio(all_of(base, precision), times) for base in (_NANO, _NANO + _AS_IS, _PIXELS + _AS_IS)
-            ]
-            s = harness.median(times)
-            memory = harness.median(all_of(name, precision, "peak_gib"))
-            share = "" if name.startswith(_PIXELS) else f"{harness.median(shares):.0%}"
-            rows.append([name, precision, f"{s:.3g}", f"{_BATCH * _TOKENS / s:.4g}", share, f"{memory:.1f}", *against])
-            if name == _OURS:
-                what = f"training step of {'GPT-2 medium' if _ON_GPU else 'GPT-2 small'} in {precision}"
-                headlines[f"{what}, over nanoGPT compiled"] = against[0]
-                headlines[f"{what}, over taming's, which encodes pixels in the step"] = against[2]
-    text = (
-        f"One step (forward, backward, clipping, AdamW) on {_BATCH} × {_TOKENS} codes of {_CODEBOOK}, {_LAYERS} "
-        f"layers, {_HEADS} heads, width {_WIDTH}; {len(rounds)} rounds. Our allocator settings but where it says as "
-        "it is. MFU: FLOPs of the model over those of a large product in the same process. Before: at the same "
-        f"weights the logits of minGPT, of transformers' GPT-2 and ours differ by {gap:.1e} at most."
-    )
-    columns = [
-        "", "precision", "s/step", "tokens/s", "MFU", "peak GiB", "× nanoGPT compiled", "× as it is",
-        "× taming with pixels as it is",
-    ]  # fmt: skip
+            rows.append([
+                name, model, f"{s:.3g}", f"{size.batch * size.codes / s:.4g}", *over.values(),
+                f"{flops / s / floor:.0%}", f"{gib:.1f}",
+            ])  # fmt: skip
+            if name.startswith("imagepriors"):
+                who = name.removeprefix("imagepriors").removeprefix(", ")
+                what = f"Training step of {model}, {native}{', ' * bool(who)}{who}"
+                told = (_NANO,) if who else (_NANO, _TRANSFORMERS, _MINGPT, _PIXELS + _AS_IS)
+                headlines |= {f"{what}, over {rival}": over[rival] for rival in told if over[rival]}
+    batches = ", ".join(f"{model}: {size.batch} × {size.codes} codes" for model, size in SIZES[device].items())
     return harness.save(
-        out, "train-prior", command="imagepriors bench train-prior", text=text, columns=columns, rows=rows,
-        figures={"rounds": rounds}, headlines=headlines,
-        packages=("torch", "transformers", "taming-transformers-rom1504"),
+        out, "train-prior",
+        command="imagepriors bench train-prior",
+        text=f"One step (forward, backward, clipping, AdamW) in {native}, as `auto` picks; {batches} of {_CODEBOOK}. "
+        f"{agreement}Timed are each one's own step and optimizer; nanoGPT is its model and step, written down here. As "
+        "it is: with the C library's allocator as it comes, else all have our settings of it. × is tokens "
+        f"per second over the rival's in the same round, median and range over {repeats} rounds, each in fresh "
+        "processes. MFU: the FLOPs that the transformer needs (attention not halved, encoding not counted) over those "
+        "of a large matrix product in the same process.",
+        columns=["", "model", "s/step", "tokens/s", *(f"× {rival}" for rival in _RIVALS), "MFU", "peak GiB"],
+        rows=rows,
+        figures=results,
+        headlines=headlines,
+        packages=["torch", *(_PACKAGES[module] for module in sorted(needed & _PACKAGES.keys()))],
     )  # fmt: skip
 
 
+_RIVALS = (_NANO, _NANO + _AS_IS, _TRANSFORMERS, _MINGPT, _PIXELS, _PIXELS + _AS_IS)
+_PACKAGES = {"taming": "taming-transformers-rom1504", "transformers": "transformers"}
+
 if __name__ == "__main__":
-    harness.answer(lambda: contend(sys.argv[1], sys.argv[2]))
+    jobs: dict[str, Callable[..., dict[str, float]]] = {"measure": measure, "losses": losses}
+    harness.answer(lambda: jobs[sys.argv[1]](*sys.argv[2:]))

@@ -1,20 +1,20 @@
-"""The VQGAN against taming-transformers and diffusers at the same config: `imagepriors bench train-vqgan`.
+"""Training step, encoding and decoding of the published VQGAN, f16/1024 at 256×256: `imagepriors bench train-vqgan`.
 
-f16/1024, 72.1 M parameters, 256×256. Each contender runs in a process of its own, so that peak memory and the
-allocator's settings are its own, and all take their turn in each round. The rival is measured as published and with our
-allocator settings, since those alone are worth a third. For encoding and decoding all have the same weights, and what
-they give is compared.
+Every contender has the same weights, LPIPS included, and its outputs are compared with the published ones: codes,
+pictures, and the loss before the first update. In every round each gets a process of its own, so that peak memory and
+the allocator's settings are its own; taming is measured as published and with our settings, since those alone are worth
+a third. diffusers has no trainer of its own: its network trains in taming's, with the same losses.
 """
 
-import importlib
-import statistics
+import contextlib
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,62 +22,132 @@ from tqdm import tqdm
 
 from codeshards.pool import ALLOCATOR
 from imagepriors.benchmarks import harness, peers
-from vqgan.checkpoint import save_model
+from imagepriors.benchmarks.harness import RESULTS
+from vqgan.checkpoint import load_model, save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.exchange import export_diffusers
+from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN
 from vqgan.quantize import VectorQuantizer
-from vqgan.tokenizer import Tokenizer
+from vqgan.tokenizer import Tokenizer, pick_dtype
 
-_TRAIN_BATCH = {"cpu": 1, "cuda": 8}
-_CODE_BATCH = {"cpu": 4, "cuda": 64}
-_GRID = 16
-_UNCOUNTED, _COUNTED = 1, 2
-"""Calls of a process."""
-_PUBLISHED = "taming as published, float32"
-_RIVALS = {
-    _PUBLISHED: ("taming", "float32", False),
-    "taming, float32, our allocator settings": ("taming", "float32", True),
-    "taming, bfloat16 autocast, our allocator settings": ("taming", "bfloat16", True),
-}
-_DIFFUSERS = {"diffusers, float32, our allocator settings": ("diffusers", "float32", True)}
-_OURS = {
-    "imagepriors, float32": ("ours", "float32", True),
-    "imagepriors, bfloat16": ("ours", "bfloat16", True),
-}
-# Task → name → (whose, precision, with our allocator settings); the first of a task is what others are compared with.
-CONTENDERS = {
-    "train": _RIVALS | _OURS,
-    "encode": _RIVALS | _DIFFUSERS | _OURS,
-    "decode": _RIVALS | _DIFFUSERS | _OURS,
-}
-Work = Callable[[], Any]
+_MODEL = ModelConfig()
+_BATCH = {"cpu": {"train": 1, "encode": 4, "decode": 2}, "cuda": {"train": 8, "encode": 64, "decode": 64}}
+Array = npt.NDArray[Any]
+Call = Callable[[], Any]
+"""One training step, which returns the loss before it, or one pass, which returns codes or pictures."""
 
 
-def _pictures(count: int, seed: int = 0) -> list[Any]:
-    return list(np.random.default_rng(seed).integers(0, 256, (count, 256, 256, 3), dtype=np.uint8))
+class Contender(NamedTuple):
+    """What takes part: a job done by somebody."""
+
+    job: str
+    """train, encode or decode."""
+    who: str
+    precision: str
+    allocator: bool = True
+    """With our allocator settings; without them as its users run it."""
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"{self.job}, {self.who}{', compiled' * self.compiled}{'' if self.allocator else ', as it is'}"
 
 
-def _batch(count: int) -> Tensor:
-    """Pictures as networks want them, [B, 3, 256, 256] in -1 … 1."""
-    return torch.from_numpy(np.stack(_pictures(count))).permute(0, 3, 1, 2).float() / 127.5 - 1
+def contenders() -> list[Contender]:
+    """What is worth measuring here: bfloat16 where nobody would choose it is measured once, to show that."""
+    cuda, native = harness.device() == "cuda", _native() == "bfloat16"
+    found = []
+    for job in _BATCH["cpu"]:
+        found.append(_as_published(job))
+        if not cuda:
+            found += [Contender(job, who, "float32") for who in ("taming", "diffusers")]
+        found.append(Contender(job, "imagepriors", "float32"))
+        if native:
+            found += [Contender(job, who, "bfloat16") for who in ("taming", "diffusers", "imagepriors")]
+        elif job == "encode":
+            found += [Contender(job, who, "bfloat16") for who in ("taming", "imagepriors")]
+        if cuda and job != "decode":
+            found.append(Contender(job, "imagepriors", "bfloat16", compiled=True))
+    return found
+
+
+def _as_published(job: str) -> Contender:
+    return Contender(job, "taming", "float32", allocator=harness.device() == "cuda")  # which has its own allocator
+
+
+def _native() -> str:
+    return "bfloat16" if pick_dtype("auto", torch.device(harness.device())) == torch.bfloat16 else "float32"
+
+
+def _pictures(count: int, seed: int = 0) -> list[Array]:
+    shape = (count, _MODEL.resolution, _MODEL.resolution, 3)
+    return list(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def _codes(count: int) -> Array:
+    side = _MODEL.resolution // 2 ** (len(_MODEL.ch_mult) - 1)
+    return np.random.default_rng(0).integers(0, _MODEL.codebook_size, (count, side, side))
 
 
 def _autocast(precision: str) -> Any:
     return torch.autocast(harness.device(), dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def train_taming(precision: str) -> Work:
-    """Its training step: both optimisers in turn, each with its own forward pass, as Lightning runs them."""
+def random_weights() -> VQGAN:
+    """Random weights, the codebook drawn from the latents of other pictures: codes lie close, as after training."""
     torch.manual_seed(0)
-    model = peers.taming().VQModel(peers.F16, lossconfig={}, n_embed=1024, embed_dim=256)
-    model.loss = peers.taming_loss(disc_start=0, disc_weight=0.8)
-    model.learning_rate = 4.5e-6
-    model.to(harness.device())
-    optimizers, _ = model.configure_optimizers()
-    x = _batch(_TRAIN_BATCH[harness.device()]).permute(0, 2, 3, 1).to(harness.device())
+    model = VQGAN(_MODEL).eval()
+    with torch.inference_mode():
+        latents = model.latent(to_input(_pictures(4, seed=1), _MODEL)).permute(0, 2, 3, 1).flatten(0, 2)
+    assert isinstance(model.quantize, VectorQuantizer)
+    codebook = model.quantize.embedding.weight.data
+    codebook.copy_(latents[torch.randperm(len(latents))[torch.arange(len(codebook)) % len(latents)]])
+    return model
 
-    def step() -> None:
+
+def prepare(work: Path, diffusers: bool) -> int:
+    """Write the weights that all contenders load; returns the number of the autoencoder's parameters."""
+    model = random_weights()
+    save_model(work / "tokenizer", TrainConfig(model=_MODEL), model)
+    if diffusers:
+        export_diffusers(work / "tokenizer", work / "diffusers")
+    trunk = peers.vgg_features().state_dict()
+    torch.save({f"features.{name}": value for name, value in trunk.items()}, work / "trunk.pth")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+class _Anywhere(contextlib.nullcontext[None]):
+    """In place of FlopCounterMode's tracker of modules, whose hooks autograd.grad refuses."""
+
+    parents = frozenset({"Global"})
+
+
+def _published(work: Path, who: str) -> Any:
+    """taming's VQModel with the weights; for diffusers with its network in place of taming's."""
+    model = peers.taming_vqgan(_MODEL)
+    if who == "diffusers":
+        from diffusers import VQModel
+
+        theirs = VQModel.from_pretrained(work / "diffusers")  # type: ignore[no-untyped-call]
+        for part in ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"):
+            setattr(model, part, getattr(theirs, part))
+    else:
+        model.load_state_dict(load_model(work / "tokenizer")[1].state_dict())
+    return model.to(harness.device())
+
+
+def train_rival(work: Path, who: str, precision: str, batch: int) -> Call:
+    """The published step: both optimisers in turn, each with its own forward pass, as Lightning runs them."""
+    model = _published(work, who)
+    model.loss = peers.taming_loss(work / "trunk.pth", disc_start=0, disc_weight=0.8).to(harness.device())
+    model.learning_rate = 4.5e-6
+    optimizers, _ = model.configure_optimizers()
+    pictures = to_input(_pictures(batch), _MODEL).permute(0, 2, 3, 1).to(harness.device())
+
+    def step() -> float:
+        losses = []
         for index, optimizer in enumerate(optimizers):
             mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for other in optimizers:  # what Lightning's toggle_optimizer does
@@ -85,208 +155,183 @@ def train_taming(precision: str) -> Work:
                     for parameter in group["params"]:
                         parameter.requires_grad_(id(parameter) in mine)
             with _autocast(precision):
-                loss = model.training_step({"image": x}, 0, index)
+                loss = model.training_step({"image": pictures}, 0, index)
+            losses.append(model.logged)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        return float(losses[0]["train/nll_loss"])
 
     return step
 
 
-def train_ours(precision: str) -> Work:
-    """Our training step with the same terms: L1, LPIPS (VGG), hinge discriminator, adaptive weight."""
-    import torchvision
-
+def train_ours(work: Path, precision: str, batch: int, compiled: bool) -> Call:
+    """Our step with the same terms: L1, LPIPS (VGG), hinge discriminator, adaptive weight."""
     from vqgan.trainer import Trainer
 
-    batch = _TRAIN_BATCH[harness.device()]
-    with tempfile.TemporaryDirectory() as folder:
-        trunk = Path(folder) / "vgg16-397923af.pth"
-        torch.save(torchvision.models.vgg16(weights=None).state_dict(), trunk)
-        loss = LossConfig(perceptual="lpips-vgg", trunk=str(trunk), disc_start=0)
-        trainer = Trainer(TrainConfig(loss=loss, batch_size=batch, precision=precision))  # type: ignore[arg-type]
-    x = _batch(batch)
-    return lambda: trainer.step(x)
+    loss = LossConfig(perceptual="lpips-vgg", trunk=str(work / "trunk.pth"), disc_start=0)
+    config = TrainConfig(model=_MODEL, loss=loss, batch_size=batch, precision=precision, compile=compiled)  # type: ignore[arg-type]
+    trainer = Trainer(config)
+    trainer.model.load_state_dict(load_model(work / "tokenizer")[1].state_dict())
+    pictures = to_input(_pictures(batch), _MODEL)
+
+    def step() -> float:
+        terms = trainer.step(pictures)
+        return terms["reconstruction"] + terms["perceptual"]
+
+    return step
 
 
-def random_weights() -> VQGAN:
-    """Random weights, the codebook drawn from the latents of other pictures: codes lie close, as after training."""
+def encode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
+    """Its `encode`, on pictures that are on the device already."""
+    model = _published(work, who).eval()
+    pictures = to_input(_pictures(batch), _MODEL).to(harness.device())
+
+    @torch.no_grad()  # in inference mode the counter of FLOPs meets autocast too late
+    def encode() -> Array:
+        with _autocast(precision):
+            codes: Tensor = model.encode(pictures)[2][2]
+        return codes.cpu().numpy().ravel()
+
+    return encode
+
+
+def decode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
+    """Its codebook and `decode`, from codes that are on the device already to pictures."""
+    model = _published(work, who).eval()
+    codes = torch.from_numpy(_codes(batch)).to(harness.device())
+
+    @torch.no_grad()  # in inference mode the counter of FLOPs meets autocast too late
+    def decode() -> Array:
+        with _autocast(precision):
+            latents = model.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, _MODEL.embed_dim))
+            pictures: Tensor = model.decode(latents)
+        return to_pictures(pictures, _MODEL)
+
+    return decode
+
+
+def _ours(work: Path, job: str, precision: str, batch: int, compiled: bool) -> Call:
+    """Our `Tokenizer`: from uint8 pictures to codes in main memory, and back."""
+    if job == "train":
+        return train_ours(work, precision, batch, compiled)
+    tokenizer = Tokenizer.load(work / "tokenizer", precision=precision, compiled=compiled)  # type: ignore[arg-type]
+    if job == "decode":
+        codes = _codes(batch)
+        return lambda: tokenizer.decode(codes)
+    pictures = _pictures(batch)
+    return lambda: tokenizer.encode(pictures).ravel()
+
+
+def measure(work: str, job: str, who: str, precision: str, compiled: str) -> dict[str, Any]:
+    """One contender's figures of one round in this process; the first time FLOPs too, and the output goes to a file."""
     torch.manual_seed(0)
-    model = VQGAN(ModelConfig()).eval()
-    x = torch.from_numpy(np.stack(_pictures(4, seed=1))).permute(0, 3, 1, 2).float() / 127.5 - 1
-    with torch.inference_mode():
-        latents = model.latent(x).permute(0, 2, 3, 1).reshape(-1, 256)
-        assert isinstance(model.quantize, VectorQuantizer)
-        model.quantize.embedding.weight.data.copy_(latents[torch.randperm(len(latents))[:1024]])
-    return model
+    batch = _BATCH[harness.device()][job]
+    if who == "imagepriors":
+        call = _ours(Path(work), job, precision, batch, compiled == "compiled")
+    else:
+        rival = {"train": train_rival, "encode": encode_rival, "decode": decode_rival}[job]
+        call = rival(Path(work), who, precision, batch)
+    counter, output = FlopCounterMode(display=False), Path(work) / f"{job}-{who}-{precision}{compiled}.npy"
+    counter.mod_tracker = _Anywhere()  # type: ignore[assignment]
+    counting = not output.exists() and not compiled  # compiled code hides from it
+    with counter if counting else contextlib.nullcontext():
+        np.save(output, call())
+    seconds = harness.steady(call, warm=2 if harness.device() == "cuda" else 0)
+    peak_gib = harness.peak_gib()
+    speed = harness.flops_floor(precision)
+    return {"s": seconds / batch, "flops": counter.get_total_flops() / batch, "floor": speed, "peak_gib": peak_gib}
 
 
-def _codes() -> Tensor:
-    """Codes [B, 16, 16] to decode."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(1024, (_CODE_BATCH[harness.device()], _GRID, _GRID), generator=generator)
+def _likeness(work: Path, who: Contender) -> str:
+    """How far its first output is from the published one."""
+    found, published = (
+        np.load(work / f"{who.job}-{name}.npy")
+        for name in (f"{who.who}-{who.precision}{'compiled' * who.compiled}", "taming-float32")
+    )
+    if who.job == "train":
+        return f"loss {float(found):.6g}, published {float(published):.6g}"
+    equal = f"{np.mean(np.equal(found, published)):.2%} equal"
+    if who.job == "encode":
+        return equal
+    apart = np.abs(found.astype(int) - published)
+    psnr = f", {10 * np.log10(255**2 / np.square(apart).mean()):.1f} dB" if apart.any() else ""
+    return f"{equal}, at most {apart.max()} of 255 apart{psnr}"
 
 
-def _taming_with_weights() -> Any:
-    model = peers.taming().VQModel(peers.F16, lossconfig={}, n_embed=1024, embed_dim=256)
-    model.load_state_dict(random_weights().state_dict())
-    return model.eval().to(harness.device())
+def _measured(repeats: int, work: Path, taking_part: list[Contender]) -> dict[Contender, list[dict[str, Any]]]:
+    rounds: dict[Contender, list[dict[str, Any]]] = {one: [] for one in taking_part}
+    with tqdm(total=repeats * len(rounds), desc="bench train-vqgan", disable=None) as bar:
+        for _ in range(repeats):
+            for one, found in rounds.items():
+                arguments = (str(work), one.job, one.who, one.precision, "compiled" * one.compiled)
+                found.append(harness.spawn("train_vqgan", *arguments, env=ALLOCATOR if one.allocator else {}))
+                bar.update()
+    return rounds
 
 
-def _levels(x_BCHW: Tensor) -> list[int]:
-    """Pixels as 0 … 255, every 97th."""
-    return ((x_BCHW.float().clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).flatten()[::97].int().tolist()
+def _over(seconds: dict[Contender, list[float]], one: Contender) -> dict[str, str]:
+    """Rival → ratio, empty where it does not take part."""
+    rivals = {
+        "taming as published (float32)": _as_published(one.job),
+        "taming, same settings": Contender(one.job, "taming", one.precision),
+        "diffusers, same settings": Contender(one.job, "diffusers", one.precision),
+    }
+    return {
+        name: harness.ratio(seconds[rival], seconds[one]) if rival in seconds else "" for name, rival in rivals.items()
+    }
 
 
-def encode_taming(precision: str) -> Work:
-    """Its `encode`, on tensors that are on the device already."""
-    model, x = _taming_with_weights(), _batch(_CODE_BATCH[harness.device()]).to(harness.device())
-
-    @torch.inference_mode()
-    def encode() -> list[int]:
-        with _autocast(precision):
-            return model.encode(x)[2][2].flatten().tolist()  # type: ignore[no-any-return]
-
-    return encode
-
-
-def decode_taming(precision: str) -> Work:
-    """Its codebook and decoder."""
-    model, codes = _taming_with_weights(), _codes().to(harness.device())
-
-    @torch.inference_mode()
-    def decode() -> list[int]:
-        with _autocast(precision):
-            return _levels(model.decode(model.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, 256))))
-
-    return decode
-
-
-def _diffusers_with_weights() -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder) / "ours", TrainConfig(), random_weights())
-        theirs = export_diffusers(Path(folder) / "ours", Path(folder) / "theirs")
-        model = importlib.import_module("diffusers").VQModel.from_pretrained(theirs)
-    return model.eval().to(harness.device())
-
-
-def encode_diffusers(precision: str) -> Work:
-    """VQModel's encoder and quantiser."""
-    model, x = _diffusers_with_weights(), _batch(_CODE_BATCH[harness.device()]).to(harness.device())
-
-    @torch.inference_mode()
-    def encode() -> list[int]:
-        with _autocast(precision):
-            return model.quantize(model.encode(x).latents)[2][2].flatten().tolist()  # type: ignore[no-any-return]
-
-    return encode
-
-
-def decode_diffusers(precision: str) -> Work:
-    """VQModel's codebook and decoder."""
-    model, codes = _diffusers_with_weights(), _codes().to(harness.device())
-
-    @torch.inference_mode()
-    def decode() -> list[int]:
-        with _autocast(precision):
-            latents = model.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, 256))
-            return _levels(model.decode(latents, force_not_quantize=True).sample)
-
-    return decode
-
-
-def _tokenizer(precision: str) -> Tokenizer:
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder), TrainConfig(), random_weights())
-        return Tokenizer.load(Path(folder), precision=precision)  # type: ignore[arg-type]
-
-
-def encode_ours(precision: str) -> Work:
-    """Our `Tokenizer.encode`, from uint8 pictures to codes in main memory."""
-    tokenizer, pictures = _tokenizer(precision), _pictures(_CODE_BATCH[harness.device()])
-    return lambda: tokenizer.encode(pictures).ravel().tolist()
-
-
-def decode_ours(precision: str) -> Work:
-    """Our `Tokenizer.decode`, from codes in main memory to uint8 pictures there."""
-    tokenizer, codes = _tokenizer(precision), _codes().numpy()
-    return lambda: tokenizer.decode(codes).ravel()[::97].tolist()
-
-
-def contend(task: str, whose: str, precision: str) -> dict[str, Any]:
-    """Seconds of a call of one contender in this process, what it gave, the memory it held, its share of the limit."""
-    work = globals()[f"{task}_{whose}"](precision)
-    times = [harness.seconds(work) for _ in range(_UNCOUNTED + _COUNTED)][_UNCOUNTED:]
-    found: dict[str, Any] = {"seconds": statistics.median(times), "peak_gib": harness.peak_gib()}
-    with FlopCounterMode(display=False) as counter:
-        given = work()
-    if task != "train":
-        found["given"] = given
-    return {**found, "share": counter.get_total_flops() / found["seconds"] / harness.flops_floor(precision)}
-
-
-def run(repeats: int = 3, *, out: Path = harness.RESULTS) -> str:
-    """Measure all contenders in turns, write the report, and return it as Markdown.
+def run(repeats: int, *, out: Path = RESULTS) -> str:
+    """Measure all contenders and report.
 
     Raises:
         InputError: a rival is not installed.
     """
-    harness.need({"taming": "taming-transformers-rom1504==0.0.6", "einops": "einops", "diffusers": "diffusers"})
-    work = [(task, name) for task, names in CONTENDERS.items() for name in names]
-    rounds: list[dict[str, Any]] = []
-    for _ in range(repeats):
-        found = {}
-        for task, name in tqdm(work, desc="bench train-vqgan", disable=None):
-            whose, precision, allocator = CONTENDERS[task][name]
-            found[f"{task}, {name}"] = harness.spawn(
-                "train_vqgan", task, whose, precision, env=ALLOCATOR if allocator else {}
-            )
-        rounds.append(found)
-    return _report(rounds, out)
-
-
-def _agreement(task: str, given: list[int], exact: list[int]) -> str:
-    """How far outputs are the published network's."""
-    if task == "encode":
-        return f"{np.mean(np.equal(given, exact)):.1%} of codes"
-    return f"{np.abs(np.subtract(given, exact)).mean():.2f} grey levels off"
-
-
-def _report(rounds: list[dict[str, Any]], out: Path) -> str:
-    rows, headlines = [], {}
-    device = harness.device()
-    exact = {task: rounds[0][f"{task}, {_PUBLISHED}"].get("given") for task in CONTENDERS}
-    own = "taming, float32, our allocator settings"
-    for task, names in CONTENDERS.items():
-        images = (_TRAIN_BATCH if task == "train" else _CODE_BATCH)[device]
-        for name in names:
-            runs = [found[f"{task}, {name}"] for found in rounds]
-            times = [run["seconds"] for run in runs]
-            bases = [[found[f"{task}, {base}"]["seconds"] for found in rounds] for base in (_PUBLISHED, own)]
-            against = [harness.ratio(base, times) for base in bases]
-            share = f"{harness.median([run['share'] for run in runs]):.0%}"
-            same = _agreement(task, runs[0]["given"], exact[task]) if exact[task] else ""
-            memory = f"{harness.median([run['peak_gib'] for run in runs]):.1f}"
-            rate = f"{images / harness.median(times):.3g}"
-            rows.append([f"{task}, {name}", rate, *against, share, memory, same])
-            if name in _OURS:
-                what = "VQGAN training step" if task == "train" else f"VQGAN {task}"
-                headlines[f"{what} in {name.split(', ')[1]}, over taming as published"] = against[0]
-    for found in rounds:
-        for run in found.values():
-            run.pop("given", None)
-    text = (
-        f"f16/1024 at 256×256, random weights; medians of {len(rounds)} rounds. Train: batch {_TRAIN_BATCH[device]}, "
-        "autoencoder + LPIPS (VGG) + discriminator; diffusers has no training step of its own. Encode and decode: "
-        f"batch {_CODE_BATCH[device]}, same weights. Of the limit: FLOPs per second over those of a large product in "
-        "the same process and precision (convolutions may save multiplications)."
-    )
-    columns = ["", "images/s", "× published", "× with our allocator settings", "of the limit", "peak GiB", "gives"]
+    taking_part = contenders()
+    rivals = sorted({one.who for one in taking_part} - {"imagepriors"})
+    peers.require(*rivals, *(["einops", "transformers"] if rivals else []))
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        parameters = prepare(work, "diffusers" in rivals)
+        rounds = _measured(repeats, work, taking_part)
+        likeness = {one: _likeness(work, one) if rivals else "" for one in taking_part}
+    seconds = {one: [found["s"] for found in of_one] for one, of_one in rounds.items()}
+    ratios = {one: _over(seconds, one) for one in rounds}
+    rows = []
+    headlines: dict[str, str] = {}
+    for one, of_one in rounds.items():
+        s, floor, gib = (harness.median([found[name] for found in of_one]) for name in ("s", "floor", "peak_gib"))
+        flops = rounds[one._replace(compiled=False)][0]["flops"]
+        rows.append([
+            one.name, one.precision, f"{1 / s:.3g}", *ratios[one].values(), f"{flops / 1e12:.2f}",
+            f"{flops / s / floor:.0%}", f"{gib:.1f}", likeness[one],
+        ])  # fmt: skip
+        if one.who == "imagepriors" and one.precision in ("float32", _native()):
+            what = {"train": "VQGAN training step", "encode": "VQGAN encoding", "decode": "VQGAN decoding"}[one.job]
+            kind = one.precision + ", compiled" * one.compiled
+            headlines |= {f"{what}, {kind}, over {rival}": value for rival, value in ratios[one].items() if value}
+    batches = ", ".join(f"{job} {count}" for job, count in _BATCH[harness.device()].items())
     return harness.save(
-        out, "train-vqgan", command="imagepriors bench train-vqgan", text=text, columns=columns, rows=rows,
-        figures={"rounds": rounds}, headlines=headlines, packages=("torch", "taming-transformers-rom1504", "diffusers"),
+        out, "train-vqgan",
+        command="imagepriors bench train-vqgan",
+        text=f"VQGAN f16/1024 at {_MODEL.resolution}×{_MODEL.resolution}, {parameters:,} parameters, the same random "
+        f"weights for all; batch: {batches}. Training: L1 + LPIPS (VGG) + discriminator with its adaptive weight; the "
+        "loss is L1 + LPIPS before the first update. diffusers' network trains in taming's trainer. × is images per "
+        f"second over the rival's in the same round, median and range over {repeats} rounds, each in fresh processes. "
+        "As it is: with the C library's allocator as it comes, else all have our settings of it. Of matmul speed: the "
+        "FLOPs it runs a second over those of a large matrix product in the same process and precision; above 100% "
+        "where convolutions save multiplications.",
+        columns=["", "precision", "images/s", *(f"× {name}" for name in ratios[taking_part[0]]), "TFLOP an image",
+                 "of matmul speed", "peak GiB", "output against the published"],
+        rows=rows,
+        figures={f"{one.name}, {one.precision}": found for one, found in rounds.items()},
+        headlines=headlines,
+        packages=["torch", *(_PACKAGES[name] for name in rivals)],
     )  # fmt: skip
 
 
+_PACKAGES = {"taming": "taming-transformers-rom1504", "diffusers": "diffusers"}
+
 if __name__ == "__main__":
-    harness.answer(lambda: contend(*sys.argv[1:4]))
+    harness.answer(lambda: measure(*sys.argv[1:]))
