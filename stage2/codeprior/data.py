@@ -128,6 +128,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
+    dataset.check(split)  # once, here: what is decoded is read for as long as the file lies there
     rows = dataset.rows(split)
     bar = tqdm(total=rows, desc=f"decode {split}/{column}", unit="row", unit_scale=True, disable=None)
     with bar, atomic_write(path) as file:

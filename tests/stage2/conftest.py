@@ -52,6 +52,7 @@ def write_dataset(
     seed: int = 0,
     views: int = 1,
     scales: tuple[int, ...] = (),
+    formats: tuple[str, ...] = ("parquet",),
 ) -> ShardDataset:
     rows = rows or {"train": 200, "val": 50}
     conditions = {"segmentation": SEGMENTATION} if segmentation else {}
@@ -82,7 +83,7 @@ def write_dataset(
             index=shard.index,
             rows=count,
             samples=shard.samples,
-            files=write_shard(path, shard, table),
+            files=write_shard(path, shard, table, formats),
         )
         sidecar.save(sidecar_path(path, shard))
         sidecars.append(sidecar)

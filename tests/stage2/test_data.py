@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from codeprior.data import (
     memory_map,
     sequence_from_dataset,
 )
+from codeprior.stream import StreamBatches
 from codeprior.unigram import entropy_nats, unigram_nll_nats
 from codeshards.format import ORDER_NAMES, ShardDataset, ShardError, order
 
@@ -144,6 +146,44 @@ def test_concurrent_starters_all_read_a_whole_cache(make_dataset) -> None:
     sums = {starter.communicate(timeout=120)[0] for starter in starters}
     assert sums == {f"{memory_map(dataset, 'train', 'codes_zcurve').sum()}\n"}
     assert [path.suffix for path in (dataset.path.local / ".cache").iterdir()] == [".npy"]
+
+
+@pytest.mark.parametrize("formats", [("parquet",), ("webdataset",)])
+def test_a_flipped_byte_is_never_decoded(make_dataset, formats: tuple[str, ...]) -> None:
+    dataset = make_dataset(formats=formats)
+    file = dataset.file_of("train", dataset.shards("train")[1])
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    assert file.local
+    file.local.write_bytes(content)
+    with pytest.raises(ShardError, match=re.escape(f"{file} is missing or damaged")):
+        memory_map(dataset, "train", "codes_zcurve")
+    assert memory_map(dataset, "val", "codes_zcurve").shape == (50, 16)
+
+
+def test_a_cut_off_cache_is_refused(make_dataset) -> None:
+    dataset = make_dataset()
+    memory_map(dataset, "train", "codes_zcurve")
+    (cache,) = (dataset.path / ".cache").local.glob("train-*.npy")
+    cache.write_bytes(cache.read_bytes()[:-8])
+    with pytest.raises(PriorError, match="is damaged"):
+        memory_map(dataset, "train", "codes_zcurve")
+
+
+def test_tars_alone_give_the_same_sequences(make_dataset, dataset: ShardDataset) -> None:
+    tars = make_dataset(formats=("webdataset",))
+    assert not list(tars.path.local.rglob("*.parquet"))
+    sequence = sequence_from_dataset(dataset, "zcurve", "class+segmentation")
+    ours, theirs = (CodeData.open(one, "train", sequence) for one in (tars, dataset))
+    for one, other in zip(
+        (*ours.grids_NT, *ours.conditions_NC), (*theirs.grids_NT, *theirs.conditions_NC), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    loading = {"shuffle_rows": 100, "batch_size": 16, "seed": 3}
+    streams = [StreamBatches(one, "train", sequence, **loading) for one in (tars, dataset)]
+    for _ in range(5):
+        one, other = (next(stream) for stream in streams)
+        assert torch.equal(one.codes_BT, other.codes_BT)
 
 
 def test_cache_is_found_again_and_follows_the_content(make_dataset, monkeypatch, tmp_path: Path) -> None:

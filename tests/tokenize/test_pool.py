@@ -241,13 +241,17 @@ def test_full_disk_is_a_message_and_the_job_goes_on(local_ray_cores, data, token
     assert hashes(out) == hashes(undisturbed)
 
 
-def test_read_only_output_is_a_message(data, tokenizer, small_disk):
+def test_read_only_output_is_a_message_and_the_job_goes_on(data, tokenizer, undisturbed, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     done = subprocess.run(_command(data, tokenizer, small_disk / "o"), capture_output=True, text=True, timeout=200)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Read-only file system" in done.stderr
     assert "Choose a folder that can be written" in done.stderr
     assert "Traceback" not in done.stderr
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    done = subprocess.run(_command(data, tokenizer, small_disk / "o"), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert hashes(small_disk / "o") == hashes(undisturbed)
 
 
 def test_late_node_is_used_and_a_lost_one_costs_only_time(data, tokenizer, undisturbed, tmp_path):

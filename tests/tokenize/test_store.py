@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from tiny_shards import SPEC, make_dataset
 
-from codeprior.data import memory_map
+from codeprior.data import memory_map, sequence_from_dataset
+from codeprior.stream import StreamBatches
 from codeshards.format import ShardDataset, ShardError, Store, WriteError, open_store, remove_stale_temps
 
 
@@ -112,6 +114,12 @@ def test_a_dataset_is_the_same_in_an_object_store(s3: object, tmp_path: Path, mo
     codes = memory_map(dataset, "train", "codes_zcurve")
     assert np.array_equal(codes, memory_map(ShardDataset.open(tmp_path / "d"), "train", "codes_zcurve"))
     assert len(list((tmp_path / "home" / ".cache" / "imagepriors").glob("train-codes_zcurve-*.npy"))) == 1
+    sequence = sequence_from_dataset(dataset, "zcurve", "none")
+    streams = [
+        StreamBatches(one, "train", sequence, shuffle_rows=100, batch_size=4, seed=0)
+        for one in (dataset, ShardDataset.open(tmp_path / "d"))
+    ]
+    assert torch.equal(*(next(stream).codes_BT for stream in streams))
     (remote / "val/shard-000000.parquet").delete()
     with pytest.raises(ShardError, match=r"s3://bucket/d/val/shard-000000.parquet is missing"):
         next(dataset.batches("val", ["key"]))

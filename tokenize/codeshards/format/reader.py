@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from codeshards.format.errors import ShardError
 from codeshards.format.files import sha256_file
-from codeshards.format.manifest import MANIFEST_FILE, Manifest, ShardEntry, SplitEntry
+from codeshards.format.manifest import MANIFEST_FILE, Manifest, ShardEntry, SplitEntry, is_intact
 from codeshards.format.schema import ShardSpec, column_to_numpy
 from codeshards.format.shardfile import data_file, read_batches
 from codeshards.format.store import Store, Where, open_store
@@ -75,6 +75,17 @@ class ShardDataset:
     def file_of(self, split: str, shard: ShardEntry) -> Store:
         """The file to read of one of the manifest's shards."""
         return data_file(self.path / split, shard.files)
+
+    def check(self, split: str) -> None:
+        """Compare the sha256 of every file that is read of a split with the manifest's.
+
+        Raises:
+            ShardError: The split is unknown, or a file is missing or has other bytes.
+        """
+        for shard in self._split(split).shards:
+            file = self.file_of(split, shard)
+            if not is_intact(file, shard.files[file.name]):
+                raise ShardError(f"{file} is missing or damaged: its sha256 is not the one of {MANIFEST_FILE}")
 
     def batches(
         self, split: str, columns: Sequence[str], batch_rows: int = 8192, *, shards: Sequence[int] | None = None
