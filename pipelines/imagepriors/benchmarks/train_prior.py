@@ -7,6 +7,7 @@ transformers and us on one batch are compared at the same weights.
 """
 
 import importlib
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -247,7 +248,6 @@ def _our_step(size: Size, precision: str, compiled: bool, attention: str) -> Ste
 CONTENDERS: dict[str, tuple[Callable[[Size, str, bool], Step], bool, bool, tuple[str, ...]]] = {
     _NANO + _AS_IS: (nanogpt, True, False, ()),
     _NANO: (nanogpt, True, True, ()),
-    "nanoGPT": (nanogpt, False, True, ()),
     _TRANSFORMERS: (transformers, False, True, ("transformers", "taming")),
     _MINGPT: (taming_codes, False, True, ("taming", "einops", "transformers")),
     _PIXELS + _AS_IS: (taming_pixels, False, False, ("taming", "einops", "transformers")),
@@ -338,10 +338,11 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
     peers.require(*sorted(needed))
     agreement = _agreement(first) if needed else ""
     native = resolve_precision(TrainConfig(), torch.device(device))  # where bfloat16 is slower nobody would choose it
+    precisions = sorted({native, "float32"} if device == "cpu" else {native}, reverse=True)
     results, rows = {}, []
     headlines: dict[str, str] = {}
-    for model, size in SIZES[device].items():
-        rounds = results[model] = _measured(repeats, native, model)
+    for (model, size), precision in itertools.product(SIZES[device].items(), precisions):
+        rounds = results[f"{model}, {precision}"] = _measured(repeats, precision, model)
         seconds = {name: [found["s"] for found in of_one] for name, of_one in rounds.items()}
         with torch.device("meta"):
             flops = step_flops_per_sequence(_prior(size)) * size.batch
@@ -351,25 +352,27 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
                 rival: harness.ratio(seconds[rival], seconds[name]) if rival in seconds else "" for rival in _RIVALS
             }
             rows.append([
-                name, model, f"{s:.3g}", f"{size.batch * size.codes / s:.4g}", *over.values(),
+                name, model, precision, f"{s:.3g}", f"{size.batch * size.codes / s:.4g}", *over.values(),
                 f"{flops / s / floor:.0%}", f"{gib:.1f}",
             ])  # fmt: skip
             if name.startswith("imagepriors"):
                 who = name.removeprefix("imagepriors").removeprefix(", ")
-                what = f"Training step of {model}, {native}{', ' * bool(who)}{who}"
+                what = f"Training step of {model}, {precision}{', ' * bool(who)}{who}"
                 told = (_NANO,) if who else (_NANO, _TRANSFORMERS, _MINGPT, _PIXELS + _AS_IS)
                 headlines |= {f"{what}, over {rival}": over[rival] for rival in told if over[rival]}
     batches = ", ".join(f"{model}: {size.batch} × {size.codes} codes" for model, size in SIZES[device].items())
     return harness.save(
         out, "train-prior",
         command="imagepriors bench train-prior",
-        text=f"One step (forward, backward, clipping, AdamW) in {native}, as `auto` picks; {batches} of {_CODEBOOK}. "
+        text=f"One step (forward, backward, clipping, AdamW); `auto` picks {native} here; {batches} of {_CODEBOOK}. "
         f"{agreement}Timed are each one's own step and optimizer; nanoGPT is its model and step, written down here. As "
         "it is: with the C library's allocator as it comes, else all have our settings of it. × is tokens "
         f"per second over the rival's in the same round, median and range over {repeats} rounds, each in fresh "
         "processes. MFU: the FLOPs that the transformer needs (attention not halved, encoding not counted) over those "
         "of a large matrix product in the same process.",
-        columns=["", "model", "s/step", "tokens/s", *(f"× {rival}" for rival in _RIVALS), "MFU", "peak GiB"],
+        columns=[
+            "", "model", "precision", "s/step", "tokens/s", *(f"× {rival}" for rival in _RIVALS), "MFU", "peak GiB",
+        ],
         rows=rows,
         figures=results,
         headlines=headlines,

@@ -65,7 +65,7 @@ def contenders() -> list[Contender]:
             found += [Contender(job, who, "float32") for who in ("taming", "diffusers")]
         found.append(Contender(job, "imagepriors", "float32"))
         if native:
-            found += [Contender(job, who, "bfloat16") for who in ("taming", "diffusers", "imagepriors")]
+            found += [Contender(job, who, "bfloat16") for who in ("taming", "imagepriors")]
         elif job == "encode":
             found += [Contender(job, who, "bfloat16") for who in ("taming", "imagepriors")]
         if cuda and job != "decode":
