@@ -64,9 +64,7 @@ def contenders() -> list[Contender]:
         if not cuda:
             found += [Contender(job, who, "float32") for who in ("taming", "diffusers")]
         found.append(Contender(job, "imagepriors", "float32"))
-        if native:
-            found += [Contender(job, who, "bfloat16") for who in ("taming", "imagepriors")]
-        elif job == "encode":
+        if native or job == "encode":
             found += [Contender(job, who, "bfloat16") for who in ("taming", "imagepriors")]
         if cuda and job != "decode":
             found.append(Contender(job, "imagepriors", "bfloat16", compiled=True))
