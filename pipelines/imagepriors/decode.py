@@ -97,10 +97,16 @@ def _decode_grids(tokenizer: Tokenizer, sequence: SequenceSpec, codes_NT: Codes)
     return tokenizer.decode(to_grids(sequence, torch.from_numpy(codes_NT))[-1].numpy())
 
 
-def partial_pictures(tokenizer: Tokenizer, sequence: SequenceSpec, codes_NT: Codes) -> Pictures:
-    """The first T codes of sequences as pictures: cells without a code are grey, coarser scales are enlarged."""
+def partial_pictures(
+    tokenizer: Tokenizer, sequence: SequenceSpec, codes_NT: Codes, whole_NT: Codes | None = None
+) -> Pictures:
+    """The first T codes of sequences as pictures: cells without a code are grey, coarser scales are enlarged.
+
+    A decoder sees all cells at once, so that wrong ones tint the others: where the whole sequences are known they are
+    decoded, and covered.
+    """
     full = tokenizer.config.resolution
-    padded_NT = np.zeros((len(codes_NT), sequence.length), np.int64)
+    padded_NT = np.zeros((len(codes_NT), sequence.length), np.int64) if whole_NT is None else whole_NT.copy()
     padded_NT[:, : codes_NT.shape[1]] = codes_NT
     scale, known = 0, codes_NT.shape[1]
     while known > (size := math.prod(sequence.grids[scale])):
@@ -194,8 +200,9 @@ def draw_samples(
     codes_NHW, seen = _draw(prior, n, conditions, prefix_NP, config, size, frames)
     hints = originals = None
     if sequences_NT is not None:
-        hints = _hints(tokenizer, sequence, shards, conditions, prefix_NP if given else None)
-        originals = _decode_grids(tokenizer, sequence, sequences_NT.repeat(per_condition, 0)[:n])
+        whole_NT = sequences_NT.repeat(per_condition, 0)[:n]
+        hints = _hints(tokenizer, sequence, shards, conditions, prefix_NP if given else None, whole_NT)
+        originals = _decode_grids(tokenizer, sequence, whole_NT)
     return Samples(
         pictures=tokenizer.decode(codes_NHW),
         codes_NHW=codes_NHW,
@@ -237,11 +244,16 @@ def _draw(
 
 
 def _hints(
-    tokenizer: Tokenizer, sequence: SequenceSpec, shards: Path, conditions: dict[str, Codes], prefix_NP: Codes | None
+    tokenizer: Tokenizer,
+    sequence: SequenceSpec,
+    shards: Path,
+    conditions: dict[str, Codes],
+    prefix_NP: Codes | None,
+    whole_NT: Codes,
 ) -> Pictures:
     """What the prior was given, as pictures."""
     if prefix_NP is not None:
-        return partial_pictures(tokenizer, sequence, prefix_NP)
+        return partial_pictures(tokenizer, sequence, prefix_NP, whole_NT)
     part = next(part for part in sequence.conditions if part.name != "class")
     encoder = load_shard_tokenizer(shards, f"tokenizer-{part.name}", part.fingerprint)
     return colorize(encoder.decode(conditions[part.name].reshape(-1, part.height, part.width)))
