@@ -28,7 +28,6 @@ MEASURES = {
 }
 _BATCH = 32
 _LEARNING_RATE = 2e-3
-_LIMB_WEIGHT = 20
 _LIMB = 64
 """A pixel with a channel above this belongs to a drawn limb."""
 
@@ -112,7 +111,9 @@ class Reader:
             return F.cross_entropy(output, torch.from_numpy(conditions.astype(np.int64)))
         if self.name == "pose":  # limbs are one pixel in fifty: a black picture would be a good guess
             target = to_input(list(conditions), self._modality)
-            weight = 1 + _LIMB_WEIGHT * (target.amax(1, keepdim=True) > _LIMB / 127.5 - 1)
+            limbs = (target.amax(1, keepdim=True) > _LIMB / 127.5 - 1).float()
+            # The square root lies between too thin limbs, unweighted, and too thick ones, fully balanced.
+            weight = 1 + limbs * (1 / limbs.mean().clamp(min=1e-3)).sqrt()
             return (weight * (output - target).abs()).sum() / (weight.sum() * output.shape[1])
         return reconstruction_loss(output, to_input(list(conditions), self._modality), self._modality)
 
