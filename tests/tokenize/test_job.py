@@ -25,6 +25,7 @@ from codeshards.format import (
     sha256_file,
 )
 from codeshards.job import tokenize
+from codeshards.pool import run_shards
 from codeshards.verify import verify
 from vqgan.checkpoint import fingerprint, save_model
 from vqgan.config import ModelConfig, TrainConfig
@@ -53,6 +54,23 @@ def test_two_workers_give_the_same_bytes(data, tokenizer, undisturbed, tmp_path)
     config = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=2)
     tokenize(config, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=tmp_path / "o")
     assert hashes(tmp_path / "o") == hashes(undisturbed)
+
+
+def test_half_files_of_the_dead_are_gone_when_a_job_succeeds(data, tokenizer, undisturbed, tmp_path, monkeypatch):
+    """A driver died copying a tokenizer; then a worker dies in mid-write, and another makes its shard."""
+    out = tmp_path / "o"
+    (out / "tokenizer").mkdir(parents=True)
+    (out / "tokenizer" / ".model.safetensors.tmp-1-dead").write_bytes(b"half")
+
+    def with_a_death(*arguments, **settings):
+        run_shards(*arguments, **settings)
+        (out / "train" / ".shard-000001.parquet.tmp-2-dead").write_bytes(b"half")
+
+    monkeypatch.setattr("codeshards.job.run_shards", with_a_death)
+    tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=out)
+    assert not list(out.rglob("*.tmp-*"))
+    assert hashes(out) == hashes(undisturbed)
+    assert verify(out).problems == ()
 
 
 def test_killed_driver_then_resumed_gives_the_same_bytes(data, tokenizer, undisturbed, tmp_path):
