@@ -128,7 +128,7 @@ def _published(work: Path, who: str) -> Any:
     if who == "diffusers":
         from diffusers import VQModel
 
-        theirs = VQModel.from_pretrained(work / "diffusers")  # type: ignore[no-untyped-call]
+        theirs = VQModel.from_pretrained(work / "diffusers")
         for part in ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"):
             setattr(model, part, getattr(theirs, part))
     else:
