@@ -170,8 +170,10 @@ class Run:
             return False
         highest = torch.tensor(float(stop.signal or 0), device=self.trainer.device)
         torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-        stop.signal = int(highest) or None
-        return bool(stop.signal)
+        agreed = int(highest)
+        if agreed:  # a signal that came while the others were asked counts at the next agreement
+            stop.signal = agreed
+        return agreed > 0
 
     def _settle(self) -> tuple[list[float], list[float]]:
         """Wait for the device, stop the clock, and refuse losses that are not finite; losses and gradient norms."""

@@ -11,18 +11,21 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from codeprior import distributed
 from codeprior.checkpoint import checkpoints, load_prior
 from codeprior.config import ModelConfig, PriorError, TrainConfig
 from codeprior.data import sequence_from_dataset
+from codeprior.interrupt import GracefulStop
 from codeprior.model import Prior
 from codeprior.speed import peak_flops, step_flops_per_sequence
-from codeprior.train import train_prior
+from codeprior.train import Run, train_prior
 from codeshards.format import ShardDataset
 
 # Permuted throughout: an annealed order would depend on the number of steps, which some runs here extend.
@@ -38,7 +41,7 @@ from pathlib import Path
 import dacite
 from codeprior import distributed
 from codeprior.config import TrainConfig
-from codeprior.train import train_prior
+from codeprior.train import Run, train_prior
 
 with distributed.process_group():
     for out, config in json.loads(Path(sys.argv[2]).read_text()).items():
@@ -120,6 +123,20 @@ def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(dataset: S
     (saved,) = checkpoints(run)
     step = int(saved.name.removeprefix("step-"))
     assert train_prior(replace(config, steps=step + 2), dataset.path, run)["steps"] == step + 2
+
+
+def test_a_signal_that_comes_while_the_ranks_agree_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, run = GracefulStop(), SimpleNamespace(config=CONFIG, trainer=SimpleNamespace(device="cpu"), _is_due=bool)
+    late = iter((signal.SIGTERM, None))
+
+    def all_reduce(highest: torch.Tensor, op: object) -> None:
+        stop.signal = next(late) or stop.signal
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    assert not Run._agree_to_stop(run, stop)  # type: ignore[arg-type]
+    assert Run._agree_to_stop(run, stop)  # type: ignore[arg-type]
+    assert stop.signal == signal.SIGTERM
 
 
 @pytest.mark.slow
