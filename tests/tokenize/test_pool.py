@@ -1,5 +1,6 @@
 """The pool: workers fit their nodes, whoever kills is named, late nodes help and lost ones cost nothing but time."""
 
+import json
 import os
 import random
 import signal
@@ -8,18 +9,20 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_job import CONFIG, FLAGS, hashes, write_images
 
+from codeshards import progress
 from codeshards.config import TokenizeConfig
 from codeshards.encode import Lanes, ShardTask, encode_shard
 from codeshards.format import GridSpec, PlannedShard, ShardDataset, ShardError, ShardSpec, sha256_file
 from codeshards.job import EVENTS_FILE, tokenize
 from codeshards.nodes import WorkerSize
-from codeshards.pool import run_shards
-from codeshards.progress import EventLog, kind_of, read_events
+from codeshards.pool import _Hand, _Pool, run_shards
+from codeshards.progress import EventLog, LiveView, kind_of, read_events
 from imagepriors.benchmarks.faults import Cluster, run_matrix
 from vqgan.datasets import open_splits
 from vqgan.tokenizer import Tokenizer
@@ -68,6 +71,96 @@ def test_events_of_an_object_store_come_at_the_end_and_are_added_to(s3):
         log.write("start", number=number)
         log.close()
     assert [event["number"] for event in read_events("s3://bucket/d/e.jsonl")] == [0, 1]
+
+
+def test_live_view_tells_rate_time_left_failures_and_nodes(monkeypatch, tmp_path):
+    now = iter((0.0, 0.0, 20.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    view = LiveView("job", shards=4, samples=240, events=EventLog(tmp_path / "e.jsonl"))
+    view.update({"big-1": 0, "small-2": 10})
+    view.shard_done({"cannot identify image file": 2, "truncated": 1})
+    view.update({"big-1": 90, "small-2": 30})
+    assert view._line(120) == (
+        "1/4 shards · 5.5 images/s, 0.4 min left · 2 failed: cannot identify image file · 1 failed: truncated"
+        " · big-1 4.5/s · small-2 1.0/s"
+    )
+    (logged,) = read_events(tmp_path / "e.jsonl")  # one in ten seconds
+    assert logged["nodes"] == {"big-1": 90, "small-2": 30}
+
+
+def ray_errors() -> list[Exception]:
+    import ray.exceptions as errors
+
+    return [
+        errors.OutOfMemoryError("killed by the memory monitor"),
+        errors.ActorUnschedulableError("its node is gone"),
+        errors.RuntimeEnvSetupError("no py_modules"),
+        errors.ObjectLostError("0" * 56, None, ""),
+    ]
+
+
+@pytest.mark.parametrize("error", ray_errors(), ids=lambda error: type(error).__name__)
+def test_whatever_ray_takes_a_worker_with_its_shard_goes_to_another(tmp_path, error):
+    """Raised in place of Ray: none of these can be had at will."""
+    import ray
+
+    def get(reference):
+        raise error
+
+    fake = SimpleNamespace(exceptions=ray.exceptions, get=get, kill=lambda actor: None, remote=lambda **_: lambda c: c)
+    cluster = SimpleNamespace(ray=fake, is_alive=lambda node: True, name=str, refuse=lambda *_: None)
+    events = EventLog(tmp_path / "e.jsonl")
+    pool = _Pool(
+        cluster, object, (), task_of=lambda shard: None, name="test", shards=SHARDS, max_attempts=2, shards_at_once=1,
+        events=events, on_done=lambda shard, answer: {},
+    )  # fmt: skip
+    hand = _Hand(None, "node", running={"reference": SHARDS[0]}, ready=True)
+    pool._hands.append(hand)
+    pool._take(hand, "reference")
+    assert list(pool._again) == [SHARDS[0]]
+    assert not pool._hands
+    assert [event["event"] for event in read_events(tmp_path / "e.jsonl")] == ["worker_died"]
+
+
+UNEQUAL = """
+import json
+from codeshards.format import PlannedShard
+from codeshards.pool import run_shards
+
+class Worker:
+    def run(self, task):
+        import os, time
+        import codeshards, ray
+        time.sleep(0.5)
+        context = ray.get_runtime_context()
+        return codeshards.__file__, context.get_node_id(), os.getpid(), context.get_assigned_resources()["CPU"]
+
+shards = [PlannedShard(split="train", index=index, start=index, stop=index + 1) for index in range(12)]
+found = []
+run_shards(shards, lambda shard: None, Worker, (), name="test", device="cpu", workers=0, threads=2, decode_threads=1,
+           max_attempts=2, on_done=lambda shard, answer: found.append(answer) or {})
+print(json.dumps(found))
+"""
+
+
+def test_unequal_nodes_get_fitting_workers_and_our_code_travels(tmp_path):
+    """A node of one core and one of four, workers that want two: one small worker and two."""
+    cluster = Cluster(1)
+    try:
+        cluster.add(cores=4)
+        done = subprocess.run(
+            [sys.executable, "-c", UNEQUAL], env={**os.environ, "RAY_ADDRESS": cluster.address}, cwd=tmp_path,
+            capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+    finally:
+        cluster.close()
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert len(found) == 12
+    assert all("runtime_resources" in file for file, *_ in found)  # where Ray unpacks what it was sent
+    workers = {(node, pid, cores) for _, node, pid, cores in found}
+    assert sorted(cores for _, _, cores in workers) == [1, 2, 2]
+    assert len({node for node, _, cores in workers if cores == 2}) == 1
 
 
 def test_who_kills_its_worker_is_named_and_others_are_made(local_ray_cores, tmp_path):

@@ -52,7 +52,7 @@ class Fault:
 
 
 class Cluster:
-    """A head without cores, and nodes of one core that can be killed and replaced."""
+    """A head without cores, and nodes, of one core unless said, that can be killed and replaced."""
 
     def __init__(self, nodes: int) -> None:
         from ray.cluster_utils import Cluster as RayCluster
@@ -70,11 +70,11 @@ class Cluster:
         """What RAY_ADDRESS names."""
         return str(self._cluster.address)
 
-    def add(self) -> None:
+    def add(self, cores: int = 1) -> None:
         """Start a node; Ray gives a raylet half a minute, which a busy machine may not keep."""
         for attempt in range(_STARTS):
             try:
-                self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20))
+                self._nodes.append(self._cluster.add_node(num_cpus=cores, object_store_memory=80 * 2**20))
                 return
             except Exception as error:
                 if attempt == _STARTS - 1:

@@ -37,7 +37,11 @@ def machine() -> str:
     """The hardware that is measured, in words."""
     if device() == "cuda":
         return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    # The same name may hide units twice as wide, or bfloat16: the instructions tell.
+    units = torch.backends.cpu.get_cpu_capability() + " with bfloat16" * torch.cpu._is_avx512_bf16_supported()
+    return f"{os.cpu_count()} cores, {found[1] if found else platform.machine()} ({units})"
 
 
 def synchronize() -> None:

@@ -37,10 +37,11 @@ def claims(device: str, results: Path = RESULTS) -> str:
     Raises:
         FileNotFoundError: there is none.
     """
-    lines = ["| | × | measured by |", "|---|---|---|"]
+    lines = ["| | × | measured by | on |", "|---|---|---|---|"]
     for path in sorted(results.glob(f"*-{device}.json")):
         report = json.loads(path.read_text())
-        lines += [f"| {what} | {value} | `{report['command']}` |" for what, value in report["headlines"].items()]
+        ending = f"`{report['command']}` | {report['machine']} |"
+        lines += [f"| {what} | {value} | {ending}" for what, value in report["headlines"].items()]
     if len(lines) == 2:
         raise FileNotFoundError(f"no report of {device} in {results}")
     return "\n".join(lines)
