@@ -1,9 +1,12 @@
 """What all tests share: nothing of a test run may reach the user's own cluster."""
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from s3_server import S3Server
 
 # A test that takes longer on a busy machine is not wrong.
 settings.register_profile("no deadline", deadline=None)
@@ -15,3 +18,27 @@ def local_ray():
     """Keep Ray on this machine and quiet."""
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def local_ray_cores(s3_server: S3Server) -> Iterator[Any]:
+    """A Ray in this process, so that not every job starts its own; its workers know the S3 server."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=3,  # two workers, and the controller of Ray Train
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        runtime_env={"env_vars": s3_server.environment},
+    )
+    yield ray
+    ray.shutdown()

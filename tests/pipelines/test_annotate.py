@@ -25,21 +25,8 @@ transformers = pytest.importorskip("transformers")
 FAST = ["--threads", "1", "--workers", "1", "--batch-size", "2", "--shard-samples", "3", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_ray():
-    """One Ray for all jobs of this file."""
-    import ray
-
-    if ray.is_initialized():  # the tokenize tests' own
-        yield
-        return
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(scope="module")
-def annotated(dpt, tmp_path_factory, write_images):
+def annotated(local_ray_cores, dpt, tmp_path_factory, write_images):
     data = write_images(tmp_path_factory.mktemp("data") / "d", {"train": 10, "val": 3})
     assert main(["annotate", "depth", "--data", str(data), "--model", str(dpt), *FAST]) == 0
     return data
@@ -85,6 +72,7 @@ def test_finished_job_runs_nothing_and_other_settings_are_refused(annotated, dpt
     assert map_hashes(annotated) == before
 
 
+@pytest.mark.slow
 def test_dead_worker_killed_driver_and_lost_map_change_no_byte(annotated, dpt, tmp_path, write_images):
     data = write_images(tmp_path / "d", {"train": 10, "val": 3})
     script = tmp_path / "job.py"

@@ -98,7 +98,7 @@ disc_weight = 0.0
 
 
 @pytest.mark.slow
-def test_ray_train_workers_leave_one_tokenizer(data, tmp_path, capsys):
+def test_ray_train_workers_leave_one_tokenizer(local_ray_cores, data, tmp_path, capsys):
     (tmp_path / "tiny.toml").write_text(TINY)
     flags = ["--preset", str(tmp_path / "tiny.toml"), "--data", str(data), "--out", str(tmp_path / "run")]
     assert main(["train-vqgan", *flags, "--workers", "2"]) == 0

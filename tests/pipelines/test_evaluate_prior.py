@@ -38,7 +38,15 @@ def scenes(count: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return pictures, known
 
 
-@pytest.mark.parametrize(("name", "n"), [("class", 3), ("segmentation", 4), ("depth", 0), ("pose", 0)])
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [
+        ("class", 3),
+        ("segmentation", 4),
+        pytest.param("depth", 0, marks=pytest.mark.slow),
+        pytest.param("pose", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_what_can_be_seen_is_read_and_belongs_to_its_own_picture(name, n):
     pictures, known = scenes(200, 0)
     reader = Reader.teach(name, pictures, known[name], n=n, steps=100)

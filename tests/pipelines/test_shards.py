@@ -3,41 +3,22 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tiny_job import write_images, write_tokenizer
 
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset
 from codeshards.job import tokenize
 from imagepriors.cli import main
-from vqgan.checkpoint import save_model
-from vqgan.config import LossConfig, ModelConfig, TrainConfig
-from vqgan.model import VQGAN
-
-MODEL = ModelConfig(
-    resolution=32, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=16, embed_dim=8,
-    codebook_size=64,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(local_ray_cores, tmp_path_factory):
     """Pictures, and the shards made of them in both formats with scales and mirrored views."""
     root = tmp_path_factory.mktemp("shards")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 20), ("val", 6)):
-        for index in range(count):
-            folder = root / "data" / split / f"class{index % 3}"
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(5, 0).repeat(6, 1)
-            Image.fromarray(pixels).save(folder / f"{index:03d}.png")
-    torch.manual_seed(0)
-    model = VQGAN(MODEL)
-    torch.nn.init.normal_(model.quantize.embedding.weight)
-    (root / "tokenizer").mkdir()
-    save_model(root / "tokenizer", TrainConfig(model=MODEL, loss=LossConfig(perceptual="none")), model)
+    write_images(root / "data", train=20)
+    write_tokenizer(root / "tokenizer")
     config = TokenizeConfig(
         shard_rows=12, batch_size=4, threads=1, workers=1, views=2, scales=(1, 2), formats=("parquet", "webdataset")
     )

@@ -16,7 +16,7 @@ from vqgan.checkpoint import fingerprint
 CLUSTER = Path(__file__).resolve().parents[2] / "docs" / "cluster"
 
 
-def test_tokenize_prints_a_summary_and_writes_a_page(tmp_path, capsys):
+def test_tokenize_prints_a_summary_and_writes_a_page(local_ray_cores, tmp_path, capsys):
     data, tokenizer = write_images(tmp_path / "data"), write_tokenizer(tmp_path / "tokenizer")
     (data / "train" / "class0" / "000.png").write_bytes(b"not a picture")
     out = tmp_path / "shards"

@@ -140,14 +140,12 @@ def test_a_signal_that_comes_while_the_ranks_agree_is_not_lost(monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_ray_train_runs_the_same_training(dataset: ShardDataset, single: Path, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
+def test_ray_train_runs_the_same_training(
+    local_ray_cores: object, dataset: ShardDataset, single: Path, tmp_path: Path
+) -> None:
     from imagepriors.cluster import train_prior_on_ray
 
-    try:
-        summary = train_prior_on_ray(CONFIG, dataset.path, tmp_path / "run", 2)
-    finally:
-        ray.shutdown()
+    summary = train_prior_on_ray(CONFIG, dataset.path, tmp_path / "run", 2)
     assert summary["processes"] == 2
     assert curve(tmp_path / "run")["train_nll_nats"] == pytest.approx(curve(single)["train_nll_nats"], rel=2e-4)
 
