@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import pickle
 import struct
 import warnings
@@ -287,6 +288,16 @@ def test_splits_are_picklable_and_a_subset_keeps_what_readers_need():
     with pytest.raises(InputError, match="label 9"):
         copy.read(0, 8, conditions=("segmentation",))
     assert copy.source_hash() == split.source_hash()
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    """As old archives unpack: 'café' in Latin-1."""
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / split / "a.png")
+    (tmp_path / "train" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(InputError, match=r"'caf\\udce9': this name is not UTF-8.*rename the file"):
+        open_splits("folder", tmp_path)
 
 
 def test_source_hash_follows_keys_labels_and_sizes(tmp_path):

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +50,15 @@ def test_shards_hold_the_tokenizers_codes_in_every_order(data, tokenizer, undist
     snake[:, 1::2] = snake[:, 1::2, ::-1]
     np.testing.assert_array_equal(batch["codes_alternate"][:4], snake.reshape(4, -1))
     assert batch["label"].tolist() == [item.label for item in split.items]
+
+
+def test_a_licence_can_be_named_afterwards(local_ray_cores, data, tokenizer, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "o")
+    where = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": tmp_path / "o"}
+    assert tokenize(replace(CONFIG, license="cc-by-4.0"), **where).license == "cc-by-4.0"
+    assert 'license: "cc-by-4.0"' in (tmp_path / "o" / "README.md").read_text()
+    assert tokenize(CONFIG, **where).license == "cc-by-4.0"  # not named again: what it was
+    assert sorted(hashes(tmp_path / "o")) == sorted(hashes(undisturbed))
 
 
 def test_two_workers_give_the_same_bytes(data, tokenizer, undisturbed, tmp_path):

@@ -118,6 +118,8 @@ def encode_shard(
     finally:
         lanes.encode.release()
     with rows.timed("write"):
+        # Where a shard is made again, the old sidecar must not stand beside new bytes.
+        sidecar_path(out, task.shard).delete()
         files = write_shard(out, task.shard, rows.to_table(spec), config.formats)
     sidecar = Sidecar(
         plan_hash=task.plan_hash,

@@ -19,6 +19,7 @@ from codeshards.encode import IMAGE, Lanes, ShardTask, encode_shard, fix_arithme
 from codeshards.format import (
     MANIFEST_FILE,
     PLAN_FILE,
+    UNKNOWN_LICENSE,
     GridSpec,
     Manifest,
     Plan,
@@ -98,7 +99,9 @@ def tokenize(
         _delete_dataset(store)
     missing = open_job(plan, store, retry_failed=retry_failed)
     if not missing and (store / MANIFEST_FILE).exists():
-        return Manifest.load(store)
+        made = Manifest.load(store)
+        if config.license in (UNKNOWN_LICENSE, made.license):
+            return made
     # What it says may not be true any more while shards are made again.
     (store / MANIFEST_FILE).delete()
     _copy_tokenizers(tokenizers, store)

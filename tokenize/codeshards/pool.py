@@ -35,6 +35,8 @@ _POLL_S = 1.0
 """Seconds between two looks at the nodes and at what the workers have done."""
 _KILL_S = 20.0
 """Seconds that killed workers may take to be gone."""
+_START_S = 120.0
+"""Seconds that workers may take to start before a person is told: they import torch and load a tokenizer."""
 _PATIENCE_S = 600.0
 """Seconds without any worker before the job gives up: an autoscaler's nodes take minutes to come."""
 
@@ -187,13 +189,18 @@ class _Pool:
         for node, options in self._cluster.room([hand.node for hand in self._hands], wanted):
             actor = self._actor.options(**options).remote(*self._arguments)
             self._hands.append(_Hand(actor, node, asked=actor.pid.remote()))
-        if self._hands:
+        idle_s = time.monotonic() - self._idle_since_s
+        if any(hand.ready for hand in self._hands):
             self._idle_since_s, self._warned = time.monotonic(), False
-        elif self._cluster.hopeless() or time.monotonic() - self._idle_since_s > _PATIENCE_S:
+        elif not self._hands and (self._cluster.hopeless() or idle_s > _PATIENCE_S):
             raise ShardError(self._cluster.why_no_worker())
-        elif not self._warned:
+        elif not self._hands and not self._warned:
             self._warned = True
             log.warning("no node can run a worker now: waiting for one. %s", self._cluster.why_no_worker())
+        elif self._hands and not self._warned and idle_s > _START_S:
+            self._warned = True
+            nodes = ", ".join(sorted({self._cluster.name(hand.node) for hand in self._hands}))
+            log.warning("no worker has started for %d s: do others hold the cores of %s?", idle_s, nodes)
 
     def _ask(self) -> None:
         for hand in self._hands:
@@ -247,6 +254,8 @@ class _Pool:
         try:
             answer = self._ray.get(reference)
         except errors.RayTaskError as error:
+            if shard is not None and _out_of_memory(error.cause):
+                raise ShardError(f"{shard.split}/{shard.name}: out of memory ({error.cause}). {_LESS}") from error
             if shard is None or not isinstance(error.cause, (ValueError, OSError)):
                 raise  # a bug: keep its traceback
             raise ShardError(f"{shard.split}/{shard.name}: {error.cause}") from error
@@ -297,8 +306,8 @@ class _Pool:
             # With a second shard beside it nobody knows whose fault it was: it runs alone next time.
             if self._deaths[shard] >= self._max_attempts and len(hand.running) == 1:
                 raise ShardError(
-                    f"the worker of {shard.split}/{shard.name} died {self._deaths[shard]} times (out of memory?): "
-                    "use fewer workers or a smaller batch_size, and run again; finished shards are kept"
+                    f"the worker of {shard.split}/{shard.name} died {self._deaths[shard]} times (out of memory?). "
+                    f"{_LESS}"
                 ) from error
             self._again.append(shard)
             self._left += 1
@@ -323,6 +332,27 @@ def assigned_cores() -> int:
     return int(resources.get("CPU", 1))
 
 
+_LESS = (
+    "Use fewer workers and run again: finished shards are kept. A smaller batch_size makes other shards, in another "
+    "folder or with --overwrite"
+)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python had no memory left; torch's allocator for CPUs says so in words only."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in told or "can't allocate memory" in told
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those of its affinity (Slurm, cpusets), within its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2 here; "max" is no number
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
 def _named(shard: PlannedShard) -> tuple[str, str]:
     return shard.split, shard.name
 
@@ -330,9 +360,11 @@ def _named(shard: PlannedShard) -> tuple[str, str]:
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
     """Make SIGTERM raise SystemExit(143) in the block, so that it cleans up; elsewhere than the main thread nothing."""
+    told: list[int] = []
 
     def leave(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        told.append(number)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -341,6 +373,10 @@ def terminable() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, leave)
     try:
         yield
+    except SystemExit as error:
+        if told:  # while it waits, Ray puts an exit of its own, with code 1, in place of ours
+            raise SystemExit(128 + told[0]) from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -368,9 +404,14 @@ def connected(least_cores: int) -> Iterator[Any]:
             sys.modules[name] for name in ("vqgan", "codeshards", "codeprior", "imagepriors") if name in sys.modules
         ]
         environment["py_modules"] = [str(Path(str(module.__file__)).parent) for module in loaded]
-        ray.init(runtime_env=environment, **quiet)
+        try:
+            ray.init(runtime_env=environment, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ShardError(
+                f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}): start one, or unset RAY_ADDRESS"
+            ) from error
     else:
-        cores = max(os.cpu_count() or 1, least_cores)
+        cores = max(usable_cores(), least_cores)
         ray.init(
             address="local",  # else Ray joins whatever cluster somebody runs on this machine
             runtime_env=environment,

@@ -102,7 +102,12 @@ def _file_problems(store: Store, manifest: Manifest) -> Iterator[str]:
         if name not in manifest.files:
             yield f"{store / MANIFEST_FILE} does not account for {name}"
     for name, record in manifest.files.items():
-        if not is_intact(store / name, record):
+        try:
+            intact = is_intact(store / name, record)
+        except (ShardError, OSError) as error:
+            yield f"{store / name}: {error}"
+            continue
+        if not intact:
             yield f"{store / name} is missing, or its sha256 is not the one of {MANIFEST_FILE}"
     for folder in manifest.tokenizer_folders:
         for name in (store / folder).files():
@@ -172,7 +177,7 @@ def _shard_problems(
                 yield f"{file} is missing, or its sha256 is not the one of {MANIFEST_FILE}"
                 continue
             tables[file] = read_table(file, manifest.spec, entry.rows)
-        except (ShardError, FileNotFoundError) as error:
+        except (ShardError, OSError) as error:  # a failing disk is what verify is there to list
             yield f"{file}: {error}"
             continue
         for problem in _table_problems(tables[file], manifest, plan, keys):

@@ -122,6 +122,9 @@ class Split:
             key = next(key for key, count in Counter(self.keys).items() if count > 1)
             names = " and ".join(item.image.name for item in self.items if item.key == key)
             raise InputError(f"{names} share the key {key!r} (a path without its suffix): rename or remove one of them")
+        for key in self.keys:
+            if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
+                raise InputError(f"{key!a}: this name is not UTF-8, which shards cannot hold: rename the file (convmv)")
 
     def __len__(self) -> int:
         return len(self.items)

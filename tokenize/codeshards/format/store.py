@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import mmap
 import os
 import re
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -165,7 +166,8 @@ class _LocalStore(Store):
         return str(self.path)
 
     def open(self) -> BinaryIO:
-        return self.path.open("rb")
+        with _store_errors(self, "read"):
+            return self.path.open("rb")
 
     @contextlib.contextmanager
     def write(self) -> Iterator[BinaryIO]:
@@ -191,7 +193,8 @@ class _LocalStore(Store):
         fsync_path(self.path.parent)
 
     def size(self) -> int | None:
-        return self.path.stat().st_size if self.path.is_file() else None
+        with _store_errors(self, "looked up"):
+            return self.path.stat().st_size if self.path.is_file() else None
 
     def files(self) -> list[str]:
         found: list[str] = []
@@ -213,7 +216,6 @@ class _ObjectStore(Store):
     scheme: str
     key: str
     """Bucket and path, separated by slashes."""
-    _filesystem: Any = field(default=None, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Callable[[Where], Store], tuple[str]]:
         # Another process connects with its own environment, as its credentials may be others.
@@ -229,14 +231,16 @@ class _ObjectStore(Store):
 
     @property
     def filesystem(self) -> Any:
-        """The connection, made on first use: naming a place must not need the network."""
-        if self._filesystem is None:
-            with _store_errors(self, "reached"):
-                object.__setattr__(self, "_filesystem", _connect(self.scheme, self.key.partition("/")[0]))
-        return self._filesystem
+        """The connection, made on first use, since naming a place must not need the network; one for all its files."""
+        with _store_errors(self, "reached"):
+            if self.scheme != "s3":
+                return _google()
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+            return _amazon(self.key.partition("/")[0], endpoint, region, os.environ.get("AWS_ACCESS_KEY_ID"))
 
     def __truediv__(self, name: str) -> _ObjectStore:
-        return _ObjectStore(self.scheme, f"{self.key}/{name}", self._filesystem)
+        return _ObjectStore(self.scheme, f"{self.key}/{name}")
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.key}"
@@ -281,11 +285,14 @@ class _ObjectStore(Store):
                 self.filesystem.delete_dir(self.key)
 
 
-def _connect(scheme: str, bucket: str) -> Any:
-    if scheme != "s3":
-        return fs.GcsFileSystem()
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+@functools.cache
+def _google() -> Any:
+    return fs.GcsFileSystem()
+
+
+@functools.lru_cache(maxsize=16)
+def _amazon(bucket: str, endpoint: str | None, region: str | None, key_id: str | None) -> Any:
+    """A client of the environment's credentials; `key_id` is theirs, so that others get another client."""
     if endpoint:
         url = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
         address = f"{url.netloc}{url.path.rstrip('/')}"
