@@ -4,15 +4,14 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.format import ShardDataset, Where, absolute
 from codeshards.pool import connected
-from vqgan.config import TrainConfig
+from vqgan.config import Device, TrainConfig
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
 
@@ -24,12 +23,12 @@ def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path,
     open_splits(dataset, data)  # a wrong path is found here, not on the cluster
     data, out = data.resolve(), out.resolve()
 
-    def worker() -> None:
+    def worker(device: Device) -> None:
         from vqgan.train import train
 
-        train(config, open_splits(dataset, data), out)
+        train(replace(config, device=device), open_splits(dataset, data), out)
 
-    return train_on_ray(worker, out, workers, name="train-vqgan", gpus=config.device != "cpu")
+    return train_on_ray(worker, out, workers, name="train-vqgan", device=config.device)
 
 
 def train_prior_on_ray(config: PriorConfig, shards: Where, out: Path, workers: int) -> dict[str, Any]:
@@ -37,22 +36,26 @@ def train_prior_on_ray(config: PriorConfig, shards: Where, out: Path, workers: i
     ShardDataset.open(shards)
     place, out = absolute(shards), out.resolve()
 
-    def worker() -> None:
+    def worker(device: Device) -> None:
         from codeprior.train import train_prior
 
-        train_prior(config, place, out)
+        train_prior(replace(config, device=device), place, out)
 
-    return train_on_ray(worker, out, workers, name="train-prior", gpus=config.device != "cpu")
+    return train_on_ray(worker, out, workers, name="train-prior", device=config.device)
 
 
-def train_on_ray(worker: Callable[[], None], out: Path, workers: int, *, name: str, gpus: bool) -> dict[str, Any]:
+def train_on_ray(
+    worker: Callable[[Device], None], out: Path, workers: int, *, name: str, device: Device
+) -> dict[str, Any]:
     """Run `worker` in as many processes of one group, one GPU each where there are GPUs; returns OUT/summary.json.
+
+    It is called with the device that was found: one without a GPU of its own would see, and take, its node's first.
 
     What the worker reads and writes must be on storage that all nodes share. RAY_ADDRESS names the cluster; without
     it Ray runs here.
 
     Raises:
-        InputError: a worker failed.
+        InputError: there are not enough GPUs for device = "cuda"; a worker failed.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
@@ -62,12 +65,18 @@ def train_on_ray(worker: Callable[[], None], out: Path, workers: int, *, name: s
         raise InputError(f"--workers needs Ray Train: pip install 'ray[train]' ({error})") from error
 
     with connected(workers + 1) as ray:  # one core for Ray Train's controller
-        use_gpu = gpus and ray.cluster_resources().get("GPU", 0) >= workers
-        if not use_gpu and torch.cuda.is_available():
-            log.warning("the cluster has fewer than %d GPUs: training on CPUs", workers)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        use_gpu = device != "cpu" and gpus >= workers
+        if device == "cuda" and not use_gpu:
+            raise InputError(
+                f"device = 'cuda': the cluster has {gpus} GPUs for {workers} workers; start fewer, or use cpu"
+            )
+        if device == "auto" and gpus and not use_gpu:
+            log.warning("the cluster has %d GPUs for %d workers: training on CPUs", gpus, workers)
+        chosen: Device = device if use_gpu else "cpu"
         try:
             TorchTrainer(
-                worker,
+                lambda: worker(chosen),
                 scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
                 run_config=RunConfig(storage_path=str(out / "ray"), name=name),
             ).fit()

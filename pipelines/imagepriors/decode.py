@@ -13,6 +13,7 @@ from PIL import Image
 
 from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
 from codeprior.config import PriorError, SampleConfig, SequenceSpec
+from codeprior.data import check_shards
 from codeprior.model import Prior
 from codeprior.optim import resolve_device
 from codeprior.sample import prefix_of_region, sample_codes, to_grids
@@ -72,8 +73,13 @@ def _tokenizer_folder(prior_run: Path, shards: Path) -> Path:
 
 
 def _validation_rows(sequence: SequenceSpec, shards: Path, n: int) -> tuple[dict[str, Codes], Codes]:
-    """Conditions by name and whole code sequences [n, T] of the first validation rows, again and again if too few."""
+    """Conditions by name and whole code sequences [n, T] of the first validation rows, again and again if too few.
+
+    Raises:
+        ShardError: the shards are not what the prior reads, or have no validation rows.
+    """
     dataset = ShardDataset.open(shards)
+    check_shards(dataset, sequence)
     columns = {part.name: part.column for part in sequence.conditions}
     wanted = [*columns.values(), *sequence.columns]
     parts: dict[str, list[Codes]] = {column: [] for column in wanted}

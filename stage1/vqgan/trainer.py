@@ -6,6 +6,7 @@ Axes: B batch, C channels, H W pixels, h w grid cells, D code dimension.
 import copy
 import json
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.config = config
         self.device = pick_device(config.device)
+        gpus = torch.cuda.device_count()
+        if self.device.type == "cuda" and int(os.environ.get("LOCAL_RANK", "0")) >= gpus:
+            raise InputError(f"this machine has {gpus} GPUs for more processes: start fewer, or use device 'cpu'")
         self.dtype = pick_dtype(config.precision, self.device)
         layout = {"device": self.device, "memory_format": torch.channels_last}
         self.model: VQGAN = VQGAN(config.model, config.loss).to(**layout)  # type: ignore[call-overload]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -44,14 +44,22 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def least(value: float, device: torch.device) -> float:
+    """The smallest of what all ranks pass."""
+    tensor = torch.tensor(value, device=device)
+    if world() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+    return float(tensor)
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """Join the group that `torchrun` describes in the environment; does nothing without it or inside one."""
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if (place := int(os.environ.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
+        torch.cuda.set_device(place)
     # Both, for a run with device = "cpu" on a machine with GPUs.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
@@ -91,6 +99,20 @@ def gradients_stay_local(loss: nn.Module, local: bool) -> Iterator[None]:
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with the parts of all ranks; every rank must call it. Plain tensors come back as they are."""
     found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return found
+
+
+def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Named tensors on rank 0, nothing on the others; every rank must call it.
+
+    What is shared out is made whole one tensor at a time and goes to main memory: a model that fills the GPUs together
+    must not have to fit on each of them.
+    """
+    found = {}
+    for name, tensor in tensors:
+        complete = whole(tensor)
+        if rank() == 0:
+            found[name] = complete.cpu() if isinstance(tensor, DTensor) else complete
     return found
 
 

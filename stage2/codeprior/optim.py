@@ -12,6 +12,9 @@ from codeprior.config import PriorError, TrainConfig
 from codeprior.model import Prior
 from codeprior.speed import measured_flops
 
+Precision = Literal["float32", "bfloat16"]
+"""Of the matrix products of a forward pass."""
+
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
     """Learning rate of update `step`, counted from 0: linear warmup, then the schedule."""
@@ -37,12 +40,12 @@ def make_optimizer(prior: Prior, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True)
 
 
-def make_autocast(device: torch.device, precision: Literal["float32", "bfloat16"]) -> torch.autocast:
+def make_autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context that gives the forward pass its precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def resolve_precision(config: TrainConfig, device: torch.device) -> Literal["float32", "bfloat16"]:
+def resolve_precision(config: TrainConfig, device: torch.device) -> Precision:
     """The precision that a config's `precision` means on this device."""
     if config.precision != "auto":
         return config.precision

@@ -216,11 +216,12 @@ class Run:
         return shown | ({"mfu": f"{figures['mfu']:.0%}"} if "mfu" in figures else {})
 
     def _save(self) -> None:
-        self._settle()
+        losses, norms = self._settle()
         tensors, scalars = self.trainer.state_dict()
         weights = self.trainer.weights()
         scalars |= {
-            "recent": [[float(nll), float(norm)] for nll, norm in self.recent],
+            # Means over the ranks, so that after a resume their mean over however many ranks is the same.
+            "recent": [list(pair) for pair in zip(losses, norms, strict=True)],
             "metrics_bytes": self.log.bytes,
             "train_seconds": self.train_seconds + self._interval_s,
             "best_nats": self.best_nats if math.isfinite(self.best_nats) else None,
@@ -243,9 +244,9 @@ class Run:
             return
         self._settle()
         trainer = self.trainer
-        self.val_nll_T = evaluate(
-            trainer.shipped, self.val_data, batch_size=self.config.batch_size, autocast=trainer.autocast
-        )
+        # As many rows at once as a step reads: what trains within memory must not run out of it here.
+        rows = self.config.batch_size // self.config.accumulate
+        self.val_nll_T = evaluate(trainer.shipped, self.val_data, batch_size=rows, autocast=trainer.autocast)
         figures = self._val_figures(float(self.val_nll_T.mean()))
         self.log.write(trainer.step, figures)
         if figures["val_nll_nats"] < self.best_nats:

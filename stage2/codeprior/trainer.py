@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,14 @@ from codeprior.augment import augment
 from codeprior.config import PriorError
 from codeprior.data import Batch, Batches, CodeBatches, CodeData, random_bits
 from codeprior.model import Prior
-from codeprior.optim import learning_rate_at, make_autocast, make_optimizer, resolve_device, resolve_precision
+from codeprior.optim import (
+    Precision,
+    learning_rate_at,
+    make_autocast,
+    make_optimizer,
+    resolve_device,
+    resolve_precision,
+)
 from codeprior.stream import StreamBatches
 from codeshards.format import ShardDataset
 
@@ -102,7 +111,12 @@ class Trainer:
         self.run, self.config, self.out = run, run.train, out
         config = run.train
         self.device = resolve_device(config.device)
-        self.precision = resolve_precision(config, self.device)
+        gpus = torch.cuda.device_count()
+        if self.device.type == "cuda" and int(os.environ.get("LOCAL_RANK", "0")) >= gpus:
+            raise PriorError(f"this machine has {gpus} GPUs for more processes: start fewer, or use device 'cpu'")
+        # Ranks that measure for themselves might disagree: one in float32 is all in float32.
+        native = float(resolve_precision(config, self.device) == "bfloat16")
+        self.precision: Precision = "bfloat16" if distributed.least(native, self.device) else "float32"
         self.autocast = make_autocast(self.device, self.precision)
         parts = distributed.world() * config.accumulate
         if config.batch_size % parts:
@@ -184,18 +198,22 @@ class Trainer:
         return augment(batch, self.config, self.run.sequence, step=step, mine=self.batches.mine)
 
     def weights(self) -> dict[str, Tensor]:
-        """The shipped weights, whole; every rank must call it."""
-        return {name: distributed.whole(tensor) for name, tensor in self.shipped.state_dict().items()}
+        """The shipped weights, on rank 0; every rank must call it."""
+        return distributed.gathered(self.shipped.state_dict().items())
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain values that, with the shipped weights, decide every later step; every rank must call it."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.prior.named_parameters():
-            state = self.optimizer.state[parameter]
-            tensors |= {f"{key}/{name}": distributed.whole(state[key]) for key in ("exp_avg", "exp_avg_sq")}
-        if self.averaged is not None:
-            tensors |= {f"trained/{name}": distributed.whole(t) for name, t in self.prior.state_dict().items()}
-        return tensors, {"loader": self.batches.state_dict()}
+        """Tensors, on rank 0, and plain values that, with the shipped weights, decide every later step.
+
+        Every rank must call it.
+        """
+        moments = (
+            (f"{key}/{name}", self.optimizer.state[parameter][key])
+            for name, parameter in self.prior.named_parameters()
+            for key in ("exp_avg", "exp_avg_sq")
+        )
+        trained = ((f"trained/{name}", tensor) for name, tensor in self.prior.state_dict().items())
+        tensors = distributed.gathered(itertools.chain(moments, trained if self.averaged is not None else ()))
+        return tensors, {"loader": self.batches.state_dict(), "precision": self.precision}
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Continue from a checkpoint as if the run had never stopped; returns its plain values.
@@ -209,6 +227,7 @@ class Trainer:
         ckpt.load_weights(self.shipped, checkpoint / ckpt.WEIGHTS)
         tensors, scalars = ckpt.load_state(checkpoint)
         try:
+            self._go_on_in(scalars["precision"])
             self.batches.load_state_dict(scalars["loader"])
             if self.averaged is not None:
                 for name, target in self.prior.state_dict().items():
@@ -228,10 +247,16 @@ class Trainer:
             )
         return scalars
 
+    def _go_on_in(self, precision: Precision) -> None:
+        """What `auto` has picked holds for the whole run, on whatever machine it goes on."""
+        if self.config.precision == "auto" and precision != self.precision:
+            logger.warning("going on in %s, as begun, though this machine is faster in %s", precision, self.precision)
+            self.precision, self.autocast = precision, make_autocast(self.device, precision)
+
     def save_evidence(self, step: int) -> Path:
         """What made the loss of update `step` not finite: every rank's batch, and the weights, which it left alone."""
         folder = self.out / f"non-finite-step-{step:08d}"
-        weights = {name: distributed.whole(tensor) for name, tensor in self.prior.state_dict().items()}
+        weights = distributed.gathered(self.prior.state_dict().items())
         if distributed.rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             ckpt.write_weights(folder, self.run, weights)

@@ -245,6 +245,15 @@ def test_more_steps_continue_a_finished_run(dataset: ShardDataset, tmp_path: Pat
     assert (tmp_path / "parts" / "summary.json").exists()
 
 
+def test_a_run_goes_on_in_the_precision_that_auto_picked(dataset: ShardDataset, tmp_path: Path) -> None:
+    config = replace(TINY, steps=2, precision="auto")
+    here = train_prior(config, dataset.path, tmp_path / "run")["precision"]
+    other = "float32" if here == "bfloat16" else "bfloat16"
+    state = ckpt.checkpoints(tmp_path / "run")[-1] / "state.json"
+    state.write_text(state.read_text().replace(f'"precision": "{here}"', f'"precision": "{other}"'))
+    assert train_prior(replace(config, steps=3), dataset.path, tmp_path / "run")["precision"] == other
+
+
 def test_a_complete_run_is_not_run_again(dataset: ShardDataset, finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     summary = train_prior(replace(TINY, log_every=1), dataset.path, finished)
