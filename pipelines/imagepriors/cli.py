@@ -459,13 +459,14 @@ def _keep_freed_memory() -> None:
 
 
 def _preset_of(argv: Sequence[str]) -> str:
-    """The value of --preset, read ahead of the parser: it decides the parser's defaults."""
+    """The value of the last --preset, read ahead of the parser: it decides the parser's defaults."""
+    found = "demo"
     for index, word in enumerate(argv):
         if word == "--preset" and index + 1 < len(argv):
-            return argv[index + 1]
-        if word.startswith("--preset="):
-            return word.partition("=")[2]
-    return "demo"
+            found = argv[index + 1]
+        elif word.startswith("--preset="):
+            found = word.partition("=")[2]
+    return found
 
 
 def _run(argv: Sequence[str]) -> str:

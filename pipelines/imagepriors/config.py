@@ -29,6 +29,11 @@ class EvaluateConfig:
     device: Device = "auto"
     """Device; auto takes a GPU where there is one."""
 
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.limit < 0:
+            raise InputError(f"limit is {self.limit}: choose 0, for all images, or more")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluatePriorConfig:
@@ -43,8 +48,8 @@ class EvaluatePriorConfig:
     """Path of torch-fidelity's weights-inception-2015-12-05-6726825d.pth; empty: its own cache or download."""
     reference: Literal["train", "val"] = "train"
     """Split of the pictures that samples are compared with."""
-    reference_limit: int = 0
-    """Pictures of it at most, evenly over the split; 0: all."""
+    reference_limit: int = 50_000
+    """Pictures of it at most, evenly over the split, since they are held in memory; 0: all."""
     reader_rows: int = 5000
     """Training rows that the reader of conditions is taught on."""
     reader_steps: int = 500
@@ -57,6 +62,8 @@ class EvaluatePriorConfig:
         for name in ("n", "reader_rows", "reader_steps", "batch_size"):
             if getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 2 or more")
+        if self.reference_limit < 0:
+            raise InputError(f"reference_limit is {self.reference_limit}: choose 0, for all pictures, or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

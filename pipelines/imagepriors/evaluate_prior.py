@@ -112,7 +112,9 @@ def _reference(
     split = open_splits(dataset, data)[config.reference]
     size = tokenizer.config.resolution
     wanted = min(len(split), config.reference_limit or len(split))
-    pictures = np.stack([split.read_good(index, size).image for index in spread(len(split), wanted)])
+    pictures = np.empty((wanted, size, size, 3), np.uint8)
+    for row, index in enumerate(spread(len(split), wanted)):
+        pictures[row] = split.read_good(int(index), size).image
     return pictures, f"{dataset}, split {config.reference}, centre squares at {size}×{size}"
 
 
@@ -232,7 +234,7 @@ def _condition_pictures(codes: ShardDataset, part: ConditionSpec) -> tuple[Calla
 
     def show(tokens: Any) -> Pictures:
         grids = np.asarray(tokens).reshape(-1, part.height, part.width)
-        return np.concatenate([tokenizer.decode(grids[i : i + _BATCH]) for i in range(0, len(grids), _BATCH)])
+        return tokenizer.decode(grids)
 
     return show, tokenizer.config.n_labels
 

@@ -121,8 +121,10 @@ class Reader:
     def read(self, pictures: Pictures) -> Pictures:
         """What the pictures seem to show: class ids [N], or condition pictures as tokenizers give them."""
         batches = (pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH))
-        output = torch.cat([self._net(_planes(batch)) for batch in batches])
-        return output.argmax(1).numpy() if self.name == "class" else to_pictures(output, self._modality)
+        outputs = (self._net(_planes(batch)) for batch in batches)
+        if self.name == "class":
+            return np.concatenate([output.argmax(1).numpy() for output in outputs])
+        return np.concatenate([to_pictures(output, self._modality) for output in outputs])
 
     def score(self, found: Pictures, conditions: Pictures) -> float:
         """How far what was read agrees with the conditions: accuracy, mIoU, mean correlation or IoU of limbs."""

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from codeprior.checkpoint import RunConfig
 from codeprior.config import SampleConfig
-from codeshards.format import ShardDataset, atomic_write, inverse
+from codeshards.format import ShardDataset, ShardError, atomic_write, inverse
 from imagepriors.decode import draw_samples, load_shard_tokenizer, sample_grid, save_png
 from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, save_figure, usage_figure
 from vqgan.datasets import open_splits, spread
@@ -111,6 +111,10 @@ def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDa
     rows = rows[spread(len(rows), _SHOWN)]
     codes_NT = batch[f"codes_{name}"][rows][:, inverse(name, grid.height, grid.width)]
     index_of = {key: index for index, key in enumerate(split.keys)}
+    if missing := [key for key in batch["key"][rows] if key not in index_of]:
+        raise ShardError(
+            f"{missing[0]!r} of {run / 'shards'} is no picture of {data}: pass the --dataset and --data of the shards"
+        )
     originals = [split.read(index_of[batch["key"][row]], tokenizer.config.resolution).image for row in rows]
     decoded = tokenizer.decode(codes_NT.reshape(-1, grid.height, grid.width))
     tiles = np.concatenate([np.stack(originals), decoded])

@@ -16,6 +16,9 @@ from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN, Palette
 
+_DECODED = 64
+"""Pictures decoded at once, however many are asked for: at 256×256 one activation of them has 2 GiB."""
+
 
 def pick_device(name: Device) -> torch.device:
     """The device that `name` means here.
@@ -94,8 +97,9 @@ class Tokenizer:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
     def _exact_convolutions(self) -> Any:
-        # On a GPU torch's float32 convolutions are TF32 by default, whose codes differ.
-        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        # On a GPU torch's float32 convolutions are TF32 by default, whose codes differ. The rest stays as it is set.
+        cudnn = torch.backends.cudnn
+        return cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
     def encode(self, pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.uint16]:
         """Pictures of one modality at `config.resolution` → codes uint16 [N, h, w], raster order."""
@@ -147,6 +151,11 @@ class Tokenizer:
         highest = int(codes_NHW.max(initial=0))
         if highest >= self.config.codebook_size:
             raise InputError(f"code {highest} is not in the codebook of {self.config.codebook_size}: other tokenizer?")
+        return np.concatenate([
+            self._decode(codes_NHW[start : start + _DECODED]) for start in range(0, max(1, len(codes_NHW)), _DECODED)
+        ])  # fmt: skip
+
+    def _decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
         codes = torch.from_numpy(codes_NHW.astype(np.int64)).to(self._device)
         with self._autocast():
             return to_pictures(self._model.decode(codes), self.config)

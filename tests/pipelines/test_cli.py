@@ -13,7 +13,7 @@ from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, order
-from imagepriors.cli import COMMANDS, main
+from imagepriors.cli import COMMANDS, _preset_of, main
 from imagepriors.decode import given_codes
 from imagepriors.figures import colorize, picture_grid
 from imagepriors.presets import load_preset, preset_names
@@ -25,7 +25,7 @@ _TABLES = {"tokenize": TokenizeConfig, "prior": PriorConfig, "sample": SampleCon
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(local_ray_cores, tmp_path_factory):
     root = tmp_path_factory.mktemp("cli")
     data, out = str(root / "data"), root / "run"
     short = ["--steps", "3", "--batch-size", "4", "--eval-images", "4", "--data", data]
@@ -62,6 +62,11 @@ def run(tmp_path_factory):
         ]
         assert main(["train-prior", *flags, "--shards", shards, "--out", str(out / f"prior-zcurve-{condition}")]) == 0
     return data, out
+
+
+def test_the_last_preset_counts():
+    assert _preset_of(["train-vqgan", "--preset", "demo", "--preset=cifar10"]) == "cifar10"
+    assert _preset_of(["train-vqgan", "--steps", "1"]) == "demo"
 
 
 def test_samples_are_pictures_with_codes_and_metadata(run, tmp_path):

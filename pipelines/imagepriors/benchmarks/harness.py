@@ -34,14 +34,13 @@ def device() -> str:
 
 
 def machine() -> str:
-    """The hardware that is measured, in words."""
-    if device() == "cuda":
-        return torch.cuda.get_device_name()
+    """The hardware that is measured, in words: a GPU beside its CPU, which is all that some suites use."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     # The same name may hide units twice as wide, or bfloat16: the instructions tell.
     units = torch.backends.cpu.get_cpu_capability() + " with bfloat16" * torch.cpu._is_avx512_bf16_supported()
-    return f"{os.cpu_count()} cores, {found[1] if found else platform.machine()} ({units})"
+    gpu = f"{torch.cuda.get_device_name()}; " if device() == "cuda" else ""
+    return f"{gpu}{os.cpu_count()} cores, {found[1] if found else platform.machine()} ({units})"
 
 
 def synchronize() -> None:
@@ -249,7 +248,8 @@ def save(
 
 def result_path(out: Path, name: str, ending: str) -> Path:
     """NAME-DEVICE.ENDING in `out`: what a machine of this kind measured."""
-    suffix = "".join(c if c.isalnum() else "-" for c in machine().lower()) if device() == "cuda" else "cpu"
+    place = torch.cuda.get_device_name() if device() == "cuda" else "cpu"
+    suffix = "".join(c if c.isalnum() else "-" for c in place.lower())
     return out / f"{name}-{suffix}{ending}"
 
 

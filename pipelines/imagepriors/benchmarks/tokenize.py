@@ -103,6 +103,7 @@ def single(work: Path, precision: str) -> dict[str, Any]:
     Its mirrored twin of each image is left out, as here a view is a view; weights and pictures are those of the others.
     """
     device = harness.device()
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as in the job
     _, model = load_model(work / "tokenizer")
     model.to(device)
     split = open_splits("folder", work / "data")["train"]

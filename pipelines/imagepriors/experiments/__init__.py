@@ -73,7 +73,7 @@ def experiment(
         run: Run folder; tokenizers are found and left there; default: runs/DATASET.
         seeds: Seeds of every order, in place of the preset's.
         n: Samples, in place of the preset's.
-        prior_steps: Steps of every prior, in place of the preset's.
+        prior_steps: Steps of every prior, in place of the preset's; of the one over pixels where there is one.
         prior_batch: Its batch.
         tokenizer_steps: Steps of every tokenizer.
         tokenizer_batch: Its batch.
@@ -89,6 +89,7 @@ def experiment(
     given: dict[str, Any] = {
         "dataset": dataset, "seeds": seeds, "n": n, "prior_steps": prior_steps, "prior_batch": prior_batch,
         "tokenizer_steps": tokenizer_steps, "tokenizer_batch": tokenizer_batch, "workers": workers,
+        "pixel_steps": prior_steps,
         "perceptual": perceptual,
     }  # fmt: skip
     config = replace(load(preset), **{name: value for name, value in given.items() if value})

@@ -31,6 +31,7 @@ from imagepriors.config import ExperimentConfig
 from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
 from imagepriors.presets import load_preset
+from vqgan.checkpoint import load_config
 from vqgan.config import TrainConfig, from_dict
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
@@ -53,18 +54,30 @@ class Lab:
     # Stage 1 and the shards.
 
     def tokenizer(self, name: str, preset: str) -> Path:
-        """The folder of a trained tokenizer, RUN/`name`; trained now unless it is there."""
+        """The folder of a trained tokenizer, RUN/`name`; trained now unless it is there.
+
+        Raises:
+            InputError: one that was trained otherwise is there.
+        """
         folder = self.run / name
-        if not (folder / "summary.json").exists():
-            table = load_preset(preset, "vqgan")
-            config: TrainConfig = from_dict(TrainConfig, table)
-            if self.config.tokenizer_steps:
-                config = replace(
-                    config, steps=self.config.tokenizer_steps, warmup_steps=min(config.warmup_steps, 10),
-                    batch_size=self.config.tokenizer_batch or config.batch_size,
-                )  # fmt: skip
-            if self.config.perceptual and config.loss.perceptual != "none":
-                config = replace(config, loss=replace(config.loss, perceptual=self.config.perceptual))
+        table = load_preset(preset, "vqgan")
+        config: TrainConfig = from_dict(TrainConfig, table)
+        if self.config.tokenizer_steps:
+            config = replace(
+                config, steps=self.config.tokenizer_steps, warmup_steps=min(config.warmup_steps, 10),
+                batch_size=self.config.tokenizer_batch or config.batch_size,
+            )  # fmt: skip
+        if self.config.perceptual and config.loss.perceptual != "none":
+            config = replace(config, loss=replace(config.loss, perceptual=self.config.perceptual))
+        if (folder / "summary.json").exists():
+            found = load_config(folder)
+            for part in ("steps", "batch_size", "model", "loss"):
+                if getattr(found, part) != getattr(config, part):
+                    raise InputError(
+                        f"{folder} was trained with {part} = {getattr(found, part)}, the experiment asks for "
+                        f"{getattr(config, part)}: pass another --run, or its settings"
+                    )
+        else:
             train(config, open_splits(self.config.dataset, self.data), folder)
         return folder
 
@@ -123,17 +136,22 @@ class Lab:
         """Train priors side by side on Ray, on the same shards or each on its own; none that is finished runs again.
 
         Raises:
-            ShardError: a run failed, or its folder holds another run.
+            ShardError: a run failed, or its folder holds another run, or one of another length.
         """
         folders = {name: self.out / name for name in configs}
         sources = dict.fromkeys(configs, shards) if isinstance(shards, Path) else shards
         left = {}
         for name, config in configs.items():
             summary = load_summary(folders[name])
-            if summary is not None and summary["steps"] >= config.steps:
-                train_prior(config, sources[name], folders[name])  # finished: makes sure that it is this run
-            else:
+            if summary is None:
                 left[name] = config
+            elif summary["steps"] == config.steps:
+                train_prior(config, sources[name], folders[name])  # finished: makes sure that it is this run
+            else:  # going on with a schedule that was over is not a longer run
+                raise ShardError(
+                    f"{folders[name]} was trained for {summary['steps']} steps, {config.steps} are asked for: pass "
+                    "another --run, or remove it"
+                )
         if left:
             _train_on_ray(left, sources, folders, self.config.threads)
         return folders
