@@ -60,7 +60,7 @@ def _reconstruct(
     pictures = pool.map(
         lambda index: split.read_good(index, net.resolution, conditions=wanted).picture(net.modality), indices
     )
-    x = to_input(list(pictures), net).to(trainer.device, memory_format=torch.channels_last)
+    x = to_input(list(pictures), net).to(trainer.device, memory_format=trainer.layout)
     codes = model.encode(x)
     return x, model.decode(codes), codes
 

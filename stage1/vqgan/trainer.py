@@ -34,6 +34,16 @@ class NonFiniteLossError(InputError):
     """A loss term is not a number; nothing was updated by the step that found it."""
 
 
+def training_layout(device: torch.device) -> torch.memory_format:
+    """How pictures and kernels lie in memory: channels last, but for CPUs that have AVX2 and no more.
+
+    There oneDNN's gradient of a kernel takes three to four times as long channels last (128 channels, 256×256: 996 ms
+    against 237 ms on two cores); the forward pass and the other gradient do not care.
+    """
+    avx2 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return torch.contiguous_format if avx2 else torch.channels_last
+
+
 class Trainer:
     """Model, discriminator, losses and optimisers of one run, with everything that a step changes."""
 
@@ -55,7 +65,8 @@ class Trainer:
         if self.device.type == "cuda" and int(os.environ.get("LOCAL_RANK", "0")) >= gpus:
             raise InputError(f"this machine has {gpus} GPUs for more processes: start fewer, or use device 'cpu'")
         self.dtype = pick_dtype(config.precision, self.device)
-        layout = {"device": self.device, "memory_format": torch.channels_last}
+        self.layout = training_layout(self.device)
+        layout = {"device": self.device, "memory_format": self.layout}
         self.model: VQGAN = VQGAN(config.model, config.loss).to(**layout)  # type: ignore[call-overload]
         self.quantizer: VectorQuantizer = self.model.quantize
         self.averaged: VQGAN | None = copy.deepcopy(self.model).requires_grad_(False) if config.ema_decay else None
@@ -106,7 +117,7 @@ class Trainer:
         self.model.train()
         sums: dict[str, Tensor] = {}
         for part in x_BCHW.chunk(config.accumulate):
-            terms, z_BDhw = self._backward(part.to(self.device, memory_format=torch.channels_last, non_blocking=True))
+            terms, z_BDhw = self._backward(part.to(self.device, memory_format=self.layout, non_blocking=True))
             sums = {name: sums.get(name, 0) + value.detach() / config.accumulate for name, value in terms.items()}
         stacked = torch.stack(list(sums.values()))
         distributed.average([stacked])
