@@ -114,7 +114,7 @@ def _reference(
     wanted = min(len(split), config.reference_limit or len(split))
     pictures = np.empty((wanted, size, size, 3), np.uint8)
     for row, index in enumerate(spread(len(split), wanted)):
-        pictures[row] = split.read_good(int(index), size).image
+        pictures[row] = split.read_good(index, size).image
     return pictures, f"{dataset}, split {config.reference}, centre squares at {size}×{size}"
 
 

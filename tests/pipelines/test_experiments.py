@@ -86,7 +86,7 @@ def test_experiments_leave_results_figures_and_one_page(words, capsys):
 def test_all_experiments_in_one_call(words):
     flags, run = words
     assert main(["experiment", "all", *flags]) == 0
-    figures = [leaves_results(run, name) for name in EXPERIMENTS][list(EXPERIMENTS).index("efficiency")]["figures"]
+    figures = {name: leaves_results(run, name) for name in EXPERIMENTS}["efficiency"]["figures"]
     assert figures["pixels"]["tokens"] == 4 * figures["codes"]["tokens"] == 1024
     assert figures["codes"]["steps"] > 4 * figures["pixels"]["steps"]  # the same FLOPs
 

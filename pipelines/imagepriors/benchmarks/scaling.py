@@ -6,7 +6,6 @@ medians, both axes logarithmic.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from codeshards.pool import ALLOCATOR
+from codeshards.pool import ALLOCATOR, usable_cores
 from imagepriors.benchmarks import harness
 from imagepriors.figures import save_figure
 from vqgan.checkpoint import save_model
@@ -83,7 +82,7 @@ def _driver(repeats: int) -> Rounds:
 
 
 def _workers(repeats: int) -> Rounds:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     counts = sorted({cores, *(2**power for power in range(cores.bit_length()))})
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
