@@ -7,6 +7,7 @@ RUN/
     state.safetensors    AdamW's moments; with ema_decay also the weights that are trained
     state.json           step, loader position and other plain values
   best/                  config, weights and summary of the evaluation with the lowest loss
+  non-finite-step-…/     config and weights from which that step failed, its number, and every rank's batch
   metrics.jsonl          and tensorboard/: the same figures as curves
   config.json            of the finished run
   model.safetensors
@@ -50,7 +51,11 @@ FREE_ON_RESUME = frozenset(
         "compile", "checkpoint_activations",
     }
 )  # fmt: skip
-"""Fields of TrainConfig that a resumed run may change: none alters what a step computes, but for rounding."""
+"""Fields of TrainConfig that a resumed run may change: none alters what a step computes, but for rounding.
+
+Except that the cosine schedule and random_order follow the share of `steps` that is done (a resume with others warns),
+and that dropout draws other masks with another accumulate, device, compile or number of processes.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +103,7 @@ def check_same_run(saved: RunConfig, wanted: RunConfig, where: Path) -> None:
     if differing:
         raise PriorError(
             f"{where} was trained differently: {'; '.join(differing)}. "
-            "Use the same settings, another output folder, or start over without resuming"
+            "Use the same settings, another output folder, or remove this one to start over"
         )
 
 

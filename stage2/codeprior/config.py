@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from numpy.typing import NDArray
 
-from codeshards.format import CONDITION_NAMES, ORDER_NAMES, OrderName, ShardError, ShardSpec, order
+from codeshards.format import CONDITION_NAMES, OrderName, ShardError, ShardSpec, order
 from codeshards.format.orders import Permutation
 
 CONDITIONS = ("class", *CONDITION_NAMES)
@@ -38,6 +38,14 @@ def condition_parts(condition: str) -> tuple[str, ...]:
 def _require(ok: bool, field_name: str, found: object, remedy: str) -> None:
     if not ok:
         raise PriorError(f"{field_name} = {found!r}: {remedy}")
+
+
+def _check_choices(config: object) -> None:
+    """Refuse what the Literal types of a config's fields do not name: from Python nothing else does."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            found, allowed = getattr(config, name), get_args(kind)
+            _require(found in allowed, name, found, f"use one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +83,7 @@ class ModelConfig:
         _require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "use a probability in [0, 1)")
         ok = self.position != "rotary" or self.n_embd // self.n_head % 2 == 0
         _require(ok, "n_embd", self.n_embd, f"position 'rotary' wants an even width of each of {self.n_head} heads")
-        choices = {"position": ("learned", "rotary"), "norm": ("layernorm", "rmsnorm"),
-                   "mlp": ("gelu_tanh", "gelu", "swiglu"), "attention": ("sdpa", "xformers", "math")}  # fmt: skip
-        for name, allowed in choices.items():
-            _require(getattr(self, name) in allowed, name, getattr(self, name), f"use one of {', '.join(allowed)}")
+        _check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +161,7 @@ class TrainConfig:
         counts = ("batch_size", "accumulate", "shuffle_rows", "steps")
         for name in (*counts, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
-        _require(self.order in ORDER_NAMES, "order", self.order, f"use one of {', '.join(ORDER_NAMES)}")
+        _check_choices(self)
         condition_parts(self.condition)
         ok = self.batch_size % self.accumulate == 0
         _require(ok, "accumulate", self.accumulate, f"use a divisor of batch_size = {self.batch_size}")
@@ -167,7 +172,8 @@ class TrainConfig:
         _require(0 < self.pkeep <= 1, "pkeep", self.pkeep, "use a probability in (0, 1]")
         self._check_random_order()
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number")
-        _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "use numbers in [0, 1)")
+        ok = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(ok, "betas", self.betas, "use two numbers in [0, 1)")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "use 0 or more")
         _require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "use 0 to 1")
@@ -214,8 +220,7 @@ class SampleConfig:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "use above 0 to 1 (off)")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "use 0 (off) to 1")
         _require(self.guidance >= 0, "guidance", self.guidance, "use 0 (no condition), 1 (off) or more")
-        allowed = ("float32", "bfloat16")
-        _require(self.precision in allowed, "precision", self.precision, f"use one of {', '.join(allowed)}")
+        _check_choices(self)
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 to 2**63 - 1")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "use at least 1")
 

@@ -1,32 +1,26 @@
-"""From token shards to batches: decode a column once, then read rows at random from a memory map.
+"""From token shards to batches: rows at random from memory maps of decoded columns.
 
 Axes: N rows of a split, B batch, T image codes of a sequence, C condition tokens.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from codeprior.cache import memory_map
 from codeprior.config import PriorError, SequenceSpec, condition_parts
-from codeshards.format import OrderName, ShardDataset, WriteError, atomic_write
+from codeshards.format import OrderName, ShardDataset
 
+_PIECE_ROWS = 8192  # bounds the memory of going through a split
 _VIEWS = 1  # a key of its own for the draw of views, beside the epoch's permutation
-CACHE_VERSION = 1
-"""Part of every cache file's address: raise it when the bytes in the files change meaning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,98 +60,14 @@ class Batch:
         return [type(self)(**{name: chunk[i] for name, chunk in chunks.items()}) for i in range(parts)]
 
 
-def cache_root(dataset: ShardDataset) -> Path:
-    """Where decoded columns live: $IMAGEPRIORS_CACHE if set, else `.cache` inside the dataset.
-
-    A memory map needs a local file: of a dataset in an object store they go to ~/.cache/imagepriors.
-    """
-    if chosen := os.environ.get("IMAGEPRIORS_CACHE"):
-        return Path(chosen)
-    folder = dataset.path.local
-    return folder / ".cache" if folder else Path.home() / ".cache" / "imagepriors"
-
-
-def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
-    """One column of a split as a read-only array [N, ...] that stays on disk until it is read.
-
-    The first call decodes the column into one .npy file; its name carries a hash of all that decides its
-    bytes, so a changed dataset can never be served from an old file. Of processes that start together one
-    decodes and the others wait. Where a file system knows no locks all of them decode; each renames a complete
-    file into place, so a reader never sees half of one.
-
-    Raises:
-        ShardError: the split or column is unknown or the split empty, a shard is damaged, or the cache
-            cannot be written.
-    """
-    rows = dataset.rows(split)
-    if rows == 0:
-        raise PriorError(f"split {split!r} of {dataset.path} has no rows")
-    content = "\n".join((str(CACHE_VERSION), dataset.fingerprint, split, column))
-    address = hashlib.sha256(content.encode()).hexdigest()[:16]
-    path = cache_root(dataset) / f"{split}-{column}-{address}.npy"
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(path.parent):
-                if not path.exists():
-                    _decode(dataset, split, column, path)
-        except (OSError, WriteError) as error:
-            raise PriorError(
-                f"cannot write the decoded codes to {path.parent} ({error}): "
-                "set IMAGEPRIORS_CACHE to a writable folder with room"
-            ) from error
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:  # a header that is none, or fewer bytes than it promises
-        raise PriorError(f"{path} is damaged ({error}): delete the file and try again") from error
-    if len(array) != rows:
-        raise PriorError(f"{path} holds {len(array)} rows, the dataset {rows}: delete the file and try again")
-    return np.asarray(array)  # a plain view of the map: np.memmap's own indexing is slower
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system lets go of it when a process dies, so none is ever left behind."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
-    dataset.check(split)  # once, here: what is decoded is read for as long as the file lies there
-    rows = dataset.rows(split)
-    bar = tqdm(total=rows, desc=f"decode {split}/{column}", unit="row", unit_scale=True, disable=None)
-    with bar, atomic_write(path) as file:
-        written = 0
-        for batch in dataset.batches(split, [column]):
-            chunk = np.ascontiguousarray(batch[column])
-            if written == 0:
-                header = {
-                    "descr": np.lib.format.dtype_to_descr(chunk.dtype),
-                    "fortran_order": False,
-                    "shape": (rows, *chunk.shape[1:]),
-                }
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(chunk.data)
-            written += len(chunk)
-            bar.update(len(chunk))
-        if written != rows:
-            raise PriorError(
-                f"{dataset.path}: dataset.json promises {rows} rows in {split!r}, the shards hold {written}; "
-                "verify the dataset"
-            )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeData:
     """One split of a dataset as the sequences a prior reads."""
 
+    sequence: SequenceSpec
+    """What the sequences are."""
     grids_NT: tuple[NDArray[np.uint16], ...]
-    """Image codes in sequence order, one array for each grid of a sequence: [N, codes of the grid]."""
+    """Image codes as `sequence.columns` hold them, one array for each grid of a sequence: [N, codes of the grid]."""
     conditions_NC: tuple[NDArray[Any], ...]
     """Condition tokens (uint16 codes or int32 class ids), one array for each condition."""
     identity: str
@@ -187,28 +97,49 @@ class CodeData:
             else:
                 conditions.append(memory_map(dataset, split, part.column))
         return cls(
-            grids_NT=sequence.in_sequence([memory_map(dataset, split, column) for column in sequence.columns]),
+            sequence=sequence,
+            grids_NT=tuple(memory_map(dataset, split, column) for column in sequence.columns),
             conditions_NC=tuple(conditions),
             identity=f"{dataset.fingerprint}/{split}",
             views_N=memory_map(dataset, split, "view") if views else None,
         )
 
     def take(self, rows: NDArray[np.int64] | slice) -> Batch:
-        """These rows as int64 tensors."""
-        codes_BT = _join(self.grids_NT, rows)
-        if self.conditions_NC:
-            return Batch(condition_BC=_join(self.conditions_NC, rows), codes_BT=codes_BT)
-        return Batch(condition_BC=torch.zeros((len(codes_BT), 1), dtype=torch.int64), codes_BT=codes_BT)
+        """These rows as int64 tensors.
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every row once, in the dataset's order; the last batch may be smaller."""
-        for start in range(0, self.rows, batch_size):
-            yield self.take(slice(start, start + batch_size))
+        Raises:
+            PriorError: a code is beyond its codebook.
+        """
+        # Grids are permuted here, not in `open`: of a memory map that would be a copy of the whole column.
+        grids = self.sequence.in_sequence([grid[rows] for grid in self.grids_NT])
+        conditions = [condition[rows] for condition in self.conditions_NC]
+        for column, grid in zip(self.sequence.columns, grids, strict=True):
+            check_codes(grid, self.sequence.codebook_size, column)
+        for part, condition in zip(self.sequence.conditions, conditions, strict=True):
+            check_codes(condition, part.vocabulary, part.column)
+        codes_BT = _join(grids)
+        condition_BC = _join(conditions) if conditions else torch.zeros((len(codes_BT), 1), dtype=torch.int64)
+        return Batch(condition_BC=condition_BC, codes_BT=codes_BT)
+
+    def codes(self, part: int = 0, parts: int = 1) -> Iterator[NDArray[np.uint16]]:
+        """All image codes in pieces of some rows, [n, codes of a grid]; with `parts`, only one part of the pieces."""
+        for grid_NT in self.grids_NT:
+            for start in range(part * _PIECE_ROWS, len(grid_NT), parts * _PIECE_ROWS):
+                yield grid_NT[start : start + _PIECE_ROWS]
 
 
-def _join(columns: tuple[NDArray[Any], ...], rows: NDArray[np.int64] | slice) -> Tensor:
-    taken = [column[rows].astype(np.int64) for column in columns]
-    return torch.from_numpy(taken[0] if len(taken) == 1 else np.concatenate(taken, axis=1))
+def _join(columns: Sequence[NDArray[Any]]) -> Tensor:
+    wide = [column.astype(np.int64) for column in columns]
+    return torch.from_numpy(wide[0] if len(wide) == 1 else np.concatenate(wide, axis=1))
+
+
+def check_codes(codes: NDArray[Any], size: int, what: str) -> None:
+    """Refuse codes beyond their codebook: as an index they would end in a message that says nothing."""
+    if codes.size and (highest := int(codes.max())) >= size:
+        raise PriorError(
+            f"{what} holds the code {highest}, its codebook 0 … {size - 1}: delete the damaged .npy files that were "
+            "decoded to $IMAGEPRIORS_CACHE or the dataset's .cache and try again; if it comes back, verify the dataset"
+        )
 
 
 def check_shards(dataset: ShardDataset, sequence: SequenceSpec) -> None:
@@ -301,6 +232,7 @@ class Batches(ABC):
                 f"batch_size = {batch_size}, rank {rank} of {world_size}: use a batch that divides over the ranks"
             )
         self.epoch_rows, self.identity, self.batch_size, self.seed = rows, identity, batch_size, seed
+        self.rank, self.world_size = rank, world_size
         self.batches_per_epoch = rows // batch_size
         share = batch_size // world_size
         self.mine = slice(rank * share, (rank + 1) * share)
@@ -311,6 +243,10 @@ class Batches(ABC):
     @abstractmethod
     def at(self, step: int) -> Batch:
         """This rank's part of global batch `step`."""
+
+    @abstractmethod
+    def codes(self) -> Iterator[NDArray[np.uint16]]:
+        """Image codes of the whole split in pieces, [n, codes of a grid]: this rank's, of which no other has any."""
 
     def __iter__(self) -> Self:
         return self
@@ -360,6 +296,10 @@ class CodeBatches(Batches):
     def at(self, step: int) -> Batch:
         """This rank's part of global batch `step`."""
         return self.data.take(self.rows_of(step)[self.mine])
+
+    def codes(self) -> Iterator[NDArray[np.uint16]]:
+        """Image codes of the whole split in pieces: this rank's."""
+        return self.data.codes(self.rank, self.world_size)
 
 
 def sample_starts(views_N: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -52,6 +52,18 @@ def least(value: float, device: torch.device) -> float:
     return float(tensor)
 
 
+def host_group() -> dist.ProcessGroup | None:
+    """A further group of all ranks, for tensors in main memory whatever the first one's backend; None for one process.
+
+    Every rank must call it.
+    """
+    if world() == 1:
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # what ranks outside the group get is no group
+    return group
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """Join the group that `torchrun` describes in the environment; does nothing without it or inside one."""

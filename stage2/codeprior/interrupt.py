@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any, Self
+
+# torchrun forwards a SIGTERM that Slurm sends to every process anyway: within moments two mean what one does.
+_REPEAT_S = 5.0
 
 
 class GracefulStop:
     """Turns the first SIGTERM or Ctrl-C into a flag, so that a checkpoint can be written.
 
-    A second signal acts at once. Off the main thread, where Python allows no handlers, it does nothing.
+    Further ones mean nothing for 5 s; after that one acts at once. Off the main thread, where Python allows no
+    handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._first_s: float | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -30,8 +36,13 @@ class GracefulStop:
         self._previous.clear()
 
     def _request(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
-        self.__exit__()
+        now_s = time.monotonic()
+        if self._first_s is None:
+            # A rank that stops with the others, not yet asked itself, must not die in their checkpoint either.
+            self.signal, self._first_s = self.signal or number, now_s
+        elif now_s - self._first_s > _REPEAT_S:
+            self.__exit__()
+            signal.raise_signal(number)
 
     def leave(self) -> None:
         """End the process the way the signal would have."""

@@ -320,7 +320,7 @@ def race_noise(keys_B: Tensor, t_1: Tensor, codes_BK: Tensor) -> Tensor:
     """
     start_B1 = _mix(keys_B + t_1 * _GOLDEN)[:, None]
     bits_BK = _mix(start_B1 + codes_BK * _GOLDEN)
-    # 53 bits in the middle of their interval: never 0, never 1.
+    # 53 bits in the middle of their interval: never 0. Rounding gives 1 once in 2**53 numbers; that code then wins.
     uniform_BK = (_shift(bits_BK, 11).double() + 0.5) * 2.0**-53
     return -uniform_BK.log().float()
 

@@ -9,6 +9,7 @@ the same for any number of ranks, and a run may go on with another number.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -82,10 +83,17 @@ class StreamBatches(Batches):
         # What lies behind is let go before the next window is read, so that there are never three.
         self._loading = {key: data for key, data in self._loading.items() if key in (*needed, following)}
         parts = [
-            self._window(epoch, w).take(slice(max(first - w.start, 0), min(end - w.start, w.rows))) for w in windows
+            self._asked(epoch, w).result().take(slice(max(first - w.start, 0), min(end - w.start, w.rows)))
+            for w in windows
         ]
-        self._window(following[0], self.windows(following[0])[following[1]], wait=False)
+        self._asked(following[0], self.windows(following[0])[following[1]])
         return parts[0] if len(parts) == 1 else Batch.join(parts)
+
+    def codes(self) -> Iterator[NDArray[np.uint16]]:
+        """Image codes of the whole split in pieces: those of this rank's shards."""
+        mine = range(self.rank, len(self._shard_rows), self.world_size)
+        for batch in self.dataset.batches(self.split, self.sequence.columns, shards=mine):
+            yield from batch.values()
 
     def windows(self, epoch: int) -> list[Window]:
         """The windows of an epoch, in sequence."""
@@ -112,12 +120,12 @@ class StreamBatches(Batches):
     def _following(self, epoch: int, number: int) -> tuple[int, int]:
         return (epoch, number + 1) if number + 1 < len(self.windows(epoch)) else (epoch + 1, 0)
 
-    def _window(self, epoch: int, window: Window, *, wait: bool = True) -> CodeData:
-        """The window's rows in their shuffled sequence; without `wait` it is only asked for."""
+    def _asked(self, epoch: int, window: Window) -> Future[CodeData]:
+        """The window's rows in their shuffled sequence, which another thread reads."""
         key = (epoch, window.number)
         if key not in self._loading:
             self._loading[key] = self._reader.submit(self._read, epoch, window)
-        return self._loading[key].result() if wait else _NOTHING
+        return self._loading[key]
 
     def _read(self, epoch: int, window: Window) -> CodeData:
         parts = self.sequence.conditions
@@ -136,7 +144,8 @@ class StreamBatches(Batches):
             check_labels(whole["label"][:, None], self.split, parts[0].vocabulary)
             whole["label"] = whole["label"][:, None]
         return CodeData(
-            grids_NT=self.sequence.in_sequence([whole[column][rows] for column in self.sequence.columns]),
+            sequence=self.sequence,
+            grids_NT=tuple(whole[column][rows] for column in self.sequence.columns),
             conditions_NC=tuple(whole[column][rows] for column in names.values()),
             identity=self.identity,
         )
@@ -146,6 +155,3 @@ class StreamBatches(Batches):
         if len(views) == 0 or views[0] != 0:
             raise PriorError(f"views = 'one': shard {shard} of {self.split!r} does not start with a view 0")
         return int((views == 0).sum())
-
-
-_NOTHING = CodeData(grids_NT=(), conditions_NC=(), identity="")

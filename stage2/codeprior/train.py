@@ -10,9 +10,9 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -104,7 +104,9 @@ class Run:
         sequence = trainer.run.sequence
         self.val_data = CodeData.open(dataset, "val", sequence) if "val" in dataset.splits else None
         self.first = distributed.rank() == 0
+        self._hidden = None if self.first else True  # of progress bars
         self.log = RunLog(trainer.out)
+        self._hosts = distributed.host_group()
         self.recent: list[tuple[Tensor, Tensor]] = []
         """Loss and gradient norm of the steps since the last line of metrics, still on the device."""
         self.train_seconds = 0.0
@@ -141,8 +143,7 @@ class Run:
         self._mark_s = time.perf_counter()
         if trainer.step > 0 and self._is_due(config.eval_every):
             self._evaluate()  # a checkpoint is written before the evaluation of its step
-        hidden = None if self.first else True
-        with tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", disable=hidden) as bar:
+        with tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", disable=self._hidden) as bar:
             while trainer.step < config.steps:
                 self.recent.append(trainer.advance())
                 self._timed_steps += 1
@@ -163,13 +164,15 @@ class Run:
         return self.trainer.step % every == 0 or self.trainer.step == self.config.steps
 
     def _agree_to_stop(self, stop: GracefulStop) -> bool:
-        """Whether any rank was asked to stop; several ranks only ask each other where they wait anyway."""
+        """Whether any rank was asked to stop.
+
+        The ranks ask each other after every step, for torchrun kills them 30 s after its SIGTERM; in main memory, where
+        it takes a fraction of a millisecond and waits for no GPU.
+        """
         if distributed.world() == 1:
             return bool(stop.signal)
-        if not self._is_due(self.config.log_every):
-            return False
-        highest = torch.tensor(float(stop.signal or 0), device=self.trainer.device)
-        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        highest = torch.tensor(stop.signal or 0)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=self._hosts)
         agreed = int(highest)
         if agreed:  # a signal that came while the others were asked counts at the next agreement
             stop.signal = agreed
@@ -268,16 +271,17 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What the finished run reached. Losses are means per image code; without a val split, None."""
         trainer, sequence = self.trainer, self.trainer.run.sequence
-        counts = code_counts(self.dataset, "train", sequence)
+        counts = self._count("train", trainer.batches.codes())
         trained = trainer.step * self.config.batch_size
         val: dict[str, Any] = dict.fromkeys(
             ("val_nll_nats", "val_bits_per_code", "val_nll_nats_by_position", "unigram_val_nll_nats")
         )
         if self.val_data is not None and self.val_nll_T is not None:
+            val_counts = self._count("val", self.val_data.codes(distributed.rank(), distributed.world()))
             val = {
                 **self._val_figures(float(self.val_nll_T.mean())),
                 "val_nll_nats_by_position": self.val_nll_T.tolist(),
-                "unigram_val_nll_nats": unigram_nll_nats(counts, code_counts(self.dataset, "val", sequence)),
+                "unigram_val_nll_nats": unigram_nll_nats(counts, val_counts),
             }
         return {
             "steps": trainer.step,
@@ -293,6 +297,20 @@ class Run:
             "processes": distributed.world(),
             "precision": trainer.precision,
         }
+
+    def _count(self, split: str, mine: Iterable[NDArray[np.uint16]]) -> NDArray[np.int64]:
+        """How often each image code occurs in a split, of which every rank counts its part."""
+        sequence = self.trainer.run.sequence
+        total = self.dataset.rows(split) * sequence.length // distributed.world()
+        with tqdm(total=total, desc=f"count {split}", unit="code", unit_scale=True, disable=self._hidden) as bar:
+            counts = torch.from_numpy(code_counts(_shown(mine, bar), sequence.codebook_size))
+        return distributed.total(counts.to(self.trainer.device)).cpu().numpy()
+
+
+def _shown(pieces: Iterable[NDArray[np.uint16]], bar: tqdm[NoReturn]) -> Iterator[NDArray[np.uint16]]:
+    for piece in pieces:
+        yield piece
+        bar.update(piece.size)
 
 
 def pixel_dims(dataset: ShardDataset) -> int | None:
@@ -315,7 +333,7 @@ def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: 
 
     Args:
         config: the run. On resume only the fields in `checkpoint.FREE_ON_RESUME` may differ; more steps continue a
-            finished run.
+            finished run, as another run than one of so many steps from the start where its schedule counts them.
         shards: folder or URL of a finished dataset.
         out: the run's folder, see :mod:`codeprior.checkpoint`; all processes must see it.
         resume: False removes an earlier run in `out` and starts over.

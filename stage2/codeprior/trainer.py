@@ -33,7 +33,7 @@ from codeprior.optim import (
     resolve_precision,
 )
 from codeprior.stream import StreamBatches
-from codeshards.format import ShardDataset
+from codeshards.format import ShardDataset, atomic_write_json
 
 logger = logging.getLogger(__name__)
 _DROPOUT = 21  # the stream of random numbers that seeds a step's dropout
@@ -149,15 +149,14 @@ class Trainer:
 
     def _wrap(self) -> nn.Module:
         several, loss = distributed.world() > 1, SequenceLoss(self.prior)
-        if several and self.config.parallel == "fsdp":
+        fsdp = self.config.parallel == "fsdp"
+        if several and fsdp:
             for prior in (self.prior, self.averaged):
                 if prior is not None:
                     distributed.shard(prior)
         if self.config.compile:
             loss.compile()
-        if several and self.config.parallel == "ddp":
-            return distributed.replicate(loss, self.device)
-        return loss
+        return distributed.replicate(loss, self.device) if several and not fsdp else loss
 
     @property
     def step(self) -> int:
@@ -223,7 +222,8 @@ class Trainer:
         Raises:
             ShardError: the checkpoint is damaged or belongs to another config or dataset.
         """
-        ckpt.check_same_run(ckpt.RunConfig.load(checkpoint / ckpt.CONFIG), self.run, checkpoint)
+        saved = ckpt.RunConfig.load(checkpoint / ckpt.CONFIG)
+        ckpt.check_same_run(saved, self.run, checkpoint)
         ckpt.load_weights(self.shipped, checkpoint / ckpt.WEIGHTS)
         tensors, scalars = ckpt.load_state(checkpoint)
         try:
@@ -245,7 +245,21 @@ class Trainer:
                 f"steps = {self.config.steps}: {self.out} is already at step {self.step}; use at least that, "
                 "or another output folder"
             )
+        self._warn_of_other_steps(saved.train.steps)
         return scalars
+
+    def _warn_of_other_steps(self, saved: int) -> None:
+        config, changed = self.config, []
+        if config.schedule == "cosine":
+            changed.append("the learning rate (schedule 'cosine')")
+        if config.random_order and config.anneal_start < 1:
+            changed.append("the share of permuted sequences (random_order)")
+        if changed and config.steps != saved:
+            logger.warning(
+                "steps was %d and is %d now: from step %d on that changes %s, so the result is not that of %d steps "
+                "from the start; for that, train in another output folder",
+                saved, config.steps, self.step, " and ".join(changed), config.steps,
+            )  # fmt: skip
 
     def _go_on_in(self, precision: Precision) -> None:
         """What `auto` has picked holds for the whole run, on whatever machine it goes on."""
@@ -254,12 +268,17 @@ class Trainer:
             self.precision, self.autocast = precision, make_autocast(self.device, precision)
 
     def save_evidence(self, step: int) -> Path:
-        """What made the loss of update `step` not finite: every rank's batch, and the weights, which it left alone."""
+        """What made the loss of update `step` not finite: every rank's batch, and the weights, which it left alone.
+
+        Returns:
+            The folder, which :func:`codeprior.checkpoint.load_prior` reads.
+        """
         folder = self.out / f"non-finite-step-{step:08d}"
         weights = distributed.gathered(self.prior.state_dict().items())
         if distributed.rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             ckpt.write_weights(folder, self.run, weights)
+            atomic_write_json(folder / ckpt.SCALARS, {"step": step, "precision": self.precision})
         distributed.barrier()
         batch = {name: tensor.contiguous() for name, tensor in self._batch(step).tensors().items()}
         save_file(batch, folder / f"batch-rank-{distributed.rank()}.safetensors")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codeprior.config import SequenceSpec
-from codeshards.format import ShardDataset
+from codeprior.data import check_codes
 
 
-def code_counts(dataset: ShardDataset, split: str, sequence: SequenceSpec) -> NDArray[np.int64]:
-    """How often each image code occurs in the sequences of a split, [codebook_size]; reads the shards once."""
-    counts = np.zeros(sequence.codebook_size, dtype=np.int64)
-    for batch in dataset.batches(split, list(sequence.columns)):
-        for codes in batch.values():
-            counts += np.bincount(codes.ravel(), minlength=sequence.codebook_size)
+def code_counts(pieces: Iterable[NDArray[Any]], codebook_size: int) -> NDArray[np.int64]:
+    """How often each image code occurs in these arrays of codes, [codebook_size].
+
+    Raises:
+        PriorError: a code is beyond the codebook.
+    """
+    counts = np.zeros(codebook_size, dtype=np.int64)
+    for codes in pieces:
+        check_codes(codes, codebook_size, "a column of image codes")
+        counts += np.bincount(codes.ravel(), minlength=codebook_size)
     return counts
 
 

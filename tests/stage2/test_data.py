@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +18,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codeprior.cache import memory_map
 from codeprior.config import PriorError, SequenceSpec
-from codeprior.data import (
-    CodeBatches,
-    CodeData,
-    epoch_permutation,
-    memory_map,
-    sequence_from_dataset,
-)
+from codeprior.data import CodeBatches, CodeData, epoch_permutation, sequence_from_dataset
 from codeprior.stream import StreamBatches
-from codeprior.unigram import entropy_nats, unigram_nll_nats
+from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ORDER_NAMES, ShardDataset, ShardError, order
 
 
 def toy_data(rows: int) -> CodeData:
     """Row i is the code i, four times."""
     codes = np.repeat(np.arange(rows, dtype=np.uint16)[:, None], 4, axis=1)
-    return CodeData(grids_NT=(codes,), conditions_NC=(), identity="toy")
+    sequence = SequenceSpec(height=2, width=2, codebook_size=rows, order="row_major", fingerprint="toy")
+    return CodeData(sequence=sequence, grids_NT=(codes,), conditions_NC=(), identity="toy")
 
 
 @pytest.mark.parametrize("name", ORDER_NAMES)
@@ -119,10 +119,32 @@ def test_resume_refuses_another_loader() -> None:
         CodeBatches(toy_data(50), batch_size=8, seed=2).load_state_dict(state)
 
 
-def test_validation_is_in_order_with_its_ragged_end() -> None:
-    batches = list(toy_data(10).in_order(4))
-    assert [len(b.codes_BT) for b in batches] == [4, 4, 2]
-    assert torch.cat([b.codes_BT[:, 0] for b in batches]).tolist() == list(range(10))
+@pytest.mark.parametrize("loader", ["memory_map", "stream"])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_ranks_together_count_every_code_once(
+    make_dataset, monkeypatch: pytest.MonkeyPatch, loader: str, world_size: int
+) -> None:
+    monkeypatch.setattr("codeprior.data._PIECE_ROWS", 30)
+    dataset = make_dataset(scales=(1, 2))
+    sequence = sequence_from_dataset(dataset, "zcurve", "none", scales=True)
+    data, parts = CodeData.open(dataset, "train", sequence), []
+    for rank in range(world_size):
+        options = {"batch_size": 12, "seed": 0, "rank": rank, "world_size": world_size}
+        streamed = StreamBatches(dataset, "train", sequence, shuffle_rows=100, **options)
+        batches = streamed if loader == "stream" else CodeBatches(data, **options)
+        parts.append(code_counts(batches.codes(), 16))
+        assert parts[-1].any()
+    expected = [np.bincount(memory_map(dataset, "train", name).ravel(), minlength=16) for name in sequence.columns]
+    np.testing.assert_array_equal(sum(parts), sum(expected))
+
+
+def test_coarse_grids_stay_on_disk_and_are_put_in_order_as_they_are_taken(make_dataset) -> None:
+    dataset = make_dataset(scales=(1, 2))
+    sequence = sequence_from_dataset(dataset, "alternate", "none", scales=True)
+    data, rows = CodeData.open(dataset, "train", sequence), np.array([5, 3])
+    assert not any(grid.flags.writeable for grid in data.grids_NT)  # a copy in memory would be
+    one, two, four = (memory_map(dataset, "train", name)[rows] for name in sequence.columns)
+    np.testing.assert_array_equal(data.take(rows).codes_BT, np.concatenate((one, two[:, [0, 1, 3, 2]], four), axis=1))
 
 
 def test_unigram_measures_agree_with_a_loop() -> None:
@@ -133,7 +155,7 @@ def test_unigram_measures_agree_with_a_loop() -> None:
 
 BUILD = """
 import sys
-from codeprior.data import memory_map
+from codeprior.cache import memory_map
 from codeshards.format import ShardDataset
 print(int(memory_map(ShardDataset.open(sys.argv[1]), "train", "codes_zcurve").sum()))
 """
@@ -146,6 +168,43 @@ def test_concurrent_starters_all_read_a_whole_cache(make_dataset) -> None:
     sums = {starter.communicate(timeout=120)[0] for starter in starters}
     assert sums == {f"{memory_map(dataset, 'train', 'codes_zcurve').sum()}\n"}
     assert [path.suffix for path in (dataset.path.local / ".cache").iterdir()] == [".npy"]
+
+
+def test_a_killed_starters_half_file_goes_and_a_live_ones_stays(make_dataset, monkeypatch) -> None:
+    dataset = make_dataset()
+    folder = dataset.path.local / ".cache"
+    folder.mkdir()
+    half, other = folder / ".train-codes_zcurve-0.npy.tmp-1-ab", folder / ".notes.tmp-1"
+    for path in (half, other):
+        path.write_bytes(b"half")
+
+    def no_locks(*_: object) -> None:
+        raise OSError("this file system knows no locks")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        memory_map(dataset, "train", "codes_alternate")
+    assert half.exists()
+    memory_map(dataset, "train", "codes_zcurve")
+    assert (half.exists(), other.exists()) == (False, True)
+
+
+def test_who_waits_for_another_decoder_says_so(make_dataset, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = make_dataset()
+    folder = dataset.path.local / ".cache"
+    folder.mkdir()
+    descriptor, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + 30
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with caplog.at_level(logging.INFO, "codeprior.cache"):
+        starter = threading.Thread(target=memory_map, args=(dataset, "train", "codes_zcurve"))
+        starter.start()
+        while not caplog.messages and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not list(folder.iterdir())
+        os.close(descriptor)
+        starter.join(30)
+    assert caplog.messages == [f"waiting for another process to decode codes into {folder}"]
+    assert len(list(folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize("formats", [("parquet",), ("webdataset",)])
@@ -168,6 +227,22 @@ def test_a_cut_off_cache_is_refused(make_dataset) -> None:
     cache.write_bytes(cache.read_bytes()[:-8])
     with pytest.raises(PriorError, match="is damaged"):
         memory_map(dataset, "train", "codes_zcurve")
+
+
+@pytest.mark.parametrize(("column", "size"), [("codes_zcurve", 16), ("cond_segmentation", 6)])
+def test_a_code_beyond_its_codebook_is_named(make_dataset, column: str, size: int) -> None:
+    dataset = make_dataset()
+    sequence = sequence_from_dataset(dataset, "zcurve", "segmentation")
+    memory_map(dataset, "train", column)
+    (cache,) = (dataset.path / ".cache").local.glob(f"train-{column}-*.npy")
+    cache.write_bytes(cache.read_bytes()[:-2] + b"\xff\xff")
+    data = CodeData.open(dataset, "train", sequence)
+    data.take(slice(0, 10))
+    with pytest.raises(PriorError, match=rf"{column} holds the code 65535, its codebook 0 … {size - 1}: delete"):
+        data.take(np.array([3, data.rows - 1]))
+    if column == "codes_zcurve":
+        with pytest.raises(PriorError, match="65535"):
+            code_counts(data.codes(), 16)
 
 
 def test_tars_alone_give_the_same_sequences(make_dataset, dataset: ShardDataset) -> None:

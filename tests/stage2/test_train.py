@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -245,6 +246,38 @@ def test_more_steps_continue_a_finished_run(dataset: ShardDataset, tmp_path: Pat
     assert (tmp_path / "parts" / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ["steps was 2 and is 3 now: from step 2 on that changes the learning rate (schedule 'cosine'), so"]),
+        ({"schedule": "constant"}, []),
+        ({"schedule": "constant", "random_order": True}, ["changes the share of permuted sequences (random_order)"]),
+    ],
+)
+def test_other_steps_are_warned_of_where_the_schedule_counts_them(
+    dataset: ShardDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], words: list[str]
+) -> None:
+    model = ModelConfig(n_layer=1, n_head=2, n_embd=16, target_positions=True)
+    config = replace(TINY, model=model, steps=2, **changes)
+    train_prior(config, dataset.path, tmp_path / "run")
+    with caplog.at_level(logging.WARNING, "codeprior"):
+        train_prior(replace(config, steps=3), dataset.path, tmp_path / "run")
+        assert len(caplog.messages) == len(words)
+        assert all(word in message for word, message in zip(words, caplog.messages, strict=True))
+        train_prior(replace(config, steps=3), dataset.path, tmp_path / "run")
+        assert len(caplog.messages) == len(words)
+
+
+def test_a_run_on_decoded_codes_reads_no_shard_again(
+    dataset: ShardDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = train_prior(replace(TINY, steps=1), dataset.path, tmp_path / "first")
+    monkeypatch.setattr(ShardDataset, "batches", None)
+    found = train_prior(replace(TINY, steps=1), dataset.path, tmp_path / "again")
+    for name in ("unigram_entropy_nats", "unigram_val_nll_nats"):
+        assert found[name] == expected[name]
+
+
 def test_a_run_goes_on_in_the_precision_that_auto_picked(dataset: ShardDataset, tmp_path: Path) -> None:
     config = replace(TINY, steps=2, precision="auto")
     here = train_prior(config, dataset.path, tmp_path / "run")["precision"]
@@ -286,8 +319,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(dataset: ShardDataset, tm
     assert not checkpoints(tmp_path / "run")
     (folder,) = (tmp_path / "run").glob("non-finite-step-*")
     assert all(tensor.isfinite().all() for tensor in load_file(folder / "model.safetensors").values())
-    prior = Prior(TINY.model, sequence_from_dataset(dataset, "zcurve", "segmentation"))
-    ckpt.load_weights(prior, folder / "model.safetensors")
+    prior = load_prior(folder)
+    assert json.loads((folder / "state.json").read_text())["step"] == int(folder.name.rpartition("-")[2])
     batch = load_file(folder / "batch-rank-0.safetensors")
     assert len(batch["codes_BT"]) == TINY.batch_size
     loss = SequenceLoss(prior)(**batch)
@@ -364,6 +397,13 @@ def test_auto_precision_is_decided_by_the_machine() -> None:
         ({"order": "diagonal"}, "use one of row_major, spiral_out, zcurve, subsample, alternate"),
         ({"condition": "caption"}, "use one of none, class, segmentation, depth, pose"),
         ({"betas": (0.9, 1.0)}, "betas"),
+        ({"betas": (0.9, 0.95, 0.99)}, r"betas = \(0.9, 0.95, 0.99\): use two numbers in \[0, 1\)"),
+        ({"parallel": "fsdp2"}, "parallel = 'fsdp2': use one of ddp, fsdp"),
+        ({"loader": "mmap"}, "loader = 'mmap': use one of memory_map, stream"),
+        ({"views": "two"}, "views = 'two': use one of all, one"),
+        ({"schedule": "linear"}, "schedule = 'linear': use one of cosine, constant"),
+        ({"precision": "bf16"}, "precision = 'bf16': use one of auto, float32, bfloat16"),
+        ({"device": "gpu"}, "device = 'gpu': use one of auto, cpu, cuda"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"final_fraction": 2.0}, "final_fraction"),
     ],
@@ -417,7 +457,9 @@ def test_sigterm_saves_a_checkpoint_from_which_training_goes_on(dataset: ShardDa
     metrics, deadline = run / "metrics.jsonl", time.monotonic() + 60
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
-    started.send_signal(signal.SIGTERM)
+    for _ in range(2):  # Slurm's and torchrun's
+        started.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
     _, errors = started.communicate(timeout=60)
     assert started.returncode == 128 + signal.SIGTERM, errors
     assert "the same command resumes there" in errors

@@ -1,0 +1,133 @@
+"""Columns of shards decoded once into flat files, which are then memory-mapped.
+
+Axes: N rows of a split.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from codeprior.config import PriorError
+from codeshards.format import ShardDataset, WriteError, atomic_write
+from codeshards.format.store import TEMP_MARK
+
+logger = logging.getLogger(__name__)
+CACHE_VERSION = 1
+"""Part of every cache file's address: raise it when the bytes in the files change meaning."""
+
+
+def cache_root(dataset: ShardDataset) -> Path:
+    """Where decoded columns live: $IMAGEPRIORS_CACHE if set, else `.cache` inside the dataset.
+
+    A memory map needs a local file: of a dataset in an object store they go to ~/.cache/imagepriors.
+    """
+    if chosen := os.environ.get("IMAGEPRIORS_CACHE"):
+        return Path(chosen)
+    folder = dataset.path.local
+    return folder / ".cache" if folder else Path.home() / ".cache" / "imagepriors"
+
+
+def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
+    """One column of a split as a read-only array [N, ...] that stays on disk until it is read.
+
+    The first call decodes the column into one .npy file; its name carries a hash of all that decides its
+    bytes, so a changed dataset can never be served from an old file. Of processes that start together one
+    decodes and the others wait. Where a file system knows no locks all of them decode; each renames a complete
+    file into place, so a reader never sees half of one.
+
+    Raises:
+        ShardError: the split or column is unknown or the split empty, a shard is damaged, or the cache
+            cannot be written.
+    """
+    rows = dataset.rows(split)
+    if rows == 0:
+        raise PriorError(f"split {split!r} of {dataset.path} has no rows")
+    content = "\n".join((str(CACHE_VERSION), dataset.fingerprint, split, column))
+    address = hashlib.sha256(content.encode()).hexdigest()[:16]
+    path = cache_root(dataset) / f"{split}-{column}-{address}.npy"
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.parent) as held:
+                if held:
+                    _remove_half_files(path.parent)
+                if not path.exists():
+                    _decode(dataset, split, column, path)
+        except (OSError, WriteError) as error:
+            raise PriorError(
+                f"cannot write the decoded codes to {path.parent} ({error}): "
+                "set IMAGEPRIORS_CACHE to a writable folder with room"
+            ) from error
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:  # a header that is none, or fewer bytes than it promises
+        raise PriorError(f"{path} is damaged ({error}): delete the file and try again") from error
+    if len(array) != rows:
+        raise PriorError(f"{path} holds {len(array)} rows, the dataset {rows}: delete the file and try again")
+    return np.asarray(array)  # a plain view of the map: np.memmap's own indexing is slower
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock, or not where the file system has none: which of the two it is.
+
+    The system lets go of it when a process dies, so none is ever left behind.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.info("waiting for another process to decode codes into %s", folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+def _remove_half_files(folder: Path) -> None:
+    """Remove what starters left that were killed as they decoded. Call it only under the folder's lock."""
+    for temp in folder.glob(f".*.npy{TEMP_MARK}*"):
+        temp.unlink(missing_ok=True)
+
+
+def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
+    dataset.check(split)  # once, here: what is decoded is read for as long as the file lies there
+    rows = dataset.rows(split)
+    bar = tqdm(total=rows, desc=f"decode {split}/{column}", unit="row", unit_scale=True, disable=None)
+    with bar, atomic_write(path) as file:
+        written = 0
+        for batch in dataset.batches(split, [column]):
+            chunk = np.ascontiguousarray(batch[column])
+            if written == 0:
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(chunk.dtype),
+                    "fortran_order": False,
+                    "shape": (rows, *chunk.shape[1:]),
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(chunk.data)
+            written += len(chunk)
+            bar.update(len(chunk))
+        if written != rows:
+            raise PriorError(
+                f"{dataset.path}: dataset.json promises {rows} rows in {split!r}, the shards hold {written}; "
+                "verify the dataset"
+            )
