@@ -40,7 +40,7 @@ class EvaluatePriorConfig:
     """Which figures of a prior to compute, over how many samples."""
 
     n: int = 1000
-    """Samples; classes take turns, other conditions are those of the first validation rows."""
+    """Samples; classes take turns, other conditions are those of validation rows, evenly spread."""
     features: Literal["none", "efficientnet-lite0", "inception"] = "efficientnet-lite0"
     """Features of Fréchet distance, precision and recall: inception gives FID and IS; efficientnet-lite0 needs no
     download and is not FID."""
@@ -97,15 +97,21 @@ class ExperimentConfig:
     tokenizer_steps: int = 0
     """Steps of every tokenizer; 0: its preset's."""
     tokenizer_batch: int = 0
-    """Batch of every tokenizer where its steps are given; 0: its preset's."""
+    """Batch of every tokenizer; 0: its preset's."""
     perceptual: Literal["", "none", "efficientnet-lite0", "lpips-vgg"] = ""
     """Perceptual loss of the tokenizers in place of their presets': LPIPS wants VGG's weights."""
     evaluations: int = 10
     """Points on a prior's validation curve."""
+    features: Literal["inception", "efficientnet-lite0"] = "efficientnet-lite0"
+    """Features of Fréchet distance, precision and recall: see EvaluatePriorConfig."""
+    inception: str = ""
+    """Path of Inception's weights; empty: torch-fidelity's own cache or download."""
     reader_steps: int = 500
     """Steps of the networks that read conditions back from samples."""
+    device: Device = "auto"
+    """Where tokenizers and priors are trained; auto: on a GPU each if any node of the Ray cluster has one now."""
     threads: int = 1
-    """Cores of one prior on a machine without GPUs: small priors side by side beat one on all cores."""
+    """Cores of one training on a machine without GPUs: small priors side by side beat one on all cores."""
     workers: int = 0
     """Workers of the tokenize job; 0: as many as fit."""
 

@@ -1,6 +1,7 @@
 """From a prior and a tokenizer to pictures: the only place where codes meet pixels again after stage 1."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from codeprior.sample import prefix_of_region, sample_codes, to_grids
 from codeprior.window import sample_larger
 from codeshards.format import ShardDataset, ShardError, Where, atomic_write, atomic_write_json, open_store
 from imagepriors.figures import colorize, picture_grid, png_bytes
+from vqgan.datasets import spread
 from vqgan.tokenizer import Tokenizer
 
 _MAX_COLUMNS = 16
@@ -72,30 +74,42 @@ def _tokenizer_folder(prior_run: Path, shards: Path) -> Path:
     return prior_run if (prior_run / "tokenizer").is_dir() else shards
 
 
+def read_rows(dataset: ShardDataset, split: str, columns: Sequence[str], n: int) -> dict[str, npt.NDArray[Any]]:
+    """Columns of `n` rows of a split, or of all where there are fewer or n is 0.
+
+    Of train, which is shuffled, they are the first; of other splits, which are sorted by class, evenly spread.
+    """
+    total = dataset.rows(split)
+    n = min(n or total, total)
+    wanted = np.arange(n) if split == "train" else np.array(spread(total, n), dtype=np.int64)
+    parts: dict[str, list[Any]] = {column: [] for column in columns}
+    start = 0
+    for batch in dataset.batches(split, list(columns)) if n else ():
+        size = len(next(iter(batch.values())))
+        rows = wanted[(wanted >= start) & (wanted < start + size)] - start
+        for column, values in parts.items():
+            values.append(batch[column][rows])
+        start += size
+        if start > wanted[-1]:
+            break
+    return {column: np.concatenate(values) if values else np.empty(0) for column, values in parts.items()}
+
+
 def _validation_rows(sequence: SequenceSpec, shards: Path, n: int) -> tuple[dict[str, Codes], Codes]:
-    """Conditions by name and whole code sequences [n, T] of the first validation rows, again and again if too few.
+    """Conditions by name and whole code sequences [n, T] of validation rows, again and again if there are too few.
 
     Raises:
         ShardError: the shards are not what the prior reads, or have no validation rows.
     """
     dataset = ShardDataset.open(shards)
     check_shards(dataset, sequence)
-    columns = {part.name: part.column for part in sequence.conditions}
-    wanted = [*columns.values(), *sequence.columns]
-    parts: dict[str, list[Codes]] = {column: [] for column in wanted}
-    found = 0
-    for some in dataset.batches("val", wanted, batch_rows=max(n, 1)):
-        for column, values in parts.items():
-            values.append(some[column])
-        found += len(some[wanted[-1]])
-        if found >= n:
-            break
-    if not found:
+    if "val" not in dataset.splits or not dataset.rows("val"):
         raise ShardError(f"{shards} has no validation rows to take conditions from")
-    batch = {column: np.concatenate(values) for column, values in parts.items()}
-    rows = np.arange(n) % found
-    grids = sequence.in_sequence([batch[column][rows].astype(np.int64) for column in sequence.columns])
-    return {name: batch[column][rows].astype(np.int64) for name, column in columns.items()}, np.concatenate(grids, 1)
+    columns = {part.name: part.column for part in sequence.conditions}
+    found = read_rows(dataset, "val", [*columns.values(), *sequence.columns], n)
+    rows = np.arange(n) % len(found[sequence.columns[0]])
+    grids = sequence.in_sequence([found[column][rows].astype(np.int64) for column in sequence.columns])
+    return {name: found[column][rows].astype(np.int64) for name, column in columns.items()}, np.concatenate(grids, 1)
 
 
 def _decode_grids(tokenizer: Tokenizer, sequence: SequenceSpec, codes_NT: Codes) -> Pictures:
@@ -166,8 +180,9 @@ def draw_samples(
     given: int = 0,
     size: tuple[int, int] | None = None,
     frames: bool = False,
+    sources: bool = True,
 ) -> Samples:
-    """Draw `n` pictures; conditions come from the validation rows of the shards, classes in turn.
+    """Draw `n` pictures; conditions come from validation rows of the shards, spread evenly, and classes in turn.
 
     Args:
         prior_run: Trained prior.
@@ -178,6 +193,7 @@ def draw_samples(
         given: Codes of validation pictures that are given, the first ones of the prior's sequence; the rest is drawn.
         size: Rows and columns of codes, for pictures larger than the training pictures.
         frames: Also keep what the pictures look like while they are drawn.
+        sources: Also decode what was given and the pictures that it is from, where there are such.
 
     Raises:
         ShardError: prior, shards and tokenizer do not belong together, or the prior cannot do what is asked for.
@@ -191,24 +207,33 @@ def draw_samples(
             f"guidance = {config.guidance}: {prior_run} was trained with cond_dropout = 0 and knows no null condition; "
             "use 1, or train with --cond-dropout 0.1"
         )
+    pictured = [part.name for part in sequence.conditions if part.name != "class"]
+    if size is not None and pictured:
+        raise ShardError(
+            f"size = {size[0]}×{size[1]}: the condition {pictured[0]!r} of this prior comes from validation pictures, "
+            "which are not larger; codeprior.window.sample_larger takes larger conditions"
+        )
     if not 0 <= given < sequence.length:
         raise ShardError(f"given = {given}: this prior's sequences have {sequence.length} codes; leave some to draw")
     tokenizer = load_shard_tokenizer(_tokenizer_folder(prior_run, shards), "tokenizer", sequence.fingerprint)
-    conditions: dict[str, Codes] = {}
-    sequences_NT: Codes | None = None
+    rows: dict[str, Codes] = {}
+    whole_AT: Codes | None = None
     asked = -(-n // per_condition)
-    if given or any(part.name != "class" for part in sequence.conditions):
-        conditions, sequences_NT = _validation_rows(sequence, shards, asked)
+    if given or pictured:
+        rows, whole_AT = _validation_rows(sequence, shards, asked)
     elif sequence.conditions:
-        conditions = {"class": np.arange(asked) % sequence.conditions[0].vocabulary}
-    conditions = {name: tokens.repeat(per_condition, 0)[:n] for name, tokens in conditions.items()}
-    prefix_NP = None if sequences_NT is None else sequences_NT.repeat(per_condition, 0)[:n, :given]
+        rows = {"class": np.arange(asked) % sequence.conditions[0].vocabulary}
+
+    def each(of_A: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return of_A.repeat(per_condition, 0)[:n]
+
+    conditions = {name: each(tokens) for name, tokens in rows.items()}
+    prefix_NP = None if whole_AT is None else each(whole_AT[:, :given])
     codes_NHW, seen = _draw(prior, n, conditions, prefix_NP, config, size, frames)
     hints = originals = None
-    if sequences_NT is not None:
-        whole_NT = sequences_NT.repeat(per_condition, 0)[:n]
-        hints = _hints(tokenizer, sequence, shards, conditions, prefix_NP if given else None, whole_NT)
-        originals = _decode_grids(tokenizer, sequence, whole_NT)
+    if whole_AT is not None and sources:
+        hints = each(_hints(tokenizer, sequence, shards, rows, whole_AT[:, :given] if given else None, whole_AT))
+        originals = each(_decode_grids(tokenizer, sequence, whole_AT))
     return Samples(
         pictures=tokenizer.decode(codes_NHW),
         codes_NHW=codes_NHW,
@@ -316,6 +341,8 @@ def write_samples(
     )
     columns = per_condition if rows else 0
     (out / "samples").mkdir(parents=True, exist_ok=True)
+    for left in (*(out / "samples").glob("[0-9]*.png"), out / "frames.gif"):  # of an earlier, larger draw
+        left.unlink(missing_ok=True)
     save_png(sample_grid(samples, columns), out / "grid.png")
     for index, picture in enumerate(samples.pictures):
         save_png(Image.fromarray(picture), out / "samples" / f"{index:04d}.png")

@@ -7,7 +7,7 @@ and recall on those features, and never FID. Whether a sample follows its condit
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from codeprior.optim import make_autocast, resolve_device
 from codeprior.train import evaluate, pixel_dims
 from codeshards.format import ShardDataset, ShardError, atomic_write_json, inverse
 from imagepriors.config import EvaluatePriorConfig
-from imagepriors.decode import draw_samples, load_shard_tokenizer
+from imagepriors.decode import draw_samples, load_shard_tokenizer, read_rows
 from imagepriors.evaluate import Lite0Features, inception_weights, lite0_features
 from imagepriors.faithfulness import MEASURES, Reader, derangement
 from vqgan.datasets import open_splits, spread
@@ -65,7 +65,7 @@ def evaluate_prior(
     check_shards(dataset_of_codes, sequence)
     reference, reference_name = _reference(dataset_of_codes, sequence, config, dataset, data)
     figures = _likelihood(prior_run, dataset_of_codes, sequence, config)
-    samples = draw_samples(prior_run, shards, config.n, config=sampling)
+    samples = draw_samples(prior_run, shards, config.n, config=sampling, sources=False)
     figures |= distances(samples.pictures, reference, config)
     for part in sequence.conditions:
         figures |= faith(dataset_of_codes, sequence, part.name, samples.pictures, samples.conditions[part.name], config)
@@ -109,33 +109,30 @@ def _reference(
     if data is None:
         pictures, _ = decoded_rows(codes, tokenizer, "val", config.reference_limit)
         return pictures, "validation pictures, encoded and decoded by the tokenizer"
-    split = open_splits(dataset, data)[config.reference]
     size = tokenizer.config.resolution
-    wanted = min(len(split), config.reference_limit or len(split))
-    pictures = np.empty((wanted, size, size, 3), np.uint8)
-    for row, index in enumerate(spread(len(split), wanted)):
-        pictures[row] = split.read_good(index, size).image
+    pictures = pictures_of(dataset, data, config.reference, size, config.reference_limit)
     return pictures, f"{dataset}, split {config.reference}, centre squares at {size}×{size}"
+
+
+def pictures_of(dataset: str, data: Path, split: str, size: int, limit: int) -> Pictures:
+    """Pictures of a dataset, `limit` of them evenly over a split (0: all): uint8 [N, size, size, 3]."""
+    found = open_splits(dataset, data)[split]
+    wanted = min(len(found), limit or len(found))
+    pictures = np.empty((wanted, size, size, 3), np.uint8)
+    for row, index in enumerate(spread(len(found), wanted)):
+        pictures[row] = found.read_good(index, size).image
+    return pictures
 
 
 def decoded_rows(
     codes: ShardDataset, tokenizer: Tokenizer, split: str, limit: int, columns: Sequence[str] = ()
 ) -> tuple[Pictures, dict[str, Any]]:
-    """The first rows of a split (0: all) as the tokenizer decodes their codes, and other columns of them."""
+    """Rows of a split as the tokenizer decodes them, and other columns of them; `read_rows` says which rows."""
     name, grid = codes.spec.orders[0], codes.spec.image
+    found = read_rows(codes, split, [*columns, f"codes_{name}"], limit)
     raster = inverse(name, grid.height, grid.width)
-    left = min(codes.rows(split), limit or codes.rows(split))
-    pictures: list[Pictures] = []
-    others: dict[str, list[Any]] = {column: [] for column in columns}
-    for batch in codes.batches(split, [*columns, f"codes_{name}"], batch_rows=_BATCH):
-        codes_NT = batch[f"codes_{name}"][:left]
-        pictures.append(tokenizer.decode(codes_NT[:, raster].reshape(-1, grid.height, grid.width)))
-        for column, parts in others.items():
-            parts.append(batch[column][:left])
-        left -= len(codes_NT)
-        if not left:
-            break
-    return np.concatenate(pictures), {column: np.concatenate(parts) for column, parts in others.items()}
+    codes_NT = found.pop(f"codes_{name}")[:, raster]
+    return tokenizer.decode(codes_NT.reshape(-1, grid.height, grid.width)), found
 
 
 def distances(samples: Pictures, reference: Pictures, config: EvaluatePriorConfig) -> dict[str, float]:
@@ -198,16 +195,24 @@ def faith(
     show, n = _condition_pictures(codes, part)
     train, columns = decoded_rows(codes, tokenizer, "train", config.reader_rows, [part.column])
     reader = Reader.teach(name, train, show(columns[part.column]), n=n, steps=config.reader_steps)
-    wanted = show(given)
-    read = reader.read(samples)
-    figures = {"samples": reader.score(read, wanted), "shuffled": reader.score(read, wanted[derangement(len(wanted))])}
+    shuffled = np.asarray(given)[derangement(len(given))]
+    figures = {
+        "samples": reader.score(_shown(samples, given, show)),
+        "shuffled": reader.score(_shown(samples, shuffled, show)),
+    }
     if "val" in codes.splits:
         real, columns = decoded_rows(codes, tokenizer, "val", len(samples), [part.column])
-        figures["real"] = reader.score(reader.read(real), show(columns[part.column]))
+        figures["real"] = reader.score(_shown(real, columns[part.column], show))
     named = {f"{name} {MEASURES[name]}, {of}": value for of, value in figures.items()}
     if name == "class" and is_imagenet(codes.class_names):
         named |= imagenet_accuracy(samples, given)
     return named
+
+
+def _shown(pictures: Pictures, tokens: Any, show: Callable[[Any], Pictures]) -> Iterator[tuple[Pictures, Pictures]]:
+    """Pictures with their conditions to look at, part by part: all of them at once would not fit in memory."""
+    for start in range(0, len(pictures), _BATCH):
+        yield pictures[start : start + _BATCH], show(tokens[start : start + _BATCH])
 
 
 def is_imagenet(class_names: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@ their blur. A score says little by itself: beside it stand the score of decoded 
 would reach) and that of the same samples against other samples' conditions (what following nothing would reach).
 """
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -126,20 +127,32 @@ class Reader:
             return np.concatenate([output.argmax(1).numpy() for output in outputs])
         return np.concatenate([to_pictures(output, self._modality) for output in outputs])
 
-    def score(self, found: Pictures, conditions: Pictures) -> float:
+    def score(self, parts: Iterable[tuple[Pictures, Pictures]]) -> float:
+        """How far pictures show their conditions, given part by part: see :meth:`agreement`."""
+        return self.agreement((self.read(pictures), conditions) for pictures, conditions in parts)
+
+    def agreement(self, parts: Iterable[tuple[Pictures, Pictures]]) -> float:
         """How far what was read agrees with the conditions: accuracy, mIoU, mean correlation or IoU of limbs."""
-        if self.name == "class":
-            return float((found == conditions).mean())
-        if self.name == "segmentation":
-            metrics = TokenizerMetrics("segmentation", 1, self.n)
-            metrics.add(found, conditions, np.zeros(1, np.int64))
-            return metrics.result()["val_miou"]
-        if self.name == "pose":
-            seen, drawn = (pictures.max(-1) > _LIMB for pictures in (found, conditions))
-            return float((seen & drawn).sum() / max(1, (seen | drawn).sum()))
-        a, b = (x.reshape(len(x), -1) - x.reshape(len(x), -1).mean(1, keepdims=True) for x in (found, conditions))
-        norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-        return float(((a * b).sum(1) / np.maximum(norms, 1e-12)).mean())
+        masks = TokenizerMetrics("segmentation", 1, self.n) if self.name == "segmentation" else None
+        agreed = total = 0.0
+        for found, conditions in parts:
+            if masks is not None:
+                masks.add(found, conditions, np.zeros(1, np.int64))
+            elif self.name == "class":
+                agreed, total = agreed + float((found == conditions).sum()), total + len(found)
+            elif self.name == "pose":
+                seen, drawn = (pictures.max(-1) > _LIMB for pictures in (found, conditions))
+                agreed, total = agreed + float((seen & drawn).sum()), total + float((seen | drawn).sum())
+            else:
+                agreed, total = agreed + float(_correlations(found, conditions).sum()), total + len(found)
+        return masks.result()["val_miou"] if masks is not None else agreed / max(1.0, total)
+
+
+def _correlations(a_NHW: Pictures, b_NHW: Pictures) -> npt.NDArray[Any]:
+    """Pearson's correlation [N] over the pixels of each pair."""
+    a, b = (x.reshape(len(x), -1) - x.reshape(len(x), -1).mean(1, keepdims=True) for x in (a_NHW, b_NHW))
+    norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return np.asarray((a * b).sum(1) / np.maximum(norms, 1e-12))
 
 
 def _planes(pictures: Pictures) -> Tensor:

@@ -22,9 +22,10 @@ def colorize(pictures: npt.NDArray[Any]) -> Pixels:
         return pictures
     if pictures.dtype == np.uint8:
         palette = np.concatenate([np.zeros((1, 3)), *(mpl.colormaps["tab20"](np.arange(20))[:, :3] for _ in range(13))])
-        return np.asarray(palette[:256][pictures] * 255, dtype=np.uint8)
+        return np.asarray((palette[:256] * 255).astype(np.uint8)[pictures])
     low, high = pictures.min((1, 2), keepdims=True), pictures.max((1, 2), keepdims=True)
-    return np.asarray(mpl.colormaps["magma"]((pictures - low) / np.maximum(high - low, 1e-9))[..., :3] * 255, np.uint8)
+    levels = ((pictures - low) / np.maximum(high - low, 1e-9) * 255).astype(np.uint8)
+    return np.asarray((mpl.colormaps["magma"](np.arange(256))[:, :3] * 255).astype(np.uint8)[levels])
 
 
 def picture_grid(pictures: npt.NDArray[Any], columns: int, *, scale: int = 2, pad: int = 2) -> Image.Image:

@@ -41,8 +41,11 @@ def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
         What the prior's sequences mean.
 
     Raises:
-        InputError, ShardError: the checkpoint or the yaml is not of such a model; the message says what does not map.
+        InputError, ShardError: `out` holds a run; the checkpoint or the yaml is not of such a model: the message says
+            what does not map.
     """
+    if any((out / name).exists() for name in (SUMMARY, CONFIG, "checkpoints")):
+        raise InputError(f"{out} holds a run already: choose another folder, or remove it")
     params, transformer = _read_project(project)
     if int(transformer.get("n_unmasked", 0)):
         raise InputError(f"{project}: n_unmasked = {transformer['n_unmasked']}: a causal prior has no unmasked prefix")

@@ -135,8 +135,8 @@ def _curve_sections(run: Path, priors: list[Path], out: Path) -> list[dict[str, 
         "stage2": ("Stage 2: negative log-likelihood", priors, ("train_nll_nats", "val_nll_nats")),
     }
     for stage, (title, folders, fields) in stages.items():
-        curves = {f"{folder.name} {field}": _curve(folder, field) for folder in folders for field in fields}
-        curves = {name: curve for name, curve in curves.items() if curve[0]}
+        curves = {f"{folder.name} {field}": curve(folder, field) for folder in folders for field in fields}
+        curves = {name: points for name, points in curves.items() if points[0]}
         if curves:
             unit = "loss" if stage == "stage1" else "nats per code"
             save_figure(curves_figure(curves, unit), out / f"{stage}.png")
@@ -144,7 +144,8 @@ def _curve_sections(run: Path, priors: list[Path], out: Path) -> list[dict[str, 
     return sections
 
 
-def _curve(folder: Path, field: str) -> tuple[list[float], list[float]]:
+def curve(folder: Path, field: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a figure in a run's metrics.jsonl."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     points = [(line["step"], line[field]) for line in lines if field in line]
     return [step for step, _ in points], [value for _, value in points]

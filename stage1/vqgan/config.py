@@ -221,4 +221,6 @@ def from_dict(cls: type[Any], data: dict[str, Any]) -> Any:
     try:
         return dacite.from_dict(cls, data, config=dacite.Config(strict=True, cast=[tuple]))
     except dacite.DaciteError as error:
-        raise InputError(f"{cls.__module__}.{cls.__name__}: {error}; see `imagepriors train-vqgan --help`") from error
+        raise InputError(
+            f"{cls.__module__}.{cls.__name__}: {error}; its docstring lists the fields, --help the flags"
+        ) from error

@@ -14,7 +14,7 @@ from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, order
 from imagepriors.cli import COMMANDS, _preset_of, main
-from imagepriors.decode import given_codes
+from imagepriors.decode import given_codes, read_rows
 from imagepriors.figures import colorize, picture_grid
 from imagepriors.presets import load_preset, preset_names
 from vqgan.config import from_dict
@@ -73,11 +73,17 @@ def test_samples_are_pictures_with_codes_and_metadata(run, tmp_path):
     _, out = run
     for condition in ("class", "segmentation"):
         prior, where = out / f"prior-zcurve-{condition}", tmp_path / condition
+        (where / "samples").mkdir(parents=True)
+        for left in ("samples/0005.png", "samples/mine.png", "frames.gif"):  # two of an earlier draw, one of the user's
+            (where / left).touch()
         assert (
             main(["sample", "--prior", str(prior), "--shards", str(out / "shards"), "--out", str(where), "--n", "5"])
             == 0
         )
-        assert len(list((where / "samples").glob("*.png"))) == 5
+        assert sorted(path.name for path in (where / "samples").iterdir()) == [
+            *(f"{i:04d}.png" for i in range(5)), "mine.png",
+        ]  # fmt: skip
+        assert not (where / "frames.gif").exists()
         codes = np.load(where / "codes.npz")["codes"]
         assert codes.shape == (5, 4, 4)
         assert codes.max() < 512
@@ -93,8 +99,9 @@ def test_pictures_are_completed_and_shown_while_they_are_drawn(run, tmp_path):
     dataset = ShardDataset.open(out / "shards")
     batch = next(dataset.batches("val", ["codes_zcurve", "label"]))
     upper = order("zcurve", 4, 4)[:8]  # four of a grid's quarters: its upper half
-    np.testing.assert_array_equal(codes[:, upper], batch["codes_zcurve"][[0, 0, 0, 0, 1, 1, 1, 1], :8])
-    np.testing.assert_array_equal(np.load(tmp_path / "codes.npz")["condition_class"], batch["label"][[0] * 4 + [1] * 4])
+    rows = [0] * 4 + [-1] * 4  # evenly spread: validation rows are sorted by class
+    np.testing.assert_array_equal(codes[:, upper], batch["codes_zcurve"][rows, :8])
+    np.testing.assert_array_equal(np.load(tmp_path / "codes.npz")["condition_class"], batch["label"][rows])
     with Image.open(tmp_path / "frames.gif") as animation, Image.open(tmp_path / "grid.png") as grid:
         assert animation.n_frames == 8  # one for every code that was drawn
         assert animation.size == grid.size
@@ -118,6 +125,19 @@ def test_samples_that_cannot_be_drawn_are_refused(run, tmp_path, capsys):
     }.items():
         assert main([*words, "--out", str(tmp_path), *flags]) == 2
         assert message in capsys.readouterr().err
+    words[2] = str(out / "prior-zcurve-segmentation")
+    assert main([*words, "--out", str(tmp_path), "--size", "8", "8"]) == 2
+    assert "the condition 'segmentation' of this prior comes from validation pictures" in capsys.readouterr().err
+
+
+def test_rows_of_a_sorted_split_are_spread_and_those_of_a_shuffled_one_are_the_first(run):
+    dataset = ShardDataset.open(run[1] / "shards")
+    for split in ("train", "val"):
+        keys = np.concatenate([batch["key"] for batch in dataset.batches(split, ["key"])])
+        assert list(read_rows(dataset, split, ["key"], 0)["key"]) == list(keys)
+        wanted = [0, 1, 2] if split == "train" else [0, round((len(keys) - 1) / 2), len(keys) - 1]
+        assert list(read_rows(dataset, split, ["key", "view"], 3)["key"]) == list(keys[wanted])
+        assert len(read_rows(dataset, split, ["view"], 10**6)["view"]) == len(keys)
 
 
 @pytest.mark.parametrize(

@@ -51,12 +51,12 @@ def test_what_can_be_seen_is_read_and_belongs_to_its_own_picture(name, n):
     pictures, known = scenes(200, 0)
     reader = Reader.teach(name, pictures, known[name], n=n, steps=100)
     others, wanted = scenes(60, 1)
-    read = reader.read(others)
-    own = reader.score(read, wanted[name])
-    shuffled = reader.score(read, wanted[name][derangement(60)])
+    own = reader.score([(others, wanted[name])])
+    shuffled = reader.score([(others, wanted[name][derangement(60)])])
     assert own > 0.75
     assert own > shuffled + 0.25
-    assert reader.score(wanted[name], wanted[name]) == pytest.approx(1)
+    assert reader.score([(others[:7], wanted[name][:7]), (others[7:], wanted[name][7:])]) == pytest.approx(own)
+    assert reader.agreement([(wanted[name], wanted[name])]) == pytest.approx(1)
 
 
 def test_teaching_is_repeatable():
@@ -84,6 +84,13 @@ def test_distances_tell_the_same_pictures_from_others():
     assert other["precision"] < 0.2
     assert "fid" not in same  # these features are not Inception's
     assert distances(pictures, pictures, EvaluatePriorConfig(features="none")) == {}
+
+
+def test_samples_of_one_kind_are_precise_and_recall_little():
+    pictures, _ = scenes(24, 0)
+    one_kind = distances(pictures[[0, 1, 0, 1, 0, 1, 0, 1]], pictures, EvaluatePriorConfig())
+    assert one_kind["precision"] == 1
+    assert one_kind["recall"] < 0.5
 
 
 def test_missing_inception_weights_are_named(tmp_path):

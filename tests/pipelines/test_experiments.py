@@ -4,12 +4,22 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from codeprior.config import ModelConfig, SampleConfig, SequenceSpec
+from codeprior.model import Prior
+from codeprior.sample import sample_sequences
+from codeshards.format import ShardError, order
 from imagepriors.cli import main
 from imagepriors.experiments import EXPERIMENTS, load, presets
-from imagepriors.experiments.lab import Lab
+from imagepriors.experiments.efficiency import sample_uncached
+from imagepriors.experiments.lab import Lab, side_by_side
+from imagepriors.experiments.orders import describe, position_map, ranking
 from imagepriors.presets import load_preset
+from vqgan.errors import InputError
 
 TINY = """
 [vqgan]
@@ -107,6 +117,46 @@ def test_what_was_trained_otherwise_is_not_taken_for_what_is_asked(words, capsys
     assert f"{run}/tokenizer was trained with steps = 2, the experiment asks for 3" in capsys.readouterr().err
 
 
+def test_a_difference_between_orders_is_shown_by_seeds_or_not_told():
+    base = np.array([5.0, 5.5, 5.2])
+    behind = {
+        "row_major": [0, 0, 0], "zcurve": [0.1, -0.1, 0.05], "alternate": [-0.11, -0.1, -0.12],
+        "spiral_out": [0.2, 0.22, 0.21], "subsample": [0.3, 0.31, 0.33],
+    }  # fmt: skip
+    finals = {name: base + np.array(nll) for name, nll in behind.items()}
+    assert ranking(finals) == ["alternate", "row_major", "zcurve", "spiral_out", "subsample"]
+    text = describe(finals)
+    assert "worse than row_major: spiral_out, subsample; better: alternate." in text  # although seeds differ by more
+    assert "spiral_out +0.2100 ± 0.0058" in text
+    assert "alternate is best, spiral_out and subsample are last" in text
+    assert "shows no ranking" in describe({name: nll[:1] for name, nll in finals.items()})
+
+
+def test_the_loss_of_every_cell_finds_its_place(tmp_path):
+    for seed in range(2):
+        (tmp_path / str(seed)).mkdir()
+        losses = {"val_nll_nats_by_position": [float(cell + seed) for cell in order("spiral_out", 4, 4)]}
+        (tmp_path / str(seed) / "summary.json").write_text(json.dumps(losses))
+    cells = position_map([tmp_path / "0", tmp_path / "1"], "spiral_out", 4)
+    np.testing.assert_array_equal(cells, np.arange(16).reshape(4, 4) + 0.5)
+
+
+def test_samples_drawn_without_a_cache_are_those_with_one():
+    torch.manual_seed(0)
+    sequence = SequenceSpec(height=3, width=3, codebook_size=11, order="zcurve", fingerprint="")
+    prior = Prior(ModelConfig(n_layer=2, n_head=2, n_embd=16), sequence).eval()
+    config = SampleConfig(batch_size=3, top_k=5)
+    assert torch.equal(sample_uncached(prior, 3, config), sample_sequences(prior, 3, config=config))
+
+
+def test_a_refused_training_is_one_error_and_says_which(local_ray_cores):
+    def refuse(device):
+        raise InputError(f"no {device} today")
+
+    with pytest.raises(ShardError, match="second: no cpu today"):
+        side_by_side({"first": lambda device: None, "second": refuse}, "train", device="cpu", threads=1)
+
+
 def test_unknown_names_and_presets_are_user_errors(words, capsys):
     flags, _ = words
     assert main(["experiment", "colours", *flags]) == 2
@@ -135,17 +185,22 @@ def test_the_papers_configs_take_a_step(tmp_path, name):
     if name == "landscapes":
         shutil.copytree(ade / "images" / "training", place / "images")
         shutil.copytree(ade / "annotations" / "training", place / "segmentations")
+        for path in (place / "segmentations").rglob("*.png"):  # its labels go up to 181
+            mask = np.array(Image.open(path))
+            mask[:2] = 181
+            Image.fromarray(mask).save(path)
     config = replace(
         load("paper"), dataset=name, tokenizer_steps=1, tokenizer_batch=1, prior_steps=1, prior_batch=1,
         perceptual="none", threads=2,
     )  # fmt: skip
-    lab = Lab(config, tmp_path / "run", place, "conditional")
-    shards = lab.shards()
+    lab = Lab(config, tmp_path / "run", place)
+    lab.prepare(("shards",))
     condition = next(iter(lab.conditions()), "class")
     assert condition == {"imagenet": "class", "imagenet-depth": "depth", "deepfashion": "pose"}.get(
         name, "segmentation"
     )
     prior = lab.prior(condition=condition)
     assert (prior.model.n_layer, prior.model.n_head, prior.model.n_embd) == (24, 16, 1024)
-    folder = lab.train({condition: prior}, shards)[condition]
+    folder = lab.out("conditional") / condition
+    lab.train({folder: (prior, lab.shards())})
     assert json.loads((folder / "summary.json").read_text())["steps"] == 1

@@ -59,6 +59,8 @@ def test_an_imported_prior_draws_with_the_tokenizer_that_it_brings(tmp_path, cap
     out = tmp_path / "prior"
     assert main(["import-prior", str(tmp_path / "last.ckpt"), str(tmp_path / "project.yaml"), str(out)]) == 0
     assert "8×8 codes of 32 in order zcurve" in capsys.readouterr().out
+    assert main(["import-prior", str(tmp_path / "last.ckpt"), str(tmp_path / "project.yaml"), str(out)]) == 2
+    assert f"{out} holds a run already" in capsys.readouterr().err
     prior = load_prior(out)
     rows = state["transformer.tok_emb.weight"][:6] if stage is LABELS else state["transformer.tok_emb.weight"][9:10]
     found = next(iter(prior.condition_embeddings.values())).weight

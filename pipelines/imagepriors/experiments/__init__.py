@@ -61,6 +61,9 @@ def experiment(
     tokenizer_steps: int = 0,
     tokenizer_batch: int = 0,
     perceptual: Literal["", "none", "efficientnet-lite0", "lpips-vgg"] = "",
+    features: Literal["", "inception", "efficientnet-lite0"] = "",
+    inception: str = "",
+    device: Literal["", "cpu", "cuda"] = "",
     workers: int = 0,
 ) -> str:
     """Run experiments of the paper, or go on with them, and write one page about all of a run folder.
@@ -78,6 +81,9 @@ def experiment(
         tokenizer_steps: Steps of every tokenizer.
         tokenizer_batch: Its batch.
         perceptual: Perceptual loss of the image tokenizers, where LPIPS's weights are not at hand.
+        features: Features of Fréchet distances, in place of the preset's; inception gives FID.
+        inception: Path of Inception's weights (torch-fidelity's); empty: its own cache or download.
+        device: Where networks are trained; default: a GPU each if any node of the cluster has one now.
         workers: Workers of the tokenize job, 0: as many as fit.
     """
     wanted = tuple(EXPERIMENTS) if names == ("all",) else names
@@ -89,16 +95,23 @@ def experiment(
     given: dict[str, Any] = {
         "dataset": dataset, "seeds": seeds, "n": n, "prior_steps": prior_steps, "prior_batch": prior_batch,
         "tokenizer_steps": tokenizer_steps, "tokenizer_batch": tokenizer_batch, "workers": workers,
-        "pixel_steps": prior_steps,
-        "perceptual": perceptual,
+        "pixel_steps": prior_steps, "perceptual": perceptual, "features": features, "inception": inception,
+        "device": device,
     }  # fmt: skip
     config = replace(load(preset), **{name: value for name, value in given.items() if value})
     place = run or Path("runs") / config.dataset
     source = data or Path("data") / config.dataset
+    from codeshards.pool import connected
     from imagepriors.experiments.lab import Lab
 
-    for name in wanted:
-        importlib.import_module(f"{__name__}.{name}").run(Lab(config, place, source, name))
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in wanted}
+    lab = Lab(config, place, source)
+    with connected(config.threads):
+        # All priors of all experiments in one pool: none waits for another experiment's last.
+        lab.prepare({kind for module in modules.values() for kind in module.SHARDS})
+        lab.train({folder: how for module in modules.values() for folder, how in module.priors(lab).items()})
+    for module in modules.values():
+        module.run(lab)
     texts = [f"{name}: {_results(place / 'experiments' / name)['text']}" for name in wanted]
     return "\n".join([*texts, f"open {write_page(place)}"])
 

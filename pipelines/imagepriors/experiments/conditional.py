@@ -1,41 +1,77 @@
 """One code path for every condition (the paper's section 4): classes, masks, depth maps and poses to pictures."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from codeshards.format import ShardDataset
-from imagepriors.config import EvaluatePriorConfig
-from imagepriors.decode import draw_samples, sample_grid
-from imagepriors.evaluate_prior import faith
-from imagepriors.experiments.lab import Lab
+from imagepriors.decode import Samples, draw_samples, sample_grid
+from imagepriors.evaluate_prior import decoded_rows, faith
+from imagepriors.experiments.lab import Kind, Lab, Plan
 from imagepriors.faithfulness import MEASURES
+from imagepriors.figures import picture_grid
 
+SHARDS: tuple[Kind, ...] = ("shards",)
 _COLUMNS, _ROWS = 4, 4
 
 
+def names(lab: Lab) -> tuple[str, ...]:
+    """Conditions that the shards have."""
+    classes = ShardDataset.open(lab.shards()).class_names
+    return (*(("class",) if len(classes) > 1 else ()), *lab.conditions())
+
+
+def run_folder(lab: Lab, name: str) -> Path:
+    """Where the prior of a condition is trained."""
+    return lab.out("conditional") / name
+
+
+def priors(lab: Lab, wanted: Sequence[str] = ()) -> Plan:
+    """A prior for each condition; other experiments use some of them."""
+    found = [name for name in names(lab) if name in wanted or not wanted]
+    return {run_folder(lab, name): (lab.prior(condition=name), lab.shards()) for name in found}
+
+
 def run(lab: Lab) -> None:
-    """Train a prior for each condition, draw from it, and read the conditions back from what was drawn."""
-    shards = lab.shards()
+    """Draw from each prior, and read the conditions back from what was drawn."""
+    shards, config = lab.shards(), lab.measures()
     dataset = ShardDataset.open(shards)
-    names = (*(("class",) if len(dataset.class_names) > 1 else ()), *lab.conditions())
-    folders = lab.train({name: lab.prior(condition=name) for name in names}, shards)
-    config = EvaluatePriorConfig(n=max(2, lab.config.n), reader_steps=lab.config.reader_steps)
     figures, pictures, told = {}, {}, []
-    for name, folder in folders.items():
-        samples = draw_samples(folder, shards, config.n, config=lab.sampling(batch_size=64))
+    for name in names(lab):
+        folder = run_folder(lab, name)
+        samples = draw_samples(folder, shards, config.n, config=lab.sampling(batch_size=64), sources=False)
         found = faith(dataset, samples.sequence, name, samples.pictures, samples.conditions[name], config)
         figures[name] = found
         told.append(f"{name} ({MEASURES[name]}) {_told(found, name)}")
         shown = draw_samples(folder, shards, _COLUMNS * _ROWS, config=lab.sampling(), per_condition=_COLUMNS)
-        pictures[name] = sample_grid(shown, _COLUMNS, scale=max(1, 64 // shown.pictures.shape[1]))
-    listed = "; ".join(told)
+        scale = max(1, 64 // shown.pictures.shape[1])
+        pictures[name] = (
+            class_grid(lab, dataset, shown, scale) if name == "class" else sample_grid(shown, _COLUMNS, scale=scale)
+        )
+    classes = f"; classes: {', '.join(dataset.class_names[:_ROWS])}" if "class" in figures else ""
     text = (
         f"How far {config.n} samples follow their conditions, as a small network taught on decoded training codes "
-        f"reads them back (samples; the same against shuffled conditions; decoded validation pictures): {listed}. "
-        "Rows: condition, original, four samples."
+        "reads them back (samples; the same against shuffled conditions; decoded validation pictures): "
+        f"{'; '.join(told)}. One picture a condition, in its rows: the condition (a class has no picture), an "
+        f"original, four samples{classes}."
     )
-    lab.save("Conditional", text, {"faith": figures, "samples": config.n}, pictures)
+    lab.save("conditional", text, {"faith": figures, "samples": config.n}, pictures)
 
 
 def _told(found: dict[str, float], name: str) -> str:
     values = [found.get(f"{name} {MEASURES[name]}, {of}", np.nan) for of in ("samples", "shuffled", "real")]
     return "; ".join(f"{value:.2f}" for value in values)
+
+
+def class_grid(lab: Lab, dataset: ShardDataset, samples: Samples, scale: int) -> Image.Image:
+    """A row a class: a decoded picture of it, white where validation has none, then its samples."""
+    decoded, found = decoded_rows(dataset, lab.decoder(), "val", 1024, ["label"])
+    tiles: list[npt.NDArray[np.uint8]] = []
+    for first in range(0, len(samples.pictures), _COLUMNS):
+        rows = np.flatnonzero(found["label"] == samples.conditions["class"][first])
+        tiles.append(decoded[rows[0]] if len(rows) else np.full_like(decoded[0], 255))
+        tiles += list(samples.pictures[first : first + _COLUMNS])
+    return picture_grid(np.stack(tiles), _COLUMNS + 1, scale=scale)

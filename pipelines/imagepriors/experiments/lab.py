@@ -8,10 +8,10 @@ RUN/experiments/NAME/                          priors, results.json, figures of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,11 @@ from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, atomic_write, atomic_write_json
 from codeshards.job import tokenize
 from codeshards.pool import connected
-from imagepriors.config import ExperimentConfig
+from imagepriors.config import EvaluatePriorConfig, ExperimentConfig
 from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
 from imagepriors.presets import load_preset
+from imagepriors.report import curve
 from vqgan.checkpoint import load_config
 from vqgan.config import TrainConfig, from_dict
 from vqgan.datasets import open_splits
@@ -41,81 +42,119 @@ from vqgan.train import train
 
 log = logging.getLogger(__name__)
 
+Kind = Literal["shards", "shards-palette", "shards-codes"]
+"""Shards of the dataset with all its conditions and scales; of palette indices, the paper's pixels; of the codes of
+the same small pictures, a quarter as many."""
+Plan = dict[Path, tuple[PriorConfig, Path]]
+"""Run folder of a prior → how it is trained, and on which shards."""
+Training = Callable[[Literal["cpu", "cuda"]], Any]
+"""What trains a network on the device that it gets."""
+_HOW_LONG = {"device", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "compile"}
+"""Fields of a tokenizer's training that do not make it another one."""
+
 
 class Lab:
     """One preset of experiments on one dataset, in one run folder."""
 
-    def __init__(self, config: ExperimentConfig, run: Path, data: Path, name: str) -> None:
-        self.config, self.run, self.data, self.name = config, run, data, name
-        self.shared = run / "experiments"
-        self.out = self.shared / name
-        self.out.mkdir(parents=True, exist_ok=True)
+    def __init__(self, config: ExperimentConfig, run: Path, data: Path) -> None:
+        self.config, self.run, self.data = config, run, data
+        self.home = run / "experiments"
+
+    def out(self, name: str) -> Path:
+        """The folder of an experiment."""
+        folder = self.home / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where networks are trained and codes made: GPUs, if any node of the Ray cluster has one."""
+        if self.config.device != "auto":
+            return self.config.device
+        with connected(1) as ray:
+            return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+
+    def _side_by_side(self, tasks: Mapping[str, Training], what: str) -> None:
+        if tasks:
+            side_by_side(tasks, what, device=self.device(), threads=self.config.threads)
 
     # Stage 1 and the shards.
-
-    def tokenizer(self, name: str, preset: str) -> Path:
-        """The folder of a trained tokenizer, RUN/`name`; trained now unless it is there.
-
-        Raises:
-            InputError: one that was trained otherwise is there.
-        """
-        folder = self.run / name
-        table = load_preset(preset, "vqgan")
-        config: TrainConfig = from_dict(TrainConfig, table)
-        if self.config.tokenizer_steps:
-            config = replace(
-                config, steps=self.config.tokenizer_steps, warmup_steps=min(config.warmup_steps, 10),
-                batch_size=self.config.tokenizer_batch or config.batch_size,
-            )  # fmt: skip
-        if self.config.perceptual and config.loss.perceptual != "none":
-            config = replace(config, loss=replace(config.loss, perceptual=self.config.perceptual))
-        if (folder / "summary.json").exists():
-            found = load_config(folder)
-            for part in ("steps", "batch_size", "model", "loss"):
-                if getattr(found, part) != getattr(config, part):
-                    raise InputError(
-                        f"{folder} was trained with {part} = {getattr(found, part)}, the experiment asks for "
-                        f"{getattr(config, part)}: pass another --run, or its settings"
-                    )
-        else:
-            train(config, open_splits(self.config.dataset, self.data), folder)
-        return folder
 
     def conditions(self) -> tuple[str, ...]:
         """Picture conditions of the preset that the dataset has."""
         have = open_splits(self.config.dataset, self.data)["train"].conditions
         return tuple(name for name in self.config.conditions if name in have)
 
-    def shards(self) -> Path:
-        """Shards of the dataset with all its conditions and scales."""
-        tokenizers = {"image": self.tokenizer("tokenizer", self.config.tokenizer)}
-        for name in self.conditions():
-            tokenizers[name] = self.tokenizer(f"tokenizer-{name}", self.config.conditions[name])
-        return self._tokenize(tokenizers, self.shared / "shards", self.config.scales)
+    def shards(self, kind: Kind = "shards") -> Path:
+        """Where shards lie that :meth:`prepare` makes."""
+        return self.home / kind
 
-    def palette_shards(self) -> Path:
-        """Shards of palette indices: the paper's pixels."""
-        folder = self.out / "palette"
-        if not (folder / "config.json").exists():
-            split = open_splits(self.config.dataset, self.data)["train"]
-            fit_palette(split, folder, colours=512, resolution=32, images=2000, seed=0)
-        return self._tokenize({"image": folder}, self.out / "shards-palette", ())
+    def prepare(self, kinds: Collection[Kind]) -> None:
+        """Train the tokenizers that these shards want, side by side, and encode the dataset.
 
-    def code_shards(self) -> Path:
-        """Shards of the same pictures' codes, a quarter as many."""
-        folder = self.tokenizer("tokenizer-f2", self.config.small_tokenizer)
-        return self._tokenize({"image": folder}, self.out / "shards-codes", ())
+        Raises:
+            InputError: a tokenizer that was trained otherwise is there.
+        """
+        wanted = {kind: self._tokenizers(kind) for kind in sorted(kinds)}
+        presets = {folder: preset for parts in wanted.values() for folder, preset in parts.values()}
+        tasks = {folder.name: self._training(folder, preset) for folder, preset in presets.items()}
+        self._side_by_side({name: task for name, task in tasks.items() if task}, "train tokenizers")
+        for kind, parts in wanted.items():
+            config: TokenizeConfig = from_dict(TokenizeConfig, load_preset(self.config.tokenizer, "tokenize"))
+            scales: Any = self.config.scales if kind == "shards" else ()
+            config = replace(
+                config, scales=scales, workers=self.config.workers,
+                device=self.device(),
+            )  # fmt: skip
+            folders = {name: folder for name, (folder, _) in parts.items()}
+            tokenize(config, dataset=self.config.dataset, data=self.data, tokenizers=folders, out=self.shards(kind))
 
-    def _tokenize(self, tokenizers: Mapping[str, Path], out: Path, scales: tuple[Any, ...]) -> Path:
-        config: TokenizeConfig = from_dict(TokenizeConfig, load_preset(self.config.tokenizer, "tokenize"))
-        config = replace(config, scales=scales, workers=self.config.workers)
-        tokenize(config, dataset=self.config.dataset, data=self.data, tokenizers=tokenizers, out=out)
-        return out
+    def _tokenizers(self, kind: Kind) -> dict[str, tuple[Path, str]]:
+        """What is encoded → its tokenizer's folder and preset; a palette has none."""
+        if kind == "shards-palette":
+            return {"image": (self.home / "palette", "")}
+        if kind == "shards-codes":
+            return {"image": (self.run / "tokenizer-f2", self.config.small_tokenizer)}
+        conditions = {
+            name: (self.run / f"tokenizer-{name}", self.config.conditions[name]) for name in self.conditions()
+        }
+        return {"image": (self.run / "tokenizer", self.config.tokenizer), **conditions}
 
-    def decoder(self, shards: Path) -> Tokenizer:
+    def _training(self, folder: Path, preset: str) -> Training | None:
+        """What trains a tokenizer in its folder; None where a finished one is there."""
+        dataset, data, folder = self.config.dataset, self.data.resolve(), folder.resolve()
+        if not preset:
+            if (folder / "config.json").exists():
+                return None
+            return lambda _: fit_palette(
+                open_splits(dataset, data)["train"], folder, colours=512, resolution=32, images=2000, seed=0
+            )
+        config = self._tokenizer_config(preset)
+        if not (folder / "summary.json").exists():
+            return lambda device: train(replace(config, device=device), open_splits(dataset, data), folder)
+        found = load_config(folder)
+        for part in (field.name for field in fields(config) if field.name not in _HOW_LONG):
+            if getattr(found, part) != getattr(config, part):
+                raise InputError(
+                    f"{folder} was trained with {part} = {getattr(found, part)}, the experiment asks for "
+                    f"{getattr(config, part)}: pass another --run, or its settings"
+                )
+        return None
+
+    def _tokenizer_config(self, preset: str) -> TrainConfig:
+        config: TrainConfig = from_dict(TrainConfig, load_preset(preset, "vqgan"))
+        changes: dict[str, Any] = {}
+        if self.config.tokenizer_steps:
+            changes = {"steps": self.config.tokenizer_steps, "warmup_steps": min(config.warmup_steps, 10)}
+        if self.config.tokenizer_batch:
+            changes["batch_size"] = self.config.tokenizer_batch
+        if self.config.perceptual and config.loss.perceptual != "none":
+            changes["loss"] = replace(config.loss, perceptual=self.config.perceptual)
+        return replace(config, **changes)
+
+    def decoder(self, kind: Kind = "shards") -> Tokenizer:
         """The image tokenizer beside shards."""
-        fingerprint = ShardDataset.open(shards).spec.image.fingerprint
-        return load_shard_tokenizer(shards, "tokenizer", fingerprint)
+        fingerprint = ShardDataset.open(self.shards(kind)).spec.image.fingerprint
+        return load_shard_tokenizer(self.shards(kind), "tokenizer", fingerprint)
 
     # Stage 2.
 
@@ -128,74 +167,94 @@ class Lab:
         if self.config.prior_batch:
             changes.setdefault("batch_size", self.config.prior_batch)
         steps = changes.get("steps", config.steps)
-        every = max(1, steps // self.config.evaluations)
         changes = {"warmup_steps": min(config.warmup_steps, steps // 8), **changes}
-        return replace(config, eval_every=every, checkpoint_every=steps, **changes)
+        every = {
+            "eval_every": max(1, steps // self.config.evaluations),
+            "checkpoint_every": min(config.checkpoint_every, steps),
+        }
+        return replace(config, **every, **changes)
 
-    def train(self, configs: Mapping[str, PriorConfig], shards: Path | Mapping[str, Path]) -> dict[str, Path]:
-        """Train priors side by side on Ray, on the same shards or each on its own; none that is finished runs again.
+    def train(self, plan: Plan) -> None:
+        """Train priors side by side on Ray; none that is finished runs again.
 
         Raises:
             ShardError: a run failed, or its folder holds another run, or one of another length.
         """
-        folders = {name: self.out / name for name in configs}
-        sources = dict.fromkeys(configs, shards) if isinstance(shards, Path) else shards
-        left = {}
-        for name, config in configs.items():
-            summary = load_summary(folders[name])
+        left: dict[str, Training] = {}
+        for folder, (config, shards) in plan.items():
+            summary = load_summary(folder)
             if summary is None:
-                left[name] = config
+                left[f"{folder.parent.name}/{folder.name}"] = _prior_training(config, shards, folder)
             elif summary["steps"] == config.steps:
-                train_prior(config, sources[name], folders[name])  # finished: makes sure that it is this run
+                train_prior(config, shards, folder)  # finished: makes sure that it is this run
             else:  # going on with a schedule that was over is not a longer run
                 raise ShardError(
-                    f"{folders[name]} was trained for {summary['steps']} steps, {config.steps} are asked for: pass "
+                    f"{folder} was trained for {summary['steps']} steps, {config.steps} are asked for: pass "
                     "another --run, or remove it"
                 )
-        if left:
-            _train_on_ray(left, sources, folders, self.config.threads)
-        return folders
+        self._side_by_side(left, "train priors")
 
     def sampling(self, **changes: Any) -> SampleConfig:
         """The preset's way to draw samples."""
         config: SampleConfig = from_dict(SampleConfig, load_preset(self.config.prior, "sample"))
         return replace(config, **changes)
 
+    def measures(self) -> EvaluatePriorConfig:
+        """The preset's way to measure samples."""
+        config = self.config
+        return EvaluatePriorConfig(
+            n=config.n, reference_limit=config.n, reader_steps=config.reader_steps, features=config.features,
+            inception=config.inception,
+        )  # fmt: skip
+
     # What is kept.
 
     def save(
-        self, title: str, text: str, results: Mapping[str, Any], pictures: Mapping[Any, Figure | Image.Image]
+        self,
+        name: str,
+        text: str,
+        results: Mapping[str, Any],
+        pictures: Mapping[Any, Figure | Image.Image],
     ) -> None:
-        """Write the experiment's results.json and PNGs; the page of all experiments is made of them."""
-        for name, picture in pictures.items():
-            with atomic_write(self.out / f"{name}.png") as file:
-                file.write(png_bytes(picture))
+        """Write an experiment's results.json and PNGs; the page of all experiments is made of them."""
+        for picture, content in pictures.items():
+            with atomic_write(self.out(name) / f"{picture}.png") as file:
+                file.write(png_bytes(content))
         facts = {"preset": self.config.name, "dataset": self.config.dataset}
-        report = {"title": title, "text": text, **facts, "pictures": list(pictures), **results}
-        atomic_write_json(self.out / "results.json", report)
+        report = {"title": name.capitalize(), "text": text, **facts, "pictures": list(pictures), **results}
+        atomic_write_json(self.out(name) / "results.json", report)
 
 
-def _train_on_ray(
-    configs: Mapping[str, PriorConfig], shards: Mapping[str, Path], folders: Mapping[str, Path], threads: int
-) -> None:
-    from codeprior.optim import resolve_device
+def _prior_training(config: PriorConfig, shards: Path, out: Path) -> Training:
+    shards, out = shards.resolve(), out.resolve()
+    return lambda device: train_prior(replace(config, device=device), shards, out)
 
-    device = resolve_device("auto")
 
-    def work(config: PriorConfig, shards: Path, out: Path) -> None:
+def side_by_side(tasks: Mapping[str, Training], what: str, *, device: Literal["cpu", "cuda"], threads: int) -> None:
+    """Run trainings on Ray, on a GPU or on `threads` cores each.
+
+    Args:
+        tasks: By name, in the sequence in which they start.
+        what: Name of the progress bar.
+        device: What each is given.
+        threads: Cores of a training without a GPU.
+
+    Raises:
+        ShardError: a training refused its input.
+    """
+
+    def work(task: Training) -> None:
         import torch
 
-        torch.set_num_threads(threads)
-        train_prior(config, shards, out)
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        task(device)
 
+    size = {"num_gpus": 1} if device == "cuda" else {"num_cpus": threads}
     with connected(threads) as ray:
-        size = {"num_gpus": 1} if device.type == "cuda" else {"num_cpus": threads}
         remote = ray.remote(max_retries=2, **size)(work)
-        waiting = {
-            remote.remote(config, shards[name].resolve(), folders[name].resolve()): name
-            for name, config in configs.items()
-        }
-        with tqdm(total=len(waiting), desc="train priors", disable=None) as bar:
+        waiting = {remote.remote(task): name for name, task in tasks.items()}
+        with tqdm(total=len(waiting), desc=what, disable=None) as bar:
             while waiting:
                 (done,), _ = ray.wait(list(waiting), num_returns=1)
                 name = waiting.pop(done)
@@ -203,15 +262,12 @@ def _train_on_ray(
                     ray.get(done)
                 except ray.exceptions.RayTaskError as error:
                     if isinstance(error.cause, (ShardError, InputError)):
-                        raise ShardError(f"prior {name}: {error.cause}") from error
+                        raise ShardError(f"{name}: {error.cause}") from error
                     raise
                 bar.update()
 
 
 def val_curve(folder: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Steps and validation losses in nats per code of a run."""
-    import json
-
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    points = [(line["step"], line["val_nll_nats"]) for line in lines if "val_nll_nats" in line]
-    return np.array([step for step, _ in points]), np.array([nll for _, nll in points])
+    steps, losses = curve(folder, "val_nll_nats")
+    return np.array(steps), np.array(losses)

@@ -1,6 +1,7 @@
 """Multiscale priors (the paper's Fig. 3 and 7): the first k scales of a given picture are fixed, the rest is drawn."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,28 @@ import torch
 
 from imagepriors.decode import draw_samples
 from imagepriors.evaluate import Lite0Features
-from imagepriors.experiments.lab import Lab
+from imagepriors.experiments.lab import Kind, Lab, Plan
 from imagepriors.figures import curves_figure, picture_grid
 
+SHARDS: tuple[Kind, ...] = ("shards",)
 _GIVEN, _DRAWN = 4, 8
 """Given pictures, and pictures drawn from each for every k."""
 
 
+def run_folder(lab: Lab) -> Path:
+    """Where the multiscale prior is trained."""
+    return lab.out("scales") / "multiscale"
+
+
+def priors(lab: Lab) -> Plan:
+    """One multiscale prior."""
+    return {run_folder(lab): (lab.prior(multiscale=True), lab.shards())}
+
+
 def run(lab: Lab) -> None:
-    """Train one prior, fix more and more of a picture, see how much the rest still varies."""
-    shards = lab.shards()
-    folder = lab.train({"multiscale": lab.prior(multiscale=True)}, shards)["multiscale"]
-    scales = lab.config.scales
+    """Fix more and more of a picture, see how much the rest still varies."""
+    shards, folder, scales = lab.shards(), run_folder(lab), lab.config.scales
+    features = Lite0Features().eval()
     config = lab.sampling(batch_size=_GIVEN * _DRAWN)
     diversity, rows = [], []
     for k in range(len(scales) + 1):
@@ -27,7 +38,7 @@ def run(lab: Lab) -> None:
             folder, shards, _GIVEN * _DRAWN, config=config, per_condition=_DRAWN, given=_codes(lab, k)
         )
         drawn = samples.pictures.reshape(_GIVEN, _DRAWN, *samples.pictures.shape[1:])
-        diversity.append(float(np.mean([spread_of(pictures) for pictures in drawn])))
+        diversity.append(float(np.mean([spread_of(pictures, features) for pictures in drawn])))
         originals = samples.originals
         # Before any scale is given there is no picture to show beside the samples.
         shown = np.zeros_like(drawn[:, 0]) + 255 if originals is None else originals[::_DRAWN]
@@ -46,7 +57,7 @@ def run(lab: Lab) -> None:
         "samples": picture_grid(tiles, _DRAWN, scale=max(1, 64 // tiles.shape[1])),
         "diversity": curves_figure({"samples": (range(len(diversity)), diversity)}, "distance", xlabel="scales given"),
     }
-    lab.save("Scales", text, {"diversity": diversity, "scales": list(scales)}, pictures)
+    lab.save("scales", text, {"diversity": diversity, "scales": list(scales)}, pictures)
 
 
 def _codes(lab: Lab, k: int) -> int:
@@ -54,10 +65,9 @@ def _codes(lab: Lab, k: int) -> int:
 
 
 @torch.inference_mode()
-def spread_of(pictures: np.ndarray) -> float:
-    """Mean of 1 - cosine similarity over the pairs of pictures uint8 [N, H, W, 3]."""
-    features = Lite0Features().eval()(torch.from_numpy(pictures).permute(0, 3, 1, 2))
-    features = torch.nn.functional.normalize(features, dim=1)
-    distances = 1 - features @ features.T
+def spread_of(pictures: np.ndarray, features: torch.nn.Module) -> float:
+    """Mean of 1 - cosine similarity of their features over the pairs of pictures uint8 [N, H, W, 3]."""
+    found = torch.nn.functional.normalize(features(torch.from_numpy(pictures).permute(0, 3, 1, 2)), dim=1)
+    distances = 1 - found @ found.T
     n = len(pictures)
     return float(distances.sum() / (n * (n - 1)))
