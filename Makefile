@@ -120,8 +120,7 @@ figures: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## The p
 
 bench: $(READY) ## Measure against the rivals on this machine (SUITE='loader sample', DATA=photos; all without)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
-	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps taming-transformers-rom1504==0.0.6 \
-	  litdata==0.2.76 mosaicml-streaming==0.13.0 brotli==1.2.1 cramjam==2.14.0 python-snappy==0.7.3 zstd==1.5.7.2 catalogue==2.0.10
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps -r pipelines/imagepriors/benchmarks/rivals.txt
 	$(CLI) bench $(SUITE) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) $(SET)
 
 readme: $(READY) ## Put the tables that bench has measured into README.md and docs/benchmarks.md

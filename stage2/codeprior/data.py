@@ -105,18 +105,10 @@ class CodeData:
         )
 
     def take(self, rows: NDArray[np.int64] | slice) -> Batch:
-        """These rows as int64 tensors.
-
-        Raises:
-            PriorError: a code is beyond its codebook.
-        """
+        """These rows as int64 tensors; :func:`checked` looks at their codes."""
         # Grids are permuted here, not in `open`: of a memory map that would be a copy of the whole column.
         grids = self.sequence.in_sequence([grid[rows] for grid in self.grids_NT])
         conditions = [condition[rows] for condition in self.conditions_NC]
-        for column, grid in zip(self.sequence.columns, grids, strict=True):
-            check_codes(grid, self.sequence.codebook_size, column)
-        for part, condition in zip(self.sequence.conditions, conditions, strict=True):
-            check_codes(condition, part.vocabulary, part.column)
         codes_BT = _join(grids)
         condition_BC = _join(conditions) if conditions else torch.zeros((len(codes_BT), 1), dtype=torch.int64)
         return Batch(condition_BC=condition_BC, codes_BT=codes_BT)
@@ -140,6 +132,19 @@ def check_codes(codes: NDArray[Any], size: int, what: str) -> None:
             f"{what} holds the code {highest}, its codebook 0 … {size - 1}: delete the damaged .npy files that were "
             "decoded to $IMAGEPRIORS_CACHE or the dataset's .cache and try again; if it comes back, verify the dataset"
         )
+
+
+def checked(batch: Batch, sequence: SequenceSpec) -> Batch:
+    """The batch, on the CPU.
+
+    Raises:
+        PriorError: a code is beyond its codebook.
+    """
+    check_codes(batch.codes_BT.numpy(), sequence.codebook_size, " or ".join(sequence.columns))
+    widths = [part.length for part in sequence.conditions]
+    for part, tokens in zip(sequence.conditions, batch.condition_BC.split(widths, 1) if widths else (), strict=True):
+        check_codes(tokens.numpy(), part.vocabulary, part.column)
+    return batch
 
 
 def check_shards(dataset: ShardDataset, sequence: SequenceSpec) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from codeprior import checkpoint as ckpt
 from codeprior import distributed
 from codeprior.config import PriorError, TrainConfig
-from codeprior.data import CodeData, sequence_from_dataset
+from codeprior.data import CodeData, checked, sequence_from_dataset
 from codeprior.interrupt import GracefulStop
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at
@@ -51,7 +51,7 @@ def evaluate(prior: Prior, data: CodeData, *, batch_size: int, autocast: torch.a
     for start in tqdm(batches, desc="evaluate", leave=False, disable=True if rank else None):
         mine = np.arange(start, min(start + batch_size, data.rows))[rank::world]
         # With FSDP all ranks must enter every forward pass: one without rows takes the first and does not count it.
-        batch = data.take(mine if len(mine) else np.zeros(1, np.int64)).to(prior.device)
+        batch = checked(data.take(mine if len(mine) else np.zeros(1, np.int64)), data.sequence).to(prior.device)
         with autocast:
             nll_BT = prior.nll(**batch.tensors())
         if len(mine):

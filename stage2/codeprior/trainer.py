@@ -22,7 +22,7 @@ from codeprior import checkpoint as ckpt
 from codeprior import distributed
 from codeprior.augment import augment
 from codeprior.config import PriorError
-from codeprior.data import Batch, Batches, CodeBatches, CodeData, random_bits
+from codeprior.data import Batch, Batches, CodeBatches, CodeData, checked, random_bits
 from codeprior.model import Prior
 from codeprior.optim import (
     Precision,
@@ -193,7 +193,7 @@ class Trainer:
         return found
 
     def _batch(self, step: int) -> Batch:
-        batch = self.batches.at(step)
+        batch = checked(self.batches.at(step), self.run.sequence)
         return augment(batch, self.config, self.run.sequence, step=step, mine=self.batches.mine)
 
     def weights(self) -> dict[str, Tensor]:

@@ -2,14 +2,16 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from imagepriors.benchmarks import harness, peers, sample, train_prior, train_vqgan
+from imagepriors.benchmarks import harness, peers, readme, sample, train_prior, train_vqgan
 from imagepriors.cli import main
 from vqgan.config import ModelConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 rivals = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("taming", "einops", "diffusers", "transformers")),
     reason="make bench installs the rivals",
@@ -31,7 +33,7 @@ def _small(monkeypatch):
     monkeypatch.setattr(harness, "device", lambda: "cpu")
     monkeypatch.setattr(harness, "flops_floor", lambda precision: 1e11)
 
-    def spawn(suite, *arguments, env):
+    def spawn(suite, *arguments, env=None):
         if suite == "train_vqgan":
             return train_vqgan.measure(*arguments)
         return getattr(train_prior, arguments[0])(*arguments[1:])
@@ -42,8 +44,8 @@ def _small(monkeypatch):
 class InProcess:
     """A server's stand-in: the same contender, in this process."""
 
-    def __init__(self, name):
-        self.draw = sample.CONTENDERS[name]()
+    def __init__(self, name, precision):
+        self.draw = sample.CONTENDERS[name](precision)
 
     def ask(self, batch, greedy_steps=0):
         if greedy_steps:
@@ -59,6 +61,33 @@ def test_our_vqgan_is_measured(monkeypatch, tmp_path):
     assert [row[0] for row in report["rows"]] == [one.name for one in ours]
     assert all(len(row) == len(report["columns"]) for row in report["rows"])
     assert all(found[0]["flops"] > 0 for found in report["figures"].values())
+    assert report["command"] == "imagepriors bench train-vqgan --repeats 1 --device cpu"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_vqgan_meets_both_rivals_in_its_precision(device, monkeypatch):
+    monkeypatch.setattr(harness, "device", lambda: device)
+    monkeypatch.setattr(train_vqgan, "_native", lambda: "bfloat16")
+    taking_part = train_vqgan.contenders()
+    assert len({one.key for one in taking_part}) == len(taking_part)  # and with it each one's file of outputs
+    keys = {one.key for one in taking_part}
+    for one in taking_part:
+        assert {f"{one.job}, {their}" for their in train_vqgan._rivals(one.precision).values()} <= keys
+
+
+def test_compiled_code_is_not_said_to_meet_its_like():
+    found = [{"s": 1.0, "flops": 1e9, "floor": 1e10, "peak_gib": 1.0, "likeness": ""}]
+    slow = [{**found[0], "s": 2.0, "floor": 2e10}]
+    figures = {
+        "encode, taming, as it is, float32": slow, "encode, taming, bfloat16": slow,
+        "encode, imagepriors, bfloat16": found, "encode, imagepriors, compiled, bfloat16": [{**found[0], "flops": 0.0}],
+    }  # fmt: skip
+    columns, rows, headlines = train_vqgan.table(figures)
+    what = "VQGAN encoding, bfloat16"
+    assert headlines[f"{what}, over taming, same precision"] == "2 (1 round)"
+    assert headlines[f"{what}, compiled, over taming, same precision (not compiled)"] == "2 (1 round)"
+    # FLOPs of what is not compiled; the floor is the fastest of the run.
+    assert rows[-1][columns.index("of matmul speed")] == rows[-2][columns.index("of matmul speed")] == "5%"
 
 
 def test_nanogpt_and_our_prior_are_measured(monkeypatch, tmp_path):
@@ -70,13 +99,46 @@ def test_nanogpt_and_our_prior_are_measured(monkeypatch, tmp_path):
     assert f"Training step of GPT-2 small, float32, over {plain}" in report["headlines"]
     assert all(len(row) == len(report["columns"]) for row in report["rows"])
     assert len(report["figures"]["GPT-2 small, float32"]["imagepriors"]) == 2
+    assert readme.tabulated(tmp_path / "train-prior-cpu.json") == report
 
 
-def test_the_peer_without_a_cache_counts_in_its_one_round():
-    found = {sample._CACHED: {"s": [4.0, 6.0]}, sample._UNCACHED: {"s": [20.0]}, sample._OURS: {"s": [2.0, 2.0]}}
-    ratios = sample._over(found, sample._OURS)
-    assert ratios == {sample._CACHED: "2.5 (2–3)", sample._UNCACHED: "10", sample._TRANSFORMERS: ""}
-    assert sample._over(found, sample._UNCACHED)[sample._CACHED] == "0.2"
+@pytest.mark.parametrize("as_it_is", [True, False])
+def test_pixels_encoded_in_the_step_are_quoted_with_and_without_our_allocator(as_it_is):
+    """A GPU has no second allocator."""
+    found, names = [{"s": 1.0, "floor": 1e12, "peak_gib": 1.0}], [train_prior._PIXELS, "imagepriors"]
+    names += [train_prior._PIXELS + train_prior._AS_IS] * as_it_is
+    told = train_prior.table({"GPT-2 small, float32": dict.fromkeys(names, found)}, "cpu").headlines
+    assert len(told) == 1 + as_it_is
+    assert told[f"Training step of GPT-2 small, float32, over {train_prior._PIXELS}"] == "1 (1 round)"
+
+
+def sampled(name, precision, *seconds):
+    return {f"{name}, {precision}": [{"s": s, "peak_gib": 1.0, "equal": 1.0} for s in seconds]}
+
+
+def test_samplers_are_compared_in_the_same_precision(monkeypatch):
+    monkeypatch.setattr(sample, "weights", lambda: 10)
+    batch = {
+        **sampled(sample._CACHED, "float32", 4.0, 6.0), **sampled(sample._UNCACHED, "float32", 20.0),
+        **sampled("imagepriors", "float32", 2.0, 2.0), **sampled(sample._CACHED, "bfloat16", 3.0, 3.0),
+        **sampled("imagepriors", "bfloat16", 1.0, 1.0),
+    }  # fmt: skip
+    batch[f"{sample._TRANSFORMERS}, float32"] = [{"failed": "OutOfMemoryError"}]
+    floors = {"read": 640.0, "float32": 640.0, "bfloat16": 6400.0}
+    columns, rows, headlines = sample.table({"floors": floors, "batches": {"2": batch}})
+    what = "Drawing 16 codes, GPT-2 small, batch 2"
+    assert headlines[f"{what}, float32, over {sample._CACHED}"] == "2.5 (2–3)"
+    assert headlines[f"{what}, bfloat16, over {sample._CACHED}"] == "3 (3–3)"
+    assert headlines[f"{what}, float32, over {sample._UNCACHED}, float32"] == "10 (1 round)"  # the peer's one round
+    assert rows[-1][:4] == [sample._TRANSFORMERS, "float32", "2", "failed: OutOfMemoryError"]
+    assert {len(row) for row in rows} == {len(columns)}
+    # 10 numbers, 16 codes: float32 reads for 1 s; a batch of 2 multiplies for 1 s. bfloat16 reads for half of it.
+    assert [row[columns.index("s over the floor")] for row in rows[:1] + rows[-2:-1]] == ["5.00", "2.00"]
+
+
+def test_only_peers_with_time_take_part_in_all_rounds():
+    assert [sample.rounds_of(((name, "float32"), batch), 3) for name in (sample._UNCACHED, "imagepriors")
+            for batch in (1, 16)] == [1, 1, 3, 2]  # fmt: skip
 
 
 @pytest.mark.parametrize("suite", ["train-vqgan", "train-prior", "sample"])
@@ -84,7 +146,12 @@ def test_missing_rivals_are_named_before_anything_is_measured(suite, monkeypatch
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delattr(harness, "spawn")
     assert main(["bench", suite]) == 2
-    assert "pip install --no-deps taming-transformers-rom1504" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "taming-transformers-rom1504" in told
+    assert "`make bench`" in told
+    pinned = Path(told.partition("--no-deps -r ")[2].strip()).read_text()
+    assert "taming-transformers-rom1504==" in pinned
+    assert "benchmarks/rivals.txt" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.slow
@@ -113,16 +180,18 @@ def test_published_priors_have_our_loss_at_the_same_weights(tmp_path):
 @pytest.mark.slow
 @rivals
 def test_published_samplers_draw_our_greedy_codes():
-    names = [name for name in sample.CONTENDERS if "compiled" not in name]
-    found = sample.measure({name: InProcess(name) for name in names}, 2, 2)
-    assert all(found[name]["equal"] == 1.0 for name in names if "bfloat16" not in name)
-    assert len(found[sample._UNCACHED]["s"]) == 1
-    assert len(found[sample._OURS]["s"]) == 2
+    taking_part = [(name, precision) for precision in ("float32", "bfloat16") for name in sample.CONTENDERS]
+    plain = [one for one in taking_part if "compiled" not in one[0] and one != (sample._UNCACHED, "bfloat16")]
+    turns = sample.Turns({one: InProcess(*one) for one in plain})
+    found = {one: turns.measure((one, 2)) for one in plain}
+    assert all(found[one]["equal"] == 1.0 for one in plain if one[1] == "float32")
+    assert all(found[one]["s"] > 0 for one in plain)
+    assert "equal" not in turns.measure((plain[0], 2))
 
 
 @pytest.mark.slow
 @rivals
 def test_a_server_answers_until_its_input_ends():
-    with harness.Server("sample", sample._CACHED) as server:
+    with harness.Server("sample", sample._CACHED, "float32") as server:
         codes = torch.tensor(server.ask(batch=2, greedy_steps=3))
         assert codes.shape == (2, 3)

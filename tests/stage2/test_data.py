@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from codeprior.cache import memory_map
 from codeprior.config import PriorError, SequenceSpec
-from codeprior.data import CodeBatches, CodeData, epoch_permutation, sequence_from_dataset
+from codeprior.data import CodeBatches, CodeData, checked, epoch_permutation, sequence_from_dataset
 from codeprior.stream import StreamBatches
 from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ORDER_NAMES, ShardDataset, ShardError, order
@@ -237,9 +237,9 @@ def test_a_code_beyond_its_codebook_is_named(make_dataset, column: str, size: in
     (cache,) = (dataset.path / ".cache").local.glob(f"train-{column}-*.npy")
     cache.write_bytes(cache.read_bytes()[:-2] + b"\xff\xff")
     data = CodeData.open(dataset, "train", sequence)
-    data.take(slice(0, 10))
+    checked(data.take(slice(0, 10)), sequence)
     with pytest.raises(PriorError, match=rf"{column} holds the code 65535, its codebook 0 … {size - 1}: delete"):
-        data.take(np.array([3, data.rows - 1]))
+        checked(data.take(np.array([3, data.rows - 1])), sequence)
     if column == "codes_zcurve":
         with pytest.raises(PriorError, match="65535"):
             code_counts(data.codes(), 16)

@@ -13,7 +13,7 @@ from vqgan.errors import InputError
 SUITES = {
     "decode": "reading photos, against torchvision's ImageFolder",
     "train-vqgan": "VQGAN training steps, encoding and decoding, against taming-transformers and diffusers",
-    "tokenize": "the tokenize job, against the bare encoder and LlamaGen's loop",
+    "tokenize": "the tokenize job, against the bare encoder and LlamaGen's loop around the same network",
     "shards": "what five orders and tars cost",
     "loader": "reading codes, against webdataset, litdata, mosaicml-streaming, datasets and numpy",
     "train-prior": "a training step of the prior, against nanoGPT, transformers and taming",

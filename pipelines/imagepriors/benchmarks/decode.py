@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -58,8 +59,15 @@ def run(repeats: int, *, out: Path = harness.RESULTS, data: Path | None = None, 
             "imagepriors, ImageNet's tar of tars, in place": lambda number: tars.read(number % len(tars), SIZE),
             "imagepriors, folders, draft": lambda number: ours.read_views(number, SIZE, (CENTRE,), draft=True),
         }
-        rates = _rates(contenders, len(paths), repeats)
-    return _report(out, rates, what, float(np.mean(gaps)))
+        for read in contenders.values():
+            _rate(read, len(paths))  # the page cache is warm for all
+        return harness.in_turns(
+            "bench decode",
+            contenders,
+            lambda name: {"images_per_s": _rate(contenders[name], len(paths))},
+            lambda found: _report(out, found, what, float(np.mean(gaps))),
+            repeats,
+        )
 
 
 def _photos(data: Path | None, work: Path, images: int) -> tuple[Path, str]:
@@ -78,17 +86,12 @@ def _photos(data: Path | None, work: Path, images: int) -> tuple[Path, str]:
     return work / "photos", f"{len(chosen)} {kind} ({kilobytes:.0f} kB each)"
 
 
-def _rates(contenders: dict[str, Callable[[int], object]], count: int, repeats: int) -> dict[str, list[float]]:
-    """Images/s of every round; a first one that warms the page cache is not counted."""
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(repeats + 1):
-        for name, read in contenders.items():
-            start = time.perf_counter()
-            for number in range(count):
-                read(number)
-            if round_:
-                rates[name].append(count / (time.perf_counter() - start))
-    return rates
+def _rate(read: Callable[[int], object], count: int) -> float:
+    """Images/s of reading all."""
+    start = time.perf_counter()
+    for number in range(count):
+        read(number)
+    return count / (time.perf_counter() - start)
 
 
 def _official_tar(folder: Path, paths: Sequence[str]) -> None:
@@ -105,23 +108,31 @@ def _official_tar(folder: Path, paths: Sequence[str]) -> None:
             outer.add(folder / f"{name}.tar", f"{name}.tar")
 
 
-def _report(out: Path, rates: dict[str, list[float]], what: str, gap: float) -> str:
+def _report(out: Path, found: dict[str, harness.Found], what: str, gap: float) -> str:
+    rates = {name: [figures["images_per_s"] for figures in of_one] for name, of_one in found.items()}
+    figures = {"photos": what, "images_per_s": rates, "grey_levels": gap}
+    count = len(rates[RIVAL])
+    text = (
+        f"Decode, resize the shorter side to {SIZE} (bicubic), centre crop: {what}, one thread, page cache warm, "
+        f"{harness.rounds(count)}. Pixels differ from the rival's by {gap:.2f} grey levels on average; draft "
+        "changes large photos alone."
+    )
+    return harness.save(
+        out, "decode", table(figures), command=harness.command("decode", count, "--data" in what), text=text,
+        figures=figures, packages=("torchvision", "pillow"),
+    )  # fmt: skip
+
+
+def table(figures: dict[str, Any]) -> harness.Table:
+    """Images/s and ratios."""
+    rates = figures["images_per_s"]
     rows = [
         [name, f"{harness.median(values):.0f}", harness.ratio(values, rates[RIVAL]),
          harness.ratio(values, rates[LIMIT])]
         for name, values in rates.items()
     ]  # fmt: skip
-    text = (
-        f"Decode, resize the shorter side to {SIZE} (bicubic), centre crop: {what}, one thread, page cache warm, "
-        f"{len(rates[RIVAL])} rounds. Pixels differ from the rival's by {gap:.2f} grey levels on average; draft "
-        "changes large photos alone."
-    )
-    command = "imagepriors bench decode" + (" --data PHOTOS" if "--data" in what else "")
-    return harness.save(
-        out, "decode", command=command, text=text,
-        columns=["", "images/s per core", "× torchvision", "× decoding alone"], rows=rows,
-        figures={"photos": what, "images_per_s": rates, "grey_levels": gap},
-        headlines={"reading photos on one core, over torchvision's ImageFolder": harness.ratio(
-            rates[OURS], rates[RIVAL])},
-        packages=("torchvision", "pillow"),
+    over = harness.ratio(rates[OURS], rates[RIVAL])
+    return harness.table_of(
+        ["", "images/s per core", "× torchvision", "× decoding alone"], rows,
+        {"reading photos on one core, over torchvision's ImageFolder": over},
     )  # fmt: skip

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -226,21 +226,24 @@ def run_matrix(root: Path, *, kills: int, seed: int, images: int, kills_a_job: i
         cluster.close()
 
 
-def report(faults: list[Fault], datasets: int, seed: int, out: Path) -> str:
-    """What was killed when, and what came of it: written into `out`, returned as Markdown."""
+def report(faults: list[Fault], datasets: int, args: argparse.Namespace) -> str:
+    """What was killed when, and what came of it: written into `args.out`, returned as Markdown."""
+    text = f"{datasets} jobs on {NODES} nodes, seed {args.seed}; every dataset has the undisturbed one's bytes."
+    command = f"make faults KILLS={args.kills} SET='--seed {args.seed} --images {args.images}'"
+    kills = [asdict(fault) for fault in faults]
+    return harness.save(args.out, "faults", table(kills), command=command, text=text, figures=kills, packages=("ray",))
+
+
+def table(kills: list[dict[str, Any]]) -> harness.Table:
+    """How many of each kind hit, and when."""
     rows = []
     for kind in get_args(Kind):
-        mine = [fault for fault in faults if fault.kind == kind]
-        hits = [fault for fault in mine if fault.hit]
-        early = sum(fault.shards_done == 0 for fault in hits)
+        mine = [kill for kill in kills if kill["kind"] == kind]
+        hits = [kill for kill in mine if kill["hit"]]
+        early = sum(kill["shards_done"] == 0 for kill in hits)
         rows.append([kind, *map(str, (len(hits), early, len(hits) - early, len(mine) - len(hits)))])
-    text = f"{datasets} jobs on {NODES} nodes, seed {seed}; every dataset has the undisturbed one's bytes."
-    kills = [{"kind": f.kind, "job": f.job, "shards_done": f.shards_done, "hit": f.hit} for f in faults]
     columns = ["killed", "kills", "before the first shard", "at work", "came too late"]
-    return harness.save(
-        out, "faults", command="make faults", text=text, columns=columns, rows=rows, figures=kills, headlines={},
-        packages=("ray",),
-    )  # fmt: skip
+    return harness.table_of(columns, rows, {})
 
 
 def main() -> None:
@@ -253,7 +256,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         faults, datasets = run_matrix(Path(folder), kills=args.kills, seed=args.seed, images=args.images)
-    print(report(faults, datasets, args.seed, args.out))  # noqa: T201
+    print(report(faults, datasets, args))  # noqa: T201
 
 
 if __name__ == "__main__":

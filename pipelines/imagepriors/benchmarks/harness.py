@@ -1,11 +1,13 @@
 """What the suites share: contenders in processes of their own, rounds in turn, floors, and one form of results.
 
 A suite measures all contenders in every round and compares within a round, so that what else the machine does falls on
-all alike. Its report is a JSON file; Markdown, here and in README, is made of that file and never typed.
+all alike. Its report is a JSON file, written anew after each round; the table in it is a function of its figures, and
+Markdown, here and in README, is made of that file and never typed.
 """
 
+import contextlib
+import functools
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -15,17 +17,37 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from codeprior.speed import measured_flops
-from vqgan.errors import InputError
+from codeshards.format import atomic_write
+from codeshards.pool import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
+Found = list[dict[str, Any]]
+"""What a contender's rounds gave, figure by figure; the last is {"failed": reason} where it died."""
+Key = TypeVar("Key", bound=Hashable)
+
+
+class ContenderError(RuntimeError):
+    """A contender ended without an answer; the message says why, in a line."""
+
+
+class Table(NamedTuple):
+    """What is told of a report's figures."""
+
+    columns: list[str]
+    """Heads; the first is the contender's."""
+    rows: list[list[str]]
+    """Cells as text, as many in each row as there are columns."""
+    headlines: dict[str, str]
+    """What a reader should take away → ratio, for the table of all suites."""
 
 
 def device() -> str:
@@ -40,7 +62,7 @@ def machine() -> str:
     # The same name may hide units twice as wide, or bfloat16: the instructions tell.
     units = torch.backends.cpu.get_cpu_capability() + " with bfloat16" * torch.cpu._is_avx512_bf16_supported()
     gpu = f"{torch.cuda.get_device_name()}; " if device() == "cuda" else ""
-    return f"{gpu}{os.cpu_count()} cores, {found[1] if found else platform.machine()} ({units})"
+    return f"{gpu}{usable_cores()} cores, {found[1] if found else platform.machine()} ({units})"
 
 
 def synchronize() -> None:
@@ -86,21 +108,6 @@ def pin(cores: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 
-def need(modules: Mapping[str, str]) -> None:
-    """Check that rivals are there, before minutes are spent.
-
-    Args:
-        modules: What is imported → the package that has it.
-
-    Raises:
-        InputError: some are not installed.
-    """
-    missing = [package for module, package in modules.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        names = " ".join(missing)
-        raise InputError(f"rivals are missing: `make bench` installs them, or: pip install --no-deps {names}")
-
-
 def photos(folder: Path, count: int) -> Path:
     """Rendered scenes as JPEG files of a photo's size, 500×375, with its grain, in class folders; returns `folder`."""
     from PIL import Image
@@ -119,9 +126,22 @@ def photos(folder: Path, count: int) -> Path:
     return folder
 
 
+def autocast(precision: str) -> torch.autocast:
+    """The context that gives a forward pass on this device its precision."""
+    return torch.autocast(device(), dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def flops_floor(precision: str) -> float:
     """FLOPs per second of a large product in this process: what arithmetic could reach at most."""
     return measured_flops(device(), precision)
+
+
+def best_floor(founds: Iterable[Found]) -> float:
+    """The highest `floor` that any process of one run has measured, in FLOPs or bytes a second.
+
+    Each measures for some milliseconds only, in which the machine may have done something else.
+    """
+    return max((figures["floor"] for found in founds for figures in found if "floor" in figures), default=float("nan"))
 
 
 def read_floor() -> float:
@@ -137,20 +157,48 @@ def copy_floor() -> float:
     return source.nbytes / min(seconds(lambda: np.copyto(target, source)) for _ in range(4))
 
 
+def _command(suite: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"{__package__}.{suite}", *arguments]
+
+
 def spawn(suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> Any:
-    """What `python -m imagepriors.benchmarks.SUITE ARGUMENTS…` answers, in a process of its own."""
-    command = [sys.executable, "-m", f"{__package__}.{suite}", *arguments]
-    done = subprocess.run(command, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
+    """What `python -m imagepriors.benchmarks.SUITE ARGUMENTS…` answers, in a process of its own.
+
+    Raises:
+        ContenderError: it failed, or was killed; its own message is in stderr.
+    """
+    done = subprocess.run(_command(suite, *arguments), env={**os.environ, **(env or {})}, stdout=subprocess.PIPE)
+    return _answer_in(done.stdout, done.returncode)
+
+
+def _answer_in(reply: str | bytes, code: int) -> Any:
+    found = json.loads(reply) if reply else {"failed": f"killed by signal {-code}" if code < 0 else f"exit code {code}"}
+    if "failed" in found:
+        raise ContenderError(found["failed"])
+    return found["answer"]
+
+
+def _reply(work: Callable[[], Any], file: Any) -> None:
+    """Print what `work` returns, or why it failed, as a line of JSON."""
+    try:
+        reply = {"answer": work()}
+    except Exception as error:
+        told = str(error).strip().partition("\n")[0].replace("|", "/")
+        print(json.dumps({"failed": f"{type(error).__name__}: {told:.150}"}), file=file, flush=True)
+        raise
+    print(json.dumps(reply), file=file, flush=True)
+
+
+def _as_contender() -> Any:
+    """Give this process all cores that it may use; returns its stdout, which libraries do not print to any more."""
+    torch.set_num_threads(usable_cores())  # torch counts the machine's, past a container's quota
+    stdout, sys.stdout = sys.stdout, sys.stderr
+    return stdout
 
 
 def answer(work: Callable[[], Any]) -> None:
     """The other side of `spawn`: run `work` and print its result as JSON, whatever libraries print meanwhile."""
-    sys.stdout = sys.stderr
-    result = work()
-    assert sys.__stdout__ is not None
-    sys.__stdout__.write(json.dumps(result))
-    sys.__stdout__.flush()
+    _reply(work, _as_contender())
 
 
 class Server:
@@ -163,10 +211,10 @@ class Server:
     """
 
     def __init__(self, suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", f"{__package__}.{suite}", *arguments]
         self._process = subprocess.Popen(
-            command, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            _command(suite, *arguments), env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
@@ -175,28 +223,75 @@ class Server:
         """What it answers to one request.
 
         Raises:
-            RuntimeError: it died; its own message is in stderr.
+            ContenderError: it failed, or was killed; its own message is in stderr.
         """
-        print(json.dumps(request), file=self._to, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it died since it was asked last
+            print(json.dumps(request), file=self._to, flush=True)
         reply = self._from.readline()
-        if not reply:
-            raise RuntimeError(f"{self._process.args!r} died (exit code {self._process.wait()}): see above")
-        return json.loads(reply)
+        return _answer_in(reply, 0 if reply else self._process.wait())
 
     def __enter__(self) -> "Server":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._to.close()  # the end of its input ends it
+        with contextlib.suppress(BrokenPipeError):
+            self._to.close()  # the end of its input ends it
         self._process.wait()
         self._from.close()
 
 
 def serve(work: Callable[..., Any]) -> None:
     """The other side of `Server`: answer every request with `work(**request)`, until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
+    answers = _as_contender()
     for line in sys.stdin:
-        print(json.dumps(work(**json.loads(line))), file=answers, flush=True)
+        _reply(functools.partial(work, **json.loads(line)), answers)
+
+
+def in_turns(
+    what: str,
+    contenders: Iterable[Key],
+    measure: Callable[[Key], dict[str, Any]],
+    report: Callable[[dict[Key, Found]], str],
+    repeats: int,
+    rounds_of: Callable[[Key], int] | None = None,
+) -> str:
+    """Measure all contenders in every round, and report after each, so that no later failure costs what is measured.
+
+    A contender that died takes no more turns, and its last figures are {"failed": reason}.
+
+    Args:
+        what: What the progress bar shows.
+        contenders: In the order of their turns.
+        measure: Gives the figures of one contender in one round.
+        report: Writes the figures of all rounds so far, and returns them as Markdown.
+        repeats: Rounds.
+        rounds_of: Rounds that a contender takes part in, from the first on; None: all.
+
+    Returns:
+        The last report.
+    """
+    found: dict[Key, Found] = {one: [] for one in contenders}
+    table = ""
+    for number in range(repeats):
+        taking_part = [one for one in found if rounds_of is None or number < rounds_of(one)]
+        for one in tqdm(taking_part, desc=f"{what}, round {number + 1} of {repeats}", disable=None):
+            if not failure(found[one]):
+                try:
+                    found[one].append(measure(one))
+                except ContenderError as error:
+                    found[one].append({"failed": str(error)})
+        table = report(found)
+    return table
+
+
+def failure(found: Found) -> str:
+    """Why a contender died, as `failed: reason`; empty if it did not."""
+    return f"failed: {found[-1]['failed']}" if found and "failed" in found[-1] else ""
+
+
+def alive(figures: Mapping[Key, Found]) -> dict[Key, Found]:
+    """Those that did not die: the others are in no ratio."""
+    return {one: found for one, found in figures.items() if not failure(found)}
 
 
 def median(values: Sequence[float]) -> float:
@@ -207,43 +302,47 @@ def median(values: Sequence[float]) -> float:
 def ratio(over: Sequence[float], values: Sequence[float]) -> str:
     """Median and range of the ratios within rounds, as `1.60 (1.52–1.71)`; of seconds, `over` is the rival's."""
     found = [a / b for a, b in zip(over, values, strict=True)]
-    middle = f"{statistics.median(found):.3g}"
-    return middle if len(found) == 1 else f"{middle} ({min(found):.3g}–{max(found):.3g})"
+    spread = "1 round" if len(found) == 1 else f"{min(found):.3g}–{max(found):.3g}"
+    return f"{statistics.median(found):.3g} ({spread})"
+
+
+def rounds(count: int) -> str:
+    """A number of rounds in words."""
+    return f"{count} round{'s' * (count != 1)}"
+
+
+def command(suite: str, repeats: int, data: bool = False) -> str:
+    """What measures a suite again, as it was measured: with every flag but the place of the photos."""
+    return f"imagepriors bench {suite} --repeats {repeats} --device {device()}{' --data PHOTOS' * data}"
 
 
 def save(
-    out: Path,
-    name: str,
-    *,
-    command: str,
-    text: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    figures: Any,
-    headlines: Mapping[str, str],
-    packages: Sequence[str] = ("torch",),
+    out: Path, name: str, table: Table, *, command: str, text: str, figures: Any, packages: Sequence[str] = ("torch",)
 ) -> str:
-    """Write a report as NAME-DEVICE.json and return it as Markdown.
+    """Write a report as NAME-DEVICE.json, whole or not at all, and return it as Markdown.
 
     Args:
         out: Folder for results.
         name: What was measured, such as `loader`.
+        table: Made of `figures` alone.
         command: What measures it again.
         text: What the rows are and what they leave out.
-        columns: Heads of the columns; the first is the contender.
-        rows: Cells, as text.
         figures: Every single measurement.
-        headlines: What a reader should take away → ratio, for the table of all suites.
         packages: What is compared; their versions are noted.
     """
     versions = {package: importlib.metadata.version(package) for package in packages}
     report = {
-        "machine": machine(), "command": command, "versions": versions, "text": text, "columns": list(columns),
-        "rows": [list(row) for row in rows], "headlines": dict(headlines), "figures": figures,
+        "machine": machine(), "command": command, "versions": versions, "text": text, **table._asdict(),
+        "figures": figures,
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    result_path(out, name, ".json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    with atomic_write(result_path(out, name, ".json")) as file:
+        file.write((json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     return markdown(report)
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], headlines: Mapping[str, str]) -> Table:
+    """A table whose rows may end early, as those of contenders that died do."""
+    return Table(list(columns), [[*row, *[""] * (len(columns) - len(row))] for row in rows], dict(headlines))
 
 
 def result_path(out: Path, name: str, ending: str) -> Path:

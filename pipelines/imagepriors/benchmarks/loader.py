@@ -2,10 +2,11 @@
 
 The same sequences in each one's own format; each contender in a process of its own, timed from its opening of the data
 to int64 torch batches [256, 256]. First on one core without worker processes, from files that the page cache has
-forgotten and then from those that it holds; then, those that know workers, with two on two cores.
+forgotten and then from those that it holds; then, those that know workers, with one and with two on two cores.
 """
 
 import itertools
+import logging
 import multiprocessing
 import os
 import shutil
@@ -21,9 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from imagepriors.benchmarks import harness
+from imagepriors.benchmarks import harness, peers
 from imagepriors.benchmarks.shards import skewed_codes, write
 
 ROWS = 50_000
@@ -32,10 +32,9 @@ SECONDS = 3.0
 """Of reading, for each measurement."""
 _COLD_SECONDS = 2.0
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "IMAGEPRIORS_CACHE": ""}
-RIVALS = {
-    "webdataset": "webdataset", "litdata": "litdata", "streaming": "mosaicml-streaming", "datasets": "datasets",
-}  # fmt: skip
-"""What is imported → the package that has it."""
+_WORKERS = (1, 2)
+RIVALS = ("webdataset", "litdata", "streaming", "datasets")
+"""What is imported of them."""
 Codes = NDArray[np.uint16]
 
 
@@ -64,14 +63,29 @@ def write_ours(folder: Path, codes_NL: Codes) -> None:
     write(folder, codes_NL.reshape(-1, 16, 16))
 
 
+class _Steps(torch.utils.data.Dataset[torch.Tensor]):
+    """Batch t as a function of t."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        codes_BT: torch.Tensor = self._batches.at(step).codes_BT
+        return codes_BT
+
+
 def read_ours(folder: Path, workers: int) -> Iterator[Any]:
-    """Our random access."""
+    """Our random access, which works without workers; with them batch t is made by one of torch's DataLoader."""
     from codeprior.data import CodeBatches, CodeData, sequence_from_dataset
     from codeshards.format import ShardDataset
 
     dataset = ShardDataset.open(folder)
     data = CodeData.open(dataset, "train", sequence_from_dataset(dataset, "row_major", "none"))
-    return (batch.codes_BT for batch in CodeBatches(data, batch_size=_BATCH, seed=0))
+    batches = CodeBatches(data, batch_size=_BATCH, seed=0)
+    if not workers:
+        return (batch.codes_BT for batch in batches)
+    steps = itertools.count()
+    return iter(torch.utils.data.DataLoader(_Steps(batches), batch_size=None, sampler=steps, num_workers=workers))
 
 
 def read_first(folder: Path, workers: int) -> Iterator[Any]:
@@ -201,7 +215,7 @@ _OURS, _FIRST, _BASE, _LIMIT = (
 CONTENDERS = {
     _LIMIT: Contender(write=write_numpy, read=read_numpy, imports="numpy"),
     _FIRST: Contender(write=write_ours, read=read_first, imports="codeprior.data"),
-    _OURS: Contender(write=write_ours, read=read_ours, imports="codeprior.data"),
+    _OURS: Contender(write=write_ours, read=read_ours, imports="codeprior.data", workers=True),
     "imagepriors, stream (65,536-row shuffle)": Contender(
         write=write_ours, read=read_stream, imports="codeprior.stream"
     ),
@@ -247,7 +261,7 @@ def measure(job: str, folder: Path, workers: int, rows: int, seconds: float) -> 
         RuntimeError: its batches have another shape or type.
     """
     contender = _contender(job)
-    harness.pin(workers or 1)
+    harness.pin(2 if workers else 1)
     torch.set_num_threads(1)
     import_module(contender.imports)
     before_gib = harness.resident_gib("VmRSS")
@@ -281,71 +295,93 @@ def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
     Raises:
         InputError: a rival is not installed.
     """
-    harness.need(RIVALS)
-    figures: dict[str, dict[str, list[float]]] = {name: {} for name in CONTENDERS}
+    peers.require(*RIVALS)
     with tempfile.TemporaryDirectory() as folder:
-        place_of = {name: Path(folder) / one.write.__name__ for name, one in CONTENDERS.items()}
-        for name, one in CONTENDERS.items():
-            if not place_of[name].exists():
-                _spawn("write", one.job, place_of[name], 0)
-        bar = tqdm(total=repeats * len(CONTENDERS), desc="bench loader", disable=None)
-        for _ in range(repeats):
-            for name, one in CONTENDERS.items():
-                found = _spawn("read", one.job, place_of[name], 0)
-                if one.workers:
-                    found["with_workers"] = _spawn("read", one.job, place_of[name], 2)["warm"]
-                for figure, value in found.items():
-                    figures[name].setdefault(figure, []).append(value)
-                bar.update()
-    return _report(figures, out)
+        return harness.in_turns(
+            "bench loader",
+            CONTENDERS,
+            lambda name: _measure(CONTENDERS[name], Path(folder)),
+            lambda found: _report(found, out),
+            repeats,
+        )
+
+
+def _measure(one: Contender, folder: Path) -> dict[str, Any]:
+    """One contender's figures of one round; the first time it writes its files, if no other has."""
+    place = folder / one.write.__name__
+    if not place.exists():
+        _spawn("write", one.job, place, 0)
+    found: dict[str, Any] = _spawn("read", one.job, place, 0)
+    for workers in _WORKERS if one.workers else ():
+        found[f"warm, {workers} workers"] = _spawn("read", one.job, place, workers)["warm"]
+    return found
 
 
 def _spawn(mode: str, job: str, folder: Path, workers: int) -> Any:
     return harness.spawn("loader", mode, job, str(folder), str(workers), str(ROWS), str(SECONDS), env=_ENVIRONMENT)
 
 
-def _report(figures: dict[str, dict[str, list[float]]], out: Path) -> str:
-    base, limit = figures[_BASE]["warm"], figures[_LIMIT]["warm"]
+def table(figures: dict[str, harness.Found]) -> harness.Table:
+    """Rates with and without workers, ratios, first batch, memory."""
+    found = {
+        name: {figure: [of_round[figure] for of_round in of_one] for figure in of_one[0]}
+        for name, of_one in harness.alive(figures).items()
+    }
+
+    def over(name: str, rival: str, figure: str = "warm") -> str:
+        return harness.ratio(found[name][figure], found[rival][figure]) if {name, rival} <= found.keys() else ""
+
     rows = []
-    for name, found in figures.items():
-        m = {figure: harness.median(values) for figure, values in found.items()}
-        share = harness.median([one / most for one, most in zip(found["warm"], limit, strict=True)])
-        workers = f"{m['with_workers']:.3g}" if "with_workers" in m else f"{m['warm']:.3g} (none)"
+    for name, of_one in figures.items():
+        if name not in found:
+            rows.append([name, harness.failure(of_one)])
+            continue
+        m = {figure: harness.median(values) for figure, values in found[name].items()}
         rows.append([
-            name, f"{m['warm']:.3g}", harness.ratio(found["warm"], base), f"{share:.2g}", f"{m['cold']:.3g}",
-            f"{m['first_s']:.2g}", f"{m['mib']:.0f}", workers,
+            name, f"{m['warm']:.3g}", over(name, _BASE), over(name, _LIMIT).partition(" ")[0], f"{m['cold']:.3g}",
+            f"{m['first_s']:.2g}", f"{m['mib']:.0f}",
+            *(f"{m[key]:.3g}" if (key := f"warm, {count} workers") in m else "" for count in _WORKERS),
         ])  # fmt: skip
-    text = (
-        f"Shuffled batches of {_BATCH} × {_LENGTH} codes as int64 tensors, {ROWS:,} rows, one core, {len(base)} "
-        "rounds. Cold: the files dropped from the page cache (posix_fadvise), from opening them over one epoch, or "
-        f"{_COLD_SECONDS:g} s of it; the first batch is that of this start. Warm: the files in the page cache. Memory: "
-        "the resident set at its highest, over that with the libraries alone; mapped files count. With 2 workers: "
-        "two processes of a DataLoader and its own on two cores; loaders that need none stay on one."
-    )
     columns = [
         "", "M codes/s", "× webdataset", "share of the limit", "cold, M codes/s", "first batch, s", "MiB",
-        "with 2 workers, M codes/s",
+        "1 worker, M codes/s", "2 workers, M codes/s",
     ]  # fmt: skip
-    headlines = {}
-    for name, one in CONTENDERS.items():
-        if one.imports in RIVALS:
-            over = harness.ratio(figures[_OURS]["warm"], figures[name]["warm"])
-            headlines[f"loading shuffled codes, over {RIVALS[one.imports]}"] = over
+    told = {
+        peers.packages([one.imports])[0]: over(_OURS, name) for name, one in CONTENDERS.items() if one.imports in RIVALS
+    }
+    headlines = {f"loading shuffled codes, over {package}": value for package, value in told.items() if value}
+    return harness.table_of(columns, rows, headlines)
+
+
+def _report(figures: dict[str, harness.Found], out: Path) -> str:
+    count = max(map(len, figures.values()))
+    text = (
+        f"Shuffled batches of {_BATCH} × {_LENGTH} codes as int64 tensors, {ROWS:,} rows, one core, "
+        f"{harness.rounds(count)}. Cold: the files dropped from the page cache (posix_fadvise), from opening them over "
+        f"one epoch, or {_COLD_SECONDS:g} s of it; the first batch is that of this start. Warm: the files in the page "
+        "cache. Memory: the resident set at its highest, over that with the libraries alone; mapped files count. With "
+        "workers: processes of a DataLoader beside its own, on two cores; no command of ours uses any."
+    )
     return harness.save(
-        out, "loader", command="imagepriors bench loader", text=text, columns=columns, rows=rows, figures=figures,
-        headlines=headlines, packages=("torch", "numpy", *RIVALS.values()),
+        out, "loader", table(figures), command=harness.command("loader", count), text=text, figures=figures,
+        packages=("torch", "numpy", *peers.packages(RIVALS)),
     )  # fmt: skip
 
 
 def _serve(mode: str, job: str, folder: Path, workers: int, rows: int, seconds: float) -> None:
     """Answer one `_spawn`, and leave without waiting for what some rivals leave behind."""
-    if mode == "write":
-        harness.answer(lambda: _contender(job).write(folder, skewed_codes(rows).reshape(-1, _LENGTH)))
-    else:
-        harness.answer(lambda: measure(job, folder, workers, rows, seconds))
+    code = 1
+    try:
+        if mode == "write":
+            harness.answer(lambda: _contender(job).write(folder, skewed_codes(rows).reshape(-1, _LENGTH)))
+        else:
+            harness.answer(lambda: measure(job, folder, workers, rows, seconds))
+        code = 0
+    except Exception:
+        logging.exception("%s cannot %s", job, mode)
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(0)
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from vqgan.config import ModelConfig
 from vqgan.errors import InputError
 
-_PIP = {
-    "taming": "pip install --no-deps taming-transformers-rom1504==0.0.6",
-    "einops": "pip install 'imagepriors[peers]'",
-    "transformers": "pip install 'imagepriors[peers]'",
-    "diffusers": "pip install 'imagepriors[peers]'",
-}
+_PINNED = Path(__file__).parent / "rivals.txt"
+"""Those whose own pins contradict ours, for `pip install --no-deps`."""
+_PACKAGES = {"taming": "taming-transformers-rom1504", "streaming": "mosaicml-streaming"}
+
+
+def packages(modules: Iterable[str]) -> list[str]:
+    """The packages that bring these modules."""
+    return [_PACKAGES.get(module, module) for module in modules]
 
 
 def require(*modules: str) -> None:
@@ -26,10 +29,12 @@ def require(*modules: str) -> None:
     Raises:
         InputError: one is not.
     """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing = packages(name for name in modules if importlib.util.find_spec(name) is None)
     if missing:
-        ways = sorted({_PIP[name] for name in missing})
-        raise InputError(f"not installed: {', '.join(missing)}; `make bench` installs all rivals, or {'; '.join(ways)}")
+        raise InputError(
+            f"rivals are missing ({', '.join(missing)}): `make bench` installs them, as do these two: "
+            f"pip install 'imagepriors[peers]'; pip install --no-deps -r {_PINNED}"
+        )
 
 
 def _stand_in(name: str, **content: Any) -> None:

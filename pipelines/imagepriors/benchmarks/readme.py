@@ -4,11 +4,14 @@ Between `<!-- table NAME -->` and `<!-- end -->` comes the report NAME out of th
 takes the headlines of all reports of that device. No figure there is typed.
 """
 
+import importlib
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
+from imagepriors.benchmarks import SUITES
 from imagepriors.benchmarks.harness import RESULTS, markdown
 
 _BLOCK = re.compile(r"(<!-- (table|claims) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -45,6 +48,24 @@ def claims(device: str, results: Path = RESULTS) -> str:
     if len(lines) == 2:
         raise FileNotFoundError(f"no report of {device} in {results}")
     return "\n".join(lines)
+
+
+def tabulated(path: Path) -> dict[str, Any]:
+    """The report in `path`, its columns, rows and headlines made of its figures once more.
+
+    Raises:
+        KeyError: its figures are of another form, which an earlier version measured.
+    """
+    report: dict[str, Any] = json.loads(path.read_text())
+    suite = next(name for name in (*SUITES, "faults") if path.name.startswith(f"{name}-"))
+    module = importlib.import_module(f"imagepriors.benchmarks.{suite.replace('-', '_')}")
+    if suite == "scaling":
+        table = module.TABLES[path.name.split("-")[1]](report["figures"])
+    elif suite == "train-prior":
+        table = module.table(report["figures"], "cpu" if path.stem.endswith("-cpu") else "cuda")
+    else:
+        table = module.table(report["figures"])
+    return {**report, **table._asdict()}
 
 
 if __name__ == "__main__":

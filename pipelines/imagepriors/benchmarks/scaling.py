@@ -1,8 +1,8 @@
 """How time and memory grow: `imagepriors bench scaling`.
 
 Four reports: the tokenize driver over shards, the job over workers, the loader over rows, and a training step over the
-length of its sequences. A measurement is a process of its own; growth is the slope of a straight line through the
-medians, both axes logarithmic.
+length of its sequences. A measurement is a process of its own, and a contender here is a size; growth is the slope of a
+straight line through the medians, both axes logarithmic.
 """
 
 import json
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from codeshards.pool import ALLOCATOR, usable_cores
 from imagepriors.benchmarks import harness
@@ -32,23 +31,32 @@ LENGTHS = (256, 512, 1024, 2048, 4096)
 BATCH, STEPS = 1, 3
 # The geometry of the paper's tokenizer, narrow: tens of milliseconds an image.
 TOKENIZER = ModelConfig(ch=16, ch_mult=(1, 2, 2, 4, 8), num_res_blocks=1, z_channels=64, embed_dim=32)
-_COMMAND = "imagepriors bench scaling"
-Rounds = dict[int, dict[str, list[float]]]
-"""Size → figure → its value in every round."""
+Rounds = dict[int, harness.Found]
+"""Size → its rounds."""
 
 
 def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
     """Measure, write four reports and a figure of them, and return the reports as Markdown."""
-    few = min(repeats, 2)
-    driver, job = _driver(few), _workers(few)
-    loader = _loader(repeats)
-    length = _measure(
-        "length", repeats, LENGTHS, lambda size: _part("train", ALLOCATOR, length=size, batch=BATCH, steps=STEPS)
+    reports: dict[str, Rounds] = {}
+
+    def keep(name: str, text: Callable[[Rounds], str], packages: Sequence[str]) -> Callable[[Rounds], str]:
+        def report(found: Rounds) -> str:
+            reports[name] = found
+            return harness.save(
+                out, f"scaling-{name}", TABLES[name](found), command=harness.command("scaling", repeats),
+                text=text(found), figures=found, packages=packages,
+            )  # fmt: skip
+
+        return report
+
+    markdown = (
+        _driver(min(repeats, 2), keep("driver", _driver_text, ("ray", "pyarrow"))),
+        _workers(min(repeats, 2), keep("workers", _workers_text, ("torch", "ray"))),
+        _loader(repeats, keep("loader", _loader_text, ("torch", "numpy", "pyarrow"))),
+        _length(repeats, keep("length", _length_text, ("torch",))),
     )
-    save_figure(_figure(driver, job, loader, length), harness.result_path(out, "scaling", ".png"))
-    return "\n".join((
-        _report_driver(driver, out), _report_workers(job, out), _report_loader(loader, out), _report_length(length, out)
-    ))  # fmt: skip
+    save_figure(_figure(reports), harness.result_path(out, "scaling", ".png"))
+    return "\n".join(markdown)
 
 
 def growth(values: Mapping[int, float]) -> float:
@@ -61,27 +69,17 @@ def _part(name: str, env: Mapping[str, str] | None = None, **arguments: Any) -> 
     return found
 
 
-def _measure(name: str, repeats: int, sizes: Sequence[int], part: Callable[[int], Mapping[str, float]]) -> Rounds:
-    """All sizes in turn, `repeats` rounds."""
-    found: Rounds = {size: {} for size in sizes}
-    turns = [size for _ in range(repeats) for size in sizes]
-    for size in tqdm(turns, desc=f"bench scaling, {name}", disable=None):
-        for figure, value in part(size).items():
-            found[size].setdefault(figure, []).append(value)
-    return found
-
-
-def _driver(repeats: int) -> Rounds:
+def _driver(repeats: int, report: Callable[[Rounds], str]) -> str:
     def part(shards: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             planned = _part("plan", folder=f"{folder}/plan", samples=SAMPLES, shards=shards)
             handed = _part("hand_out", folder=f"{folder}/hand-out", samples=HANDED_OUT, shards=shards)
         return {**planned, **handed}
 
-    return _measure("driver", repeats, SHARDS, part)
+    return harness.in_turns("bench scaling, driver", SHARDS, part, report, repeats)
 
 
-def _workers(repeats: int) -> Rounds:
+def _workers(repeats: int, report: Callable[[Rounds], str]) -> str:
     cores = usable_cores()
     counts = sorted({cores, *(2**power for power in range(cores.bit_length()))})
     with tempfile.TemporaryDirectory() as folder:
@@ -94,40 +92,80 @@ def _workers(repeats: int) -> Rounds:
         save_model(
             work / "tokenizer", TrainConfig(model=TOKENIZER, loss=LossConfig(perceptual="none")), VQGAN(TOKENIZER)
         )
-        return _measure(
-            "workers", repeats, counts, lambda count: _part("workers", folder=work, count=count, shard_rows=SHARD_ROWS)
-        )
-
-
-def _loader(repeats: int) -> Rounds:
-    here = {"IMAGEPRIORS_CACHE": ""}  # decoded columns lie beside the shards, and go with them
-    with tempfile.TemporaryDirectory() as folder:
-        opened = {rows: _part("make_rows", here, folder=f"{folder}/{rows}", rows=rows)["decode_s"] for rows in ROWS}
-        found = _measure(
-            "loader",
+        return harness.in_turns(
+            "bench scaling, workers",
+            counts,
+            lambda count: _part("workers", folder=work, count=count, shard_rows=SHARD_ROWS),
+            report,
             repeats,
-            ROWS,
-            lambda rows: _part("read_rows", here, folder=f"{folder}/{rows}", limit_s=READ_SECONDS),
         )
-    return {rows: {**figures, "decode_s": [opened[rows]]} for rows, figures in found.items()}
+
+
+def _loader(repeats: int, report: Callable[[Rounds], str]) -> str:
+    here = {"IMAGEPRIORS_CACHE": ""}  # decoded columns lie beside the shards, and go with them
+
+    def part(rows: int) -> dict[str, float]:
+        place = Path(folder) / str(rows)
+        made = {} if place.exists() else _part("make_rows", here, folder=place, rows=rows)
+        return {**made, **_part("read_rows", here, folder=place, limit_s=READ_SECONDS)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        return harness.in_turns("bench scaling, loader", ROWS, part, report, repeats)
+
+
+def _length(repeats: int, report: Callable[[Rounds], str]) -> str:
+    def part(length: int) -> dict[str, float]:
+        return _part("train", ALLOCATOR, length=length, batch=BATCH, steps=STEPS)
+
+    return harness.in_turns("bench scaling, length", LENGTHS, part, report, repeats)
+
+
+def _values(found: harness.Found, figure: str) -> list[float]:
+    return [of_round[figure] for of_round in found if figure in of_round]
+
+
+def _base(found: Mapping[Any, harness.Found], figure: str) -> list[float]:
+    """A figure of the first size, to compare with; empty where that died."""
+    first = next(iter(found.values()))
+    return [] if harness.failure(first) else _values(first, figure)
 
 
 def _medians(found: Rounds, figure: str) -> dict[int, float]:
-    return {size: harness.median(figures[figure]) for size, figures in found.items()}
+    return {size: harness.median(_values(of_one, figure)) for size, of_one in harness.alive(found).items()}
 
 
 def _grows(found: Rounds, names: Mapping[str, str]) -> str:
-    """Figure → what it is called, as `planning grows as n^0.02, committing as n^0.91`."""
+    """Figure → what it is called, as `planning as n^0.02, committing as n^0.91`; nothing of less than two sizes."""
+    if len(harness.alive(found)) < 2:
+        return ""
     parts = [f"{what} as n^{growth(_medians(found, figure)):.2f}" for figure, what in names.items()]
-    return f"Growth with n, fitted: {', '.join(parts)}."
+    return f" Growth with n, fitted: {', '.join(parts)}."
 
 
-def _save(out: Path, name: str, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]], found: Rounds,
-          headlines: Mapping[str, str], packages: Sequence[str] = ("torch",)) -> str:  # fmt: skip
-    return harness.save(
-        out, f"scaling-{name}", command=_COMMAND, text=text, columns=columns, rows=rows, figures=found,
-        headlines=headlines, packages=packages,
-    )  # fmt: skip
+def _rounds(found: Rounds) -> str:
+    return harness.rounds(max(map(len, found.values())))
+
+
+def _table(
+    columns: Sequence[str],
+    found: Mapping[Any, harness.Found],
+    cells: Callable[[int, harness.Found], Sequence[str]],
+    headline: str = "",
+    figure: str = "",
+) -> harness.Table:
+    """A row for each size; the headline is the ratio of a figure between the largest and the smallest."""
+    sizes = {int(size): of_one for size, of_one in found.items()}  # names of JSON objects are text
+    rows = [
+        [f"{size:,}", *([failed] if (failed := harness.failure(of_one)) else cells(size, of_one))]
+        for size, of_one in sizes.items()
+    ]
+    live = harness.alive(sizes)
+    headlines = {}
+    if headline and len(live) > 1:
+        least, most = min(live), max(live)
+        over = harness.ratio(_values(live[most], figure), _values(live[least], figure))
+        headlines[headline.format(most=most, least=least)] = over
+    return harness.table_of(columns, rows, headlines)
 
 
 _SECONDS = {
@@ -136,116 +174,141 @@ _SECONDS = {
 }  # fmt: skip
 
 
-def _report_driver(found: Rounds, out: Path) -> str:
-    rounds = len(found[SHARDS[0]]["plan_s"])
-    rows = []
-    for shards, figures in found.items():
-        m = {figure: harness.median(values) for figure, values in figures.items()}
-        rows.append([
-            f"{shards:,}", *(f"{m[name]:.2g}" for name in _SECONDS if name != "hand_out_s"), f"{m['mib']:,.0f}",
+def driver_table(found: Mapping[Any, harness.Found]) -> harness.Table:
+    """Seconds and memory over shards."""
+
+    def cells(shards: int, of_one: harness.Found) -> list[str]:
+        m = {figure: harness.median(_values(of_one, figure)) for figure in of_one[0]}
+        return [
+            *(f"{m[name]:.2g}" for name in _SECONDS if name != "hand_out_s"), f"{m['mib']:,.0f}",
             f"{shards / m['hand_out_s']:,.0f}", f"{m['hand_out_mib']:,.0f}",
-        ])  # fmt: skip
-    text = (
-        f"The tokenize driver's own work for {SAMPLES:,} samples ({HANDED_OUT:,} while handing out to two workers that "
-        f"do nothing), local disk, {rounds} rounds. Memory: the resident set at its highest, over that of the idle "
-        "process; the synthetic list of keys is in it. Resume: every shard is made, and looked at. "
-        f"{_grows(found, _SECONDS)}"
-    )
+        ]  # fmt: skip
+
     columns = [
         "shards", "plan, s", "start, s", "resume, s", "commit, s", "MiB", "handed out, shards/s", "MiB then",
     ]  # fmt: skip
-    return _save(out, "driver", text, columns, rows, found, {}, ("ray", "pyarrow"))
+    return _table(columns, found, cells)
 
 
-def _report_workers(found: Rounds, out: Path) -> str:
-    alone = found[1]["images_per_s"]
-    rows = []
-    for count, figures in found.items():
-        rates = figures["images_per_s"]
-        rows.append([
-            str(count), f"{harness.median(rates):.3g}", harness.ratio(rates, alone),
-            harness.ratio(rates, [count * one for one in alone]),
-            f"{harness.median(figures['images_per_s_with_start']):.3g}",
-        ])  # fmt: skip
-    most = max(found)
-    grows = _grows(found, {"images_per_s": "images/s"}) if most > 1 else ""
-    text = (
-        f"`tokenize` from {IMAGES_PER_CORE * most} JPEG files of 500×375 to shards of {SHARD_ROWS} rows, a narrow f16 "
-        f"tokenizer at {TOKENIZER.resolution}×{TOKENIZER.resolution}, one torch thread and one decoding thread a "
-        f"worker, on the CPU, {len(alone)} rounds. From the first shard that is done once all workers are ready to the "
-        f"last; with start: all of it, Ray's included. {grows}"
+def _driver_text(found: Rounds) -> str:
+    return (
+        f"The tokenize driver's own work for {SAMPLES:,} samples ({HANDED_OUT:,} while handing out to two workers that "
+        f"do nothing, from the first that is ready), local disk, {_rounds(found)}. Memory: the resident set at its "
+        "highest, over that of the idle process; the synthetic list of keys is in it. Resume: every shard is made, and "
+        f"looked at.{_grows(found, _SECONDS)}"
     )
-    headlines = {f"the tokenize job, {most} workers over one": harness.ratio(found[most]["images_per_s"], alone)}
+
+
+def workers_table(found: Mapping[Any, harness.Found]) -> harness.Table:
+    """Images/s over workers."""
+    alone = _base(found, "images_per_s")
+
+    def cells(count: int, of_one: harness.Found) -> list[str]:
+        rates = _values(of_one, "images_per_s")
+        over = [harness.ratio(rates, [times * one for one in alone]) if alone else "" for times in (1, count)]
+        return [
+            f"{harness.median(rates):.3g}", *over, f"{harness.median(_values(of_one, 'images_per_s_with_start')):.3g}"
+        ]  # fmt: skip
+
     columns = ["workers", "images/s", "× one worker", "efficiency", "images/s with start"]
-    return _save(out, "workers", text, columns, rows, found, headlines if most > 1 else {}, ("torch", "ray"))
+    return _table(columns, found, cells, "the tokenize job, {most} workers over one", "images_per_s")
 
 
-def _report_loader(found: Rounds, out: Path) -> str:
-    least, most = min(found), max(found)
+def _workers_text(found: Rounds) -> str:
+    return (
+        f"`tokenize` from {IMAGES_PER_CORE * max(found)} JPEG files of 500×375 to shards of {SHARD_ROWS} rows, a "
+        f"narrow f16 tokenizer at {TOKENIZER.resolution}×{TOKENIZER.resolution}, one torch thread and one decoding "
+        f"thread a worker, on the CPU, {_rounds(found)}. From the first shard that is done once all workers are ready "
+        f"to the last; with start: all of it, Ray's included.{_grows(found, {'images_per_s': 'images/s'})}"
+    )
+
+
+def loader_table(found: Mapping[Any, harness.Found]) -> harness.Table:
+    """Codes/s, seconds to begin and memory over rows."""
+    base = _base(found, "m_codes_per_s")
+
+    def cells(_: int, of_one: harness.Found) -> list[str]:
+        m = {figure: harness.median(_values(of_one, figure)) for figure in of_one[0]}
+        return [
+            f"{m['m_codes_per_s']:.3g}", harness.ratio(_values(of_one, "m_codes_per_s"), base) if base else "",
+            f"{m['first_s']:.2g}", f"{m['decode_s']:.2g}", f"{m['mib']:,.0f}",
+        ]  # fmt: skip
+
+    columns = [
+        "rows",
+        "M codes/s",
+        f"× {int(next(iter(found))):,} rows",
+        "first batch, s",
+        "first opening ever, s",
+        "MiB",
+    ]
+    headline = "loading shuffled codes, codes/s with {most:,} rows over {least:,}"
+    return _table(columns, found, cells, headline, "m_codes_per_s")
+
+
+def _loader_text(found: Rounds) -> str:
     names = {"first_s": "the first batch", "decode_s": "the first opening ever", "m_codes_per_s": "codes/s"}
-    rows = [
-        [f"{size:,}", f"{harness.median(figures['m_codes_per_s']):.3g}",
-         harness.ratio(figures["m_codes_per_s"], found[least]["m_codes_per_s"]),
-         f"{harness.median(figures['first_s']):.2g}", f"{figures['decode_s'][0]:.2g}",
-         f"{harness.median(figures['mib']):,.0f}"]
-        for size, figures in found.items()
-    ]  # fmt: skip
-    text = (
+    return (
         "Batches of 256 random rows of 64 codes as int64 tensors from the memory map, exact shuffle, one core, page "
-        f"cache warm, {len(found[least]['first_s'])} rounds; all sizes through the real decoding, whose shards are one "
-        "file under many names. First batch: a later start, the epoch's permutation of all rows included; first "
-        "opening ever: once, with decoding. Memory: the resident set at its highest, over that before opening; the "
-        f"mapped file's pages count. {_grows(found, names)}"
+        f"cache warm, {_rounds(found)}; all sizes through the real decoding, whose shards are one file under many "
+        "names. First batch: a later start, the epoch's permutation of all rows included; first opening ever: once, "
+        "with decoding. Memory: the resident set at its highest, over that before opening; the mapped file's pages "
+        f"count.{_grows(found, names)}"
     )
-    headlines = {
-        f"loading shuffled codes, codes/s with {most:,} rows over {least:,}": harness.ratio(
-            found[most]["m_codes_per_s"], found[least]["m_codes_per_s"]
-        )
-    }
-    columns = ["rows", "M codes/s", f"× {least:,} rows", "first batch, s", "first opening ever, s", "MiB"]
-    return _save(out, "loader", text, columns, rows, found, headlines, ("torch", "numpy", "pyarrow"))
 
 
-def _report_length(found: Rounds, out: Path) -> str:
-    rows = []
-    for length, figures in found.items():
-        m = {figure: harness.median(values) for figure, values in figures.items()}
-        shares = [limit / step for limit, step in zip(figures["limit_s"], figures["step_s"], strict=True)]
-        rows.append([
-            f"{length:,}", f"{m['step_s']:.3g}", f"{m['tokens_per_s']:,.0f}", f"{harness.median(shares):.2f}",
-            f"{m['peak_gib']:.2g}",
-        ])  # fmt: skip
-    text = (
-        f"A training step of a prior of 4 layers, 4 heads and width 256 on a batch of {BATCH}, "
-        f"{len(found[LENGTHS[0]]['step_s'])} rounds of {STEPS} steps. Share: FLOPs over those of a large product in "
-        "the same process; our allocator settings; attention's causal half is counted in full. "
-        f"{_grows(found, {'step_s': 'time', 'peak_gib': 'memory'})}"
+def length_table(found: Mapping[Any, harness.Found]) -> harness.Table:
+    """Seconds, share of a large product and memory over the codes of a sequence."""
+    floor = harness.best_floor(found.values())
+
+    def cells(_: int, of_one: harness.Found) -> list[str]:
+        m = {figure: harness.median(_values(of_one, figure)) for figure in of_one[0]}
+        return [
+            f"{m['step_s']:.3g}", f"{m['tokens_per_s']:,.0f}", f"{m['flops'] / m['step_s'] / floor:.2f}",
+            f"{m['gib']:.2g}",
+        ]  # fmt: skip
+
+    return _table(["codes", "s/step", "tokens/s", "share of a large product", "GiB"], found, cells)
+
+
+def _length_text(found: Rounds) -> str:
+    return (
+        f"A training step of a prior of 4 layers, 4 heads and width 256 on a batch of {BATCH}, {_rounds(found)} of "
+        f"{STEPS} steps. Share: FLOPs over those of a large product in the same precision, the fastest in all "
+        "processes of the run; our allocator settings; attention's causal half is counted in full. Memory: what the "
+        "process has held at most, over that before there was a model."
+        f"{_grows(found, {'step_s': 'time', 'gib': 'memory'})}"
     )
-    columns = ["codes", "s/step", "tokens/s", "share of a large product", "peak GiB"]
-    return _save(out, "length", text, columns, rows, found, {})
 
 
-def _figure(driver: Rounds, job: Rounds, loader: Rounds, length: Rounds) -> Figure:
+TABLES: dict[str, Callable[[Mapping[Any, harness.Found]], harness.Table]] = {
+    "driver": driver_table, "workers": workers_table, "loader": loader_table, "length": length_table,
+}  # fmt: skip
+"""Report → its table, of figures as measured or as read back."""
+
+
+def _figure(reports: Mapping[str, Rounds]) -> Figure:
     """A panel for each report; axes are logarithmic but for the job's images/s."""
     figure = Figure(figsize=(14, 3.6), layout="constrained")
-    panels = [
-        ("driver", "shards", "s", driver, _SECONDS),
-        ("tokenize job", "workers", "images/s", job, {"images_per_s": "images/s"}),
-        ("loader", "rows", "", loader,
-         {"m_codes_per_s": "M codes/s", "first_s": "first batch, s", "decode_s": "first opening ever, s"}),
-        ("training step", "codes in a sequence", "s", length, {"step_s": "s/step"}),
-    ]  # fmt: skip
-    for axes, (title, xlabel, ylabel, found, names) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    panels = {
+        "driver": ("driver", "shards", "s", _SECONDS),
+        "workers": ("tokenize job", "workers", "images/s", {"images_per_s": "images/s"}),
+        "loader": ("loader", "rows", "",
+                   {"m_codes_per_s": "M codes/s", "first_s": "first batch, s", "decode_s": "first opening ever, s"}),
+        "length": ("training step", "codes in a sequence", "s", {"step_s": "s/step"}),
+    }  # fmt: skip
+    for axes, (report, panel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        (title, xlabel, ylabel, names), found = panel, harness.alive(reports[report])
         for name, label in names.items():
             values = _medians(found, name)
             slope = f", n^{growth(values):.2f}" if len(values) > 1 else ""
             axes.plot(list(values), list(values.values()), marker="o", markersize=3, label=f"{label}{slope}")
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
-        if found is job:
-            alone = harness.median(job[1]["images_per_s"])
-            axes.plot(list(job), [count * alone for count in job], linestyle=":", color="grey", label="n times one")
+        if report == "workers" and 1 in found:
+            alone = _medians(found, "images_per_s")[1]
+            axes.plot(list(found), [count * alone for count in found], linestyle=":", color="grey", label="n times one")
             axes.set(yscale="linear", ylim=(0, None))
-        if found is job or found is length:
+        if report in ("workers", "length"):
             axes.set_xscale("log", base=2)
             axes.set_xticks(list(found), [str(size) for size in found])
         axes.grid(alpha=0.3)

@@ -14,12 +14,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from codeprior.config import ModelConfig, SequenceSpec, TrainConfig
-from codeprior.data import Batch, CodeBatches, CodeData, sequence_from_dataset
-from codeprior.model import Prior
-from codeprior.optim import make_autocast, make_optimizer, resolve_precision
-from codeprior.speed import step_flops_per_sequence
-from codeprior.trainer import SequenceLoss, train_step
+from codeprior.config import TrainConfig
+from codeprior.optim import resolve_precision
 from codeshards.config import TokenizeConfig
 from codeshards.format import (
     FileRecord,
@@ -27,7 +23,6 @@ from codeshards.format import (
     Manifest,
     Plan,
     PlannedShard,
-    ShardDataset,
     ShardSpec,
     Sidecar,
     build_plan,
@@ -39,14 +34,13 @@ from codeshards.job import EVENTS_FILE, tokenize
 from codeshards.pool import run_shards
 from codeshards.progress import EventLog, read_events
 from codeshards.resume import MissingShards, close_job, open_job
-from imagepriors.benchmarks import harness
+from imagepriors.benchmarks import harness, loader, train_prior
 from imagepriors.benchmarks.shards import skewed_codes
 
 _SPEC = ShardSpec(image=GridSpec(height=16, width=16, codebook_size=1024, fingerprint="benchmark"))
 _SIDE = 8
 """Of the code grids that the loader reads: 64 codes keep ten million rows at 1.3 GB."""
 _FILE_ROWS = 50_000
-_BATCH = 256
 
 
 class _Idle:
@@ -110,15 +104,18 @@ def _pretend(shard: PlannedShard, plan_hash: str, folder: Path) -> None:
 
 
 def hand_out(folder: Path, samples: int, shards: int) -> dict[str, float]:
-    """Seconds and the driver's memory while workers take shards and give them back."""
+    """Seconds and the driver's memory while workers take shards and give them back, from the first that is ready."""
     before_gib = harness.resident_gib("VmRSS")
-    missing = open_job(plan_of(samples, shards), folder)
-    start = time.perf_counter()
+    missing, log = open_job(plan_of(samples, shards), folder), folder / EVENTS_FILE
     run_shards(
         missing, lambda shard: shard, _Idle, (), name="scaling", device="cpu", workers=2, threads=1, decode_threads=1,
-        max_attempts=1, shards_at_once=2, events=EventLog(folder / "events.jsonl"),
+        max_attempts=1, shards_at_once=2, events=EventLog(log),
     )  # fmt: skip
-    return {"hand_out_s": time.perf_counter() - start, "hand_out_mib": _mib_over(before_gib)}
+    mib, events = _mib_over(before_gib), read_events(log)
+    ready_s, done_s = (
+        [event["time_s"] for event in events if event["event"] == kind] for kind in ("worker_ready", "shard_done")
+    )
+    return {"hand_out_s": done_s[-1] - ready_s[0], "hand_out_mib": mib}
 
 
 def workers(folder: Path, count: int, shard_rows: int) -> dict[str, float]:
@@ -162,13 +159,7 @@ def make_rows(folder: Path, rows: int) -> dict[str, float]:
     total = count * len(shards)
     split = SplitEntry(rows=total, samples=total, failures=0, shards=tuple(shards))
     Manifest(spec=spec, plan_hash="benchmark", splits={"train": split}).save(folder)
-    return {"decode_s": harness.seconds(lambda: next(_batches(folder)))}
-
-
-def _batches(folder: Path) -> CodeBatches:
-    dataset = ShardDataset.open(folder)
-    data = CodeData.open(dataset, "train", sequence_from_dataset(dataset, "row_major", "none"))
-    return CodeBatches(data, batch_size=_BATCH, seed=0)
+    return {"decode_s": harness.seconds(lambda: next(loader.read_ours(folder, 0)))}
 
 
 def read_rows(folder: Path, limit_s: float) -> dict[str, float]:
@@ -176,39 +167,33 @@ def read_rows(folder: Path, limit_s: float) -> dict[str, float]:
     harness.pin(1)
     torch.set_num_threads(1)
     before_gib, start = harness.resident_gib("VmRSS"), time.perf_counter()
-    batches = _batches(folder)
+    batches = loader.read_ours(folder, 0)
     next(batches)
     first_s = time.perf_counter() - start
     counted, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < limit_s:
-        counted += next(batches).codes_BT.numel()
+        counted += next(batches).numel()
     return {"m_codes_per_s": counted / spent / 1e6, "first_s": first_s, "mib": _mib_over(before_gib)}
 
 
 def train(length: int, batch: int, steps: int) -> dict[str, float]:
-    """Seconds of a training step of a small prior on sequences of `length` codes, the median of `steps`."""
-    device = torch.device(harness.device())
-    height = 2 ** (length.bit_length() // 2)
-    sequence = SequenceSpec(
-        height=height, width=length // height, codebook_size=1024, order="row_major", fingerprint="benchmark"
-    )
+    """A training step of a small prior on sequences of `length` codes: seconds (the median of `steps`), FLOPs, memory.
+
+    Memory is what the process has held beyond what it held before there was a model.
+    """
+    size = train_prior.Size(layers=4, heads=4, width=256, codes=length, batch=batch)
     torch.manual_seed(0)
-    config = TrainConfig(model=ModelConfig(n_layer=4, n_head=4, n_embd=256))
-    prior = Prior(config.model, sequence).to(device)
-    loss, optimizer, precision = SequenceLoss(prior), make_optimizer(prior, config), resolve_precision(config, device)
-    condition_BC = torch.zeros(batch, 1, dtype=torch.int64)
-    parts = [Batch(condition_BC=condition_BC, codes_BT=torch.randint(1024, (batch, length))).to(device)]
-    autocast = make_autocast(device, precision)
-
-    def step() -> None:
-        train_step(loss, optimizer, parts, learning_rate=1e-4, grad_clip=1.0, autocast=autocast)
-
+    precision = resolve_precision(TrainConfig(), torch.device(harness.device()))
+    before_gib = 0.0 if harness.device() == "cuda" else harness.resident_gib("VmRSS")
+    step = train_prior.ours(size, precision, compiled=False)
     for _ in range(2):
         step()
     step_s = harness.median([harness.seconds(step) for _ in range(steps)])
-    peak_gib = harness.peak_gib()
-    limit_s = batch * step_flops_per_sequence(prior) / harness.flops_floor(precision)
-    return {"step_s": step_s, "tokens_per_s": batch * length / step_s, "limit_s": limit_s, "peak_gib": peak_gib}
+    gib = harness.peak_gib() - before_gib
+    return {
+        "step_s": step_s, "tokens_per_s": batch * length / step_s, "flops": train_prior.step_flops(size),
+        "floor": harness.flops_floor(precision), "gib": gib,
+    }  # fmt: skip
 
 
 _PARTS: dict[str, Callable[..., dict[str, float]]] = {

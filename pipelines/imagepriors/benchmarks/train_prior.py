@@ -6,6 +6,7 @@ where a rival is measured as its users run it. Random codes; before anything is 
 transformers and us on one batch are compared at the same weights.
 """
 
+import functools
 import importlib
 import itertools
 import sys
@@ -16,12 +17,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from codeprior.config import ModelConfig, SequenceSpec, TrainConfig
 from codeprior.data import Batch
 from codeprior.model import Prior
-from codeprior.optim import make_autocast, make_optimizer, resolve_precision
+from codeprior.optim import make_optimizer, resolve_precision
 from codeprior.released import prior_from_mingpt
 from codeprior.speed import step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
@@ -99,10 +99,6 @@ class NanoGPT(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=-1)
 
 
-def _autocast(precision: str) -> torch.autocast:
-    return make_autocast(torch.device(harness.device()), precision)  # type: ignore[arg-type]
-
-
 def _codes(size: Size, start: int) -> tuple[Tensor, Tensor]:
     """What a transformer over one vocabulary reads, after its start token, and what it predicts; both [B, T]."""
     codes = torch.randint(_CODEBOOK, (size.batch, size.codes), device=harness.device())
@@ -135,7 +131,7 @@ def transformers(size: Size, precision: str, compiled: bool) -> Step:
 def _plain_step(
     model: nn.Module, loss_of_batch: Callable[[], Tensor], optimizer: torch.optim.Optimizer, precision: str
 ) -> Step:
-    autocast = _autocast(precision)
+    autocast = harness.autocast(precision)
 
     def step() -> None:
         with autocast:
@@ -192,7 +188,7 @@ def taming_pixels(size: Size, precision: str, compiled: bool) -> Step:
 
 
 def _taming_step(loss_of_batch: Callable[[], Tensor], optimizer: torch.optim.Optimizer, precision: str) -> Step:
-    autocast = _autocast(precision)
+    autocast = harness.autocast(precision)
 
     def step() -> None:
         with autocast:
@@ -204,14 +200,30 @@ def _taming_step(loss_of_batch: Callable[[], Tensor], optimizer: torch.optim.Opt
     return step
 
 
-def ours(size: Size, precision: str, compiled: bool) -> Step:
+def ours(size: Size, precision: str, compiled: bool, attention: str = "sdpa") -> Step:
     """Our train step on a batch in main memory."""
-    return _our_step(size, precision, compiled, "sdpa")
+    device = torch.device(harness.device())
+    prior = _prior(size, attention).to(device)
+    loss, optimizer = SequenceLoss(prior), make_optimizer(prior, TrainConfig())
+    if compiled:
+        loss.compile()
+    batch = Batch(
+        condition_BC=torch.zeros(size.batch, 1, dtype=torch.int64),
+        codes_BT=torch.randint(_CODEBOOK, (size.batch, size.codes)),
+    )
+    autocast = harness.autocast(precision)
+
+    def step() -> None:
+        parts = [batch.to(device)]
+        train_step(loss, optimizer, parts, learning_rate=1e-4, grad_clip=1.0, autocast=autocast)
+
+    return step
 
 
-def ours_xformers(size: Size, precision: str, compiled: bool) -> Step:
-    """The same with xformers' attention."""
-    return _our_step(size, precision, compiled, "xformers")
+def step_flops(size: Size) -> float:
+    """FLOPs that a training step of a transformer needs."""
+    with torch.device("meta"):
+        return step_flops_per_sequence(_prior(size)) * size.batch
 
 
 def _sequence(size: Size) -> SequenceSpec:
@@ -225,25 +237,6 @@ def _prior(size: Size, attention: str = "sdpa") -> Prior:
     return Prior(config, _sequence(size))
 
 
-def _our_step(size: Size, precision: str, compiled: bool, attention: str) -> Step:
-    device = torch.device(harness.device())
-    prior = _prior(size, attention).to(device)
-    loss, optimizer = SequenceLoss(prior), make_optimizer(prior, TrainConfig())
-    if compiled:
-        loss.compile()
-    batch = Batch(
-        condition_BC=torch.zeros(size.batch, 1, dtype=torch.int64),
-        codes_BT=torch.randint(_CODEBOOK, (size.batch, size.codes)),
-    )
-    autocast = _autocast(precision)
-
-    def step() -> None:
-        parts = [batch.to(device)]
-        train_step(loss, optimizer, parts, learning_rate=1e-4, grad_clip=1.0, autocast=autocast)
-
-    return step
-
-
 # Name → (what makes its step, compiled, with our allocator settings, modules it needs).
 CONTENDERS: dict[str, tuple[Callable[[Size, str, bool], Step], bool, bool, tuple[str, ...]]] = {
     _NANO + _AS_IS: (nanogpt, True, False, ()),
@@ -254,8 +247,8 @@ CONTENDERS: dict[str, tuple[Callable[[Size, str, bool], Step], bool, bool, tuple
     _PIXELS: (taming_pixels, False, True, ("taming", "einops", "transformers")),
     "imagepriors": (ours, False, True, ()),
     "imagepriors, compiled": (ours, True, True, ()),
-    "imagepriors, xformers": (ours_xformers, False, True, ("xformers",)),
-    "imagepriors, xformers, compiled": (ours_xformers, True, True, ("xformers",)),
+    "imagepriors, xformers": (functools.partial(ours, attention="xformers"), False, True, ("xformers",)),
+    "imagepriors, xformers, compiled": (functools.partial(ours, attention="xformers"), True, True, ("xformers",)),
 }
 
 
@@ -306,17 +299,6 @@ def losses(model: str) -> dict[str, float]:
     return found | {"imagepriors": float(prior.to(device).nll(start, codes).mean())}
 
 
-def _measured(repeats: int, precision: str, model: str) -> dict[str, list[dict[str, float]]]:
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in contenders(model)}
-    with tqdm(total=repeats * len(rounds), desc=f"bench train-prior, {model}, {precision}", disable=None) as bar:
-        for _ in range(repeats):
-            for name, found in rounds.items():
-                env = ALLOCATOR if CONTENDERS[name][2] else {}
-                found.append(harness.spawn("train_prior", "measure", name, model, precision, env=env))
-                bar.update()
-    return rounds
-
-
 def _agreement(model: str) -> str:
     """The losses at the same weights, in words; raises RuntimeError where they differ."""
     found = harness.spawn("train_prior", "losses", model)
@@ -334,20 +316,60 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
     """
     device = harness.device()
     first, *_ = SIZES[device]
-    needed = {module for name in contenders(first) for module in CONTENDERS[name][3]} - {"xformers"}
-    peers.require(*sorted(needed))
+    needed = sorted({module for name in contenders(first) for module in CONTENDERS[name][3]} - {"xformers"})
+    peers.require(*needed)
     agreement = _agreement(first) if needed else ""
     native = resolve_precision(TrainConfig(), torch.device(device))  # where bfloat16 is slower nobody would choose it
     precisions = sorted({native, "float32"} if device == "cpu" else {native}, reverse=True)
-    results, rows = {}, []
+    groups = itertools.product(SIZES[device], precisions)
+    packages = peers.packages(module for module in needed if module != "einops")
+    text = f"`auto` picks {native} here; {_sizes()}. {agreement}"
+    return harness.in_turns(
+        "bench train-prior",
+        [(name, model, str(precision)) for model, precision in groups for name in contenders(model)],
+        _measure,
+        lambda found: _report(found, text, packages, out),
+        repeats,
+    )
+
+
+def _measure(contender: tuple[str, str, str]) -> dict[str, Any]:
+    env = ALLOCATOR if CONTENDERS[contender[0]][2] else {}
+    found: dict[str, Any] = harness.spawn("train_prior", "measure", *contender, env=env)
+    return found
+
+
+def _sizes() -> str:
+    sizes = SIZES[harness.device()].items()
+    listed = ", ".join(f"{model}: {size.batch} × {size.codes} codes" for model, size in sizes)
+    return f"{listed} of {_CODEBOOK}"
+
+
+_RIVALS = (_NANO, _NANO + _AS_IS, _TRANSFORMERS, _MINGPT, _PIXELS, _PIXELS + _AS_IS)
+
+
+def table(figures: dict[str, dict[str, harness.Found]], device: str) -> harness.Table:
+    """Times, ratios within a size and precision, MFU.
+
+    Args:
+        figures: `MODEL, PRECISION` → contender → rounds.
+        device: Where they were measured: cpu or cuda.
+    """
+    rows: list[list[str]] = []
     headlines: dict[str, str] = {}
-    for (model, size), precision in itertools.product(SIZES[device].items(), precisions):
-        rounds = results[f"{model}, {precision}"] = _measured(repeats, precision, model)
-        seconds = {name: [found["s"] for found in of_one] for name, of_one in rounds.items()}
-        with torch.device("meta"):
-            flops = step_flops_per_sequence(_prior(size)) * size.batch
-        for name, of_one in rounds.items():
-            s, floor, gib = (harness.median([found[key] for found in of_one]) for key in ("s", "floor", "peak_gib"))
+    for group, founds in figures.items():
+        model, _, precision = group.rpartition(", ")
+        size, flops = SIZES[device][model], step_flops(SIZES[device][model])
+        same = (
+            found for other, of_group in figures.items() if other.endswith(precision) for found in of_group.values()
+        )
+        floor = harness.best_floor(same)
+        seconds = {name: [of_round["s"] for of_round in found] for name, found in harness.alive(founds).items()}
+        for name, found in founds.items():
+            if name not in seconds:
+                rows.append([name, model, precision, harness.failure(found)])
+                continue
+            s, gib = (harness.median([of_round[figure] for of_round in found]) for figure in ("s", "peak_gib"))
             over = {
                 rival: harness.ratio(seconds[rival], seconds[name]) if rival in seconds else "" for rival in _RIVALS
             }
@@ -358,30 +380,32 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
             if name.startswith("imagepriors"):
                 who = name.removeprefix("imagepriors").removeprefix(", ")
                 what = f"Training step of {model}, {precision}{', ' * bool(who)}{who}"
-                told = (_NANO,) if who else (_NANO, _TRANSFORMERS, _MINGPT, _PIXELS + _AS_IS)
+                told = (_NANO,) if who else _RIVALS
                 headlines |= {f"{what}, over {rival}": over[rival] for rival in told if over[rival]}
-    batches = ", ".join(f"{model}: {size.batch} × {size.codes} codes" for model, size in SIZES[device].items())
+    columns = [
+        "", "model", "precision", "s/step", "tokens/s", *(f"× {rival}" for rival in _RIVALS), "MFU", "peak GiB",
+    ]  # fmt: skip
+    return harness.table_of(columns, rows, headlines)
+
+
+def _report(found: dict[tuple[str, str, str], harness.Found], setup: str, packages: list[str], out: Path) -> str:
+    figures: dict[str, dict[str, harness.Found]] = {}
+    for (name, model, precision), of_one in found.items():
+        figures.setdefault(f"{model}, {precision}", {})[name] = of_one
+    count = max(map(len, found.values()))
     return harness.save(
-        out, "train-prior",
-        command="imagepriors bench train-prior",
-        text=f"One step (forward, backward, clipping, AdamW); `auto` picks {native} here; {batches} of {_CODEBOOK}. "
-        f"{agreement}Timed are each one's own step and optimizer; nanoGPT is its model and step, written down here. As "
-        "it is: with the C library's allocator as it comes, else all have our settings of it. × is tokens "
-        f"per second over the rival's in the same round, median and range over {repeats} rounds, each in fresh "
-        "processes. MFU: the FLOPs that the transformer needs (attention not halved, encoding not counted) over those "
-        "of a large matrix product in the same process.",
-        columns=[
-            "", "model", "precision", "s/step", "tokens/s", *(f"× {rival}" for rival in _RIVALS), "MFU", "peak GiB",
-        ],
-        rows=rows,
-        figures=results,
-        headlines=headlines,
-        packages=["torch", *(_PACKAGES[module] for module in sorted(needed & _PACKAGES.keys()))],
+        out, "train-prior", table(figures, harness.device()),
+        command=harness.command("train-prior", count),
+        text=f"One step (forward, backward, clipping, AdamW); {setup}Timed are each one's own step and optimizer; "
+        "nanoGPT is its model and step, written down here. As it is: with the C library's allocator as it comes, else "
+        "all have our settings of it. × is tokens per second over the rival's in the same round, median and range over "
+        f"{harness.rounds(count)}, each in fresh processes. MFU: the FLOPs that the transformer needs (attention not "
+        "halved, encoding not counted) over those of a large matrix product in the same precision, the fastest in all "
+        "processes of the run.",
+        figures=figures,
+        packages=["torch", *packages],
     )  # fmt: skip
 
-
-_RIVALS = (_NANO, _NANO + _AS_IS, _TRANSFORMERS, _MINGPT, _PIXELS, _PIXELS + _AS_IS)
-_PACKAGES = {"taming": "taming-transformers-rom1504", "transformers": "transformers"}
 
 if __name__ == "__main__":
     jobs: dict[str, Callable[..., dict[str, float]]] = {"measure": measure, "losses": losses}

@@ -7,6 +7,7 @@ a third. diffusers has no trainer of its own: its network trains in taming's, wi
 """
 
 import contextlib
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,7 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from codeshards.pool import ALLOCATOR
 from imagepriors.benchmarks import harness, peers
@@ -45,34 +45,36 @@ class Contender(NamedTuple):
     """train, encode or decode."""
     who: str
     precision: str
-    allocator: bool = True
-    """With our allocator settings; without them as its users run it."""
+    as_it_is: bool = False
+    """As its users run it: without our allocator settings, and on a GPU with TF32 in convolutions, torch's default."""
     compiled: bool = False
 
     @property
     def name(self) -> str:
         """What the table calls it."""
-        return f"{self.job}, {self.who}{', compiled' * self.compiled}{'' if self.allocator else ', as it is'}"
+        return f"{self.job}, {self.who}{', compiled' * self.compiled}{', as it is' * self.as_it_is}"
+
+    @property
+    def key(self) -> str:
+        """Its name in the figures."""
+        return f"{self.name}, {self.precision}"
 
 
 def contenders() -> list[Contender]:
-    """What is worth measuring here: no bfloat16 where nobody would choose it."""
-    cuda, native = harness.device() == "cuda", _native() == "bfloat16"
+    """What is worth measuring here: no bfloat16 where nobody would choose it, compiled code on GPUs alone."""
+    precisions = ("float32", "bfloat16") if _native() == "bfloat16" else ("float32",)
     found = []
     for job in _BATCH["cpu"]:
         found.append(_as_published(job))
-        if not cuda:
-            found += [Contender(job, who, "float32") for who in ("taming", "diffusers")]
-        found.append(Contender(job, "imagepriors", "float32"))
-        if native:
-            found += [Contender(job, who, "bfloat16") for who in ("taming", "imagepriors")]
-        if cuda and job != "decode":
+        for precision in precisions:
+            found += [Contender(job, who, precision) for who in ("taming", "diffusers", "imagepriors")]
+        if harness.device() == "cuda" and job != "decode":
             found.append(Contender(job, "imagepriors", "bfloat16", compiled=True))
     return found
 
 
 def _as_published(job: str) -> Contender:
-    return Contender(job, "taming", "float32", allocator=harness.device() == "cuda")  # which has its own allocator
+    return Contender(job, "taming", "float32", as_it_is=True)
 
 
 def _native() -> str:
@@ -87,10 +89,6 @@ def _pictures(count: int, seed: int = 0) -> list[Array]:
 def _codes(count: int) -> Array:
     side = _MODEL.resolution // 2 ** (len(_MODEL.ch_mult) - 1)
     return np.random.default_rng(0).integers(0, _MODEL.codebook_size, (count, side, side))
-
-
-def _autocast(precision: str) -> Any:
-    return torch.autocast(harness.device(), dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def random_weights() -> VQGAN:
@@ -152,7 +150,7 @@ def train_rival(work: Path, who: str, precision: str, batch: int) -> Call:
                 for group in other.param_groups:
                     for parameter in group["params"]:
                         parameter.requires_grad_(id(parameter) in mine)
-            with _autocast(precision):
+            with harness.autocast(precision):
                 loss = model.training_step({"image": pictures}, 0, index)
             losses.append(model.logged)
             optimizer.zero_grad()
@@ -187,7 +185,7 @@ def encode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
 
     @torch.no_grad()  # in inference mode the counter of FLOPs meets autocast too late
     def encode() -> Array:
-        with _autocast(precision):
+        with harness.autocast(precision):
             codes: Tensor = model.encode(pictures)[2][2]
         return codes.cpu().numpy().ravel()
 
@@ -201,7 +199,7 @@ def decode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
 
     @torch.no_grad()  # in inference mode the counter of FLOPs meets autocast too late
     def decode() -> Array:
-        with _autocast(precision):
+        with harness.autocast(precision):
             latents = model.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, _MODEL.embed_dim))
             pictures: Tensor = model.decode(latents)
         return to_pictures(pictures, _MODEL)
@@ -221,64 +219,54 @@ def _ours(work: Path, job: str, precision: str, batch: int, compiled: bool) -> C
     return lambda: tokenizer.encode(pictures).ravel()
 
 
-def measure(work: str, job: str, who: str, precision: str, compiled: str) -> dict[str, Any]:
-    """One contender's figures of one round in this process; the first time FLOPs too, and the output goes to a file."""
+def measure(folder: str, contender: str) -> dict[str, Any]:
+    """One contender's figures of one round in this process; the first time FLOPs too, and the output goes to a file.
+
+    Args:
+        folder: What `prepare` wrote.
+        contender: Its fields as a JSON list.
+    """
+    work, one = Path(folder), Contender(*json.loads(contender))
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32 for all, as it does in our tokenizer
-    batch = _BATCH[harness.device()][job]
-    if who == "imagepriors":
-        call = _ours(Path(work), job, precision, batch, compiled == "compiled")
+    if not one.as_it_is:
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as it does in our tokenizer
+    batch = _BATCH[harness.device()][one.job]
+    if one.who == "imagepriors":
+        call = _ours(work, one.job, one.precision, batch, one.compiled)
     else:
-        rival = {"train": train_rival, "encode": encode_rival, "decode": decode_rival}[job]
-        call = rival(Path(work), who, precision, batch)
-    counter, output = FlopCounterMode(display=False), Path(work) / f"{job}-{who}-{precision}{compiled}.npy"
+        rival = {"train": train_rival, "encode": encode_rival, "decode": decode_rival}[one.job]
+        call = rival(work, one.who, one.precision, batch)
+    counter, output = FlopCounterMode(display=False), _output(work, one)
     counter.mod_tracker = _Anywhere()  # type: ignore[assignment]
-    counting = not output.exists() and not compiled  # compiled code hides from it
+    counting = not output.exists() and not one.compiled  # compiled code hides from it
     with counter if counting else contextlib.nullcontext():
         np.save(output, call())
     seconds = harness.steady(call, warm=2 if harness.device() == "cuda" else 0)
     peak_gib = harness.peak_gib()
-    speed = harness.flops_floor(precision)
-    return {"s": seconds / batch, "flops": counter.get_total_flops() / batch, "floor": speed, "peak_gib": peak_gib}
+    return {
+        "s": seconds / batch, "flops": counter.get_total_flops() / batch, "floor": harness.flops_floor(one.precision),
+        "peak_gib": peak_gib, "likeness": _likeness(work, one),
+    }  # fmt: skip
 
 
-def _likeness(work: Path, who: Contender) -> str:
-    """How far its first output is from the published one."""
-    found, published = (
-        np.load(work / f"{who.job}-{name}.npy")
-        for name in (f"{who.who}-{who.precision}{'compiled' * who.compiled}", "taming-float32")
-    )
-    if who.job == "train":
+def _output(work: Path, one: Contender) -> Path:
+    return work / f"{one.key}.npy"
+
+
+def _likeness(work: Path, one: Contender) -> str:
+    """How far its output is from the published one; empty where there is none, as in tests of ours alone."""
+    paths = _output(work, one), _output(work, _as_published(one.job))
+    if not paths[1].exists():
+        return ""
+    found, published = map(np.load, paths)
+    if one.job == "train":
         return f"loss {float(found):.6g}, published {float(published):.6g}"
     equal = f"{np.mean(np.equal(found, published)):.2%} equal"
-    if who.job == "encode":
+    if one.job == "encode":
         return equal
     apart = np.abs(found.astype(int) - published)
     psnr = f", {10 * np.log10(255**2 / np.square(apart).mean()):.1f} dB" if apart.any() else ""
     return f"{equal}, at most {apart.max()} of 255 apart{psnr}"
-
-
-def _measured(repeats: int, work: Path, taking_part: list[Contender]) -> dict[Contender, list[dict[str, Any]]]:
-    rounds: dict[Contender, list[dict[str, Any]]] = {one: [] for one in taking_part}
-    with tqdm(total=repeats * len(rounds), desc="bench train-vqgan", disable=None) as bar:
-        for _ in range(repeats):
-            for one, found in rounds.items():
-                arguments = (str(work), one.job, one.who, one.precision, "compiled" * one.compiled)
-                found.append(harness.spawn("train_vqgan", *arguments, env=ALLOCATOR if one.allocator else {}))
-                bar.update()
-    return rounds
-
-
-def _over(seconds: dict[Contender, list[float]], one: Contender) -> dict[str, str]:
-    """Rival → ratio, empty where it does not take part."""
-    rivals = {
-        "taming as published (float32)": _as_published(one.job),
-        "taming, same settings": Contender(one.job, "taming", one.precision),
-        "diffusers, same settings": Contender(one.job, "diffusers", one.precision),
-    }
-    return {
-        name: harness.ratio(seconds[rival], seconds[one]) if rival in seconds else "" for name, rival in rivals.items()
-    }
 
 
 def run(repeats: int, *, out: Path = RESULTS) -> str:
@@ -287,52 +275,93 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
     Raises:
         InputError: a rival is not installed.
     """
-    taking_part = contenders()
-    rivals = sorted({one.who for one in taking_part} - {"imagepriors"})
+    taking_part = {one.key: one for one in contenders()}
+    rivals = sorted({one.who for one in taking_part.values()} - {"imagepriors"})
     peers.require(*rivals, *(["einops", "transformers"] if rivals else []))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         parameters = prepare(work, "diffusers" in rivals)
-        rounds = _measured(repeats, work, taking_part)
-        likeness = {one: _likeness(work, one) if rivals else "" for one in taking_part}
-    seconds = {one: [found["s"] for found in of_one] for one, of_one in rounds.items()}
-    ratios = {one: _over(seconds, one) for one in rounds}
-    rows = []
+        return harness.in_turns(
+            "bench train-vqgan",
+            taking_part,
+            lambda key: _measure(work, taking_part[key]),
+            lambda found: _report(found, rivals, parameters, out),
+            repeats,
+        )
+
+
+def _measure(work: Path, one: Contender) -> dict[str, Any]:
+    env = {} if one.as_it_is else ALLOCATOR
+    found: dict[str, Any] = harness.spawn("train_vqgan", str(work), json.dumps(one), env=env)
+    return found
+
+
+def _rivals(precision: str) -> dict[str, str]:
+    """What a column compares with → its name in the figures after the job's."""
+    return {
+        "taming as published (float32)": "taming, as it is, float32",
+        "taming, same precision": f"taming, {precision}",
+        "diffusers, same precision": f"diffusers, {precision}",
+    }
+
+
+_WHAT = {"train": "VQGAN training step", "encode": "VQGAN encoding", "decode": "VQGAN decoding"}
+
+
+def table(figures: dict[str, harness.Found]) -> harness.Table:
+    """Images/s, ratios and the share of a matrix product's speed; `figures` are by the contenders' keys."""
+    seconds = {key: [of_round["s"] for of_round in found] for key, found in harness.alive(figures).items()}
+    rows: list[list[str]] = []
     headlines: dict[str, str] = {}
-    for one, of_one in rounds.items():
-        s, floor, gib = (harness.median([found[name] for found in of_one]) for name in ("s", "floor", "peak_gib"))
-        # Counted once for all that do the same work: compiled code hides from it, an allocator changes nothing.
-        same = (rounds[other] for other in rounds if other[:3] == one[:3])
-        flops = max(of_other[0]["flops"] for of_other in same)
+    for key, found in figures.items():
+        name, _, precision = key.rpartition(", ")
+        job, _, who = name.partition(", ")
+        if key not in seconds:
+            rows.append([name, precision, harness.failure(found)])
+            continue
+        s, gib = (harness.median([of_round[figure] for of_round in found]) for figure in ("s", "peak_gib"))
+        floor = harness.best_floor(of_one for other, of_one in figures.items() if other.endswith(precision))
+        plain = figures[key.replace(", compiled", "")]  # compiled code hides from the count
+        flops = max(of_round.get("flops", float("nan")) for of_round in plain)
+        over = {
+            rival: harness.ratio(seconds[f"{job}, {their}"], seconds[key]) if f"{job}, {their}" in seconds else ""
+            for rival, their in _rivals(precision).items()
+        }
         rows.append([
-            one.name, one.precision, f"{1 / s:.3g}", *ratios[one].values(), f"{flops / 1e12:.2f}",
-            f"{flops / s / floor:.0%}", f"{gib:.1f}", likeness[one],
+            name, precision, f"{1 / s:.3g}", *over.values(), f"{flops / 1e12:.2f}", f"{flops / s / floor:.0%}",
+            f"{gib:.1f}", found[0]["likeness"],
         ])  # fmt: skip
-        if one.who == "imagepriors" and one.precision in ("float32", _native()):
-            what = {"train": "VQGAN training step", "encode": "VQGAN encoding", "decode": "VQGAN decoding"}[one.job]
-            kind = one.precision + ", compiled" * one.compiled
-            headlines |= {f"{what}, {kind}, over {rival}": value for rival, value in ratios[one].items() if value}
-    batches = ", ".join(f"{job} {count}" for job, count in _BATCH[harness.device()].items())
+        if who.startswith("imagepriors"):
+            what, other = f"{_WHAT[job]}, {precision}", ""
+            if "compiled" in who:
+                what, other = f"{what}, compiled", " (not compiled)"
+            headlines |= {f"{what}, over {rival}{other}": value for rival, value in over.items() if value}
+    columns = [
+        "", "precision", "images/s", *(f"× {rival}" for rival in _rivals("")), "TFLOP an image", "of matmul speed",
+        "peak GiB", "output against the published",
+    ]  # fmt: skip
+    return harness.table_of(columns, rows, headlines)
+
+
+def _report(figures: dict[str, harness.Found], rivals: list[str], parameters: int, out: Path) -> str:
+    count = max(map(len, figures.values()))
+    batches = ", ".join(f"{job} {size}" for job, size in _BATCH[harness.device()].items())
     return harness.save(
-        out, "train-vqgan",
-        command="imagepriors bench train-vqgan",
+        out, "train-vqgan", table(figures),
+        command=harness.command("train-vqgan", count),
         text=f"VQGAN f16/1024 at {_MODEL.resolution}×{_MODEL.resolution}, {parameters:,} parameters, the same random "
         f"weights for all; batch: {batches}. Training: L1 + LPIPS (VGG) + discriminator with its adaptive weight; the "
-        "loss is L1 + LPIPS before the first update. diffusers' network trains in taming's trainer. × is images per "
-        f"second over the rival's in the same round, median and range over {repeats} rounds, each in fresh processes. "
-        "As it is: with the C library's allocator as it comes, else all have our settings of it. Of matmul speed: the "
-        "FLOPs it runs a second over those of a large matrix product in the same process and precision; above 100% "
-        "where convolutions save multiplications.",
-        columns=["", "precision", "images/s", *(f"× {name}" for name in ratios[taking_part[0]]), "TFLOP an image",
-                 "of matmul speed", "peak GiB", "output against the published"],
-        rows=rows,
-        figures={f"{one.name}, {one.precision}": found for one, found in rounds.items()},
-        headlines=headlines,
-        packages=["torch", *(_PACKAGES[name] for name in rivals)],
+        "loss is L1 + LPIPS before the first update. The discriminators have the same layers, but theirs normalise by "
+        "BatchNorm and ours by GroupNorm. diffusers' network trains in taming's trainer. × is images per second over "
+        f"the rival's in the same round, median and range over {harness.rounds(count)}, each in fresh processes; no "
+        "rival is compiled. As it is: with the C library's allocator as it comes, and on a GPU with TF32 in "
+        "convolutions, torch's default, so that the share may pass 100%; else all have our settings of the allocator, "
+        "and float32 is exact. Of matmul speed: the FLOPs it runs a second over those of a large matrix product in the "
+        "same precision, the fastest in all processes of the run.",
+        figures=figures,
+        packages=["torch", *peers.packages(rivals)],
     )  # fmt: skip
 
-
-_PACKAGES = {"taming": "taming-transformers-rom1504", "diffusers": "diffusers"}
 
 if __name__ == "__main__":
     harness.answer(lambda: measure(*sys.argv[1:]))
