@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from codeshards.format.store import TEMP_MARK
 logger = logging.getLogger(__name__)
 CACHE_VERSION = 1
 """Part of every cache file's address: raise it when the bytes in the files change meaning."""
+_STALE_S = 3600
 
 
 def cache_root(dataset: ShardDataset) -> Path:
@@ -43,8 +45,8 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
 
     The first call decodes the column into one .npy file; its name carries a hash of all that decides its
     bytes, so a changed dataset can never be served from an old file. Of processes that start together one
-    decodes and the others wait. Where a file system knows no locks all of them decode; each renames a complete
-    file into place, so a reader never sees half of one.
+    decodes and the others wait. Where a file system knows no locks, or none between machines, several decode; each
+    renames a complete file into place, so a reader never sees half of one.
 
     Raises:
         ShardError: the split or column is unknown or the split empty, a shard is damaged, or the cache
@@ -59,9 +61,8 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(path.parent) as held:
-                if held:
-                    _remove_half_files(path.parent)
+            with _locked(path.parent):
+                _remove_half_files(path.parent)
                 if not path.exists():
                     _decode(dataset, split, column, path)
         except (OSError, WriteError) as error:
@@ -79,33 +80,30 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock, or not where the file system has none: which of the two it is.
-
-    The system lets go of it when a process dies, so none is ever left behind.
-    """
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system lets go of it when a process dies, so none is ever left behind."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield _lock(descriptor, folder)
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("waiting for another process to decode codes into %s", folder)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        logger.info("waiting for another process to decode codes into %s", folder)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        return False
-    return True
-
-
 def _remove_half_files(folder: Path) -> None:
-    """Remove what starters left that were killed as they decoded. Call it only under the folder's lock."""
+    """Remove what starters left that were killed as they decoded.
+
+    By age, since NFS and Lustre lock a folder on one machine only: who decodes now, there too, writes all the time.
+    """
     for temp in folder.glob(f".*.npy{TEMP_MARK}*"):
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - temp.stat().st_mtime > _STALE_S:
+                temp.unlink()
 
 
 def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:

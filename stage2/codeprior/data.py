@@ -129,8 +129,8 @@ def check_codes(codes: NDArray[Any], size: int, what: str) -> None:
     """Refuse codes beyond their codebook: as an index they would end in a message that says nothing."""
     if codes.size and (highest := int(codes.max())) >= size:
         raise PriorError(
-            f"{what} holds the code {highest}, its codebook 0 … {size - 1}: delete the damaged .npy files that were "
-            "decoded to $IMAGEPRIORS_CACHE or the dataset's .cache and try again; if it comes back, verify the dataset"
+            f"{what} holds the code {highest}, its codebook 0 … {size - 1}: verify the dataset; if it is whole, "
+            "delete what was decoded from it, in $IMAGEPRIORS_CACHE, its .cache, or for URLs ~/.cache/imagepriors"
         )
 
 
@@ -142,7 +142,9 @@ def checked(batch: Batch, sequence: SequenceSpec) -> Batch:
     """
     check_codes(batch.codes_BT.numpy(), sequence.codebook_size, " or ".join(sequence.columns))
     widths = [part.length for part in sequence.conditions]
-    for part, tokens in zip(sequence.conditions, batch.condition_BC.split(widths, 1) if widths else (), strict=True):
+    for part, tokens in zip(
+        sequence.conditions, torch.split(batch.condition_BC, widths, 1) if widths else (), strict=True
+    ):
         check_codes(tokens.numpy(), part.vocabulary, part.column)
     return batch
 

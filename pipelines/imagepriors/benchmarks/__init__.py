@@ -53,10 +53,16 @@ def bench(
 
     if device == "cuda" and harness.device() != "cuda":
         raise InputError("--device cuda: torch sees no GPU here; choose cpu, or look at nvidia-smi")
-    tables = []
+    tables: list[str] = []
+    failed: list[str] = []
     for suite in suites or SUITES:
         run = importlib.import_module(f"{__name__}.{suite.replace('-', '_')}").run
         photos = {"data": data} if "data" in inspect.signature(run).parameters else {}
         arguments: dict[str, Any] = {"out": out or harness.RESULTS, **photos}
-        tables.append(str(run(repeats, **arguments)))
+        try:
+            tables.append(str(run(repeats, **arguments)))
+        except harness.ContenderError as error:  # the other suites go on
+            failed.append(f"{suite}: {error}")
+    if failed:
+        raise InputError("\n".join([*tables, f"not measured: {'; '.join(failed)}"]))
     return "\n".join(tables)

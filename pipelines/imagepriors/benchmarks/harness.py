@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -29,9 +30,10 @@ from codeprior.speed import measured_flops
 from codeshards.format import atomic_write
 from codeshards.pool import usable_cores
 
+log = logging.getLogger(__name__)
 RESULTS = Path(__file__).parent / "results"
 Found = list[dict[str, Any]]
-"""What a contender's rounds gave, figure by figure; the last is {"failed": reason} where it died."""
+"""What a contender's rounds gave, figure by figure; {"failed": reason} alone where it died in its first."""
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -257,7 +259,7 @@ def in_turns(
 ) -> str:
     """Measure all contenders in every round, and report after each, so that no later failure costs what is measured.
 
-    A contender that died takes no more turns, and its last figures are {"failed": reason}.
+    A contender that died takes no more turns; if it never finished one, its figures are {"failed": reason}.
 
     Args:
         what: What the progress bar shows.
@@ -271,26 +273,31 @@ def in_turns(
         The last report.
     """
     found: dict[Key, Found] = {one: [] for one in contenders}
+    dead: set[Key] = set()
     table = ""
     for number in range(repeats):
         taking_part = [one for one in found if rounds_of is None or number < rounds_of(one)]
         for one in tqdm(taking_part, desc=f"{what}, round {number + 1} of {repeats}", disable=None):
-            if not failure(found[one]):
-                try:
-                    found[one].append(measure(one))
-                except ContenderError as error:
+            if one in dead:
+                continue
+            try:
+                found[one].append(measure(one))
+            except ContenderError as error:
+                log.warning("%s, round %d: %s", one, number + 1, error)
+                dead.add(one)
+                if not found[one]:
                     found[one].append({"failed": str(error)})
         table = report(found)
     return table
 
 
 def failure(found: Found) -> str:
-    """Why a contender died, as `failed: reason`; empty if it did not."""
+    """Why a contender died in its first round, as `failed: reason`; empty if it did not."""
     return f"failed: {found[-1]['failed']}" if found and "failed" in found[-1] else ""
 
 
 def alive(figures: Mapping[Key, Found]) -> dict[Key, Found]:
-    """Those that did not die: the others are in no ratio."""
+    """Those that finished a round: the others are in no ratio."""
     return {one: found for one, found in figures.items() if not failure(found)}
 
 
@@ -300,8 +307,11 @@ def median(values: Sequence[float]) -> float:
 
 
 def ratio(over: Sequence[float], values: Sequence[float]) -> str:
-    """Median and range of the ratios within rounds, as `1.60 (1.52–1.71)`; of seconds, `over` is the rival's."""
-    found = [a / b for a, b in zip(over, values, strict=True)]
+    """Median and range of the ratios within rounds, as `1.60 (1.52–1.71)`; of seconds, `over` is the rival's.
+
+    Only rounds that both finished count: one may have died before the last.
+    """
+    found = [a / b for a, b in zip(over, values, strict=False)]
     spread = "1 round" if len(found) == 1 else f"{min(found):.3g}–{max(found):.3g}"
     return f"{statistics.median(found):.3g} ({spread})"
 

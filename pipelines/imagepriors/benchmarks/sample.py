@@ -241,7 +241,10 @@ def table(figures: dict[str, Any]) -> harness.Table:
                 rows.append([name, precision, str(batch), harness.failure(found)])
                 continue
             s, least_s = harness.median(seconds[key]), floor_s(int(batch), precision, figures["floors"])
-            over = {column: _over(seconds, key, rival) for column, rival in _rivals(precision).items()}
+            over = {
+                column: _over(seconds, key, rival) if rival.endswith(precision) else ""
+                for column, rival in _rivals(precision).items()
+            }
             rows.append([
                 name, precision, str(batch), f"{s / int(batch):.3g}", *over.values(), f"{s / least_s:.2f}",
                 f"{found[0]['peak_gib']:.1f}", f"{found[0]['equal']:.1%}" if "equal" in found[0] else "",

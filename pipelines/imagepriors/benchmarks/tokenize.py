@@ -196,7 +196,7 @@ def _rates(figures: dict[str, harness.Found]) -> dict[str, list[float]]:
     """Images/s of who lives, of the bare encoder the mean of before and after."""
     rates = {name: [of_round["images_per_s"] for of_round in found] for name, found in harness.alive(figures).items()}
     return {
-        name: [statistics.mean(pair) for pair in zip(before, rates.get(name + _AGAIN, before), strict=True)]
+        name: [statistics.mean(pair) for pair in zip(before, rates.get(name + _AGAIN, before), strict=False)]
         for name, before in rates.items()
     }
 

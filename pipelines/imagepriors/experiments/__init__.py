@@ -106,12 +106,12 @@ def experiment(
 
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in wanted}
     lab = Lab(config, place, source)
-    with connected(config.threads):
+    with connected(max(config.threads, config.workers * lab.tokenize_config().threads)):
         # All priors of all experiments in one pool: none waits for another experiment's last.
         lab.prepare({kind for module in modules.values() for kind in module.SHARDS})
         lab.train({folder: how for module in modules.values() for folder, how in module.priors(lab).items()})
-    for module in modules.values():
-        module.run(lab)
+        for module in modules.values():
+            lab.draw(module.run)
     texts = [f"{name}: {_results(place / 'experiments' / name)['text']}" for name in wanted]
     return "\n".join([*texts, f"open {write_page(place)}"])
 

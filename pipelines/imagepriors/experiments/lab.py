@@ -8,6 +8,7 @@ RUN/experiments/NAME/                          priors, results.json, figures of 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from codeprior.train import train_prior
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, atomic_write, atomic_write_json
 from codeshards.job import tokenize
-from codeshards.pool import connected
+from codeshards.pool import connected, usable_cores
 from imagepriors.config import EvaluatePriorConfig, ExperimentConfig
 from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
@@ -57,8 +58,9 @@ class Lab:
     """One preset of experiments on one dataset, in one run folder."""
 
     def __init__(self, config: ExperimentConfig, run: Path, data: Path) -> None:
-        self.config, self.run, self.data = config, run, data
-        self.home = run / "experiments"
+        # Workers on Ray have working folders of their own.
+        self.config, self.run, self.data = config, run.resolve(), data.resolve()
+        self.home = self.run / "experiments"
 
     def out(self, name: str) -> Path:
         """The folder of an experiment."""
@@ -67,15 +69,32 @@ class Lab:
         return folder
 
     def device(self) -> Literal["cpu", "cuda"]:
-        """Where networks are trained and codes made: GPUs, if any node of the Ray cluster has one."""
-        if self.config.device != "auto":
-            return self.config.device
-        with connected(1) as ray:
-            return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+        """Where networks are trained and used, and codes made: GPUs, if any node of the Ray cluster has one.
 
-    def _side_by_side(self, tasks: Mapping[str, Training], what: str) -> None:
-        if tasks:
-            side_by_side(tasks, what, device=self.device(), threads=self.config.threads)
+        Raises:
+            InputError: a GPU is asked for, and there is none and no cluster that could bring one.
+        """
+        with connected(1) as ray:
+            found = bool(ray.cluster_resources().get("GPU"))
+        if self.config.device == "cuda" and not found and not os.environ.get("RAY_ADDRESS"):
+            raise InputError(
+                "device = 'cuda': Ray finds no GPU on this machine; name a cluster in RAY_ADDRESS, or use cpu"
+            )
+        wanted: Literal["cpu", "cuda"] = "cuda" if found else "cpu"
+        return wanted if self.config.device == "auto" else self.config.device
+
+    def tokenize_config(self, kind: Kind = "shards") -> TokenizeConfig:
+        """How shards of a kind are made."""
+        config: TokenizeConfig = from_dict(TokenizeConfig, load_preset(self.config.tokenizer, "tokenize"))
+        scales: Any = self.config.scales if kind == "shards" else ()
+        return replace(config, scales=scales, workers=self.config.workers)
+
+    def draw(self, run: Callable[[Lab], None]) -> None:
+        """Let an experiment draw and measure: here, or where the networks are on GPUs on one of the cluster's."""
+        if self.device() == "cpu":
+            run(self)
+        else:
+            side_by_side({"samples": lambda _: run(self)}, "draw", device="cuda", threads=1)
 
     # Stage 1 and the shards.
 
@@ -96,17 +115,17 @@ class Lab:
         """
         wanted = {kind: self._tokenizers(kind) for kind in sorted(kinds)}
         presets = {folder: preset for parts in wanted.values() for folder, preset in parts.values()}
-        tasks = {folder.name: self._training(folder, preset) for folder, preset in presets.items()}
-        self._side_by_side({name: task for name, task in tasks.items() if task}, "train tokenizers")
+        # The longest first, so that none is left for the end.
+        steps = {folder: self._tokenizer_config(preset).steps if preset else 0 for folder, preset in presets.items()}
+        folders = sorted(presets, key=lambda folder: -steps[folder])
+        found = {folder.name: self._training(folder, presets[folder]) for folder in folders}
+        tasks = {name: task for name, task in found.items() if task}
+        threads = max(self.config.threads, usable_cores() // max(1, len(tasks)))
+        side_by_side(tasks, "train tokenizers", device=self.device(), threads=threads)
         for kind, parts in wanted.items():
-            config: TokenizeConfig = from_dict(TokenizeConfig, load_preset(self.config.tokenizer, "tokenize"))
-            scales: Any = self.config.scales if kind == "shards" else ()
-            config = replace(
-                config, scales=scales, workers=self.config.workers,
-                device=self.device(),
-            )  # fmt: skip
-            folders = {name: folder for name, (folder, _) in parts.items()}
-            tokenize(config, dataset=self.config.dataset, data=self.data, tokenizers=folders, out=self.shards(kind))
+            config = replace(self.tokenize_config(kind), device=self.device())
+            made_by = {name: folder for name, (folder, _) in parts.items()}
+            tokenize(config, dataset=self.config.dataset, data=self.data, tokenizers=made_by, out=self.shards(kind))
 
     def _tokenizers(self, kind: Kind) -> dict[str, tuple[Path, str]]:
         """What is encoded → its tokenizer's folder and preset; a palette has none."""
@@ -192,7 +211,7 @@ class Lab:
                     f"{folder} was trained for {summary['steps']} steps, {config.steps} are asked for: pass "
                     "another --run, or remove it"
                 )
-        self._side_by_side(left, "train priors")
+        side_by_side(left, "train priors", device=self.device(), threads=self.config.threads)
 
     def sampling(self, **changes: Any) -> SampleConfig:
         """The preset's way to draw samples."""
@@ -250,8 +269,13 @@ def side_by_side(tasks: Mapping[str, Training], what: str, *, device: Literal["c
             torch.set_num_threads(threads)
         task(device)
 
+    if not tasks:
+        return
     size = {"num_gpus": 1} if device == "cuda" else {"num_cpus": threads}
+    kind, need = ("GPU", 1) if device == "cuda" else ("CPU", threads)
     with connected(threads) as ray:
+        if ray.available_resources().get(kind, 0) < need:
+            log.warning("%s: no node has %d %s free, waiting for one", what, need, kind)
         remote = ray.remote(max_retries=2, **size)(work)
         waiting = {remote.remote(task): name for name, task in tasks.items()}
         with tqdm(total=len(waiting), desc=what, disable=None) as bar:

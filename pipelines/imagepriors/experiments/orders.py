@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import stats
 
 from codeprior.checkpoint import load_summary
 from codeshards.format import ORDER_NAMES, OrderName, order
@@ -86,7 +87,8 @@ def describe(finals: Mapping[str, npt.NDArray[np.float64]]) -> str:
     """Final losses of every seed by order, in words, and what they show.
 
     Seeds are paired (a seed's first weights and batches are those of all orders), so that the difference within a seed
-    says more than the spread of either order. It is shown where its mean exceeds twice its standard error.
+    says more than the spread of either order. It is shown where its mean lies outside the 95% interval of Student's t
+    for all four comparisons at once (Bonferroni).
     """
     names, seeds = ranking(finals), len(next(iter(finals.values())))
     rows = ", ".join(f"{name} {finals[name].mean():.4f}" for name in names)
@@ -96,12 +98,14 @@ def describe(finals: Mapping[str, npt.NDArray[np.float64]]) -> str:
     behind = {name: finals[name] - finals["row_major"] for name in names if name != "row_major"}
     errors = {name: float(nll.std(ddof=1)) / seeds**0.5 for name, nll in behind.items()}
     pairs = ", ".join(f"{name} {nll.mean():+.4f} ± {errors[name]:.4f}" for name, nll in behind.items())
-    shown = [name for name, nll in behind.items() if abs(nll.mean()) > 2 * errors[name]]
+    limit = float(stats.t.ppf(1 - 0.05 / (2 * len(behind)), seeds - 1))
+    shown = [name for name, nll in behind.items() if abs(nll.mean()) > limit * errors[name]]
     worse, better = ([name for name in shown if sign * behind[name].mean() > 0] for sign in (1, -1))
     return (
-        f"{told}Behind row_major with the same seed (mean ± standard error): {pairs}. Shown to be worse than "
-        f"row_major: {', '.join(worse) or 'none'}; better: {', '.join(better) or 'none'}. In the paper row_major is "
-        f"best, subsample and spiral_out are worst; here {names[0]} is best, {names[-2]} and {names[-1]} are last."
+        f"{told}Behind row_major with the same seed (mean ± standard error): {pairs}. Shown at 95% "
+        f"({limit:.1f} standard errors) to be worse than row_major: {', '.join(worse) or 'none'}; better: "
+        f"{', '.join(better) or 'none'}. In the paper row_major is best, subsample and spiral_out are worst; here "
+        f"{names[0]} is best, {names[-2]} and {names[-1]} are last."
     )
 
 
