@@ -101,7 +101,7 @@ class ExperimentConfig:
     perceptual: Literal["", "none", "efficientnet-lite0", "lpips-vgg"] = ""
     """Perceptual loss of the tokenizers in place of their presets': LPIPS wants VGG's weights."""
     evaluations: int = 10
-    """Points on a prior's validation curve."""
+    """Points on the validation curves of `orders`."""
     features: Literal["inception", "efficientnet-lite0"] = "efficientnet-lite0"
     """Features of Fréchet distance, precision and recall: see EvaluatePriorConfig."""
     inception: str = ""

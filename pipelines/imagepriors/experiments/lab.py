@@ -186,12 +186,12 @@ class Lab:
         if self.config.prior_batch:
             changes.setdefault("batch_size", self.config.prior_batch)
         steps = changes.get("steps", config.steps)
-        changes = {"warmup_steps": min(config.warmup_steps, steps // 8), **changes}
-        every = {
-            "eval_every": max(1, steps // self.config.evaluations),
+        defaults = {
+            "warmup_steps": min(config.warmup_steps, steps // 8),
+            "eval_every": steps,
             "checkpoint_every": min(config.checkpoint_every, steps),
         }
-        return replace(config, **every, **changes)
+        return replace(config, **{**defaults, **changes})
 
     def train(self, plan: Plan) -> None:
         """Train priors side by side on Ray; none that is finished runs again.

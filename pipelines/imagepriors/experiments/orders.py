@@ -25,8 +25,9 @@ _SAMPLES = 8
 
 def priors(lab: Lab, orders: Sequence[OrderName] = ORDER_NAMES, seeds: int = 0) -> Plan:
     """A prior of every order and seed; other experiments use some of them."""
+    every = max(1, lab.prior().steps // lab.config.evaluations)
     return {
-        run_folder(lab, name, seed): (lab.prior(order=name, seed=seed), lab.shards())
+        run_folder(lab, name, seed): (lab.prior(order=name, seed=seed, eval_every=every), lab.shards())
         for seed in range(seeds or lab.config.seeds)
         for name in orders
     }
