@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vqgan.config import ModelConfig
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
+from vqgan.trainer import training_layout
 
 Pictures = npt.NDArray[Any]
 MEASURES = {
@@ -156,7 +157,8 @@ def _correlations(a_NHW: Pictures, b_NHW: Pictures) -> npt.NDArray[Any]:
 
 
 def _planes(pictures: Pictures) -> Tensor:
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x_BCHW = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x_BCHW.contiguous(memory_format=training_layout(x_BCHW.device))
 
 
 def derangement(n: int, seed: int = 0) -> npt.NDArray[np.int64]:
