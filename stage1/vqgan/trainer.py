@@ -24,10 +24,10 @@ from vqgan.model import VQGAN
 from vqgan.quantize import VectorQuantizer
 from vqgan.tokenizer import pick_device, pick_dtype
 
-# Fields that a continued run may change: they decide how long and where it runs, not what it computes.
-_FREE_TO_CHANGE = {
+FREE_TO_CHANGE = {
     "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device", "compile",
 }  # fmt: skip
+"""Fields that a continued run may change: they decide how long and where it runs, not what it computes."""
 
 
 class NonFiniteLossError(InputError):
@@ -224,7 +224,7 @@ class Trainer:
             InputError: the run's config differs in a field that decides the result.
         """
         before, now = (_flat(asdict(config)) for config in (checkpoint.load_config(folder), self.config))
-        changed = [name for name in now if name not in _FREE_TO_CHANGE and before.get(name) != now[name]]
+        changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
         if changed:
             parts = ", ".join(f"{name}: {before.get(name)} → {now[name]}" for name in changed)
             raise InputError(f"{folder.parent.parent} was started with another config ({parts}): choose another --out")

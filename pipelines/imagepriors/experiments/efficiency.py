@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codeprior.checkpoint import load_prior
+from codeprior.checkpoint import CONFIG, RunConfig, load_prior
 from codeprior.config import SampleConfig
 from codeprior.data import sequence_from_dataset
 from codeprior.model import Prior
@@ -62,7 +62,7 @@ def run_folder(lab: Lab, name: str) -> Path:
 
 def run(lab: Lab) -> None:
     """Time both, compare."""
-    plan, measured = priors(lab), lab.measures()
+    measured = lab.measures()
     reference = pictures_of(lab.config.dataset, lab.data, "train", 32, lab.config.n)
     loaded = {name: load_prior(run_folder(lab, name), device=resolve_device("auto")) for name in _KINDS}
     seconds = _seconds_per_image(loaded)
@@ -71,11 +71,12 @@ def run(lab: Lab) -> None:
     for name, kind in _KINDS.items():
         folder, config = run_folder(lab, name), lab.sampling(batch_size=64)
         samples = draw_samples(folder, lab.shards(kind), lab.config.n, config=config).pictures
+        trained = RunConfig.load(folder / CONFIG).train
         pictures.append(samples[:_SHOWN])
         found[name] = {
             "tokens": loaded[name].sequence.length,
-            "steps": plan[folder][0].steps,
-            "batch": plan[folder][0].batch_size,
+            "steps": trained.steps,
+            "batch": trained.batch_size,
             "seconds_per_image": seconds[name],
             **distances(samples, reference, measured),
         }

@@ -40,6 +40,7 @@ from vqgan.errors import InputError
 from vqgan.palette import fit_palette
 from vqgan.tokenizer import Tokenizer
 from vqgan.train import train
+from vqgan.trainer import FREE_TO_CHANGE
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,6 @@ Plan = dict[Path, tuple[PriorConfig, Path]]
 """Run folder of a prior → how it is trained, and on which shards."""
 Training = Callable[[Literal["cpu", "cuda"]], Any]
 """What trains a network on the device that it gets."""
-_HOW_LONG = {"device", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "compile"}
-"""Fields of a tokenizer's training that do not make it another one."""
 
 
 class Lab:
@@ -140,7 +139,7 @@ class Lab:
 
     def _training(self, folder: Path, preset: str) -> Training | None:
         """What trains a tokenizer in its folder; None where a finished one is there."""
-        dataset, data, folder = self.config.dataset, self.data.resolve(), folder.resolve()
+        dataset, data = self.config.dataset, self.data
         if not preset:
             if (folder / "config.json").exists():
                 return None
@@ -151,7 +150,7 @@ class Lab:
         if not (folder / "summary.json").exists():
             return lambda device: train(replace(config, device=device), open_splits(dataset, data), folder)
         found = load_config(folder)
-        for part in (field.name for field in fields(config) if field.name not in _HOW_LONG):
+        for part in (field.name for field in fields(config) if field.name not in FREE_TO_CHANGE - {"steps"}):
             if getattr(found, part) != getattr(config, part):
                 raise InputError(
                     f"{folder} was trained with {part} = {getattr(found, part)}, the experiment asks for "
@@ -245,7 +244,6 @@ class Lab:
 
 
 def _prior_training(config: PriorConfig, shards: Path, out: Path) -> Training:
-    shards, out = shards.resolve(), out.resolve()
     return lambda device: train_prior(replace(config, device=device), shards, out)
 
 
