@@ -84,13 +84,13 @@ def test_reports_are_files_that_tables_are_made_of(tmp_path):
 
 def test_documents_take_their_tables_and_claims_from_the_results(tmp_path):
     table, device = save(tmp_path), harness.result_path(tmp_path, "things", "").name.removeprefix("things-")
-    save(tmp_path, "others", headlines={"others": "3 (2–4)"})
+    save(tmp_path, "others", headlines={"others, over a": "3 (2–4)", "others, over b": "5"})
     text = f"a\n<!-- table things-{device} -->\nold\n<!-- end -->\nb\n<!-- claims {device} -->\n<!-- end -->\nc\n"
     filled = readme.with_tables(text, tmp_path)
     assert filled.startswith(f"a\n<!-- table things-{device} -->\n{table.strip()}\n<!-- end -->\nb\n")
     here = harness.machine()
     assert filled.endswith(f"| things | 2.5 | `imagepriors bench things` | {here} |\n<!-- end -->\nc\n")
-    assert f"| others | 3 (2–4) | `imagepriors bench things` | {here} |" in filled
+    assert f"| others | 3 (2–4) over a<br>5 over b | `imagepriors bench things` | {here} |" in filled
     assert "old" not in filled
     assert readme.with_tables(filled, tmp_path) == filled
 

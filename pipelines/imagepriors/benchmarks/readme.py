@@ -43,8 +43,12 @@ def claims(device: str, results: Path = RESULTS) -> str:
     lines = ["| | × | measured by | on |", "|---|---|---|---|"]
     for path in sorted(results.glob(f"*-{device}.json")):
         report = json.loads(path.read_text())
+        values: dict[str, list[str]] = {}  # one row for what is compared with several rivals
+        for headline, value in report["headlines"].items():
+            what, over, rival = headline.partition(", over ")
+            values.setdefault(what, []).append(f"{value}{over and f' over {rival}'}")
         ending = f"`{report['command']}` | {report['machine']} |"
-        lines += [f"| {what} | {value} | {ending}" for what, value in report["headlines"].items()]
+        lines += [f"| {what} | {'<br>'.join(found)} | {ending}" for what, found in values.items()]
     if len(lines) == 2:
         raise FileNotFoundError(f"no report of {device} in {results}")
     return "\n".join(lines)
