@@ -34,7 +34,7 @@ PAPER = {"sampling": 14.08, "frechet_lower_by": 0.1863}
 _KINDS: dict[str, Kind] = {"pixels": "shards-palette", "codes": "shards-codes"}
 _BATCH = 16
 """Sequences a step: those of pixels are long."""
-_TIMED = 4
+_TIMED = 2
 """Pictures that are timed at once."""
 _ROUNDS = 2
 """Times that each is timed, pixels and codes in turn."""
