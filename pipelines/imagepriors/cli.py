@@ -511,7 +511,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"imagepriors {argv[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"imagepriors {argv[0]}: {error or 'interrupted'}", file=sys.stderr)
+        print(f"imagepriors {argv[0]}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

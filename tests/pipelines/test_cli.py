@@ -239,6 +239,16 @@ def test_make_and_help_know_every_dataset():
     assert "choose out of segmentation depth pose" in done.stderr
 
 
+@pytest.mark.parametrize(("error", "told"), [((), "interrupted"), (("stopped at step 3",), "stopped at step 3")])
+def test_an_interrupt_says_so(error, told, monkeypatch, capsys):
+    def stopped() -> str:
+        raise KeyboardInterrupt(*error)
+
+    monkeypatch.setitem(COMMANDS, "inspect", stopped)
+    assert main(["inspect"]) == 130
+    assert capsys.readouterr().err == f"imagepriors inspect: {told}\n"
+
+
 def test_make_help_lists_targets_and_variables():
     done = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
     for word in ("quickstart", "train-prior", "ORDER=row_major", "RAY_ADDRESS="):

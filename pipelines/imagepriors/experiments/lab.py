@@ -119,7 +119,8 @@ class Lab:
         folders = sorted(presets, key=lambda folder: -steps[folder])
         found = {folder.name: self._training(folder, presets[folder]) for folder in folders}
         tasks = {name: task for name, task in found.items() if task}
-        threads = max(self.config.threads, usable_cores() // max(1, len(tasks)))
+        networks = sum(bool(preset) for folder, preset in presets.items() if folder.name in tasks)
+        threads = max(self.config.threads, usable_cores() // max(1, networks))
         side_by_side(tasks, "train tokenizers", device=self.device(), threads=threads)
         for kind, parts in wanted.items():
             config = replace(self.tokenize_config(kind), device=self.device())
