@@ -161,14 +161,15 @@ def test_a_process_that_fails_says_why(tmp_path):
                 server.ask(batch=1)
 
 
-def test_servers_answer_until_one_fails(monkeypatch, capsys):
-    monkeypatch.setattr(harness.sys, "stdin", iter(['{"x": 2}\n', '{"x": 0}\n']))
-    with pytest.raises(ZeroDivisionError):
-        harness.serve(lambda x: 1 / x)
-    first, last = capsys.readouterr().out.splitlines()
-    assert harness._answer_in(first, 0) == 0.5
+def test_servers_go_on_after_a_request_that_failed(monkeypatch, capsys):
+    monkeypatch.setattr(harness.sys, "stdin", iter(['{"x": 2}\n', '{"x": 0}\n', '{"x": 4}\n']))
+    harness.serve(lambda x: 1 / x)
+    told = capsys.readouterr()
+    ready, first, failed, last = told.out.splitlines()
+    assert (ready, harness._answer_in(first, 0), harness._answer_in(last, 0)) == ("ready", 0.5, 0.25)
+    assert "Traceback" in told.err
     with pytest.raises(harness.ContenderError, match="ZeroDivisionError"):
-        harness._answer_in(last, 0)
+        harness._answer_in(failed, 0)
     with pytest.raises(harness.ContenderError, match="signal 9"):
         harness._answer_in("", -9)
 

@@ -53,6 +53,7 @@ def bench(
 
     if device == "cuda" and harness.device() != "cuda":
         raise InputError("--device cuda: torch sees no GPU here; choose cpu, or look at nvidia-smi")
+    harness.use_all_cores()  # floors are measured in this process
     tables: list[str] = []
     failed: list[str] = []
     for suite in suites or SUITES:
@@ -61,7 +62,7 @@ def bench(
         arguments: dict[str, Any] = {"out": out or harness.RESULTS, **photos}
         try:
             tables.append(str(run(repeats, **arguments)))
-        except harness.ContenderError as error:  # the other suites go on
+        except (InputError, harness.ContenderError) as error:  # such as a rival that is missing: the other suites go on
             failed.append(f"{suite}: {error}")
     if failed:
         raise InputError("\n".join([*tables, f"not measured: {'; '.join(failed)}"]))

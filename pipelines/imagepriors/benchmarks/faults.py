@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,8 +255,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=240, help="pictures of a job")
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder for the report")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        faults, datasets = run_matrix(Path(folder), kills=args.kills, seed=args.seed, images=args.images)
+    folder = Path(tempfile.mkdtemp(prefix="imagepriors-faults-"))
+    faults, datasets = run_matrix(folder, kills=args.kills, seed=args.seed, images=args.images)
+    shutil.rmtree(folder)  # where a job failed it stays, with its log and its bytes
     print(report(faults, datasets, args))  # noqa: T201
 
 

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -149,7 +150,11 @@ def best_floor(founds: Iterable[Found]) -> float:
 def read_floor() -> float:
     """Bytes per second that one large sum reads: what streaming weights could reach at most."""
     values = torch.ones(2**30 if device() == "cuda" else 2**27, device=device())
-    return values.nbytes / min(seconds(values.sum) for _ in range(4))
+    found = values.nbytes / min(seconds(values.sum) for _ in range(4))
+    del values
+    if device() == "cuda":
+        torch.cuda.empty_cache()  # the contenders' processes want it
+    return found
 
 
 def copy_floor() -> float:
@@ -180,20 +185,26 @@ def _answer_in(reply: str | bytes, code: int) -> Any:
     return found["answer"]
 
 
-def _reply(work: Callable[[], Any], file: Any) -> None:
-    """Print what `work` returns, or why it failed, as a line of JSON."""
+def _reply(work: Callable[[], Any], file: Any) -> bool:
+    """Print what `work` returns as a line of JSON, or why it failed, a traceback in stderr; True if it worked."""
     try:
         reply = {"answer": work()}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 whatever a rival raises, the others go on
+        traceback.print_exc()
         told = str(error).strip().partition("\n")[0].replace("|", "/")
-        print(json.dumps({"failed": f"{type(error).__name__}: {told:.150}"}), file=file, flush=True)
-        raise
+        reply = {"failed": f"{type(error).__name__}: {told:.150}"}
     print(json.dumps(reply), file=file, flush=True)
+    return "answer" in reply
+
+
+def use_all_cores() -> None:
+    """Give torch all cores that this process may use: by itself it counts the machine's, past a container's quota."""
+    torch.set_num_threads(usable_cores())
 
 
 def _as_contender() -> Any:
-    """Give this process all cores that it may use; returns its stdout, which libraries do not print to any more."""
-    torch.set_num_threads(usable_cores())  # torch counts the machine's, past a container's quota
+    """Give this process all its cores; returns its stdout, which libraries do not print to any more."""
+    use_all_cores()
     stdout, sys.stdout = sys.stdout, sys.stderr
     return stdout
 
@@ -220,6 +231,7 @@ class Server:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
+        self._ready = False
 
     def ask(self, **request: Any) -> Any:
         """What it answers to one request.
@@ -227,10 +239,17 @@ class Server:
         Raises:
             ContenderError: it failed, or was killed; its own message is in stderr.
         """
+        self.wait_until_ready()
         with contextlib.suppress(BrokenPipeError):  # it died since it was asked last
             print(json.dumps(request), file=self._to, flush=True)
         reply = self._from.readline()
         return _answer_in(reply, 0 if reply else self._process.wait())
+
+    def wait_until_ready(self) -> None:
+        """Wait until it answers, or has died, which `ask` will tell."""
+        if not self._ready:
+            self._from.readline()
+            self._ready = True
 
     def __enter__(self) -> "Server":
         return self
@@ -243,10 +262,15 @@ class Server:
 
 
 def serve(work: Callable[..., Any]) -> None:
-    """The other side of `Server`: answer every request with `work(**request)`, until there are no more."""
+    """The other side of `Server`: answer every request with `work(**request)`, until there are no more.
+
+    One that fails, for want of memory say, costs no later one.
+    """
     answers = _as_contender()
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        _reply(functools.partial(work, **json.loads(line)), answers)
+        if not _reply(functools.partial(work, **json.loads(line)), answers) and device() == "cuda":
+            torch.cuda.empty_cache()
 
 
 def in_turns(

@@ -200,6 +200,8 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
     floors["read"] = harness.read_floor()
     with contextlib.ExitStack() as stack:
         servers = {one: stack.enter_context(harness.Server("sample", *one, env=ALLOCATOR)) for one in taking_part}
+        for server in servers.values():
+            server.wait_until_ready()  # none is timed while another still loads
         return harness.in_turns(
             "bench sample",
             [

@@ -133,7 +133,7 @@ def loop(work: Path, precision: str) -> dict[str, Any]:
 
     workers = min(24, usable_cores())
     loader = torch.utils.data.DataLoader(Photos(), batch_size=1, num_workers=workers, pin_memory=device == "cuda")
-    photos, start = pictures_of("loop", precision) // 2, 0.0
+    photos, start, seconds = pictures_of("loop", precision) // 2, 0.0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         for index, (x, y) in enumerate(loader):
             if index == 2:
@@ -144,8 +144,9 @@ def loop(work: Path, precision: str) -> dict[str, Any]:
             np.save(f"{folder}/codes-{index}.npy", codes.cpu().numpy())
             np.save(f"{folder}/label-{index}.npy", y.numpy())
             if index == photos + 1:
+                seconds = time.perf_counter() - start  # before the loader ends its workers, which is none of the loop
                 break
-        return {"images_per_s": 2 * photos / (time.perf_counter() - start)}
+    return {"images_per_s": 2 * photos / seconds}
 
 
 def _prepare(data: Path | None, work: Path) -> str:

@@ -300,10 +300,10 @@ def losses(model: str) -> dict[str, float]:
 
 
 def _agreement(model: str) -> str:
-    """The losses at the same weights, in words; raises RuntimeError where they differ."""
+    """The losses at the same weights, in words; raises ContenderError where they differ."""
     found = harness.spawn("train_prior", "losses", model)
     if max(found.values()) - min(found.values()) > 1e-3:
-        raise RuntimeError(f"at the same weights the losses differ, so nothing here can be compared: {found}")
+        raise harness.ContenderError(f"at the same weights the losses differ, so nothing here can be compared: {found}")
     listed = ", ".join(f"{name} {value:.5f}" for name, value in found.items())
     return f"At the same weights one batch's losses are equal: {listed}. "
 
