@@ -510,6 +510,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, ShardError) as error:
         print(f"imagepriors {argv[0]}: {error}", file=sys.stderr)
         return 2
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:  # a place that cannot be written or read
+        print(f"imagepriors {argv[0]}: {error.filename}: {error.strerror}; choose another path", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         print(f"imagepriors {argv[0]}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130

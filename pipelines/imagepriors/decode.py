@@ -336,11 +336,11 @@ def write_samples(
     known = given_codes(sequence, given)
     rows = known > 0 or any(part.name != "class" for part in sequence.conditions)
     per_condition = 4 if rows else 1
+    (out / "samples").mkdir(parents=True, exist_ok=True)  # first: samples that nothing can take would be lost
     samples = draw_samples(
         prior_run, shards, n, config=config, per_condition=per_condition, given=known, size=size, frames=frames
     )
     columns = per_condition if rows else 0
-    (out / "samples").mkdir(parents=True, exist_ok=True)
     for left in (*(out / "samples").glob("[0-9]*.png"), out / "frames.gif"):  # of an earlier, larger draw
         left.unlink(missing_ok=True)
     save_png(sample_grid(samples, columns), out / "grid.png")

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 CACHE_VERSION = 1
 """Part of every cache file's address: raise it when the bytes in the files change meaning."""
 _STALE_S = 3600
+_CHECKED: set[tuple[str, str, str]] = set()
+"""Place and fingerprint of datasets, and splits, whose bytes this process has checked: once for all columns."""
 
 
 def cache_root(dataset: ShardDataset) -> Path:
@@ -45,8 +47,8 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
 
     The first call decodes the column into one .npy file; its name carries a hash of all that decides its
     bytes, so a changed dataset can never be served from an old file. Of processes that start together one
-    decodes and the others wait. Where a file system knows no locks, or none between machines, several decode; each
-    renames a complete file into place, so a reader never sees half of one.
+    decodes and the others wait. Where a file system knows no locks, or none between machines, several decode; the first
+    complete file stays, for over NFS one that is replaced is lost to those who have mapped it.
 
     Raises:
         ShardError: the split or column is unknown or the split empty, a shard is damaged, or the cache
@@ -107,10 +109,15 @@ def _remove_half_files(folder: Path) -> None:
 
 
 def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
-    dataset.check(split)  # once, here: what is decoded is read for as long as the file lies there
+    # Every byte, here: what is decoded is read for as long as the file lies there.
+    here = (str(dataset.path), dataset.fingerprint, split)
+    if here not in _CHECKED:
+        dataset.check(split)
+        _CHECKED.add(here)
     rows = dataset.rows(split)
     bar = tqdm(total=rows, desc=f"decode {split}/{column}", unit="row", unit_scale=True, disable=None)
-    with bar, atomic_write(path) as file:
+    own = path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}")
+    with bar, atomic_write(own) as file:
         written = 0
         for batch in dataset.batches(split, [column]):
             chunk = np.ascontiguousarray(batch[column])
@@ -129,3 +136,10 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
                 f"{dataset.path}: dataset.json promises {rows} rows in {split!r}, the shards hold {written}; "
                 "verify the dataset"
             )
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        pass  # another machine's, with the same bytes
+    except OSError:  # a file system without hard links
+        own.replace(path)
+    own.unlink(missing_ok=True)

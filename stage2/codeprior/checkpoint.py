@@ -34,7 +34,7 @@ from torch import Tensor
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
 from codeprior.distributed import placed_like
 from codeprior.model import Prior
-from codeshards.format import WriteError, atomic_write, atomic_write_json, fsync_path, read_json
+from codeshards.format import WriteError, atomic_write, atomic_write_json, fsync_path, read_json, remove_stale_temps
 
 FORMAT_VERSION = 2
 """Raised when older code would misread a checkpoint."""
@@ -175,8 +175,9 @@ def checkpoints(run: Path) -> list[Path]:
 
 def remove_unfinished(run: Path) -> None:
     """Remove what a killed process left half-written. Call it only from the run's one trainer."""
-    for temp in (run / "checkpoints").glob(f"{_TEMP_PREFIX}*"):
+    for temp in (*(run / "checkpoints").glob(f"{_TEMP_PREFIX}*"), *run.glob(f"{_TEMP_PREFIX}*")):
         shutil.rmtree(temp)
+    remove_stale_temps(run)
 
 
 def load_state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,6 +5,7 @@ Axes: N rows of a split, B batch, T image codes of a sequence, C condition token
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -172,7 +173,9 @@ def check_shards(dataset: ShardDataset, sequence: SequenceSpec) -> None:
         wrong.append(f"scales: the prior wants {sequence.scales}, the shards have {spec.scales}")
     for part in sequence.conditions:
         grid = spec.conditions.get(part.name)
-        if part.name != "class" and grid is None:
+        if part.name == "class" and sequence.class_names and dataset.class_names:
+            compare("classes", _listed(sequence.class_names), _listed(dataset.class_names))
+        elif part.name != "class" and grid is None:
             wrong.append(f"condition {part.name}: the shards have {', '.join(sorted(spec.conditions)) or 'none'}")
         elif grid is not None:
             compare(f"{part.name} grid", f"{part.height}×{part.width}", f"{grid.height}×{grid.width}")
@@ -180,6 +183,12 @@ def check_shards(dataset: ShardDataset, sequence: SequenceSpec) -> None:
             compare(f"{part.name} tokenizer", part.fingerprint, grid.fingerprint)
     if wrong:
         raise PriorError(f"{dataset.path} does not fit this prior: {'; '.join(wrong)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Class names short enough for a message, and no two lists alike."""
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    return f"{len(names)} ({', '.join(names[:3])}{', …' * (len(names) > 3)}; {digest})"
 
 
 def check_labels(labels_N1: NDArray[np.int32], split: str, class_count: int) -> None:

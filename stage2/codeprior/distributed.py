@@ -81,7 +81,10 @@ def process_group() -> Iterator[None]:
 
 
 def shard(prior: Prior) -> None:
-    """Share the prior's weights out over the ranks, a block at a time (FSDP2)."""
+    """Share the prior's weights out over the ranks, a block at a time (FSDP2).
+
+    They are gathered in float32, as DDP has them, also for bfloat16: the residual stream stays in float32 so.
+    """
     mesh = init_device_mesh(prior.device.type, (world(),))
     for block in prior.blocks:
         fully_shard(block, mesh=mesh)

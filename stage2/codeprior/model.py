@@ -235,7 +235,8 @@ class Prior(nn.Module):
         self.norm = make_norm(config, D)
         self.head = None if config.tie_head else Linear(D, sequence.codebook_size, bias=False)
         scales = [torch.full((height * width,), index) for index, (height, width) in enumerate(sequence.grids)]
-        self.register_buffer("scale_T", torch.cat(scales), persistent=False)
+        # Only where it is used: DDP sends every buffer around before every step.
+        self.register_buffer("scale_T", torch.cat(scales) if sequence.scales else None, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

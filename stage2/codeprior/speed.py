@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 
 import torch
@@ -38,7 +39,7 @@ def peak_flops(device: torch.device, precision: str) -> float:
     if device.type == "cuda" and precision == "bfloat16":
         name = torch.cuda.get_device_name(device)
         for part, tflops in PEAK_TFLOPS_BFLOAT16.items():
-            if part in name:
+            if re.search(rf"\b{part}\b", name):  # an RTX A1000 is no A100
                 return tflops * 1e12
     return measured_flops(device.type, precision)
 

@@ -9,6 +9,7 @@ the same for any number of ranks, and a run may go on with another number.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class StreamBatches(Batches):
         dataset: finished shards, wherever `ShardDataset.open` reads them.
         split: the split to draw from.
         sequence: what a batch's sequences are.
-        shuffle_rows: rows of a window, at least; memory holds two windows, one being read ahead.
+        shuffle_rows: rows of a window, at least; memory holds two windows, one being read ahead, and while a batch is
+            taken from two, three.
         views: draw one view of each sample each epoch.
         options: as for :class:`codeprior.data.Batches`.
     """
@@ -80,14 +82,17 @@ class StreamBatches(Batches):
         windows = [w for w in self.windows(epoch) if w.start < end and w.start + w.rows > first]
         needed = [(epoch, window.number) for window in windows]
         following = self._following(epoch, windows[-1].number)
-        # What lies behind is let go before the next window is read, so that there are never three.
+        # What lies behind is let go before the next window is read.
         self._loading = {key: data for key, data in self._loading.items() if key in (*needed, following)}
         parts = [
             self._asked(epoch, w).result().take(slice(max(first - w.start, 0), min(end - w.start, w.rows)))
             for w in windows
         ]
+        batch = parts[0] if len(parts) == 1 else Batch.join(parts)
+        for key in needed[:-1]:
+            del self._loading[key]
         self._asked(following[0], self.windows(following[0])[following[1]])
-        return parts[0] if len(parts) == 1 else Batch.join(parts)
+        return batch
 
     def codes(self) -> Iterator[NDArray[np.uint16]]:
         """Image codes of the whole split in pieces: those of this rank's shards."""
@@ -130,28 +135,40 @@ class StreamBatches(Batches):
     def _read(self, epoch: int, window: Window) -> CodeData:
         parts = self.sequence.conditions
         names = {part.name: part.column for part in parts}
-        columns = [*self.sequence.columns, *names.values(), *(["view"] if self.views else [])]
-        read: dict[str, list[NDArray[Any]]] = {column: [] for column in columns}
-        for shard in window.shards:
-            for batch in self.dataset.batches(self.split, columns, shards=[shard]):
-                for column in columns:
-                    read[column].append(batch[column])
-        whole = {column: np.concatenate(pieces) for column, pieces in read.items()}
+        columns = [*self.sequence.columns, *names.values()]
         rows = epoch_permutation(window.rows, self.seed, epoch, window.number, _WINDOW)
         if self.views:
-            rows = draw_views(starts_of(whole["view"]), self.seed, epoch, window.number)[rows]
+            views = np.concatenate([self._views_of(shard) for shard in window.shards])
+            rows = draw_views(starts_of(views), self.seed, epoch, window.number)[rows]
+        # Each row goes to its place as it comes: memory holds the window once, not in pieces and as a whole beside.
+        place = np.full(sum(self.dataset.shards(self.split)[shard].rows for shard in window.shards), -1)
+        place[rows] = np.arange(len(rows))
+        found: dict[str, NDArray[Any]] = {}
+        start = 0
+        for batch in itertools.chain.from_iterable(
+            self.dataset.batches(self.split, columns, shards=[shard]) for shard in window.shards
+        ):
+            there = place[start : (start := start + len(batch[columns[0]]))]
+            wanted = there >= 0
+            for column in columns:
+                if column not in found:
+                    found[column] = np.empty((len(rows), *batch[column].shape[1:]), batch[column].dtype)
+                found[column][there[wanted]] = batch[column][wanted]
         if "class" in names:
-            check_labels(whole["label"][:, None], self.split, parts[0].vocabulary)
-            whole["label"] = whole["label"][:, None]
+            found["label"] = found["label"][:, None]
+            check_labels(found["label"], self.split, parts[0].vocabulary)
         return CodeData(
             sequence=self.sequence,
-            grids_NT=tuple(whole[column][rows] for column in self.sequence.columns),
-            conditions_NC=tuple(whole[column][rows] for column in names.values()),
+            grids_NT=tuple(found[column] for column in self.sequence.columns),
+            conditions_NC=tuple(found[column] for column in names.values()),
             identity=self.identity,
         )
 
+    def _views_of(self, shard: int) -> NDArray[Any]:
+        return np.concatenate([batch["view"] for batch in self.dataset.batches(self.split, ["view"], shards=[shard])])
+
     def _samples_in(self, shard: int) -> int:
-        views = np.concatenate([batch["view"] for batch in self.dataset.batches(self.split, ["view"], shards=[shard])])
+        views = self._views_of(shard)
         if len(views) == 0 or views[0] != 0:
             raise PriorError(f"views = 'one': shard {shard} of {self.split!r} does not start with a view 0")
         return int((views == 0).sum())

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,11 +37,29 @@ logger = logging.getLogger(__name__)
 METRICS, CURVES = "metrics.jsonl", "tensorboard"
 
 
+class _StopError(Exception):
+    """A signal came during an evaluation."""
+
+
 @torch.no_grad()
-def evaluate(prior: Prior, data: CodeData, *, batch_size: int, autocast: torch.autocast) -> NDArray[np.float64]:
+def evaluate(
+    prior: Prior,
+    data: CodeData,
+    *,
+    batch_size: int,
+    autocast: torch.autocast,
+    before_batch: Callable[[], None] = lambda: None,
+) -> NDArray[np.float64]:
     """Mean negative log-likelihood in nats at each position of the sequence, [T], over all rows.
 
     Each rank takes its part of every batch; the result is the same on all.
+
+    Args:
+        prior: What is evaluated.
+        data: On these rows.
+        batch_size: Rows at once, of all ranks together.
+        autocast: The precision.
+        before_batch: Called before every batch; what it raises, on all ranks alike, ends the evaluation.
     """
     was_training = prior.training
     prior.eval()
@@ -49,6 +67,7 @@ def evaluate(prior: Prior, data: CodeData, *, batch_size: int, autocast: torch.a
     total_T = torch.zeros(prior.sequence.length, dtype=torch.float32, device=prior.device).double()
     batches = range(0, data.rows, batch_size)
     for start in tqdm(batches, desc="evaluate", leave=False, disable=True if rank else None):
+        before_batch()
         mine = np.arange(start, min(start + batch_size, data.rows))[rank::world]
         # With FSDP all ranks must enter every forward pass: one without rows takes the first and does not count it.
         batch = checked(data.take(mine if len(mine) else np.zeros(1, np.int64)), data.sequence).to(prior.device)
@@ -141,8 +160,8 @@ class Run:
         trainer, config = self.trainer, self.config
         trainer.prior.train()
         self._mark_s = time.perf_counter()
-        if trainer.step > 0 and self._is_due(config.eval_every):
-            self._evaluate()  # a checkpoint is written before the evaluation of its step
+        if trainer.step > 0 and self._is_due(config.eval_every) and not self._evaluate(stop):
+            self._leave(stop)  # a checkpoint is written before the evaluation of its step
         with tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", disable=self._hidden) as bar:
             while trainer.step < config.steps:
                 self.recent.append(trainer.advance())
@@ -154,11 +173,16 @@ class Run:
                     bar.set_postfix(self._log())
                 if self._is_due(config.checkpoint_every) or stopping:
                     self._save()
-                if self._is_due(config.eval_every) and not stopping:
-                    self._evaluate()
+                if self._is_due(config.eval_every) and not stopping and not self._evaluate(stop):
+                    stopping = True
+                    if not self._is_due(config.checkpoint_every):
+                        self._save()
                 if stopping:
-                    logger.warning("stopped at step %d; the same command resumes there", trainer.step)
-                    stop.leave()
+                    self._leave(stop)
+
+    def _leave(self, stop: GracefulStop) -> None:
+        logger.warning("stopped at step %d; the same command resumes there", self.trainer.step)
+        stop.leave()
 
     def _is_due(self, every: int) -> bool:
         return self.trainer.step % every == 0 or self.trainer.step == self.config.steps
@@ -242,14 +266,26 @@ class Run:
         distributed.barrier()
         self._mark_s = time.perf_counter()  # disk time is not training time
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, stop: GracefulStop) -> bool:
+        """Validate; False where a signal came meanwhile: over many rows that may take longer than who sent it waits."""
         if self.val_data is None:
-            return
+            return True
         self._settle()
         trainer = self.trainer
         # As many rows at once as a step reads: what trains within memory must not run out of it here.
         rows = self.config.batch_size // self.config.accumulate
-        self.val_nll_T = evaluate(trainer.shipped, self.val_data, batch_size=rows, autocast=trainer.autocast)
+
+        def look_for_signals() -> None:
+            if self._agree_to_stop(stop):
+                raise _StopError
+
+        try:
+            self.val_nll_T = evaluate(
+                trainer.shipped, self.val_data, batch_size=rows, autocast=trainer.autocast,
+                before_batch=look_for_signals,
+            )  # fmt: skip
+        except _StopError:
+            return False
         figures = self._val_figures(float(self.val_nll_T.mean()))
         self.log.write(trainer.step, figures)
         if figures["val_nll_nats"] < self.best_nats:
@@ -260,6 +296,7 @@ class Run:
                 ckpt.save_best(trainer.out, trainer.run, weights, {"step": trainer.step, **figures, **by_position})
         distributed.barrier()
         self._mark_s = time.perf_counter()
+        return True
 
     def _val_figures(self, nll: float) -> dict[str, float]:
         figures = {"val_nll_nats": nll, "val_bits_per_code": nll / math.log(2)}

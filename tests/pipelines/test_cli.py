@@ -249,6 +249,13 @@ def test_an_interrupt_says_so(error, told, monkeypatch, capsys):
     assert capsys.readouterr().err == f"imagepriors inspect: {told}\n"
 
 
+def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["demo-data", str(tmp_path / "file" / "data"), "--n-train", "1", "--n-val", "1"]) == 2
+    assert "choose another path" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_make_help_lists_targets_and_variables():
     done = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
     for word in ("quickstart", "train-prior", "ORDER=row_major", "RAY_ADDRESS="):

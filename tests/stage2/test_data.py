@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codeprior import cache
 from codeprior.cache import memory_map
 from codeprior.config import PriorError, SequenceSpec
 from codeprior.data import CodeBatches, CodeData, checked, epoch_permutation, sequence_from_dataset
@@ -155,6 +157,7 @@ def test_unigram_measures_agree_with_a_loop() -> None:
 
 BUILD = """
 import sys
+from codeprior import cache
 from codeprior.cache import memory_map
 from codeshards.format import ShardDataset
 print(int(memory_map(ShardDataset.open(sys.argv[1]), "train", "codes_zcurve").sum()))
@@ -183,6 +186,20 @@ def test_a_killed_starters_half_file_goes_and_a_live_ones_stays(make_dataset) ->
         os.utime(path, (0, time.time() - 2 * 3600))
     memory_map(dataset, "train", "codes_zcurve")
     assert (half.exists(), live.exists(), other.exists()) == (False, True, True)
+
+
+def test_a_column_that_another_machine_finished_first_is_kept(make_dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset()
+    column = memory_map(dataset, "train", "codes_zcurve").copy()
+    (path,) = (dataset.path.local / ".cache").iterdir()
+    first = path.stat().st_ino
+    cache._decode(dataset, "train", "codes_zcurve", path)  # as where no lock holds between machines
+    assert [path] == list(path.parent.iterdir())
+    assert path.stat().st_ino == first
+    path.unlink()
+    monkeypatch.setattr(cache.os, "link", mock.Mock(side_effect=OSError("no hard links here")))
+    assert (memory_map(dataset, "train", "codes_zcurve") == column).all()
+    assert [path] == list(path.parent.iterdir())
 
 
 def test_who_waits_for_another_decoder_says_so(make_dataset, caplog: pytest.LogCaptureFixture) -> None:

@@ -100,11 +100,12 @@ def test_shards_of_another_tokenizer_are_refused_by_what_differs(make_dataset) -
     sequence = sequence_from_dataset(dataset, "zcurve", "class+segmentation")
     part = replace(sequence.conditions[1], fingerprint="other-masks")
     other = replace(sequence, fingerprint="other", codebook_size=99, order="alternate", height=8)
-    other = replace(other, conditions=(sequence.conditions[0], part))
+    other = replace(other, conditions=(sequence.conditions[0], part), class_names=("cat", *sequence.class_names[1:]))
     with pytest.raises(PriorError) as error:
         CodeData.open(dataset, "train", other)
     for words in ("grid: the prior wants 8×4, the shards have 4×4", "codebook_size: the prior wants 99", "alternate",
-                  "tokenizer: the prior wants other, the shards have image-tokenizer", "other-masks"):  # fmt: skip
+                  "tokenizer: the prior wants other, the shards have image-tokenizer", "other-masks",
+                  f"classes: the prior wants {len(other.class_names)} (cat, "):  # fmt: skip
         assert words in str(error.value)
 
 

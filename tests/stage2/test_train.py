@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from codeprior import checkpoint as ckpt
+from codeprior import speed, train
 from codeprior.checkpoint import checkpoints, load_prior
 from codeprior.config import ModelConfig, PriorError, SampleConfig, TrainConfig
-from codeprior.data import CodeBatches, CodeData, sequence_from_dataset
+from codeprior.data import CodeBatches, CodeData, checked, sequence_from_dataset
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at, make_autocast, make_optimizer, resolve_precision
 from codeprior.sample import prefix_of_scales, sample_codes, sample_sequences, to_grids
@@ -473,3 +474,39 @@ def test_sigterm_saves_a_checkpoint_from_which_training_goes_on(dataset: ShardDa
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((run / "summary.json").read_text())["steps"] == step + 3
     assert [line["step"] for line in read_metrics(run) if "lr" in line] == list(range(1, step + 4))
+
+
+def test_a_signal_ends_an_evaluation_with_a_checkpoint(
+    dataset: ShardDataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, checkpoint_every=100)
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "checked", lambda *batch: signal.raise_signal(signal.SIGTERM) or checked(*batch))
+        with pytest.raises(SystemExit):
+            train_prior(config, dataset.path, tmp_path)
+        assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004"]
+        with pytest.raises(SystemExit):  # it goes on with the evaluation of that step
+            train_prior(config, dataset.path, tmp_path)
+    assert not (tmp_path / "best").exists()
+    train_prior(config, dataset.path, tmp_path)
+    assert read_metrics(tmp_path) == read_metrics(finished)
+    assert final_bytes(tmp_path) == final_bytes(finished)
+
+
+def test_what_a_killed_run_left_half_written_goes(dataset: ShardDataset, tmp_path: Path) -> None:
+    left = [
+        tmp_path / name for name in (".tmp-best", "checkpoints/.tmp-step-00000004-1", ".model.safetensors.tmp-1-ab")
+    ]
+    for folder in left[:2]:
+        folder.mkdir(parents=True)
+    left[2].write_bytes(b"half")
+    train_prior(replace(TINY, steps=1), dataset.path, tmp_path)
+    assert not any(path.exists() for path in left)
+
+
+@pytest.mark.parametrize(("name", "tflops"), [("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989),
+                                              ("NVIDIA GH200 480GB", 989), ("NVIDIA RTX A1000", 0)])  # fmt: skip
+def test_the_peak_is_that_of_the_named_gpu(name: str, tflops: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    monkeypatch.setattr(speed, "measured_flops", lambda *_: 0.0)
+    assert speed.peak_flops(torch.device("cuda"), "bfloat16") == tflops * 1e12
