@@ -77,21 +77,42 @@ def _tokenizer_folder(prior_run: Path, shards: Path) -> Path:
 def read_rows(dataset: ShardDataset, split: str, columns: Sequence[str], n: int) -> dict[str, npt.NDArray[Any]]:
     """Columns of `n` rows of a split, or of all where there are fewer or n is 0.
 
-    Of train, which is shuffled, they are the first; of other splits, which are sorted by class, evenly spread.
+    Of train, which is shuffled, they are the first of some shards; of other splits, which are sorted by class, evenly
+    spread.
     """
     total = dataset.rows(split)
     n = min(n or total, total)
-    wanted = np.arange(n) if split == "train" else np.array(spread(total, n), dtype=np.int64)
+    if split == "train":
+        wanted = _first_of_some([shard.rows for shard in dataset.shards(split)], n)
+    else:
+        wanted = np.array(spread(total, n), dtype=np.int64)
+    return rows_at(dataset, split, columns, wanted)
+
+
+def _first_of_some(shard_rows: Sequence[int], n: int) -> npt.NDArray[np.int64]:
+    """The first rows of up to eight shards, `n` in all, evenly over a split: merged datasets lie behind each other."""
+    chosen = spread(len(shard_rows), min(len(shard_rows), 8))
+    starts = np.concatenate(([0], np.cumsum(shard_rows)))
+    quota = -(-n // len(chosen))
+    found = np.concatenate([starts[shard] + np.arange(min(quota, shard_rows[shard])) for shard in chosen])
+    if len(found) < n:  # shards that are too small
+        return np.array(spread(int(starts[-1]), n), dtype=np.int64)
+    return found[np.array(spread(len(found), n), dtype=np.int64)]
+
+
+def rows_at(
+    dataset: ShardDataset, split: str, columns: Sequence[str], wanted: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[Any]]:
+    """Columns of the rows with these numbers, which rise; shards without any of them are not read."""
     parts: dict[str, list[Any]] = {column: [] for column in columns}
     start = 0
-    for batch in dataset.batches(split, list(columns)) if n else ():
-        size = len(next(iter(batch.values())))
-        rows = wanted[(wanted >= start) & (wanted < start + size)] - start
+    for number, shard in enumerate(dataset.shards(split)):
+        rows = wanted[(wanted >= start) & (wanted < start + shard.rows)] - start
+        start += shard.rows
+        of_shard = list(dataset.batches(split, list(columns), shards=[number])) if len(rows) else []
         for column, values in parts.items():
-            values.append(batch[column][rows])
-        start += size
-        if start > wanted[-1]:
-            break
+            if of_shard:
+                values.append(np.concatenate([batch[column] for batch in of_shard])[rows])
     return {column: np.concatenate(values) if values else np.empty(0) for column, values in parts.items()}
 
 

@@ -24,7 +24,7 @@ from codeprior.train import evaluate, pixel_dims
 from codeshards.format import ShardDataset, ShardError, atomic_write_json, inverse
 from imagepriors.config import EvaluatePriorConfig
 from imagepriors.decode import draw_samples, load_shard_tokenizer, read_rows
-from imagepriors.evaluate import Lite0Features, inception_weights, lite0_features
+from imagepriors.evaluate import Lite0Features, frechet_distance, inception_weights, lite0_features
 from imagepriors.faithfulness import MEASURES, Reader, derangement
 from vqgan.datasets import open_splits, spread
 from vqgan.tokenizer import Tokenizer
@@ -60,6 +60,7 @@ def evaluate_prior(
     """
     if config.n < 2:
         raise ShardError(f"n is {config.n}: distances want many samples, two at least")
+    feature_network(config)  # before anything that takes long
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     dataset_of_codes = ShardDataset.open(shards)
     check_shards(dataset_of_codes, sequence)
@@ -146,22 +147,32 @@ def distances(samples: Pictures, reference: Pictures, config: EvaluatePriorConfi
     import torch_fidelity
 
     inception = config.features == "inception"
-    network: dict[str, Any] = {"feature_extractor": "inception-v3-compat"}
-    if inception:
-        network["feature_extractor_weights_path"] = inception_weights(config.inception)
-    else:
-        network["feature_extractor"] = lite0_features()
     neighbours = min(3, len(samples) - 1, len(reference) - 1)
     found = torch_fidelity.calculate_metrics(
         input1=_Planes(samples), input2=_Planes(reference), fid=True, prc=True, isc=inception,
         prc_neighborhood=neighbours, save_cpu_ram=True, batch_size=_BATCH, cuda=torch.cuda.is_available(),
-        cache=False, verbose=False, **network,
+        cache=False, verbose=False, **feature_network(config),
     )  # fmt: skip
     frechet = "fid" if inception else "frechet_efficientnet_lite0"
     names = {"frechet_inception_distance": frechet, "precision": "precision", "recall": "recall"}
     if inception:
         names["inception_score_mean"] = "inception_score"
     return {ours: float(found[theirs]) for theirs, ours in names.items()}
+
+
+def feature_network(config: EvaluatePriorConfig) -> dict[str, Any]:
+    """torch-fidelity's arguments for the features, whose weights are there and can be loaded.
+
+    Raises:
+        InputError: Inception's are not.
+    """
+    if config.features != "inception":
+        return {"feature_extractor": lite0_features()}
+    frechet_distance("inception", config.inception, torch.device("cpu"))
+    return {
+        "feature_extractor": "inception-v3-compat",
+        "feature_extractor_weights_path": inception_weights(config.inception),
+    }
 
 
 class _Planes(torch.utils.data.Dataset[Tensor]):
@@ -195,24 +206,25 @@ def faith(
     show, n = _condition_pictures(codes, part)
     train, columns = decoded_rows(codes, tokenizer, "train", config.reader_rows, [part.column])
     reader = Reader.teach(name, train, show(columns[part.column]), n=n, steps=config.reader_steps)
-    shuffled = np.asarray(given)[derangement(len(given))]
-    figures = {
-        "samples": reader.score(_shown(samples, given, show)),
-        "shuffled": reader.score(_shown(samples, shuffled, show)),
-    }
+    others = np.asarray(given)[derangement(len(given))]
+    own, shuffled = reader.scores(_shown(samples, (given, others), show))
+    figures = {"samples": own, "shuffled": shuffled}
     if "val" in codes.splits:
         real, columns = decoded_rows(codes, tokenizer, "val", len(samples), [part.column])
-        figures["real"] = reader.score(_shown(real, columns[part.column], show))
+        (figures["real"],) = reader.scores(_shown(real, (columns[part.column],), show))
     named = {f"{name} {MEASURES[name]}, {of}": value for of, value in figures.items()}
     if name == "class" and is_imagenet(codes.class_names):
         named |= imagenet_accuracy(samples, given)
     return named
 
 
-def _shown(pictures: Pictures, tokens: Any, show: Callable[[Any], Pictures]) -> Iterator[tuple[Pictures, Pictures]]:
-    """Pictures with their conditions to look at, part by part: all of them at once would not fit in memory."""
+def _shown(
+    pictures: Pictures, tokens: Sequence[Any], show: Callable[[Any], Pictures]
+) -> Iterator[tuple[Pictures, list[Pictures]]]:
+    """Pictures with conditions of them to look at, part by part: all of them at once would not fit in memory."""
     for start in range(0, len(pictures), _BATCH):
-        yield pictures[start : start + _BATCH], show(tokens[start : start + _BATCH])
+        part = slice(start, start + _BATCH)
+        yield pictures[part], [show(of_all[part]) for of_all in tokens]
 
 
 def is_imagenet(class_names: Sequence[str]) -> bool:

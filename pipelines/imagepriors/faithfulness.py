@@ -5,7 +5,7 @@ their blur. A score says little by itself: beside it stand the score of decoded 
 would reach) and that of the same samples against other samples' conditions (what following nothing would reach).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from codeprior.optim import resolve_device
 from vqgan.config import ModelConfig
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
@@ -73,7 +74,9 @@ class Reader:
     """Reads one kind of condition from RGB pictures; see :meth:`teach`."""
 
     def __init__(self, name: str, n: int, net: ReadingNet) -> None:
-        self.name, self.n, self._net = name, n, net
+        self.name, self.n = name, n
+        self._device = resolve_device("auto")
+        self._net = net.to(self._device)
         # The tokenizers' own conventions for each kind of condition picture.
         modality: Any = "rgb" if name == "class" else name
         self._modality = ModelConfig(modality=modality, n_labels=n if name == "segmentation" else 0)
@@ -101,7 +104,7 @@ class Reader:
         rng = np.random.default_rng(seed)
         for _ in tqdm(range(steps), desc=f"reader of {name}", disable=None):
             rows = rng.integers(0, len(pictures), _BATCH)
-            loss = reader._loss(reader._net(_planes(pictures[rows])), conditions[rows])
+            loss = reader._loss(reader._net(reader._planes(pictures[rows])), conditions[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -110,43 +113,65 @@ class Reader:
 
     def _loss(self, output: Tensor, conditions: Pictures) -> Tensor:
         if self.name == "class":
-            return F.cross_entropy(output, torch.from_numpy(conditions.astype(np.int64)))
+            return F.cross_entropy(output, torch.from_numpy(conditions.astype(np.int64)).to(self._device))
         if self.name == "pose":  # limbs are one pixel in fifty: a black picture would be a good guess
-            target = to_input(list(conditions), self._modality)
+            target = to_input(list(conditions), self._modality).to(self._device)
             limbs = (target.amax(1, keepdim=True) > _LIMB / 127.5 - 1).float()
             # The square root lies between too thin limbs, unweighted, and too thick ones, fully balanced.
             weight = 1 + limbs * (1 / limbs.mean().clamp(min=1e-3)).sqrt()
             return (weight * (output - target).abs()).sum() / (weight.sum() * output.shape[1])
-        return reconstruction_loss(output, to_input(list(conditions), self._modality), self._modality)
+        target = to_input(list(conditions), self._modality).to(self._device)
+        return reconstruction_loss(output, target, self._modality)
+
+    def _planes(self, pictures: Pictures) -> Tensor:
+        x_BCHW = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return x_BCHW.contiguous(memory_format=training_layout(x_BCHW.device))
 
     @torch.inference_mode()
     def read(self, pictures: Pictures) -> Pictures:
         """What the pictures seem to show: class ids [N], or condition pictures as tokenizers give them."""
         batches = (pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH))
-        outputs = (self._net(_planes(batch)) for batch in batches)
+        outputs = (self._net(self._planes(batch)).cpu() for batch in batches)
         if self.name == "class":
             return np.concatenate([output.argmax(1).numpy() for output in outputs])
         return np.concatenate([to_pictures(output, self._modality) for output in outputs])
 
-    def score(self, parts: Iterable[tuple[Pictures, Pictures]]) -> float:
-        """How far pictures show their conditions, given part by part: see :meth:`agreement`."""
-        return self.agreement((self.read(pictures), conditions) for pictures, conditions in parts)
+    def scores(self, parts: Iterable[tuple[Pictures, Sequence[Pictures]]]) -> list[float]:
+        """How far pictures show each of several conditions, given part by part; read once for all of them."""
+        found: list[Agreement] = []
+        for pictures, conditions in parts:
+            seen = self.read(pictures)
+            found = found or [Agreement(self.name, self.n) for _ in conditions]
+            for agreement, of_one in zip(found, conditions, strict=True):
+                agreement.add(seen, of_one)
+        return [agreement.value() for agreement in found]
 
-    def agreement(self, parts: Iterable[tuple[Pictures, Pictures]]) -> float:
-        """How far what was read agrees with the conditions: accuracy, mIoU, mean correlation or IoU of limbs."""
-        masks = TokenizerMetrics("segmentation", 1, self.n) if self.name == "segmentation" else None
-        agreed = total = 0.0
-        for found, conditions in parts:
-            if masks is not None:
-                masks.add(found, conditions, np.zeros(1, np.int64))
-            elif self.name == "class":
-                agreed, total = agreed + float((found == conditions).sum()), total + len(found)
-            elif self.name == "pose":
-                seen, drawn = (pictures.max(-1) > _LIMB for pictures in (found, conditions))
-                agreed, total = agreed + float((seen & drawn).sum()), total + float((seen | drawn).sum())
-            else:
-                agreed, total = agreed + float(_correlations(found, conditions).sum()), total + len(found)
-        return masks.result()["val_miou"] if masks is not None else agreed / max(1.0, total)
+
+class Agreement:
+    """How far what was read agrees with conditions: accuracy, mIoU, mean correlation or IoU of limbs."""
+
+    def __init__(self, name: str, n: int = 0) -> None:
+        self._name, self._agreed, self._total = name, 0.0, 0.0
+        self._masks = TokenizerMetrics("segmentation", 1, n) if name == "segmentation" else None
+
+    def add(self, found: Pictures, conditions: Pictures) -> None:
+        """Count a part."""
+        if self._masks is not None:
+            self._masks.add(found, conditions, np.zeros(1, np.int64))
+        elif self._name == "class":
+            self._agreed += float((found == conditions).sum())
+            self._total += len(found)
+        elif self._name == "pose":
+            seen, drawn = (pictures.max(-1) > _LIMB for pictures in (found, conditions))
+            self._agreed += float((seen & drawn).sum())
+            self._total += float((seen | drawn).sum())
+        else:
+            self._agreed += float(_correlations(found, conditions).sum())
+            self._total += len(found)
+
+    def value(self) -> float:
+        """Over all parts."""
+        return self._masks.result()["val_miou"] if self._masks is not None else self._agreed / max(1.0, self._total)
 
 
 def _correlations(a_NHW: Pictures, b_NHW: Pictures) -> npt.NDArray[Any]:
@@ -154,11 +179,6 @@ def _correlations(a_NHW: Pictures, b_NHW: Pictures) -> npt.NDArray[Any]:
     a, b = (x.reshape(len(x), -1) - x.reshape(len(x), -1).mean(1, keepdims=True) for x in (a_NHW, b_NHW))
     norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
     return np.asarray((a * b).sum(1) / np.maximum(norms, 1e-12))
-
-
-def _planes(pictures: Pictures) -> Tensor:
-    x_BCHW = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x_BCHW.contiguous(memory_format=training_layout(x_BCHW.device))
 
 
 def derangement(n: int, seed: int = 0) -> npt.NDArray[np.int64]:

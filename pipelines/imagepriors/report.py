@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from codeprior.checkpoint import RunConfig
 from codeprior.config import SampleConfig
 from codeshards.format import ShardDataset, ShardError, atomic_write, inverse
-from imagepriors.decode import draw_samples, load_shard_tokenizer, sample_grid, save_png
+from imagepriors.decode import draw_samples, load_shard_tokenizer, read_rows, rows_at, sample_grid, save_png
 from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, save_figure, usage_figure
 from vqgan.datasets import open_splits, spread
 
@@ -73,9 +73,9 @@ def _facts(run: Path, shards: ShardDataset, priors: list[Path]) -> list[tuple[st
     facts.append(("rows of codes", " + ".join(f"{shards.rows(name):,} {name}" for name in shards.splits)))
     for prior in priors:
         figures = _summary(prior)
-        nll, entropy = figures["val_nll_nats"], figures["unigram_entropy_nats"]
+        nll = figures.get("val_nll_nats")  # an imported prior has none
         if nll is not None:
-            below = 100 * (1 - nll / entropy)
+            below = 100 * (1 - nll / figures["unigram_entropy_nats"])
             facts.append((prior.name, f"{nll:.3f} nats per code, {below:.0f}% below the unigram entropy"))
     return facts
 
@@ -105,20 +105,21 @@ def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDa
     split = open_splits(dataset, data)["val"]
     tokenizer = load_shard_tokenizer(run / "shards", "tokenizer", shards.spec.image.fingerprint)
     name = shards.spec.orders[0]
-    batch = next(shards.batches("val", ["key", "view", f"codes_{name}"]))
+    whole = np.flatnonzero(read_rows(shards, "val", ["view"], 0)["view"] == 0)
+    if not len(whole):
+        raise ShardError(f"{run / 'shards'} has no validation rows to show")
+    batch = rows_at(shards, "val", ["key", f"codes_{name}"], whole[spread(len(whole), _SHOWN)])
     grid = shards.spec.image
-    rows = np.flatnonzero(batch["view"] == 0)
-    rows = rows[spread(len(rows), _SHOWN)]
-    codes_NT = batch[f"codes_{name}"][rows][:, inverse(name, grid.height, grid.width)]
+    codes_NT = batch[f"codes_{name}"][:, inverse(name, grid.height, grid.width)]
     index_of = {key: index for index, key in enumerate(split.keys)}
-    if missing := [key for key in batch["key"][rows] if key not in index_of]:
+    if missing := [key for key in batch["key"] if key not in index_of]:
         raise ShardError(
             f"{missing[0]!r} of {run / 'shards'} is no picture of {data}: pass the --dataset and --data of the shards"
         )
-    originals = [split.read(index_of[batch["key"][row]], tokenizer.config.resolution).image for row in rows]
+    originals = [split.read(index_of[key], tokenizer.config.resolution).image for key in batch["key"]]
     decoded = tokenizer.decode(codes_NT.reshape(-1, grid.height, grid.width))
     tiles = np.concatenate([np.stack(originals), decoded])
-    save_png(picture_grid(tiles, len(rows), scale=max(1, 96 // tiles.shape[1])), out / "reconstructions.png")
+    save_png(picture_grid(tiles, len(originals), scale=max(1, 96 // tiles.shape[1])), out / "reconstructions.png")
     files = ["reconstructions.png"]
     summary = _summary(run / "tokenizer")
     if summary:
@@ -146,7 +147,8 @@ def _curve_sections(run: Path, priors: list[Path], out: Path) -> list[dict[str, 
 
 def curve(folder: Path, field: str) -> tuple[list[float], list[float]]:
     """Steps and values of a figure in a run's metrics.jsonl."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    file = folder / "metrics.jsonl"  # an imported network has none
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     points = [(line["step"], line[field]) for line in lines if field in line]
     return [step for step, _ in points], [value for _, value in points]
 

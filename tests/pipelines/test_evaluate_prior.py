@@ -11,7 +11,7 @@ from PIL import Image
 from imagepriors.config import EvaluatePriorConfig
 from imagepriors.evaluate import INCEPTION_FILE, Lite0Features
 from imagepriors.evaluate_prior import distances, imagenet_accuracy, is_imagenet
-from imagepriors.faithfulness import Reader, derangement
+from imagepriors.faithfulness import Agreement, Reader, derangement
 from vqgan.errors import InputError
 
 SIDE = 32
@@ -51,12 +51,14 @@ def test_what_can_be_seen_is_read_and_belongs_to_its_own_picture(name, n):
     pictures, known = scenes(200, 0)
     reader = Reader.teach(name, pictures, known[name], n=n, steps=100)
     others, wanted = scenes(60, 1)
-    own = reader.score([(others, wanted[name])])
-    shuffled = reader.score([(others, wanted[name][derangement(60)])])
+    own, shuffled = reader.scores([(others, (wanted[name], wanted[name][derangement(60)]))])
     assert own > 0.75
     assert own > shuffled + 0.25
-    assert reader.score([(others[:7], wanted[name][:7]), (others[7:], wanted[name][7:])]) == pytest.approx(own)
-    assert reader.agreement([(wanted[name], wanted[name])]) == pytest.approx(1)
+    parts = [(others[:7], (wanted[name][:7],)), (others[7:], (wanted[name][7:],))]
+    assert reader.scores(parts) == pytest.approx([own])
+    same = Agreement(name, n)
+    same.add(wanted[name], wanted[name])
+    assert same.value() == pytest.approx(1)
 
 
 def test_teaching_is_repeatable():

@@ -19,6 +19,7 @@ from codeshards.encode import ShardTask, encode_shard
 from codeshards.format import (
     MANIFEST_FILE,
     GridSpec,
+    Manifest,
     PlannedShard,
     ShardDataset,
     ShardError,
@@ -26,7 +27,7 @@ from codeshards.format import (
     open_store,
     sha256_file,
 )
-from codeshards.job import tokenize
+from codeshards.job import _Arrivals, tokenize
 from codeshards.pool import run_shards
 from codeshards.verify import verify
 from vqgan.checkpoint import fingerprint, save_model
@@ -188,6 +189,22 @@ def test_too_many_failures_stop_the_dataset_from_being_finished(data, tokenizer,
     assert not (tmp_path / "o" / MANIFEST_FILE).exists()
     manifest = tokenize(TokenizeConfig(shard_rows=8, batch_size=4, threads=1, max_failure_rate=0.1), **where)
     assert (manifest.splits["train"].rows, manifest.splits["train"].failures) == (57, 3)
+    for config in (CONFIG, replace(CONFIG, license="mit")):  # nothing to make: judged again, and nothing is lost
+        with pytest.raises(ShardError, match="3 of 66 samples failed"):
+            tokenize(config, **where)
+        assert Manifest.load(tmp_path / "o").splits == manifest.splits
+
+
+def test_shards_that_never_come_into_sight_end_the_job(tmp_path):
+    shards = [PlannedShard(split="val", index=index, start=0, stop=1) for index in range(3)]
+    arrivals = _Arrivals(open_store(tmp_path), patience_s=0.0)
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/shard-000000.json").write_text("{}")
+    arrivals.expect(shards[0])
+    with pytest.raises(ShardError, match=r"val/shard-000001 was made .* nodes must share that folder"):
+        arrivals.expect(shards[1])
+    _Arrivals(open_store(tmp_path)).expect(shards[2])  # a network file system may show it later
+    _Arrivals(open_store("s3://bucket/o"), patience_s=0.0).expect(shards[2])
 
 
 @pytest.mark.parametrize(

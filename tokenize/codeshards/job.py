@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ from codeshards.format import (
     absolute,
     atomic_write,
     build_plan,
+    sidecar_path,
 )
 from codeshards.pool import assigned_cores, run_shards
 from codeshards.progress import EventLog, kind_of
@@ -100,12 +102,13 @@ def tokenize(
     missing = open_job(plan, store, retry_failed=retry_failed)
     if not missing and (store / MANIFEST_FILE).exists():
         made = Manifest.load(store)
-        if config.license in (UNKNOWN_LICENSE, made.license):
+        failed = sum(split.failures for split in made.splits.values())
+        allowed = config.max_failure_rate * (failed + sum(split.samples for split in made.splits.values()))
+        if config.license in (UNKNOWN_LICENSE, made.license) and failed <= allowed:
             return made
-    # What it says may not be true any more while shards are made again.
-    (store / MANIFEST_FILE).delete()
     _copy_tokenizers(tokenizers, store)
     if missing:
+        (store / MANIFEST_FILE).delete()  # what it says may not be true any more while shards are made again
         _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=store)
     return _finish(plan, spec, config, splits, tokenizers, store)
 
@@ -121,13 +124,14 @@ def _make(
     out: Store,
 ) -> None:
     """Make the missing shards on Ray; whatever ends it, no half file stays."""
-    plan_hash, events = plan.hash, EventLog(out / EVENTS_FILE)
+    plan_hash, events, arrivals = plan.hash, EventLog(out / EVENTS_FILE), _Arrivals(out)
 
     def task_of(shard: PlannedShard) -> ShardTask:
         samples = splits[shard.split].subset(plan.sample_indices(shard))
         return ShardTask(shard=shard, plan_hash=plan_hash, samples=samples)
 
     def failures_of(shard: PlannedShard, sidecar: Sidecar) -> dict[str, int]:
+        arrivals.expect(shard)
         return dict(Counter(kind_of(failure.reason) for failure in sidecar.failures))
 
     device, folders = _device(config), {name: path.resolve() for name, path in tokenizers.items()}
@@ -164,6 +168,37 @@ def _make(
         events.write(end)
         events.close()
         remove_temps(plan, out)  # of a job that succeeded too: workers may have died in it
+
+
+class _Arrivals:
+    """Shards that workers say they have made must be seen here: else their disk is another, and all work is lost.
+
+    Not at once, for network file systems show new files late.
+    """
+
+    def __init__(self, out: Store, patience_s: float = 300.0) -> None:
+        self._out, self._patience_s = out, patience_s
+        self._unseen: deque[tuple[float, PlannedShard]] = deque()
+
+    def expect(self, shard: PlannedShard) -> None:
+        """Remember a shard that is done, and look for those before it.
+
+        Raises:
+            ShardError: one has not come for too long.
+        """
+        if self._out.local is None:
+            return
+        self._unseen.append((time.monotonic(), shard))
+        while self._unseen:
+            since_s, first = self._unseen[0]
+            if not sidecar_path(self._out, first).exists():
+                if time.monotonic() - since_s > self._patience_s:
+                    raise ShardError(
+                        f"{first.split}/{first.name} was made {self._patience_s:.0f} s ago and is not in {self._out}: "
+                        "nodes must share that folder (a network file system), or --out be a URL of an object store"
+                    )
+                return
+            self._unseen.popleft()
 
 
 def _finish(

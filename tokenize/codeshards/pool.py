@@ -254,7 +254,7 @@ class _Pool:
         try:
             answer = self._ray.get(reference)
         except errors.RayTaskError as error:
-            if shard is not None and _out_of_memory(error.cause):
+            if shard is not None and out_of_memory(error.cause):
                 raise ShardError(f"{shard.split}/{shard.name}: out of memory ({error.cause}). {_LESS}") from error
             if shard is None or not isinstance(error.cause, (ValueError, OSError)):
                 raise  # a bug: keep its traceback
@@ -338,7 +338,7 @@ _LESS = (
 )
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether torch or Python had no memory left; torch's allocator for CPUs says so in words only."""
     told = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in told or "can't allocate memory" in told

@@ -31,6 +31,7 @@ from codeshards.format import (
     build_plan,
     check_formats,
     inverse,
+    is_intact,
     load_plan,
     open_store,
     read_table,
@@ -293,7 +294,10 @@ def _entries(plan: Plan, manifest: Manifest) -> Iterator[tuple[PlannedShard, Sha
 
 
 def _table(dataset: ShardDataset, split: str, entry: ShardEntry) -> pa.Table:
-    return read_table(dataset.file_of(split, entry), dataset.spec, entry.rows)
+    file = dataset.file_of(split, entry)
+    if not is_intact(file, entry.files[file.name]):  # a flipped bit would get a hash of its own in the new dataset
+        raise ShardError(f"{file} is not the file that {dataset.path} lists: verify the dataset")
+    return read_table(file, dataset.spec, entry.rows)
 
 
 def _count(counts_LK: npt.NDArray[np.int64], codes_NL: npt.NDArray[np.uint16]) -> None:

@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from codeprior.checkpoint import load_summary
+from codeprior.checkpoint import CONFIG, RunConfig, load_summary
 from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeprior.train import train_prior
 from codeshards.config import TokenizeConfig
-from codeshards.format import ShardDataset, ShardError, atomic_write, atomic_write_json
+from codeshards.format import PLAN_FILE, ShardDataset, ShardError, atomic_write, atomic_write_json, load_plan
 from codeshards.job import tokenize
-from codeshards.pool import connected, usable_cores
+from codeshards.pool import connected, out_of_memory, usable_cores
 from imagepriors.config import EvaluatePriorConfig, ExperimentConfig
 from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
@@ -121,11 +121,14 @@ class Lab:
         tasks = {name: task for name, task in found.items() if task}
         networks = sum(bool(preset) for folder, preset in presets.items() if folder.name in tasks)
         threads = max(self.config.threads, usable_cores() // max(1, networks))
-        side_by_side(tasks, "train tokenizers", device=self.device(), threads=threads)
+        device = self.device()
+        side_by_side(tasks, "train tokenizers", device=device, threads=threads)
         for kind, parts in wanted.items():
-            config = replace(self.tokenize_config(kind), device=self.device())
+            out, config = self.shards(kind), replace(self.tokenize_config(kind), device=device)
+            if (out / PLAN_FILE).exists():  # begun, perhaps where there were GPUs; their codes are not all a CPU's
+                config = replace(config, device=load_plan(out).settings["device"])
             made_by = {name: folder for name, (folder, _) in parts.items()}
-            tokenize(config, dataset=self.config.dataset, data=self.data, tokenizers=made_by, out=self.shards(kind))
+            tokenize(config, dataset=self.config.dataset, data=self.data, tokenizers=made_by, out=out)
 
     def _tokenizers(self, kind: Kind) -> dict[str, tuple[Path, str]]:
         """What is encoded → its tokenizer's folder and preset; a palette has none."""
@@ -201,16 +204,17 @@ class Lab:
         """
         left: dict[str, Training] = {}
         for folder, (config, shards) in plan.items():
-            summary = load_summary(folder)
-            if summary is None:
+            if load_summary(folder) is None:
                 left[f"{folder.parent.name}/{folder.name}"] = _prior_training(config, shards, folder)
-            elif summary["steps"] == config.steps:
-                train_prior(config, shards, folder)  # finished: makes sure that it is this run
-            else:  # going on with a schedule that was over is not a longer run
-                raise ShardError(
-                    f"{folder} was trained for {summary['steps']} steps, {config.steps} are asked for: pass "
-                    "another --run, or remove it"
-                )
+                continue
+            found = RunConfig.load(folder / CONFIG).train
+            for what in ("steps", "eval_every"):  # which a run may change as it goes on, but these are compared
+                if getattr(found, what) != getattr(config, what):
+                    raise ShardError(
+                        f"{folder} was trained with {what} = {getattr(found, what)}, {getattr(config, what)} is asked "
+                        "for: pass another --run, or remove it"
+                    )
+            train_prior(config, shards, folder)  # finished: makes sure that it is this run
         side_by_side(left, "train priors", device=self.device(), threads=self.config.threads)
 
     def sampling(self, **changes: Any) -> SampleConfig:
@@ -258,7 +262,7 @@ def side_by_side(tasks: Mapping[str, Training], what: str, *, device: Literal["c
         threads: Cores of a training without a GPU.
 
     Raises:
-        ShardError: a training refused its input.
+        ShardError: a training refused its input, or ran out of memory.
     """
 
     def work(task: Training) -> None:
@@ -270,9 +274,11 @@ def side_by_side(tasks: Mapping[str, Training], what: str, *, device: Literal["c
 
     if not tasks:
         return
-    size = {"num_gpus": 1} if device == "cuda" else {"num_cpus": threads}
-    kind, need = ("GPU", 1) if device == "cuda" else ("CPU", threads)
     with connected(threads) as ray:
+        # This machine may have more cores than the nodes that work.
+        threads = min(threads, max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])))
+        size = {"num_gpus": 1} if device == "cuda" else {"num_cpus": threads}
+        kind, need = ("GPU", 1) if device == "cuda" else ("CPU", threads)
         if ray.available_resources().get(kind, 0) < need:
             log.warning("%s: no node has %d %s free, waiting for one", what, need, kind)
         remote = ray.remote(max_retries=2, **size)(work)
@@ -284,9 +290,13 @@ def side_by_side(tasks: Mapping[str, Training], what: str, *, device: Literal["c
                 try:
                     ray.get(done)
                 except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, (ShardError, InputError)):
+                    if isinstance(error.cause, (ShardError, InputError)) or out_of_memory(error.cause):
                         raise ShardError(f"{name}: {error.cause}") from error
                     raise
+                except ray.exceptions.RayError as error:
+                    raise ShardError(
+                        f"{name}: its process died, for want of memory perhaps; the same command goes on ({error})"
+                    ) from error
                 bar.update()
 
 
