@@ -5,7 +5,7 @@ PYTHON  ?= python3
 DATASET ?= demo
 ORDER   ?= row_major
 COND    ?= none
-PRESET  ?= $(or $(PRESET_$(DATASET)),$(DATASET))
+PRESET  ?= $(or $(PRESET_$(DATASET)),imagenet-small)
 RUN     ?= runs/$(DATASET)
 DATA    ?= $(if $(filter demo,$(DATASET)),data/demo)
 WORKERS ?= 0
@@ -21,7 +21,8 @@ MODEL   ?=
 CONDITIONS ?= $(if $(filter demo,$(DATASET)),segmentation)
 export RAY_ADDRESS
 
-PRESET_imagenet := imagenet-small
+PRESET_demo     := demo
+PRESET_cifar10  := cifar10
 ORDERS   := row_major spiral_out zcurve subsample alternate
 DATASETS := ade20k cifar10 deepfashion demo folder huggingface imagenet imagenet-depth landscapes restricted-imagenet webdataset
 MODALITIES := segmentation depth pose
@@ -119,7 +120,7 @@ figures: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## The p
 	$(CLI) experiment $(FIGURES) --preset $(SIZE) $(SOURCE) --run $(RUN) --workers $(WORKERS) $(SET)
 
 bench: $(READY) ## Measure against the rivals on this machine (SUITE='loader sample', DATA=photos; all without)
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,peers]'
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps -r pipelines/imagepriors/benchmarks/rivals.txt
 	$(CLI) bench $(SUITE) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) $(SET)
 

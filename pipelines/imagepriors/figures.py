@@ -76,6 +76,24 @@ def curves_figure(
     return figure
 
 
+def bars_figure(groups: Mapping[str, Mapping[str, float]], ylabel: str, *, log: bool = False) -> Figure:
+    """Groups of bars, each with its value written on it; bars of one name have one colour."""
+    figure = Figure(figsize=(max(4.0, 1.6 * len(groups)), 3.4), layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    width = 0.8 / len(names)
+    for index, name in enumerate(names):
+        places = [place for place, bars in enumerate(groups.values()) if name in bars]
+        heights = [bars[name] for bars in groups.values() if name in bars]
+        at = np.array(places) + (index - (len(names) - 1) / 2) * width
+        axes.bar_label(axes.bar(at, heights, width, label=name), fmt="%.3g", fontsize=8)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set(ylabel=ylabel, yscale="log" if log else "linear")
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def usage_figure(counts_K: Sequence[int]) -> Figure:
     """How often each code occurs, most frequent first."""
     figure = Figure(figsize=(6, 3.0), layout="constrained")

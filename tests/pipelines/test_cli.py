@@ -258,6 +258,15 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("dataset", sorted(DATASETS))
+def test_make_has_a_preset_for_every_dataset(dataset, tmp_path):
+    make = ["make", "-C", ROOT, "-n", "train-prior", f"DATASET={dataset}", "DATA=/data", f"RUN={tmp_path}"]
+    done = subprocess.run(make, capture_output=True, text=True, check=True)
+    found = set(re.findall(r"imagepriors (train-vqgan|tokenize|train-prior) --preset (\S+)", done.stdout))
+    assert {command for command, _ in found} == {"train-vqgan", "tokenize", "train-prior"}
+    assert {preset for _, preset in found} <= set(preset_names())
+
+
 def test_make_help_lists_targets_and_variables():
     done = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
     for word in ("quickstart", "train-prior", "ORDER=row_major", "RAY_ADDRESS="):

@@ -23,7 +23,10 @@ from codeshards.format import (
 
 CLASSES = 4
 IMAGE = GridSpec(height=4, width=4, codebook_size=16, fingerprint="image-tokenizer")
-SEGMENTATION = GridSpec(height=2, width=2, codebook_size=6, fingerprint="segmentation-tokenizer")
+PICTURES = {
+    name: GridSpec(height=2, width=2, codebook_size=size, fingerprint=f"{name}-tokenizer")
+    for name, size in (("segmentation", 6), ("depth", 5), ("pose", 7))
+}
 ORDERS = ("row_major", "spiral_out", "zcurve", "subsample", "alternate")
 
 MakeDataset = Callable[..., ShardDataset]
@@ -36,8 +39,9 @@ def structured_rows(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     codes = (4 * labels[:, None, None] + row + 2 * column) % IMAGE.codebook_size
     noise = rng.integers(IMAGE.codebook_size, size=codes.shape)
     codes = np.where(rng.random(codes.shape) < 0.1, noise, codes).astype(np.uint16)
-    segmentation = np.repeat(labels, 4).reshape(n, 2, 2).astype(np.uint16)
-    return {"labels": labels, "codes": codes, "segmentation": segmentation}
+    same = np.repeat(labels, 4).reshape(n, 2, 2).astype(np.uint16)
+    pictures = {"segmentation": same, "depth": same + np.uint16(1), "pose": same + np.uint16(2)}
+    return {"labels": labels, "codes": codes, **pictures}
 
 
 def write_dataset(
@@ -46,7 +50,7 @@ def write_dataset(
     rows: dict[str, int] | None = None,
     shard_rows: int = 60,
     orders: tuple[str, ...] = ORDERS,
-    segmentation: bool = True,
+    pictures: tuple[str, ...] = ("segmentation", "depth", "pose"),
     labelled: bool = True,
     class_names: tuple[str, ...] = ("ant", "bee", "cat", "dog"),
     seed: int = 0,
@@ -55,7 +59,7 @@ def write_dataset(
     formats: tuple[str, ...] = ("parquet",),
 ) -> ShardDataset:
     rows = rows or {"train": 200, "val": 50}
-    conditions = {"segmentation": SEGMENTATION} if segmentation else {}
+    conditions = {name: PICTURES[name] for name in pictures}
     spec = ShardSpec(image=IMAGE, orders=orders, conditions=conditions, scales=scales)
     plan = build_plan(
         samples={split: [f"{split}-{i:05d}" for i in range(n)] for split, n in rows.items()},
@@ -75,7 +79,7 @@ def write_dataset(
             made["labels"] if labelled else None,
             made["codes"],
             scales={side: made["codes"][:, :: IMAGE.height // side, :: IMAGE.width // side] for side in scales},
-            conditions={"segmentation": made["segmentation"]} if segmentation else {},
+            conditions={name: made[name] for name in pictures},
         )
         sidecar = Sidecar(
             plan_hash=plan.hash,

@@ -47,21 +47,25 @@ def test_memory_map_is_the_column_of_the_shards(dataset: ShardDataset, name: str
 
 
 @pytest.mark.parametrize(
-    ("condition", "length", "vocabulary"), [("none", 1, []), ("class", 1, [4]), ("segmentation", 4, [6])]
-)
+    ("condition", "length", "vocabulary"),
+    [
+        ("none", 1, []), ("class", 1, [4]), ("segmentation", 4, [6]), ("depth", 4, [5]), ("pose", 4, [7]),
+        ("class+depth+pose", 9, [4, 5, 7]),
+    ],
+)  # fmt: skip
 def test_sequence_and_batches_of_each_condition(
     dataset: ShardDataset, condition: str, length: int, vocabulary: list[int]
 ) -> None:
     sequence = sequence_from_dataset(dataset, "zcurve", condition)
     assert (sequence.condition_length, [part.vocabulary for part in sequence.conditions]) == (length, vocabulary)
-    assert sequence.class_names == (("ant", "bee", "cat", "dog") if condition == "class" else ())
+    assert sequence.class_names == (("ant", "bee", "cat", "dog") if "class" in condition else ())
     data = CodeData.open(dataset, "val", sequence)
     batch = data.take(np.array([3, 0]))
     assert batch.codes_BT.dtype == batch.condition_BC.dtype == torch.int64
     np.testing.assert_array_equal(batch.codes_BT, memory_map(dataset, "val", "codes_zcurve")[[3, 0]])
-    column = {"class": "label", "segmentation": "cond_segmentation"}.get(condition)
-    expected = memory_map(dataset, "val", column)[[3, 0]].reshape(2, length) if column else np.zeros((2, 1))
-    np.testing.assert_array_equal(batch.condition_BC, expected)
+    columns = ["label" if part.name == "class" else f"cond_{part.name}" for part in sequence.conditions]
+    parts = [memory_map(dataset, "val", column)[[3, 0]].reshape(2, -1) for column in columns] or [np.zeros((2, 1))]
+    np.testing.assert_array_equal(batch.condition_BC, np.concatenate(parts, axis=1))
 
 
 def test_unnamed_classes_are_counted(make_dataset) -> None:
@@ -294,7 +298,7 @@ def test_unwritable_cache_names_the_way_out(make_dataset, monkeypatch, tmp_path:
 
 
 def test_user_errors_say_what_the_shards_have(make_dataset) -> None:
-    dataset = make_dataset(orders=("row_major", "zcurve"), labelled=False)
+    dataset = make_dataset(orders=("row_major", "zcurve"), labelled=False, pictures=("segmentation",))
     with pytest.raises(PriorError, match="'spiral_out' is not in these shards; they have row_major, zcurve"):
         sequence_from_dataset(dataset, "spiral_out", "none")
     with pytest.raises(PriorError, match="'depth' is not in these shards; they have none, segmentation"):

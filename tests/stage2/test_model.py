@@ -323,6 +323,12 @@ def test_a_hidden_condition_is_one_learned_token_of_each_part() -> None:
     assert not gradient[:-1].any()
 
 
+def test_the_paper_s_multiscale_sequence_has_341_codes() -> None:
+    prior = with_options({}, "none", height=16, width=16, scales=(1, 2, 4, 8))
+    assert prior.sequence.length == 1 + 4 + 16 + 64 + 256 == 341
+    assert prior.nll(*random_tokens(prior)).shape == (3, 341)
+
+
 def test_each_scale_has_an_embedding() -> None:
     prior = with_options({}, scales=(1, 2))
     assert prior.sequence.length == 1 + 4 + 16
@@ -351,16 +357,27 @@ def test_golden_logits() -> None:
         torch.testing.assert_close(logits, torch.tensor(expected), atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_logits_equal_hugging_faces_gpt2(tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("tied", "activation", "layers", "heads", "width", "side"),
+    [
+        (True, "gelu_new", 3, 4, 32, 4),
+        (False, "gelu", 3, 4, 32, 4),
+        (False, "gelu", 12, 12, 768, 16),  # the preset gpt2-small
+    ],
+)
+def test_logits_equal_hugging_faces_gpt2(
+    tied: bool, activation: str, layers: int, heads: int, width: int, side: int
+) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install transformers to compare with its GPT-2")
     torch.manual_seed(0)
-    settings = {"vocab_size": 11, "n_positions": 16, "n_embd": 32, "n_layer": 3, "n_head": 4}
+    size = {"n_embd": width, "n_layer": layers, "n_head": heads}
+    settings = {"vocab_size": 11, "n_positions": side**2, "activation_function": activation, **size}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(tie_word_embeddings=tied, **settings)).eval()
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(parameter, std=0.3 if layers < 12 else 0.05)
     theirs = model.transformer
-    prior = Prior(ModelConfig(n_layer=3, n_head=4, n_embd=32, tie_head=tied), spec()).eval()
+    mlp = "gelu_tanh" if activation == "gelu_new" else "gelu"
+    prior = Prior(ModelConfig(mlp=mlp, tie_head=tied, **size), spec(height=side, width=side)).eval()
     start = 5  # their start token is an ordinary one
     with torch.no_grad():
         prior.code_embedding.weight.copy_(theirs.wte.weight)

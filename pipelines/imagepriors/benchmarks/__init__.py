@@ -30,7 +30,7 @@ def bench(
     data: Path | None = None,
     out: Path | None = None,
 ) -> str:
-    """Measure this package against its rivals on this machine (most suites need the `peers` extra).
+    """Measure this package against its rivals on this machine (most suites need the `bench` extra).
 
     Args:
         suites: What to measure: decode, train-vqgan, tokenize, shards, loader, train-prior, sample, scaling; none: all.

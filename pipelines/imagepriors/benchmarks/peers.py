@@ -33,7 +33,7 @@ def require(*modules: str) -> None:
     if missing:
         raise InputError(
             f"rivals are missing ({', '.join(missing)}): `make bench` installs them, as do these two: "
-            f"pip install 'imagepriors[peers]'; pip install --no-deps -r {_PINNED}"
+            f"pip install -e '.[bench]'; pip install --no-deps -r {_PINNED}"
         )
 
 

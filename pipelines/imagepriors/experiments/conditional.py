@@ -12,7 +12,7 @@ from imagepriors.decode import Samples, draw_samples, sample_grid
 from imagepriors.evaluate_prior import decoded_rows, faith
 from imagepriors.experiments.lab import Kind, Lab, Plan
 from imagepriors.faithfulness import MEASURES
-from imagepriors.figures import picture_grid
+from imagepriors.figures import bars_figure, picture_grid
 
 SHARDS: tuple[Kind, ...] = ("shards",)
 _COLUMNS, _ROWS = 4, 4
@@ -58,6 +58,11 @@ def run(lab: Lab) -> None:
         f"{'; '.join(told)}. One picture a condition, in its rows: the condition (a class has no picture), an "
         f"original, four samples{classes}."
     )
+    bars = {
+        f"{name}\n{MEASURES[name]}": {key.rpartition(", ")[2]: value for key, value in found.items() if ", " in key}
+        for name, found in figures.items()
+    }
+    pictures = {"faith": bars_figure(bars, "agreement with the condition"), **pictures}
     lab.save("conditional", text, {"faith": figures, "samples": config.n}, pictures)
 
 

@@ -26,7 +26,7 @@ from codeshards.format import ShardDataset
 from imagepriors.decode import draw_samples
 from imagepriors.evaluate_prior import distances, pictures_of
 from imagepriors.experiments.lab import Kind, Lab, Plan
-from imagepriors.figures import picture_grid
+from imagepriors.figures import bars_figure, picture_grid
 
 SHARDS: tuple[Kind, ...] = ("shards-palette", "shards-codes")
 PAPER = {"sampling": 14.08, "frechet_lower_by": 0.1863}
@@ -99,7 +99,9 @@ def run(lab: Lab) -> None:
     )
     grid = picture_grid(np.concatenate(pictures), _SHOWN // 2, scale=2)
     results = {"figures": found, "ratios": {**ratios, "frechet_lower_by": lower}, "paper": PAPER}
-    lab.save("efficiency", text, results, {"samples": grid})
+    times = {name: {how: statistics.median(of_one) for how, of_one in seconds[name].items()} for name in _KINDS}
+    bars = bars_figure(times, "seconds per picture", log=True)
+    lab.save("efficiency", text, results, {"seconds": bars, "samples": grid})
 
 
 def _told(ratios: list[float]) -> str:

@@ -3,6 +3,7 @@
 from imagepriors.evaluate_prior import evaluate_prior
 from imagepriors.experiments import conditional, orders
 from imagepriors.experiments.lab import Kind, Lab, Plan
+from imagepriors.figures import bars_figure
 
 SHARDS: tuple[Kind, ...] = ("shards",)
 
@@ -27,4 +28,10 @@ def run(lab: Lab) -> None:
     )
     first = next(iter(reports.values()))
     text = f"{first['samples']} samples; reference: {first['reference']}, {first['reference_pictures']} pictures. "
-    lab.save("evaluation", text + ". ".join(told) + ".", {"reports": reports}, {})
+    shown = {
+        name: {key: report["figures"][key] for key in ("precision", "recall") if key in report["figures"]}
+        | {key.replace("class ", ""): value for key, value in report["figures"].items() if key.startswith("class ")}
+        for name, report in reports.items()
+    }
+    pictures = {"shares": bars_figure(shown, "share of samples")}
+    lab.save("evaluation", text + ". ".join(told) + ".", {"reports": reports}, pictures)
