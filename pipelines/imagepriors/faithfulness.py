@@ -115,12 +115,12 @@ class Reader:
         if self.name == "class":
             return F.cross_entropy(output, torch.from_numpy(conditions.astype(np.int64)).to(self._device))
         if self.name == "pose":  # limbs are one pixel in fifty: a black picture would be a good guess
-            target = to_input(list(conditions), self._modality).to(self._device)
+            target = to_input(list(conditions), self._modality, self._device)
             limbs = (target.amax(1, keepdim=True) > _LIMB / 127.5 - 1).float()
             # The square root lies between too thin limbs, unweighted, and too thick ones, fully balanced.
             weight = 1 + limbs * (1 / limbs.mean().clamp(min=1e-3)).sqrt()
             return (weight * (output - target).abs()).sum() / (weight.sum() * output.shape[1])
-        target = to_input(list(conditions), self._modality).to(self._device)
+        target = to_input(list(conditions), self._modality, self._device)
         return reconstruction_loss(output, target, self._modality)
 
     def _planes(self, pictures: Pictures) -> Tensor:

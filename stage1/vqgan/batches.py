@@ -6,13 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from vqgan import distributed
 from vqgan.config import TrainConfig
 from vqgan.datasets import CENTRE, Split, View
-from vqgan.modalities import to_input
 
 
 def training_pictures(
@@ -53,14 +50,13 @@ def training_pictures(
     return list(pool.map(read, range(rank * share, (rank + 1) * share)))
 
 
-def prefetched(split: Split, config: TrainConfig, first: int) -> Iterator[Tensor]:
-    """This rank's batches from step `first` on, the next one decoded while the current one trains."""
+def prefetched(split: Split, config: TrainConfig, first: int) -> Iterator[list[npt.NDArray[Any]]]:
+    """This rank's pictures from step `first` on, the next ones decoded while the current ones train."""
     rank, world = distributed.rank(), distributed.world()
     with ThreadPoolExecutor(config.reader_threads) as pool, ThreadPoolExecutor(1) as ahead:
 
-        def load(step: int) -> Tensor:
-            x_BCHW = to_input(training_pictures(split, config, step, pool, rank=rank, world=world), config.model)
-            return x_BCHW.pin_memory() if torch.cuda.is_available() else x_BCHW
+        def load(step: int) -> list[npt.NDArray[Any]]:
+            return training_pictures(split, config, step, pool, rank=rank, world=world)
 
         future = ahead.submit(load, first)
         for step in range(first, config.steps):

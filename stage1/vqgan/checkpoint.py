@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette]:
     model = build_model(config.model, config.loss)
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
     return config, model.eval()
 

@@ -56,6 +56,9 @@ class ModelConfig:
             "choose a multiple of 8 (of 32 from ch 128 on, for GroupNorm)",
         )
         _require(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "give positive factors")
+        for width in (self.ch * factor for factor in (1, *self.ch_mult)):
+            fits = width < 128 or width % 32 == 0
+            _require(fits, "ch", self.ch, f"ch · ch_mult is {width}: from 128 on GroupNorm wants a multiple of 32")
         _require(self.num_res_blocks > 0, "num_res_blocks", self.num_res_blocks, "choose at least 1")
         _require(
             self.resolution > 0 and self.resolution % self.factor == 0,
@@ -132,6 +135,7 @@ class LossConfig:
         _require(self.disc_start >= 0, "disc_start", self.disc_start, "choose 0 or more")
         _require(self.disc_ramp >= 1, "disc_ramp", self.disc_ramp, "choose 1 or more")
         _require(1 <= self.disc_layers <= 5, "disc_layers", self.disc_layers, "choose 1 … 5")
+        _require(self.disc_ch > 0 and self.disc_ch % 4 == 0, "disc_ch", self.disc_ch, "choose a multiple of 4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,6 +209,8 @@ class TrainConfig:
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "choose a number in [0, 1)")
         _require(0 <= self.crop_scale <= 1, "crop_scale", self.crop_scale, "choose a share from 0 to 1")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "choose a positive rate")
+        for name in ("seed", "warmup_steps"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "choose 0 or more")
         ok = self.crop >= 0 and self.crop <= self.model.resolution and self.crop % self.model.factor == 0
         _require(
             ok,

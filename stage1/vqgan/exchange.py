@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -115,10 +116,12 @@ def import_diffusers(folder: Path, out: Path) -> Path:
             embed_dim=int(theirs["vq_embed_dim"] or theirs["latent_channels"]),
             codebook_size=int(theirs["num_vq_embeddings"]),
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder} is no saved diffusers VQModel with {_WEIGHTS}: {error!r}") from error
-    known = _their_config(config)
-    odd = [name for name in known if name not in ("vq_embed_dim", "sample_size") and theirs.get(name) != known[name]]
+    if config.ch < 128:
+        raise InputError(f"{folder} has {config.ch} channels: below 128 its 32 groups differ from our GroupNorms")
+    known, ours_alone = _their_config(config), ("vq_embed_dim", "sample_size", "scaling_factor")  # the last is unused
+    odd = [name for name in known if name not in ours_alone and theirs.get(name) != known[name]]
     if odd:
         found = ", ".join(f"{name} {theirs.get(name)!r}" for name in odd)
         raise InputError(f"{folder} is another network than this package's ({found})")

@@ -106,8 +106,8 @@ class LpipsLoss(nn.Module):
 
 
 def perceptual_loss(config: LossConfig, model: ModelConfig) -> nn.Module | None:
-    """The perceptual distance that `config` names, or None; only three-channel pictures have one."""
-    if config.perceptual == "none" or config.perceptual_weight == 0 or model.channels != 3:
+    """The perceptual distance that `config` names, or None; only coloured pictures have one, masks of 3 labels not."""
+    if config.perceptual == "none" or config.perceptual_weight == 0 or model.modality not in ("rgb", "pose"):
         return None
     if config.perceptual == "efficientnet-lite0":
         return EfficientNetLite0Loss()

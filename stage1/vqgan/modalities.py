@@ -19,7 +19,7 @@ from vqgan.errors import InputError
 def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig, device: torch.device | None = None) -> Tensor:
     """Stack pictures into the model's input, float32 [B, C, H, W] on `device` (default: the CPU).
 
-    A GPU gets the pictures as they are (a quarter of the bytes) from pinned memory, without waiting for them.
+    A GPU gets the pictures as they are (a quarter of the bytes, of masks less) from pinned memory, without waiting.
 
     RGB and pose: x / 127.5 - 1. Depth: per-image min–max to [-1, 1] (a constant map becomes -1).
     Segmentation: one-hot planes.

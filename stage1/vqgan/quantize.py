@@ -51,6 +51,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("used_K", torch.zeros(size, dtype=torch.bool), persistent=False)
         self.register_buffer("counts_K", torch.zeros(size), persistent=False)
         self.register_buffer("sums_KD", torch.zeros(size, dim), persistent=False)
+        self._noted: tuple[Tensor, Tensor] | None = None
         self.embedding.weight.requires_grad_(not loss.codebook_decay)
 
     def _codebook(self) -> Tensor:
@@ -88,25 +89,34 @@ class VectorQuantizer(nn.Module):
         else:
             loss = codebook + self.loss.beta * commitment
         if self.training:
-            self._follow(rows(z_BDhw.detach()), codes_Bhw.flatten())
+            self._note(rows(z_BDhw.detach()), codes_Bhw.flatten())
         return z_BDhw + (q_BDhw - z_BDhw).detach(), loss, codes_Bhw
 
     @torch.no_grad()
-    def _follow(self, z_ND: Tensor, codes_N: Tensor) -> None:
-        """Note which codes are used and, with `codebook_decay`, move them to the moving mean of their latents."""
-        decay = self.loss.codebook_decay
-        if not decay:
+    def _note(self, z_ND: Tensor, codes_N: Tensor) -> None:
+        """Note which codes are used and, with `codebook_decay`, by which latents."""
+        if not self.loss.codebook_decay:
             self.used_K[codes_N] = True
             return
-        count_K = torch.zeros_like(self.counts_K).index_add_(0, codes_N, torch.ones_like(codes_N, dtype=torch.float32))
-        sum_KD = torch.zeros_like(self.sums_KD).index_add_(0, codes_N, z_ND)
+        count_K, sum_KD = self._noted or (torch.zeros_like(self.counts_K), torch.zeros_like(self.sums_KD))
+        count_K.index_add_(0, codes_N, torch.ones_like(codes_N, dtype=torch.float32))
+        sum_KD.index_add_(0, codes_N, z_ND)
+        self._noted = count_K, sum_KD
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """With `codebook_decay`, move the codes to the moving mean of a step's latents, all its parts together."""
+        if self._noted is None:
+            return
+        decay, (count_K, sum_KD), self._noted = self.loss.codebook_decay, self._noted, None
         _sum_over_ranks(count_K, sum_KD)
         self.used_K |= count_K > 0
         self.counts_K.mul_(decay).add_(count_K, alpha=1 - decay)
         self.sums_KD.mul_(decay).add_(sum_KD, alpha=1 - decay)
         # A code that lost nearly all of its weight stays where it is: its mean would be numerical noise.
-        known = self.counts_K > 1e-3
-        self.embedding.weight[known] = self.sums_KD[known] / self.counts_K[known].unsqueeze(1)
+        counts_K1 = self.counts_K.unsqueeze(1)
+        moved_KD = torch.where(counts_K1 > 1e-3, self.sums_KD / counts_K1.clamp_min(1e-3), self.embedding.weight)
+        self.embedding.weight.copy_(moved_KD)
 
     @torch.no_grad()
     def restart_unused(self, z_BDhw: Tensor) -> int:

@@ -60,7 +60,7 @@ def _reconstruct(
     pictures = pool.map(
         lambda index: split.read_good(index, net.resolution, conditions=wanted).picture(net.modality), indices
     )
-    x = to_input(list(pictures), net).to(trainer.device, memory_format=trainer.layout)
+    x = to_input(list(pictures), net, trainer.device).contiguous(memory_format=trainer.layout)
     codes = model.encode(x)
     return x, model.decode(codes), codes
 
@@ -162,7 +162,8 @@ def _loop(trainer: Trainer, splits: dict[str, Split], run: Path, lines: RunLog, 
     )
     with bar:
         last = time.monotonic()
-        for batch in prefetched(splits["train"], config, trainer.step_done):
+        for pictures in prefetched(splits["train"], config, trainer.step_done):
+            batch = to_input(pictures, config.model, trainer.device)
             try:
                 terms = trainer.step(batch)
             except NonFiniteLossError as error:
@@ -178,7 +179,10 @@ def _loop(trainer: Trainer, splits: dict[str, Split], run: Path, lines: RunLog, 
             if step % config.eval_every == 0 or step == config.steps:
                 figures = _evaluate_and_log(trainer, splits["val"], run, lines)
                 last = time.monotonic()
-            stopping = bool(distributed.total(torch.tensor(float(bool(stop)), device=trainer.device)))
+            # One process alone need not wait for its GPU to know.
+            stopping = bool(stop)
+            if distributed.world() > 1:
+                stopping = bool(distributed.total(torch.tensor(float(stopping), device=trainer.device)))
             if first and (stopping or step % config.checkpoint_every == 0 or step == config.steps):
                 trainer.save(run)
             if stopping:
@@ -211,7 +215,7 @@ def _save_evidence(trainer: Trainer, batch: Tensor, run: Path) -> Path:
     """The state in which a step failed: the batch, and the weights, which the failed step left alone."""
     folder = run / f"non-finite-step-{trainer.step_done:08d}" / f"rank-{distributed.rank()}"
     checkpoint.save_model(folder, trainer.config, trainer.model)
-    save_file({"batch": batch.contiguous()}, folder / "batch.safetensors")
+    save_file({"batch": batch.cpu().contiguous()}, folder / "batch.safetensors")
     return folder
 
 

@@ -58,6 +58,12 @@ class Trainer:
                 f"batch_size is {config.batch_size}: choose a multiple of {parts} "
                 f"({distributed.world()} processes × accumulate = {config.accumulate})"
             )
+        side, layers = config.crop or config.model.resolution, config.loss.disc_layers
+        if config.loss.disc_weight and config.loss.disc_start < config.steps and side < 3 * 2**layers:
+            raise InputError(
+                f"loss.disc_layers is {layers}: too many for pictures of {side} pixels, its last layer sees "
+                f"{side} / 2^{layers} of them and wants 3 or more"
+            )
         torch.manual_seed(config.seed)
         self.config = config
         self.device = pick_device(config.device)
@@ -127,6 +133,7 @@ class Trainer:
             raise NonFiniteLossError(
                 f"loss is not finite at step {self.step_done} ({', '.join(bad)}): lower the learning rate"
             )
+        self.quantizer.follow()
         self._update(self.optimizer, self.trained)
         if self.adversarial():
             self._update(self.disc_optimizer, list(self.disc.parameters()))
@@ -134,7 +141,8 @@ class Trainer:
         if self.averaged is not None:
             # Ramped, so that the first averages are not the random initialisation.
             decay = min(config.ema_decay, self.step_done / (10 + self.step_done))
-            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
+            with torch.no_grad():  # else the average is a function of all weights so far, and holds on to them
+                torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
         # The last quarter runs without restarts, so that the decoder settles on the codebook it is shipped with.
         if config.restart_every and self.step_done % config.restart_every == 0 and self.step_done < 0.75 * config.steps:
             self.quantizer.restart_unused(z_BDhw.detach())
@@ -187,7 +195,9 @@ class Trainer:
         """
         config = self.config.loss
         with self.autocast():
-            real, fake = self.disc(x_BCHW).float(), self.disc(output).float()
+            # Masks are planes of zeros and ones: what is compared with them are probabilities.
+            shown = output.softmax(1) if self.config.model.modality == "segmentation" else output
+            real, fake = self.disc(x_BCHW).float(), self.disc(shown).float()
         terms["adversarial"] = -fake.mean()
         terms["discriminator"] = discriminator_loss(config.disc_loss, real, fake)
         (of_adversarial,) = torch.autograd.grad(terms["adversarial"], output, retain_graph=True)

@@ -27,6 +27,7 @@ from vqgan import distributed
 from vqgan.batches import prefetched
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.datasets import open_splits
+from vqgan.modalities import to_input
 from vqgan.train import train
 from vqgan.trainer import Trainer
 
@@ -76,7 +77,8 @@ def gradients(accumulate):
         return copy
     trainer.optimizer.step = keep("model", trainer.model)
     trainer.disc_optimizer.step = keep("disc", trainer.disc)
-    batch = next(prefetched(open_splits("demo", data)["train"], trainer.config, 0))
+    pictures = next(prefetched(open_splits("demo", data)["train"], trainer.config, 0))
+    batch = to_input(pictures, trainer.config.model)
     terms = trainer.step(batch)
     return found | {"terms": torch.tensor(list(terms.values()))}
 

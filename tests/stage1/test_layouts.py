@@ -228,6 +228,16 @@ def test_imagenet_with_a_flat_val(tmp_path, how):
     assert shades(splits["val"]) == EXPECTED_VAL
 
 
+@pytest.mark.parametrize("how", ["synsets", "devkit"])
+def test_imagenet_val_that_lacks_a_picture_keeps_its_labels(tmp_path, how):
+    put_train(tmp_path / "train")
+    for number, name in list(enumerate(VAL))[1:]:
+        put(tmp_path / "val" / name, picture(number))
+    tell_val(tmp_path, how)
+    first = next(iter(EXPECTED_VAL))
+    assert shades(open_splits("imagenet", tmp_path)["val"]) == {k: v for k, v in EXPECTED_VAL.items() if k != first}
+
+
 def test_imagenet_from_the_official_tars_in_place(tmp_path):
     inner = {
         f"{synset}.tar": tar_bytes({
@@ -371,6 +381,7 @@ def test_webdataset(tmp_path):
             members[f"{n:04d}.seg.png"] = seg(n)
         put_tar(tmp_path / f"train-{shard:06d}.tar", members)
     put_tar(tmp_path / "val" / "0.tar", {"a.b.c/x.png": picture(7), "a.b.c/x.json": json.dumps({"label": 2}).encode()})
+    put_tar(tmp_path / "test" / "0.tar", {"a.b.c/x.png": picture(9)})  # val is there: test is not for validation
     splits = open_splits("webdataset", tmp_path)
     assert shades(splits["train"]) == {f"{n:04d}": (n, n % 3) for n in range(4)}
     assert shades(splits["val"]) == {"a%2Eb%2Ec/x": (7, 2)}
@@ -399,7 +410,7 @@ def hub_table(first: int, rows: int) -> pa.Table:
 
 @pytest.mark.parametrize("form", ["parquet", "arrow stream", "arrow file"])
 def test_huggingface(tmp_path, form):
-    for split, first in (("train", 0), ("test", 40)):
+    for split, first in (("train", 0), ("validation", 40), ("test", 80)):
         table, path = hub_table(first, 5), tmp_path / "data" / f"{split}-00000-of-00001"
         path.parent.mkdir(exist_ok=True)
         if form == "parquet":

@@ -1,5 +1,6 @@
 """Released checkpoints: reading them without running their code, and exact agreement with the published network."""
 
+import json
 import sys
 import types
 
@@ -200,6 +201,17 @@ def test_a_diffusers_folder_comes_back_bit_for_bit(tmp_path):
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
     with pytest.raises(InputError, match="no saved diffusers VQModel"):
         import_diffusers(tmp_path / "a", tmp_path / "c")
+    about = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    change = {"scaling_factor": 0.18215}  # diffusers' default, which its VQModel does not use
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**about, **change}))
+    assert fingerprint(import_diffusers(tmp_path / "theirs", tmp_path / "d")) == fingerprint(tmp_path / "a")
+    narrow = [width // 2 for width in about["block_out_channels"]]
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**about, "block_out_channels": narrow}))
+    with pytest.raises(InputError, match="64 channels: below 128"):
+        import_diffusers(tmp_path / "theirs", tmp_path / "e")
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(InputError, match="does not fit"):
+        load_model(tmp_path / "a")
 
 
 def test_narrow_models_are_not_exported(tmp_path):

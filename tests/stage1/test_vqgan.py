@@ -120,8 +120,13 @@ def test_ema_codes_move_to_the_mean_of_their_latents():
         quantizer.embedding.weight.copy_(torch.tensor([[-1.0], [1.0]]))
     z = torch.tensor([-3.0, -5.0, 4.0]).view(3, 1, 1, 1)
     for _ in range(30):
-        _, loss, _ = quantizer(z.requires_grad_())
+        before = quantizer.embedding.weight.clone()
+        for part in (z[:1], z[1:]):  # of an accumulated batch
+            quantizer(part)
+        assert torch.equal(quantizer.embedding.weight, before)
+        quantizer.follow()
     torch.testing.assert_close(quantizer.embedding.weight.flatten(), torch.tensor([-4.0, 4.0]))
+    _, loss, _ = quantizer(z.requires_grad_())
     assert not quantizer.embedding.weight.requires_grad
     torch.testing.assert_close(loss, torch.tensor(0.25 * 2 / 3))  # the commitment term alone
     quantizer.eval()
@@ -336,6 +341,20 @@ def test_weights_are_averaged_over_the_steps():
         trainer.step(x)
         expected.lerp_(trainer.model.decoder.conv_out.weight.detach(), 1 - step / (10 + step))
     torch.testing.assert_close(trainer.shipped.decoder.conv_out.weight, expected)
+    assert all(parameter.grad_fn is None for parameter in trainer.shipped.parameters())
+
+
+def test_masks_have_no_picture_losses_and_are_judged_as_probabilities():
+    masks = dataclasses.replace(TINY, modality="segmentation", n_labels=3)
+    loss = LossConfig(perceptual="efficientnet-lite0", disc_start=0, disc_ramp=1, disc_ch=8, disc_layers=1)
+    trainer = Trainer(tiny_config(model=masks, loss=loss))
+    assert trainer.perceptual is None
+    seen = []
+    trainer.disc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    labels = torch.randint(3, (4, 32, 32))
+    trainer.step(torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float())
+    assert all(x.min() >= 0 for x in seen)
+    torch.testing.assert_close(seen[1].sum(1), torch.ones(4, 32, 32))
 
 
 @pytest.mark.slow
@@ -386,8 +405,9 @@ def test_checkpoints_rotate_and_other_configs_are_refused(splits, tmp_path):
         train(dataclasses.replace(config, loss=dataclasses.replace(config.loss, beta=0.5)), splits, tmp_path)
 
 
-def test_non_finite_loss_stops_with_its_step_and_keeps_the_evidence(splits, tmp_path):
-    trainer = Trainer(tiny_config())
+@pytest.mark.parametrize("codebook_decay", [0.0, 0.9])
+def test_non_finite_loss_stops_with_its_step_and_keeps_the_evidence(splits, tmp_path, codebook_decay):
+    trainer = Trainer(tiny_config(loss=LossConfig(perceptual="none", disc_weight=0, codebook_decay=codebook_decay)))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     with pytest.raises(NonFiniteLossError, match=r"not finite at step 0 \(loss, reconstruction"):
         trainer.step(torch.full((4, 3, 32, 32), float("nan")))
@@ -447,11 +467,27 @@ def test_metrics_match_their_definitions():
         ({"ch": 33}, "multiple of 8"),
         ({"resolution": 33}, "resolution is 33"),
         ({"modality": "segmentation"}, "n_labels is 0"),
+        ({"ch": 136}, r"ch · ch_mult is 136"),
     ],
 )
 def test_bad_configs_say_field_value_and_remedy(changes, words):
     with pytest.raises(InputError, match=words):
         dataclasses.replace(TINY, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": -1}, "seed is -1"),
+        ({"warmup_steps": -10}, "warmup_steps is -10"),
+        ({"loss": {"disc_ch": 30}}, "disc_ch is 30"),
+        ({"loss": {"disc_layers": 4, "disc_start": 2}}, "disc_layers is 4: too many for pictures of 32"),
+    ],
+)
+def test_bad_runs_are_refused_before_they_start(changes, words):
+    loss = changes.pop("loss", {})
+    with pytest.raises(InputError, match=words):
+        Trainer(tiny_config(loss=LossConfig(perceptual="none", **loss), **changes))
 
 
 def test_unknown_fields_are_refused():

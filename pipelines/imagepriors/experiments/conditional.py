@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 from PIL import Image
 
 from codeshards.format import ShardDataset
@@ -39,7 +40,9 @@ def run(lab: Lab) -> None:
     """Draw from each prior, and read the conditions back from what was drawn."""
     shards, config = lab.shards(), lab.measures()
     dataset = ShardDataset.open(shards)
-    figures, pictures, told = {}, {}, []
+    figures: dict[str, dict[str, float]] = {}
+    pictures: dict[str, Figure | Image.Image] = {}
+    told = []
     for name in names(lab):
         folder = run_folder(lab, name)
         samples = draw_samples(folder, shards, config.n, config=lab.sampling(batch_size=64), sources=False)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, ValueError, TypeError, SyntaxError, EOFError, Image.DecompressionBombError)
 """What Pillow raises for broken pictures."""
 _TRIES = 10
 """Unreadable samples in a row before training gives up: one bad file is bad luck, ten are a wrong folder."""

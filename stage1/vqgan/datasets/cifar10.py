@@ -3,6 +3,7 @@
 import io
 import pickle
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,15 @@ def cifar10(root: Path) -> dict[str, Split]:
                 return _read(lambda file, place=place: (place / file).read_bytes(), suffix)  # type: ignore[misc]
     for name, inside in _ARCHIVES.items():
         if (root / name).is_file():
-            with tarfile.open(root / name) as archive:
-                content = {
-                    Path(member.name).name: data.read()
-                    for member in archive
-                    if member.name.startswith(inside) and (data := archive.extractfile(member))
-                }
+            try:
+                with tarfile.open(root / name) as archive:
+                    content = {
+                        Path(member.name).name: data.read()
+                        for member in archive
+                        if member.name.startswith(inside) and (data := archive.extractfile(member))
+                    }
+            except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+                raise InputError(f"{root / name} cannot be read, is it whole? {error}") from error
             return _read(content.__getitem__, _FORMATS[inside])
     return folder(root)
 

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 from urllib.parse import quote
 
 from vqgan.datasets.base import Item, Split
@@ -15,6 +15,7 @@ from vqgan.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAP_SUFFIXES = frozenset({".npy", ".pfm", ".png"})
+_T = TypeVar("_T")
 CONDITIONS = ("segmentation", "depth", "pose")
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val",
@@ -142,9 +143,18 @@ def _walk(folder: str, prefix: str, suffixes: frozenset[str], above: tuple[tuple
 
 
 def split_named(path: str) -> str:
-    """The split that a file's path tells of, "train" where it does not."""
+    """What a file's path calls its split, one of `SPLIT_NAMES`; "train" where it does not."""
     words = re.split(r"[-_./]", path.lower())
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
+    return next((word for word in words if word in SPLIT_NAMES), "train")
+
+
+def first_of_each(found: dict[str, _T]) -> dict[str, _T]:
+    """What was found under the names of `SPLIT_NAMES`, under ours; of several for one split, the first there."""
+    ours: dict[str, _T] = {}
+    for theirs, split in SPLIT_NAMES.items():
+        if theirs in found:
+            ours.setdefault(split, found[theirs])
+    return ours
 
 
 def folders_in(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import CONDITIONS, SPLIT_NAMES, File, Source, image_tree, make_key
+from vqgan.datasets.files import CONDITIONS, SPLIT_NAMES, File, Source, first_of_each, image_tree, make_key
 from vqgan.errors import InputError
 
 _COLUMNS = ("image", "label", "split", "key", *CONDITIONS)
@@ -31,11 +31,7 @@ def folder(root: Path) -> dict[str, Split]:
 
 def split_folders(root: Path) -> dict[str, Path]:
     """Split → its folder in `root`, by the usual names."""
-    found: dict[str, Path] = {}
-    for theirs, ours in SPLIT_NAMES.items():
-        if (root / theirs).is_dir():
-            found.setdefault(ours, root / theirs)
-    return found
+    return first_of_each({theirs: root / theirs for theirs in SPLIT_NAMES if (root / theirs).is_dir()})
 
 
 def _listed(root: Path, path: Path) -> dict[str, Split]:
@@ -49,10 +45,10 @@ def _listed(root: Path, path: Path) -> dict[str, Split]:
             raise InputError(f"{path.name}, row {number}: {problem}")
         conditions: dict[str, Any] = {name: _file(root, row[name]) for name in CONDITIONS if row.get(name)}
         key = make_key(f"{row['key']}.") if row.get("key") else make_key(os.path.normpath(str(image)).lstrip("/"))
-        items.setdefault(SPLIT_NAMES[split], []).append(
+        items.setdefault(split, []).append(
             Item(key=key, image=_file(root, image), label=label_of[row.get("label")], conditions=conditions)
         )
-    return {split: Split(found, names) for split, found in items.items()}
+    return {split: Split(found, names) for split, found in first_of_each(items).items()}
 
 
 def _file(root: Path, path: object) -> Source:

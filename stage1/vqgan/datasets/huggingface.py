@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import find_files, make_key, split_named
+from vqgan.datasets.files import find_files, first_of_each, make_key, split_named
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def huggingface(root: Path) -> dict[str, Split]:
             raise InputError(f"{root / path} cannot be read: {error}") from error
         names = names or _class_names(schema)
         items.setdefault(split_named(path), []).extend(_items(root, path, schema, groups))
-    return {split: Split(found, names) for split, found in items.items()}
+    return {split: Split(found, names) for split, found in first_of_each(items).items()}
 
 
 def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[Item]:

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,9 +82,12 @@ def _validation_synsets(root: Path, keys: Sequence[str]) -> dict[str, str]:
         with listed.open(newline="") as file:
             synset_of = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
     else:
-        synset_of = dict(zip(sorted(keys), _synsets_in_order(root), strict=False))
+        # By the number in the name: of a val that lacks a picture all later ones would get their neighbours' classes.
+        synsets = _synsets_in_order(root)
+        numbers = {key: int(found[1]) for key in keys if (found := re.search(r"(\d{8})$", key))}
+        synset_of = {key: synsets[number - 1] for key, number in numbers.items() if 1 <= number <= len(synsets)}
     missing = [key for key in keys if key not in synset_of]
-    if missing or len(synset_of) < len(keys):
+    if missing:
         raise InputError(
             f"the synset list of val has {len(synset_of)} entries and lacks {missing[0]!r}: "
             f"is val complete ({len(keys)} images)?"
@@ -112,9 +117,12 @@ def _devkit_file(root: Path, name: str) -> bytes | None:
     if unpacked.is_file():
         return unpacked.read_bytes()
     if (root / f"{_DEVKIT}.tar.gz").is_file():
-        with tarfile.open(root / f"{_DEVKIT}.tar.gz") as archive:
-            file = archive.extractfile(f"{_DEVKIT}/data/{name}")
-            return file.read() if file else None
+        try:
+            with tarfile.open(root / f"{_DEVKIT}.tar.gz") as archive:
+                file = archive.extractfile(f"{_DEVKIT}/data/{name}")
+                return file.read() if file else None
+        except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
+            raise InputError(f"{root / _DEVKIT}.tar.gz cannot be read, is it whole? {error}") from error
     return None
 
 

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import IMAGE_SUFFIXES, MAP_SUFFIXES, Source, find_files, make_key, split_named, tar_members
+from vqgan.datasets.files import (
+    IMAGE_SUFFIXES,
+    MAP_SUFFIXES,
+    Source,
+    find_files,
+    first_of_each,
+    make_key,
+    split_named,
+    tar_members,
+)
 from vqgan.errors import InputError
 
 _CONDITIONS = {"seg": "segmentation", "segmentation": "segmentation", "depth": "depth", "pose": "pose"}
@@ -27,7 +36,7 @@ def webdataset(root: Path) -> dict[str, Split]:
     items: dict[str, list[Item]] = {}
     for path in find_files(root, {".tar"}):
         items.setdefault(split_named(path), []).extend(_samples(root / path))
-    return {split: Split(found, _names(found)) for split, found in items.items()}
+    return {split: Split(found, _names(found)) for split, found in first_of_each(items).items()}
 
 
 def _names(items: list[Item]) -> list[str]:
