@@ -12,6 +12,7 @@ Target positions after Yu et al., "Randomized Autoregressive Visual Generation" 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -39,22 +40,25 @@ class KVCache:
 
     def __init__(self, prior: Prior, batch: int, *, static: bool = False) -> None:
         config, weight = prior.config, prior.code_embedding.weight
-        shape = (config.n_layer, batch, config.n_head, prior.max_tokens, config.n_embd // config.n_head)
-        # Zeros: a mask hides what is not written yet, but 0 · NaN would show.
-        self.keys_LBHPE = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
-        self.values_LBHPE = torch.zeros_like(self.keys_LBHPE)
+        shape = (batch, config.n_head, prior.max_tokens, config.n_embd // config.n_head)
+        self.batch = batch
+        # Zeros: a mask hides what is not written yet, but 0 · NaN would show. A tensor for each layer: compiled code
+        # writes into a part of a tensor by copying all of it.
+        zeros = functools.partial(torch.zeros, shape, device=weight.device, dtype=weight.dtype)
+        self.keys = [zeros() for _ in range(config.n_layer)]
+        self.values = [zeros() for _ in range(config.n_layer)]
         self.length = 0
         """Tokens whose keys and values are valid, in every layer."""
         self.static = static
         self.place_1 = torch.zeros(1, device=weight.device, dtype=torch.int64)
         """Place of the token that a step reads: a tensor, so that compiled code need not know its value."""
         if static:
-            for tensor in (self.keys_LBHPE, self.values_LBHPE, self.place_1):
+            for tensor in (*self.keys, *self.values, self.place_1):
                 torch._dynamo.mark_static_address(tensor)  # CUDA graphs then write into it instead of a copy
 
     def extend(self, layer: int, k_BHSE: Tensor, v_BHSE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store the new tokens' keys and values; return those to attend to, and which places count (None: all)."""
-        keys_BHPE, values_BHPE = self.keys_LBHPE[layer], self.values_LBHPE[layer]
+        keys_BHPE, values_BHPE = self.keys[layer], self.values[layer]
         if self.static and k_BHSE.shape[2] == 1:
             keys_BHPE.index_copy_(2, self.place_1, k_BHSE)
             values_BHPE.index_copy_(2, self.place_1, v_BHSE)

@@ -266,7 +266,7 @@ def next_codes(
 ) -> Tensor:
     """Read codes t - 1, draw codes t [B]."""
     if not cache.static:
-        codes_R = codes_B.repeat(cache.keys_LBHPE.shape[1] // len(codes_B))
+        codes_R = codes_B.repeat(cache.batch // len(codes_B))
         return draw(guide(prior.decode(codes_R, cache), config), config, keys_B, t_1)
     cache.place_1.fill_(cache.length)
     cache.length += 1
@@ -276,7 +276,7 @@ def next_codes(
 def _static_step(
     prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor
 ) -> Tensor:
-    codes_R = codes_B.repeat(cache.keys_LBHPE.shape[1] // len(codes_B))
+    codes_R = codes_B.repeat(cache.batch // len(codes_B))
     return draw(guide(prior.decode_static(codes_R, cache), config), config, keys_B, t_1)
 
 
