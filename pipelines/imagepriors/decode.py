@@ -82,7 +82,7 @@ def read_rows(dataset: ShardDataset, split: str, columns: Sequence[str], n: int)
     """
     total = dataset.rows(split)
     n = min(n or total, total)
-    if split == "train":
+    if split == "train" and n:
         wanted = _first_of_some([shard.rows for shard in dataset.shards(split)], n)
     else:
         wanted = np.array(spread(total, n), dtype=np.int64)

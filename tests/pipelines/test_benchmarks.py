@@ -197,6 +197,7 @@ def test_the_bare_encoder_and_the_loop_encode_the_photos(monkeypatch, tmp_path):
     monkeypatch.setattr(tokenize, "random_weights", lambda: VQGAN(config))
     monkeypatch.setattr(tokenize, "TrainConfig", lambda: TrainConfig(model=config, loss=LossConfig(perceptual="none")))
     monkeypatch.setattr(harness, "device", lambda: "cpu")
+    monkeypatch.setattr(tokenize.peers, "installed", lambda *_: False)
     photos = harness.photos(tmp_path / "photos", 8)
     assert tokenize._prepare(photos, tmp_path / "work") == "8 files of --data"
     for measure in (tokenize.bare, tokenize.loop):

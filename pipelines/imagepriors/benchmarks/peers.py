@@ -23,13 +23,18 @@ def packages(modules: Iterable[str]) -> list[str]:
     return [_PACKAGES.get(module, module) for module in modules]
 
 
+def installed(*modules: str) -> bool:
+    """Whether all of these rivals are there."""
+    return all(importlib.util.find_spec(module) for module in modules)
+
+
 def require(*modules: str) -> None:
     """Make sure that rivals are installed, before minutes are spent on the others.
 
     Raises:
         InputError: one is not.
     """
-    missing = packages(name for name in modules if importlib.util.find_spec(name) is None)
+    missing = packages(name for name in modules if not installed(name))
     if missing:
         raise InputError(
             f"rivals are missing ({', '.join(missing)}): `make bench` installs them, as do these two: "

@@ -5,6 +5,7 @@ process of its own, so that what else the machine does meets all of them; a roun
 and the job's over the mean of the bare encoder before and after it.
 """
 
+import functools
 import shutil
 import statistics
 import sys
@@ -20,12 +21,13 @@ import torch
 from codeshards.config import TokenizeConfig
 from codeshards.pool import ALLOCATOR, usable_cores
 from codeshards.progress import read_events
-from imagepriors.benchmarks import harness
-from imagepriors.benchmarks.train_vqgan import random_weights
+from imagepriors.benchmarks import harness, peers
+from imagepriors.benchmarks.train_vqgan import published, random_weights
 from vqgan.checkpoint import load_model, save_model
 from vqgan.config import TrainConfig
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
+from vqgan.exchange import export_diffusers
 from vqgan.tokenizer import Tokenizer, pick_device, pick_dtype
 
 _SIZE = 256
@@ -37,10 +39,16 @@ _EXACT_SHARE = 6
 _SHARDS = 6
 _AS_IS, _AGAIN = ", as it is", ", again"
 _LOOP = "LlamaGen's loop around the same network, float32"
+_RIVALS = {
+    "that loop around taming's network, float32": ("taming", ("taming", "einops")),
+    "that loop around diffusers' network, float32": ("diffusers", ("taming", "einops", "diffusers")),
+}
+"""Name → whose network, and the modules that it wants."""
 # Name → (measurement, precision, with our allocator settings).
 CONTENDERS = {
     _LOOP + _AS_IS: ("loop", "float32", False),
     _LOOP: ("loop", "float32", True),
+    **{name: (f"loop {who}", "float32", True) for name, (who, _) in _RIVALS.items()},
     "bare encoder, float32": ("bare", "float32", True),
     "job, float32": ("job", "float32", True),
     f"bare encoder, float32{_AGAIN}": ("bare", "float32", True),  # since the machine drifts
@@ -51,12 +59,13 @@ CONTENDERS = {
 
 
 def contenders() -> list[str]:
-    """Who takes part: no bfloat16 where nobody would choose it, and no second allocator on a GPU, which has its own."""
+    """Who takes part: no bfloat16 where nobody would choose it, no second allocator on a GPU, which has its own."""
     native = pick_dtype("auto", pick_device("auto")) == torch.bfloat16
     gpu = harness.device() == "cuda"
     return [
         name for name, (_, precision, _) in CONTENDERS.items()
         if (native or precision == "float32") and not (gpu and name == _LOOP)
+        and (name not in _RIVALS or peers.installed(*_RIVALS[name][1]))
     ]  # fmt: skip
 
 
@@ -112,15 +121,20 @@ def job(work: Path, precision: str) -> dict[str, Any]:
     }
 
 
-def loop(work: Path, precision: str) -> dict[str, Any]:
+def loop(work: Path, precision: str, who: str = "") -> dict[str, Any]:
     """How LlamaGen extracts codes: one photo at a time, encoded with its mirror, an .npy of codes and one of label.
 
-    Both pictures of a photo count, though it is decoded once. Weights and photos are those of the others.
+    Both pictures of a photo count, though it is decoded once. Weights and photos are those of the others; the network
+    is ours, or that of `who`.
     """
     device = harness.device()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # its own flags
-    _, model = load_model(work / "tokenizer")
-    model.to(device)
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    if who:
+        theirs = published(work, who).eval()
+        encode = lambda x: theirs.encode(x)[2][2]  # noqa: E731
+    else:
+        encode = load_model(work / "tokenizer")[1].to(device).encode
     split = open_splits("folder", work / precision / "data")["train"]
 
     class Photos(torch.utils.data.Dataset[Any]):
@@ -140,7 +154,7 @@ def loop(work: Path, precision: str) -> dict[str, Any]:
                 start = time.perf_counter()  # the first two warm up
             x = x.to(device)
             with torch.no_grad():
-                codes = model.encode(torch.cat((x, x.flip(-1)))).reshape(1, 2, -1)
+                codes = encode(torch.cat((x, x.flip(-1)))).reshape(1, 2, -1)
             np.save(f"{folder}/codes-{index}.npy", codes.cpu().numpy())
             np.save(f"{folder}/label-{index}.npy", y.numpy())
             if index == photos + 1:
@@ -164,6 +178,8 @@ def _prepare(data: Path | None, work: Path) -> str:
                 photo = photos[order[index % len(photos)]].resolve()
                 (folder / f"{index:06d}{photo.suffix}").symlink_to(photo)
     save_model(work / "tokenizer", TrainConfig(), random_weights())
+    if peers.installed("diffusers"):
+        export_diffusers(work / "tokenizer", work / "diffusers")
     return f"{len(photos)} {'files of --data' if data else 'rendered scenes'}"
 
 
@@ -207,7 +223,7 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
     rates = _rates(figures)
     rows: list[list[str]] = []
     headlines: dict[str, str] = {}
-    loops = [name for name in (_LOOP + _AS_IS, _LOOP) if name in figures]
+    loops = [name for name in (_LOOP + _AS_IS, _LOOP, *_RIVALS) if name in figures]
     for name, found in figures.items():
         what, precision, _ = CONTENDERS[name]
         if name not in rates:
@@ -222,7 +238,7 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
                 told |= {f"over {rival}": value for rival, value in zip(loops, over, strict=True)}
                 headlines |= {f"tokenize job in {precision}, {what}": value for what, value in told.items() if value}
             rows.append([name, f"{harness.median(rates[name]):.3g}", whole, share, *over])
-    heads = [f"× LlamaGen's loop{_AS_IS if name.endswith(_AS_IS) else ''}" for name in loops]
+    heads = [f"× {name.replace(' around the same network', '').replace(', float32', '')}" for name in loops]
     return harness.table_of(["", "images/s", "with start", "× bare encoder", *heads], rows, headlines)
 
 
@@ -236,7 +252,8 @@ def _report(figures: dict[str, harness.Found], photos: str, out: Path) -> str:
         f"{harness.rounds(count)}, ratios within a round (range). Job: JPEG files ({images}) to shards of five orders "
         "on local Ray, from the end of its first shard to that of its last; with start: all of it. The bare encoder "
         "and the loop are warm too. LlamaGen's loop encodes a photo and its mirror in a batch of two and saves an "
-        ".npy: both pictures count, so it decodes half as many files for them as the job does; on a GPU it allows "
+        ".npy: both pictures count, so it decodes half as many files for them as the job does; it runs around taming's "
+        "and diffusers' networks too, where they are installed; on a GPU it allows "
         "TF32, as published, where the others are exact. As it is: with the C library's allocator as it comes, else "
         "all have our settings of it. Random weights. At the fastest job's rate ImageNet-1k, 1,281,167 pictures, "
         f"takes {1_281_167 / fastest / 3600:.2g} h."
@@ -248,5 +265,6 @@ def _report(figures: dict[str, harness.Found], photos: str, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    work_of = {"bare": bare, "job": job, "loop": loop}[sys.argv[1]]
+    job_name, _, whose = sys.argv[1].partition(" ")
+    work_of = {"bare": bare, "job": job, "loop": functools.partial(loop, who=whose) if whose else loop}[job_name]
     harness.answer(lambda: work_of(Path(sys.argv[2]), sys.argv[3]))

@@ -120,7 +120,7 @@ class _Anywhere(contextlib.nullcontext[None]):
     parents = frozenset({"Global"})
 
 
-def _published(work: Path, who: str) -> Any:
+def published(work: Path, who: str) -> Any:
     """taming's VQModel with the weights; for diffusers with its network in place of taming's."""
     model = peers.taming_vqgan(_MODEL)
     if who == "diffusers":
@@ -136,7 +136,7 @@ def _published(work: Path, who: str) -> Any:
 
 def train_rival(work: Path, who: str, precision: str, batch: int) -> Call:
     """The published step: both optimisers in turn, each with its own forward pass, as Lightning runs them."""
-    model = _published(work, who)
+    model = published(work, who)
     model.loss = peers.taming_loss(work / "trunk.pth", disc_start=0, disc_weight=0.8).to(harness.device())
     model.learning_rate = 4.5e-6
     optimizers, _ = model.configure_optimizers()
@@ -180,7 +180,7 @@ def train_ours(work: Path, precision: str, batch: int, compiled: bool) -> Call:
 
 def encode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
     """Its `encode`, on pictures that are on the device already."""
-    model = _published(work, who).eval()
+    model = published(work, who).eval()
     pictures = to_input(_pictures(batch), _MODEL).to(harness.device())
 
     @torch.no_grad()  # in inference mode the counter of FLOPs meets autocast too late
@@ -194,7 +194,7 @@ def encode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
 
 def decode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
     """Its codebook and `decode`, from codes that are on the device already to pictures."""
-    model = _published(work, who).eval()
+    model = published(work, who).eval()
     codes = torch.from_numpy(_codes(batch)).to(harness.device())
 
     @torch.no_grad()  # in inference mode the counter of FLOPs meets autocast too late
