@@ -112,7 +112,7 @@ def test_finished_runs_are_not_trained_again(words, monkeypatch):
 def test_what_was_trained_otherwise_is_not_taken_for_what_is_asked(words, capsys):
     flags, run = words
     assert main(["experiment", "completion", *flags, "--prior-steps", "4"]) == 2
-    assert "was trained for 2 steps, 4 are asked for: pass another --run" in capsys.readouterr().err
+    assert "was trained with steps = 2, 4 is asked for: pass another --run" in capsys.readouterr().err
     assert main(["experiment", "completion", *flags, "--tokenizer-steps", "3"]) == 2
     assert f"{run}/tokenizer was trained with steps = 2, the experiment asks for 3" in capsys.readouterr().err
 
