@@ -5,7 +5,7 @@ PYTHON  ?= python3
 DATASET ?= demo
 ORDER   ?= row_major
 COND    ?= none
-PRESET  ?= $(or $(PRESET_$(DATASET)),imagenet-small)
+PRESET  ?= $(if $(filter demo cifar10,$(DATASET)),$(DATASET),imagenet-small)
 RUN     ?= runs/$(DATASET)
 DATA    ?= $(if $(filter demo,$(DATASET)),data/demo)
 WORKERS ?= 0
@@ -21,8 +21,6 @@ MODEL   ?=
 CONDITIONS ?= $(if $(filter demo,$(DATASET)),segmentation)
 export RAY_ADDRESS
 
-PRESET_demo     := demo
-PRESET_cifar10  := cifar10
 ORDERS   := row_major spiral_out zcurve subsample alternate
 DATASETS := ade20k cifar10 deepfashion demo folder huggingface imagenet imagenet-depth landscapes restricted-imagenet webdataset
 MODALITIES := segmentation depth pose

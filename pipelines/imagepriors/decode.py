@@ -109,9 +109,9 @@ def rows_at(
     for number, shard in enumerate(dataset.shards(split)):
         rows = wanted[(wanted >= start) & (wanted < start + shard.rows)] - start
         start += shard.rows
-        of_shard = list(dataset.batches(split, list(columns), shards=[number])) if len(rows) else []
-        for column, values in parts.items():
-            if of_shard:
+        if len(rows):
+            of_shard = list(dataset.batches(split, list(columns), shards=[number]))
+            for column, values in parts.items():
                 values.append(np.concatenate([batch[column] for batch in of_shard])[rows])
     return {column: np.concatenate(values) if values else np.empty(0) for column, values in parts.items()}
 

@@ -60,7 +60,7 @@ def evaluate_prior(
     """
     if config.n < 2:
         raise ShardError(f"n is {config.n}: distances want many samples, two at least")
-    feature_network(config)  # before anything that takes long
+    check_features(config)  # before anything that takes long
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     dataset_of_codes = ShardDataset.open(shards)
     check_shards(dataset_of_codes, sequence)
@@ -147,11 +147,16 @@ def distances(samples: Pictures, reference: Pictures, config: EvaluatePriorConfi
     import torch_fidelity
 
     inception = config.features == "inception"
+    network: dict[str, Any] = {"feature_extractor": "inception-v3-compat"}
+    if inception:
+        network["feature_extractor_weights_path"] = inception_weights(config.inception)
+    else:
+        network["feature_extractor"] = lite0_features()
     neighbours = min(3, len(samples) - 1, len(reference) - 1)
     found = torch_fidelity.calculate_metrics(
         input1=_Planes(samples), input2=_Planes(reference), fid=True, prc=True, isc=inception,
         prc_neighborhood=neighbours, save_cpu_ram=True, batch_size=_BATCH, cuda=torch.cuda.is_available(),
-        cache=False, verbose=False, **feature_network(config),
+        cache=False, verbose=False, **network,
     )  # fmt: skip
     frechet = "fid" if inception else "frechet_efficientnet_lite0"
     names = {"frechet_inception_distance": frechet, "precision": "precision", "recall": "recall"}
@@ -160,19 +165,14 @@ def distances(samples: Pictures, reference: Pictures, config: EvaluatePriorConfi
     return {ours: float(found[theirs]) for theirs, ours in names.items()}
 
 
-def feature_network(config: EvaluatePriorConfig) -> dict[str, Any]:
-    """torch-fidelity's arguments for the features, whose weights are there and can be loaded.
+def check_features(config: EvaluatePriorConfig) -> None:
+    """Load the weights that :func:`distances` will want, where they may be missing or other ones.
 
     Raises:
-        InputError: Inception's are not.
+        InputError: Inception's are not there, or cannot be loaded.
     """
-    if config.features != "inception":
-        return {"feature_extractor": lite0_features()}
-    frechet_distance("inception", config.inception, torch.device("cpu"))
-    return {
-        "feature_extractor": "inception-v3-compat",
-        "feature_extractor_weights_path": inception_weights(config.inception),
-    }
+    if config.features == "inception":
+        frechet_distance("inception", config.inception, torch.device("cpu"))
 
 
 class _Planes(torch.utils.data.Dataset[Tensor]):

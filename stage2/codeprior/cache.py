@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from codeprior.config import PriorError
 from codeshards.format import ShardDataset, WriteError, atomic_write
-from codeshards.format.store import TEMP_MARK
+from codeshards.format.store import TEMP_MARK, temp_beside
 
 logger = logging.getLogger(__name__)
 CACHE_VERSION = 1
@@ -116,7 +116,7 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
         _CHECKED.add(here)
     rows = dataset.rows(split)
     bar = tqdm(total=rows, desc=f"decode {split}/{column}", unit="row", unit_scale=True, disable=None)
-    own = path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}")
+    own = temp_beside(path)
     with bar, atomic_write(own) as file:
         written = 0
         for batch in dataset.batches(split, [column]):

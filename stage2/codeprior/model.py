@@ -1,7 +1,7 @@
 """The prior: a GPT-2 decoder over condition tokens followed by image codes, with modern parts as options.
 
 Axes: B batch, N = B · T, C condition tokens, T image codes, S = C + T tokens that enter a block, P tokens of a full
-cache, D channels, H heads, E channels of a head, V image codebook, L layers. A token's place is its number in a
+cache, D channels, H heads, E channels of a head, V image codebook. A token's place is its number in a
 sequence in the prior's order: 0 … C - 1 for condition tokens, C + t for image code t.
 
 After Rombach, Esser and Ommer, "An Image is Worth 16x16 Tokens: Visual Priors for Efficient Image

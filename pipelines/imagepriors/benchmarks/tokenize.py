@@ -266,5 +266,7 @@ def _report(figures: dict[str, harness.Found], photos: str, out: Path) -> str:
 
 if __name__ == "__main__":
     job_name, _, whose = sys.argv[1].partition(" ")
-    work_of = {"bare": bare, "job": job, "loop": functools.partial(loop, who=whose) if whose else loop}[job_name]
-    harness.answer(lambda: work_of(Path(sys.argv[2]), sys.argv[3]))
+    jobs: dict[str, Callable[[Path, str], dict[str, Any]]] = {
+        "bare": bare, "job": job, "loop": functools.partial(loop, who=whose),
+    }  # fmt: skip
+    harness.answer(lambda: jobs[job_name](Path(sys.argv[2]), sys.argv[3]))

@@ -102,13 +102,13 @@ def experiment(
     place = run or Path("runs") / config.dataset
     source = data or Path("data") / config.dataset
     from codeshards.pool import connected
-    from imagepriors.evaluate_prior import feature_network
+    from imagepriors.evaluate_prior import check_features
     from imagepriors.experiments.lab import Lab
 
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in wanted}
     lab = Lab(config, place, source)
     if {"efficiency", "evaluation"} & {*wanted}:
-        feature_network(lab.measures())  # whose weights may be missing: before days of training
+        check_features(lab.measures())  # whose weights may be missing: before days of training
     with connected(max(config.threads, config.workers * lab.tokenize_config().threads)):
         # All priors of all experiments in one pool: none waits for another experiment's last.
         lab.prepare({kind for module in modules.values() for kind in module.SHARDS})

@@ -61,17 +61,18 @@ def run(lab: Lab) -> None:
         f"{'; '.join(told)}. One picture a condition, in its rows: the condition (a class has no picture), an "
         f"original, four samples{classes}."
     )
-    bars = {
-        f"{name}\n{MEASURES[name]}": {key.rpartition(", ")[2]: value for key, value in found.items() if ", " in key}
-        for name, found in figures.items()
-    }
+    bars = {f"{name}\n{MEASURES[name]}": _of_each(found, name) for name, found in figures.items()}
     pictures = {"faith": bars_figure(bars, "agreement with the condition"), **pictures}
     lab.save("conditional", text, {"faith": figures, "samples": config.n}, pictures)
 
 
 def _told(found: dict[str, float], name: str) -> str:
-    values = [found.get(f"{name} {MEASURES[name]}, {of}", np.nan) for of in ("samples", "shuffled", "real")]
-    return "; ".join(f"{value:.2f}" for value in values)
+    return "; ".join(f"{value:.2f}" for value in _of_each(found, name).values())
+
+
+def _of_each(found: dict[str, float], name: str) -> dict[str, float]:
+    """The measure of samples, of shuffled ones and of real pictures."""
+    return {of: found.get(f"{name} {MEASURES[name]}, {of}", np.nan) for of in ("samples", "shuffled", "real")}
 
 
 def class_grid(lab: Lab, dataset: ShardDataset, samples: Samples, scale: int) -> Image.Image:

@@ -276,7 +276,8 @@ def side_by_side(tasks: Mapping[str, Training], what: str, *, device: Literal["c
         return
     with connected(threads) as ray:
         # This machine may have more cores than the nodes that work.
-        threads = min(threads, max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])))
+        cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        threads = min(threads, max([1, *cores]))
         size = {"num_gpus": 1} if device == "cuda" else {"num_cpus": threads}
         kind, need = ("GPU", 1) if device == "cuda" else ("CPU", threads)
         if ray.available_resources().get(kind, 0) < need:

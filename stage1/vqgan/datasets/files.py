@@ -157,6 +157,14 @@ def first_of_each(found: dict[str, _T]) -> dict[str, _T]:
     return ours
 
 
+def files_of_splits(root: Path, suffixes: set[str]) -> dict[str, list[str]]:
+    """Split → its files below `root`, by what their paths call it: of several names for one split, the first's."""
+    found: dict[str, list[str]] = {}
+    for path in find_files(root, suffixes):
+        found.setdefault(split_named(path), []).append(path)
+    return first_of_each(found)
+
+
 def folders_in(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, sorted."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

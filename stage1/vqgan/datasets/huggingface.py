@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import find_files, first_of_each, make_key, split_named
+from vqgan.datasets.files import files_of_splits, make_key
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -67,14 +67,15 @@ def huggingface(root: Path) -> dict[str, Split]:
     """
     items: dict[str, list[Item]] = {}
     names: list[str] = []
-    for path in find_files(root, {".parquet", ".arrow"}):
-        try:
-            schema, groups = _describe(root / path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{root / path} cannot be read: {error}") from error
-        names = names or _class_names(schema)
-        items.setdefault(split_named(path), []).extend(_items(root, path, schema, groups))
-    return {split: Split(found, names) for split, found in first_of_each(items).items()}
+    for split, paths in files_of_splits(root, {".parquet", ".arrow"}).items():
+        for path in paths:
+            try:
+                schema, groups = _describe(root / path)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{root / path} cannot be read: {error}") from error
+            names = names or _class_names(schema)
+            items.setdefault(split, []).extend(_items(root, path, schema, groups))
+    return {split: Split(found, names) for split, found in items.items()}
 
 
 def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[Item]:

@@ -12,10 +12,8 @@ from vqgan.datasets.files import (
     IMAGE_SUFFIXES,
     MAP_SUFFIXES,
     Source,
-    find_files,
-    first_of_each,
+    files_of_splits,
     make_key,
-    split_named,
     tar_members,
 )
 from vqgan.errors import InputError
@@ -33,10 +31,11 @@ def webdataset(root: Path) -> dict[str, Split]:
     Raises:
         InputError: a shard is not a tar, or a label is not a number.
     """
-    items: dict[str, list[Item]] = {}
-    for path in find_files(root, {".tar"}):
-        items.setdefault(split_named(path), []).extend(_samples(root / path))
-    return {split: Split(found, _names(found)) for split, found in first_of_each(items).items()}
+    splits = {
+        split: [item for path in paths for item in _samples(root / path)]
+        for split, paths in files_of_splits(root, {".tar"}).items()
+    }
+    return {split: Split(found, _names(found)) for split, found in splits.items()}
 
 
 def _names(items: list[Item]) -> list[str]:

@@ -141,6 +141,11 @@ def open_store(where: Where) -> Store:
     return _LocalStore(Path(text))
 
 
+def temp_beside(path: Path) -> Path:
+    """A hidden name beside a local file that no other process has, on this machine or another with the same ids."""
+    return path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+
+
 def absolute(where: Where) -> Store:
     """The same place for another process, which has another working folder."""
     store = open_store(where)
@@ -172,7 +177,7 @@ class _LocalStore(Store):
     @contextlib.contextmanager
     def write(self) -> Iterator[BinaryIO]:
         # In the same folder, for a rename is atomic only within one file system.
-        temp = self.path.with_name(f".{self.name}{TEMP_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+        temp = temp_beside(self.path)
         with _write_errors(self, OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = temp.open("xb")
