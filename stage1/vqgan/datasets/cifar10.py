@@ -2,8 +2,6 @@
 
 import io
 import pickle
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import Memory
+from vqgan.datasets.files import Memory, whole_archive
 from vqgan.datasets.folder import folder
 from vqgan.errors import InputError
 
@@ -36,15 +34,12 @@ def cifar10(root: Path) -> dict[str, Split]:
                 return _read(lambda file, place=place: (place / file).read_bytes(), suffix)  # type: ignore[misc]
     for name, inside in _ARCHIVES.items():
         if (root / name).is_file():
-            try:
-                with tarfile.open(root / name) as archive:
-                    content = {
-                        Path(member.name).name: data.read()
-                        for member in archive
-                        if member.name.startswith(inside) and (data := archive.extractfile(member))
-                    }
-            except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-                raise InputError(f"{root / name} cannot be read, is it whole? {error}") from error
+            with whole_archive(root / name) as archive:
+                content = {
+                    Path(member.name).name: data.read()
+                    for member in archive
+                    if member.name.startswith(inside) and (data := archive.extractfile(member))
+                }
             return _read(content.__getitem__, _FORMATS[inside])
     return folder(root)
 

@@ -1,9 +1,11 @@
 """Where the bytes of an image lie, and how folders of them are listed. Nothing here decodes a picture."""
 
+import contextlib
 import io
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -227,6 +229,20 @@ def image_tree(
         items, strays = with_maps(class_items(folder, names), maps)
         splits[split] = Split(items, names, n_labels=n_labels, strays=strays)
     return splits
+
+
+@contextlib.contextmanager
+def whole_archive(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar, compressed or not, to read members of in the block.
+
+    Raises:
+        InputError: it is cut off or broken, or lacks a member that the block wants.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            yield archive
+    except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read, is it whole? {error}") from error
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, Blob]]:

@@ -3,15 +3,21 @@
 import csv
 import io
 import re
-import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import class_items, folders_in, image_tree, inner_tar_members, make_key, tar_members
+from vqgan.datasets.files import (
+    class_items,
+    folders_in,
+    image_tree,
+    inner_tar_members,
+    make_key,
+    tar_members,
+    whole_archive,
+)
 from vqgan.errors import InputError
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -117,12 +123,9 @@ def _devkit_file(root: Path, name: str) -> bytes | None:
     if unpacked.is_file():
         return unpacked.read_bytes()
     if (root / f"{_DEVKIT}.tar.gz").is_file():
-        try:
-            with tarfile.open(root / f"{_DEVKIT}.tar.gz") as archive:
-                file = archive.extractfile(f"{_DEVKIT}/data/{name}")
-                return file.read() if file else None
-        except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
-            raise InputError(f"{root / _DEVKIT}.tar.gz cannot be read, is it whole? {error}") from error
+        with whole_archive(root / f"{_DEVKIT}.tar.gz") as archive:
+            file = archive.extractfile(f"{_DEVKIT}/data/{name}")
+            return file.read() if file else None
     return None
 
 
