@@ -50,16 +50,14 @@ class EvaluatePriorConfig:
     """Split of the pictures that samples are compared with."""
     reference_limit: int = 50_000
     """Pictures of it at most, evenly over the split, since they are held in memory; 0: all."""
-    reader_rows: int = 5000
-    """Training rows that the reader of conditions is taught on."""
-    reader_steps: int = 500
-    """Batches of 32 that it sees."""
+    reader_steps: int = 2000
+    """Batches of 8 pictures that the reader of conditions is taught on."""
     batch_size: int = 32
     """Sequences at once while the likelihood is computed."""
 
     def __post_init__(self) -> None:
         """Check every number."""
-        for name in ("n", "reader_rows", "reader_steps", "batch_size"):
+        for name in ("n", "reader_steps", "batch_size"):
             if getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 2 or more")
         if self.reference_limit < 0:
@@ -106,7 +104,7 @@ class ExperimentConfig:
     """Features of Fréchet distance, precision and recall: see EvaluatePriorConfig."""
     inception: str = ""
     """Path of Inception's weights; empty: torch-fidelity's own cache or download."""
-    reader_steps: int = 500
+    reader_steps: int = 2000
     """Steps of the networks that read conditions back from samples."""
     device: Device = "auto"
     """Where tokenizers and priors are trained; auto: on a GPU each if any node of the Ray cluster has one now."""

@@ -19,7 +19,7 @@ from codeprior.model import Prior
 from codeprior.optim import resolve_device
 from codeprior.sample import prefix_of_region, sample_codes, to_grids
 from codeprior.window import sample_larger
-from codeshards.format import ShardDataset, ShardError, Where, atomic_write, atomic_write_json, open_store
+from codeshards.format import ShardDataset, ShardError, Where, atomic_write, atomic_write_json, inverse, open_store
 from imagepriors.figures import colorize, picture_grid, png_bytes
 from vqgan.datasets import spread
 from vqgan.tokenizer import Tokenizer
@@ -74,8 +74,8 @@ def _tokenizer_folder(prior_run: Path, shards: Path) -> Path:
     return prior_run if (prior_run / "tokenizer").is_dir() else shards
 
 
-def read_rows(dataset: ShardDataset, split: str, columns: Sequence[str], n: int) -> dict[str, npt.NDArray[Any]]:
-    """Columns of `n` rows of a split, or of all where there are fewer or n is 0.
+def some_rows(dataset: ShardDataset, split: str, n: int) -> npt.NDArray[np.int64]:
+    """Numbers of `n` rows of a split, or of all where there are fewer or n is 0.
 
     Of train, which is shuffled, they are the first of some shards; of other splits, which are sorted by class, evenly
     spread.
@@ -83,10 +83,13 @@ def read_rows(dataset: ShardDataset, split: str, columns: Sequence[str], n: int)
     total = dataset.rows(split)
     n = min(n or total, total)
     if split == "train" and n:
-        wanted = _first_of_some([shard.rows for shard in dataset.shards(split)], n)
-    else:
-        wanted = np.array(spread(total, n), dtype=np.int64)
-    return rows_at(dataset, split, columns, wanted)
+        return _first_of_some([shard.rows for shard in dataset.shards(split)], n)
+    return np.array(spread(total, n), dtype=np.int64)
+
+
+def read_rows(dataset: ShardDataset, split: str, columns: Sequence[str], n: int) -> dict[str, npt.NDArray[Any]]:
+    """Columns of `n` rows of a split; :func:`some_rows` says which."""
+    return rows_at(dataset, split, columns, some_rows(dataset, split, n))
 
 
 def _first_of_some(shard_rows: Sequence[int], n: int) -> npt.NDArray[np.int64]:
@@ -114,6 +117,21 @@ def rows_at(
             for column, values in parts.items():
                 values.append(np.concatenate([batch[column] for batch in of_shard])[rows])
     return {column: np.concatenate(values) if values else np.empty(0) for column, values in parts.items()}
+
+
+def decoded_at(
+    dataset: ShardDataset, split: str, wanted: npt.NDArray[np.int64], columns: Sequence[str] = ()
+) -> tuple[Pictures, dict[str, npt.NDArray[Any]]]:
+    """Pictures [N, H, W, 3] that the tokenizer makes of the codes of these rows, and other columns of them.
+
+    Raises:
+        ShardError: the tokenizer beside the shards is not theirs.
+    """
+    name, grid = dataset.spec.orders[0], dataset.spec.image
+    tokenizer = load_shard_tokenizer(dataset.path, "tokenizer", grid.fingerprint)
+    found = rows_at(dataset, split, [*columns, f"codes_{name}"], wanted)
+    codes_NT = found.pop(f"codes_{name}")[:, inverse(name, grid.height, grid.width)]
+    return tokenizer.decode(codes_NT.reshape(-1, grid.height, grid.width)), found
 
 
 def _validation_rows(sequence: SequenceSpec, shards: Path, n: int) -> tuple[dict[str, Codes], Codes]:

@@ -21,16 +21,17 @@ from codeprior.config import ConditionSpec, SampleConfig, SequenceSpec
 from codeprior.data import CodeData, check_shards
 from codeprior.optim import make_autocast, resolve_device
 from codeprior.train import evaluate, pixel_dims
-from codeshards.format import ShardDataset, ShardError, atomic_write_json, inverse
+from codeshards.format import ShardDataset, ShardError, atomic_write_json
 from imagepriors.config import EvaluatePriorConfig
-from imagepriors.decode import draw_samples, load_shard_tokenizer, read_rows
+from imagepriors.decode import decoded_at, draw_samples, load_shard_tokenizer, some_rows
 from imagepriors.evaluate import Lite0Features, frechet_distance, inception_weights, lite0_features
-from imagepriors.faithfulness import MEASURES, Reader, derangement
+from imagepriors.faithfulness import MEASURES, TAUGHT, Reader, derangement
 from vqgan.datasets import open_splits, spread
-from vqgan.tokenizer import Tokenizer
 
 Pictures = npt.NDArray[Any]
 _BATCH = 64
+_TAUGHT_ROWS = 5000
+"""At most, since their pictures are held in memory."""
 
 
 def evaluate_prior(
@@ -68,8 +69,10 @@ def evaluate_prior(
     figures = _likelihood(prior_run, dataset_of_codes, sequence, config)
     samples = draw_samples(prior_run, shards, config.n, config=sampling, sources=False)
     figures |= distances(samples.pictures, reference, config)
+    if sequence.conditions:
+        reader = teach_reader(dataset_of_codes, sequence.conditions, config)
     for part in sequence.conditions:
-        figures |= faith(dataset_of_codes, sequence, part.name, samples.pictures, samples.conditions[part.name], config)
+        figures |= faith(dataset_of_codes, part, reader, samples.pictures, samples.conditions[part.name])
     report = {
         "figures": figures,
         "samples": config.n,
@@ -106,10 +109,10 @@ def _reference(
     codes: ShardDataset, sequence: SequenceSpec, config: EvaluatePriorConfig, dataset: str, data: Path | None
 ) -> tuple[Pictures, str]:
     """Pictures uint8 [N, H, W, 3] that samples are compared with, and what they are."""
-    tokenizer = load_shard_tokenizer(codes.path, "tokenizer", sequence.fingerprint)
     if data is None:
-        pictures, _ = decoded_rows(codes, tokenizer, "val", config.reference_limit)
+        pictures, _ = decoded_at(codes, "val", some_rows(codes, "val", config.reference_limit))
         return pictures, "validation pictures, encoded and decoded by the tokenizer"
+    tokenizer = load_shard_tokenizer(codes.path, "tokenizer", sequence.fingerprint)
     size = tokenizer.config.resolution
     pictures = pictures_of(dataset, data, config.reference, size, config.reference_limit)
     return pictures, f"{dataset}, split {config.reference}, centre squares at {size}×{size}"
@@ -123,17 +126,6 @@ def pictures_of(dataset: str, data: Path, split: str, size: int, limit: int) -> 
     for row, index in enumerate(spread(len(found), wanted)):
         pictures[row] = found.read_good(index, size).image
     return pictures
-
-
-def decoded_rows(
-    codes: ShardDataset, tokenizer: Tokenizer, split: str, limit: int, columns: Sequence[str] = ()
-) -> tuple[Pictures, dict[str, Any]]:
-    """Rows of a split as the tokenizer decodes them, and other columns of them; `read_rows` says which rows."""
-    name, grid = codes.spec.orders[0], codes.spec.image
-    found = read_rows(codes, split, [*columns, f"codes_{name}"], limit)
-    raster = inverse(name, grid.height, grid.width)
-    codes_NT = found.pop(f"codes_{name}")[:, raster]
-    return tokenizer.decode(codes_NT.reshape(-1, grid.height, grid.width)), found
 
 
 def distances(samples: Pictures, reference: Pictures, config: EvaluatePriorConfig) -> dict[str, float]:
@@ -188,32 +180,36 @@ class _Planes(torch.utils.data.Dataset[Tensor]):
         return torch.from_numpy(self._pictures[index]).permute(2, 0, 1)
 
 
-def faith(
-    codes: ShardDataset, sequence: SequenceSpec, name: str, samples: Pictures, given: Any, config: EvaluatePriorConfig
-) -> dict[str, float]:
-    """How far samples show the condition `name` that they were given, beside the two bounds of that.
+def teach_reader(codes: ShardDataset, parts: Sequence[ConditionSpec], config: EvaluatePriorConfig) -> Reader:
+    """One network that reads these conditions, taught on decoded training codes that it sees about twice."""
+    rows = some_rows(codes, "train", min(_TAUGHT_ROWS, -(-config.reader_steps * TAUGHT // 2)))
+    pictures, columns = decoded_at(codes, "train", rows, [part.column for part in parts])
+    conditions, sizes = {}, {}
+    for part in parts:
+        show, sizes[part.name] = _condition_pictures(codes, part)
+        conditions[part.name] = show(columns[part.column])
+    return Reader.teach(pictures, conditions, sizes, steps=config.reader_steps)
+
+
+def faith(codes: ShardDataset, part: ConditionSpec, reader: Reader, samples: Pictures, given: Any) -> dict[str, float]:
+    """How far samples show the condition that they were given, beside the two bounds of that.
 
     Args:
-        codes: Shards to teach the reader on (train) and to take the upper bound from (val).
-        sequence: The prior's.
-        name: class, segmentation, depth or pose.
+        codes: Shards to take the upper bound from (val).
+        part: The condition.
+        reader: Knows it.
         samples: uint8 [N, H, W, 3].
         given: Class ids [N], or condition codes [N, C].
-        config: Steps of the reader.
     """
-    part = next(part for part in sequence.conditions if part.name == name)
-    tokenizer = load_shard_tokenizer(codes.path, "tokenizer", sequence.fingerprint)
-    show, n = _condition_pictures(codes, part)
-    train, columns = decoded_rows(codes, tokenizer, "train", config.reader_rows, [part.column])
-    reader = Reader.teach(name, train, show(columns[part.column]), n=n, steps=config.reader_steps)
+    show, _ = _condition_pictures(codes, part)
     others = np.asarray(given)[derangement(len(given))]
-    own, shuffled = reader.scores(_shown(samples, (given, others), show))
+    own, shuffled = reader.scores(part.name, _shown(samples, (given, others), show))
     figures = {"samples": own, "shuffled": shuffled}
     if "val" in codes.splits:
-        real, columns = decoded_rows(codes, tokenizer, "val", len(samples), [part.column])
-        (figures["real"],) = reader.scores(_shown(real, (columns[part.column],), show))
-    named = {f"{name} {MEASURES[name]}, {of}": value for of, value in figures.items()}
-    if name == "class" and is_imagenet(codes.class_names):
+        real, columns = decoded_at(codes, "val", some_rows(codes, "val", len(samples)), [part.column])
+        (figures["real"],) = reader.scores(part.name, _shown(real, (columns[part.column],), show))
+    named = {f"{part.name} {MEASURES[part.name]}, {of}": value for of, value in figures.items()}
+    if part.name == "class" and is_imagenet(codes.class_names):
         named |= imagenet_accuracy(samples, given)
     return named
 

@@ -1,11 +1,11 @@
-"""Does a picture follow its condition? A small network, taught on decoded training codes, reads the condition back.
+"""Does a picture follow its condition? A small network, taught on decoded training codes, reads conditions back.
 
 It needs the shards and their tokenizers only, and is taught on what decoders make of real codes, so that it is used to
 their blur. A score says little by itself: beside it stand the score of decoded validation codes (what a perfect prior
 would reach) and that of the same samples against other samples' conditions (what following nothing would reach).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -29,38 +29,45 @@ MEASURES = {
     "depth": "correlation",
     "pose": "IoU of limbs",
 }
-_BATCH = 32
-_LEARNING_RATE = 2e-3
+TAUGHT = 8
+"""Pictures of a step of teaching: within the same time many small steps teach more than few large ones."""
+_LEARNING_RATE = 4e-3
+_READ = 32
 _LIMB = 64
 """A pixel with a channel above this belongs to a drawn limb."""
 
 
 class ReadingNet(nn.Module):
-    """A U-Net with `levels` halvings; for classes only its lowest level counts."""
+    """A U-Net with `levels` halvings and a head for each condition: that of classes stands on its lowest level.
 
-    def __init__(self, channels: int, *, dense: bool, width: int = 16, levels: int = 4) -> None:
+    Args:
+        channels: Condition → channels of its head.
+        width: Channels at full size.
+        levels: Halvings.
+    """
+
+    def __init__(self, channels: Mapping[str, int], *, width: int = 16, levels: int = 4) -> None:
         super().__init__()
         widths = [min(width * 2**level, 8 * width) for level in range(levels + 1)]
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(_block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.dense = dense
-        self.head = nn.Conv2d(width, channels, 1) if dense else nn.Linear(widths[-1], channels)
+        dense = {name: nn.Conv2d(width, n, 1) for name, n in channels.items() if name != "class"}
+        ups = list(zip(widths[:0:-1], widths[-2::-1], strict=True)) if dense else []
+        self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in ups)
+        self.up = nn.ModuleList(_block(b, b) for _, b in ups)
+        classes = {name: nn.Linear(widths[-1], n) for name, n in channels.items() if name == "class"}
+        self.heads = nn.ModuleDict({**dense, **classes})
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, channels, H, W], or [B, channels] for classes."""
+    def forward(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """Condition → [B, channels, H, W], or [B, channels] for classes."""
         skips = [self.stem(x_BCHW)]
         for block in self.down:
             skips.append(block(skips[-1]))
-        x = skips.pop()
-        if not self.dense:
-            classes: Tensor = self.head(x.mean((2, 3)))
-            return classes
-        for block in self.up:
-            skip = skips.pop()
-            x = block(torch.cat((F.interpolate(x, size=skip.shape[2:]), skip), dim=1))
-        planes: Tensor = self.head(x)
-        return planes
+        x = lowest = skips.pop()
+        for narrow, block in zip(self.narrow, self.up, strict=True):
+            skip = skips.pop()  # added, not appended: half the arithmetic, and it reads as well
+            x = block(F.interpolate(narrow(x), size=skip.shape[2:]) + skip)
+        return {name: head(lowest.mean((2, 3)) if name == "class" else x) for name, head in self.heads.items()}
 
 
 def _block(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
@@ -71,77 +78,86 @@ def _block(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
 
 
 class Reader:
-    """Reads one kind of condition from RGB pictures; see :meth:`teach`."""
+    """Reads conditions from RGB pictures; see :meth:`teach`."""
 
-    def __init__(self, name: str, n: int, net: ReadingNet) -> None:
-        self.name, self.n = name, n
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._sizes = dict(sizes)
         self._device = resolve_device("auto")
-        self._net = net.to(self._device)
+        channels = {"depth": 1, "pose": 3}
+        self._net = ReadingNet({name: channels.get(name, n) for name, n in sizes.items()}).to(self._device)
         # The tokenizers' own conventions for each kind of condition picture.
-        modality: Any = "rgb" if name == "class" else name
-        self._modality = ModelConfig(modality=modality, n_labels=n if name == "segmentation" else 0)
+        self._modalities = {
+            name: ModelConfig(modality=name, n_labels=n if name == "segmentation" else 0)  # type: ignore[arg-type]
+            for name, n in sizes.items()
+            if name != "class"
+        }
 
     @classmethod
     def teach(
-        cls, name: str, pictures: Pictures, conditions: Pictures, *, n: int = 0, steps: int = 500, seed: int = 0
+        cls,
+        pictures: Pictures,
+        conditions: Mapping[str, Pictures],
+        sizes: Mapping[str, int],
+        *,
+        steps: int = 2000,
+        seed: int = 0,
     ) -> "Reader":
         """Train a reader.
 
         Args:
-            name: class, segmentation, depth or pose.
             pictures: uint8 [N, H, W, 3].
-            conditions: Class ids [N], or condition pictures [N, H, W(, 3)] as tokenizers decode them.
-            n: Classes, or labels of a mask.
-            steps: Batches of 32 pictures.
+            conditions: Of class, segmentation, depth and pose those that it shall read: class ids [N], or condition
+                pictures [N, H, W(, 3)] as tokenizers decode them.
+            sizes: By the same names: classes, or labels of a mask; of depth and pose any number.
+            steps: Batches of `TAUGHT` pictures.
             seed: Decides first weights and batches.
         """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            channels = {"class": n, "segmentation": n, "depth": 1, "pose": 3}[name]
-            reader = cls(name, n, ReadingNet(channels, dense=name != "class"))
+            reader = cls(sizes)
         optimizer = torch.optim.AdamW(reader._net.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
         rng = np.random.default_rng(seed)
-        for _ in tqdm(range(steps), desc=f"reader of {name}", disable=None):
-            rows = rng.integers(0, len(pictures), _BATCH)
-            loss = reader._loss(reader._net(reader._planes(pictures[rows])), conditions[rows])
+        for _ in tqdm(range(steps), desc=f"reader of {', '.join(conditions)}", disable=None):
+            rows = rng.integers(0, len(pictures), TAUGHT)
+            found = reader._net(reader._planes(pictures[rows]))
+            loss = torch.stack([reader._loss(name, found[name], of_all[rows]) for name, of_all in conditions.items()])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         return reader
 
-    def _loss(self, output: Tensor, conditions: Pictures) -> Tensor:
-        if self.name == "class":
+    def _loss(self, name: str, output: Tensor, conditions: Pictures) -> Tensor:
+        if name == "class":
             return F.cross_entropy(output, torch.from_numpy(conditions.astype(np.int64)).to(self._device))
-        if self.name == "pose":  # limbs are one pixel in fifty: a black picture would be a good guess
-            target = to_input(list(conditions), self._modality, self._device)
+        target = to_input(list(conditions), self._modalities[name], self._device)
+        if name == "pose":  # limbs are one pixel in fifty: a black picture would be a good guess
             limbs = (target.amax(1, keepdim=True) > _LIMB / 127.5 - 1).float()
             # The square root lies between too thin limbs, unweighted, and too thick ones, fully balanced.
             weight = 1 + limbs * (1 / limbs.mean().clamp(min=1e-3)).sqrt()
             return (weight * (output - target).abs()).sum() / (weight.sum() * output.shape[1])
-        target = to_input(list(conditions), self._modality, self._device)
-        return reconstruction_loss(output, target, self._modality)
+        return reconstruction_loss(output, target, self._modalities[name])
 
     def _planes(self, pictures: Pictures) -> Tensor:
         x_BCHW = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
         return x_BCHW.contiguous(memory_format=training_layout(x_BCHW.device))
 
     @torch.inference_mode()
-    def read(self, pictures: Pictures) -> Pictures:
+    def read(self, name: str, pictures: Pictures) -> Pictures:
         """What the pictures seem to show: class ids [N], or condition pictures as tokenizers give them."""
-        batches = (pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH))
-        outputs = (self._net(self._planes(batch)).cpu() for batch in batches)
-        if self.name == "class":
+        batches = (pictures[start : start + _READ] for start in range(0, len(pictures), _READ))
+        outputs = (self._net(self._planes(batch))[name].cpu() for batch in batches)
+        if name == "class":
             return np.concatenate([output.argmax(1).numpy() for output in outputs])
-        return np.concatenate([to_pictures(output, self._modality) for output in outputs])
+        return np.concatenate([to_pictures(output, self._modalities[name]) for output in outputs])
 
-    def scores(self, parts: Iterable[tuple[Pictures, Sequence[Pictures]]]) -> list[float]:
-        """How far pictures show each of several conditions, given part by part; read once for all of them."""
+    def scores(self, name: str, parts: Iterable[tuple[Pictures, Sequence[Pictures]]]) -> list[float]:
+        """How far pictures show each of several conditions of one kind, part by part; read once for all of them."""
         found: list[Agreement] = []
         for pictures, conditions in parts:
-            seen = self.read(pictures)
-            found = found or [Agreement(self.name, self.n) for _ in conditions]
+            seen = self.read(name, pictures)
+            found = found or [Agreement(name, self._sizes[name]) for _ in conditions]
             for agreement, of_one in zip(found, conditions, strict=True):
                 agreement.add(seen, of_one)
         return [agreement.value() for agreement in found]

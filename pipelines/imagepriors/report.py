@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from codeprior.checkpoint import RunConfig
 from codeprior.config import SampleConfig
-from codeshards.format import ShardDataset, ShardError, atomic_write, inverse
-from imagepriors.decode import draw_samples, load_shard_tokenizer, read_rows, rows_at, sample_grid, save_png
+from codeshards.format import ShardDataset, ShardError, atomic_write
+from imagepriors.decode import decoded_at, draw_samples, read_rows, sample_grid, save_png
 from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, save_figure, usage_figure
 from vqgan.datasets import open_splits, spread
 
@@ -103,21 +103,16 @@ def _picture_size(run: Path) -> int:
 def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDataset, out: Path) -> dict[str, Any]:
     """Validation pictures and what the decoder makes of their codes in the shards."""
     split = open_splits(dataset, data)["val"]
-    tokenizer = load_shard_tokenizer(run / "shards", "tokenizer", shards.spec.image.fingerprint)
-    name = shards.spec.orders[0]
     whole = np.flatnonzero(read_rows(shards, "val", ["view"], 0)["view"] == 0)
     if not len(whole):
         raise ShardError(f"{run / 'shards'} has no validation rows to show")
-    batch = rows_at(shards, "val", ["key", f"codes_{name}"], whole[spread(len(whole), _SHOWN)])
-    grid = shards.spec.image
-    codes_NT = batch[f"codes_{name}"][:, inverse(name, grid.height, grid.width)]
+    decoded, batch = decoded_at(shards, "val", whole[spread(len(whole), _SHOWN)], ["key"])
     index_of = {key: index for index, key in enumerate(split.keys)}
     if missing := [key for key in batch["key"] if key not in index_of]:
         raise ShardError(
             f"{missing[0]!r} of {run / 'shards'} is no picture of {data}: pass the --dataset and --data of the shards"
         )
-    originals = [split.read(index_of[key], tokenizer.config.resolution).image for key in batch["key"]]
-    decoded = tokenizer.decode(codes_NT.reshape(-1, grid.height, grid.width))
+    originals = [split.read(index_of[key], decoded.shape[1]).image for key in batch["key"]]
     tiles = np.concatenate([np.stack(originals), decoded])
     save_png(picture_grid(tiles, len(originals), scale=max(1, 96 // tiles.shape[1])), out / "reconstructions.png")
     files = ["reconstructions.png"]
@@ -125,6 +120,7 @@ def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDa
     if summary:
         save_figure(usage_figure(summary["code_counts"]), out / "codebook.png")
         files.append("codebook.png")
+    grid = shards.spec.image
     text = f"Validation pictures above, below them what {grid.height}×{grid.width} codes keep of each."
     return {"title": "Reconstructions and codebook", "text": text, "files": files}
 

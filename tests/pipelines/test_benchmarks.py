@@ -176,7 +176,7 @@ def test_servers_go_on_after_a_request_that_failed(monkeypatch, capsys):
 
 def test_the_tokenize_job_is_quoted_over_the_loop_with_both_allocators():
     def found(rate):
-        return [{"images_per_s": rate, "images_per_s_with_start": rate / 2}]
+        return [{"images_per_s": rate, "images_per_s_with_start": rate / 2, "flops": 2.0, "floor": 12.0}]
 
     names = ["bare encoder, float32", "job, float32", f"bare encoder, float32{tokenize._AGAIN}", tokenize._LOOP]
     figures = dict(zip(names, map(found, (4.0, 3.0, 6.0, 2.0)), strict=True))
@@ -184,6 +184,7 @@ def test_the_tokenize_job_is_quoted_over_the_loop_with_both_allocators():
     columns, rows, told = tokenize.table(figures)
     assert list(told.values()) == ["0.6 (1 round)", "3 (1 round)", "1.5 (1 round)"]  # the bare encoder before and after
     assert len(rows) == len(figures) - 1
+    assert rows[1][columns.index("of matmul speed")] == "50%"
     assert {len(row) for row in rows} == {len(columns)}
     failed = {**figures, tokenize._LOOP: [{"failed": "killed by signal 9"}]}
     assert len(tokenize.table(failed).headlines) == 2

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from codeprior.model import Prior
 from codeprior.sample import sample_sequences
 from codeshards.format import ShardError, order
 from imagepriors.cli import main
-from imagepriors.experiments import EXPERIMENTS, load, presets
+from imagepriors.experiments import EXPERIMENTS, conditional, load, presets, write_page
 from imagepriors.experiments.efficiency import sample_uncached
 from imagepriors.experiments.lab import Lab, side_by_side
 from imagepriors.experiments.orders import describe, position_map, ranking
@@ -115,6 +116,14 @@ def test_what_was_trained_otherwise_is_not_taken_for_what_is_asked(words, capsys
     assert "was trained with steps = 2, 4 is asked for: pass another --run" in capsys.readouterr().err
     assert main(["experiment", "completion", *flags, "--tokenizer-steps", "3"]) == 2
     assert f"{run}/tokenizer was trained with steps = 2, the experiment asks for 3" in capsys.readouterr().err
+
+
+def test_a_dataset_without_conditions_is_told_and_costs_no_other_experiment(words, monkeypatch):
+    flags, run = words
+    monkeypatch.setattr(conditional, "names", lambda _: ())
+    lab = Lab(load(flags[1]), run, Path(flags[3]))
+    conditional.run(lab)
+    assert "demo has one class and none of the preset's conditions" in write_page(run).read_text()
 
 
 def test_a_difference_between_orders_is_shown_by_seeds_or_not_told():

@@ -204,13 +204,15 @@ def workers_table(found: Mapping[Any, harness.Found]) -> harness.Table:
     alone = _base(found, "images_per_s")
 
     def cells(count: int, of_one: harness.Found) -> list[str]:
-        rates = _values(of_one, "images_per_s")
+        rates, flops = _values(of_one, "images_per_s"), of_one[0]["flops"]
+        floor = harness.best_floor([of_one])
         over = [harness.ratio(rates, [times * one for one in alone]) if alone else "" for times in (1, count)]
         return [
-            f"{harness.median(rates):.3g}", *over, f"{harness.median(_values(of_one, 'images_per_s_with_start')):.3g}"
+            f"{harness.median(rates):.3g}", *over, f"{flops * harness.median(rates) / floor:.0%}",
+            f"{harness.median(_values(of_one, 'images_per_s_with_start')):.3g}",
         ]  # fmt: skip
 
-    columns = ["workers", "images/s", "× one worker", "efficiency", "images/s with start"]
+    columns = ["workers", "images/s", "× one worker", "efficiency", "of matmul speed", "images/s with start"]
     return _table(columns, found, cells, "the tokenize job, {most} workers over one", "images_per_s")
 
 
@@ -219,7 +221,8 @@ def _workers_text(found: Rounds) -> str:
         f"`tokenize` from {IMAGES_PER_CORE * max(found)} JPEG files of 500×375 to shards of {SHARD_ROWS} rows, a "
         f"narrow f16 tokenizer at {TOKENIZER.resolution}×{TOKENIZER.resolution}, one torch thread and one decoding "
         f"thread a worker, on the CPU, {_rounds(found)}. From the first shard that is done once all workers are ready "
-        f"to the last; with start: all of it, Ray's included.{_grows(found, {'images_per_s': 'images/s'})}"
+        f"to the last; with start: all of it, Ray's included. Of matmul speed: the network's FLOPs over those of a "
+        f"large product on as many cores.{_grows(found, {'images_per_s': 'images/s'})}"
     )
 
 
@@ -230,13 +233,15 @@ def loader_table(found: Mapping[Any, harness.Found]) -> harness.Table:
     def cells(_: int, of_one: harness.Found) -> list[str]:
         m = {figure: harness.median(_values(of_one, figure)) for figure in of_one[0]}
         return [
-            f"{m['m_codes_per_s']:.3g}", harness.ratio(_values(of_one, "m_codes_per_s"), base) if base else "",
+            f"{m['m_codes_per_s']:.3g}", f"{8e6 * m['m_codes_per_s'] / m['copy']:.0%}",
+            harness.ratio(_values(of_one, "m_codes_per_s"), base) if base else "",
             f"{m['first_s']:.2g}", f"{m['decode_s']:.2g}", f"{m['mib']:,.0f}",
         ]  # fmt: skip
 
     columns = [
         "rows",
         "M codes/s",
+        "of a copy's speed",
         f"× {int(next(iter(found))):,} rows",
         "first batch, s",
         "first opening ever, s",
@@ -250,9 +255,10 @@ def _loader_text(found: Rounds) -> str:
     names = {"first_s": "the first batch", "decode_s": "the first opening ever", "m_codes_per_s": "codes/s"}
     return (
         "Batches of 256 random rows of 64 codes as int64 tensors from the memory map, exact shuffle, one core, page "
-        f"cache warm, {_rounds(found)}; all sizes through the real decoding, whose shards are one file under many "
-        "names. First batch: a later start, the epoch's permutation of all rows included; first opening ever: once, "
-        "with decoding. Memory: the resident set at its highest, over that before opening; the mapped file's pages "
+        f"cache warm, {_rounds(found)}. Of a copy's speed: bytes of the tensors over those of one large copy. All "
+        "sizes go through the real decoding; their shards are one file under many names. First batch: a later start, "
+        "the epoch's permutation of all rows included; first opening ever: once, with decoding. Memory: the resident "
+        "set at its highest, over that before opening; the mapped file's pages "
         f"count.{_grows(found, names)}"
     )
 

@@ -13,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from codeprior.config import TrainConfig
 from codeprior.optim import resolve_precision
@@ -36,6 +37,7 @@ from codeshards.progress import EventLog, read_events
 from codeshards.resume import MissingShards, close_job, open_job
 from imagepriors.benchmarks import harness, loader, train_prior
 from imagepriors.benchmarks.shards import skewed_codes
+from vqgan.tokenizer import Tokenizer
 
 _SPEC = ShardSpec(image=GridSpec(height=16, width=16, codebook_size=1024, fingerprint="benchmark"))
 _SIDE = 8
@@ -121,11 +123,13 @@ def hand_out(folder: Path, samples: int, shards: int) -> dict[str, float]:
 def workers(folder: Path, count: int, shard_rows: int) -> dict[str, float]:
     """Images/s of the job with `count` workers of one thread, from `folder`/data by `folder`/tokenizer.
 
-    Timed from the first shard that is done once all workers are ready to the last; with the start: all of it.
+    Timed from the first shard that is done once all workers are ready to the last; with the start: all of it. Beside
+    it the FLOPs of an image, and those a second of a large product on as many cores.
     """
     config = TokenizeConfig(
-        shard_rows=shard_rows, batch_size=8, threads=1, decode_threads=1, workers=count, device="cpu"
-    )
+        shard_rows=shard_rows, batch_size=8, threads=1, decode_threads=1, workers=count, device="cpu",
+        precision="float32",
+    )  # fmt: skip
     out = folder / f"shards-{count}"
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
@@ -137,9 +141,16 @@ def workers(folder: Path, count: int, shard_rows: int) -> dict[str, float]:
     timed = [event for event in done if event["time_s"] > ready_s]
     if len(timed) < 2:
         raise RuntimeError(f"{len(done)} shards are too few for {count} workers: all were done before the last began")
+    network = Tokenizer.load(folder / "tokenizer", device="cpu", precision="float32")
+    pictures = [np.zeros((network.config.resolution, network.config.resolution, 3), np.uint8)] * config.batch_size
+    with FlopCounterMode(display=False) as counter:
+        network.encode(pictures)
+    torch.set_num_threads(count)
     return {
         "images_per_s": sum(event["samples"] for event in timed[1:]) / (timed[-1]["time_s"] - timed[0]["time_s"]),
         "images_per_s_with_start": sum(event["samples"] for event in done) / seconds,
+        "flops": counter.get_total_flops() / len(pictures),
+        "floor": harness.flops_floor("float32"),
     }
 
 
@@ -163,7 +174,10 @@ def make_rows(folder: Path, rows: int) -> dict[str, float]:
 
 
 def read_rows(folder: Path, limit_s: float) -> dict[str, float]:
-    """Random batches of a dataset that was opened before: M codes/s, seconds to the first, memory, on one core."""
+    """Random batches of a dataset that was opened before, on one core: M codes/s, seconds to the first, memory.
+
+    Beside them what a large copy reaches, in bytes a second.
+    """
     harness.pin(1)
     torch.set_num_threads(1)
     before_gib, start = harness.resident_gib("VmRSS"), time.perf_counter()
@@ -173,7 +187,8 @@ def read_rows(folder: Path, limit_s: float) -> dict[str, float]:
     counted, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < limit_s:
         counted += next(batches).numel()
-    return {"m_codes_per_s": counted / spent / 1e6, "first_s": first_s, "mib": _mib_over(before_gib)}
+    mib = _mib_over(before_gib)
+    return {"m_codes_per_s": counted / spent / 1e6, "first_s": first_s, "mib": mib, "copy": harness.copy_floor()}
 
 
 def train(length: int, batch: int, steps: int) -> dict[str, float]:

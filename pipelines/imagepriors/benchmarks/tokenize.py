@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from codeshards.config import TokenizeConfig
 from codeshards.pool import ALLOCATOR, usable_cores
@@ -83,8 +84,9 @@ def bare(work: Path, precision: str) -> dict[str, Any]:
     split = open_splits("folder", work / precision / "data")["train"]
     pictures = [split.read(index % len(split), _SIZE).image for index in range(8 * batch)]
     batches = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
-    for few in batches[:2]:
-        tokenizer.encode(few)
+    with FlopCounterMode(display=False) as counter:
+        tokenizer.encode(batches[0])
+    tokenizer.encode(batches[1])
     start = time.perf_counter()
     waiting: list[Callable[[], Any]] = []
     for index in range(total // batch):
@@ -93,7 +95,11 @@ def bare(work: Path, precision: str) -> dict[str, Any]:
             waiting.pop(0)()
     for finish in waiting:
         finish()
-    return {"images_per_s": total // batch * batch / (time.perf_counter() - start)}
+    return {
+        "images_per_s": total // batch * batch / (time.perf_counter() - start),
+        "flops": counter.get_total_flops() / batch,
+        "floor": harness.flops_floor(precision),
+    }
 
 
 def job(work: Path, precision: str) -> dict[str, Any]:
@@ -223,6 +229,11 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
     rates = _rates(figures)
     rows: list[list[str]] = []
     headlines: dict[str, str] = {}
+    flops = max((of_one["flops"] for found in figures.values() for of_one in found if "flops" in of_one), default=0.0)
+    floors = {
+        precision: harness.best_floor(found for name, found in figures.items() if CONTENDERS[name][1] == precision)
+        for precision in ("float32", "bfloat16")
+    }
     loops = [name for name in (_LOOP + _AS_IS, _LOOP, *_RIVALS) if name in figures]
     for name, found in figures.items():
         what, precision, _ = CONTENDERS[name]
@@ -237,9 +248,12 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
                 told = {f"of its {bare.partition(',')[0]}'s speed": share}
                 told |= {f"over {rival}": value for rival, value in zip(loops, over, strict=True)}
                 headlines |= {f"tokenize job in {precision}, {what}": value for what, value in told.items() if value}
-            rows.append([name, f"{harness.median(rates[name]):.3g}", whole, share, *over])
+            rate = harness.median(rates[name])
+            rows.append([name, f"{rate:.3g}", whole, f"{flops * rate / floors[precision]:.0%}", share, *over])
     heads = [f"× {name.replace(' around the same network', '').replace(', float32', '')}" for name in loops]
-    return harness.table_of(["", "images/s", "with start", "× bare encoder", *heads], rows, headlines)
+    return harness.table_of(
+        ["", "images/s", "with start", "of matmul speed", "× bare encoder", *heads], rows, headlines
+    )
 
 
 def _report(figures: dict[str, harness.Found], photos: str, out: Path) -> str:
@@ -249,11 +263,12 @@ def _report(figures: dict[str, harness.Found], photos: str, out: Path) -> str:
     fastest = max(map(harness.median, jobs.values()), default=float("nan"))
     text = (
         f"Tokenize, f16/1024 at 256×256, batch {_BATCH[harness.device()]}, {photos}; medians of "
-        f"{harness.rounds(count)}, ratios within a round (range). Job: JPEG files ({images}) to shards of five orders "
-        "on local Ray, from the end of its first shard to that of its last; with start: all of it. The bare encoder "
-        "and the loop are warm too. LlamaGen's loop encodes a photo and its mirror in a batch of two and saves an "
-        ".npy: both pictures count, so it decodes half as many files for them as the job does; it runs around taming's "
-        "and diffusers' networks too, where they are installed; on a GPU it allows "
+        f"{harness.rounds(count)}, ratios within a round (range). Of matmul speed: the network's FLOPs over those of a "
+        f"large product in the same precision, the fastest in all processes of the run. Job: JPEG files ({images}) to "
+        "shards of five orders on local Ray, from the end of its first shard to that of its last; with start: all of "
+        "it. The bare encoder and the loop are warm too. LlamaGen's loop encodes a photo and its mirror in a batch of "
+        "two and saves an .npy: both pictures count, so it decodes half as many files for them as the job does; it "
+        "runs around taming's and diffusers' networks too, where they are installed; on a GPU it allows "
         "TF32, as published, where the others are exact. As it is: with the C library's allocator as it comes, else "
         "all have our settings of it. Random weights. At the fastest job's rate ImageNet-1k, 1,281,167 pictures, "
         f"takes {1_281_167 / fastest / 3600:.2g} h."

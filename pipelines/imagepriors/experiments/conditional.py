@@ -8,9 +8,10 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from codeprior.checkpoint import CONFIG, RunConfig
 from codeshards.format import ShardDataset
-from imagepriors.decode import Samples, draw_samples, sample_grid
-from imagepriors.evaluate_prior import decoded_rows, faith
+from imagepriors.decode import Samples, decoded_at, draw_samples, read_rows, sample_grid
+from imagepriors.evaluate_prior import faith, teach_reader
 from imagepriors.experiments.lab import Kind, Lab, Plan
 from imagepriors.faithfulness import MEASURES
 from imagepriors.figures import bars_figure, picture_grid
@@ -40,23 +41,29 @@ def run(lab: Lab) -> None:
     """Draw from each prior, and read the conditions back from what was drawn."""
     shards, config = lab.shards(), lab.measures()
     dataset = ShardDataset.open(shards)
+    parts = {name: RunConfig.load(run_folder(lab, name) / CONFIG).sequence.conditions[0] for name in names(lab)}
+    if not parts:
+        text = f"{lab.config.dataset} has one class and none of the preset's conditions: there is nothing to follow."
+        lab.save("conditional", text, {"faith": {}}, {})
+        return
+    reader = teach_reader(dataset, list(parts.values()), config)
     figures: dict[str, dict[str, float]] = {}
     pictures: dict[str, Figure | Image.Image] = {}
     told = []
-    for name in names(lab):
+    for name, part in parts.items():
         folder = run_folder(lab, name)
         samples = draw_samples(folder, shards, config.n, config=lab.sampling(batch_size=64), sources=False)
-        found = faith(dataset, samples.sequence, name, samples.pictures, samples.conditions[name], config)
+        found = faith(dataset, part, reader, samples.pictures, samples.conditions[name])
         figures[name] = found
         told.append(f"{name} ({MEASURES[name]}) {_told(found, name)}")
         shown = draw_samples(folder, shards, _COLUMNS * _ROWS, config=lab.sampling(), per_condition=_COLUMNS)
         scale = max(1, 64 // shown.pictures.shape[1])
         pictures[name] = (
-            class_grid(lab, dataset, shown, scale) if name == "class" else sample_grid(shown, _COLUMNS, scale=scale)
+            class_grid(dataset, shown, scale) if name == "class" else sample_grid(shown, _COLUMNS, scale=scale)
         )
     classes = f"; classes: {', '.join(dataset.class_names[:_ROWS])}" if "class" in figures else ""
     text = (
-        f"How far {config.n} samples follow their conditions, as a small network taught on decoded training codes "
+        f"How far {config.n} samples follow their conditions, as one small network taught on decoded training codes "
         "reads them back (samples; the same against shuffled conditions; decoded validation pictures): "
         f"{'; '.join(told)}. One picture a condition, in its rows: the condition (a class has no picture), an "
         f"original, four samples{classes}."
@@ -75,12 +82,13 @@ def _of_each(found: dict[str, float], name: str) -> dict[str, float]:
     return {of: found.get(f"{name} {MEASURES[name]}, {of}", np.nan) for of in ("samples", "shuffled", "real")}
 
 
-def class_grid(lab: Lab, dataset: ShardDataset, samples: Samples, scale: int) -> Image.Image:
+def class_grid(dataset: ShardDataset, samples: Samples, scale: int) -> Image.Image:
     """A row a class: a decoded picture of it, white where validation has none, then its samples."""
-    decoded, found = decoded_rows(dataset, lab.decoder(), "val", 1024, ["label"])
+    labels = read_rows(dataset, "val", ["label"], 0)["label"]
     tiles: list[npt.NDArray[np.uint8]] = []
     for first in range(0, len(samples.pictures), _COLUMNS):
-        rows = np.flatnonzero(found["label"] == samples.conditions["class"][first])
-        tiles.append(decoded[rows[0]] if len(rows) else np.full_like(decoded[0], 255))
+        rows = np.flatnonzero(labels == samples.conditions["class"][first])[:1]
+        white = np.full_like(samples.pictures[first], 255)
+        tiles.append(decoded_at(dataset, "val", rows)[0][0] if len(rows) else white)
         tiles += list(samples.pictures[first : first + _COLUMNS])
     return picture_grid(np.stack(tiles), _COLUMNS + 1, scale=scale)
