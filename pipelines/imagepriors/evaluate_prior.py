@@ -181,8 +181,8 @@ class _Planes(torch.utils.data.Dataset[Tensor]):
 
 
 def teach_reader(codes: ShardDataset, parts: Sequence[ConditionSpec], config: EvaluatePriorConfig) -> Reader:
-    """One network that reads these conditions, taught on decoded training codes that it sees about twice."""
-    rows = some_rows(codes, "train", min(_TAUGHT_ROWS, -(-config.reader_steps * TAUGHT // 2)))
+    """One network that reads these conditions, taught on decoded training codes that it sees twice or more often."""
+    rows = some_rows(codes, "train", min(_TAUGHT_ROWS, config.reader_steps * TAUGHT // 2))
     pictures, columns = decoded_at(codes, "train", rows, [part.column for part in parts])
     conditions, sizes = {}, {}
     for part in parts:

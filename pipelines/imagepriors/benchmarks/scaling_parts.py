@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codeprior.config import TrainConfig
 from codeprior.optim import resolve_precision
+from codeprior.speed import measured_flops
 from codeshards.config import TokenizeConfig
 from codeshards.format import (
     FileRecord,
@@ -150,7 +151,7 @@ def workers(folder: Path, count: int, shard_rows: int) -> dict[str, float]:
         "images_per_s": sum(event["samples"] for event in timed[1:]) / (timed[-1]["time_s"] - timed[0]["time_s"]),
         "images_per_s_with_start": sum(event["samples"] for event in done) / seconds,
         "flops": counter.get_total_flops() / len(pictures),
-        "floor": harness.flops_floor("float32"),
+        "floor": measured_flops("cpu", "float32"),
     }
 
 
