@@ -257,7 +257,7 @@ def test_scaling_reads_rows_that_were_written_as_shards(tmp_path, monkeypatch):
     dataset = ShardDataset.open(tmp_path)
     assert [shard.rows for shard in dataset.shards("train")] == [512, 512]
     found = scaling._part("read_rows", folder=tmp_path, limit_s=0.05)
-    assert set(found) == {"m_codes_per_s", "first_s", "mib"}
+    assert set(found) == {"m_codes_per_s", "first_s", "mib", "copy"}
 
 
 @pytest.mark.parametrize("length", [16, 32])
