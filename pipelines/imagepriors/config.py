@@ -105,7 +105,7 @@ class ExperimentConfig:
     inception: str = ""
     """Path of Inception's weights; empty: torch-fidelity's own cache or download."""
     reader_steps: int = 2000
-    """Steps of the networks that read conditions back from samples."""
+    """Steps of the network that reads conditions back from samples."""
     device: Device = "auto"
     """Where tokenizers and priors are trained; auto: on a GPU each if any node of the Ray cluster has one now."""
     threads: int = 1

@@ -84,11 +84,16 @@ def _of_each(found: dict[str, float], name: str) -> dict[str, float]:
 
 def class_grid(dataset: ShardDataset, samples: Samples, scale: int) -> Image.Image:
     """A row a class: a decoded picture of it, white where validation has none, then its samples."""
-    labels = read_rows(dataset, "val", ["label"], 0)["label"]
+    wanted = samples.conditions["class"][::_COLUMNS]
+    labels, firsts = np.unique(read_rows(dataset, "val", ["label"], 0)["label"], return_index=True)
+    rows = np.sort(firsts[np.isin(labels, wanted)])
+    picture_of: dict[int, npt.NDArray[np.uint8]] = {}
+    if len(rows):
+        decoded, found = decoded_at(dataset, "val", rows, ["label"])
+        picture_of = dict(zip(found["label"].tolist(), decoded, strict=True))
+    white = np.full_like(samples.pictures[0], 255)
     tiles: list[npt.NDArray[np.uint8]] = []
-    for first in range(0, len(samples.pictures), _COLUMNS):
-        rows = np.flatnonzero(labels == samples.conditions["class"][first])[:1]
-        white = np.full_like(samples.pictures[first], 255)
-        tiles.append(decoded_at(dataset, "val", rows)[0][0] if len(rows) else white)
+    for label, first in zip(wanted.tolist(), range(0, len(samples.pictures), _COLUMNS), strict=True):
+        tiles.append(picture_of.get(label, white))
         tiles += list(samples.pictures[first : first + _COLUMNS])
     return picture_grid(np.stack(tiles), _COLUMNS + 1, scale=scale)
