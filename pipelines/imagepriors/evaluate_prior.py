@@ -70,9 +70,9 @@ def evaluate_prior(
     samples = draw_samples(prior_run, shards, config.n, config=sampling, sources=False)
     figures |= distances(samples.pictures, reference, config)
     if sequence.conditions:
-        reader = teach_reader(dataset_of_codes, sequence.conditions, config)
-    for part in sequence.conditions:
-        figures |= faith(dataset_of_codes, part, reader, samples.pictures, samples.conditions[part.name])
+        judge = Judge(dataset_of_codes, sequence.conditions, config)
+        for name, given in samples.conditions.items():
+            figures |= judge.faith(name, samples.pictures, given)
     report = {
         "figures": figures,
         "samples": config.n,
@@ -180,38 +180,57 @@ class _Planes(torch.utils.data.Dataset[Tensor]):
         return torch.from_numpy(self._pictures[index]).permute(2, 0, 1)
 
 
-def teach_reader(codes: ShardDataset, parts: Sequence[ConditionSpec], config: EvaluatePriorConfig) -> Reader:
-    """One network that reads these conditions, taught on decoded training codes that it sees twice or more often."""
-    rows = some_rows(codes, "train", min(_TAUGHT_ROWS, config.reader_steps * TAUGHT // 2))
-    pictures, columns = decoded_at(codes, "train", rows, [part.column for part in parts])
-    conditions, sizes = {}, {}
-    for part in parts:
-        show, sizes[part.name] = _condition_pictures(codes, part)
-        conditions[part.name] = show(columns[part.column])
-    return Reader.teach(pictures, conditions, sizes, steps=config.reader_steps)
+class Judge:
+    """Tells how far samples follow their conditions: a network that reads them, and what it reads off real pictures.
 
-
-def faith(codes: ShardDataset, part: ConditionSpec, reader: Reader, samples: Pictures, given: Any) -> dict[str, float]:
-    """How far samples show the condition that they were given, beside the two bounds of that.
+    The network is taught on decoded training codes that it sees twice or more often.
 
     Args:
-        codes: Shards to take the upper bound from (val).
-        part: The condition.
-        reader: Knows it.
-        samples: uint8 [N, H, W, 3].
-        given: Class ids [N], or condition codes [N, C].
+        codes: Shards with the tokenizers of all their parts.
+        parts: Conditions to read.
+        config: Steps of the reader; as many validation pictures as there are samples bound what samples can reach.
     """
-    show, _ = _condition_pictures(codes, part)
-    others = np.asarray(given)[derangement(len(given))]
-    own, shuffled = reader.scores(part.name, _shown(samples, (given, others), show))
-    figures = {"samples": own, "shuffled": shuffled}
-    if "val" in codes.splits:
-        real, columns = decoded_at(codes, "val", some_rows(codes, "val", len(samples)), [part.column])
-        (figures["real"],) = reader.scores(part.name, _shown(real, (columns[part.column],), show))
-    named = {f"{part.name} {MEASURES[part.name]}, {of}": value for of, value in figures.items()}
-    if part.name == "class" and is_imagenet(codes.class_names):
-        named |= imagenet_accuracy(samples, given)
-    return named
+
+    def __init__(self, codes: ShardDataset, parts: Sequence[ConditionSpec], config: EvaluatePriorConfig) -> None:
+        self._is_imagenet = is_imagenet(codes.class_names)
+        found = {part.name: _condition_pictures(codes, part) for part in parts}
+        self._show = {name: show for name, (show, _) in found.items()}
+        self._reader = self._taught(codes, parts, {name: size for name, (_, size) in found.items()}, config)
+        self._real: dict[str, float] = {}
+        if "val" in codes.splits:
+            rows = some_rows(codes, "val", config.n)
+            pictures, tokens = decoded_at(codes, "val", rows, [part.column for part in parts])
+            self._real = {part.name: self._scores(part.name, pictures, tokens[part.column])[0] for part in parts}
+
+    def _taught(
+        self, codes: ShardDataset, parts: Sequence[ConditionSpec], sizes: dict[str, int], config: EvaluatePriorConfig
+    ) -> Reader:
+        rows = some_rows(codes, "train", min(_TAUGHT_ROWS, config.reader_steps * TAUGHT // 2))
+        pictures, tokens = decoded_at(codes, "train", rows, [part.column for part in parts])
+        conditions = {part.name: self._show[part.name](tokens[part.column]) for part in parts}
+        return Reader.teach(pictures, conditions, sizes, steps=config.reader_steps)
+
+    def faith(self, name: str, samples: Pictures, given: Any) -> dict[str, float]:
+        """How far samples show the condition that they were given, beside the two bounds of that.
+
+        Args:
+            name: The condition.
+            samples: uint8 [N, H, W, 3].
+            given: Class ids [N], or condition codes [N, C].
+        """
+        others = np.asarray(given)[derangement(len(given))]
+        own, shuffled = self._scores(name, samples, given, others)
+        figures = {"samples": own, "shuffled": shuffled}
+        if name in self._real:
+            figures["real"] = self._real[name]
+        named = {f"{name} {MEASURES[name]}, {of}": value for of, value in figures.items()}
+        if name == "class" and self._is_imagenet:
+            named |= imagenet_accuracy(samples, given)
+        return named
+
+    def _scores(self, name: str, pictures: Pictures, *tokens: Any) -> list[float]:
+        """How far pictures show each of several conditions of one kind."""
+        return self._reader.scores(name, _shown(pictures, tokens, self._show[name]))
 
 
 def _shown(

@@ -221,6 +221,32 @@ def test_every_table_of_every_preset_parses(name):
         assert isinstance(from_dict(cls, values), cls)
 
 
+def test_a_preset_changes_what_it_names_of_its_base(tmp_path):
+    (tmp_path / "narrow.toml").write_text('base = "imagenet-f16-1024"\n[vqgan.model]\nch = 64\n')
+    (tmp_path / "mine.toml").write_text('base = "narrow.toml"\n[vqgan]\nsteps = 10\n')
+    mine, published = (load_preset(name, "vqgan") for name in (str(tmp_path / "mine.toml"), "imagenet-f16-1024"))
+    assert mine["model"] == {**published["model"], "ch": 64}
+    assert {**mine, "model": 0} == {**published, "steps": 10, "model": 0}
+    # A base's base: the prior's table has been in none of these files.
+    assert load_preset(str(tmp_path / "mine.toml"), "prior") == load_preset("gpt2-medium", "prior")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('base = "demos"', "unknown preset 'demos'"),
+        ('base = "other.toml"', "unknown preset 'other.toml'"),
+        ('base = "mine.toml"', "leads back to itself"),
+        ("vqgan = 3", r"has no table \[vqgan\]"),
+        ("vqgan = ", "mine.toml: Invalid value"),
+    ],
+)
+def test_a_preset_that_cannot_be_read_says_why(tmp_path, text, message):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ShardError, match=message):
+        load_preset(str(tmp_path / "mine.toml"), "vqgan")
+
+
 @pytest.mark.parametrize(
     ("variable", "choice"), [("ORDER=hilbert", "zcurve"), ("DATASET=mnist", "cifar10"), ("COND=text", "class")]
 )

@@ -11,7 +11,7 @@ from PIL import Image
 from codeprior.checkpoint import CONFIG, RunConfig
 from codeshards.format import ShardDataset
 from imagepriors.decode import Samples, decoded_at, draw_samples, read_rows, sample_grid
-from imagepriors.evaluate_prior import faith, teach_reader
+from imagepriors.evaluate_prior import Judge
 from imagepriors.experiments.lab import Kind, Lab, Plan
 from imagepriors.faithfulness import MEASURES
 from imagepriors.figures import bars_figure, picture_grid
@@ -46,14 +46,14 @@ def run(lab: Lab) -> None:
         text = f"{lab.config.dataset} has one class and none of the preset's conditions: there is nothing to follow."
         lab.save("conditional", text, {"faith": {}}, {})
         return
-    reader = teach_reader(dataset, list(parts.values()), config)
+    judge = Judge(dataset, list(parts.values()), config)
     figures: dict[str, dict[str, float]] = {}
     pictures: dict[str, Figure | Image.Image] = {}
     told = []
-    for name, part in parts.items():
+    for name in parts:
         folder = run_folder(lab, name)
         samples = draw_samples(folder, shards, config.n, config=lab.sampling(batch_size=64), sources=False)
-        found = faith(dataset, part, reader, samples.pictures, samples.conditions[name])
+        found = judge.faith(name, samples.pictures, samples.conditions[name])
         figures[name] = found
         told.append(f"{name} ({MEASURES[name]}) {_told(found, name)}")
         shown = draw_samples(folder, shards, _COLUMNS * _ROWS, config=lab.sampling(), per_condition=_COLUMNS)
