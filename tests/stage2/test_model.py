@@ -221,11 +221,19 @@ def test_cached_logits_equal_uncached_with_every_option(
         torch.testing.assert_close(torch.stack(steps, dim=1), expected[:, known:], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
+@pytest.mark.parametrize(
+    ("precision", "bfloat16_cpu", "tolerance"),
+    [("float32", False, 1e-5), ("bfloat16", False, 0.02), ("bfloat16", True, 0.02)],
+)
 @pytest.mark.parametrize("options", [{}, *OPTIONS], ids=str)
 def test_sdpa_equals_math_in_values_and_gradients(
-    options: dict[str, object], precision: Literal["float32", "bfloat16"], tolerance: float
+    options: dict[str, object],
+    precision: Literal["float32", "bfloat16"],
+    bfloat16_cpu: bool,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("codeprior.model._BFLOAT16_CPU", bfloat16_cpu)
     found: list[tuple[Tensor, Tensor]] = []
     for attention in ("sdpa", "math"):
         prior = with_options({**options, "attention": attention})
