@@ -64,6 +64,11 @@ class EvaluatePriorConfig:
             raise InputError(f"reference_limit is {self.reference_limit}: choose 0, for all pictures, or more")
 
 
+ShardKind = Literal["shards", "shards-palette", "shards-codes"]
+"""Shards of a dataset with all its conditions; of its small pictures as palette indices, the paper's pixels; of the
+codes of the same small pictures, a quarter as many."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentConfig:
     """A preset of the paper's experiments."""
@@ -81,7 +86,9 @@ class ExperimentConfig:
     conditions: dict[str, str] = field(default_factory=dict)
     """Picture condition → preset of its tokenizer; used where the dataset has it."""
     scales: tuple[int, ...] = ()
-    """Coarser scales of the shards."""
+    """Coarser scales of the multiscale prior."""
+    scales_of: Literal["shards", "shards-codes"] = "shards"
+    """Shards that have them: small pictures may have more codes than those of a small preset's dataset."""
     seeds: int = 1
     """Runs of every order."""
     n: int = 1000

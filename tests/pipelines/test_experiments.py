@@ -68,7 +68,8 @@ def words(local_ray_cores, tmp_path_factory):
         )
     (root / "tiny.toml").write_text(
         f'dataset = "demo"\ntokenizer = "{root}/image.toml"\nsmall_tokenizer = "{root}/f2.toml"\n'
-        f'prior = "{root}/image.toml"\nscales = [1, 2]\nn = 12\nprior_steps = 2\nreader_steps = 2\nevaluations = 2\n'
+        f'prior = "{root}/image.toml"\nscales = [1]\nscales_of = "shards-codes"\nn = 12\nprior_steps = 2\n'
+        f"reader_steps = 2\nevaluations = 2\n"
         f'[conditions]\nsegmentation = "{root}/masks.toml"\n'
     )
     assert main(["demo-data", str(root / "data"), "--n-train", "24", "--n-val", "8", "--size", "32"]) == 0
@@ -100,6 +101,12 @@ def test_all_experiments_in_one_call(words):
     figures = {name: leaves_results(run, name) for name in EXPERIMENTS}["efficiency"]["figures"]
     assert figures["pixels"]["tokens"] == 4 * figures["codes"]["tokens"] == 1024
     assert figures["codes"]["steps"] > 4 * figures["pixels"]["steps"]  # the same FLOPs
+
+
+def test_scales_are_made_of_the_pictures_that_the_preset_says(tmp_path):
+    small, paper = (Lab(load(name), tmp_path, tmp_path) for name in ("small", "paper"))
+    assert small.tokenize_config("shards-codes").scales == paper.tokenize_config("shards").scales == (1, 2, 4, 8)
+    assert small.tokenize_config("shards").scales == paper.tokenize_config("shards-codes").scales == ()
 
 
 def test_finished_runs_are_not_trained_again(words, monkeypatch):

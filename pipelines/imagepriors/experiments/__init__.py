@@ -111,7 +111,7 @@ def experiment(
         check_features(lab.measures())  # whose weights may be missing: before days of training
     with connected(max(config.threads, config.workers * lab.tokenize_config().threads)):
         # All priors of all experiments in one pool: none waits for another experiment's last.
-        lab.prepare({kind for module in modules.values() for kind in module.SHARDS})
+        lab.prepare({kind for module in modules.values() for kind in module.shards(lab)})
         lab.train({folder: how for module in modules.values() for folder, how in module.priors(lab).items()})
         for module in modules.values():
             lab.draw(module.run)

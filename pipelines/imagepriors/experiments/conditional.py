@@ -10,14 +10,19 @@ from PIL import Image
 
 from codeprior.checkpoint import CONFIG, RunConfig
 from codeshards.format import ShardDataset
+from imagepriors.config import ShardKind
 from imagepriors.decode import Samples, decoded_at, draw_samples, read_rows, sample_grid
 from imagepriors.evaluate_prior import Judge
-from imagepriors.experiments.lab import Kind, Lab, Plan
+from imagepriors.experiments.lab import Lab, Plan
 from imagepriors.faithfulness import MEASURES
 from imagepriors.figures import bars_figure, picture_grid
 
-SHARDS: tuple[Kind, ...] = ("shards",)
 _COLUMNS, _ROWS = 4, 4
+
+
+def shards(lab: Lab) -> tuple[ShardKind, ...]:
+    """Of the dataset."""
+    return ("shards",)
 
 
 def names(lab: Lab) -> tuple[str, ...]:

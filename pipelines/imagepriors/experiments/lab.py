@@ -1,7 +1,7 @@
 """What the experiments share: tokenizers, shards and priors, each made once and found again by the next call.
 
 RUN/tokenizer, RUN/tokenizer-segmentation, …   as `make` leaves them
-RUN/experiments/shards                         one set of shards with all conditions and scales
+RUN/experiments/shards, …                      one set of shards with all conditions, others of small pictures
 RUN/experiments/NAME/                          priors, results.json, figures of one experiment
 """
 
@@ -23,12 +23,13 @@ from tqdm import tqdm
 from codeprior.checkpoint import CONFIG, RunConfig, load_summary
 from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
+from codeprior.data import sequence_from_dataset
 from codeprior.train import train_prior
 from codeshards.config import TokenizeConfig
 from codeshards.format import PLAN_FILE, ShardDataset, ShardError, atomic_write, atomic_write_json, load_plan
 from codeshards.job import tokenize
 from codeshards.pool import connected, out_of_memory, usable_cores
-from imagepriors.config import EvaluatePriorConfig, ExperimentConfig
+from imagepriors.config import EvaluatePriorConfig, ExperimentConfig, ShardKind
 from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
 from imagepriors.presets import load_preset
@@ -44,9 +45,6 @@ from vqgan.trainer import FREE_TO_CHANGE
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["shards", "shards-palette", "shards-codes"]
-"""Shards of the dataset with all its conditions and scales; of palette indices, the paper's pixels; of the codes of
-the same small pictures, a quarter as many."""
 Plan = dict[Path, tuple[PriorConfig, Path]]
 """Run folder of a prior → how it is trained, and on which shards."""
 Training = Callable[[Literal["cpu", "cuda"]], Any]
@@ -82,10 +80,10 @@ class Lab:
         wanted: Literal["cpu", "cuda"] = "cuda" if found else "cpu"
         return wanted if self.config.device == "auto" else self.config.device
 
-    def tokenize_config(self, kind: Kind = "shards") -> TokenizeConfig:
+    def tokenize_config(self, kind: ShardKind = "shards") -> TokenizeConfig:
         """How shards of a kind are made."""
         config: TokenizeConfig = from_dict(TokenizeConfig, load_preset(self.config.tokenizer, "tokenize"))
-        scales: Any = self.config.scales if kind == "shards" else ()
+        scales: Any = self.config.scales if kind == self.config.scales_of else ()
         return replace(config, scales=scales, workers=self.config.workers)
 
     def draw(self, run: Callable[[Lab], None]) -> None:
@@ -102,11 +100,11 @@ class Lab:
         have = open_splits(self.config.dataset, self.data)["train"].conditions
         return tuple(name for name in self.config.conditions if name in have)
 
-    def shards(self, kind: Kind = "shards") -> Path:
+    def shards(self, kind: ShardKind = "shards") -> Path:
         """Where shards lie that :meth:`prepare` makes."""
         return self.home / kind
 
-    def prepare(self, kinds: Collection[Kind]) -> None:
+    def prepare(self, kinds: Collection[ShardKind]) -> None:
         """Train the tokenizers that these shards want, side by side, and encode the dataset.
 
         Raises:
@@ -130,7 +128,7 @@ class Lab:
             made_by = {name: folder for name, (folder, _) in parts.items()}
             tokenize(config, dataset=self.config.dataset, data=self.data, tokenizers=made_by, out=out)
 
-    def _tokenizers(self, kind: Kind) -> dict[str, tuple[Path, str]]:
+    def _tokenizers(self, kind: ShardKind) -> dict[str, tuple[Path, str]]:
         """What is encoded → its tokenizer's folder and preset; a palette has none."""
         if kind == "shards-palette":
             return {"image": (self.home / "palette", "")}
@@ -173,7 +171,7 @@ class Lab:
             changes["loss"] = replace(config.loss, perceptual=self.config.perceptual)
         return replace(config, **changes)
 
-    def decoder(self, kind: Kind = "shards") -> Tokenizer:
+    def decoder(self, kind: ShardKind = "shards") -> Tokenizer:
         """The image tokenizer beside shards."""
         fingerprint = ShardDataset.open(self.shards(kind)).spec.image.fingerprint
         return load_shard_tokenizer(self.shards(kind), "tokenizer", fingerprint)
@@ -203,7 +201,8 @@ class Lab:
             ShardError: a run failed, or its folder holds another run, or one of another length.
         """
         left: dict[str, Training] = {}
-        for folder, (config, shards) in plan.items():
+        # The longest first, so that none is left for the end.
+        for folder, (config, shards) in sorted(plan.items(), key=lambda item: -_tokens(*item[1])):
             if load_summary(folder) is None:
                 left[f"{folder.parent.name}/{folder.name}"] = _prior_training(config, shards, folder)
                 continue
@@ -246,6 +245,14 @@ class Lab:
         facts = {"preset": self.config.name, "dataset": self.config.dataset}
         report = {"title": name.capitalize(), "text": text, **facts, "pictures": list(pictures), **results}
         atomic_write_json(self.out(name) / "results.json", report)
+
+
+def _tokens(config: PriorConfig, shards: Path) -> int:
+    """Tokens that a prior reads in all its training."""
+    sequence = sequence_from_dataset(
+        ShardDataset.open(shards), config.order, config.condition, scales=config.multiscale
+    )
+    return config.steps * config.batch_size * (sequence.condition_length + sequence.length)
 
 
 def _prior_training(config: PriorConfig, shards: Path, out: Path) -> Training:

@@ -15,12 +15,17 @@ from scipy import stats
 
 from codeprior.checkpoint import load_summary
 from codeshards.format import ORDER_NAMES, OrderName, order
+from imagepriors.config import ShardKind
 from imagepriors.decode import draw_samples
-from imagepriors.experiments.lab import Kind, Lab, Plan, val_curve
+from imagepriors.experiments.lab import Lab, Plan, val_curve
 from imagepriors.figures import picture_grid
 
-SHARDS: tuple[Kind, ...] = ("shards",)
 _SAMPLES = 8
+
+
+def shards(lab: Lab) -> tuple[ShardKind, ...]:
+    """Of the dataset."""
+    return ("shards",)
 
 
 def priors(lab: Lab, orders: Sequence[OrderName] = ORDER_NAMES, seeds: int = 0) -> Plan:

@@ -7,14 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from imagepriors.config import ShardKind
 from imagepriors.decode import draw_samples
 from imagepriors.evaluate import Lite0Features
-from imagepriors.experiments.lab import Kind, Lab, Plan
+from imagepriors.experiments.lab import Lab, Plan
 from imagepriors.figures import curves_figure, picture_grid
 
-SHARDS: tuple[Kind, ...] = ("shards",)
 _GIVEN, _DRAWN = 4, 8
 """Given pictures, and pictures drawn from each for every k."""
+
+
+def shards(lab: Lab) -> tuple[ShardKind, ...]:
+    """Those with coarser scales."""
+    return (lab.config.scales_of,)
 
 
 def run_folder(lab: Lab) -> Path:
@@ -24,19 +29,20 @@ def run_folder(lab: Lab) -> Path:
 
 def priors(lab: Lab) -> Plan:
     """One multiscale prior."""
-    return {run_folder(lab): (lab.prior(multiscale=True), lab.shards())}
+    return {run_folder(lab): (lab.prior(multiscale=True), lab.shards(lab.config.scales_of))}
 
 
 def run(lab: Lab) -> None:
     """Fix more and more of a picture, see how much the rest still varies."""
-    shards, folder, scales = lab.shards(), run_folder(lab), lab.config.scales
+    folder, scales = run_folder(lab), lab.config.scales
     features = Lite0Features().eval()
     config = lab.sampling(batch_size=_GIVEN * _DRAWN)
     diversity, rows = [], []
     for k in range(len(scales) + 1):
         samples = draw_samples(
-            folder, shards, _GIVEN * _DRAWN, config=config, per_condition=_DRAWN, given=_codes(lab, k)
-        )
+            folder, lab.shards(lab.config.scales_of), _GIVEN * _DRAWN, config=config, per_condition=_DRAWN,
+            given=_codes(lab, k),
+        )  # fmt: skip
         drawn = samples.pictures.reshape(_GIVEN, _DRAWN, *samples.pictures.shape[1:])
         diversity.append(float(np.mean([spread_of(pictures, features) for pictures in drawn])))
         originals = samples.originals
