@@ -1,8 +1,9 @@
 """Linear layers at the CPU's full speed: the same product, by oneDNN where torch's own choice is slow.
 
-torch multiplies float32 matrices by MKL, which on AMD's CPUs reaches less than half of what they can do: on a Zen 5
-core 105 GFLOP/s where oneDNN reaches 220, in the forward product and in both products of the backward pass; the narrow
-products of sampling (4 rows) take 2.8 times as long. Sums go in another order: results differ in the last digits.
+torch multiplies float32 matrices by MKL, which on some of AMD's CPUs reaches less than half of what they can do: on a
+Zen 5 core 105 GFLOP/s where oneDNN reaches 220, in the forward product and in both products of the backward pass; the
+narrow products of sampling (4 rows) take 2.8 times as long. Two Zen 4 cores do 155 to 190 and 200 to 215. Sums go in
+another order: results differ in the last digits.
 """
 
 from __future__ import annotations

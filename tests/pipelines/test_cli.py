@@ -234,9 +234,10 @@ def test_a_preset_changes_what_it_names_of_its_base(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('base = "demos"', "unknown preset 'demos'"),
-        ('base = "other.toml"', "unknown preset 'other.toml'"),
+        ('base = "demos"', "mine.toml: base: unknown preset 'demos'"),
+        ('base = "other.toml"', "mine.toml: base: unknown preset 'other.toml'"),
         ('base = "mine.toml"', "leads back to itself"),
+        ('base = "./mine.toml"', "leads back to itself"),
         ("vqgan = 3", r"has no table \[vqgan\]"),
         ("vqgan = ", "mine.toml: Invalid value"),
     ],

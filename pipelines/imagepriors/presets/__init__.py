@@ -32,10 +32,11 @@ def load_preset(name: str, table: str) -> dict[str, Any]:
 
 def _tables(name: str, beside: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """All tables of a preset; a path is looked up from the folder `beside`, `above` are those built on it."""
-    source = beside / name if name.endswith(".toml") else files(__package__) / f"{name}.toml"
+    source = (beside / name).resolve() if name.endswith(".toml") else files(__package__) / f"{name}.toml"
     if not source.is_file():
+        where = f"preset {above[-1]}: base: " if above else ""
         raise ShardError(
-            f"unknown preset {name!r}: choose one of {', '.join(preset_names())}, or a path ending in .toml"
+            f"{where}unknown preset {name!r}: choose one of {', '.join(preset_names())}, or a path ending in .toml"
         )
     try:
         tables = tomllib.loads(source.read_text())
