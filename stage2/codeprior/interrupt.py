@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 import time
@@ -15,13 +16,14 @@ _REPEAT_S = 5.0
 class GracefulStop:
     """Turns the first SIGTERM or Ctrl-C into a flag, so that a checkpoint can be written.
 
-    Further ones mean nothing for 5 s; after that one acts at once. Off the main thread, where Python allows no
-    handlers, it does nothing.
+    Further ones mean nothing for 5 s, even where the run has ended by then; after that one acts at once. Off the main
+    thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._first_s: float | None = None
+        self._leaving = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -31,6 +33,10 @@ class GracefulStop:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._leaving:
+            self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -41,11 +47,14 @@ class GracefulStop:
             # A rank that stops with the others, not yet asked itself, must not die in their checkpoint either.
             self.signal, self._first_s = self.signal or number, now_s
         elif now_s - self._first_s > _REPEAT_S:
-            self.__exit__()
+            self._restore()
             signal.raise_signal(number)
 
     def leave(self) -> None:
-        """End the process the way the signal would have."""
+        """End the process the way the signal would have; a repeat meanwhile changes nothing about that."""
+        self._leaving = True
+        for number in self._previous:  # Python would take the handlers off, before all modules are gone
+            atexit.register(signal.signal, number, signal.SIG_IGN)
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + (self.signal or 0))
