@@ -15,11 +15,11 @@ from codeprior.model import Prior
 from codeprior.sample import sample_sequences
 from codeshards.format import ShardError, order
 from imagepriors.cli import main
-from imagepriors.experiments import EXPERIMENTS, conditional, load, presets, write_page
+from imagepriors.experiments import EXPERIMENTS, conditional, load, write_page
 from imagepriors.experiments.efficiency import sample_uncached
 from imagepriors.experiments.lab import Lab, side_by_side
 from imagepriors.experiments.orders import describe, position_map, ranking
-from imagepriors.presets import load_preset
+from imagepriors.presets import load_preset, preset_names
 from vqgan.errors import InputError
 
 TINY = """
@@ -183,7 +183,7 @@ def test_unknown_names_and_presets_are_user_errors(words, capsys):
     assert "choose one of cifar10, paper, small" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", preset_names("imagepriors.experiments"))
 def test_presets_name_presets_that_are_there(name):
     config = load(name)
     for preset in (config.tokenizer, config.small_tokenizer, *config.conditions.values()):

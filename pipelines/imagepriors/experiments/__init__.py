@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import tomllib
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +10,7 @@ import tyro
 
 from codeshards.format import ShardError, atomic_write
 from imagepriors.config import ExperimentConfig
+from imagepriors.presets import read_preset
 from vqgan.config import from_dict
 
 EXPERIMENTS = {
@@ -24,26 +23,14 @@ EXPERIMENTS = {
 }
 
 
-def presets() -> list[str]:
-    """Names of the experiments' presets."""
-    found = (path.name for path in files(__package__).iterdir())
-    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
-
-
 def load(preset: str) -> ExperimentConfig:
     """A preset by name, or from a TOML file of your own.
 
     Raises:
         ShardError: there is none.
     """
-    source = Path(preset) if preset.endswith(".toml") else files(__package__) / f"{preset}.toml"
-    if not source.is_file():
-        raise ShardError(f"unknown preset {preset!r}: choose one of {', '.join(presets())}, or a path ending in .toml")
-    try:
-        table = tomllib.loads(source.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ShardError(f"preset {source}: {error}") from error
-    config: ExperimentConfig = from_dict(ExperimentConfig, {"name": Path(preset).stem, **table})
+    table = {"name": Path(preset).stem, **read_preset(preset, __package__)}
+    config: ExperimentConfig = from_dict(ExperimentConfig, table)
     return config
 
 

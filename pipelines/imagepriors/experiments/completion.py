@@ -1,17 +1,12 @@
 """Half of a picture's codes are given, in each order, and the rest is drawn several times."""
 
 from codeshards.format import ORDER_NAMES
-from imagepriors.config import ShardKind
 from imagepriors.decode import draw_samples, sample_grid
 from imagepriors.experiments import orders
 from imagepriors.experiments.lab import Lab, Plan
 
 _ROWS, _DRAWN = 3, 5
-
-
-def shards(lab: Lab) -> tuple[ShardKind, ...]:
-    """Of the dataset."""
-    return ("shards",)
+shards = orders.shards
 
 
 def priors(lab: Lab) -> Plan:

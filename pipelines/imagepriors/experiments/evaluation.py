@@ -1,15 +1,11 @@
 """`evaluate-prior` for the unconditional and the class-conditional prior of the other experiments."""
 
-from imagepriors.config import ShardKind
 from imagepriors.evaluate_prior import evaluate_prior
 from imagepriors.experiments import conditional, orders
 from imagepriors.experiments.lab import Lab, Plan
 from imagepriors.figures import bars_figure
 
-
-def shards(lab: Lab) -> tuple[ShardKind, ...]:
-    """Of the dataset."""
-    return ("shards",)
+shards = orders.shards
 
 
 def priors(lab: Lab) -> Plan:

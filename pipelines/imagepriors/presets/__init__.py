@@ -11,11 +11,10 @@ from typing import Any
 from codeshards.format import ShardError
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the package."""
-    return sorted(
-        path.name.removesuffix(".toml") for path in files(__package__).iterdir() if path.name.endswith(".toml")
-    )
+def preset_names(package: str = __package__) -> list[str]:
+    """Names of the presets that ship with a package: these here, or the experiments'."""
+    found = (path.name for path in files(package).iterdir())
+    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
 
 
 def load_preset(name: str, table: str) -> dict[str, Any]:
@@ -24,19 +23,32 @@ def load_preset(name: str, table: str) -> dict[str, Any]:
     Raises:
         ShardError: no such preset, or it has no such table.
     """
-    tables = _tables(name, Path())
+    tables = read_preset(name)
     if not isinstance(tables.get(table), dict):
         raise ShardError(f"preset {name!r} has no table [{table}]; it has {', '.join(f'[{part}]' for part in tables)}")
     return dict(tables[table])
 
 
-def _tables(name: str, beside: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """All tables of a preset; a path is looked up from the folder `beside`, `above` are those built on it."""
-    source = (beside / name).resolve() if name.endswith(".toml") else files(__package__) / f"{name}.toml"
+def read_preset(
+    name: str, package: str = __package__, *, beside: Path = Path(), above: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Everything that a preset says, over what its base says.
+
+    Args:
+        name: Of a preset that ships with the package, or a path ending in .toml.
+        package: Whose presets are meant.
+        beside: Where a path is looked up.
+        above: The presets that are built on this one.
+
+    Raises:
+        ShardError: it or its base is not there, cannot be read, or is its own base.
+    """
+    source = (beside / name).resolve() if name.endswith(".toml") else files(package) / f"{name}.toml"
     if not source.is_file():
         where = f"preset {above[-1]}: base: " if above else ""
         raise ShardError(
-            f"{where}unknown preset {name!r}: choose one of {', '.join(preset_names())}, or a path ending in .toml"
+            f"{where}unknown preset {name!r}: choose one of {', '.join(preset_names(package))}, "
+            "or a path ending in .toml"
         )
     try:
         tables = tomllib.loads(source.read_text())
@@ -47,7 +59,7 @@ def _tables(name: str, beside: Path, above: tuple[str, ...] = ()) -> dict[str, A
     base, below = str(tables.pop("base")), (*above, str(source))
     if str(source) in above:
         raise ShardError(f"preset {source}: base = {base!r} leads back to itself, through {', '.join(above)}")
-    return _merged(_tables(base, Path(str(source)).parent, below), tables)
+    return _merged(read_preset(base, package, beside=Path(str(source)).parent, above=below), tables)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
