@@ -6,7 +6,7 @@ sequence in the prior's order: 0 … C - 1 for condition tokens, C + t for image
 
 After Rombach, Esser and Ommer, "An Image is Worth 16x16 Tokens: Visual Priors for Efficient Image
 Synthesis with Transformers", section 3, and Radford et al., "Language Models are Unsupervised Multitask
-Learners" (pre-LN blocks, tanh GELU, learned positions, residual projections scaled at the start).
+Learners" (pre-LN blocks, learned positions, residual projections scaled at the start).
 Target positions after Yu et al., "Randomized Autoregressive Visual Generation" (arXiv 2411.00776).
 """
 

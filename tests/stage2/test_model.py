@@ -77,7 +77,7 @@ def naive_logits(prior: Prior, condition_BC: Tensor, codes_BT: Tensor) -> Tensor
             heads.append(scores.masked_fill(future, -math.inf).softmax(-1) @ v[..., part])
         x = x + linear(f"blocks.{layer}.attention.proj", torch.cat(heads, -1))
         y = linear(f"blocks.{layer}.mlp.fc", norm(f"blocks.{layer}.mlp_norm", x))
-        y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+        y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2)))
         x = x + linear(f"blocks.{layer}.mlp.proj", y)
     return norm("norm", x)[:, condition_BC.shape[1] - 1 :] @ w["head.weight"].T
 
@@ -178,7 +178,7 @@ def test_dropout_acts_in_training_only() -> None:
         ({"n_embd": 20, "n_head": 6}, "n_embd = 20: use a positive multiple of n_head = 6"),
         ({"dropout": 1.0}, "dropout = 1.0"),
         ({"position": "rotary", "n_embd": 6, "n_head": 2}, "'rotary' wants an even width"),
-        ({"mlp": "relu"}, "mlp = 'relu': use one of gelu_tanh, gelu, swiglu"),
+        ({"mlp": "relu"}, "mlp = 'relu': use one of gelu, gelu_tanh, swiglu"),
         ({"attention": "flash"}, "use one of sdpa, xformers, math"),
     ],
 )
@@ -190,7 +190,7 @@ def test_sizes_that_cannot_work_are_refused(changes: dict[str, object], message:
 OPTIONS: list[dict[str, object]] = [
     {"position": "rotary"},
     {"norm": "rmsnorm"},
-    {"mlp": "gelu"},
+    {"mlp": "gelu_tanh"},
     {"mlp": "swiglu"},
     {"qk_norm": True},
     {"tie_head": True},
