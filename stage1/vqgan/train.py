@@ -123,12 +123,13 @@ def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str,
     """Train a VQGAN in `run`, continuing from its last checkpoint if there is one; returns the summary.
 
     Writes metrics.jsonl, tensorboard/, reconstructions/, checkpoints/, best/ (the tokenizer with the lowest validation
-    loss) and at the end model.safetensors, config.json and, last, summary.json. SIGTERM saves a checkpoint and raises
-    KeyboardInterrupt. Under `torchrun`, or in a process group that exists already, each process trains on its share
-    of every batch.
+    loss) and at the end model.safetensors, config.json and, last, summary.json. Under `torchrun`, or in a process
+    group that exists already, each process trains on its share of every batch.
 
     Raises:
         InputError: bad data or a config that contradicts the run; the loss is not finite.
+        SystemExit: (143) stopped by SIGTERM, after a checkpoint.
+        KeyboardInterrupt: stopped by Ctrl-C, after a checkpoint.
     """
     with distributed.process_group(), _stop_signals() as stop:
         if config.model.modality != "rgb":
@@ -186,7 +187,11 @@ def _loop(trainer: Trainer, splits: dict[str, Split], run: Path, lines: RunLog, 
             if first and (stopping or step % config.checkpoint_every == 0 or step == config.steps):
                 trainer.save(run)
             if stopping:
-                raise KeyboardInterrupt(f"stopped at step {step}; run again to continue")
+                told = f"stopped at step {step}; run again to continue"
+                if signal.SIGINT in stop:
+                    raise KeyboardInterrupt(told)
+                log.warning(told)  # batch systems tell by the exit code what may be started again
+                raise SystemExit(128 + signal.SIGTERM)
     return figures or _evaluate_and_log(trainer, splits["val"], run, lines)
 
 

@@ -368,11 +368,15 @@ def test_compiled_steps_agree_with_plain_ones():
     assert plain.model.state_dict().keys() == compiled.model.state_dict().keys()
 
 
-def test_sigterm_saves_and_the_next_run_continues(splits, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "ending", "told"),
+    [(signal.SIGTERM, SystemExit, "143"), (signal.SIGINT, KeyboardInterrupt, "run again to continue")],
+)
+def test_a_signal_saves_and_the_next_run_continues(number, ending, told, splits, tmp_path):
     config = tiny_config(steps=400, checkpoint_every=1000)
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), number))
     timer.start()
-    with pytest.raises(KeyboardInterrupt, match="run again to continue"):
+    with pytest.raises(ending, match=told):
         train(config, splits, tmp_path)
     (saved,) = list_checkpoints(tmp_path)
     step = int(saved.name.removeprefix("step-"))
