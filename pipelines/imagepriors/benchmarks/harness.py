@@ -62,8 +62,12 @@ def machine() -> str:
     """The hardware that is measured, in words: a GPU beside its CPU, which is all that some suites use."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    # The same name may hide units twice as wide, or bfloat16: the instructions tell.
-    units = torch.backends.cpu.get_cpu_capability() + " with bfloat16" * torch.cpu._is_avx512_bf16_supported()
+    # The same name may hide units twice as wide, bfloat16, or matrix units: the instructions tell.
+    units = torch.backends.cpu.get_cpu_capability()
+    if torch.cpu._is_amx_tile_supported():
+        units += " with AMX"
+    elif torch.cpu._is_avx512_bf16_supported():
+        units += " with bfloat16"
     gpu = f"{torch.cuda.get_device_name()}; " if device() == "cuda" else ""
     return f"{gpu}{usable_cores()} cores, {found[1] if found else platform.machine()} ({units})"
 
