@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"stage1": "vqgan", "tokenize": "codeshards", "stage2": "codeprior", "pipelines": "imagepriors"}
+PACKAGES = {
+    "common": "runkit",
+    "stage1": "vqgan",
+    "tokenize": "codeshards",
+    "stage2": "codeprior",
+    "pipelines": "imagepriors",
+}
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -57,7 +63,7 @@ def test_cli_modules_import_no_heavy_library():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_wheel_holds_exactly_the_four_packages_and_its_cli_runs(tmp_path):
+def test_wheel_holds_exactly_the_five_packages_and_its_cli_runs(tmp_path):
     done = run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")

@@ -400,9 +400,8 @@ def connected(least_cores: int) -> Iterator[Any]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     ours = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):
-        loaded = [
-            sys.modules[name] for name in ("vqgan", "codeshards", "codeprior", "imagepriors") if name in sys.modules
-        ]
+        packages = ("runkit", "vqgan", "codeshards", "codeprior", "imagepriors")
+        loaded = [sys.modules[name] for name in packages if name in sys.modules]
         environment["py_modules"] = [str(Path(str(module.__file__)).parent) for module in loaded]
         try:
             ray.init(runtime_env=environment, **quiet)

@@ -1,7 +1,9 @@
 """The one error that people see."""
 
+from runkit.errors import UserError
 
-class ShardError(ValueError):
+
+class ShardError(UserError):
     """Something about shards that a person can fix: a file, a setting or an argument.
 
     The message says what is wrong, which value was found and what to do. The CLI prints it alone and

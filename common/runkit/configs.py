@@ -1,0 +1,69 @@
+"""Checks that every config dataclass needs: its own annotations, when it is built from Python, TOML or JSON alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from runkit.errors import UserError
+
+_MAX_INT = 2**63 - 1
+
+
+def check_fields(config: Any, error: type[UserError] = UserError) -> None:
+    """Refuse fields of a config dataclass whose values are not of their annotated types.
+
+    Literals must be one of their choices, integers fit 64 bits, and floats be finite: an infinity passes a check such
+    as `value > 0` and ends a run where it is first written as JSON.
+
+    Args:
+        config: A dataclass, whose fields are looked at.
+        error: Class of the error.
+
+    Raises:
+        UserError: naming the field, its value and what is allowed.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if (remedy := _problem(kind, value)) is not None:
+            raise error(f"{name} is {value!r}: {remedy}")
+
+
+def _problem(kind: Any, value: Any) -> str | None:
+    """What to do where a value is not of a type, None where it is."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        fits = any(value == choice and type(value) is type(choice) for choice in inner)
+        return None if fits else f"choose one of {', '.join(map(str, inner))}"
+    if origin in (Union, types.UnionType):
+        problems = [_problem(part, value) for part in inner]
+        return None if None in problems else next(problem for problem in problems if problem)
+    if origin is tuple:
+        return _tuple_problem(inner, value)
+    if origin is dict:
+        fits = isinstance(value, dict) and all(
+            _problem(part, item) is None for pair in value.items() for part, item in zip(inner, pair, strict=True)
+        )
+        return None if fits else "give a table of names and values"
+    if kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return None if fits else "choose a finite number"
+    if kind is int:
+        fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_INT
+        return None if fits else "choose a whole number of at most 64 bits"
+    if kind is type(None):
+        return None if value is None else "leave it out"
+    if kind in (bool, str) or dataclasses.is_dataclass(kind):
+        return None if isinstance(value, kind) else f"give a {kind.__name__}"
+    return None
+
+
+def _tuple_problem(inner: tuple[Any, ...], value: Any) -> str | None:
+    if not isinstance(value, tuple | list):
+        return "give a list of values"
+    kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+    if len(kinds) != len(value):
+        return f"give {len(kinds)} values"
+    return next((problem for part, item in zip(kinds, value, strict=True) if (problem := _problem(part, item))), None)

@@ -1,0 +1,70 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from runkit.errors import UserError
+
+TEMP_MARK = ".tmp-"
+"""Part of the name of a file or folder that is still being written."""
+
+
+def temp_beside(path: Path) -> Path:
+    """A hidden name beside a local file that no other process has, on this machine or another with the same ids."""
+    return path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def fsync_path(path: Path) -> None:
+    """Bring a file or folder to the disk; without a folder's a power cut may undo a rename of safe bytes in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a temporary file, fsync, rename, fsync of the folder, which is made.
+
+    Raises:
+        UserError: it cannot be written; nothing of it was left behind.
+    """
+    temp = temp_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temp.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temp.replace(path)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        fsync_path(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); nothing was left there. Free some space, mend the "
+            "permissions or choose another folder, and run again"
+        ) from error
+
+
+def pretty_json(value: Any) -> bytes:
+    """JSON with sorted keys, indent 2 and a final newline: same value, same bytes.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,174 @@
+"""Output folders: apart from inputs, held by one process, and replaced only where the same command made them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from runkit.errors import UserError
+from runkit.files import pretty_json, sha256_of, write_file
+from runkit.jsonfiles import parse_json
+from runkit.names import plain_path
+
+log = logging.getLogger(__name__)
+
+
+def check_apart(out: object, **inputs: object) -> None:
+    """Refuse an output folder that is, holds or lies under an input, so that no write can reach what is read.
+
+    Args:
+        out: Path or URL of the output.
+        inputs: Name → path or URL of an input, or several of them; None and empty ones are passed over.
+
+    Raises:
+        UserError: naming both.
+    """
+    place = _place(out)
+    for name, given in inputs.items():
+        for one in given if isinstance(given, list | tuple | set) else [given]:
+            if one is None or not str(one):
+                continue
+            other = _place(one)
+            shorter = min(len(place), len(other))
+            if place[:shorter] == other[:shorter]:
+                how = "is" if place == other else "lies in" if len(place) > len(other) else "holds"
+                raise UserError(f"the output {out} {how} the input {name} {one}: choose an output folder apart from it")
+
+
+def _place(where: object) -> tuple[str, ...]:
+    """Parts of a path with its links resolved, or of a URL."""
+    text = str(where)
+    scheme, mark, rest = text.partition(":/")
+    if mark and "/" not in scheme and scheme != "file":
+        return (scheme, *(part for part in PurePosixPath(rest).parts if part != "/"))
+    return Path("/" + rest.lstrip("/") if mark and scheme == "file" else text).resolve().parts
+
+
+@contextlib.contextmanager
+def held(
+    folder: Path, command: str, *, reserved: Collection[str] = (), is_ours: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Hold a folder for one process of a command, for the length of a block.
+
+    The hidden file `.COMMAND.lock` says that the command works there, and is locked while it does; the system lets go
+    of the lock when the process dies. Where a file system knows no locks, nothing is held.
+
+    Args:
+        folder: The folder; it is made.
+        command: Name of the command.
+        reserved: Names (glob patterns) that the command writes. Where it has not worked in the folder before, none of
+            them may be there.
+        is_ours: Whether a folder without the hidden file was written by this command all the same, as earlier versions
+            did.
+
+    Raises:
+        UserError: another process holds the folder, or it holds what the command has not made.
+    """
+    path = folder / f".{command}.lock"
+    if not path.exists():
+        foreign = sorted(found for name in reserved for found in folder.glob(name))
+        if foreign and not is_ours():
+            raise UserError(
+                f"{foreign[0]} is there and was not made by {command}, which would replace it: choose another folder, "
+                "or move it away"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).decode(errors="replace").strip() or "another process"
+            raise UserError(
+                f"{folder} is in use by {command} ({holder}): wait until it has ended, or choose another folder"
+            ) from None
+        except OSError as error:
+            log.warning("%s: this file system knows no locks (%s): start no second %s there", folder, error, command)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        file.flush()
+        yield
+
+
+def check_publish(folder: Path, names: Collection[str], command: str) -> None:
+    """Make sure that :func:`publish` may write these files; call it before the work that makes them.
+
+    Raises:
+        UserError: one is there that the command has not made, or was changed since.
+    """
+    record = _read_record(folder, command)
+    for name in names:
+        path = folder / plain_path(name, "the output")
+        if path.is_symlink() or (path.exists() and not _is_recorded(path, record.get(name, []))):
+            raise UserError(
+                f"{path} is there, and {command} has not made it, or it was changed since: nothing was replaced. "
+                "Choose another output folder, or move it away"
+            )
+
+
+def publish(folder: Path, files: Mapping[str, bytes], command: str, *, last: str = "") -> None:
+    """Write a set of files into a folder in place of the set that the same command wrote there before.
+
+    The hidden file `.COMMAND.json` records each file's name and sha256, before it is written: whenever the process is
+    killed, the next call knows what is its own. What is not in the record, or was changed since, is never touched.
+
+    Args:
+        folder: The folder; it is made.
+        files: Name, with slashes for folders below it → content.
+        command: Name of the command.
+        last: The file that is written last, as a sign that all are there.
+
+    Raises:
+        UserError: as :func:`check_publish`, or a file cannot be written.
+    """
+    with held(folder, command):
+        check_publish(folder, files, command)
+        before = _read_record(folder, command)
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        both = {
+            name: sorted({*before.get(name, []), *([hashes[name]] if name in hashes else [])})
+            for name in {*before, *files}
+        }
+        _write_record(folder, command, both)
+        for name in sorted(before.keys() - files.keys()):
+            path = folder / name
+            if not path.is_symlink() and path.is_file() and _is_recorded(path, before[name]):
+                path.unlink()
+        for name in sorted(files, key=lambda name: (name == last, name)):
+            write_file(folder / name, files[name])
+        _write_record(folder, command, {name: [value] for name, value in hashes.items()})
+
+
+def _is_recorded(path: Path, hashes: Collection[str]) -> bool:
+    return bool(hashes) and path.is_file() and sha256_of(path) in hashes
+
+
+def _record_path(folder: Path, command: str) -> Path:
+    return folder / f".{command}.json"
+
+
+def _read_record(folder: Path, command: str) -> dict[str, list[str]]:
+    path = _record_path(folder, command)
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    value = parse_json(text, path)
+    files = value.get("files") if isinstance(value, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(hashes, list) for hashes in files.values()):
+        raise UserError(f"{path} is not the record that {command} keeps of its files: move it away, with those files")
+    return {plain_path(name, path): hashes for name, hashes in files.items()}
+
+
+def _write_record(folder: Path, command: str, files: Mapping[str, list[str]]) -> None:
+    write_file(_record_path(folder, command), pretty_json({"files": dict(files)}))

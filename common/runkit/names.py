@@ -1,0 +1,40 @@
+"""Names that are read from files: each is one plain path component, or a path of such, before it becomes a path."""
+
+from __future__ import annotations
+
+from runkit.errors import UserError
+
+_MAX_BYTES = 255
+"""Longest name that common file systems take."""
+
+
+def plain_name(name: object, where: object, error: type[UserError] = UserError) -> str:
+    """Return `name` if it is one visible path component that cannot lead out of its folder.
+
+    Args:
+        name: A name that was read from a file.
+        where: The file, for the message.
+        error: Class of the error.
+
+    Raises:
+        UserError: it is no string, empty, hidden or too long, or has a slash, a backslash or a control character.
+    """
+    if (
+        not isinstance(name, str)
+        or not name
+        or name.startswith(".")
+        or any(letter in "/\\" or letter < " " or letter == "\x7f" or "\ud800" <= letter <= "\udfff" for letter in name)
+        or len(name.encode()) > _MAX_BYTES
+    ):
+        raise error(
+            f"{where} names {name!r}, which is not a plain file or folder name: nothing was written. The file is "
+            "damaged, or was made to reach other files: do not use it"
+        )
+    return name
+
+
+def plain_path(name: object, where: object, error: type[UserError] = UserError) -> str:
+    """Return `name` if it is a relative path of plain names, joined by slashes; errors as :func:`plain_name`."""
+    for part in name.split("/") if isinstance(name, str) else [name]:
+        plain_name(part, where, error)
+    return str(name)
