@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from runkit.errors import UserError
 from runkit.files import pretty_json, sha256_of, write_file
@@ -57,7 +58,8 @@ def held(
     """Hold a folder for one process of a command, for the length of a block.
 
     The hidden file `.COMMAND.lock` says that the command works there, and is locked while it does; the system lets go
-    of the lock when the process dies. Where a file system knows no locks, nothing is held.
+    of the lock when the process dies. Where a file system knows no locks, nothing is held. The file stays where names
+    are reserved, and a folder that was made here and is empty at the end goes.
 
     Args:
         folder: The folder; it is made.
@@ -78,26 +80,50 @@ def held(
                 f"{foreign[0]} is there and was not made by {command}, which would replace it: choose another folder, "
                 "or move it away"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
-    with file:
+    is_new = not folder.exists()
+    with _locked(path, command):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(200).decode(errors="replace").strip() or "another process"
-            raise UserError(
-                f"{folder} is in use by {command} ({holder}): wait until it has ended, or choose another folder"
-            ) from None
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # the folder may be gone, or be full again
+                is_empty = list(folder.iterdir()) == [path]
+                if is_empty or not reserved:
+                    path.unlink()
+                if is_empty and is_new:
+                    folder.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, command: str) -> Iterator[None]:
+    """Hold a lock file; the block may remove it."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+b")
         except OSError as error:
-            log.warning("%s: this file system knows no locks (%s): start no second %s there", folder, error, command)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        file.flush()
-        yield
+            raise UserError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
+        with file:
+            _lock(file, path, command)
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue  # whoever held it has removed the file meanwhile
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            file.flush()
+            yield
+            return
+
+
+def _lock(file: BinaryIO, path: Path, command: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(200).decode(errors="replace").strip() or "another process"
+        raise UserError(
+            f"{path.parent} is in use by {command} ({holder}): wait until it has ended, or choose another folder"
+        ) from None
+    except OSError as error:
+        log.warning("%s: this file system knows no locks (%s): start no second %s there", path, error, command)
 
 
 def check_publish(folder: Path, names: Collection[str], command: str) -> None:

@@ -7,8 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from codeshards.format import Failure, Manifest, ShardDataset, Sidecar, Store, Where, inverse, open_store
-from codeshards.job import EVENTS_FILE
+from codeshards.format import (
+    EVENTS_FILE,
+    REPORT_FILE,
+    Failure,
+    Manifest,
+    ShardDataset,
+    Sidecar,
+    Store,
+    Where,
+    inverse,
+    open_store,
+)
 from codeshards.progress import kind_of, read_events
 from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import curves_figure, picture_grid, png_bytes, usage_figure
@@ -47,7 +57,7 @@ def write_tokenize_report(where: Where) -> Store:
         *_code_sections(dataset),
     ]
     html = render_page(f"imagepriors: shards in {out.name}", _facts(dataset.manifest, events), sections)
-    page = out / "report.html"
+    page = out / REPORT_FILE
     page.write_bytes(html)
     return page
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from codeprior.config import PriorError
 from codeshards.format import ShardDataset, WriteError, atomic_write
-from codeshards.format.store import TEMP_MARK, temp_beside
+from runkit.files import TEMP_MARK, temp_beside
 
 logger = logging.getLogger(__name__)
 CACHE_VERSION = 1

@@ -196,7 +196,7 @@ def test_another_plan_is_refused_and_every_difference_named(tmp_path: Path) -> N
         "settings.transform.crops: [1, 2] → null",
         "views: 2 → 1",
         "splits.val.samples: 5 → 6",
-        "--overwrite",
+        "restore these settings",
         "another output folder",
     ):
         assert expected in message
@@ -216,7 +216,7 @@ def test_damaged_plans_are_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"hash": "x"}')
     with pytest.raises(ShardError, match="is not a plan"):
         load_plan(tmp_path)
-    with pytest.raises(ShardError, match="shards of another plan"):
+    with pytest.raises(ShardError, match="is not a plan of a job"):
         save_or_match(make_plan(), tmp_path)
 
 

@@ -18,8 +18,8 @@ from tiny_job import CONFIG, FLAGS, hashes, write_images
 from codeshards import progress
 from codeshards.config import TokenizeConfig
 from codeshards.encode import Lanes, ShardTask, encode_shard
-from codeshards.format import GridSpec, PlannedShard, ShardDataset, ShardError, ShardSpec, sha256_file
-from codeshards.job import EVENTS_FILE, tokenize
+from codeshards.format import EVENTS_FILE, GridSpec, PlannedShard, ShardDataset, ShardError, ShardSpec, sha256_file
+from codeshards.job import tokenize
 from codeshards.nodes import WorkerSize
 from codeshards.pool import _Hand, _Pool, connected, run_shards, terminable, usable_cores
 from codeshards.progress import EventLog, LiveView, kind_of, read_events

@@ -60,8 +60,13 @@ def test_listing_and_deleting(store: Store) -> None:
     assert (store / "train").files() == ["deep/y", "x.tar"]
     (store / "train/x.tar").delete()
     assert (store / "train").files() == ["deep/y"]
-    store.delete()
+    (store / "train").delete() if store.local is None else None
+    assert (store / "train").files() == ["deep/y"]  # a folder is deleted file by file
+    for name in store.files():
+        (store / name).delete()
+    store.remove_empty_folders()
     assert store.files() == []
+    assert store.local is None or not (store.local / "train").exists()
 
 
 def test_stores_travel_to_other_processes(store: Store) -> None:

@@ -28,6 +28,7 @@ from codeshards.format.parquet import parquet_bytes
 from codeshards.format.tar import read_tar, tar_bytes
 from codeshards.toolbox import convert, inspect, merge
 from codeshards.verify import verify
+from runkit.errors import UserError
 
 BOTH = ("parquet", "webdataset")
 
@@ -156,7 +157,7 @@ def test_convert_goes_on_and_refuses_other_folders(tmp_path: Path) -> None:
     assert (tmp_path / "b/train/shard-000000.tar").stat().st_mtime_ns == kept
     with pytest.raises(ShardError, match="holds shards of another plan"):
         convert(tmp_path / "a", tmp_path / "b", ["parquet", "webdataset"])
-    with pytest.raises(ShardError, match="is the source itself"):
+    with pytest.raises(UserError, match="is the input source"):
         convert(tmp_path / "a", tmp_path / "a", ["parquet"])
 
 

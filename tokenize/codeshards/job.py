@@ -18,8 +18,8 @@ from typing import Literal
 from codeshards.config import TokenizeConfig
 from codeshards.encode import IMAGE, Lanes, ShardTask, encode_shard, fix_arithmetic
 from codeshards.format import (
+    EVENTS_FILE,
     MANIFEST_FILE,
-    PLAN_FILE,
     UNKNOWN_LICENSE,
     GridSpec,
     Manifest,
@@ -33,17 +33,16 @@ from codeshards.format import (
     absolute,
     atomic_write,
     build_plan,
+    delete_dataset,
     sidecar_path,
 )
 from codeshards.pool import assigned_cores, run_shards
 from codeshards.progress import EventLog, kind_of
-from codeshards.resume import MissingShards, close_job, open_job, remove_temps
+from codeshards.resume import MissingShards, close_job, held_store, open_job, remove_temps
+from runkit.folders import check_apart
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.datasets import Split, open_splits
-
-EVENTS_FILE = "events.jsonl"
-"""What happened when, a line an event, over all runs of a job; not part of the dataset."""
 
 log = logging.getLogger(__name__)
 
@@ -68,18 +67,34 @@ def tokenize(
         data: The dataset's folder; every node of a cluster must see it under this path.
         tokenizers: ``image`` and any of segmentation, depth, pose → folder of the trained tokenizer.
         out: Folder or URL (s3://…, gs://…) of the shards; every node must reach it under this name.
-        overwrite: Delete what `out` holds first.
+        overwrite: Delete the dataset in `out` first; it is refused where `out` holds anything else.
         retry_failed: Make the shards with failures again.
 
     Returns:
         The manifest, which is also in `out`/dataset.json.
 
     Raises:
-        ShardError: Tokenizers and dataset do not fit, `out` holds shards of another plan, a shard's workers kept
-            dying, or more samples failed than `config.max_failure_rate` allows.
+        UserError: `out` is, holds or is in `data` or a tokenizer, or another process works in it.
+        ShardError: Tokenizers and dataset do not fit, `out` holds shards of another plan or anything else, a shard's
+            workers kept dying, or more samples failed than `config.max_failure_rate` allows.
         InputError: The dataset or a tokenizer cannot be opened.
     """
     store = absolute(out)
+    check_apart(store, data=data, tokenizer=list(tokenizers.values()))
+    with held_store(store, "tokenize"):
+        return _tokenize(config, dataset, data, tokenizers, store, overwrite=overwrite, retry_failed=retry_failed)
+
+
+def _tokenize(
+    config: TokenizeConfig,
+    dataset: str,
+    data: Path,
+    tokenizers: Mapping[str, Path],
+    store: Store,
+    *,
+    overwrite: bool,
+    retry_failed: bool,
+) -> Manifest:
     splits = open_splits(dataset, data)
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
@@ -98,7 +113,7 @@ def tokenize(
         shuffle_seed=config.shuffle_seed,
     )
     if overwrite:
-        _delete_dataset(store)
+        delete_dataset(store)
     missing = open_job(plan, store, retry_failed=retry_failed)
     if not missing and (store / MANIFEST_FILE).exists():
         made = Manifest.load(store)
@@ -224,16 +239,6 @@ def _finish(
     )
     manifest.save(out)
     return manifest
-
-
-def _delete_dataset(out: Store) -> None:
-    """Delete a dataset, and nothing that is not one: a mistyped --out must not cost a home folder."""
-    if (out / PLAN_FILE).exists():
-        out.delete()
-    elif out.files():
-        raise ShardError(
-            f"{out} is not empty and has no {PLAN_FILE}, so it is no dataset of shards: delete it yourself"
-        )
 
 
 def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codeshards.format import (
-    CONDITION_NAMES,
+    TOKENIZER_FOLDERS,
     Plan,
     PlannedShard,
     ShardError,
@@ -26,6 +27,7 @@ from codeshards.format import (
     sidecar_path,
 )
 from codeshards.progress import kind_of
+from runkit.folders import held
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -53,7 +55,21 @@ class MissingShards(Collection[PlannedShard]):
         return any(shard == mine for mine in self)
 
 
-def open_job(plan: Plan, out: Where, *, retry_failed: bool = False) -> MissingShards:
+@contextlib.contextmanager
+def held_store(out: Where, command: str) -> Iterator[None]:
+    """Hold a dataset's folder for one process of a command; an object store has no locks.
+
+    Raises:
+        UserError: Another process works there, or the folder cannot be made.
+    """
+    path = open_store(out).local
+    with held(path, command) if path else contextlib.nullcontext():
+        yield
+
+
+def open_job(
+    plan: Plan, out: Where, *, retry_failed: bool = False, check_name: Callable[[str], object] | None = None
+) -> MissingShards:
     """Write the plan into `out`, or match the one there; returns the shards that are still to be made.
 
     Made is a shard with a sidecar of this plan whose files are there with their sizes.
@@ -62,6 +78,7 @@ def open_job(plan: Plan, out: Where, *, retry_failed: bool = False) -> MissingSh
         plan: The plan.
         out: The dataset's folder; nobody else writes there now.
         retry_failed: Count shards with failures as missing.
+        check_name: As :meth:`Sidecar.load`.
 
     Raises:
         ShardError: `out` holds another plan.
@@ -72,9 +89,9 @@ def open_job(plan: Plan, out: Where, *, retry_failed: bool = False) -> MissingSh
     remove_temps(plan, store)
 
     def is_missing(shard: PlannedShard) -> bool:
-        if not shard_is_done(store, plan_hash, shard):
+        if not shard_is_done(store, plan_hash, shard, check_name=check_name):
             return True
-        return retry_failed and bool(Sidecar.load(sidecar_path(store, shard)).failures)
+        return retry_failed and bool(Sidecar.load(sidecar_path(store, shard), check_name=check_name).failures)
 
     if not any((store / split).files() for split in plan.splits):
         return MissingShards(plan, np.ones(sum(plan.shard_count(split) for split in plan.splits), bool))
@@ -84,19 +101,24 @@ def open_job(plan: Plan, out: Where, *, retry_failed: bool = False) -> MissingSh
 def remove_temps(plan: Plan, out: Where) -> None:
     """Remove half files that killed workers and drivers left in `out`; nobody else writes there now."""
     store = open_store(out)
-    tokenizers = ("tokenizer", *(f"tokenizer-{name}" for name in CONDITION_NAMES))
-    for folder in (store, *(store / name for name in (*plan.splits, *tokenizers))):
+    for folder in (store, *(store / name for name in (*plan.splits, *TOKENIZER_FOLDERS))):
         remove_stale_temps(folder)
 
 
-def close_job(plan: Plan, out: Where, max_failure_rate: float) -> Iterator[Sidecar]:
+def close_job(
+    plan: Plan, out: Where, max_failure_rate: float, *, check_name: Callable[[str], object] | None = None
+) -> Iterator[Sidecar]:
     """The sidecars of all shards, in planned order, one after another; samples that were left out are logged.
 
     Raises:
         ShardError: a sidecar is missing, or (after the last one) more samples failed than `max_failure_rate` allows.
     """
     samples, first, kinds = 0, "", Counter[str]()
-    for sidecar in _in_threads(lambda shard: Sidecar.load(sidecar_path(out, shard)), plan.each_shard()):
+
+    def load(shard: PlannedShard) -> Sidecar:
+        return Sidecar.load(sidecar_path(out, shard), check_name=check_name)
+
+    for sidecar in _in_threads(load, plan.each_shard()):
         samples += sidecar.samples + len(sidecar.failures)
         for failure in sidecar.failures:
             if kinds.total() < _NAMED:
@@ -108,8 +130,8 @@ def close_job(plan: Plan, out: Where, max_failure_rate: float) -> Iterator[Sidec
         found = "; ".join(f"{count}× {kind}" for kind, count in kinds.most_common(5))
         raise ShardError(
             f"{kinds.total()} of {samples} samples failed, more than max_failure_rate = {max_failure_rate} (first: "
-            f"{first}; by kind: {found}). The sidecars in {out} name them all. Use --retry-failed if they may succeed "
-            "now, raise --max-failure-rate, or mend the data and use --overwrite"
+            f"{first}; by kind: {found}). The sidecars in {out} name them all. Retry the failed ones (retry_failed) if "
+            "they may succeed now, or raise max_failure_rate"
         )
 
 

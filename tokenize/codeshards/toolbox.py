@@ -40,7 +40,8 @@ from codeshards.format import (
     sidecar_path,
     write_shard,
 )
-from codeshards.resume import remove_temps
+from codeshards.resume import held_store, remove_temps
+from runkit.folders import check_apart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,9 +144,16 @@ def convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manife
         formats: Out of ``parquet`` and ``webdataset``.
 
     Raises:
+        UserError: `out` is, holds or is in the source, or another process works in it.
         ShardError: The source is damaged, or `out` holds something else.
         WriteError: `out` cannot be written.
     """
+    check_apart(out, source=source)
+    with held_store(out, "shards-convert"):
+        return _convert(source, out, formats)
+
+
+def _convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manifest:
     dataset, old = ShardDataset.open(source), load_plan(source)
     plan = dataclasses.replace(old, settings={**old.settings, "formats": list(check_formats(formats))})
     _start(plan, dataset.manifest, open_store(source), open_store(out))
@@ -172,9 +180,16 @@ def merge(sources: Sequence[Where], out: Where, *, formats: Sequence[ShardFormat
         formats: Out of ``parquet`` and ``webdataset``; none: as the first source.
 
     Raises:
+        UserError: `out` is, holds or is in a source, or another process works in it.
         ShardError: The sources do not fit, two rows would have one key, or `out` holds something else.
         WriteError: `out` cannot be written.
     """
+    check_apart(out, source=list(sources))
+    with held_store(out, "shards-merge"):
+        return _merge(sources, out, formats)
+
+
+def _merge(sources: Sequence[Where], out: Where, formats: Sequence[ShardFormat]) -> Manifest:
     datasets, plans = [ShardDataset.open(source) for source in sources], [load_plan(source) for source in sources]
     _check_mergeable(datasets, plans)
     first, splits = datasets[0], sorted({split for plan in plans for split in plan.splits})
@@ -261,8 +276,6 @@ def _check_mergeable(datasets: Sequence[ShardDataset], plans: Sequence[Plan]) ->
 
 
 def _start(plan: Plan, manifest: Manifest, source: Store, out: Store) -> None:
-    if str(source) == str(out):
-        raise ShardError(f"{out} is the source itself: choose another folder")
     save_or_match(plan, out)
     remove_temps(plan, out)
     for folder in manifest.tokenizer_folders:

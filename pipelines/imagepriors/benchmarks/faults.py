@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from codeshards.format import MANIFEST_FILE, PLAN_FILE, SAMPLES_FILE
-from codeshards.job import EVENTS_FILE
+from codeshards.format import EVENTS_FILE, MANIFEST_FILE, PLAN_FILE, SAMPLES_FILE
 from codeshards.progress import read_events
 from imagepriors.benchmarks import harness
 from vqgan.checkpoint import save_model

@@ -20,6 +20,7 @@ from codeprior.optim import resolve_precision
 from codeprior.speed import measured_flops
 from codeshards.config import TokenizeConfig
 from codeshards.format import (
+    EVENTS_FILE,
     FileRecord,
     GridSpec,
     Manifest,
@@ -32,7 +33,7 @@ from codeshards.format import (
     write_shard,
 )
 from codeshards.format.manifest import ShardEntry, SplitEntry
-from codeshards.job import EVENTS_FILE, tokenize
+from codeshards.job import tokenize
 from codeshards.pool import run_shards
 from codeshards.progress import EventLog, read_events
 from codeshards.resume import MissingShards, close_job, open_job

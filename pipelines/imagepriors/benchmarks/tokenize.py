@@ -104,7 +104,8 @@ def bare(work: Path, precision: str) -> dict[str, Any]:
 
 def job(work: Path, precision: str) -> dict[str, Any]:
     """`tokenize` from JPEG files to shards; timed from the end of its first shard, in which its worker warms up."""
-    from codeshards.job import EVENTS_FILE, tokenize
+    from codeshards.format import EVENTS_FILE
+    from codeshards.job import tokenize
 
     config = TokenizeConfig(
         precision=precision,  # type: ignore[arg-type]

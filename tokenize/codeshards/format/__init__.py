@@ -3,6 +3,13 @@
 Needs numpy and pyarrow only, so that training from shards never imports what made them.
 """
 
+from codeshards.format.contents import (
+    EVENTS_FILE,
+    REPORT_FILE,
+    TOKENIZER_FOLDERS,
+    delete_dataset,
+    save_or_match,
+)
 from codeshards.format.errors import ShardError, WriteError
 from codeshards.format.files import (
     FileRecord,
@@ -46,7 +53,6 @@ from codeshards.format.plan import (
     build_plan,
     load_plan,
     planned_order,
-    save_or_match,
 )
 from codeshards.format.reader import ShardDataset
 from codeshards.format.schema import (
@@ -72,11 +78,13 @@ from codeshards.format.shardfile import (
     read_table,
     write_shard,
 )
-from codeshards.format.store import Store, Where, absolute, fsync_path, open_store
+from codeshards.format.store import Store, Where, absolute, open_store
+from runkit.files import fsync_path
 
 __all__ = [
     "CARD_FILE",
     "CONDITION_NAMES",
+    "EVENTS_FILE",
     "FORMAT_VERSION",
     "MANIFEST_FILE",
     "MAX_CODEBOOK_SIZE",
@@ -84,10 +92,12 @@ __all__ = [
     "NO_LABEL",
     "ORDER_NAMES",
     "PLAN_FILE",
+    "REPORT_FILE",
     "SAMPLES_FILE",
     "SCALE_SIDES",
     "SHARD_FORMATS",
     "SUFFIXES",
+    "TOKENIZER_FOLDERS",
     "UNKNOWN_LICENSE",
     "ConditionName",
     "Failure",
@@ -117,6 +127,7 @@ __all__ = [
     "check_order_name",
     "compact_json",
     "defined_orders",
+    "delete_dataset",
     "file_record",
     "format_of",
     "fsync_path",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from codeshards.format.shardfile import SUFFIXES, ShardFormat
 if TYPE_CHECKING:  # a manifest writes its card
     from codeshards.format.manifest import Manifest
 
+_SEAL = "<!-- sha256 of the text above, so that an edited card is never replaced: "
 _SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
 _HUB_SPLITS = {"val": "validation"}
 
@@ -30,7 +32,14 @@ def card(manifest: Manifest) -> str:
         "## Reading\n\n" + "\n\n".join(_reading(manifest)),
         f"## Licence\n\n`{manifest.license}`. The codes decode to the pictures: what holds for those holds for these.",
     ]
-    return "\n\n".join(sections) + "\n"
+    text = "\n\n".join(sections)
+    return f"{text}\n\n{_SEAL}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def is_card(content: bytes) -> bool:
+    """Whether a file is a card as :func:`card` made it, which nobody has edited."""
+    text, mark, seal = content.decode(errors="replace").rpartition(f"\n\n{_SEAL}")
+    return bool(mark) and seal == f"{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
 def _front_matter(manifest: Manifest) -> str:

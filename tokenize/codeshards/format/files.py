@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from codeshards.format.errors import ShardError
-from codeshards.format.store import TEMP_MARK, Where, open_store
+from codeshards.format.store import Where, open_store
+from runkit.files import TEMP_MARK, pretty_json
+from runkit.jsonfiles import parse_json
 
 _SEAL = "sha256"
 
@@ -43,7 +45,7 @@ def atomic_write(path: Where) -> contextlib.AbstractContextManager[BinaryIO]:
 
 def atomic_write_json(path: Where, value: Any) -> None:
     """Write ``value`` atomically as JSON: sorted keys, indent 2, final newline; same value, same bytes."""
-    open_store(path).write_bytes(_pretty_json(value))
+    open_store(path).write_bytes(pretty_json(value))
 
 
 def read_json(path: Where) -> dict[str, Any]:
@@ -71,13 +73,13 @@ def read_sealed_json(path: Where) -> dict[str, Any]:
     seal = value.pop(_SEAL, None)
     try:
         # The second comparison finds what the first cannot see: spaces, escapes, the seal's own letters.
-        intact = seal == _seal(value) and content == _pretty_json({**value, _SEAL: seal})
+        intact = seal == _seal(value) and content == pretty_json({**value, _SEAL: seal})
     except ValueError:  # 1e999 and half a surrogate are read as JSON, but cannot be written
         intact = False
     if not intact:
         raise ShardError(
             f"{path} was changed since it was written, or damaged: its content and its own sha256 differ. "
-            "Delete it and make it again"
+            "Restore it from a copy, or delete it and run the command that made it again"
         )
     return value
 
@@ -125,17 +127,10 @@ def _content(path: Where) -> bytes:
 
 
 def _parse_json(path: Where, content: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise ShardError(f"{path} cannot be read as JSON ({error}). Delete it and make it again") from error
+    value = parse_json(content, path, ShardError)
     if not isinstance(value, dict):
         raise ShardError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
-
-
-def _pretty_json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _seal(value: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ depend on who encoded what when.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,10 +20,12 @@ from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard
 from codeshards.format.schema import FORMAT_VERSION, ShardSpec
 from codeshards.format.shardfile import SHARD_FORMATS, ShardFormat, format_of
 from codeshards.format.store import Store, Where, open_store
+from runkit.names import plain_name, plain_path
 
 MANIFEST_FILE = "dataset.json"
 CARD_FILE = "README.md"
 UNKNOWN_LICENSE = "unknown"
+log = logging.getLogger(__name__)
 
 
 class Failure(NamedTuple):
@@ -65,14 +68,22 @@ class Sidecar:
         write_sealed_json(path, value)
 
     @classmethod
-    def load(cls, path: Where) -> Sidecar:
+    def load(cls, path: Where, *, check_name: Callable[[str], object] | None = None) -> Sidecar:
         """Read a sidecar.
+
+        Args:
+            path: Where it is.
+            check_name: What refuses a name of a file, or of the split, that leads elsewhere; None allows plain names
+                only.
 
         Raises:
             ShardError: It is missing, changed, or not a sidecar.
         """
         value = read_sealed_json(path)
         try:
+            check = check_name or (lambda name: plain_name(name, path, ShardError))
+            for name in (value["split"], *value["files"]):
+                check(name)
             failures = tuple(Failure(**failure) for failure in value.pop("failures"))
             return cls(**{**value, "failures": failures, "files": _files_from_json(value["files"])})
         except (KeyError, TypeError, AttributeError) as error:
@@ -84,7 +95,14 @@ def sidecar_path(dataset: Where, shard: PlannedShard) -> Store:
     return shard.path(dataset, ".json")
 
 
-def shard_is_done(dataset: Where, plan_hash: str, shard: PlannedShard, *, check_hash: bool = False) -> bool:
+def shard_is_done(
+    dataset: Where,
+    plan_hash: str,
+    shard: PlannedShard,
+    *,
+    check_hash: bool = False,
+    check_name: Callable[[str], object] | None = None,
+) -> bool:
     """Whether a shard was made under this plan and its data files are still there with their sizes.
 
     Args:
@@ -92,9 +110,10 @@ def shard_is_done(dataset: Where, plan_hash: str, shard: PlannedShard, *, check_
         plan_hash: The plan that the shard must have been made under; its hash, for it takes time to compute.
         shard: The shard asked about.
         check_hash: Also read the files and compare their sha256.
+        check_name: As :meth:`Sidecar.load`.
     """
     try:
-        sidecar = Sidecar.load(sidecar_path(dataset, shard))
+        sidecar = Sidecar.load(sidecar_path(dataset, shard), check_name=check_name)
     except ShardError:
         return False  # missing or damaged: either way the shard is to be made again
     if (sidecar.plan_hash, sidecar.split, sidecar.index) != (plan_hash, shard.split, shard.index):
@@ -213,10 +232,13 @@ class Manifest:
         Raises:
             WriteError: They cannot be written.
         """
-        from codeshards.format.card import card  # it reads manifests
+        from codeshards.format.card import card, is_card  # it reads manifests
 
         store = open_store(dataset)
-        (store / CARD_FILE).write_bytes(card(self).encode())
+        if not (store / CARD_FILE).exists() or is_card((store / CARD_FILE).read_bytes()):
+            (store / CARD_FILE).write_bytes(card(self).encode())
+        else:
+            log.warning("%s is not the card that was made for this dataset, and is kept", store / CARD_FILE)
         names = [CARD_FILE, PLAN_FILE, SAMPLES_FILE]
         for folder in self.tokenizer_folders:
             names += [f"{folder}/{name}" for name in (store / folder).files()]
@@ -261,6 +283,7 @@ class Manifest:
             )
         value = read_sealed_json(path)
         try:
+            _check_names(value, path)
             return cls(
                 spec=ShardSpec.from_json(value["spec"]),
                 plan_hash=value["plan_hash"],
@@ -273,6 +296,20 @@ class Manifest:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ShardError(f"{path} is not a manifest of a dataset ({error!r})") from error
+
+
+def _check_names(value: Mapping[str, Any], where: Store) -> None:
+    """Every name in a manifest that becomes a path: of splits, shards, their files, tokenizers and other files."""
+    for split, found in value["splits"].items():
+        plain_name(split, where, ShardError)
+        for shard in found["shards"]:
+            for name in (shard["name"], *shard["files"]):
+                plain_name(name, where, ShardError)
+    for about in (value["tokenizer"], *value["conditions"].values()):
+        if "folder" in about:
+            plain_name(about["folder"], where, ShardError)
+    for name in value["files"]:
+        plain_path(name, where, ShardError)
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from codeshards.format.errors import ShardError
 from codeshards.format.files import atomic_write, atomic_write_json, compact_json, read_json
 from codeshards.format.schema import FORMAT_VERSION, check_keys
 from codeshards.format.store import Store, Where, open_store
+from runkit.names import plain_name
 
 PLAN_FILE = "plan.json"
 SAMPLES_FILE = "samples.parquet"
@@ -194,34 +195,14 @@ def build_plan(
     )
 
 
-def save_or_match(plan: Plan, dataset: Where) -> bool:
-    """Write the plan into a dataset's folder, or make sure that the plan already there is the same.
-
-    The keys go to ``samples.parquet`` first, ``plan.json`` last: with it, both are there.
-
-    Returns:
-        True if an equal plan was there (the job resumes), False if it was written now.
-
-    Raises:
-        ShardError: Another plan is there; the message names each setting that differs.
-    """
+def write_plan(plan: Plan, dataset: Where) -> None:
+    """Write a plan into a dataset's folder: its keys as ``samples.parquet`` first, ``plan.json`` last."""
     folder = open_store(dataset)
-    path = folder / PLAN_FILE
-    if not path.exists():
-        _write_samples(plan, folder / SAMPLES_FILE)
-        ranges: dict[str, list[list[int]]] = {split: [] for split in plan.splits}
-        for shard in plan.each_shard():
-            ranges[shard.split].append([shard.start, shard.stop])
-        atomic_write_json(path, {"hash": plan.hash, "plan": plan.to_json(), "shards": ranges})
-        return False
-    found = read_json(path)
-    if found.get("hash") == plan.hash:
-        return True
-    differing = "\n".join(f"  {line}" for line in _differences(found.get("plan"), plan.to_json()))
-    raise ShardError(
-        f"{folder} holds shards of another plan:\n{differing}\n"
-        "Choose another output folder, restore these settings, or start over with --overwrite"
-    )
+    _write_samples(plan, folder / SAMPLES_FILE)
+    ranges: dict[str, list[list[int]]] = {split: [] for split in plan.splits}
+    for shard in plan.each_shard():
+        ranges[shard.split].append([shard.start, shard.stop])
+    atomic_write_json(folder / PLAN_FILE, {"hash": plan.hash, "plan": plan.to_json(), "shards": ranges})
 
 
 def load_plan(dataset: Where) -> Plan:
@@ -234,6 +215,9 @@ def load_plan(dataset: Where) -> Plan:
     found = read_json(folder / PLAN_FILE)
     try:
         body, splits = found["plan"], found["plan"]["splits"]
+        for name in splits:
+            plain_name(name, folder / PLAN_FILE, ShardError)
+        _check_numbers(body["views"], body["shard_rows"], body["shuffle_seed"])
         keys = _read_samples(folder / SAMPLES_FILE, {name: split["samples"] for name, split in splits.items()})
         plan = Plan(
             settings=body["settings"],
@@ -300,23 +284,23 @@ def _keys_sha256(keys: Any) -> str:
     return digest.hexdigest()
 
 
-_SAMPLES_SCHEMA = pa.schema(
+SAMPLES_SCHEMA = pa.schema(
     [pa.field("split", pa.string(), nullable=False), pa.field("key", pa.large_string(), nullable=False)]
 )
 
 
 def _write_samples(plan: Plan, path: Store) -> None:
-    with atomic_write(path) as file, pq.ParquetWriter(file, _SAMPLES_SCHEMA, compression="zstd") as writer:
+    with atomic_write(path) as file, pq.ParquetWriter(file, SAMPLES_SCHEMA, compression="zstd") as writer:
         for split, keys in plan.keys.items():
             split_column = pa.repeat(pa.scalar(split, pa.string()), len(keys))
-            writer.write_table(pa.Table.from_arrays([split_column, keys], schema=_SAMPLES_SCHEMA))
+            writer.write_table(pa.Table.from_arrays([split_column, keys], schema=SAMPLES_SCHEMA))
 
 
 def _read_samples(path: Store, counts: Mapping[str, int]) -> dict[str, Any]:
     """Split → its keys; plan.json says how many and the hash says whether they are the right ones."""
     try:
         with path.open() as file:
-            table = pq.read_table(file, schema=_SAMPLES_SCHEMA)
+            table = pq.read_table(file, schema=SAMPLES_SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise ShardError(f"{path} cannot be read ({error})") from error
     return {
@@ -325,10 +309,10 @@ def _read_samples(path: Store, counts: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     """``name: old → new`` for every leaf of two JSON values that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
         yield f"{name or 'plan'}: {json.dumps(old)} → {json.dumps(new)}"

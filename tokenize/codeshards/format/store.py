@@ -13,8 +13,6 @@ import functools
 import mmap
 import os
 import re
-import secrets
-import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -27,9 +25,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from codeshards.format.errors import ShardError, WriteError
-
-TEMP_MARK = ".tmp-"
-"""Part of the name of a local file that is still being written."""
+from runkit.files import fsync_path, temp_beside
 
 _SCHEMES = ("s3", "gs", "gcs")
 # A Path swallows one of the two slashes; nobody's folder is called "s3:".
@@ -81,7 +77,11 @@ class Store(ABC):
 
     @abstractmethod
     def delete(self) -> None:
-        """Delete the file, or the folder with all that is below it; nothing happens where there is none."""
+        """Delete the file; nothing happens where there is none."""
+
+    @abstractmethod
+    def remove_empty_folders(self) -> None:
+        """Remove this folder and those below it as far as they are empty; an object store has none."""
 
     def exists(self) -> bool:
         """Whether a file is here."""
@@ -139,11 +139,6 @@ def open_store(where: Where) -> Store:
     if isinstance(where, str) and "://" in text:
         raise ShardError(f"{text}: datasets lie in local folders or under {', '.join(_SCHEMES)} or file URLs")
     return _LocalStore(Path(text))
-
-
-def temp_beside(path: Path) -> Path:
-    """A hidden name beside a local file that no other process has, on this machine or another with the same ids."""
-    return path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def absolute(where: Where) -> Store:
@@ -210,10 +205,12 @@ class _LocalStore(Store):
 
     def delete(self) -> None:
         with _store_errors(self, "deleted"):
-            if self.path.is_dir() and not self.path.is_symlink():
-                shutil.rmtree(self.path)
-            else:
-                self.path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+
+    def remove_empty_folders(self) -> None:
+        for folder, _, _ in os.walk(self.path, topdown=False):
+            with contextlib.suppress(OSError):  # it is not empty
+                Path(folder).rmdir()
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,15 +276,19 @@ class _ObjectStore(Store):
             selector = fs.FileSelector(self.key, recursive=True, allow_not_found=True)
             infos = self.filesystem.get_file_info(selector)
         prefix = f"{self.key}/"
-        return sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
+        names = sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
+        for name in names:
+            if {"", ".", ".."} & {*name.split("/")}:  # an object may have such a name, and a copy of it lead elsewhere
+                raise ShardError(f"{self} holds an object named {name!r}, which is no path: delete or rename it")
+        return names
 
     def delete(self) -> None:
         with _store_errors(self, "deleted"):
-            kind = self.filesystem.get_file_info(self.key).type
-            if kind == fs.FileType.File:
+            if self.filesystem.get_file_info(self.key).type == fs.FileType.File:
                 self.filesystem.delete_file(self.key)
-            elif kind == fs.FileType.Directory:
-                self.filesystem.delete_dir(self.key)
+
+    def remove_empty_folders(self) -> None:
+        pass
 
 
 @functools.cache
@@ -336,12 +337,3 @@ def _remedy(store: Store) -> str:
     if store.local is None:
         return "Check the address, the credentials and the network"
     return "Choose a folder that can be written, or mend its permissions"
-
-
-def fsync_path(path: Path) -> None:
-    """Bring a file or folder to the disk; without a folder's a power cut may undo a rename of safe bytes in it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

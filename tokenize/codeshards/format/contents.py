@@ -1,0 +1,210 @@
+"""Which files of a folder belong to a dataset: where a job may begin, and what may be deleted with a dataset."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from codeshards.format.card import is_card
+from codeshards.format.errors import ShardError
+from codeshards.format.files import FileRecord, read_json
+from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, Sidecar, is_intact
+from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, SAMPLES_SCHEMA, Plan, differences, load_plan, write_plan
+from codeshards.format.schema import CONDITION_NAMES, METADATA_KEY
+from codeshards.format.shardfile import SUFFIXES
+from codeshards.format.store import Store, Where, open_store
+from codeshards.format.tar import SPEC_MEMBER
+
+EVENTS_FILE = "events.jsonl"
+"""What happened when, a line an event, over all runs of a job; not part of the dataset."""
+REPORT_FILE = "report.html"
+"""A page about the dataset, made after it; not part of it."""
+TOKENIZER_FOLDERS = ("tokenizer", *(f"tokenizer-{name}" for name in CONDITION_NAMES))
+"""Folders of the tokenizers in a dataset: of the image, then of each condition."""
+
+_TOP = (PLAN_FILE, SAMPLES_FILE, MANIFEST_FILE, CARD_FILE, EVENTS_FILE, REPORT_FILE)
+_TOKENIZER_FILES = ("config.json", "model.safetensors")
+_SHARD = re.compile(
+    rf"(?P<split>[^/]+)/shard-(?P<index>\d{{6,}})(?P<suffix>\.json|{'|'.join(map(re.escape, SUFFIXES.values()))})"
+)
+_CACHED = re.compile(r"\.cache/[a-z0-9_]+-(codes|scale|cond|label|view|key)[a-z0-9_]*-[0-9a-f]{16}\.npy")
+_NAMED = 3
+"""Foreign files that a message names."""
+
+
+def save_or_match(plan: Plan, dataset: Where) -> bool:
+    """Write the plan into a dataset's folder, or make sure that the plan already there is the same.
+
+    The keys go to ``samples.parquet`` first, ``plan.json`` last: with it, both are there. A plan that was lost is
+    written again.
+
+    Returns:
+        True if an equal plan was there (the job resumes), False if it was written now.
+
+    Raises:
+        ShardError: Another plan is there (the message names each setting that differs), or files that no plan accounts
+            for: a dataset has its folder to itself.
+    """
+    folder = open_store(dataset)
+    if not (folder / PLAN_FILE).exists():
+        _check_vacant(plan, folder)
+        write_plan(plan, folder)
+        return False
+    try:
+        found = read_json(folder / PLAN_FILE)
+    except ShardError as error:
+        raise ShardError(f"{error}. If a job made it, move it away and run again: it is written anew") from error
+    if found.get("hash") == plan.hash:
+        return True
+    if not isinstance(found.get("plan"), dict):
+        raise ShardError(f"{folder / PLAN_FILE} is not a plan of a job: choose another output folder")
+    differing = "\n".join(f"  {line}" for line in differences(found.get("plan"), plan.to_json()))
+    raise ShardError(
+        f"{folder} holds shards of another plan:\n{differing}\nChoose another output folder, or restore these settings"
+    )
+
+
+def delete_dataset(dataset: Where) -> None:
+    """Delete every file of a dataset, finished or not, and nothing else; nothing happens where there is no file.
+
+    What belongs to it follows from its plan (names), its sidecars and its manifest (hashes; of objects in an object
+    store only sizes are compared). The plan goes last, so that an interrupted deletion can be repeated.
+
+    Raises:
+        ShardError: The folder holds anything else, or a file that was changed since it was written; then nothing was
+            deleted.
+    """
+    store = open_store(dataset)
+    names = _visible(store)
+    if _is_vacant(store, names):
+        return
+    if PLAN_FILE not in names:
+        raise ShardError(
+            f"{store} is not empty and has no {PLAN_FILE}, so it is no dataset of shards ({_listed(names)}): choose "
+            "another output folder. Nothing was deleted"
+        )
+    try:
+        plan = load_plan(store)
+    except ShardError as error:
+        raise ShardError(
+            f"{store} cannot be overwritten, because its plan does not say what a job has made there ({error}): choose "
+            "another output folder. Nothing was deleted"
+        ) from error
+    foreign = [name for name in names if not _is_planned(name, plan)]
+    foreign = foreign or list(_changed(store, plan, names))
+    if foreign:
+        raise ShardError(
+            f"{store} holds what its job did not make or what was changed since ({_listed(foreign)}): move that away, "
+            "or choose another output folder. Nothing was deleted"
+        )
+    names += [f".cache/{path.name}" for path in store.local.glob(".cache/*.npy")] if store.local else []
+    names = [name for name in names if not name.startswith(".cache/") or _CACHED.fullmatch(name)]
+    for name in sorted(names, key=_deletion_rank):
+        (store / name).delete()
+    store.remove_empty_folders()
+
+
+def _deletion_rank(name: str) -> tuple[int, str]:
+    """Manifest, data files, then the records of them; the plan and its samples last."""
+    last = {MANIFEST_FILE: 0, PLAN_FILE: 3, SAMPLES_FILE: 4}
+    return last.get(name, 2 if name.endswith(".json") else 1), name
+
+
+def _check_vacant(plan: Plan, folder: Store) -> None:
+    """Refuse a folder without a plan in which something else is than what this very plan has made."""
+    names = _visible(folder)
+    if _is_vacant(folder, names):
+        return
+    foreign = [name for name in names if not _is_planned(name, plan)]
+    begun = SAMPLES_FILE in names and _is_sample_list(folder / SAMPLES_FILE)
+    if not foreign and (begun or any(_is_sidecar_of(plan, folder, name) for name in names)):
+        return
+    raise ShardError(
+        f"{folder} is not empty and holds no {PLAN_FILE} of this job ({_listed(foreign or names)}): choose another "
+        "output folder, a dataset has one to itself"
+    )
+
+
+def _is_vacant(store: Store, names: list[str]) -> bool:
+    """Whether a folder has no files, or only the list that a job writes just before its plan."""
+    return not names or (names == [SAMPLES_FILE] and _is_sample_list(store / SAMPLES_FILE))
+
+
+def _visible(store: Store) -> list[str]:
+    return [name for name in store.files() if not any(part.startswith(".") for part in name.split("/"))]
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _is_planned(name: str, plan: Plan) -> bool:
+    """Whether a job of this plan may write a file of this name."""
+    folder, _, file = name.rpartition("/")
+    if name in _TOP or (folder in TOKENIZER_FOLDERS and file in _TOKENIZER_FILES):
+        return True
+    found = _SHARD.fullmatch(name)
+    if not found or found["split"] not in plan.splits:
+        return False
+    return int(found["index"]) < plan.shard_count(found["split"])
+
+
+def _is_sidecar_of(plan: Plan, folder: Store, name: str) -> bool:
+    found = _SHARD.fullmatch(name)
+    if not found or found["suffix"] != ".json":
+        return False
+    try:
+        return Sidecar.load(folder / name).plan_hash == plan.hash
+    except ShardError:
+        return False
+
+
+def _changed(store: Store, plan: Plan, names: list[str]) -> Iterator[str]:
+    """Files of a dataset whose content is not what was recorded of it."""
+    there, recorded = set(names), dict[str, FileRecord]()
+    if MANIFEST_FILE in there:
+        try:
+            recorded |= Manifest.load(store).files
+        except ShardError:
+            yield MANIFEST_FILE
+    elif CARD_FILE in there and not is_card((store / CARD_FILE).read_bytes()):
+        yield CARD_FILE
+    for shard in plan.each_shard():
+        sidecar = f"{shard.split}/{shard.name}.json"
+        data = {f"{shard.split}/{shard.name}{suffix}" for suffix in SUFFIXES.values()} & there
+        if sidecar in there:
+            try:
+                files = Sidecar.load(store / sidecar).files
+            except ShardError:
+                yield sidecar
+                continue
+            recorded |= {f"{shard.split}/{name}": record for name, record in files.items()}
+        # A shard whose job was killed before the sidecar has no hash on record, but says what it is.
+        yield from (name for name in sorted(data - recorded.keys()) if not _is_shard(store / name))
+    for name, record in recorded.items():
+        if name in there and not is_intact(store / name, record, check_hash=store.local is not None):
+            yield name
+
+
+def _is_shard(store: Store) -> bool:
+    """Whether a file starts as our shards do."""
+    try:
+        with store.open() as file:
+            if store.name.endswith(".tar"):
+                return file.read(len(SPEC_MEMBER)) == SPEC_MEMBER.encode()
+            return METADATA_KEY in (pq.read_schema(file).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _is_sample_list(store: Store) -> bool:
+    """Whether a file is the list that a job writes just before its plan."""
+    try:
+        with store.open() as file:
+            return bool(pq.read_schema(file).equals(SAMPLES_SCHEMA))
+    except (OSError, pa.ArrowException):
+        return False
