@@ -38,7 +38,7 @@ def check_apart(out: object, **inputs: object) -> None:
             other = _place(one)
             shorter = min(len(place), len(other))
             if place[:shorter] == other[:shorter]:
-                how = "is" if place == other else "lies in" if len(place) > len(other) else "holds"
+                how = "is" if place == other else "is in" if len(place) > len(other) else "holds"
                 raise UserError(f"the output {out} {how} the input {name} {one}: choose an output folder apart from it")
 
 
@@ -59,7 +59,7 @@ def held(
 
     The hidden file `.COMMAND.lock` says that the command works there, and is locked while it does; the system lets go
     of the lock when the process dies. Where a file system knows no locks, nothing is held. The file stays where names
-    are reserved, and a folder that was made here and is empty at the end goes.
+    are reserved, and folders that were made here and are empty at the end go.
 
     Args:
         folder: The folder; it is made.
@@ -80,7 +80,7 @@ def held(
                 f"{foreign[0]} is there and was not made by {command}, which would replace it: choose another folder, "
                 "or move it away"
             )
-    is_new = not folder.exists()
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     with _locked(path, command):
         try:
             yield
@@ -89,8 +89,8 @@ def held(
                 is_empty = list(folder.iterdir()) == [path]
                 if is_empty or not reserved:
                     path.unlink()
-                if is_empty and is_new:
-                    folder.rmdir()
+                for place in new if is_empty else ():
+                    place.rmdir()
 
 
 @contextlib.contextmanager
@@ -130,19 +130,26 @@ def check_publish(folder: Path, names: Collection[str], command: str) -> None:
     """Make sure that :func:`publish` may write these files; call it before the work that makes them.
 
     Raises:
-        UserError: one is there that the command has not made, or was changed since.
+        UserError: one is there that the command has not made, or was changed since; or the folder cannot be written.
     """
-    record = _read_record(folder, command)
-    for name in names:
+    with held(folder, command):  # which writes there
+        record = _read_record(folder, command)
+        _check_replaceable(folder, {name: record.get(name, []) for name in names}, command)
+
+
+def _check_replaceable(folder: Path, hashes: Mapping[str, Collection[str]], command: str) -> None:
+    for name, known in hashes.items():
         path = folder / plain_path(name, "the output")
-        if path.is_symlink() or (path.exists() and not _is_recorded(path, record.get(name, []))):
+        if path.is_symlink() or (path.exists() and not _is_recorded(path, known)):
             raise UserError(
                 f"{path} is there, and {command} has not made it, or it was changed since: nothing was replaced. "
                 "Choose another output folder, or move it away"
             )
 
 
-def publish(folder: Path, files: Mapping[str, bytes], command: str, *, last: str = "") -> None:
+def publish(
+    folder: Path, files: Mapping[str, bytes], command: str, *, last: str = "", keep_others: bool = False
+) -> None:
     """Write a set of files into a folder in place of the set that the same command wrote there before.
 
     The hidden file `.COMMAND.json` records each file's name and sha256, before it is written: whenever the process is
@@ -153,26 +160,31 @@ def publish(folder: Path, files: Mapping[str, bytes], command: str, *, last: str
         files: Name, with slashes for folders below it → content.
         command: Name of the command.
         last: The file that is written last, as a sign that all are there.
+        keep_others: Keep the files of earlier sets that are not in this one.
 
     Raises:
         UserError: as :func:`check_publish`, or a file cannot be written.
     """
     with held(folder, command):
-        check_publish(folder, files, command)
         before = _read_record(folder, command)
-        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        both = {
-            name: sorted({*before.get(name, []), *([hashes[name]] if name in hashes else [])})
-            for name in {*before, *files}
-        }
+        new = {name: [hashlib.sha256(content).hexdigest()] for name, content in files.items()}
+        # A file of somebody else with the very same bytes stays, and stays theirs.
+        new = {name: sha for name, sha in new.items() if name in before or not _is_recorded(folder / name, sha)}
+        both = {name: sorted({*before.get(name, []), *new.get(name, [])}) for name in {*before, *new}}
+        _check_replaceable(folder, {name: both[name] for name in new}, command)
         _write_record(folder, command, both)
-        for name in sorted(before.keys() - files.keys()):
-            path = folder / name
-            if not path.is_symlink() and path.is_file() and _is_recorded(path, before[name]):
-                path.unlink()
-        for name in sorted(files, key=lambda name: (name == last, name)):
+        for name in sorted(before.keys() - new.keys()) if not keep_others else ():
+            if not (folder / name).is_symlink() and _is_recorded(folder / name, before[name]):
+                (folder / name).unlink()
+        for name in sorted(new, key=lambda name: (name == last, name)):
             write_file(folder / name, files[name])
-        _write_record(folder, command, {name: [value] for name, value in hashes.items()})
+        kept = before if keep_others else {}
+        _write_record(folder, command, {**kept, **new})
+
+
+def publish_file(path: Path, content: bytes, command: str) -> None:
+    """Write one file that a person named, in place of one that the same command wrote; errors as :func:`publish`."""
+    publish(path.parent, {path.name: content}, command, keep_others=True)
 
 
 def _is_recorded(path: Path, hashes: Collection[str]) -> bool:

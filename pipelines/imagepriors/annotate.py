@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shutil
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +37,8 @@ from codeshards.resume import close_job, open_job
 from imagepriors.annotators import DEFAULT_MODEL, Annotator, find_model, fingerprint
 from imagepriors.config import AnnotateConfig, Kind
 from imagepriors.maptree import MapTree, encode_map
+from runkit.files import sha256_of
+from runkit.folders import held
 from vqgan.datasets import Split, open_splits
 from vqgan.datasets.conditions import read_map
 from vqgan.datasets.files import Memory
@@ -82,7 +84,7 @@ def annotate(
         dataset: Name of the dataset's reader.
         data: The dataset's folder; every node of a cluster must see it, and the model, under the same path.
         out: Folder for the maps, None: beside the images.
-        overwrite: Delete the maps that are there first.
+        overwrite: Delete the maps that this command made there first; refused where there are any others.
         retry_failed: Make shards with failures again.
 
     Raises:
@@ -101,22 +103,12 @@ def annotate(
     device = pick_device(config.device).type
     plan = _plan(config, kind, dataset, splits, fingerprint(model), labels, device)
     folders = tree.folders(splits)
-    if overwrite:
-        for folder in (*folders, tree.book):
-            shutil.rmtree(folder, ignore_errors=True)
-        if tree.list_file:
-            tree.list_file.unlink(missing_ok=True)
-    else:
+    with held(tree.book, "annotate"):
+        if overwrite:
+            tree.delete(splits)
         tree.check_empty(splits)
-    book = open_store(tree.book)
-    missing = open_job(plan, book, retry_failed=retry_failed)
-    if missing:
-        _run(config, plan, missing, splits, tree, model, device)
-        for folder in folders:
-            for place, _, _ in os.walk(folder):
-                remove_stale_temps(place)
-    sidecars = list(close_job(plan, book, config.max_failure_rate))
-    tree.write_list(splits, sidecars)
+        sidecars = _make(config, plan, splits, tree, model, device, retry_failed=retry_failed)
+        tree.write_list(splits, sidecars)
     reader, root = tree.reader(dataset, splits)
     return Annotated(
         maps=sum(sidecar.samples for sidecar in sidecars),
@@ -126,6 +118,27 @@ def annotate(
         reader=reader,
         root=root,
     )
+
+
+def _make(
+    config: AnnotateConfig,
+    plan: Plan,
+    splits: Mapping[str, Split],
+    tree: MapTree,
+    model: Path,
+    device: str,
+    *,
+    retry_failed: bool,
+) -> list[Sidecar]:
+    """Make the maps that are missing; returns the sidecars of all shards."""
+    book, check_name = open_store(tree.book), tree.check_name(splits)
+    missing = open_job(plan, book, retry_failed=retry_failed, check_name=check_name)
+    if missing:
+        _run(config, plan, missing, splits, tree, model, device)
+        for folder in tree.folders(splits):
+            for place, _, _ in os.walk(folder):
+                remove_stale_temps(place)
+    return list(close_job(plan, book, config.max_failure_rate, check_name=check_name))
 
 
 def _plan(
@@ -218,9 +231,9 @@ def annotate_shard(task: ShardTask, *, annotator: Annotator, tree: MapTree, conf
     """
     failures: dict[int, Failure] = {}
     files: dict[str, FileRecord] = {}
-    home = tree.book / task.shard.split
+    journal = _Journal(tree, task)
     prepare = functools.partial(_prepare, samples=task.samples, annotator=annotator)
-    write = functools.partial(_write, task=task, tree=tree, config=config)
+    write = functools.partial(_write, task=task, tree=tree, config=config, journal=journal)
     threads = config.decode_threads
     with ThreadPoolExecutor(threads, "decode") as readers, ThreadPoolExecutor(threads, "write") as pool:
         for window in read_ahead(prepare, len(task.samples), config.batch_size * _WINDOW, readers):
@@ -236,7 +249,7 @@ def annotate_shard(task: ShardTask, *, annotator: Annotator, tree: MapTree, conf
                 if isinstance(result, Failure):
                     failures[index] = result
                 else:
-                    files |= {os.path.relpath(path, home): record for path, record in result.items()}
+                    files |= {journal.name(path): record for path, record in result.items()}
     made = len(task.samples) - len(failures)
     sidecar = Sidecar(
         plan_hash=task.plan_hash,
@@ -248,7 +261,38 @@ def annotate_shard(task: ShardTask, *, annotator: Annotator, tree: MapTree, conf
         files=files,
     )
     sidecar.save(sidecar_path(tree.book, task.shard))
+    journal.remove()
     return sidecar
+
+
+class _Journal:
+    """The files of one shard that this job may replace: each is listed with its sha256 before it is written."""
+
+    def __init__(self, tree: MapTree, task: ShardTask) -> None:
+        self._path = tree.journal_path(task.shard)
+        self._known = tree.recorded(task.shard, tree.check_name({task.shard.split: task.samples}))
+        self._lock = threading.Lock()
+
+    def name(self, path: Path) -> str:
+        """The file's path from the shard's records."""
+        return os.path.relpath(path, self._path.parent)
+
+    def allows(self, path: Path, sha256: str) -> bool:
+        """Whether the file may be written: nothing is there, or what this job wrote, or the same bytes."""
+        return not path.exists() or sha256_of(path) in {sha256, *self._known.get(path, ())}
+
+    def add(self, path: Path, sha256: str) -> None:
+        """List a file that is about to be written."""
+        with self._lock:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                # After a line that a kill has torn, too.
+                file.write(f"\n{sha256} {self.name(path)}\n")
+        self._known.setdefault(path, set()).add(sha256)
+
+    def remove(self) -> None:
+        """Remove the list: the sidecar is there."""
+        self._path.unlink(missing_ok=True)
 
 
 def _prepare(index: int, *, samples: Split, annotator: Annotator) -> tuple[int, _Prepared | Failure]:
@@ -279,7 +323,13 @@ def _to_map(annotator: Annotator, output: Tensor, sample: _Prepared, samples: Sp
 
 
 def _write(
-    index: int, made: npt.NDArray[Any] | Failure, *, task: ShardTask, tree: MapTree, config: AnnotateConfig
+    index: int,
+    made: npt.NDArray[Any] | Failure,
+    *,
+    task: ShardTask,
+    tree: MapTree,
+    config: AnnotateConfig,
+    journal: _Journal,
 ) -> dict[Path, FileRecord] | Failure:
     """Put one map in place, if the dataset's reader will take it, and a copy of an image that is no file."""
     if isinstance(made, Failure):
@@ -296,8 +346,14 @@ def _write(
     if copy:
         with item.image.open() as file:
             content[copy] = file.read()
+    records = {place: FileRecord(hashlib.sha256(value).hexdigest(), len(value)) for place, value in content.items()}
+    for place, record in records.items():
+        if not journal.allows(place, record.sha256):
+            return Failure(
+                item.key, f"{place} was not made by annotate, or was changed since, and is kept: move it away"
+            )
     for place, value in content.items():
-        place.parent.mkdir(parents=True, exist_ok=True)
+        journal.add(place, records[place].sha256)
         with atomic_write(place) as file:
             file.write(value)
-    return {place: FileRecord(hashlib.sha256(value).hexdigest(), len(value)) for place, value in content.items()}
+    return records

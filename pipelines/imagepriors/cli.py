@@ -6,7 +6,9 @@ Heavy imports stay inside the functions, so that `--help` answers in well under 
 import ctypes
 import functools
 import inspect
+import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,9 +25,10 @@ from imagepriors.config import AnnotateConfig, EvaluateConfig, EvaluatePriorConf
 from imagepriors.experiments import experiment
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
+from runkit.errors import user_message
+from runkit.folders import check_apart
 from vqgan.config import TrainConfig as VqganConfig
 from vqgan.config import from_dict
-from vqgan.errors import InputError
 
 _Flat = tyro.conf.arg(name="")
 _EVALUATE = EvaluateConfig()
@@ -75,7 +78,7 @@ def annotate(
         dataset: Layout of the data, as for train-vqgan.
         data: Folder in which the dataset lies.
         out: Folder for the maps, which archives and tables need; default: beside the images, train_depth/ by train/.
-        overwrite: Delete the maps that are there first.
+        overwrite: Delete the maps that this command made there first, and nothing else.
         retry_failed: Make again what holds failures, e.g. after mending images.
     """
     from imagepriors.annotate import annotate as run
@@ -111,6 +114,7 @@ def train_vqgan(
     from vqgan.datasets import open_splits
     from vqgan.train import train
 
+    check_apart(out, data=data)
     _keep_freed_memory()
     if workers:
         from imagepriors.cluster import train_vqgan_on_ray
@@ -145,6 +149,7 @@ def train_palette(
     from vqgan.datasets import open_splits
     from vqgan.palette import fit_palette
 
+    check_apart(out, data=data)
     split = open_splits(dataset, data)["train"]
     return f"palette in {fit_palette(split, out, colours=colours, resolution=resolution, images=images, seed=seed)}"
 
@@ -190,6 +195,7 @@ def import_tokenizer(
     """
     from vqgan.released import import_tokenizer as run
 
+    check_apart(out, checkpoint=checkpoint, project=project)
     found = run(checkpoint, project, out, part)
     net = found["config"]
     return (
@@ -210,6 +216,7 @@ def import_prior(
     """
     from imagepriors.released import import_prior as run
 
+    check_apart(out, checkpoint=checkpoint, project=project)
     sequence = run(checkpoint, project, out)
     return (
         f"prior in {out}: {sequence.height}×{sequence.width} codes of {sequence.codebook_size} in order "
@@ -226,6 +233,7 @@ def import_diffusers(folder: tyro.conf.Positional[Path], out: tyro.conf.Position
     """
     from vqgan.exchange import import_diffusers as run
 
+    check_apart(out, folder=folder)
     return f"tokenizer in {run(folder, out)}"
 
 
@@ -238,6 +246,7 @@ def export_diffusers(tokenizer: tyro.conf.Positional[Path], out: tyro.conf.Posit
     """
     from vqgan.exchange import export_diffusers as run
 
+    check_apart(out, tokenizer=tokenizer)
     return f"diffusers VQModel in {run(tokenizer, out)}"
 
 
@@ -262,7 +271,7 @@ def tokenize(
         tokenizer: Run folder of the trained image tokenizer.
         condition: Run folders of tokenizers for conditions (masks, depth, poses) to encode beside the images.
         out: Folder to write; an interrupted job continues.
-        overwrite: Delete what `out` holds first.
+        overwrite: Delete the dataset in `out` first, by its records; anything else there refuses it.
         retry_failed: Make the shards with failures again.
         preset: Preset that sets the defaults of all flags below.
     """
@@ -304,6 +313,7 @@ def train_prior(
     """
     from codeprior.train import train_prior as run
 
+    check_apart(out, shards=shards)
     _keep_freed_memory()
     if workers:
         from imagepriors.cluster import train_prior_on_ray
@@ -342,6 +352,7 @@ def sample(
     """
     from imagepriors.decode import write_samples
 
+    check_apart(out, prior=prior, shards=shards)
     grid = write_samples(prior, shards, out, n, config=config, given=given, size=size, frames=frames)
     return f"{n} samples in {out}; look at {grid}"
 
@@ -412,6 +423,7 @@ def inspect_data(
     from imagepriors.inspection import inspect_dataset
 
     where = out or Path("runs") / f"inspect-{dataset}"
+    check_apart(where, data=data)
     return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size)
 
 
@@ -505,17 +517,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"imagepriors: unknown command {argv[0]!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     try:
-        print(_run(argv))
-    except (InputError, ShardError) as error:
-        print(f"imagepriors {argv[0]}: {error}", file=sys.stderr)
-        return 2
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:  # a place that cannot be written or read
-        print(f"imagepriors {argv[0]}: {error.filename}: {error.strerror}; choose another path", file=sys.stderr)
-        return 2
+        print(_run(argv), flush=True)
+    except BrokenPipeError:  # whoever read the answer has left: nothing to say, and nobody to hear it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as error:
         print(f"imagepriors {argv[0]}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"imagepriors {argv[0]}: {message}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -19,11 +19,14 @@ from codeprior.model import Prior
 from codeprior.optim import resolve_device
 from codeprior.sample import prefix_of_region, sample_codes, to_grids
 from codeprior.window import sample_larger
-from codeshards.format import ShardDataset, ShardError, Where, atomic_write, atomic_write_json, inverse, open_store
+from codeshards.format import ShardDataset, ShardError, Where, inverse, open_store
 from imagepriors.figures import colorize, picture_grid, png_bytes
+from runkit.files import pretty_json
+from runkit.folders import check_apart, check_publish, publish
 from vqgan.datasets import spread
 from vqgan.tokenizer import Tokenizer
 
+_COMMAND = "sample"
 _MAX_COLUMNS = 16
 _FRAMES = 32
 """Pictures of an animation, about."""
@@ -365,55 +368,55 @@ def write_samples(
 ) -> Path:
     """Write grid.png, samples/NNNN.png, codes.npz, metadata.json and perhaps frames.gif into `out`.
 
+    They take the place of those of an earlier draw; what something else has made there is never touched.
+
     Returns:
         The grid's path. The arguments are those of `draw_samples`, but `given` is what `given_codes` takes.
 
     Raises:
+        UserError: `out` is, holds or is in the prior or the shards, or has a file of such a name from elsewhere.
         ShardError: as `draw_samples`.
     """
+    check_apart(out, prior=prior_run, shards=shards)
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     known = given_codes(sequence, given)
     rows = known > 0 or any(part.name != "class" for part in sequence.conditions)
     per_condition = 4 if rows else 1
-    (out / "samples").mkdir(parents=True, exist_ok=True)  # first: samples that nothing can take would be lost
+    names = [f"samples/{index:04d}.png" for index in range(n)]
+    always = ["grid.png", *names, "codes.npz", "metadata.json"]
+    check_publish(
+        out, [*always, *["frames.gif"] * frames], _COMMAND
+    )  # first: samples that nothing can take would be lost
     samples = draw_samples(
         prior_run, shards, n, config=config, per_condition=per_condition, given=known, size=size, frames=frames
     )
     columns = per_condition if rows else 0
-    for left in (*(out / "samples").glob("[0-9]*.png"), out / "frames.gif"):  # of an earlier, larger draw
-        left.unlink(missing_ok=True)
-    save_png(sample_grid(samples, columns), out / "grid.png")
-    for index, picture in enumerate(samples.pictures):
-        save_png(Image.fromarray(picture), out / "samples" / f"{index:04d}.png")
+    files = {"grid.png": png_bytes(sample_grid(samples, columns))}
+    files |= {name: png_bytes(Image.fromarray(tile)) for name, tile in zip(names, samples.pictures, strict=True)}
     if frames:
-        save_gif([sample_grid(samples, columns, frame=t) for t in range(len(samples.frames))], out / "frames.gif")
+        files["frames.gif"] = gif_bytes([sample_grid(samples, columns, frame=t) for t in range(len(samples.frames))])
     arrays: dict[str, npt.NDArray[Any]] = {"codes": samples.codes_NHW.astype(np.uint16)}
     arrays |= {f"condition_{name}": tokens for name, tokens in samples.conditions.items()}
-    with atomic_write(out / "codes.npz") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    packed = BytesIO()
+    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+    files["codes.npz"] = packed.getvalue()
     metadata = {
         "prior": str(prior_run),
         "n": n,
         "sampling": asdict(config),
-        "samples": [{"file": f"samples/{i:04d}.png", "seed": [config.seed, i]} for i in range(n)],
+        "samples": [{"file": name, "seed": [config.seed, i]} for i, name in enumerate(names)],
         "given_codes": known,
         "size": size,
         "sequence": asdict(samples.sequence),
     }
-    atomic_write_json(out / "metadata.json", metadata)
+    files["metadata.json"] = pretty_json(metadata)
+    publish(out, files, _COMMAND, last="metadata.json")
     return out / "grid.png"
 
 
-def save_gif(pictures: list[Image.Image], path: Path) -> None:
-    """Write an animation that holds its last picture for two seconds."""
+def gif_bytes(pictures: list[Image.Image]) -> bytes:
+    """An animation that holds its last picture for two seconds."""
     buffer = BytesIO()
     durations_ms = [80] * (len(pictures) - 1) + [2000]
     pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations_ms, loop=0)
-    with atomic_write(path) as file:
-        file.write(buffer.getvalue())
-
-
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(png_bytes(image))
+    return buffer.getvalue()

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from imagepriors.config import EvaluateConfig
-from vqgan.checkpoint import write_json
+from runkit.files import pretty_json
+from runkit.folders import check_publish, publish_file
+from runkit.jsonfiles import finite_or_none
 from vqgan.datasets import Split, open_splits, spread
 from vqgan.errors import InputError
 from vqgan.losses import IMAGENET_MEAN, IMAGENET_STD, LpipsLoss, lite0
@@ -140,6 +142,7 @@ def evaluate_tokenizer(
     Raises:
         InputError: no tokenizer or data there, or weights that are missing.
     """
+    check_publish(out.parent, [out.name], "evaluate-tokenizer")
     device = pick_device(config.device)
     tokenizer = Tokenizer.load(tokenizer_folder, device=config.device)
     split = open_splits(dataset, data)[config.split]
@@ -189,8 +192,7 @@ def evaluate_tokenizer(
         "grid": [net.grid, net.grid],
         "codebook_size": net.codebook_size,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, report)
+    publish_file(out, pretty_json(finite_or_none(report)), "evaluate-tokenizer")
     return report
 
 

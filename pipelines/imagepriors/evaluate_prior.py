@@ -21,11 +21,14 @@ from codeprior.config import ConditionSpec, SampleConfig, SequenceSpec
 from codeprior.data import CodeData, check_shards
 from codeprior.optim import make_autocast, resolve_device
 from codeprior.train import evaluate, pixel_dims
-from codeshards.format import ShardDataset, ShardError, atomic_write_json
+from codeshards.format import ShardDataset, ShardError
 from imagepriors.config import EvaluatePriorConfig
 from imagepriors.decode import decoded_at, draw_samples, load_shard_tokenizer, some_rows
 from imagepriors.evaluate import Lite0Features, frechet_distance, inception_weights, lite0_features
 from imagepriors.faithfulness import MEASURES, TAUGHT, Reader, derangement
+from runkit.files import pretty_json
+from runkit.folders import check_publish, publish_file
+from runkit.jsonfiles import finite_or_none
 from vqgan.datasets import open_splits, spread
 
 Pictures = npt.NDArray[Any]
@@ -61,6 +64,7 @@ def evaluate_prior(
     """
     if config.n < 2:
         raise ShardError(f"n is {config.n}: distances want many samples, two at least")
+    check_publish(out.parent, [out.name], "evaluate-prior")
     check_features(config)  # before anything that takes long
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     dataset_of_codes = ShardDataset.open(shards)
@@ -84,8 +88,7 @@ def evaluate_prior(
         "condition": sequence.condition,
         "tokenizer": sequence.fingerprint,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(out, report)
+    publish_file(out, pretty_json(finite_or_none(report)), "evaluate-prior")
     return report
 
 

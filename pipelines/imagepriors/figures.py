@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -136,9 +135,3 @@ def labels_figure(counts: Mapping[str, int]) -> Figure:
         axes.set_xticks(np.arange(len(counts)), list(counts), rotation=60, ha="right", fontsize=8)
     axes.set(ylabel="rows", title=f"{len(counts)} labels")
     return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_bytes(figure))

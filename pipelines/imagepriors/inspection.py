@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from codeshards.format import atomic_write_json
-from imagepriors.decode import save_png
-from imagepriors.figures import colorize, picture_grid
+from imagepriors.figures import colorize, picture_grid, png_bytes
+from runkit.files import pretty_json
+from runkit.folders import check_apart, check_publish, publish
 from vqgan.datasets import Sample, Split, open_splits, spread
 from vqgan.datasets.files import CONDITIONS
 from vqgan.errors import InputError
@@ -41,19 +41,19 @@ def inspect_dataset(dataset: str, data: Path, out: Path, *, limit: int, shown: i
     for name, value, least in (("limit", limit, 0), ("shown", shown, 1), ("size", size, 8)):
         if value < least:
             raise InputError(f"{name} is {value}: choose {least} or more")
-    out.mkdir(parents=True, exist_ok=True)
-    facts, lines = {}, []
+    check_apart(out, data=data)
+    check_publish(out, ["inspection.json"], "inspect")
+    facts, lines, files = {}, list[str](), dict[str, bytes]()
     for name, split in open_splits(dataset, data).items():
         found, samples = _inspect_split(name, split, limit, shown, size)
         facts[name] = found
         lines += _as_text(name, found)
         if samples:
-            save_png(
-                picture_grid(np.concatenate([_tiles(s) for s in samples]), _columns(samples), scale=1),
-                out / f"{name}.png",
-            )
+            sheet = picture_grid(np.concatenate([_tiles(s) for s in samples]), _columns(samples), scale=1)
+            files[f"{name}.png"] = png_bytes(sheet)
             lines.append(f"  look at {out / f'{name}.png'}")
-    atomic_write_json(out / "inspection.json", {"dataset": dataset, "splits": facts})
+    files["inspection.json"] = pretty_json({"dataset": dataset, "splits": facts})
+    publish(out, files, "inspect", last="inspection.json")
     return "\n".join([*lines, f"written to {out / 'inspection.json'}"])
 
 

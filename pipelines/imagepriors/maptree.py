@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from codeshards.format import PLAN_FILE, Sidecar, atomic_write
+from codeshards.format import (
+    PLAN_FILE,
+    SAMPLES_FILE,
+    PlannedShard,
+    ShardError,
+    Sidecar,
+    load_plan,
+    open_store,
+    sidecar_path,
+)
 from imagepriors.config import Kind
+from runkit.files import sha256_of
+from runkit.folders import check_apart, publish
 from vqgan.datasets import Item, Split
 from vqgan.datasets.files import CONDITIONS, IMAGE_SUFFIXES, MAP_SUFFIXES, File, find_files, map_folder
 from vqgan.errors import InputError
@@ -27,6 +39,9 @@ _READERS: dict[str, dict[Kind, str]] = {
     "restricted-imagenet": {"depth": "imagenet-depth", "segmentation": "folder"},
 }
 """Datasets whose maps may lie in folders beside the images' → the reader that finds them there."""
+_FILLED = IMAGE_SUFFIXES | MAP_SUFFIXES | {".img"}
+"""Suffixes of maps, and of copies of images."""
+_MOVE = "move it away, or choose another output folder"
 _OUT = "pass --out DIR, which becomes a dataset that --dataset folder reads"
 
 
@@ -103,9 +118,8 @@ class MapTree:
         return None
 
     def _check_out(self, out: Path) -> None:
-        if out == self.data:
-            raise InputError(f"out is the dataset's own folder {out}: leave --out away, or choose another folder")
-        others = [path for path in sorted(out.glob(".annotate-*")) if path != self.book]
+        check_apart(out, data=self.data)
+        others = [path for path in sorted(out.glob(".annotate-*")) if path.is_dir() and path != self.book]
         if others:
             kind = others[0].name.removeprefix(".annotate-")
             raise InputError(
@@ -114,20 +128,82 @@ class MapTree:
             )
 
     def check_empty(self, splits: Mapping[str, Split]) -> None:
-        """Refuse to replace maps that this job has not made; those of an interrupted one are its own.
+        """Refuse folders with maps that no plan of this job accounts for; those of an interrupted job are its own.
 
         Raises:
             InputError: there are some.
         """
         if (self.book / PLAN_FILE).exists():
             return
-        found = [folder / name for folder in self.folders(splits) for name in find_files(folder, MAP_SUFFIXES)[:1]]
+        found = [folder / name for folder in self.folders(splits) for name in find_files(folder, _FILLED)[:1]]
         found += [path for path in (self.list_file,) if path and path.exists()]
         if found:
-            raise InputError(
-                f"{found[0]} is there and {self.book} does not tell that this command made it: move it away, pass "
-                "another --out, or replace all maps there with --overwrite"
-            )
+            raise InputError(f"{found[0]} is there, and {self.book} has no record that this command made it: {_MOVE}")
+
+    def check_name(self, splits: Mapping[str, Split]) -> Callable[[str], None]:
+        """What refuses the name of a map in a sidecar, a path from the sidecar's folder, that leads elsewhere."""
+        folders, home = self.folders(splits), self.book / "split"
+
+        def check(name: str) -> None:
+            place = Path(os.path.normpath(home / name))
+            if not any(place.is_relative_to(folder) for folder in folders):
+                raise ShardError(
+                    f"{self.book} names {name!r}, which is in no folder of maps: it is damaged, or hostile"
+                )
+
+        return check
+
+    def journal_path(self, shard: PlannedShard) -> Path:
+        """The list of files that the shard's job has begun to write; the finished shard's sidecar takes its place."""
+        return self.book / shard.split / f"{shard.name}.made"
+
+    def recorded(self, shard: PlannedShard, check_name: Callable[[str], None]) -> dict[Path, set[str]]:
+        """File → sha256 of what this job has written, or begun to write, for a shard."""
+        found: dict[Path, set[str]] = {}
+        home, journal = self.book / shard.split, self.journal_path(shard)
+        pairs: list[tuple[str, str]] = []
+        if (self.book / shard.split / f"{shard.name}.json").exists():
+            sidecar = Sidecar.load(sidecar_path(self.book, shard), check_name=check_name)
+            pairs += [(name, record.sha256) for name, record in sidecar.files.items()]
+        for line in journal.read_text().splitlines() if journal.exists() else ():
+            sha256, mark, name = line.partition(" ")
+            if mark and len(sha256) == 64:  # a kill has torn the last line
+                check_name(name)
+                pairs.append((name, sha256))
+        for name, sha256 in pairs:
+            found.setdefault(Path(os.path.normpath(home / name)), set()).add(sha256)
+        return found
+
+    def delete(self, splits: Mapping[str, Split]) -> None:
+        """Delete what this job has made, by its records: maps, copies of images, the list and the records themselves.
+
+        Raises:
+            InputError, ShardError: there is anything else in the folders of maps, or it was changed since; nothing was
+                deleted then.
+        """
+        if not (self.book / PLAN_FILE).exists():
+            return
+        check_name, plan, ours = self.check_name(splits), load_plan(self.book), dict[Path, set[str]]()
+        for shard in plan.each_shard():
+            ours |= self.recorded(shard, check_name)
+        there = [folder / name for folder in self.folders(splits) for name in find_files(folder, _FILLED)]
+        for path in there:
+            if path not in ours or sha256_of(path) not in ours[path]:
+                raise InputError(
+                    f"{path} was not made by this command, or was changed since: {_MOVE}. Nothing was deleted"
+                )
+        if self.out:
+            publish(self.out, {}, f"annotate-{self.kind}")
+        for path in there:
+            path.unlink()
+        book = open_store(self.book)
+        for shard in plan.each_shard():
+            sidecar_path(book, shard).delete()
+            self.journal_path(shard).unlink(missing_ok=True)
+        for name in (PLAN_FILE, SAMPLES_FILE):
+            (book / name).delete()
+        for folder in (*self.folders(splits), self.book):
+            open_store(folder).remove_empty_folders()
 
     def write_list(self, splits: Mapping[str, Split], sidecars: Sequence[Sidecar]) -> None:
         """List the images with their maps, old and new, in `out`; failed samples are left out.
@@ -155,8 +231,9 @@ class MapTree:
         names = ["image", "label", "split", "key", *CONDITIONS]
         columns = {name: [row.get(name) for row in rows] for name in names}
         used = {name: column for name, column in columns.items() if any(value is not None for value in column)}
-        with atomic_write(self.list_file) as file:
-            parquet.write_table(pa.table(used), file)
+        file = io.BytesIO()
+        parquet.write_table(pa.table(used), file)
+        publish(self.out, {self.list_file.name: file.getvalue()}, f"annotate-{self.kind}")
 
 
 def _divide(item: Item) -> tuple[Path, str]:

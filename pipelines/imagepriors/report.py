@@ -11,9 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from codeprior.checkpoint import RunConfig
 from codeprior.config import SampleConfig
-from codeshards.format import ShardDataset, ShardError, atomic_write
-from imagepriors.decode import decoded_at, draw_samples, read_rows, sample_grid, save_png
-from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, save_figure, usage_figure
+from codeshards.format import ShardDataset, ShardError
+from imagepriors.decode import decoded_at, draw_samples, read_rows, sample_grid
+from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, png_bytes, usage_figure
+from runkit.folders import check_publish, publish
 from vqgan.datasets import open_splits, spread
 
 _SHOWN = 12
@@ -26,20 +27,19 @@ def write_report(run: Path, data: Path, dataset: str) -> Path:
         ShardError: the run has no finished shards.
     """
     out = run / "report"
-    out.mkdir(parents=True, exist_ok=True)
+    check_publish(out, ["report.html"], "report")
     shards = ShardDataset.open(run / "shards")
     priors = sorted(path.parent for path in run.glob("prior-*/summary.json"))
     sections = [
-        _data_section(data, dataset, run, out),
-        _reconstruction_section(data, dataset, run, shards, out),
-        *_curve_sections(run, priors, out),
-        _orders_section(shards, out),
-        *(_sample_section(prior, run, shards, out) for prior in priors),
+        _data_section(data, dataset, run),
+        _reconstruction_section(data, dataset, run, shards),
+        *_curve_sections(run, priors),
+        _orders_section(shards),
+        *(_sample_section(prior, run, shards) for prior in priors),
     ]
-    for section in sections:
-        section["images"] = [(out / name).read_bytes() for name in section["files"]]
-    with atomic_write(out / "report.html") as file:
-        file.write(render_page(f"imagepriors: {dataset}", _facts(run, shards, priors), sections))
+    page = render_page(f"imagepriors: {dataset}", _facts(run, shards, priors), sections)
+    files = {name: png for section in sections for name, png in section["files"].items()}
+    publish(out, {**files, "report.html": page}, "report", last="report.html")
     return out / "report.html"
 
 
@@ -49,11 +49,11 @@ def render_page(title: str, facts: Sequence[tuple[str, str]], sections: Sequence
     Args:
         title: Its title.
         facts: Name and value of each line of the table at the top.
-        sections: Each with title, text, images (PNG bytes) and, where wanted, rows (a table).
+        sections: Each with title, text, files (name → PNG bytes) and, where wanted, rows (a table).
     """
     environment = Environment(loader=PackageLoader("imagepriors", "."), autoescape=True, undefined=StrictUndefined)
     pages = [
-        {"rows": [], **section, "images": [base64.b64encode(image).decode() for image in section["images"]]}
+        {"rows": [], **section, "images": [base64.b64encode(png).decode() for png in section["files"].values()]}
         for section in sections
     ]
     return environment.get_template("report.html.jinja").render(title=title, facts=facts, sections=pages).encode()
@@ -80,7 +80,7 @@ def _facts(run: Path, shards: ShardDataset, priors: list[Path]) -> list[tuple[st
     return facts
 
 
-def _data_section(data: Path, dataset: str, run: Path, out: Path) -> dict[str, Any]:
+def _data_section(data: Path, dataset: str, run: Path) -> dict[str, Any]:
     split = open_splits(dataset, data)["train"]
     size = _picture_size(run)
     names = split.conditions
@@ -88,9 +88,9 @@ def _data_section(data: Path, dataset: str, run: Path, out: Path) -> dict[str, A
     rows = [np.stack([sample.image for sample in samples])]
     rows += [colorize(np.stack([sample.conditions[name] for sample in samples])) for name in names]
     scale = max(1, 96 // size)
-    save_png(picture_grid(np.concatenate(rows), len(samples), scale=scale), out / "data.png")
+    grid = picture_grid(np.concatenate(rows), len(samples), scale=scale)
     text = "Training pictures" + (f", and below them: {', '.join(names)}." if names else ".")
-    return {"title": "Data", "text": text, "files": ["data.png"]}
+    return {"title": "Data", "text": text, "files": {"data.png": png_bytes(grid)}}
 
 
 def _picture_size(run: Path) -> int:
@@ -100,7 +100,7 @@ def _picture_size(run: Path) -> int:
     return load_config(run / "shards" / "tokenizer").model.resolution
 
 
-def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDataset, out: Path) -> dict[str, Any]:
+def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDataset) -> dict[str, Any]:
     """Validation pictures and what the decoder makes of their codes in the shards."""
     split = open_splits(dataset, data)["val"]
     whole = np.flatnonzero(read_rows(shards, "val", ["view"], 0)["view"] == 0)
@@ -114,18 +114,17 @@ def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDa
         )
     originals = [split.read(index_of[key], decoded.shape[1]).image for key in batch["key"]]
     tiles = np.concatenate([np.stack(originals), decoded])
-    save_png(picture_grid(tiles, len(originals), scale=max(1, 96 // tiles.shape[1])), out / "reconstructions.png")
-    files = ["reconstructions.png"]
+    above = picture_grid(tiles, len(originals), scale=max(1, 96 // tiles.shape[1]))
+    files = {"reconstructions.png": png_bytes(above)}
     summary = _summary(run / "tokenizer")
     if summary:
-        save_figure(usage_figure(summary["code_counts"]), out / "codebook.png")
-        files.append("codebook.png")
+        files["codebook.png"] = png_bytes(usage_figure(summary["code_counts"]))
     grid = shards.spec.image
     text = f"Validation pictures above, below them what {grid.height}×{grid.width} codes keep of each."
     return {"title": "Reconstructions and codebook", "text": text, "files": files}
 
 
-def _curve_sections(run: Path, priors: list[Path], out: Path) -> list[dict[str, Any]]:
+def _curve_sections(run: Path, priors: list[Path]) -> list[dict[str, Any]]:
     sections = []
     stages = {
         "stage1": ("Stage 1: loss", sorted(path.parent for path in run.glob("tokenizer*/metrics.jsonl")), ("loss",)),
@@ -136,8 +135,9 @@ def _curve_sections(run: Path, priors: list[Path], out: Path) -> list[dict[str, 
         curves = {name: points for name, points in curves.items() if points[0]}
         if curves:
             unit = "loss" if stage == "stage1" else "nats per code"
-            save_figure(curves_figure(curves, unit), out / f"{stage}.png")
-            sections.append({"title": title, "text": "", "files": [f"{stage}.png"]})
+            sections.append(
+                {"title": title, "text": "", "files": {f"{stage}.png": png_bytes(curves_figure(curves, unit))}}
+            )
     return sections
 
 
@@ -149,14 +149,14 @@ def curve(folder: Path, field: str) -> tuple[list[float], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _orders_section(shards: ShardDataset, out: Path) -> dict[str, Any]:
+def _orders_section(shards: ShardDataset) -> dict[str, Any]:
     grid = shards.spec.image
-    save_figure(orders_figure(shards.spec.orders, grid.height, grid.width), out / "orders.png")
+    figure = orders_figure(shards.spec.orders, grid.height, grid.width)
     text = "Which position comes t-th: the sequences in which a prior may write the same picture."
-    return {"title": "Orders", "text": text, "files": ["orders.png"]}
+    return {"title": "Orders", "text": text, "files": {"orders.png": png_bytes(figure)}}
 
 
-def _sample_section(prior: Path, run: Path, shards: ShardDataset, out: Path) -> dict[str, Any]:
+def _sample_section(prior: Path, run: Path, shards: ShardDataset) -> dict[str, Any]:
     sequence = RunConfig.load(prior / "config.json").sequence
     condition, columns = sequence.condition, 8
     per_condition, n, text = 1, 32, ""
@@ -169,6 +169,5 @@ def _sample_section(prior: Path, run: Path, shards: ShardDataset, out: Path) -> 
         per_condition, columns, n = 4, 4, 24
         text = f"{condition} | the picture that it belongs to | four samples of it."
     samples = draw_samples(prior, run / "shards", n, config=SampleConfig(batch_size=64), per_condition=per_condition)
-    name = f"samples-{prior.name}.png"
-    save_png(sample_grid(samples, columns), out / name)
-    return {"title": f"Samples: {prior.name}", "text": text, "files": [name]}
+    files = {f"samples-{prior.name}.png": png_bytes(sample_grid(samples, columns))}
+    return {"title": f"Samples: {prior.name}", "text": text, "files": files}

@@ -12,14 +12,16 @@ from codeshards.format import (
     ShardDataset,
     ShardError,
     ShardFormat,
-    atomic_write_json,
     inverse,
     read_table,
 )
+from runkit.files import pretty_json
+from runkit.folders import check_apart, check_publish, publish, publish_file
 
 if TYPE_CHECKING:
     from codeshards.toolbox import Inspection
 
+_INSPECTED = ("inspect.json", "entropy.png", "labels.png")
 _Dataset = Annotated[str, tyro.conf.Positional]
 
 
@@ -32,21 +34,23 @@ def inspect(dataset: _Dataset, *, out: Path | None = None) -> str:
     """
     from codeshards.toolbox import inspect as run
 
+    if out is not None:
+        check_apart(out, dataset=dataset)
+        check_publish(out, _INSPECTED, "shards-inspect")
     found = run(dataset)
     lines = _describe(found)
     if out is not None:
-        from imagepriors.figures import entropy_figure, labels_figure, save_figure
+        from imagepriors.figures import entropy_figure, labels_figure, png_bytes
 
-        out.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(out / "inspect.json", found.to_json())
         grids = {"image": found.manifest.spec.image, **found.manifest.spec.code_grids}
         entropies = {
             name: codes.entropy_bits_L.reshape(grids[name].height, grids[name].width)
             for name, codes in found.codes.items()
         }
-        save_figure(entropy_figure(entropies), out / "entropy.png")
-        save_figure(labels_figure(_labels(found)), out / "labels.png")
-        lines.append(f"written to {out}: inspect.json, entropy.png, labels.png")
+        figures = (png_bytes(entropy_figure(entropies)), png_bytes(labels_figure(_labels(found))))
+        files = dict(zip(_INSPECTED, (pretty_json(found.to_json()), *figures), strict=True))
+        publish(out, files, "shards-inspect")
+        lines.append(f"written to {out}: {', '.join(_INSPECTED)}")
     return "\n".join(lines)
 
 
@@ -132,14 +136,14 @@ def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = 
         split: Split to show.
         n: Rows, evenly spread over the split.
     """
-    from imagepriors.decode import save_png
-    from imagepriors.figures import picture_grid
+    from imagepriors.figures import picture_grid, png_bytes
 
+    check_publish(out.parent, [out.name], "shards-preview")
     shards = ShardDataset.open(dataset)
     pictures, kinds = _decode_rows(shards, split, n)
     columns = max(1, round(len(pictures) ** 0.5 / kinds)) * kinds
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_png(picture_grid(pictures, columns, scale=max(1, round(96 / pictures.shape[2]))), out)
+    grid = picture_grid(pictures, columns, scale=max(1, round(96 / pictures.shape[2])))
+    publish_file(out, png_bytes(grid), "shards-preview")
     return f"{len(pictures) // kinds} rows of {split} in {out}"
 
 

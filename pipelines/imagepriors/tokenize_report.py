@@ -125,7 +125,7 @@ def _throughput_sections(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     figure = curves_figure(rates, "images/s", xlabel="minutes of work")
     figure.axes[0].set_ylim(bottom=0)
     text = f"Images per second of each node, in {len(_runs(events))} run(s) of the job."
-    return [{"title": "Throughput", "text": text, "images": [png_bytes(figure)]}]
+    return [{"title": "Throughput", "text": text, "files": {"throughput.png": png_bytes(figure)}}]
 
 
 def _failure_sections(out: Store, manifest: Manifest) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ def _failure_sections(out: Store, manifest: Manifest) -> list[dict[str, Any]]:
         for index, failure in enumerate(found[kind])
     ]
     text = f"Samples left out, by kind, at most {_NAMED} of each named here; the sidecars name all."
-    return [{"title": "Failures", "text": text, "images": [], "rows": rows}]
+    return [{"title": "Failures", "text": text, "files": {}, "rows": rows}]
 
 
 def _code_sections(dataset: ShardDataset) -> list[dict[str, Any]]:
@@ -176,10 +176,10 @@ def _code_sections(dataset: ShardDataset) -> list[dict[str, Any]]:
     )
     tiles = picture_grid(decoded, 8, scale=max(1, 96 // decoded.shape[1]))
     return [
-        {"title": "Code usage", "text": f"Over {rows:,} rows of {split}.", "images": [png_bytes(usage)]},
+        {"title": "Code usage", "text": f"Over {rows:,} rows of {split}.", "files": {"usage.png": png_bytes(usage)}},
         {
             "title": "Decoded samples",
             "text": f"Rows of {split}, as the tokenizer decodes their codes: do they look like the data?",
-            "images": [png_bytes(tiles)],
+            "files": {"samples.png": png_bytes(tiles)},
         },
     ]

@@ -73,15 +73,13 @@ def test_samples_are_pictures_with_codes_and_metadata(run, tmp_path):
     _, out = run
     for condition in ("class", "segmentation"):
         prior, where = out / f"prior-zcurve-{condition}", tmp_path / condition
-        (where / "samples").mkdir(parents=True)
-        for left in ("samples/0005.png", "samples/mine.png", "frames.gif"):  # two of an earlier draw, one of the user's
-            (where / left).touch()
-        assert (
-            main(["sample", "--prior", str(prior), "--shards", str(out / "shards"), "--out", str(where), "--n", "5"])
-            == 0
-        )
+        command = ["sample", "--prior", str(prior), "--shards", str(out / "shards"), "--out", str(where)]
+        assert main([*command, "--n", "6", "--frames"]) == 0
+        for mine in ("samples/2024-holiday.png", "samples/0007.png"):
+            (where / mine).write_bytes(b"mine")
+        assert main([*command, "--n", "5"]) == 0
         assert sorted(path.name for path in (where / "samples").iterdir()) == [
-            *(f"{i:04d}.png" for i in range(5)), "mine.png",
+            *(f"{i:04d}.png" for i in (0, 1, 2, 3, 4, 7)), "2024-holiday.png",
         ]  # fmt: skip
         assert not (where / "frames.gif").exists()
         codes = np.load(where / "codes.npz")["codes"]
@@ -277,10 +275,23 @@ def test_an_interrupt_says_so(error, told, monkeypatch, capsys):
     assert capsys.readouterr().err == f"imagepriors inspect: {told}\n"
 
 
+def test_samples_never_replace_a_file_of_somebody_else(run, tmp_path, capsys):
+    _, out = run
+    command = ["sample", "--prior", str(out / "prior-zcurve-class"), "--shards", str(out / "shards"), "--n", "2"]
+    (tmp_path / "mine" / "samples").mkdir(parents=True)
+    (tmp_path / "mine" / "samples" / "0001.png").write_bytes(b"mine")
+    assert main([*command, "--out", str(tmp_path / "mine")]) == 2
+    assert "0001.png is there, and sample has not made it" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").rglob("*.png")] == ["0001.png"]
+    for inside in (out / "shards" / "samples", out):
+        assert main([*command, "--out", str(inside)]) == 2
+        assert "choose an output folder apart from it" in capsys.readouterr().err
+
+
 def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert main(["demo-data", str(tmp_path / "file" / "data"), "--n-train", "1", "--n-val", "1"]) == 2
-    assert "choose another path" in capsys.readouterr().err
+    assert "choose another folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
 
 

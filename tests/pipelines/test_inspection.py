@@ -53,7 +53,7 @@ def test_the_contact_sheet_lays_masks_over_pictures(data, tmp_path):
 
 
 def test_bad_numbers_and_names_are_refused(data, tmp_path, capsys):
-    assert main(["inspect", "folder", "--data", str(data), "--limit", "-1", "--out", str(tmp_path)]) == 2
+    assert main(["inspect", "folder", "--data", str(data), "--limit", "-1", "--out", str(tmp_path / "o")]) == 2
     assert "limit is -1" in capsys.readouterr().err
-    assert main(["inspect", "mnist", "--data", str(data), "--out", str(tmp_path)]) == 2
+    assert main(["inspect", "mnist", "--data", str(data), "--out", str(tmp_path / "o")]) == 2
     assert "choose one of" in capsys.readouterr().err

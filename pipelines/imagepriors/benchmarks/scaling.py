@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from codeshards.pool import ALLOCATOR, usable_cores
 from imagepriors.benchmarks import harness
-from imagepriors.figures import save_figure
+from imagepriors.figures import png_bytes
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.model import VQGAN
@@ -55,7 +55,7 @@ def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
         _loader(repeats, keep("loader", _loader_text, ("torch", "numpy", "pyarrow"))),
         _length(repeats, keep("length", _length_text, ("torch",))),
     )
-    save_figure(_figure(reports), harness.result_path(out, "scaling", ".png"))
+    harness.result_path(out, "scaling", ".png").write_bytes(png_bytes(_figure(reports)))
     return "\n".join(markdown)
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from codeshards.format import ShardError, atomic_write_json, read_json
 from imagepriors.demo.scenes import CLASS_NAMES, SEGMENTATION_NAMES, render_scene
+from runkit.folders import held
 
 VERSION = 2
 # Our split → the folder names of ADE20K and DeepFashion (ImageNet's are our own).
@@ -88,6 +89,7 @@ def write_demo_data(
 
     Raises:
         ShardError: bad settings, or the folder holds data of other settings.
+        UserError: the folder holds something else under these names, or another process writes there.
     """
     if size < 32 or size % 8:
         raise ShardError(f"size is {size}: choose a multiple of 8 from 32 on")
@@ -101,13 +103,16 @@ def write_demo_data(
         if changed:
             raise ShardError(f"{out} holds other demo data ({', '.join(changed)}): remove it or choose another folder")
         return
-    _make_folders(out)
-    jobs = [_Job(out, split, i, size, seed) for split, n in (("train", n_train), ("val", n_val)) for i in range(n)]
-    # A fork server: plain fork is unsafe once a caller has started threads.
-    with multiprocessing.get_context("forkserver").Pool(workers or os.cpu_count()) as pool:
-        done = list(tqdm(pool.imap(_write_scene, jobs, chunksize=16), total=len(jobs), desc="demo-data", disable=None))
-    _write_lists(out, jobs, done)
-    atomic_write_json(marker, settings)
+    reserved = (marker.name, "imagenet", "imagenet-depth", "ADEChallengeData2016", "deepfashion")
+    with held(out, "demo-data", reserved=reserved):
+        _make_folders(out)
+        jobs = [_Job(out, split, i, size, seed) for split, n in (("train", n_train), ("val", n_val)) for i in range(n)]
+        # A fork server: plain fork is unsafe once a caller has started threads.
+        with multiprocessing.get_context("forkserver").Pool(workers or os.cpu_count()) as pool:
+            results = pool.imap(_write_scene, jobs, chunksize=16)
+            done = list(tqdm(results, total=len(jobs), desc="demo-data", disable=None))
+        _write_lists(out, jobs, done)
+        atomic_write_json(marker, settings)
 
 
 def _write_lists(out: Path, jobs: list[_Job], done: list[tuple[str, int, str, list[int]]]) -> None:

@@ -1,16 +1,17 @@
 """The paper's experiments: `imagepriors experiment NAME --preset small|cifar10|paper`, and `make figures`."""
 
 import importlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from codeshards.format import ShardError, atomic_write
+from codeshards.format import ShardError, read_json
 from imagepriors.config import ExperimentConfig
 from imagepriors.presets import read_preset
+from runkit.folders import publish_file
+from runkit.names import plain_name
 from vqgan.config import from_dict
 
 EXPERIMENTS = {
@@ -107,7 +108,7 @@ def experiment(
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "results.json").read_text()))
+    return read_json(folder / "results.json")
 
 
 def write_page(run: Path) -> Path:
@@ -120,9 +121,10 @@ def write_page(run: Path) -> Path:
         if not (home / name / "results.json").is_file():
             continue
         found = _results(home / name)
-        images = [(home / name / f"{picture}.png").read_bytes() for picture in found["pictures"]]
-        sections.append({"title": f"{found['title']}: {what}", "text": found["text"], "images": images})
+        names = [plain_name(f"{picture}.png", home / name / "results.json") for picture in found["pictures"]]
+        files = {picture: (home / name / picture).read_bytes() for picture in names}
+        sections.append({"title": f"{found['title']}: {what}", "text": found["text"], "files": files})
         facts.append((name, f"preset {found['preset']}, dataset {found['dataset']}"))
-    with atomic_write(home / "index.html") as file:
-        file.write(render_page(f"imagepriors: the paper's experiments on {run.name}", facts, sections))
+    page = render_page(f"imagepriors: the paper's experiments on {run.name}", facts, sections)
+    publish_file(home / "index.html", page, "experiment")
     return home / "index.html"

@@ -26,7 +26,7 @@ from codeprior.config import TrainConfig as PriorConfig
 from codeprior.data import sequence_from_dataset
 from codeprior.train import train_prior
 from codeshards.config import TokenizeConfig
-from codeshards.format import PLAN_FILE, ShardDataset, ShardError, atomic_write, atomic_write_json, load_plan
+from codeshards.format import PLAN_FILE, ShardDataset, ShardError, load_plan
 from codeshards.job import tokenize
 from codeshards.pool import connected, out_of_memory, usable_cores
 from imagepriors.config import EvaluatePriorConfig, ExperimentConfig, ShardKind
@@ -34,6 +34,9 @@ from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
 from imagepriors.presets import load_preset
 from imagepriors.report import curve
+from runkit.files import pretty_json
+from runkit.folders import publish
+from runkit.jsonfiles import finite_or_none
 from vqgan.checkpoint import load_config
 from vqgan.config import TrainConfig, from_dict
 from vqgan.datasets import open_splits
@@ -239,12 +242,11 @@ class Lab:
         pictures: Mapping[Any, Figure | Image.Image],
     ) -> None:
         """Write an experiment's results.json and PNGs; the page of all experiments is made of them."""
-        for picture, content in pictures.items():
-            with atomic_write(self.out(name) / f"{picture}.png") as file:
-                file.write(png_bytes(content))
         facts = {"preset": self.config.name, "dataset": self.config.dataset}
         report = {"title": name.capitalize(), "text": text, **facts, "pictures": list(pictures), **results}
-        atomic_write_json(self.out(name) / "results.json", report)
+        files = {f"{picture}.png": png_bytes(content) for picture, content in pictures.items()}
+        files["results.json"] = pretty_json(finite_or_none(report))
+        publish(self.out(name), files, "experiment", last="results.json")
 
 
 def _tokens(config: PriorConfig, shards: Path) -> int:

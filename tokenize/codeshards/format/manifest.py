@@ -73,17 +73,16 @@ class Sidecar:
 
         Args:
             path: Where it is.
-            check_name: What refuses a name of a file, or of the split, that leads elsewhere; None allows plain names
-                only.
+            check_name: What refuses a file's name that leads elsewhere; None allows plain names only.
 
         Raises:
             ShardError: It is missing, changed, or not a sidecar.
         """
         value = read_sealed_json(path)
         try:
-            check = check_name or (lambda name: plain_name(name, path, ShardError))
-            for name in (value["split"], *value["files"]):
-                check(name)
+            plain_name(value["split"], path, ShardError)
+            for name in value["files"]:
+                check_name(name) if check_name else plain_name(name, path, ShardError)
             failures = tuple(Failure(**failure) for failure in value.pop("failures"))
             return cls(**{**value, "failures": failures, "files": _files_from_json(value["files"])})
         except (KeyError, TypeError, AttributeError) as error:
