@@ -277,3 +277,29 @@ def test_shards_are_never_mixed_into_a_folder_of_something_else(data, tokenizer,
         assert "choose another output folder" in message or "cannot be merged" in message
         assert "--overwrite" not in message
         assert world(tmp_path) == before
+
+
+def test_each_message_about_a_damaged_file_names_a_remedy_that_works(
+    local_ray_cores, data, tokenizer, undisturbed, tmp_path
+):
+    """Every file of a finished dataset cut in half in turn: run again, do what the message says, run again."""
+    whole = world(undisturbed)
+    kept = ["plan.json", "samples.parquet", "tokenizer/config.json", "tokenizer/model.safetensors"]
+    shards = ["train/shard-000000.parquet", "val/shard-000000.parquet"]
+    messages = {}
+    for name in (*kept, "dataset.json", "README.md", "val/shard-000000.json", "val/shard-000000.parquet"):
+        out = tmp_path / name.replace("/", "-")
+        shutil.copytree(undisturbed, out)
+        (out / name).write_bytes(whole[name][: len(whole[name]) // 2])
+        for _ in range(2):
+            try:
+                tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=out)
+            except UserError as error:
+                messages[name] = str(error)
+                (out / name).rename(tmp_path / f"{out.name}-moved")
+        assert {same: world(out)[same] for same in (*kept, *shards)} == {same: whole[same] for same in (*kept, *shards)}
+        assert main(["shards", "verify", str(out)]) == 0
+    assert messages.keys() == {"plan.json", "dataset.json"}
+    for name, message in messages.items():
+        assert name in message
+        assert "delete it and run" in message or "move it away and run again" in message

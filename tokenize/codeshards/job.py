@@ -34,6 +34,7 @@ from codeshards.format import (
     atomic_write,
     build_plan,
     delete_dataset,
+    is_intact,
     sidecar_path,
 )
 from codeshards.pool import assigned_cores, run_shards
@@ -119,7 +120,9 @@ def _tokenize(
         made = Manifest.load(store)
         failed = sum(split.failures for split in made.splits.values())
         allowed = config.max_failure_rate * (failed + sum(split.samples for split in made.splits.values()))
-        if config.license in (UNKNOWN_LICENSE, made.license) and failed <= allowed:
+        # Tokenizers, plan and card are put back where one was lost.
+        whole = all(is_intact(store / name, record, check_hash=False) for name, record in made.files.items())
+        if config.license in (UNKNOWN_LICENSE, made.license) and failed <= allowed and whole:
             return made
     _copy_tokenizers(tokenizers, store)
     if missing:

@@ -58,6 +58,8 @@ def save_or_match(plan: Plan, dataset: Where) -> bool:
     except ShardError as error:
         raise ShardError(f"{error}. If a job made it, move it away and run again: it is written anew") from error
     if found.get("hash") == plan.hash:
+        if not _is_sample_list(folder / SAMPLES_FILE):  # it was lost since
+            write_plan(plan, folder)
         return True
     if not isinstance(found.get("plan"), dict):
         raise ShardError(f"{folder / PLAN_FILE} is not a plan of a job: choose another output folder")

@@ -14,6 +14,7 @@ from runkit.files import TEMP_MARK, pretty_json
 from runkit.jsonfiles import parse_json
 
 _SEAL = "sha256"
+_REMEDY = "Restore it from a copy, or delete it and run the command that made it again"
 
 
 class FileRecord(NamedTuple):
@@ -69,7 +70,10 @@ def read_sealed_json(path: Where) -> dict[str, Any]:
         ShardError: As :func:`read_json`, or the file is not as it was written.
     """
     content = _content(path)
-    value = _parse_json(path, content)
+    try:
+        value = _parse_json(path, content)
+    except ShardError as error:
+        raise ShardError(f"{error}. {_REMEDY}") from error
     seal = value.pop(_SEAL, None)
     try:
         # The second comparison finds what the first cannot see: spaces, escapes, the seal's own letters.
@@ -78,8 +82,7 @@ def read_sealed_json(path: Where) -> dict[str, Any]:
         intact = False
     if not intact:
         raise ShardError(
-            f"{path} was changed since it was written, or damaged: its content and its own sha256 differ. "
-            "Restore it from a copy, or delete it and run the command that made it again"
+            f"{path} was changed since it was written, or damaged: its content and its own sha256 differ. {_REMEDY}"
         )
     return value
 
