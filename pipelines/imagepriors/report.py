@@ -1,7 +1,6 @@
 """One self-contained HTML page about a run: data, reconstructions, codebook, curves, orders, samples."""
 
 import base64
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from codeprior.checkpoint import RunConfig
 from codeprior.config import SampleConfig
-from codeshards.format import ShardDataset, ShardError
+from codeshards.format import ShardDataset, ShardError, read_json
 from imagepriors.decode import decoded_at, draw_samples, read_rows, sample_grid
 from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, png_bytes, usage_figure
 from runkit.folders import check_publish, publish
+from runkit.jsonfiles import parse_json
 from vqgan.datasets import open_splits, spread
 
 _SHOWN = 12
@@ -61,7 +61,7 @@ def render_page(title: str, facts: Sequence[tuple[str, str]], sections: Sequence
 
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _facts(run: Path, shards: ShardDataset, priors: list[Path]) -> list[tuple[str, str]]:
@@ -144,7 +144,7 @@ def _curve_sections(run: Path, priors: list[Path]) -> list[dict[str, Any]]:
 def curve(folder: Path, field: str) -> tuple[list[float], list[float]]:
     """Steps and values of a figure in a run's metrics.jsonl."""
     file = folder / "metrics.jsonl"  # an imported network has none
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    lines = [parse_json(line, file) for line in file.read_text().splitlines()] if file.is_file() else []
     points = [(line["step"], line[field]) for line in lines if field in line]
     return [step for step, _ in points], [value for _, value in points]
 

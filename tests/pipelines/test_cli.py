@@ -1,8 +1,10 @@
 """The whole way through the command line, small: data → tokenizers → shards → priors → samples → report."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +275,71 @@ def test_an_interrupt_says_so(error, told, monkeypatch, capsys):
     monkeypatch.setitem(COMMANDS, "inspect", stopped)
     assert main(["inspect"]) == 130
     assert capsys.readouterr().err == f"imagepriors inspect: {told}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "a/b"), "a/b: No such file or directory"),
+        (OSError(36, "File name too long", "x"), "x: File name too long"),
+        (OSError("odd"), "odd"),
+        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid byte"), "write the file anew as UTF-8"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (RuntimeError("Storage size calculation overflowed with sizes=[9999999999]"), "out of memory"),
+    ],
+)
+def test_every_error_of_the_system_is_one_message(monkeypatch, capsys, error, words):
+    def report() -> str:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "report", report)
+    assert main(["report"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("imagepriors report: ")
+    assert words in message
+    assert message.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def report() -> str:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setitem(COMMANDS, "report", report)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["report"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train-prior", "--preset", "latin.toml"], "write the file anew as UTF-8"),
+        (["demo-data", "x" * 300], "File name too long"),
+        (["demo-data", "/proc/demo"], "choose another folder"),
+        (["shards", "verify", "deep"], "nested too deep"),
+        (["shards", "inspect", "deep"], "nested too deep"),
+        (["report", "deep-run"], "nested too deep"),
+    ],
+)
+def test_places_and_files_that_are_not_what_they_should_be(tmp_path, monkeypatch, capsys, argv, words):
+    monkeypatch.chdir(tmp_path)
+    Path("latin.toml").write_bytes("[prior]\n# caf\xe9".encode("latin-1"))
+    deep = "[" * 100_000
+    for name in ("deep/dataset.json", "deep-run/shards/dataset.json"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text(deep)
+    assert main(argv) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert len(message) < 600
+
+
+def test_the_answer_reaches_a_terminal_that_is_not_utf8(tmp_path):
+    code = "from imagepriors import cli; cli.COMMANDS['report'] = lambda: '×16'; raise SystemExit(cli.main(['report']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"\\xd716\n")
 
 
 def test_samples_never_replace_a_file_of_somebody_else(run, tmp_path, capsys):
