@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from imagepriors.config import EvaluateConfig
 from runkit.files import pretty_json
-from runkit.folders import check_publish, publish_file
+from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
 from vqgan.datasets import Split, open_splits, spread
 from vqgan.errors import InputError
@@ -142,6 +142,7 @@ def evaluate_tokenizer(
     Raises:
         InputError: no tokenizer or data there, or weights that are missing.
     """
+    check_apart(out, data=data)
     check_publish(out.parent, [out.name], "evaluate-tokenizer")
     device = pick_device(config.device)
     tokenizer = Tokenizer.load(tokenizer_folder, device=config.device)

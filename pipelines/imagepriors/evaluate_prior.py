@@ -27,7 +27,7 @@ from imagepriors.decode import decoded_at, draw_samples, load_shard_tokenizer, s
 from imagepriors.evaluate import Lite0Features, frechet_distance, inception_weights, lite0_features
 from imagepriors.faithfulness import MEASURES, TAUGHT, Reader, derangement
 from runkit.files import pretty_json
-from runkit.folders import check_publish, publish_file
+from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
 from vqgan.datasets import open_splits, spread
 
@@ -64,6 +64,7 @@ def evaluate_prior(
     """
     if config.n < 2:
         raise ShardError(f"n is {config.n}: distances want many samples, two at least")
+    check_apart(out, data=data, shards=shards)
     check_publish(out.parent, [out.name], "evaluate-prior")
     check_features(config)  # before anything that takes long
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence

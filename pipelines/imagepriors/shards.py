@@ -138,6 +138,7 @@ def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = 
     """
     from imagepriors.figures import picture_grid, png_bytes
 
+    check_apart(out, dataset=dataset)
     check_publish(out.parent, [out.name], "shards-preview")
     shards = ShardDataset.open(dataset)
     pictures, kinds = _decode_rows(shards, split, n)

@@ -10,7 +10,7 @@ import tyro
 from codeshards.format import ShardError, read_json
 from imagepriors.config import ExperimentConfig
 from imagepriors.presets import read_preset
-from runkit.folders import publish_file
+from runkit.folders import check_apart, publish_file
 from runkit.names import plain_name
 from vqgan.config import from_dict
 
@@ -89,6 +89,7 @@ def experiment(
     config = replace(load(preset), **{name: value for name, value in given.items() if value})
     place = run or Path("runs") / config.dataset
     source = data or Path("data") / config.dataset
+    check_apart(place, data=source)
     from codeshards.pool import connected
     from imagepriors.evaluate_prior import check_features
     from imagepriors.experiments.lab import Lab
