@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,34 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val",
 }  # fmt: skip
 """What folders and files call a split → what we call it; of several for one split, the first here is taken."""
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading; a pipe or a device, which may give nothing for ever, is refused.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is no regular file")
+    return file
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file beside the images, without a byte order mark.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error}): convert it, for example with iconv -f latin1") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 class Source(Protocol):
@@ -56,7 +85,7 @@ class File:
 
     def open(self) -> BinaryIO:
         """The open file."""
-        return open(self.path, "rb")
+        return open_regular(self.path)
 
     def nbytes(self) -> int:
         """Its size, -1 where it is not there."""
@@ -77,7 +106,7 @@ class Blob:
 
     def open(self) -> BinaryIO:
         """The bytes in memory."""
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.offset)
             data = file.read(self.length)
         if len(data) < self.length:
@@ -252,7 +281,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Blob]]:
         InputError: not a tar, or compressed, so that members cannot be read in place.
     """
     try:
-        with tarfile.open(path, "r:") as outer:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as outer:
             yield from _members(path, outer, 0)
     except (tarfile.TarError, OSError) as error:
         raise InputError(
@@ -263,7 +292,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Blob]]:
 def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Blob]]:
     """The members of all tars inside a tar, as (inner tar, name, bytes in place): ImageNet's training archive."""
     try:
-        with tarfile.open(path, "r:") as outer:
+        with open_regular(path) as whole, tarfile.open(fileobj=whole, mode="r:") as outer:
             for member in outer:
                 file = outer.extractfile(member)
                 if file is not None and member.name.endswith(".tar"):
