@@ -115,7 +115,7 @@ def _read_npy(file: BinaryIO, image_size: tuple[int, int]) -> npt.NDArray[Any]:
     if dtype.kind not in "biuf" or len(shape) not in (2, 3):
         raise ValueError(f"depth map has shape {shape} of {dtype}, wanted numbers [H, W]")
     _check_size("depth", (shape[1], shape[0]), image_size)
-    if len(shape) == 3 and (shape[2], dtype) != (4, np.uint8):
+    if len(shape) == 3 and (shape[2] != 4 or dtype != np.uint8):
         raise ValueError(f"depth map has shape {shape}, wanted grey or float32 packed in RGBA")
     data = file.read(math.prod(shape) * dtype.itemsize)
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")

@@ -1,13 +1,13 @@
 """Where the bytes of an image lie, and how folders of them are listed. Nothing here decodes a picture."""
 
-import contextlib
+import gzip
 import io
 import os
 import re
 import stat
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, TypeVar
@@ -18,6 +18,9 @@ from vqgan.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAP_SUFFIXES = frozenset({".npy", ".pfm", ".png"})
+_MAX_LABELS = 1_000_000
+_ARCHIVE_BYTES = 512 * 2**20
+"""CIFAR-10 unpacks to 186 MB, ImageNet's development kit to less than 10."""
 _T = TypeVar("_T")
 CONDITIONS = ("segmentation", "depth", "pose")
 SPLIT_NAMES = {
@@ -32,11 +35,15 @@ def open_regular(path: str | Path) -> BinaryIO:
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    file = open(path, "rb", opener=_opener)  # noqa: SIM115 - for the caller
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError("it is no regular file")
     return file
+
+
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # or opening a pipe waits for a writer
 
 
 def read_text(path: Path) -> str:
@@ -132,6 +139,19 @@ class Memory:
     def nbytes(self) -> int:
         """Their number."""
         return len(self.data)
+
+
+def check_label(label: int) -> int:
+    """Return a class label that counts from 0.
+
+    Raises:
+        ValueError: it is negative, or so large that a name for each label would fill the memory.
+    """
+    if not 0 <= label < _MAX_LABELS:
+        raise ValueError(
+            f"label {str(label)[:20]} is too large or negative: labels count from 0 to {_MAX_LABELS - 1:,} without gaps"
+        )
+    return label
 
 
 def make_key(path: str | PurePosixPath) -> str:
@@ -260,18 +280,54 @@ def image_tree(
     return splits
 
 
-@contextlib.contextmanager
-def whole_archive(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar, compressed or not, to read members of in the block.
+def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Name → content of members of a tar, gzipped or not; at most `_ARCHIVE_BYTES` of it are unpacked.
+
+    Args:
+        path: The archive.
+        wanted: Whether a member of this name is to be read.
 
     Raises:
-        InputError: it is cut off or broken, or lacks a member that the block wants.
+        InputError: it is cut off or broken, or unpacks to more.
     """
     try:
-        with tarfile.open(path) as archive:
-            yield archive
-    except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
+        with open_regular(path) as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            limited = _Limited(gzip.GzipFile(fileobj=file) if packed else file)
+            content = {}
+            with tarfile.open(fileobj=limited, mode="r:") as archive:  # type: ignore[call-overload]
+                for member in archive:
+                    limited.check(member.offset_data + member.size)
+                    data = archive.extractfile(member) if member.isreg() and wanted(member.name) else None
+                    if data is not None:
+                        content[member.name] = data.read()
+            return content
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise InputError(f"{path} cannot be read, is it whole? {error}") from error
+
+
+class _Limited:
+    """The beginning of a file, `_ARCHIVE_BYTES` of it: who reads or seeks behind it learns that it is too large."""
+
+    def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
+        self._file = file
+        self.tell = file.tell
+
+    def read(self, count: int) -> bytes:
+        """The next bytes."""
+        self.check(self.tell() + count)
+        return self._file.read(count)
+
+    def seek(self, place: int) -> int:
+        """Go to a place."""
+        self.check(place)
+        return self._file.seek(place)
+
+    def check(self, place: int) -> None:
+        """Raise OSError for a place behind the limit."""
+        if place > _ARCHIVE_BYTES:
+            raise OSError(f"it unpacks to more than {_ARCHIVE_BYTES:,} bytes, more than any archive that is read whole")
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, Blob]]:
