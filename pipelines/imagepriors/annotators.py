@@ -300,7 +300,7 @@ def _from_file(kind: Kind, path: Path) -> _Parts:
         raise InputError(
             f"the weights in {path} are of none of torchvision's segmentation models {', '.join(_torchvision_names())}"
         )
-    n_labels = len(state[last])
+    n_labels = state[last].shape[:1].numel()
     _check_labels(path, n_labels)
     model = get_model(name, weights=None, weights_backbone=None, num_classes=n_labels)
     try:

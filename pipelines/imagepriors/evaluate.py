@@ -204,7 +204,12 @@ def _reconstructions(tokenizer: Tokenizer, split: Split, indices: list[int]) -> 
 
     def read(index: int) -> npt.NDArray[Any] | None:
         try:
-            return split.read(index, tokenizer.config.resolution, conditions=wanted).picture(modality)
+            picture = split.read(index, tokenizer.config.resolution, conditions=wanted).picture(modality)
+            if modality == "segmentation" and picture.max() >= tokenizer.config.n_labels:
+                raise InputError(
+                    f"{split.keys[index]}: label {picture.max()}, and the tokenizer has {tokenizer.config.n_labels}"
+                )
+            return picture
         except InputError as error:
             log.warning("left out: %s", error)
             return None

@@ -45,7 +45,7 @@ def read_project_config(path: Path, part: str) -> ModelConfig:
         values = {ours: net[theirs] for ours, theirs in _DDCONFIG.items()}
         channels, outputs = int(net["in_channels"]), int(net["out_ch"])
         sizes: dict[str, Any] = {"embed_dim": int(params["embed_dim"]), "codebook_size": int(params["n_embed"])}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no VQGAN project yaml (model.params.ddconfig …): {error!r}") from error
     if net.get("double_z", False) or channels != outputs or int(values["ch"]) < 128:
         raise InputError(

@@ -113,7 +113,7 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch):
     torch.save({"callbacks": Hostile()}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
     with pytest.raises(InputError, match="system, which no weights need"):
         load_pickled_weights(tmp_path / "zip.ckpt")
-    with pytest.raises(InputError, match="cannot be read as plain weights: it names .*system"):
+    with pytest.raises(InputError, match=r"cannot be read as plain weights: it names .*system"):
         load_pickled_weights(tmp_path / "old.ckpt")
     assert not (tmp_path / "hostile-code-ran").exists()
 
