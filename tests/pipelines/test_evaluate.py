@@ -5,14 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from imagepriors.cli import main
 from imagepriors.config import EvaluateConfig
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.evaluate import INCEPTION_FILE, Lite0Features, evaluate_tokenizer, frechet_distance
-from vqgan.checkpoint import load_model
+from vqgan.checkpoint import load_model, save_model
+from vqgan.config import ModelConfig, TrainConfig
 from vqgan.errors import InputError
 from vqgan.losses import TRUNK_FILES, LpipsLoss
+from vqgan.model import VQGAN
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,42 @@ def test_missing_weights_are_named(data, tmp_path, config, words):
     main(["train-palette", "--data", str(data), "--out", str(tmp_path), "--colours", "16"])
     with pytest.raises(InputError, match=words):
         evaluate_tokenizer(tmp_path, "demo", data, tmp_path / "out.json", EvaluateConfig(**config))
+
+
+def test_a_bad_picture_costs_itself_in_a_palette_and_its_figures(tmp_path):
+    for split in ("train", "val"):
+        for number in range(8):
+            path = tmp_path / "data" / split / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n{} loop\n")
+    flags = ["--dataset", "folder", "--data", str(tmp_path / "data")]
+    palette = ["train-palette", *flags, "--out", str(tmp_path / "p"), "--colours", "16", "--resolution", "16"]
+    assert main(palette) == 0
+    assert main(["evaluate-tokenizer", *flags, "--tokenizer", str(tmp_path / "p"), "--frechet", "none"]) == 0
+    report = json.loads((tmp_path / "p" / "evaluation.json").read_text())
+    assert (report["images"], report["unreadable"]) == (7, 1)
+
+
+def test_a_mask_of_labels_that_a_tokenizer_lacks_costs_itself(tmp_path):
+    for number in range(4):
+        for folder, picture in (
+            ("val", Image.new("RGB", (16, 16))),
+            ("val_segmentation", Image.new("L", (16, 16), number)),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            picture.save(tmp_path / folder / f"{number}.png")
+    net = ModelConfig(
+        modality="segmentation", n_labels=3, resolution=16, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(),
+        z_channels=8, embed_dim=8, codebook_size=8,
+    )  # fmt: skip
+    save_model(tmp_path / "tok", TrainConfig(model=net), VQGAN(net))
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "train" / "x.png")
+    report = evaluate_tokenizer(
+        tmp_path / "tok", "folder", tmp_path, tmp_path / "e.json", EvaluateConfig(frechet="none")
+    )
+    assert (report["images"], report["unreadable"]) == (3, 1)
 
 
 class Marker:
