@@ -249,7 +249,7 @@ def attempt(key: str, read: Callable[[], T]) -> T | Failure:
     try:
         return read()
     except MemoryError as error:  # the machine's fault, not the sample's
-        raise MemoryError(f"out of memory at sample {key!r}: {error}") from error
+        raise MemoryError(f"sample {key}: {str(error) or 'out of memory'}") from error
     except Exception as error:  # noqa: BLE001 - decoders raise anything on broken files, and one must not stop millions
         return Failure(key, str(error) or repr(error))
 

@@ -260,7 +260,7 @@ def _blaming(item: Item, name: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MemoryError(f"{item.key}: {name}: out of memory ({error})") from error
+        raise MemoryError(f"{item.key}: {name}: {str(error) or 'out of memory'}") from error
     except Exception as error:
         raise InputError(f"{item.key}: {name}: {str(error) or repr(error)}") from error
 

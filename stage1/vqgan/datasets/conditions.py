@@ -86,7 +86,7 @@ def read_map(name: str, source: "Source", image_size: tuple[int, int], n_labels:
         with source.open() as file:
             return Image.fromarray(_depth(_read_npy(file, image_size)))
     with source.open() as file, open_picture(file) as opened:
-        _check_size(name, upright_size(opened), image_size)  # before it is decoded
+        _check_size(name, upright_size(opened), image_size)  # a PNG alone is decoded already
         picture = upright(opened)
         if name == "depth":
             return Image.fromarray(_depth(np.asarray(picture)))

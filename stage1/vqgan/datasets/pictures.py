@@ -4,7 +4,7 @@ import functools
 import io
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take a file for, whatever its suffix. It starts another program for PostScript, and its decoders of
@@ -43,10 +43,12 @@ def open_picture(file: BinaryIO) -> Image.Image:
         image = Image.open(file, formats=_formats())
         if image.format == "PNG":
             image.load()  # a chunk after the pixels may be the one that Pillow refuses
-    except (ValueError, OSError):
+    except (ValueError, OSError) as error:
         file.seek(0)
         data = file.read()
         if not data.startswith(_PNG):
+            if isinstance(error, UnidentifiedImageError):  # whose message has an address, another one in each process
+                raise OSError(f"cannot identify image file: it is none of {', '.join(_formats())}") from error
             raise
         image = Image.open(io.BytesIO(_pixels_alone(data)), formats=("PNG",))
     return image
