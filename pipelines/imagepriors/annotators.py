@@ -19,6 +19,8 @@ from torch import Tensor
 
 from codeshards.format import sha256_file
 from imagepriors.config import Kind
+from runkit.jsonfiles import parse_json
+from runkit.weights import download_weights, load_weights
 from vqgan.config import Device
 from vqgan.errors import InputError
 from vqgan.tokenizer import pick_device, pick_dtype
@@ -50,17 +52,12 @@ def _download_torchvision(name: str) -> Path:
     from torchvision.models import get_model_weights
 
     url = get_model_weights(name).DEFAULT.url
-    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if not place.is_file():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(place), hash_prefix=place.stem.rpartition("-")[2])
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"{name} could not be downloaded ({error}): put {place.name} into {place.parent}, "
-                "or pass the path of its .pth file as --model"
-            ) from error
-    return place
+    return download_weights(
+        url,
+        sha256=Path(url).stem.rpartition("-")[2],
+        otherwise="pass the path of its .pth file as model",
+        error=InputError,
+    )
 
 
 def _download_transformers(name: str) -> Path:
@@ -200,11 +197,18 @@ def _transformers() -> Any:
 
 def _from_folder(kind: Kind, folder: Path) -> _Parts:
     """A folder as transformers' save_pretrained writes it."""
+    _refuse_code(folder)
     library = _transformers()
+    safe = any(folder.glob("*.safetensors"))
+    for file in () if safe else folder.glob("*.bin"):
+        load_weights(file, InputError)  # transformers reads it in the same way, but sets no limit to what it becomes
     auto = library.AutoModelForDepthEstimation if kind == "depth" else library.AutoModelForSemanticSegmentation
     try:
-        processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        model, info = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, dtype=torch.float32)
+        given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        processor = library.AutoImageProcessor.from_pretrained(folder, **given)
+        model, info = auto.from_pretrained(
+            folder, **given, output_loading_info=True, dtype=torch.float32, use_safetensors=safe, weights_only=True
+        )
     except Exception as error:  # a broken file raises what its reader happens to raise
         reason = (str(error) or repr(error)).splitlines()[0]
         raise InputError(
@@ -228,6 +232,30 @@ def _from_folder(kind: Kind, folder: Path) -> _Parts:
     names = model.config.id2label if kind == "segmentation" else {}
     _check_labels(folder, len(names))
     return model, prepare, output, tuple(names[index] for index in sorted(names))
+
+
+def _refuse_code(folder: Path) -> None:
+    """Refuse a model that brings code of its own, before transformers asks on the terminal whether to run it."""
+    for path in sorted(folder.glob("*.json")):
+        if path.is_file() and _names_code(parse_json(path.read_bytes(), path, InputError)):
+            raise InputError(
+                f"{path} names code of its own (auto_map), which is never run: choose a model whose network "
+                "transformers has itself"
+            )
+
+
+def _names_code(value: Any) -> bool:
+    """Whether a JSON value has the key auto_map anywhere; not recursive, since a hostile one may be deep."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            if "auto_map" in part:
+                return True
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return False
 
 
 _PROBE = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
@@ -259,7 +287,7 @@ def _from_file(kind: Kind, path: Path) -> _Parts:
 
     if kind != "segmentation":
         raise InputError(f"{path} is a file: a depth model is a folder that save_pretrained wrote, or a hub name")
-    state = _read_state(path)
+    state = load_weights(path, InputError)
     wanted = _weights(state)
     last = "classifier.low_classifier.weight"
     last = last if last in wanted else "classifier.4.weight"
@@ -272,7 +300,7 @@ def _from_file(kind: Kind, path: Path) -> _Parts:
         raise InputError(
             f"the weights in {path} are of none of torchvision's segmentation models {', '.join(_torchvision_names())}"
         )
-    n_labels = len(state[last])
+    n_labels = state[last].shape[:1].numel()
     _check_labels(path, n_labels)
     model = get_model(name, weights=None, weights_backbone=None, num_classes=n_labels)
     try:
@@ -284,19 +312,6 @@ def _from_file(kind: Kind, path: Path) -> _Parts:
     names = tuple(published.meta["categories"]) if Path(published.url).name == path.name else ()
     transform = published.transforms()
     return model, lambda picture_HW3: transform(Image.fromarray(picture_HW3)), lambda result: result["out"], names
-
-
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("model", state)  # torchvision's training script nests it
-        if not all(isinstance(value, Tensor) for value in state.values()):
-            raise TypeError("it holds more than tensors")
-    except Exception as error:  # unpickling raises many things
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise InputError(f"{path} is not a state dict of tensors ({reason})") from error
-    found: Mapping[str, Tensor] = state
-    return found
 
 
 def _weights(state: Mapping[str, Tensor]) -> set[str]:

@@ -5,8 +5,10 @@ torchmetrics', over torch-fidelity's Inception (then it is rFID) or over Efficie
 never called so).
 """
 
+import contextlib
 import functools
 import logging
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +25,7 @@ from imagepriors.config import EvaluateConfig
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
+from runkit.weights import download_weights, load_weights
 from vqgan.datasets import Split, open_splits, spread
 from vqgan.errors import InputError
 from vqgan.losses import IMAGENET_MEAN, IMAGENET_STD, LpipsLoss, lite0
@@ -90,27 +93,26 @@ def lite0_features() -> str:
     return "efficientnet-lite0"
 
 
-def inception_weights(path: str) -> str:
-    """The file of torch-fidelity's Inception: `path`, or its cached or downloaded copy.
+@contextlib.contextmanager
+def inception_weights(path: str) -> Iterator[str]:
+    """A copy of the weights of torch-fidelity's Inception, of `path` or of its cached or downloaded file.
+
+    torch-fidelity executes what the pickle says that it is given: it gets a copy that was written here, never the file.
 
     Raises:
-        InputError: it is not there and cannot be downloaded.
+        InputError: the file is not there and cannot be downloaded, or holds no plain weights.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     if path and not Path(path).is_file():
         raise InputError(f"inception: {path} does not exist: it should be torch-fidelity's {INCEPTION_FILE}")
-    place = Path(path) if path else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if not place.is_file():
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(place), progress=False)
-        except OSError as error:
-            raise InputError(
-                f"FID needs torch-fidelity's {INCEPTION_FILE} and it could not be loaded ({error}): put the file at "
-                f"{place}, name its path in --inception, or use the features of efficientnet-lite0"
-            ) from error
-    return str(place)
+    otherwise = "name its path in inception, or choose the features of efficientnet-lite0"
+    place = Path(path) if path else download_weights(URL_INCEPTION_V3, otherwise=otherwise, error=InputError)
+    weights = load_weights(place, InputError)
+    with tempfile.TemporaryDirectory(prefix="inception-") as folder:
+        copy = Path(folder) / INCEPTION_FILE
+        torch.save(weights, copy)
+        yield str(copy)
 
 
 def frechet_distance(features: str, weights: str, device: torch.device) -> Any:
@@ -125,13 +127,14 @@ def frechet_distance(features: str, weights: str, device: torch.device) -> Any:
         return None
     if features == "efficientnet-lite0":
         return FrechetInceptionDistance(feature=Lite0Features().eval()).to(device)
-    place = inception_weights(weights)
-    try:
-        return FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=place).to(device)
-    except Exception as error:  # unpickling raises many things
-        raise InputError(
-            f"{place} cannot be loaded ({error}): it should be torch-fidelity's {INCEPTION_FILE}"
-        ) from error
+    with inception_weights(weights) as copy:
+        try:
+            return FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=copy).to(device)
+        except RuntimeError as error:  # keys or shapes of another network
+            raise InputError(
+                f"inception: {weights or 'the cached file'} does not fit ({str(error).splitlines()[0]}): it should be "
+                f"torch-fidelity's {INCEPTION_FILE}"
+            ) from error
 
 
 def evaluate_tokenizer(
@@ -204,7 +207,12 @@ def _reconstructions(tokenizer: Tokenizer, split: Split, indices: list[int]) -> 
 
     def read(index: int) -> npt.NDArray[Any] | None:
         try:
-            return split.read(index, tokenizer.config.resolution, conditions=wanted).picture(modality)
+            picture = split.read(index, tokenizer.config.resolution, conditions=wanted).picture(modality)
+            if modality == "segmentation" and picture.max() >= tokenizer.config.n_labels:
+                raise InputError(
+                    f"{split.keys[index]}: label {picture.max()}, and the tokenizer has {tokenizer.config.n_labels}"
+                )
+            return picture
         except InputError as error:
             log.warning("left out: %s", error)
             return None

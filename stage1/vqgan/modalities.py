@@ -31,7 +31,9 @@ def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig, device: 
     if config.modality == "segmentation":
         highest = int(stack.max())
         if highest >= config.n_labels:
-            raise InputError(f"mask label {highest} with n_labels = {config.n_labels}: set --model.n-labels above it")
+            raise InputError(
+                f"mask label {highest} with n_labels = {config.n_labels}: choose a model whose n_labels is above it"
+            )
         stack = _move(stack, device)
         return F.one_hot(stack.long(), config.n_labels).permute(0, 3, 1, 2).float()
     stack = _move(stack, device)

@@ -30,7 +30,7 @@ def fit_palette(
         seed: Seed of the draw and of k-means.
 
     Raises:
-        InputError: a picture cannot be read, or there are fewer distinct pixels than colours.
+        InputError: ten pictures in a row cannot be read, or there are fewer distinct pixels than colours.
     """
     from scipy.cluster.vq import kmeans2
 
@@ -42,7 +42,7 @@ def fit_palette(
     chosen = rng.permutation(len(split))[:images]
     pixels_N3 = np.concatenate(
         [
-            split.read(int(index), resolution).image.reshape(-1, 3)
+            split.read_good(int(index), resolution).image.reshape(-1, 3)
             for index in tqdm(chosen, desc="train-palette", unit="image", disable=None)
         ]
     )

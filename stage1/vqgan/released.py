@@ -1,24 +1,19 @@
 """Read released CompVis VQGAN checkpoints (taming-transformers): f16/1024, f16/16384, Gumbel f8/8192 and their kin.
 
-The files are Lightning pickles that name classes of packages long gone. They are read by torch's weights-only
-unpickler, which runs nothing from the file, with inert stand-ins for the classes of a few known packages.
+The files are Lightning pickles that name classes of packages long gone; nothing in them is executed.
 """
 
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from runkit.weights import load_weights
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
 
-_STAND_INS = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "taming", "ldm")
-"""Packages whose classes a training checkpoint may mention; any other unknown class is refused."""
 _PARTS = ("first_stage_model.", "cond_stage_model.", "")
 _DROPPED = ("loss.", "image_key", "colorize")
 """Beginnings of keys that have no place in a tokenizer: the discriminator, LPIPS, a picture of the label colours."""
@@ -28,45 +23,9 @@ _DDCONFIG = {
 }  # fmt: skip
 
 
-class _Inert:
-    """Takes the place of a class that the file mentions: accepts anything, does nothing."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
 def load_pickled_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's `state_dict` (or of the file itself, where it holds nothing else).
-
-    Raises:
-        InputError: no such file, no checkpoint, or one that mentions a class that has no business there.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: pass the downloaded checkpoint, such as last.ckpt")
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
-    except (RuntimeError, OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is no torch checkpoint: {error}") from error
-    hostile = [name for name in names if name.split(".")[0] not in _STAND_INS]
-    if hostile:
-        raise InputError(
-            f"{path} wants to load {', '.join(sorted(hostile))}, which no VQGAN needs: refused, nothing was run. "
-            "Is the file from a source that you trust?"
-        )
-    stand_ins: list[Any] = [(type(name.rsplit(".", 1)[-1], (_Inert,), {}), name) for name in names]
-    try:
-        with torch.serialization.safe_globals(stand_ins):
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the bytes provoke
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise InputError(f"{path} cannot be read as plain weights: {reason}") from error
-    state = data.get("state_dict", data) if isinstance(data, Mapping) else None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no state_dict of tensors: is it a model's checkpoint?")
-    return dict(state)
+    """The tensors of a released checkpoint; errors as :func:`runkit.weights.load_weights`, as InputError."""
+    return load_weights(path, InputError)
 
 
 def read_project_config(path: Path, part: str) -> ModelConfig:
@@ -86,7 +45,7 @@ def read_project_config(path: Path, part: str) -> ModelConfig:
         values = {ours: net[theirs] for ours, theirs in _DDCONFIG.items()}
         channels, outputs = int(net["in_channels"]), int(net["out_ch"])
         sizes: dict[str, Any] = {"embed_dim": int(params["embed_dim"]), "codebook_size": int(params["n_embed"])}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no VQGAN project yaml (model.params.ddconfig …): {error!r}") from error
     if net.get("double_z", False) or channels != outputs or int(values["ch"]) < 128:
         raise InputError(

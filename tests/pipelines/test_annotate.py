@@ -194,7 +194,7 @@ def test_images_in_tars_become_a_folder_dataset_in_out(tmp_path, capsys, write_i
         (["segmentation", "--model", "deeplab.pth"], "model deeplab.pth does not exist"),
         (["depth", "--model", "no-such-owner/no-such-model"], "pass as --model the folder of a copy"),
         (["depth", "--model", "empty"], "does not hold a depth model"),
-        (["segmentation", "--model", "junk.pth"], "is not a state dict of tensors"),
+        (["segmentation", "--model", "junk.pth"], "cannot be read as plain weights"),
         (["segmentation", "--model", "other.pth"], "of none of torchvision's segmentation models"),
         (["depth", "--model", "junk.pth"], "a depth model is a folder"),
         (["depth", "--dataset", "ade20k"], "pass --out DIR"),

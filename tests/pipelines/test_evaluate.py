@@ -5,13 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from imagepriors.cli import main
 from imagepriors.config import EvaluateConfig
 from imagepriors.demo.layouts import write_demo_data
-from imagepriors.evaluate import Lite0Features, evaluate_tokenizer, frechet_distance
-from vqgan.checkpoint import load_model
+from imagepriors.evaluate import INCEPTION_FILE, Lite0Features, evaluate_tokenizer, frechet_distance
+from vqgan.checkpoint import load_model, save_model
+from vqgan.config import ModelConfig, TrainConfig
 from vqgan.errors import InputError
+from vqgan.losses import TRUNK_FILES, LpipsLoss
+from vqgan.model import VQGAN
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,110 @@ def test_missing_weights_are_named(data, tmp_path, config, words):
     main(["train-palette", "--data", str(data), "--out", str(tmp_path), "--colours", "16"])
     with pytest.raises(InputError, match=words):
         evaluate_tokenizer(tmp_path, "demo", data, tmp_path / "out.json", EvaluateConfig(**config))
+
+
+def test_a_bad_picture_costs_itself_in_a_palette_and_its_figures(tmp_path):
+    for split in ("train", "val"):
+        for number in range(8):
+            path = tmp_path / "data" / split / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n{} loop\n")
+    flags = ["--dataset", "folder", "--data", str(tmp_path / "data")]
+    palette = ["train-palette", *flags, "--out", str(tmp_path / "p"), "--colours", "16", "--resolution", "16"]
+    assert main(palette) == 0
+    assert main(["evaluate-tokenizer", *flags, "--tokenizer", str(tmp_path / "p"), "--frechet", "none"]) == 0
+    report = json.loads((tmp_path / "p" / "evaluation.json").read_text())
+    assert (report["images"], report["unreadable"]) == (7, 1)
+
+
+def test_a_mask_of_labels_that_a_tokenizer_lacks_costs_itself(tmp_path):
+    for number in range(4):
+        for folder, picture in (
+            ("val", Image.new("RGB", (16, 16))),
+            ("val_segmentation", Image.new("L", (16, 16), number)),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            picture.save(tmp_path / folder / f"{number}.png")
+    net = ModelConfig(
+        modality="segmentation", n_labels=3, resolution=16, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(),
+        z_channels=8, embed_dim=8, codebook_size=8,
+    )  # fmt: skip
+    save_model(tmp_path / "tok", TrainConfig(model=net), VQGAN(net))
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "train" / "x.png")
+    report = evaluate_tokenizer(
+        tmp_path / "tok", "folder", tmp_path, tmp_path / "e.json", EvaluateConfig(frechet="none")
+    )
+    assert (report["images"], report["unreadable"]) == (3, 1)
+
+
+class Marker:
+    """Unpickled, it leaves a mark in the current folder."""
+
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch executed",)
+
+
+LPIPS_VGG = {"frechet": "none", "lpips": "vgg"}
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_no_file_of_weights_is_executed_where_it_is_named_or_cached(data, tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    main(["train-palette", "--data", str(data), "--out", str(tmp_path / "tok"), "--colours", "16"])
+    cached = tmp_path / "cache" / "hub" / "checkpoints"
+    cached.mkdir(parents=True)
+    for path in (tmp_path / "w.pth", cached / INCEPTION_FILE, *(cached / name for name in TRUNK_FILES.values())):
+        torch.save({"a": Marker()}, path, _use_new_zipfile_serialization=form == "zip")
+    for config in (
+        {"frechet": "inception", "inception": "w.pth"},
+        {"frechet": "inception"},
+        {**LPIPS_VGG, "lpips_trunk": "w.pth"},
+        LPIPS_VGG,
+    ):
+        with pytest.raises(InputError, match=r"it names \w+\.system, which no weights need"):
+            evaluate_tokenizer(tmp_path / "tok", "demo", data, tmp_path / "out.json", EvaluateConfig(**config))
+    for net in TRUNK_FILES:
+        with pytest.raises(InputError, match=r"it names \w+\.system, which no weights need"):
+            LpipsLoss(net, "")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_cached_trunk_gives_the_distance_that_the_package_gives(tmp_path, monkeypatch):
+    """torchvision's files of this age are in torch's old format."""
+    import lpips
+    from torchvision.models import alexnet
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / TRUNK_FILES["alex"]
+    path.parent.mkdir(parents=True)
+    torch.save(alexnet(weights=None).state_dict(), path, _use_new_zipfile_serialization=False)
+    pair = torch.rand(2, 2, 3, 64, 64) * 2 - 1
+    with torch.inference_mode():
+        expected = lpips.LPIPS(net="alex", verbose=False)(*pair).mean()
+        assert torch.equal(LpipsLoss("alex", "")(*pair), expected)
+        assert torch.equal(LpipsLoss("alex", str(path))(*pair), expected)
+
+
+def test_the_inception_that_is_named_is_the_one_that_is_used(tmp_path, monkeypatch):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
+
+    torch.save({}, tmp_path / "none.pth")
+    with monkeypatch.context() as patched:
+        patched.setattr(Inception, "load_state_dict", lambda self, _: None)
+        network = Inception("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(tmp_path / "none.pth"))
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    metric = frechet_distance("inception", str(tmp_path / "w.pth"), torch.device("cpu"))
+    assert torch.equal(metric.inception.fc.weight, network.fc.weight)
+    with pytest.raises(InputError, match=r"none\.pth holds no state_dict"):
+        frechet_distance("inception", str(tmp_path / "none.pth"), torch.device("cpu"))
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"other\.pth does not fit.*weights-inception-2015"):
+        frechet_distance("inception", str(tmp_path / "other.pth"), torch.device("cpu"))
 
 
 TINY = """

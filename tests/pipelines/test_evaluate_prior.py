@@ -10,7 +10,7 @@ from PIL import Image
 
 from imagepriors.config import EvaluatePriorConfig
 from imagepriors.evaluate import INCEPTION_FILE, Lite0Features
-from imagepriors.evaluate_prior import distances, imagenet_accuracy, is_imagenet
+from imagepriors.evaluate_prior import check_features, distances, imagenet_accuracy, is_imagenet
 from imagepriors.faithfulness import Agreement, Reader, derangement
 from vqgan.errors import InputError
 
@@ -126,3 +126,19 @@ def test_the_classifier_knows_a_photo():
     pictures = [next(iter(sorted((train / synset).glob("*.JPEG")))) for synset in ("n01440764", "n01484850")]
     shown = np.stack([np.asarray(Image.open(p).convert("RGB").resize((224, 224), Image.BICUBIC)) for p in pictures])
     assert imagenet_accuracy(shown, np.array([0, 2]))["imagenet top-5"] == 1.0  # tench, great white shark
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_the_file_of_the_inception_is_never_executed(tmp_path, monkeypatch, form):
+    class Marker:
+        def __reduce__(self):
+            return os.system, ("touch executed",)
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": Marker()}, tmp_path / "w.pth", _use_new_zipfile_serialization=form == "zip")
+    config = EvaluatePriorConfig(features="inception", inception="w.pth")
+    pictures = np.zeros((4, SIDE, SIDE, 3), np.uint8)
+    for run in (lambda: distances(pictures, pictures, config), lambda: check_features(config)):
+        with pytest.raises(InputError, match=r"it names \w+\.system, which no weights need"):
+            run()
+    assert not (tmp_path / "executed").exists()

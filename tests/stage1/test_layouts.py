@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import os
 import pickle
 import re
 import tarfile
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -450,3 +453,141 @@ def test_the_page_on_adding_a_dataset_works(tmp_path, monkeypatch):
     found = shades(splits["train"]) | shades(splits["val"])
     assert found == {str(n): (n, int(n < 10)) for n in range(30)}
     assert splits["train"].conditions == ("depth",)
+
+
+def flood(path: Path, member: str, nbytes: int) -> None:
+    """A small tar.gz whose member is so many zeros."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz", compresslevel=9) as archive:
+        info = tarfile.TarInfo(member)
+        info.size = nbytes
+        archive.addfile(info, Zeros(nbytes))
+
+
+class Zeros(io.RawIOBase):
+    """That many zeros."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def read(self, count: int = -1) -> bytes:
+        count = min(self.left, count)
+        self.left -= count
+        return bytes(count)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "member"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_1"),
+        ("cifar10", "cifar-10-python.tar.gz", "other"),
+        ("imagenet", "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12/data/meta.mat"),
+    ],
+)
+def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path, name, file, member):
+    flood(tmp_path / file, member, 600 * 2**20)
+    if name == "imagenet":
+        put(tmp_path / "train/n01/1.png", picture(1))
+        put(tmp_path / "val/ILSVRC2012_val_00000001.png", picture(2))
+    assert (tmp_path / file).stat().st_size < 700_000
+    tracemalloc.start()
+    with pytest.raises(InputError, match="it unpacks to more than 536,870,912 bytes"):
+        open_splits(name, tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+def test_a_mat_that_would_fill_the_memory_is_refused(tmp_path):
+    put(tmp_path / "train/n01/1.png", picture(1))
+    put(tmp_path / "val/ILSVRC2012_val_00000001.png", picture(2))
+    data = tmp_path / "ILSVRC2012_devkit_t12/data"
+    put(data / "ILSVRC2012_validation_ground_truth.txt", b"1\n")
+    savemat(data / "meta.mat", {"synsets": np.zeros(70 * 2**20, np.uint8)}, do_compression=True)
+    with pytest.raises(InputError, match="inflates to more than 67,108,864 bytes"):
+        open_splits("imagenet", tmp_path)
+
+
+def test_a_pickle_of_cifar_takes_no_more_memory_than_its_bytes(tmp_path):
+    """In C, an object's number makes the unpickler allocate a table of that size."""
+    put(tmp_path / "test_batch", b"")
+    put(tmp_path / "batches.meta", b"\x80\x02K\x01r\xff\xff\xff\x7f.")
+    with pytest.raises(InputError, match="CIFAR-10 cannot be read"):
+        open_splits("cifar10", tmp_path)
+
+
+def test_tables_that_would_fill_the_memory_are_refused(tmp_path):
+    big = np.random.default_rng(0).bytes(2**18)
+    rows = pa.array(np.zeros(50_000, np.int32))
+
+    def repeated(value):
+        return pa.DictionaryArray.from_arrays(rows, [value])
+
+    def write(path, **columns):
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), path, store_schema=False)
+
+    write(tmp_path / "list" / "images.parquet", image=repeated("a" * 100_000))
+    with pytest.raises(InputError, match="the table would become 5,000,000,000 bytes"):
+        open_splits("folder", tmp_path / "list")
+    many = pa.DictionaryArray.from_arrays(pa.array(np.zeros(3_000_000, np.int32)), [picture(1)])
+    write(tmp_path / "rows" / "train.parquet", image=many)
+    with pytest.raises(InputError, match="3,000,000 rows in"):
+        open_splits("huggingface", tmp_path / "rows")
+    # Repeated pictures are decoded once each, not all at once.
+    write(tmp_path / "same" / "train.parquet", image=repeated(big), label=rows)
+    start = time.monotonic()
+    split = open_splits("huggingface", tmp_path / "same")["train"]
+    with pytest.raises(InputError, match="cannot identify image file"):
+        split.read(0, 8)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "words"),
+    [
+        ("webdataset", {"train.tar": {"a.jpg": b"", "a.json": b"[" * 100_000}}, "label of a is None.*nested too deep"),
+        ("webdataset", {"train.tar": {"a.jpg": b"", "a.cls": b"1000000000"}}, "label of a.*too large"),
+        ("webdataset", {"train.tar": {"a.jpg": b"", "a.json": b'{"label": 1e999}'}}, "label of a is inf"),
+        ("webdataset", {"train.tar": {"a.jpg": b"", "a.cls": b"\xff"}}, "label of a"),
+        ("ade20k", {"images/training/a.jpg": b"", "sceneCategories.txt": b"a caf\xe9\n"}, "is not UTF-8"),
+        ("imagenet", {"LOC_val_solution.csv": b"a,b\n1,2\n"}, "no list of ImageId"),
+        ("imagenet", {"LOC_val_solution.csv": b"ImageId,PredictionString\nx,\n"}, "no list of ImageId"),
+        ("imagenet", {"LOC_val_solution.csv": b"ImageId,PredictionString\n" + b"x" * 200_000}, "no list of ImageId"),
+        ("deepfashion", {"fasion-annotation-train.csv": b"name:keypoints_y:keypoints_x\n" + b"x" * 200_000}, "line 1"),
+    ],
+)
+def test_texts_beside_the_images_are_one_message(tmp_path, name, files, words):
+    put(tmp_path / "train/n01/1.png", picture(1))
+    put(tmp_path / "val/ILSVRC2012_val_00000001.png", picture(2))
+    for path, content in files.items():
+        put(tmp_path / path, tar_bytes(content) if isinstance(content, dict) else content)
+    with pytest.raises(InputError, match=words):
+        open_splits(name, tmp_path)
+
+
+def test_a_byte_order_mark_and_other_encodings_of_names_cost_nothing(tmp_path):
+    put(tmp_path / "train/1.png", picture(1))
+    put(tmp_path / "val/ILSVRC2012_val_00000001.png", picture(2))
+    put(tmp_path / "train/n01/2.png", picture(1))
+    rows = "\ufeffImageId,PredictionString\nILSVRC2012_val_00000001,n01 1 2 3 4\n"
+    put(tmp_path / "LOC_val_solution.csv", rows.encode())
+    assert open_splits("imagenet", tmp_path)["val"].items[0].label == 0
+    put(tmp_path / "fasion-annotation-train.csv", b"\xef\xbb\xbfname:keypoints_y:keypoints_x\n0\xe9.png: [1]: [1]\n")
+    assert open_splits("deepfashion", tmp_path)["train"].keys
+
+
+def test_features_of_any_shape_cost_the_names_alone(tmp_path):
+    for features in ([1], {"label": [{"dtype": "int64"}]}, {"label": {"names": {"a": 1}}}, {"label": 3}):
+        table = pa.table({"image": [{"bytes": picture(1), "path": None}] * 30, "label": [1] * 30})
+        about = json.dumps({"info": {"features": features}})
+        pq.write_table(table.replace_schema_metadata({"huggingface": about}), tmp_path / "train.parquet")
+        assert open_splits("huggingface", tmp_path)["train"].items[0].label == 1
+
+
+def test_pipes_among_the_files_are_refused(tmp_path):
+    for name, file in (("webdataset", "train.tar"), ("huggingface", "train.parquet"), ("huggingface", "train.arrow")):
+        folder = tmp_path / file
+        folder.mkdir()
+        os.mkfifo(folder / file)
+        with pytest.raises(InputError, match="no regular file"):
+            open_splits(name, folder)

@@ -111,9 +111,9 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {}, "callbacks": Hostile()}, tmp_path / "zip.ckpt")
     torch.save({"callbacks": Hostile()}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
-    with pytest.raises(InputError, match="system, which no VQGAN needs"):
+    with pytest.raises(InputError, match="system, which no weights need"):
         load_pickled_weights(tmp_path / "zip.ckpt")
-    with pytest.raises(InputError, match="cannot be read as plain weights"):
+    with pytest.raises(InputError, match=r"cannot be read as plain weights: it names .*system"):
         load_pickled_weights(tmp_path / "old.ckpt")
     assert not (tmp_path / "hostile-code-ran").exists()
 

@@ -248,8 +248,8 @@ def attempt(key: str, read: Callable[[], T]) -> T | Failure:
     """What `read` returns, or why the sample `key` cannot be read."""
     try:
         return read()
-    except MemoryError:
-        raise  # the machine's fault, not the sample's
+    except MemoryError as error:  # the machine's fault, not the sample's
+        raise MemoryError(f"sample {key}: {str(error) or 'out of memory'}") from error
     except Exception as error:  # noqa: BLE001 - decoders raise anything on broken files, and one must not stop millions
         return Failure(key, str(error) or repr(error))
 

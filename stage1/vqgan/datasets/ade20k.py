@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vqgan.datasets.base import Split
-from vqgan.datasets.files import class_items, folders_in, with_maps
+from vqgan.datasets.files import class_items, folders_in, read_text, with_maps
 from vqgan.errors import InputError
 
 
@@ -15,7 +15,7 @@ def ade20k(root: Path) -> dict[str, Split]:
     """
     root = root / "ADEChallengeData2016" if (root / "ADEChallengeData2016").is_dir() else root
     listed = root / "sceneCategories.txt"
-    lines = [line.split() for line in listed.read_text().splitlines()] if listed.is_file() else []
+    lines = [line.split() for line in read_text(listed).splitlines()] if listed.is_file() else []
     category = {line[0]: line[1] for line in lines if len(line) > 1}
     names = sorted(set(category.values()))
     label_of = {name: label for label, name in enumerate(names)}

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vqgan.datasets.conditions import Keypoints, draw_pose, read_map
+from vqgan.datasets.pictures import open_picture, upright, upright_size
 from vqgan.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
-_UNREADABLE = (OSError, ValueError, TypeError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for broken pictures."""
 _TRIES = 10
 """Unreadable samples in a row before training gives up: one bad file is bad luck, ten are a wrong folder."""
 _STATS = 4096
@@ -151,7 +150,7 @@ class Split:
             InputError: it is not an image.
         """
         with _opened(self.items[index]) as image:
-            return _upright(image, image.size)
+            return upright_size(image)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -179,8 +178,8 @@ class Split:
 
         The view CENTRE is the centre square: the shorter side becomes `size` pixels. Images are resized bicubic, depth
         bilinear, masks nearest; keypoints are moved with the image and drawn afterwards, a mirror swaps left and right
-        joints. EXIF orientation is honoured, alpha composes onto white, 16-bit grey keeps its high byte, palettes and
-        CMYK become RGB by Pillow's rules.
+        joints. EXIF orientation is honoured, of maps too; alpha composes onto white, 16-bit grey keeps its high byte,
+        palettes and CMYK become RGB by Pillow's rules.
 
         Args:
             index: Which sample.
@@ -194,37 +193,34 @@ class Split:
             InputError: the image cannot be decoded, or a condition is missing, broken or does not fit the image.
         """
         item = self.items[index]
-        name = item.image.name
-        try:
-            with item.image.open() as file, Image.open(file) as opened:
-                full_size = _upright(opened, opened.size)
-                if draft:
-                    least = -(-size // min(view.scale for view in views))
-                    opened.draft("RGB", (int(least), int(least)))
-                image = _to_rgb(ImageOps.exif_transpose(opened))
-            maps: dict[str, Image.Image | npt.NDArray[np.float32]] = {}
-            for condition in conditions:
-                name = condition  # what a message blames
-                source = item.conditions[condition]
-                name = source.name
-                maps[condition] = (
-                    source.joints(full_size)
-                    if isinstance(source, Keypoints)
-                    else read_map(condition, source, full_size, self.n_labels)
+        with _opened(item) as opened:
+            full_size = upright_size(opened)
+            if draft:
+                least = -(-size // min(view.scale for view in views))
+                opened.draft("RGB", (int(least), int(least)))
+            image = _to_rgb(upright(opened))
+        maps = {condition: self._read_map(item, condition, full_size) for condition in conditions}
+        with _blaming(item, item.image.name):
+            return [
+                Sample(
+                    key=item.key,
+                    image=_cut(image, size, view, full_size, Image.Resampling.BICUBIC),
+                    label=item.label,
+                    conditions={condition: _cut_map(part, size, view, full_size) for condition, part in maps.items()},
                 )
-        except KeyError as error:
-            raise InputError(f"{item.key}: no {error.args[0]} for this image") from error
-        except _UNREADABLE as error:
-            raise InputError(f"{item.key}: {name}: {error}") from error
-        return [
-            Sample(
-                key=item.key,
-                image=_cut(image, size, view, full_size, Image.Resampling.BICUBIC),
-                label=item.label,
-                conditions={condition: _cut_map(part, size, view, full_size) for condition, part in maps.items()},
-            )
-            for view in views
-        ]
+                for view in views
+            ]
+
+    def _read_map(
+        self, item: Item, condition: str, full_size: tuple[int, int]
+    ) -> Image.Image | npt.NDArray[np.float32]:
+        source = item.conditions.get(condition)
+        if source is None:
+            raise InputError(f"{item.key}: no {condition} for this image")
+        with _blaming(item, source.name):
+            if isinstance(source, Keypoints):
+                return source.joints(full_size)
+            return read_map(condition, source, full_size, self.n_labels)
 
     def read_whole(self, index: int) -> npt.NDArray[np.uint8]:
         """The whole picture of sample `index`, upright, in its own size: uint8 [H, W, 3], colours as in `read_views`.
@@ -233,7 +229,7 @@ class Split:
             InputError: the image cannot be decoded.
         """
         with _opened(self.items[index]) as image:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.array(_to_rgb(upright(image)))
 
     def read_good(self, index: int, size: int, *, conditions: Sequence[str] = (), view: View = CENTRE) -> Sample:
         """Sample `index`, or where it cannot be read the next one that can, with a warning: training goes on.
@@ -255,13 +251,25 @@ def _source_lines(items: Sequence[Item]) -> bytes:
 
 
 @contextlib.contextmanager
+def _blaming(item: Item, name: str) -> Iterator[None]:
+    """Put down what goes wrong in the block to one file of one sample, so that it costs that sample alone.
+
+    Decoders raise anything on broken files. Only memory that the machine lacks is no fault of the sample's; that error
+    names it all the same.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(f"{item.key}: {name}: {str(error) or 'out of memory'}") from error
+    except Exception as error:
+        raise InputError(f"{item.key}: {name}: {str(error) or repr(error)}") from error
+
+
+@contextlib.contextmanager
 def _opened(item: Item) -> Iterator[Image.Image]:
     """The item's image; what goes wrong in the block is put down to it."""
-    try:
-        with item.image.open() as file, Image.open(file) as opened:
-            yield opened
-    except _UNREADABLE as error:
-        raise InputError(f"{item.key}: {item.image.name}: {error}") from error
+    with _blaming(item, item.image.name), item.image.open() as file, open_picture(file) as opened:
+        yield opened
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -307,11 +315,6 @@ def _cut_map(part: Image.Image | npt.NDArray[np.float32], size: int, view: View,
         return _cut(part, size, view, full_size, how)
     left, top, side = view.box(*full_size)
     return np.array(draw_pose(part, (left, top, side), size, mirror=view.mirror))
-
-
-def _upright(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height after the EXIF orientation; values from 5 on swap the sides."""
-    return size[::-1] if image.getexif().get(0x0112, 1) >= 5 else size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

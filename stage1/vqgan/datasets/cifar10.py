@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import Memory, whole_archive
+from vqgan.datasets.files import File, Memory, read_archive
 from vqgan.datasets.folder import folder
 from vqgan.errors import InputError
 
@@ -31,16 +31,11 @@ def cifar10(root: Path) -> dict[str, Split]:
     for name, suffix in _FORMATS.items():
         for place in (root / name, root):
             if (place / f"test_batch{suffix}").is_file():
-                return _read(lambda file, place=place: (place / file).read_bytes(), suffix)  # type: ignore[misc]
+                return _read(lambda file, place=place: File(str(place / file)).open().read(), suffix)  # type: ignore[misc]
     for name, inside in _ARCHIVES.items():
         if (root / name).is_file():
-            with whole_archive(root / name) as archive:
-                content = {
-                    Path(member.name).name: data.read()
-                    for member in archive
-                    if member.name.startswith(inside) and (data := archive.extractfile(member))
-                }
-            return _read(content.__getitem__, _FORMATS[inside])
+            content = read_archive(root / name, lambda member, inside=inside: member.startswith(inside))  # type: ignore[misc]
+            return _read({Path(member).name: data for member, data in content.items()}.__getitem__, _FORMATS[inside])
     return folder(root)
 
 
@@ -51,7 +46,7 @@ def _read(load: Callable[[str], bytes], suffix: str) -> dict[str, Split]:
         else:
             names = [name.decode() for name in _unpickle(load("batches.meta"))[b"label_names"]]
         return {split: Split(_items(files, load, suffix), names) for split, files in _BATCHES.items()}
-    except (OSError, KeyError, ValueError, EOFError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # unpickling raises many things
         raise InputError(f"CIFAR-10 cannot be read, a batch is missing or broken: {error!r}") from error
 
 
@@ -78,8 +73,11 @@ def _python(data: bytes) -> tuple[npt.NDArray[np.uint8], Any]:
     return rows, batch[b"labels"]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds containers, numbers, strings and numpy arrays; refuses every other class and function."""
+class _Unpickler(pickle._Unpickler):
+    """Builds containers, numbers, strings and numpy arrays; refuses every other class and function.
+
+    Python's own, since the one in C allocates a table as large as the highest number that a pickle gives an object.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         """The few names that an array needs."""
@@ -93,7 +91,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _empty_array(kind: type[npt.NDArray[Any]], shape: tuple[int, ...], typecode: bytes) -> npt.NDArray[Any]:
-    return np.ndarray(shape, np.dtype(typecode.decode() if isinstance(typecode, bytes) else typecode))
+    return np.ndarray(0, np.dtype(typecode.decode() if isinstance(typecode, bytes) else typecode))  # its state follows
 
 
 def _unpickle(data: bytes) -> Any:

@@ -1,13 +1,15 @@
 """Conditions that lie beside an image: segmentation masks, depth maps, poses."""
 
-import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+
+from runkit.jsonfiles import parse_json
+from vqgan.datasets.pictures import open_picture, upright, upright_size
 
 if TYPE_CHECKING:
     from vqgan.datasets.files import Source
@@ -46,14 +48,16 @@ class Keypoints:
             size: (width, height) of the image.
 
         Raises:
-            ValueError: not 18 numbers each, half a joint missing, or a joint outside the image.
+            ValueError: not 18 finite numbers each, half a joint missing, or a joint outside the image.
         """
         try:
-            joints = np.array([json.loads(self.xs), json.loads(self.ys)], dtype=np.float32).T
-        except (TypeError, ValueError) as error:
+            joints = np.array([parse_json(self.xs, "x"), parse_json(self.ys, "y")], dtype=np.float32).T
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"the keypoints are not two lists of numbers: {error}") from error
         if joints.shape != (len(JOINTS), 2):
             raise ValueError(f"{joints.T.shape} keypoints, wanted {len(JOINTS)} ys and {len(JOINTS)} xs")
+        if not np.isfinite(joints).all():
+            raise ValueError("the keypoints hold NaN or infinite numbers")
         missing = (joints == -1).all(1)
         outside = ~missing & ((joints < 0) | (joints >= size)).any(1)
         if outside.any():
@@ -80,17 +84,41 @@ def read_map(name: str, source: "Source", image_size: tuple[int, int], n_labels:
     """
     if name == "depth" and source.name.lower().endswith(".npy"):
         with source.open() as file:
-            picture = Image.fromarray(_depth(np.load(file, allow_pickle=False)))
-    else:
-        with source.open() as file, Image.open(file) as opened:
-            opened.load()
-            if name == "depth":
-                picture = Image.fromarray(_depth(np.asarray(opened)))
-            else:
-                picture = opened.convert("RGB") if name == "pose" else _mask(opened, n_labels)
-    if picture.size != image_size:
-        raise ValueError(f"{name} is {picture.size}, its image {image_size} (width, height)")
-    return picture
+            return Image.fromarray(_depth(_read_npy(file, image_size)))
+    with source.open() as file, open_picture(file) as opened:
+        _check_size(name, upright_size(opened), image_size)  # a PNG alone is decoded already
+        picture = upright(opened)
+        if name == "depth":
+            return Image.fromarray(_depth(np.asarray(picture)))
+        return picture.convert("RGB") if name == "pose" else _mask(picture, n_labels)
+
+
+def _check_size(name: str, size: tuple[int, int], image_size: tuple[int, int]) -> None:
+    if size != image_size:
+        raise ValueError(f"{name} is {size}, its image {image_size} (width, height)")
+
+
+def _read_npy(file: BinaryIO, image_size: tuple[int, int]) -> npt.NDArray[Any]:
+    """A depth map [H, W], or [H, W, 4] of bytes; what the header promises is compared with the image first.
+
+    Raises:
+        ValueError: another shape or type, or fewer bytes than the header promises.
+    """
+    major, _ = np.lib.format.read_magic(file)
+    read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}.get(major)
+    if read_header is None:
+        raise ValueError(f"it is .npy of version {major}, which arrays of numbers do not need")
+    try:
+        shape, is_fortran, dtype = read_header(file)
+    except (MemoryError, RecursionError):  # of the parser, whose stack is its own
+        raise ValueError("its header is broken") from None
+    if dtype.kind not in "biuf" or len(shape) not in (2, 3):
+        raise ValueError(f"depth map has shape {shape} of {dtype}, wanted numbers [H, W]")
+    _check_size("depth", (shape[1], shape[0]), image_size)
+    if len(shape) == 3 and (shape[2] != 4 or dtype != np.uint8):
+        raise ValueError(f"depth map has shape {shape}, wanted grey or float32 packed in RGBA")
+    data = file.read(math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
 def _mask(opened: Image.Image, n_labels: int) -> Image.Image:

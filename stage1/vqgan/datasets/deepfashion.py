@@ -1,6 +1,7 @@
 """`deepfashion`: the in-shop pose benchmark, photos with keypoints."""
 
 import csv
+import io
 from pathlib import Path
 
 from vqgan.datasets.base import Item, Split
@@ -42,8 +43,10 @@ def _read_keypoints(root: Path, folder: str) -> dict[str, Keypoints]:
     path = next((path for path in choices if path.is_file()), None)
     if path is None:
         raise InputError(f"{choices[0]} is missing: it holds the keypoints (name:keypoints_y:keypoints_x)")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file, delimiter=":")
+    # Names in another encoding stay the bytes that they are in the folder.
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=":")
+    try:
         if not set(reader.fieldnames or ()) >= _FIELDS:
             raise InputError(f"{path} starts with {reader.fieldnames}: wanted the header name:keypoints_y:keypoints_x")
         return {
@@ -52,3 +55,5 @@ def _read_keypoints(root: Path, folder: str) -> dict[str, Keypoints]:
             )
             for row in reader
         }
+    except csv.Error as error:
+        raise InputError(f"{path}, after line {reader.line_num}: {error}: remove the line") from error

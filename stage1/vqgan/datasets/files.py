@@ -1,12 +1,13 @@
 """Where the bytes of an image lie, and how folders of them are listed. Nothing here decodes a picture."""
 
-import contextlib
+import gzip
 import io
 import os
 import re
+import stat
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, TypeVar
@@ -17,12 +18,47 @@ from vqgan.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAP_SUFFIXES = frozenset({".npy", ".pfm", ".png"})
+_MAX_LABELS = 1_000_000
+_ARCHIVE_BYTES = 512 * 2**20
+"""CIFAR-10 unpacks to 186 MB, ImageNet's development kit to less than 10."""
 _T = TypeVar("_T")
 CONDITIONS = ("segmentation", "depth", "pose")
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val",
 }  # fmt: skip
 """What folders and files call a split → what we call it; of several for one split, the first here is taken."""
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading; a pipe or a device, which may give nothing for ever, is refused.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    file = open(path, "rb", opener=_opener)  # noqa: SIM115 - for the caller
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is no regular file")
+    return file
+
+
+def _opener(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # or opening a pipe waits for a writer
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file beside the images, without a byte order mark.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error}): convert it, for example with iconv -f latin1") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 class Source(Protocol):
@@ -56,7 +92,7 @@ class File:
 
     def open(self) -> BinaryIO:
         """The open file."""
-        return open(self.path, "rb")
+        return open_regular(self.path)
 
     def nbytes(self) -> int:
         """Its size, -1 where it is not there."""
@@ -77,7 +113,7 @@ class Blob:
 
     def open(self) -> BinaryIO:
         """The bytes in memory."""
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.offset)
             data = file.read(self.length)
         if len(data) < self.length:
@@ -103,6 +139,19 @@ class Memory:
     def nbytes(self) -> int:
         """Their number."""
         return len(self.data)
+
+
+def check_label(label: int) -> int:
+    """Return a class label that counts from 0.
+
+    Raises:
+        ValueError: it is negative, or so large that a name for each label would fill the memory.
+    """
+    if not 0 <= label < _MAX_LABELS:
+        raise ValueError(
+            f"label {str(label)[:20]} is too large or negative: labels count from 0 to {_MAX_LABELS - 1:,} without gaps"
+        )
+    return label
 
 
 def make_key(path: str | PurePosixPath) -> str:
@@ -231,18 +280,54 @@ def image_tree(
     return splits
 
 
-@contextlib.contextmanager
-def whole_archive(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar, compressed or not, to read members of in the block.
+def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Name → content of members of a tar, gzipped or not; at most `_ARCHIVE_BYTES` of it are unpacked.
+
+    Args:
+        path: The archive.
+        wanted: Whether a member of this name is to be read.
 
     Raises:
-        InputError: it is cut off or broken, or lacks a member that the block wants.
+        InputError: it is cut off or broken, or unpacks to more.
     """
     try:
-        with tarfile.open(path) as archive:
-            yield archive
-    except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:
+        with open_regular(path) as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            limited = _Limited(gzip.GzipFile(fileobj=file) if packed else file)
+            content = {}
+            with tarfile.open(fileobj=limited, mode="r:") as archive:  # type: ignore[call-overload]
+                for member in archive:
+                    limited.check(member.offset_data + member.size)
+                    data = archive.extractfile(member) if member.isreg() and wanted(member.name) else None
+                    if data is not None:
+                        content[member.name] = data.read()
+            return content
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise InputError(f"{path} cannot be read, is it whole? {error}") from error
+
+
+class _Limited:
+    """The beginning of a file, `_ARCHIVE_BYTES` of it: who reads or seeks behind it learns that it is too large."""
+
+    def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
+        self._file = file
+        self.tell = file.tell
+
+    def read(self, count: int) -> bytes:
+        """The next bytes."""
+        self.check(self.tell() + count)
+        return self._file.read(count)
+
+    def seek(self, place: int) -> int:
+        """Go to a place."""
+        self.check(place)
+        return self._file.seek(place)
+
+    def check(self, place: int) -> None:
+        """Raise OSError for a place behind the limit."""
+        if place > _ARCHIVE_BYTES:
+            raise OSError(f"it unpacks to more than {_ARCHIVE_BYTES:,} bytes, more than any archive that is read whole")
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, Blob]]:
@@ -252,7 +337,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Blob]]:
         InputError: not a tar, or compressed, so that members cannot be read in place.
     """
     try:
-        with tarfile.open(path, "r:") as outer:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as outer:
             yield from _members(path, outer, 0)
     except (tarfile.TarError, OSError) as error:
         raise InputError(
@@ -263,7 +348,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Blob]]:
 def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Blob]]:
     """The members of all tars inside a tar, as (inner tar, name, bytes in place): ImageNet's training archive."""
     try:
-        with tarfile.open(path, "r:") as outer:
+        with open_regular(path) as whole, tarfile.open(fileobj=whole, mode="r:") as outer:
             for member in outer:
                 file = outer.extractfile(member)
                 if file is not None and member.name.endswith(".tar"):

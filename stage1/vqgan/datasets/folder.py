@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import CONDITIONS, SPLIT_NAMES, File, Source, first_of_each, image_tree, make_key
+from vqgan.datasets.files import CONDITIONS, SPLIT_NAMES, File, Source, check_label, first_of_each, image_tree, make_key
 from vqgan.errors import InputError
 
 _COLUMNS = ("image", "label", "split", "key", *CONDITIONS)
@@ -57,7 +57,9 @@ def _file(root: Path, path: object) -> Source:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     import pyarrow as pa
-    from pyarrow import csv, parquet
+    from pyarrow import csv
+
+    from runkit.tables import read_table
 
     try:
         if path.suffix == ".csv":
@@ -65,27 +67,34 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()), strings_can_be_null=True)
             table = csv.read_csv(path, convert_options=as_text)
         else:
-            table = parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+            table = read_table(path, error=InputError)
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is not UTF-8
         raise InputError(f"{path} cannot be read: {error}") from error
     unknown = [name for name in table.column_names if name not in _COLUMNS]
     if "image" not in table.column_names or unknown:
         problem = f"unknown column {unknown[0]!r}" if unknown else "there is no column 'image'"
         raise InputError(f"{path}: {problem}; columns are {', '.join(_COLUMNS)}")
-    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
 def _labels(path: Path, values: list[Any]) -> tuple[list[str], dict[Any, int | None]]:
     """Class names and the label of each value: names are sorted, numbers stand for themselves."""
+    odd = next((value for value in values if not isinstance(value, int | float | str | None)), None)
+    if odd is not None:
+        raise InputError(f"{path.name}: label {odd!r} is neither a number nor a name")
     found = {value for value in values if value not in (None, "")}
     label_of: dict[Any, int | None] = {None: None, "": None}
-    if all(isinstance(value, int) or str(value).isdigit() for value in found):
-        numbers = {value: int(value) for value in found}
-        highest = max(numbers.values(), default=-1)
-        if highest >= 1_000_000:
-            raise InputError(f"{path.name}: label {highest} is too large: labels count from 0 without gaps")
+    if all(isinstance(value, int) or str(value).isdecimal() for value in found):
+        try:
+            numbers = {value: None if str(value) == "-1" else check_label(int(value)) for value in found}
+        except ValueError as error:
+            raise InputError(f"{path.name}: {error}") from error
+        highest = max((number for number in numbers.values() if number is not None), default=-1)
         names = [str(number) for number in range(highest + 1)]
         return names, label_of | numbers
-    names = sorted(str(value) for value in found)
-    return names, label_of | {value: names.index(str(value)) for value in found}
+    names = sorted({str(value) for value in found})
+    place_of = {name: place for place, name in enumerate(names)}
+    return names, label_of | {value: place_of[str(value)] for value in found}

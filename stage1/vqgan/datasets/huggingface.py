@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +9,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-from pyarrow import ipc, parquet
+from pyarrow import ipc
 
+from runkit.jsonfiles import parse_json
+from runkit.tables import check_rows, check_table, open_table
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import files_of_splits, make_key
+from vqgan.datasets.files import check_label, files_of_splits, make_key, open_regular
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Cell:
             return io.BytesIO(data)
         if path is None:
             raise OSError("the cell is empty")
-        return Path(self.path).parent.joinpath(path).open("rb")
+        return open_regular(Path(self.path).parent / path)
 
     def nbytes(self) -> int:
         """Size of the whole file: that of a cell is not known without reading it."""
@@ -71,10 +72,12 @@ def huggingface(root: Path) -> dict[str, Split]:
         for path in paths:
             try:
                 schema, groups = _describe(root / path)
-            except (pa.ArrowException, OSError) as error:
+                names = names or _class_names(root / path, schema)
+                items.setdefault(split, []).extend(_items(root, path, schema, groups))
+            except InputError:
+                raise
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise InputError(f"{root / path} cannot be read: {error}") from error
-            names = names or _class_names(schema)
-            items.setdefault(split, []).extend(_items(root, path, schema, groups))
     return {split: Split(found, names) for split, found in items.items()}
 
 
@@ -95,7 +98,7 @@ def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[It
             yield Item(
                 key=f"{make_key(path)}/{first + row:07d}",
                 image=cells[images[0]],
-                label=number if number is not None and number >= 0 else None,
+                label=check_label(number) if number is not None and number >= 0 else None,
                 conditions={_CONDITIONS[name]: cell for name, cell in cells.items() if name in _CONDITIONS},
             )
         first += rows
@@ -104,20 +107,25 @@ def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[It
 def _is_image(field: Any) -> bool:
     if pa.types.is_struct(field.type):
         return {"bytes", "path"} <= {part.name for part in field.type}
-    return field.name in ("image", "img", "jpg", "png") and pa.types.is_binary(field.type)
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    return field.name in ("image", "img", "jpg", "png") and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _class_names(schema: Any) -> list[str]:
+def _class_names(path: Path, schema: Any) -> list[str]:
     """Names of a ClassLabel in the features that the datasets library writes beside the schema."""
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return next((list(features[name].get("names", ())) for name in _LABELS if name in features), [])
+    value = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), path, InputError)
+    for step in ("info", "features"):
+        value = value.get(step) if isinstance(value, dict) else None
+    features = [value[name] for name in _LABELS if name in value] if isinstance(value, dict) else []
+    names = features[0].get("names") if features and isinstance(features[0], dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _describe(path: Path) -> tuple[Any, list[int]]:
     """Schema, and rows of each group."""
-    if path.suffix == ".parquet":
-        file = parquet.ParquetFile(path)
-        rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+    if path.suffix.lower() == ".parquet":
+        metadata = check_table(path, InputError)
+        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if max(rows, default=0) > _LARGE_GROUP:
             log.warning(
                 "%s has row groups of %d images, each of which is decoded whole for one image: write it anew with "
@@ -125,14 +133,21 @@ def _describe(path: Path) -> tuple[Any, list[int]]:
                 path,
                 max(rows),
             )
-        return file.schema_arrow, rows
+        return open_table(path, metadata).schema_arrow, rows
     schema, batches = _arrow(str(path))
+    check_rows(path, sum(batch.num_rows for batch in batches), InputError)
     return schema, [batch.num_rows for batch in batches]
+
+
+@functools.lru_cache(maxsize=64)  # with row groups by the thousand a check takes longer than reading one
+def _metadata(path: str) -> Any:
+    return check_table(Path(path), InputError)
 
 
 @functools.lru_cache(maxsize=64)
 def _arrow(path: str) -> tuple[Any, list[Any]]:
     """Schema and memory-mapped batches of Arrow, of the file or of the stream format."""
+    open_regular(path).close()
     source = pa.memory_map(path)
     try:
         table = ipc.open_file(source).read_all()
@@ -144,6 +159,6 @@ def _arrow(path: str) -> tuple[Any, list[Any]]:
 
 @functools.lru_cache(maxsize=8)
 def _column(path: str, group: int, column: str) -> Any:
-    if path.endswith(".parquet"):
-        return parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(column)
+    if path.lower().endswith(".parquet"):
+        return open_table(Path(path), _metadata(path)).read_row_group(group, columns=[column]).column(column)
     return _arrow(path)[1][group].column(column)

@@ -3,6 +3,8 @@
 import csv
 import io
 import re
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +17,15 @@ from vqgan.datasets.files import (
     image_tree,
     inner_tar_members,
     make_key,
+    read_archive,
+    read_text,
     tar_members,
-    whole_archive,
 )
 from vqgan.errors import InputError
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _DEVKIT = "ILSVRC2012_devkit_t12"
+_MAT_HEADER, _MAT_COMPRESSED, _MAT_BYTES = 128, 15, 64 * 2**20
 SUPER_CLASSES: dict[str, range] = {
     "dog": range(151, 269), "cat": range(281, 286), "frog": range(30, 33), "turtle": range(33, 38),
     "bird": range(80, 101), "primate": range(365, 383), "fish": range(389, 398), "crab": range(118, 122),
@@ -85,8 +89,11 @@ def _validation_synsets(root: Path, keys: Sequence[str]) -> dict[str, str]:
     """Key of each validation image → its synset."""
     listed = root / "LOC_val_solution.csv"
     if listed.is_file():
-        with listed.open(newline="") as file:
-            synset_of = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+        try:
+            rows = csv.DictReader(io.StringIO(read_text(listed), newline=""))
+            synset_of = {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+        except (csv.Error, KeyError, IndexError, AttributeError) as error:
+            raise InputError(f"{listed} is no list of ImageId,PredictionString: {error!r}") from error
     else:
         # By the number in the name: of a val that lacks a picture all later ones would get their neighbours' classes.
         synsets = _synsets_in_order(root)
@@ -104,7 +111,7 @@ def _validation_synsets(root: Path, keys: Sequence[str]) -> dict[str, str]:
 def _synsets_in_order(root: Path) -> list[str]:
     for folder in (root, root / "val"):
         for path in sorted(folder.glob("*validation_synset_labels.txt")) if folder.is_dir() else ():
-            return path.read_text().split()
+            return read_text(path).split()
     truth, meta = (_devkit_file(root, name) for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"))
     if truth is None or meta is None:
         raise InputError(
@@ -113,9 +120,31 @@ def _synsets_in_order(root: Path) -> list[str]:
         )
     from scipy.io import loadmat
 
-    synsets: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    wnid_of = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
-    return [wnid_of[int(number)] for number in truth.split()]
+    try:
+        _check_inflated(meta)
+        synsets: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        numbers = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+        wnid_of = {int(number): str(wnid) for number, wnid in numbers}
+        return [wnid_of[int(number)] for number in truth.split()]
+    except Exception as error:  # the reader of .mat raises whatever the bytes provoke
+        raise InputError(f"{_DEVKIT} cannot be read: {error!r}") from error
+
+
+def _check_inflated(mat: bytes) -> None:
+    """Refuse a .mat whose compressed parts would fill the memory.
+
+    Raises:
+        ValueError: one inflates to more than `_MAT_BYTES`.
+    """
+    place = _MAT_HEADER
+    while place + 8 <= len(mat):
+        kind, nbytes = struct.unpack_from("<II", mat, place)
+        if kind == _MAT_COMPRESSED:
+            inflater = zlib.decompressobj()
+            inflater.decompress(mat[place + 8 : place + 8 + nbytes], _MAT_BYTES)
+            if inflater.unconsumed_tail:
+                raise ValueError(f"meta.mat inflates to more than {_MAT_BYTES:,} bytes")
+        place += 8 + nbytes
 
 
 def _devkit_file(root: Path, name: str) -> bytes | None:
@@ -123,9 +152,8 @@ def _devkit_file(root: Path, name: str) -> bytes | None:
     if unpacked.is_file():
         return unpacked.read_bytes()
     if (root / f"{_DEVKIT}.tar.gz").is_file():
-        with whole_archive(root / f"{_DEVKIT}.tar.gz") as archive:
-            file = archive.extractfile(f"{_DEVKIT}/data/{name}")
-            return file.read() if file else None
+        inside = f"{_DEVKIT}/data/{name}"
+        return read_archive(root / f"{_DEVKIT}.tar.gz", lambda member: member == inside).get(inside)
     return None
 
 

@@ -1,17 +1,18 @@
 """`webdataset`: tar shards of images, read in place."""
 
-import json
 import posixpath
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from runkit.jsonfiles import parse_json
 from vqgan.datasets.base import Item, Split
 from vqgan.datasets.files import (
     IMAGE_SUFFIXES,
     MAP_SUFFIXES,
     Source,
+    check_label,
     files_of_splits,
     make_key,
     tar_members,
@@ -75,8 +76,8 @@ def _label(path: Path, base: str, parts: dict[str, Source]) -> int | None:
                 value = file.read().decode()
         elif "json" in parts:
             with parts["json"].open() as file:
-                content = json.load(file)
+                content = parse_json(file.read(), base)
             value = content.get("label", content.get("cls"))
-        return None if value is None else int(value)
-    except (ValueError, AttributeError, TypeError) as error:
+        return None if value is None else check_label(int(value))
+    except (ValueError, AttributeError, TypeError, OverflowError, OSError) as error:
         raise InputError(f"{path}: label of {base} is {value!r}: wanted a number ({error})") from error

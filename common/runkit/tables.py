@@ -1,0 +1,138 @@
+"""Reading Parquet files that may be damaged or hostile: none becomes much more in memory than its own size.
+
+A value that is repeated costs a Parquet file a few bits each time, and memory its whole size. Texts and bytes are
+therefore read as dictionaries, which hold a repeated value once, and counted before they are decoded.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
+
+from runkit.errors import UserError
+
+_FREE_BYTES = 256 * 2**20
+_FACTOR = 16
+"""A table, and each column of a row group, may become this many times the file's size, or `_FREE_BYTES`."""
+_FREE_ROWS = 100_000
+"""Rows that a table may have besides one for each byte of its file."""
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+"""Parquet's physical type → bytes of a value."""
+
+
+def check_table(path: Path, error: type[UserError] = UserError) -> Any:
+    """The metadata of a Parquet file whose columns will fit the memory.
+
+    Args:
+        path: The file.
+        error: Class of the error.
+
+    Raises:
+        UserError: it is no regular file or no Parquet file, or what it announces is out of proportion to its size.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise error(f"{path} is no regular file: pass a Parquet file")
+        metadata = parquet.read_metadata(path)
+    except (pa.ArrowException, OSError) as problem:
+        raise error(f"{path} cannot be read: {problem}") from problem
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    check_rows(path, max(metadata.num_rows, sum(group.num_rows for group in groups)), error)
+    leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+    for group in groups:
+        for column, leaf in enumerate(leaves):
+            chunk = group.column(column)
+            width = leaf.length or _WIDTHS.get(leaf.physical_type, 0)
+            nbytes = max(chunk.total_uncompressed_size, chunk.num_values * width)
+            _check_bytes(path, nbytes, f"column {leaf.path}", status.st_size, error)
+    return metadata
+
+
+def open_table(path: Path, metadata: Any) -> parquet.ParquetFile:
+    """A Parquet file whose texts and bytes, in structs and lists too, are read as dictionaries.
+
+    Any of its row groups can be read without further care, as long as its dictionaries are not decoded whole.
+
+    Args:
+        path: The file.
+        metadata: What :func:`check_table` gave.
+    """
+    leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    return parquet.ParquetFile(path, metadata=metadata, read_dictionary=texts)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None, error: type[UserError] = UserError) -> pa.Table:
+    """Read columns of a Parquet file, None for all of them, whole; the result has no dictionaries.
+
+    Raises:
+        UserError: as :func:`check_table`, or it would become more than 16 times its size and 256 MiB.
+    """
+    metadata = check_table(path, error)
+    try:
+        file = open_table(path, metadata)
+        # Group by group: Arrow joins no dictionaries in structs.
+        groups = [file.read_row_group(group, columns) for group in range(file.num_row_groups)]
+        table = pa.concat_tables(groups) if groups else file.read(columns)
+        _check_bytes(path, sum(map(_decoded_bytes, table.itercolumns())), "the table", path.stat().st_size, error)
+        plain = [pa.field(field.name, _plain(field.type), field.nullable, field.metadata) for field in table.schema]
+        return table.cast(pa.schema(plain, table.schema.metadata))
+    except (pa.ArrowException, OSError) as problem:
+        raise error(f"{path} cannot be read: {problem}") from problem
+
+
+def check_rows(path: Path, rows: int, error: type[UserError] = UserError) -> None:
+    """Refuse a table of more rows than a file of its size has, which lists of them would fill the memory."""
+    size = path.stat().st_size
+    if rows > _FREE_ROWS + size:
+        raise error(
+            f"{path} has {rows:,} rows in {size:,} bytes, more than a row for each byte: it is damaged, or was made to "
+            "fill the memory"
+        )
+
+
+def _check_bytes(path: Path, nbytes: int, what: str, size: int, error: type[UserError]) -> None:
+    if nbytes > max(_FREE_BYTES, _FACTOR * size):
+        raise error(
+            f"{path}: {what} would become {nbytes:,} bytes, more than {_FACTOR} times the file's {size:,}: it is "
+            "damaged, or was made to fill the memory"
+        )
+
+
+def _decoded_bytes(values: Any) -> int:
+    """Bytes of a column once its dictionaries are decoded."""
+    if isinstance(values, pa.ChunkedArray):
+        return sum(map(_decoded_bytes, values.chunks))
+    if pa.types.is_dictionary(values.type):
+        lengths = pc.binary_length(values.dictionary).take(values.indices)
+        return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
+    if pa.types.is_struct(values.type):
+        return sum(_decoded_bytes(values.field(index)) for index in range(values.type.num_fields))
+    if _is_list(values.type):
+        return _decoded_bytes(values.flatten())
+    return int(values.nbytes)
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _plain(kind: Any) -> Any:
+    """A type without dictionaries."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(part.name, _plain(part.type), part.nullable) for part in kind])
+    if _is_list(kind):
+        part = pa.field(kind.value_field.name, _plain(kind.value_type), kind.value_field.nullable)
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(part, kind.list_size)
+        return pa.large_list(part) if pa.types.is_large_list(kind) else pa.list_(part)
+    return kind

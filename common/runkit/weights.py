@@ -1,0 +1,188 @@
+"""Reading files of weights that may be damaged or hostile; torch is imported when a file is read.
+
+A pickle is a program, and torch's weights-only unpickler runs the harmless part of that language. What is read here is
+less still: containers and tensors, with inert stand-ins for the classes of a few packages that training checkpoints
+mention. Nothing of a file is executed, and no file makes much more of itself in memory than its own size.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from runkit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PLAIN = frozenset(
+    {
+        "builtins.set", "collections.Counter", "collections.OrderedDict", "torch.Size", "torch.device",
+        "torch.nn.parameter.Parameter", "torch.storage.UntypedStorage", "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
+    }
+)  # fmt: skip
+"""What a pickle may name: containers and tensors. Of what torch allows besides, `_codecs.encode` can double a string
+again and again, and others allocate what they are asked for."""
+_STAND_INS = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "taming", "ldm")
+"""Packages whose classes a training checkpoint may mention; instances of them become inert."""
+_NESTED = ("state_dict", "model")
+"""Where Lightning's and torchvision's training checkpoints have the weights."""
+_LEGACY_PICKLES = 5
+"""Magic number, protocol, system, the object, its storages: what torch wrote before 1.6, with raw bytes after them."""
+_ZIP = b"PK\x03\x04"
+"""How the format since torch 1.6 starts, which is what torch tells the two by."""
+_FREE_BYTES = 64 * 2**20
+_FACTOR = 4
+"""A file may become this many times its size, or `_FREE_BYTES`. torch compresses nothing, and weights that layers share
+count once for each layer."""
+
+
+class _Inert:
+    """Takes the place of a class that the file mentions: accepts anything, does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def load_weights(path: Path, error: type[UserError] = UserError) -> dict[str, Tensor]:
+    """The tensors of a file that torch (either format) or safetensors wrote, on the CPU; nothing in it is executed.
+
+    Args:
+        path: The file: a state dict, or a checkpoint that has one as "state_dict" or "model".
+        error: Class of the error.
+
+    Raises:
+        UserError: no such file, no weights, a file that mentions a class that has no place in weights, or one that
+            would become larger than 4 times its size and 64 MiB.
+    """
+    if not path.is_file():
+        raise error(f"{path} does not exist: pass the path of a file of weights, such as last.ckpt")
+    try:
+        data = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except MemoryError:
+        raise error(f"{path} cannot be read as plain weights: there is too little memory for what it holds") from None
+    except Exception as problem:  # the readers raise whatever the bytes provoke
+        reason = (str(problem) or repr(problem)).splitlines()[0]
+        raise error(f"{path} cannot be read as plain weights: {reason}") from problem
+    return _tensors(path, data, error)
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _read_pickle(path: Path) -> Any:
+    import torch
+
+    names = {name for pickle in _pickles(path) for name in _names_in(pickle)}
+    dtypes = {str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    stand_ins = {name for name in names if name.split(".")[0] in _STAND_INS}
+    hostile = {
+        name
+        for name in names - _PLAIN - dtypes - stand_ins
+        if not (name.startswith("torch.") and name.endswith("Storage") and name.count(".") == 1)
+    }
+    if hostile:
+        raise ValueError(
+            f"it names {', '.join(sorted(hostile))}, which no weights need. Nothing of it was run: "
+            "use a file from a source that you trust"
+        )
+    inert: list[Any] = [(type(name.rsplit(".", 1)[-1], (_Inert,), {}), name) for name in stand_ins]
+    with torch.serialization.safe_globals(inert):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _pickles(path: Path) -> Iterator[IO[bytes]]:
+    """The file's pickles, each to be read to its end before the next is asked for."""
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            file.seek(0)
+            for _ in range(_LEGACY_PICKLES):
+                yield file
+            return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        _check_size(path, sum(member.file_size for member in members))
+        # Bytes before the first member would let torch's reader find another table of contents than this one.
+        if min((member.header_offset for member in members), default=0) > 0:
+            raise ValueError("something stands before its first record")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                yield io.BytesIO(archive.read(member))
+
+
+def _names_in(pickle: IO[bytes]) -> Iterator[str]:
+    """Classes and functions that a pickle names."""
+    for operation, argument, _ in pickletools.genops(pickle):
+        if operation.name == "GLOBAL":
+            yield str(argument).replace(" ", ".").replace("__builtin__.", "builtins.")
+        elif operation.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
+            raise ValueError(f"it has the operation {operation.name}, which torch never writes. Nothing of it was run")
+
+
+def _check_size(path: Path, nbytes: int) -> None:
+    size = path.stat().st_size
+    if nbytes > max(_FREE_BYTES, _FACTOR * size):
+        raise ValueError(
+            f"its {size:,} bytes would become {nbytes:,}, more than {_FACTOR} times as many: it is damaged, or was "
+            "made to fill the memory"
+        )
+
+
+def _tensors(path: Path, data: Any, error: type[UserError]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, checked to be plain ones that take no more memory than the file may."""
+    import torch
+
+    for name in _NESTED:
+        if isinstance(data, Mapping) and isinstance(data.get(name), Mapping):
+            data = data[name]
+            break
+    if not isinstance(data, Mapping) or not data:
+        raise error(f"{path} holds no state_dict of tensors: is it a model's checkpoint?")
+    for name, value in data.items():
+        plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or not isinstance(name, str):
+            kind = type(value).__name__
+            raise error(f"{path} holds no state_dict of tensors ({name!r} is a {kind}): is it a model's checkpoint?")
+    try:
+        # Not the storages' sizes: a tensor of stride 0 is larger than its storage.
+        _check_size(path, sum(value.numel() * value.element_size() for value in data.values()))
+    except ValueError as problem:
+        raise error(f"{path} cannot be read as plain weights: {problem}") from None
+    return {name: value.detach() for name, value in data.items()}
+
+
+def download_weights(url: str, *, sha256: str = "", otherwise: str, error: type[UserError] = UserError) -> Path:
+    """The file of a URL in torch's cache, downloaded where it is not there. What is there is not trusted any more.
+
+    Args:
+        url: Where it is published.
+        sha256: First hex digits of its hash, checked after a download.
+        otherwise: What to do without a download other than to put the file into the cache, for the message.
+        error: Class of the error.
+
+    Raises:
+        UserError: it could not be downloaded.
+    """
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), sha256 or None, progress=False)
+        except (OSError, RuntimeError) as problem:
+            raise error(
+                f"{path.name} could not be downloaded ({problem}): put the file into {path.parent}, or {otherwise}"
+            ) from problem
+    return path
