@@ -24,6 +24,7 @@ from codeshards.format.files import atomic_write, atomic_write_json, compact_jso
 from codeshards.format.schema import FORMAT_VERSION, check_keys
 from codeshards.format.store import Store, Where, open_store
 from runkit.names import plain_name
+from runkit.tables import read_table
 
 PLAN_FILE = "plan.json"
 SAMPLES_FILE = "samples.parquet"
@@ -299,9 +300,12 @@ def _write_samples(plan: Plan, path: Store) -> None:
 def _read_samples(path: Store, counts: Mapping[str, int]) -> dict[str, Any]:
     """Split → its keys; plan.json says how many and the hash says whether they are the right ones."""
     try:
-        with path.open() as file:
-            table = pq.read_table(file, schema=SAMPLES_SCHEMA)
-    except (OSError, pa.ArrowException) as error:
+        if path.local is not None:
+            table = read_table(path.local, error=ShardError).cast(SAMPLES_SCHEMA)
+        else:
+            with path.open() as file:
+                table = pq.read_table(file, schema=SAMPLES_SCHEMA)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ShardError(f"{path} cannot be read ({error})") from error
     return {
         split: table.filter(pc.field("split") == split)["key"].combine_chunks()[:count]
