@@ -1,11 +1,13 @@
 """One self-contained HTML page about a run: data, reconstructions, codebook, curves, orders, samples."""
 
 import base64
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from codeprior.checkpoint import RunConfig
@@ -15,8 +17,10 @@ from imagepriors.decode import decoded_at, draw_samples, read_rows, sample_grid
 from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, png_bytes, usage_figure
 from runkit.folders import check_apart, check_publish, publish
 from runkit.jsonfiles import parse_json
-from vqgan.datasets import open_splits, spread
+from vqgan.datasets import Split, open_splits, spread
+from vqgan.errors import InputError
 
+log = logging.getLogger(__name__)
 _SHOWN = 12
 
 
@@ -113,7 +117,7 @@ def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDa
         raise ShardError(
             f"{missing[0]!r} of {run / 'shards'} is no picture of {data}: pass the --dataset and --data of the shards"
         )
-    originals = [split.read(index_of[key], decoded.shape[1]).image for key in batch["key"]]
+    originals = [_original(split, index_of[key], decoded.shape[1]) for key in batch["key"]]
     tiles = np.concatenate([np.stack(originals), decoded])
     above = picture_grid(tiles, len(originals), scale=max(1, 96 // tiles.shape[1]))
     files = {"reconstructions.png": png_bytes(above)}
@@ -123,6 +127,15 @@ def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDa
     grid = shards.spec.image
     text = f"Validation pictures above, below them what {grid.height}×{grid.width} codes keep of each."
     return {"title": "Reconstructions and codebook", "text": text, "files": files}
+
+
+def _original(split: Split, index: int, size: int) -> npt.NDArray[np.uint8]:
+    """A picture [size, size, 3]; grey where it cannot be read any more."""
+    try:
+        return split.read(index, size).image
+    except InputError as error:
+        log.warning("left out: %s", error)
+        return np.full((size, size, 3), 128, np.uint8)
 
 
 def _curve_sections(run: Path, priors: list[Path]) -> list[dict[str, Any]]:
