@@ -81,9 +81,9 @@ def check_writable(path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temp = temp_beside(path)
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    temp = temp_beside(there / path.name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         temp.touch(exist_ok=False)
         temp.unlink()
     except OSError as error:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from imagepriors.config import EvaluateConfig
+from runkit.files import check_writable
 from vqgan.checkpoint import write_json
 from vqgan.datasets import Split, open_splits, spread
 from vqgan.errors import InputError
@@ -140,6 +141,7 @@ def evaluate_tokenizer(
     Raises:
         InputError: no tokenizer or data there, or weights that are missing.
     """
+    check_writable(out)  # before anything that takes long
     device = pick_device(config.device)
     tokenizer = Tokenizer.load(tokenizer_folder, device=config.device)
     split = open_splits(dataset, data)[config.split]
@@ -189,7 +191,6 @@ def evaluate_tokenizer(
         "grid": [net.grid, net.grid],
         "codebook_size": net.codebook_size,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
     return report
 

@@ -26,6 +26,8 @@ from imagepriors.config import EvaluatePriorConfig
 from imagepriors.decode import decoded_at, draw_samples, load_shard_tokenizer, some_rows
 from imagepriors.evaluate import Lite0Features, frechet_distance, inception_weights, lite0_features
 from imagepriors.faithfulness import MEASURES, TAUGHT, Reader, derangement
+from runkit.files import check_writable
+from runkit.jsonfiles import finite_or_none
 from vqgan.datasets import open_splits, spread
 
 Pictures = npt.NDArray[Any]
@@ -61,7 +63,8 @@ def evaluate_prior(
     """
     if config.n < 2:
         raise ShardError(f"n is {config.n}: distances want many samples, two at least")
-    check_features(config)  # before anything that takes long
+    check_writable(out)  # before anything that takes long
+    check_features(config)
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     dataset_of_codes = ShardDataset.open(shards)
     check_shards(dataset_of_codes, sequence)
@@ -84,8 +87,7 @@ def evaluate_prior(
         "condition": sequence.condition,
         "tokenizer": sequence.fingerprint,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(out, report)
+    atomic_write_json(out, finite_or_none(report))
     return report
 
 

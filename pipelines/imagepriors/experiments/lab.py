@@ -34,14 +34,13 @@ from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
 from imagepriors.presets import load_preset
 from imagepriors.report import curve
-from vqgan.checkpoint import load_config
+from vqgan.checkpoint import FREE_TO_CHANGE, load_config
 from vqgan.config import TrainConfig, from_dict
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
 from vqgan.palette import fit_palette
 from vqgan.tokenizer import Tokenizer
 from vqgan.train import train
-from vqgan.trainer import FREE_TO_CHANGE
 
 log = logging.getLogger(__name__)
 
