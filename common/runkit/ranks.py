@@ -39,26 +39,26 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def from_first(work: Callable[[], _T]) -> _T:
+def from_first(work: Callable[[], _T], error: type[UserError] = UserError) -> _T:
     """What `work` returns on rank 0, on all ranks; the others do not call it.
 
     Args:
         work: Returns something that can be pickled.
+        error: Class of the error.
 
     Raises:
-        UserError: rank 0's, on every rank.
+        UserError: rank 0's, with the same message on every rank.
     """
-    if world() == 1:
-        return work()
-    found: list[Any] = [None, None]
+    found: list[Any] = [None, ""]
     if rank() == 0:
         try:
             found[0] = work()
-        except UserError as error:
-            found[1] = error
-    dist.broadcast_object_list(found, src=0)
-    if found[1] is not None:
-        raise found[1]
+        except UserError as refusal:
+            found[1] = str(refusal)
+    if world() > 1:
+        dist.broadcast_object_list(found, src=0)
+    if found[1]:
+        raise error(found[1])
     answer: _T = found[0]
     return answer
 

@@ -134,21 +134,21 @@ def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str,
     again.
 
     Raises:
-        InputError: bad data or a config that contradicts the run; the loss is not finite.
-        UserError: another process trains in `run`, or it holds files of these names that no training has made.
+        InputError: bad data or a config that contradicts the run; the loss is not finite; another process
+            trains in `run`, or it holds files of these names that no training has made.
         SystemExit: (143) stopped by SIGTERM, after a checkpoint.
         KeyboardInterrupt: stopped by Ctrl-C, after a checkpoint.
     """
     with distributed.process_group(), contextlib.ExitStack() as stack, _stop_signals() as stop:
         if config.model.modality != "rgb":
             splits = {name: split.having(config.model.modality) for name, split in splits.items()}
-        summary = distributed.from_first(lambda: checkpoint.finished_summary(run, config))
+        summary = distributed.from_first(lambda: checkpoint.finished_summary(run, config), InputError)
         if summary is not None:
             log.info("%s is complete", run)
             return summary
         trainer = Trainer(config)
-        distributed.from_first(lambda: stack.enter_context(_held(run)))
-        found = distributed.from_first(lambda: _starting_point(trainer, run))
+        distributed.from_first(lambda: stack.enter_context(_held(run)), InputError)
+        found = distributed.from_first(lambda: _starting_point(trainer, run), InputError)
         if found is not None:
             trainer.restore(found)
             log.info("continuing %s from step %d", run, trainer.step_done)

@@ -386,7 +386,7 @@ def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: 
         The summary, which is also RUN/summary.json. A run that is complete already is not run again.
 
     Raises:
-        UserError: the dataset, the config or the earlier run in `out` does not allow it; another process trains in
+        ShardError: the dataset, the config or the earlier run in `out` does not allow it; another process trains in
             `out`; or `out` holds files of these names that no training has made.
         SystemExit, KeyboardInterrupt: stopped by SIGTERM or Ctrl-C, after a checkpoint.
     """
@@ -394,13 +394,14 @@ def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: 
         dataset, out = ShardDataset.open(shards), Path(out)
         sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)
         run = ckpt.RunConfig(train=config, sequence=sequence, data=dataset.fingerprint)
-        summary = distributed.from_first(lambda: ckpt.finished_summary(out, run) if resume else None)
+        summary = distributed.from_first(lambda: ckpt.finished_summary(out, run) if resume else None, PriorError)
         if summary is not None:
             logger.info("%s is complete", out)
             return summary
-        distributed.from_first(lambda: stack.enter_context(_held(out)))
+        distributed.from_first(lambda: stack.enter_context(_held(out)), PriorError)
         trainer = Trainer(run, dataset, out)
-        return _train(Run(trainer, dataset), distributed.from_first(lambda: _starting_point(trainer, resume)))
+        saved = distributed.from_first(lambda: _starting_point(trainer, resume), PriorError)
+        return _train(Run(trainer, dataset), saved)
 
 
 def _held(out: Path) -> contextlib.AbstractContextManager[None]:
