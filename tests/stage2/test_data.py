@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -237,13 +238,19 @@ def test_a_flipped_byte_is_never_decoded(make_dataset, formats: tuple[str, ...])
     assert memory_map(dataset, "val", "codes_zcurve").shape == (50, 16)
 
 
-def test_a_cut_off_cache_is_refused(make_dataset) -> None:
+def test_a_damaged_cache_is_named_and_deleting_it_helps(make_dataset) -> None:
     dataset = make_dataset()
     memory_map(dataset, "train", "codes_zcurve")
     (cache,) = (dataset.path / ".cache").local.glob("train-*.npy")
-    cache.write_bytes(cache.read_bytes()[:-8])
-    with pytest.raises(PriorError, match="is damaged"):
-        memory_map(dataset, "train", "codes_zcurve")
+    column, content = memory_map(dataset, "train", "codes_zcurve").copy(), cache.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 4
+    for damaged in (content[:-8], bytes(flipped), content[:20], b""):
+        cache.write_bytes(damaged)
+        with pytest.raises(PriorError, match=f"{cache} is damaged .* delete the file and try again"):
+            memory_map(dataset, "train", "codes_zcurve")
+    cache.unlink()
+    assert (memory_map(dataset, "train", "codes_zcurve") == column).all()
 
 
 @pytest.mark.parametrize(("column", "size"), [("codes_zcurve", 16), ("cond_segmentation", 6)])
@@ -252,7 +259,8 @@ def test_a_code_beyond_its_codebook_is_named(make_dataset, column: str, size: in
     sequence = sequence_from_dataset(dataset, "zcurve", "segmentation")
     memory_map(dataset, "train", column)
     (cache,) = (dataset.path / ".cache").local.glob(f"train-{column}-*.npy")
-    cache.write_bytes(cache.read_bytes()[:-2] + b"\xff\xff")
+    content = cache.read_bytes()[:-34] + b"\xff\xff"
+    cache.write_bytes(content + hashlib.sha256(content).digest())
     data = CodeData.open(dataset, "train", sequence)
     checked(data.take(slice(0, 10)), sequence)
     with pytest.raises(PriorError, match=rf"{column} holds the code 65535, its codebook 0 … {size - 1}: verify"):
