@@ -16,7 +16,6 @@ RUN/
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -280,9 +279,3 @@ def load_summary(run: Path) -> dict[str, Any] | None:
     except DamagedError as error:
         logger.warning("%s: the run counts as unfinished", error)
         return None
-
-
-def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Add one line to a .jsonl file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value) + "\n")

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
 
-from codeshards.format import CONDITION_NAMES, OrderName, ShardError, ShardSpec, order
+from codeshards.format import CONDITION_NAMES, MAX_CODEBOOK_SIZE, OrderName, ShardError, ShardSpec, order
 from codeshards.format.orders import Permutation
 from runkit.configs import check_fields
 
@@ -219,6 +219,11 @@ class SampleConfig:
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "use at least 1")
 
 
+def _check_grid(height: int, width: int) -> None:
+    for name, side in (("height", height), ("width", width)):
+        _require(1 <= side <= 4096, name, side, "use 1 to 4096")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConditionSpec:
     """One kind of condition tokens: 0 … vocabulary - 1, and -1 for "not given", what guidance needs."""
@@ -233,6 +238,11 @@ class ConditionSpec:
     """Classes, or entries of the condition's codebook."""
     fingerprint: str
     """Identity of the tokenizer that made the condition codes; empty for class."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, PriorError)
+        _check_grid(self.height, self.width)
+        _require(1 <= self.vocabulary <= 2**24, "vocabulary", self.vocabulary, "use 1 to 2**24")
 
     @property
     def length(self) -> int:
@@ -270,6 +280,12 @@ class SequenceSpec:
     """Names of the classes, where class is a condition and the shards have names; else empty."""
     scales: tuple[int, ...] = ()
     """Sides of the coarser grids that come before the full one, ascending (multiscale prior, paper section 3)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, PriorError)
+        _check_grid(self.height, self.width)
+        ok = 1 <= self.codebook_size <= MAX_CODEBOOK_SIZE
+        _require(ok, "codebook_size", self.codebook_size, f"use 1 to {MAX_CODEBOOK_SIZE}")
 
     @property
     def condition(self) -> str:

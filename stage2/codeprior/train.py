@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,12 +28,12 @@ from codeprior.data import CodeData, checked, sequence_from_dataset
 from codeprior.interrupt import GracefulStop
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at
+from codeprior.runlog import RunLog
 from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.trainer import Trainer
 from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ShardDataset, Where
 from runkit.checkpoints import checkpoints, newest_intact, save_checkpoint
-from runkit.files import write_file
 from runkit.folders import held
 
 logger = logging.getLogger(__name__)
@@ -79,51 +79,6 @@ def evaluate(
             total_T += nll_BT.double().sum(dim=0)
     prior.train(was_training)
     return (distributed.total(total_T) / data.rows).cpu().numpy()
-
-
-class RunLog:
-    """metrics.jsonl and TensorBoard curves of one run; ranks other than the first write nothing."""
-
-    def __init__(self, out: Path) -> None:
-        self._path, self._first = out / ckpt.METRICS, distributed.rank() == 0
-        self._board: Any = None
-
-    @property
-    def bytes(self) -> int:
-        """Length of metrics.jsonl."""
-        return self._path.stat().st_size if self._path.exists() else 0
-
-    def begin(self, step: int, length_bytes: int) -> None:
-        """Drop the lines and points after `step`: they tell of steps that are about to be done again."""
-        if not self._first:
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        before = self._path.read_bytes() if self._path.exists() else b""
-        kept = b"".join(line for line in before[:length_bytes].splitlines(keepends=True) if _is_whole(line))
-        if kept != before:
-            write_file(self._path, kept)
-        self._board = SummaryWriter(str(self._path.parent / ckpt.CURVES), purge_step=step + 1)
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """One line, and one point on each curve."""
-        if self._board is not None:
-            ckpt.append_json_line(self._path, {"step": step, **figures})
-            for name, value in figures.items():
-                self._board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush the curves."""
-        if self._board is not None:
-            self._board.close()
-
-
-def _is_whole(line: bytes) -> bool:
-    """Whether a power cut has left a line of the log as it was written."""
-    try:
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
 
 
 class Run:
