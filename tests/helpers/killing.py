@@ -38,7 +38,7 @@ def killed_at(at: int, folder: Path, preload: str, work: Callable[..., Any], *ar
         Operations that were counted.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
+    context.set_forkserver_preload([preload, "torch.utils.tensorboard"])
     found = context.Value("i", 0)
     process = context.Process(target=_watched, args=(str(folder), at, found, work, arguments))
     process.start()

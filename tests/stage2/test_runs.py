@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import shutil
 import signal
@@ -112,8 +111,8 @@ def test_a_complete_run_needs_no_lock(dataset: ShardDataset, run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["best/x.txt", "checkpoints/step-00000001/x", "tensorboard/x", "metrics.jsonl", "config.json", "summary.json",
-             "model.safetensors", "non-finite-step-00000001/x"],
+    "name", ["best/x.txt", "checkpoints/step-00000001/x", "tensorboard/x", "metrics.jsonl", "config.json",
+             "summary.json", "model.safetensors", "non-finite-step-00000001/x"],
 )  # fmt: skip
 @pytest.mark.parametrize("resume", [True, False])
 def test_what_no_training_made_is_refused_untouched(dataset, tmp_path: Path, name: str, resume: bool) -> None:
@@ -269,13 +268,11 @@ def test_a_flipped_bit_or_nan_in_weights_is_named_where_they_are_used(run: Path,
     with pytest.raises(PriorError, match=r"model\.safetensors (is damaged|cannot be read)"):
         load_prior(run)
     damaged(run / "best" / "model.safetensors", "nan")
-    with pytest.raises(
-        PriorError, match=r"best/model\.safetensors: position_embedding\.weight has values that are NaN"
-    ):
+    with pytest.raises(PriorError, match=r"best/model\.safetensors: position_embedding\.weight has values"):
         load_prior(run / "best")
 
 
-def test_a_full_disk_or_a_diverged_run_keeps_earlier_checkpoints(dataset, tmp_path: Path, monkeypatch) -> None:
+def test_a_diverged_run_keeps_earlier_checkpoints(dataset, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("codeprior.trainer.learning_rate_at", lambda _, step: 1e39 if step == 3 else 1e-3)
     monkeypatch.setattr("codeprior.train.learning_rate_at", lambda *_: 1e-3)
     with pytest.raises(ValueError, match="finite"):
@@ -309,20 +306,23 @@ def test_sizes_that_no_machine_holds_are_refused_at_once(name: str) -> None:
         SequenceSpec(height=4, width=4, codebook_size=10**12, order="row_major", fingerprint="")
 
 
-def killed_and_resumed(dataset: ShardDataset, run: Path, at: int) -> dict[str, Any]:
-    killed_at(at, run, "codeprior.train", train_prior, TINY, dataset.path, run)
-    train_prior(TINY, dataset.path, run)
-    return picture(run)
+def check_kills(dataset: ShardDataset, finished: Path, folder: Path, sample: int) -> None:
+    """Kill runs at `sample` of their file operations (0: at each), resume them, and compare all that they leave."""
+    whole = folder / "whole"
+    operations = killed_at(0, whole, "codeprior.train", train_prior, TINY, dataset.path, whole)
+    assert picture(whole) == picture(finished)
+    moments = range(1, operations + 1)
+    for at in random.sample(moments, sample) if sample else moments:
+        run = folder / f"run-{at}"
+        killed_at(at, run, "codeprior.train", train_prior, TINY, dataset.path, run)
+        train_prior(TINY, dataset.path, run)
+        assert picture(run) == picture(finished), at
 
 
-def test_a_kill_at_any_file_operation_leaves_the_same_run(
-    dataset: ShardDataset, finished: Path, tmp_path: Path
-) -> None:
-    operations = killed_at(
-        0, tmp_path / "whole", "codeprior.train", train_prior, TINY, dataset.path, tmp_path / "whole"
-    )
-    assert picture(tmp_path / "whole") == picture(finished)
-    assert operations > 50
-    every = os.environ.get("KILL_EVERYWHERE")
-    for at in range(1, operations + 1) if every else random.sample(range(1, operations + 1), 6):
-        assert killed_and_resumed(dataset, tmp_path / f"run-{at}", at) == picture(finished), at
+def test_a_kill_at_a_file_operation_leaves_no_trace(dataset: ShardDataset, finished: Path, tmp_path: Path) -> None:
+    check_kills(dataset, finished, tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_file_operation_leaves_no_trace(dataset: ShardDataset, finished: Path, tmp_path: Path) -> None:
+    check_kills(dataset, finished, tmp_path, 0)
