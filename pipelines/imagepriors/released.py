@@ -44,7 +44,7 @@ def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
         InputError, ShardError: `out` holds a run; the checkpoint or the yaml is not of such a model: the message says
             what does not map.
     """
-    if any((out / name).exists() for name in (SUMMARY, CONFIG, "checkpoints")):
+    if any((out / name).exists() for name in (SUMMARY, CONFIG, WEIGHTS, "checkpoints")):
         raise InputError(f"{out} holds a run already: choose another folder, or remove it")
     params, transformer = _read_project(project)
     if int(transformer.get("n_unmasked", 0)):

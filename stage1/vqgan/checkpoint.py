@@ -28,7 +28,7 @@ from torch import Tensor
 from runkit import checkpoints as stored
 from runkit.checkpoints import FOLDER, UNFINISHED, DamagedError, checkpoints, new_folder, read_object
 from runkit.errors import UserError
-from runkit.files import check_writable, pretty_json, write_file
+from runkit.files import TEMP_MARK, check_writable, pretty_json, write_file
 from runkit.folders import check_publish, publish
 from runkit.jsonfiles import finite_or_none
 from runkit.tensors import check_finite, load_tensors, pack_tensors, save_tensors
@@ -228,8 +228,9 @@ def finished_summary(run: Path, config: TrainConfig) -> dict[str, Any] | None:
 def remove_unfinished(run: Path) -> None:
     """Remove what a killed process left half-written. Call it only from the process that holds the run."""
     stored.remove_unfinished(run, (SUMMARY, CONFIG, WEIGHTS, METRICS), {BEST: BEST_FILES})
-    for temp in run.glob(".model.tmp-*"):  # of earlier versions
-        temp.unlink()
+    for pattern in (f"{PICTURES}/.step-*.png{TEMP_MARK}*", ".model.tmp-[0-9]*"):  # the second is of earlier versions
+        for temp in run.glob(pattern):
+            temp.unlink()
 
 
 def save_best(run: Path, config: TrainConfig, model: VQGAN, figures: Mapping[str, Any]) -> None:

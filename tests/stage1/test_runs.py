@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import random
 import shutil
 import subprocess
@@ -308,6 +309,13 @@ def test_a_model_that_was_changed_since_is_not_replaced(tmp_path):
     with pytest.raises(InputError, match="was changed since: nothing was replaced"):
         publish_model(tmp_path, CONFIG, VQGAN(TINY), "some-command")
     assert (tmp_path / "config.json").read_text() == "mine"
+
+
+def test_figures_that_are_not_finite_cost_no_run(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr("vqgan.metrics.TokenizerMetrics.result", lambda _: {"val_loss": math.nan, "val_usage": 1.0})
+    train(CONFIG, splits, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["val_loss"] is None
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 CONFIGS = (TrainConfig, LossConfig, ModelConfig, EvaluateConfig, EvaluatePriorConfig, AnnotateConfig)

@@ -34,6 +34,7 @@ from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
 from imagepriors.presets import load_preset
 from imagepriors.report import curve
+from runkit.errors import UserError
 from vqgan.checkpoint import FREE_TO_CHANGE, load_config
 from vqgan.config import TrainConfig, from_dict
 from vqgan.datasets import open_splits
@@ -297,7 +298,7 @@ def side_by_side(tasks: Mapping[str, Training], what: str, *, device: Literal["c
                 try:
                     ray.get(done)
                 except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, (ShardError, InputError)) or out_of_memory(error.cause):
+                    if isinstance(error.cause, UserError) or out_of_memory(error.cause):
                         raise ShardError(f"{name}: {error.cause}") from error
                     raise
                 except ray.exceptions.RayError as error:
