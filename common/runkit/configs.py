@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -48,7 +48,8 @@ def _problem(kind: Any, value: Any) -> str | None:
         )
         return None if fits else "give a table of names and values"
     if kind is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        # Compared, not converted: NaN is below nothing, and 10**400 is no float.
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         return None if fits else "choose a finite number"
     if kind is int:
         fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_INT

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
+import logging
 import os
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from runkit.errors import UserError
+
+log = logging.getLogger(__name__)
 
 TEMP_MARK = ".tmp-"
 """Part of the name of a file or folder that is still being written."""
@@ -68,3 +73,65 @@ def sha256_of(path: Path) -> str:
     """sha256 (hex) of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_writable(path: Path) -> None:
+    """Make sure that :func:`write_file` can write a file; call it before the work whose result it is.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    temp = temp_beside(there / path.name)
+    try:
+        temp.touch(exist_ok=False)
+        temp.unlink()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another path") from error
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: choose the path of a file")
+
+
+def remove_made(folder: Path, names: Collection[str]) -> None:
+    """Remove a folder that this process may remove: its files of these names, and then the folder itself.
+
+    It is renamed first, so that a kill leaves no half of it under its name. Where it holds other files too, those are
+    kept in `leftover-NAME` beside it. Links to folders and missing folders are left alone.
+
+    Args:
+        folder: The folder.
+        names: Names (glob patterns) of the files that were written into it.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+
+    def is_made(path: Path) -> bool:
+        return any(fnmatch.fnmatchcase(path.name, name) for name in names) and (path.is_file() or path.is_symlink())
+
+    foreign = sorted(path.name for path in folder.iterdir() if not is_made(path))
+    if foreign:
+        aside = _unused(folder.with_name(f"leftover-{folder.name.lstrip('.')}"))
+        log.warning("%s holds %s, which was not made here: kept in %s", folder, foreign[0], aside)
+    else:
+        aside = folder if folder.name.startswith(".") else temp_beside(folder)
+    if aside != folder:
+        folder.rename(aside)
+    for path in [path for path in aside.iterdir() if is_made(path)]:
+        path.unlink()
+    if not foreign:
+        aside.rmdir()
+
+
+def set_aside(path: Path, name: str) -> Path:
+    """Rename a file or folder within its folder, to `name` or, where that is taken, `name-2` and so on."""
+    aside = _unused(path.with_name(name))
+    path.rename(aside)
+    return aside
+
+
+def _unused(path: Path) -> Path:
+    found, number = path, 1
+    while os.path.lexists(found):
+        number += 1
+        found = path.with_name(f"{path.name}-{number}")
+    return found

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from runkit.configs import check_fields
 from vqgan.config import Device
 from vqgan.errors import InputError
 
@@ -30,7 +31,8 @@ class EvaluateConfig:
     """Device; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        """Check the number."""
+        """Check every field."""
+        check_fields(self, InputError)
         if self.limit < 0:
             raise InputError(f"limit is {self.limit}: choose 0, for all images, or more")
 
@@ -56,7 +58,8 @@ class EvaluatePriorConfig:
     """Sequences at once while the likelihood is computed."""
 
     def __post_init__(self) -> None:
-        """Check every number."""
+        """Check every field."""
+        check_fields(self, InputError)
         for name in ("n", "reader_steps", "batch_size"):
             if getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 2 or more")
@@ -121,13 +124,18 @@ class ExperimentConfig:
     """Workers of the tokenize job; 0: as many as fit."""
 
     def __post_init__(self) -> None:
-        """Check every number."""
+        """Check every field."""
+        check_fields(self, InputError)
         for name in ("seeds", "evaluations", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more")
         for name in ("n", "reader_steps"):
             if getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 2 or more")
+        counts = ("prior_steps", "prior_batch", "pixel_steps", "tokenizer_steps", "tokenizer_batch", "workers")
+        for name in counts:
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}: choose 0, for the default, or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +172,8 @@ class AnnotateConfig:
     """Times that a shard may lose its worker process before the job gives up."""
 
     def __post_init__(self) -> None:
-        """Check every number."""
+        """Check every field."""
+        check_fields(self, InputError)
         for name in ("batch_size", "shard_samples", "threads", "decode_threads", "max_attempts"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more")

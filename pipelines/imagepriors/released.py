@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from safetensors.torch import save_file
 from torch import Tensor
 
 from codeprior.checkpoint import CONFIG, SUMMARY, WEIGHTS, RunConfig
 from codeprior.config import ConditionSpec, SequenceSpec, TrainConfig
 from codeprior.released import prior_from_mingpt
 from codeshards.format import ORDER_NAMES, OrderName, atomic_write_json, order
+from runkit.tensors import save_tensors
 from vqgan.checkpoint import fingerprint
 from vqgan.errors import InputError
 from vqgan.released import import_tokenizer, load_pickled_weights
@@ -44,7 +44,7 @@ def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
         InputError, ShardError: `out` holds a run; the checkpoint or the yaml is not of such a model: the message says
             what does not map.
     """
-    if any((out / name).exists() for name in (SUMMARY, CONFIG, "checkpoints")):
+    if any((out / name).exists() for name in (SUMMARY, CONFIG, WEIGHTS, "checkpoints")):
         raise InputError(f"{out} holds a run already: choose another folder, or remove it")
     params, transformer = _read_project(project)
     if int(transformer.get("n_unmasked", 0)):
@@ -71,7 +71,7 @@ def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
         condition_tokens=range(classes) if classes else [start_token],
     )
     train = TrainConfig(model=prior.config, order=order_name, condition=sequence.condition)
-    save_file(prior.state_dict(), out / WEIGHTS)
+    save_tensors(out / WEIGHTS, prior.state_dict())
     atomic_write_json(
         out / CONFIG, asdict(RunConfig(train=train, sequence=sequence, data=f"imported: {checkpoint.name}"))
     )

@@ -1,61 +1,151 @@
 """Saving and loading: a model is a folder with config.json and model.safetensors; nothing is pickled.
 
-A training checkpoint adds state.safetensors (optimiser tensors, random state) and state.json (counters).
+RUN/
+  checkpoints/           see :mod:`runkit.checkpoints`; config.json is a TrainConfig, and state.safetensors has the
+                         discriminator, the optimisers' tensors and the random state
+  best/                  the tokenizer with the lowest validation loss, and its figures
+  non-finite-step-…/     every rank's batch of the step that failed, and the weights before it
+  reconstructions/       originals above reconstructions
+  metrics.jsonl          and tensorboard/: the same figures as curves
+  model.safetensors      of the finished run
+  config.json
+  summary.json           written last: the run is complete
+  .train-vqgan.lock      held while a process trains here
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from runkit import checkpoints as stored
+from runkit.checkpoints import FOLDER, UNFINISHED, DamagedError, checkpoints, new_folder, read_object
+from runkit.errors import UserError
+from runkit.files import TEMP_MARK, check_writable, pretty_json, write_file
+from runkit.folders import check_publish, publish
+from runkit.jsonfiles import finite_or_none
+from runkit.tensors import check_finite, load_tensors, pack_tensors, save_tensors
 from vqgan.config import TrainConfig, from_dict
 from vqgan.errors import InputError
 from vqgan.model import VQGAN, Palette, build_model
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
+CONFIG, WEIGHTS = stored.CONFIG, stored.WEIGHTS
+SUMMARY, METRICS, CURVES, BEST, PICTURES = "summary.json", "metrics.jsonl", "tensorboard", "best", "reconstructions"
+FIGURES = "figures.json"
+RESERVED = (SUMMARY, CONFIG, WEIGHTS, METRICS, CURVES, BEST, PICTURES, FOLDER, "non-finite-step-*")
+"""Names of what a run writes into its folder, but for hidden files."""
+BEST_FILES = (CONFIG, WEIGHTS, FIGURES, UNFINISHED)
+
+FREE_TO_CHANGE = {
+    "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device", "compile",
+}  # fmt: skip
+"""Fields that a continued run may change: they decide how long and where it runs, not what it computes."""
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(json.dumps(data, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write JSON whole or not at all; numbers that are not finite become null."""
+    write_file(path, pretty_json(finite_or_none(data)))
+
+
+def saved_config(config: TrainConfig) -> dict[str, Any]:
+    """What config.json holds."""
+    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
 
 
 def save_model(folder: Path, config: TrainConfig, model: VQGAN | Palette) -> None:
-    """Write config.json and model.safetensors into `folder`, each atomically, the config last."""
+    """Write config.json and model.safetensors into a folder of ours, each whole or not at all, the config last.
+
+    A folder that a person has named is written by :func:`publish_model`, which replaces nothing foreign.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".model.tmp-{os.getpid()}"
-    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
-    temporary.replace(folder / "model.safetensors")
-    write_json(folder / "config.json", {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)})
+    save_tensors(folder / WEIGHTS, model.state_dict(), InputError)
+    write_json(folder / CONFIG, saved_config(config))
+
+
+def check_model_folder(folder: Path, command: str) -> None:
+    """Make sure that :func:`publish_model` may write a folder; call it before the work.
+
+    Raises:
+        InputError: it holds a model that the command has not made, or cannot be written.
+    """
+    check_files(folder, (WEIGHTS, CONFIG), command)
+
+
+def publish_model(folder: Path, config: TrainConfig, model: VQGAN | Palette, command: str) -> None:
+    """Write config.json and model.safetensors into a folder, in place of those that the same command wrote there.
+
+    Args:
+        folder: The folder; it is made.
+        config: Its `model` is what describes the tokenizer.
+        model: The weights.
+        command: Name of the command.
+
+    Raises:
+        InputError: as :func:`check_model_folder`.
+    """
+    files = {WEIGHTS: pack_tensors(model.state_dict()), CONFIG: pretty_json(saved_config(config))}
+    publish_files(folder, files, command)
+
+
+def check_files(folder: Path, names: tuple[str, ...], command: str) -> None:
+    """Make sure that :func:`publish_files` may write these files; errors as :func:`check_model_folder`."""
+    with _as_input_error():
+        check_publish(folder, names, command)
+        check_writable(folder / CONFIG)
+
+
+def publish_files(folder: Path, files: Mapping[str, bytes], command: str) -> None:
+    """Write files into a folder in place of those that the command wrote there, config.json last."""
+    with _as_input_error():
+        publish(folder, files, command, last=CONFIG)
+
+
+@contextlib.contextmanager
+def _as_input_error() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise InputError(str(error)) from error
 
 
 def load_config(folder: Path) -> TrainConfig:
     """Read a tokenizer's config.
 
     Raises:
-        InputError: the folder holds no tokenizer, or one of another version.
+        InputError: the folder holds no tokenizer, a damaged one, or one of another version.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.is_file():
-        raise InputError(f"no tokenizer in {folder} (config.json is missing): train one with `imagepriors train-vqgan`")
-    data = json.loads(path.read_text())
-    version = data.pop("format_version", None)
+        raise InputError(f"no tokenizer in {folder} ({CONFIG} is missing): train one there, or choose another folder")
+    try:
+        return parse_config(read_object(path), path)
+    except DamagedError as error:
+        raise InputError(str(error)) from error
+
+
+def parse_config(data: Mapping[str, Any], path: Path) -> TrainConfig:
+    """The config that a config.json at `path` holds.
+
+    Raises:
+        InputError: it is of another version, or does not describe a tokenizer.
+    """
+    version, fields = data.get("format_version"), {name: data[name] for name in data if name != "format_version"}
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}, this release reads {FORMAT_VERSION}")
-    config: TrainConfig = from_dict(TrainConfig, data)
+    try:
+        config: TrainConfig = from_dict(TrainConfig, fields)
+    except InputError as error:
+        raise InputError(f"{path} does not describe a tokenizer: {error}") from error
     return config
 
 
@@ -63,14 +153,16 @@ def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette]:
     """Read a tokenizer's config and weights, strictly, in evaluation mode on the CPU.
 
     Raises:
-        InputError: as load_config; or the weights do not fit the config.
+        InputError: as load_config; or the weights are damaged, not finite or do not fit the config.
     """
-    config = load_config(folder)
+    config, path = load_config(folder), folder / WEIGHTS
+    weights = load_tensors(path, InputError)
+    check_finite(weights, path, InputError)
     model = build_model(config.model, config.loss)
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit its {CONFIG}: {error}") from error
     return config, model.eval()
 
 
@@ -78,8 +170,80 @@ def fingerprint(folder: Path) -> str:
     """Identity of a tokenizer: sha256 over its architecture and weights, 16 hex digits."""
     config = load_config(folder)
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config.model), sort_keys=True).encode())
-    digest.update((folder / "model.safetensors").read_bytes())
+    digest.update((folder / WEIGHTS).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def check_same_run(saved: TrainConfig, wanted: TrainConfig, run: Path) -> None:
+    """Refuse to continue a run with another config.
+
+    Raises:
+        InputError: naming every field that decides the result and differs.
+    """
+    before, now = (_flat(dataclasses.asdict(config)) for config in (saved, wanted))
+    changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
+    if changed:
+        parts = ", ".join(f"{name}: {before.get(name)} → {now[name]}" for name in changed)
+        raise InputError(f"{run} was started with another config ({parts}): choose another output folder")
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names, so that a message names the field that differs."""
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this stage has trained in a folder, also in a version that left no lock file."""
+    finished = [folder] if (folder / SUMMARY).is_file() else []
+    for place in (*checkpoints(folder), *finished):
+        try:
+            load_config(place)
+            return True
+        except InputError:
+            continue
+    return False
+
+
+def finished_summary(run: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The summary of a run that has done all its steps and is whole, else None.
+
+    Raises:
+        InputError: it is another run.
+    """
+    if not (run / SUMMARY).exists():
+        return None
+    try:
+        summary, values = read_object(run / SUMMARY), read_object(run / CONFIG)
+        load_tensors(run / WEIGHTS, DamagedError)
+    except DamagedError as error:
+        log.warning("%s: the run is finished again from its last checkpoint", error)
+        return None
+    check_same_run(parse_config(values, run / CONFIG), config, run)
+    return summary if summary.get("steps") == config.steps else None
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what a killed process left half-written. Call it only from the process that holds the run."""
+    stored.remove_unfinished(run, (SUMMARY, CONFIG, WEIGHTS, METRICS), {BEST: BEST_FILES})
+    for pattern in (f"{PICTURES}/.step-*.png{TEMP_MARK}*", ".model.tmp-[0-9]*"):  # the second is of earlier versions
+        for temp in run.glob(pattern):
+            temp.unlink()
+
+
+def save_best(run: Path, config: TrainConfig, model: VQGAN, figures: Mapping[str, Any]) -> None:
+    """Write RUN/best in place of an earlier one, if these figures are better than its."""
+    try:
+        lowest = read_object(run / BEST / FIGURES).get("val_loss")
+    except DamagedError:  # missing, or to be written anew
+        lowest = None
+    if isinstance(lowest, int | float) and not figures["val_loss"] < lowest:
+        return
+    with new_folder(run / BEST, BEST_FILES) as temp:
+        save_model(temp, config, model)
+        write_json(temp / FIGURES, figures)
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -101,30 +265,3 @@ def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: di
                 value = torch.empty_like(like).copy_(value)
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def save_checkpoint(
-    run: Path,
-    step: int,
-    config: TrainConfig,
-    model: VQGAN,
-    tensors: dict[str, Tensor],
-) -> None:
-    """Write RUN/checkpoints/step-NNNNNNNN whole or not at all, then drop all but the newest ones."""
-    folder = run / "checkpoints"
-    temporary = folder / f".step-{step:08d}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_model(temporary, config, model)
-    state = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
-    save_file(state, temporary / "state.safetensors")
-    write_json(temporary / "state.json", {"step": step})
-    final = folder / f"step-{step:08d}"
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    for old in list_checkpoints(run)[: -config.keep_checkpoints]:
-        shutil.rmtree(old)
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from runkit.configs import check_fields
 from vqgan.errors import InputError
 
 Modality = Literal["rgb", "segmentation", "depth", "pose"]
@@ -16,6 +17,10 @@ Device = Literal["auto", "cpu", "cuda"]
 def _require(ok: bool, field_name: str, value: object, remedy: str) -> None:
     if not ok:
         raise InputError(f"{field_name} is {value!r}: {remedy}")
+
+
+_MOST = {"num_res_blocks": 64, "ch": 4096, "z_channels": 65_536, "embed_dim": 65_536, "resolution": 65_536}
+"""Upper bounds, far above real models: a slip of ten millions must not end in an allocation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,20 +53,23 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_fields(self, InputError)
         _require(2 <= self.codebook_size <= 65_536, "codebook_size", self.codebook_size, "choose 2 … 65536")
+        for name, most in _MOST.items():
+            _require(1 <= getattr(self, name) <= most, name, getattr(self, name), f"choose 1 … {most}")
         _require(
-            self.ch > 0 and self.ch % 8 == 0,
+            self.ch % 8 == 0,
             "ch",
             self.ch,
             "choose a multiple of 8 (of 32 from ch 128 on, for GroupNorm)",
         )
-        _require(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "give positive factors")
+        ok = 1 <= len(self.ch_mult) <= 12 and all(1 <= factor <= 64 for factor in self.ch_mult)
+        _require(ok, "ch_mult", self.ch_mult, "give 1 to 12 factors of 1 … 64")
         for width in (self.ch * factor for factor in (1, *self.ch_mult)):
             fits = width < 128 or width % 32 == 0
             _require(fits, "ch", self.ch, f"ch · ch_mult is {width}: from 128 on GroupNorm wants a multiple of 32")
-        _require(self.num_res_blocks > 0, "num_res_blocks", self.num_res_blocks, "choose at least 1")
         _require(
-            self.resolution > 0 and self.resolution % self.factor == 0,
+            self.resolution % self.factor == 0,
             "resolution",
             self.resolution,
             f"choose a multiple of {self.factor}, the downsampling factor of {len(self.ch_mult)} levels",
@@ -128,14 +136,14 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _require(self.beta >= 0, "beta", self.beta, "choose 0 or more")
+        check_fields(self, InputError)
+        for name in ("l2_weight", "perceptual_weight", "beta", "codebook_weight", "disc_weight", "disc_start"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "choose 0 or more")
         _require(0 <= self.codebook_decay < 1, "codebook_decay", self.codebook_decay, "choose a number in [0, 1)")
-        _require(self.perceptual_weight >= 0, "perceptual_weight", self.perceptual_weight, "choose 0 or more")
-        _require(self.disc_weight >= 0, "disc_weight", self.disc_weight, "choose 0 or more")
-        _require(self.disc_start >= 0, "disc_start", self.disc_start, "choose 0 or more")
         _require(self.disc_ramp >= 1, "disc_ramp", self.disc_ramp, "choose 1 or more")
         _require(1 <= self.disc_layers <= 5, "disc_layers", self.disc_layers, "choose 1 … 5")
-        _require(self.disc_ch > 0 and self.disc_ch % 4 == 0, "disc_ch", self.disc_ch, "choose a multiple of 4")
+        ok = 0 < self.disc_ch <= 4096 and self.disc_ch % 4 == 0
+        _require(ok, "disc_ch", self.disc_ch, "choose a multiple of 4 up to 4096")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,6 +201,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        check_fields(self, InputError)
         for name in (
             "batch_size",
             "steps",
@@ -203,6 +212,7 @@ class TrainConfig:
             "reader_threads",
         ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "choose 1 or more")
+        _require(self.reader_threads <= 1024, "reader_threads", self.reader_threads, "choose at most 1024")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "choose numbers in [0, 1)")
         _require(self.eval_images >= 0, "eval_images", self.eval_images, "choose 0 (all) or more")
         _require(self.clip_grad >= 0, "clip_grad", self.clip_grad, "choose 0 (off) or more")

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vqgan.checkpoint import load_model, save_model, write_json
+from runkit.files import pretty_json
+from runkit.tensors import check_finite, load_tensors, pack_tensors
+from vqgan.checkpoint import check_files, check_model_folder, load_model, publish_files, publish_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
 
+_EXPORT, _IMPORT = "export-diffusers", "import-diffusers"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Ours → theirs; the decoder's levels are counted from the other end and are handled apart.
 _RENAMED = (
@@ -72,8 +73,10 @@ def export_diffusers(tokenizer: Path, out: Path) -> Path:
     Codes on the unit sphere are written normalised: the nearest of them is the same for a latent of any length.
 
     Raises:
-        InputError: no tokenizer there, or one that VQModel cannot express.
+        InputError: no tokenizer there, or one that VQModel cannot express; `out` holds files of these names that this
+            function has not written.
     """
+    check_files(out, (_WEIGHTS, "config.json"), _EXPORT)
     config, model = load_model(tokenizer)
     net = config.model
     if net.quantizer not in ("vq", "l2"):
@@ -86,9 +89,8 @@ def export_diffusers(tokenizer: Path, out: Path) -> Path:
         if name == "quantize.embedding.weight" and net.quantizer == "l2":
             value = F.normalize(value, dim=1)
         weights[name] = (value.flatten(1) if _PROJECTION.search(name) else value).contiguous()
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(weights, out / _WEIGHTS, metadata={"format": "pt"})
-    write_json(out / "config.json", _their_config(net))
+    files = {_WEIGHTS: pack_tensors(weights, {"format": "pt"}), "config.json": pretty_json(_their_config(net))}
+    publish_files(out, files, _EXPORT)
     return out
 
 
@@ -96,11 +98,15 @@ def import_diffusers(folder: Path, out: Path) -> Path:
     """Turn a saved diffusers `VQModel` into a tokenizer folder; returns the folder.
 
     Raises:
-        InputError: not a VQModel, or one whose network this package does not have.
+        InputError: not a VQModel, or one whose network this package does not have; `out` holds a model that this
+            function has not written.
     """
+    check_model_folder(out, _IMPORT)
     try:
         theirs = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / _WEIGHTS)
+        (folder / _WEIGHTS).stat()
+        weights = load_tensors(folder / _WEIGHTS, InputError)
+        check_finite(weights, folder / _WEIGHTS, InputError)
         channels, widths = int(theirs["in_channels"]), [int(width) for width in theirs["block_out_channels"]]
         size = int(theirs["sample_size"])
         levels = [size >> level for level, kind in enumerate(theirs["down_block_types"]) if "Attn" in kind]
@@ -116,7 +122,9 @@ def import_diffusers(folder: Path, out: Path) -> Path:
             embed_dim=int(theirs["vq_embed_dim"] or theirs["latent_channels"]),
             codebook_size=int(theirs["num_vq_embeddings"]),
         )
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except InputError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{folder} is no saved diffusers VQModel with {_WEIGHTS}: {error!r}") from error
     if config.ch < 128:
         raise InputError(f"{folder} has {config.ch} channels: below 128 its 32 groups differ from our GroupNorms")
@@ -132,5 +140,5 @@ def import_diffusers(folder: Path, out: Path) -> Path:
         differing = sorted(set(names.values()) ^ weights.keys())
         raise InputError(f"{folder / _WEIGHTS} differs from its config in {len(differing)} keys: {differing[0]} …")
     model.load_state_dict({key: weights[name].view(own[key].shape) for key, name in names.items()})
-    save_model(out, TrainConfig(model=config), model)
+    publish_model(out, TrainConfig(model=config), model, _IMPORT)
     return out

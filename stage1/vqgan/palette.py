@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqgan.checkpoint import save_model
+from vqgan.checkpoint import check_model_folder, publish_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.datasets import Split
 from vqgan.errors import InputError
 from vqgan.model import Palette
 
+_COMMAND = "train-palette"
 _PIXELS = 200_000
 """Pixels that k-means sees: more move no colour visibly."""
 
@@ -30,7 +31,8 @@ def fit_palette(
         seed: Seed of the draw and of k-means.
 
     Raises:
-        InputError: ten pictures in a row cannot be read, or there are fewer distinct pixels than colours.
+        InputError: ten pictures in a row cannot be read, there are fewer distinct pixels than colours, or `out` holds a
+            model that this function has not written.
     """
     from scipy.cluster.vq import kmeans2
 
@@ -38,6 +40,7 @@ def fit_palette(
         quantizer="palette", resolution=resolution, ch_mult=(1,), attn_resolutions=(), z_channels=3, embed_dim=3,
         codebook_size=colours,
     )  # fmt: skip
+    check_model_folder(out, _COMMAND)
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(split))[:images]
     pixels_N3 = np.concatenate(
@@ -48,12 +51,12 @@ def fit_palette(
     )
     pixels_N3 = pixels_N3[rng.permutation(len(pixels_N3))[:_PIXELS]]
     if len(np.unique(pixels_N3, axis=0)) < colours:
-        raise InputError(f"the pictures have fewer than {colours} different colours: choose fewer --colours")
+        raise InputError(f"the pictures have fewer than {colours} different colours: choose fewer colours")
     centres_K3, _ = kmeans2(pixels_N3.astype(np.float64) / 127.5 - 1, colours, minit="++", rng=rng, iter=20)
     # Sorted by brightness, so that equal inputs give equal files and a code says something by itself.
     centres_K3 = centres_K3[np.argsort(centres_K3 @ [0.299, 0.587, 0.114], kind="stable")]
     model = Palette(config)
     with torch.no_grad():
         model.quantize.embedding.weight.copy_(torch.from_numpy(centres_K3))
-    save_model(out, TrainConfig(model=config), model)
+    publish_model(out, TrainConfig(model=config), model, _COMMAND)
     return out

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from runkit.weights import load_weights
-from vqgan.checkpoint import save_model
+from vqgan.checkpoint import publish_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
@@ -93,5 +93,5 @@ def import_tokenizer(checkpoint: Path, project: Path, out: Path, part: str | Non
     if wrong:
         raise InputError(f"{checkpoint} does not fit {project} in {len(wrong)} keys: {'; '.join(sorted(wrong)[:3])} …")
     model.load_state_dict(kept)
-    save_model(out, TrainConfig(model=config, loss=LossConfig(swap_beta=True)), model)
+    publish_model(out, TrainConfig(model=config, loss=LossConfig(swap_beta=True)), model, "import-tokenizer")
     return {"tensors": len(kept), "dropped": dropped, "other_parts": len(state) - len(mine), "config": config}

@@ -1,6 +1,7 @@
 """Stage-1 training: the loop around the step, with evaluation, logs, checkpoints and clean stops."""
 
 import contextlib
+import io
 import json
 import logging
 import signal
@@ -14,14 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from runkit.checkpoints import newest_intact
+from runkit.files import write_file
+from runkit.folders import held
+from runkit.tensors import save_tensors
 from vqgan import checkpoint, distributed
 from vqgan.batches import prefetched
 from vqgan.config import TrainConfig
 from vqgan.datasets import Split, spread
+from vqgan.errors import InputError
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
 from vqgan.trainer import NonFiniteLossError, Trainer
@@ -73,21 +78,22 @@ def save_grid(path: Path, originals: npt.NDArray[Any], outputs: npt.NDArray[Any]
         if row.ndim == 2:  # labels or depth: stretched to grey levels
             row = np.repeat((row / max(1e-9, row.max()) * 255).astype(np.uint8)[..., None], 3, axis=2)
         rows.append(row)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(path)
+    content = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(content, "png")
+    write_file(path, content.getvalue())
 
 
 class RunLog:
     """metrics.jsonl and TensorBoard events of one run; ranks other than the first write nothing."""
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, steps: int) -> None:
         self._lines, self._board = None, None
         if distributed.rank() == 0:
             from torch.utils.tensorboard import SummaryWriter
 
-            _truncate_log(run / "metrics.jsonl", step)
-            self._lines = (run / "metrics.jsonl").open("a", buffering=1)
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            _truncate_log(run / checkpoint.METRICS, step, steps)
+            self._lines = (run / checkpoint.METRICS).open("a", buffering=1)
+            self._board = SummaryWriter(str(run / checkpoint.CURVES), purge_step=step + 1)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """One line, and one point on each curve."""
@@ -120,39 +126,64 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str, Any]:
-    """Train a VQGAN in `run`, continuing from its last checkpoint if there is one; returns the summary.
+    """Train a VQGAN in `run`, continuing from its newest intact checkpoint if there is one; returns the summary.
 
     Writes metrics.jsonl, tensorboard/, reconstructions/, checkpoints/, best/ (the tokenizer with the lowest validation
     loss) and at the end model.safetensors, config.json and, last, summary.json. Under `torchrun`, or in a process
-    group that exists already, each process trains on its share of every batch.
+    group that exists already, each process trains on its share of every batch. A run that is complete is not run
+    again.
 
     Raises:
-        InputError: bad data or a config that contradicts the run; the loss is not finite.
+        InputError: bad data or a config that contradicts the run; the loss is not finite; another process
+            trains in `run`, or it holds files of these names that no training has made.
         SystemExit: (143) stopped by SIGTERM, after a checkpoint.
         KeyboardInterrupt: stopped by Ctrl-C, after a checkpoint.
     """
-    with distributed.process_group(), _stop_signals() as stop:
+    with distributed.process_group(), contextlib.ExitStack() as stack, _stop_signals() as stop:
         if config.model.modality != "rgb":
             splits = {name: split.having(config.model.modality) for name, split in splits.items()}
-        run.mkdir(parents=True, exist_ok=True)
+        summary = distributed.from_first(lambda: checkpoint.finished_summary(run, config), InputError)
+        if summary is not None:
+            log.info("%s is complete", run)
+            return summary
         trainer = Trainer(config)
-        found = checkpoint.list_checkpoints(run)
-        if found:
-            trainer.restore(found[-1])
+        distributed.from_first(lambda: stack.enter_context(_held(run)), InputError)
+        found = distributed.from_first(lambda: _starting_point(trainer, run), InputError)
+        if found is not None:
+            trainer.restore(found)
             log.info("continuing %s from step %d", run, trainer.step_done)
-        distributed.barrier()
-        lines = RunLog(run, trainer.step_done)
-        started = time.monotonic()
-        try:
-            figures = _loop(trainer, splits, run, lines, stop)
-        finally:
-            lines.close()
-        summary = {"steps": trainer.step_done, "wall_s": round(time.monotonic() - started, 1), **figures}
-        if distributed.rank() == 0:
-            checkpoint.save_model(run, config, trainer.shipped)
-            checkpoint.write_json(run / "summary.json", summary)
-        distributed.barrier()
-        return summary
+        return _train(trainer, splits, run, stop)
+
+
+def _held(run: Path) -> contextlib.AbstractContextManager[None]:
+    return held(run, "train-vqgan", reserved=checkpoint.RESERVED, is_ours=lambda: checkpoint.is_run(run))
+
+
+def _starting_point(trainer: Trainer, run: Path) -> Path | None:
+    """The checkpoint to continue from, if any; what killed processes left is removed."""
+    checkpoint.remove_unfinished(run)
+    found = newest_intact(run, trainer.check)
+    if found is None and (run / checkpoint.WEIGHTS).exists():
+        raise InputError(f"{run} holds a trained tokenizer, but its checkpoints are gone: choose another output folder")
+    return found
+
+
+def _train(trainer: Trainer, splits: dict[str, Split], run: Path, stop: list[int]) -> dict[str, Any]:
+    first = distributed.rank() == 0
+    if first:
+        (run / checkpoint.SUMMARY).unlink(missing_ok=True)
+    lines = RunLog(run, trainer.step_done, trainer.config.steps)
+    started = time.monotonic()
+    try:
+        figures = _loop(trainer, splits, run, lines, stop)
+    finally:
+        lines.close()
+    summary = {"steps": trainer.step_done, "wall_s": round(time.monotonic() - started, 1), **figures}
+    if first:
+        checkpoint.save_model(run, trainer.config, trainer.shipped)
+        checkpoint.write_json(run / checkpoint.SUMMARY, summary)
+    distributed.barrier()
+    return summary
 
 
 def _loop(trainer: Trainer, splits: dict[str, Split], run: Path, lines: RunLog, stop: list[int]) -> dict[str, Any]:
@@ -201,7 +232,7 @@ def _evaluate_and_log(trainer: Trainer, split: Split, run: Path, lines: RunLog) 
     figures = metrics.result()
     lines.write(step, figures)
     if distributed.rank() == 0:
-        save_grid(run / "reconstructions" / f"step-{step:08d}.png", originals, outputs)
+        save_grid(run / checkpoint.PICTURES / f"step-{step:08d}.png", originals, outputs)
         log.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
         if figures["val_usage"] < 0.25:
             log.warning(
@@ -209,10 +240,7 @@ def _evaluate_and_log(trainer: Trainer, split: Split, run: Path, lines: RunLog) 
                 "--model.quantizer l2 --model.embed-dim 8",
                 100 * figures["val_usage"],
             )
-        best = run / "best" / "figures.json"
-        if not best.is_file() or figures["val_loss"] < json.loads(best.read_text())["val_loss"]:
-            checkpoint.save_model(best.parent, trainer.config, trainer.shipped)
-            checkpoint.write_json(best, {"step": step, **figures})
+        checkpoint.save_best(run, trainer.config, trainer.shipped, {"step": step, **figures})
     return {**figures, "code_counts": metrics.counts_K.tolist()}
 
 
@@ -220,12 +248,25 @@ def _save_evidence(trainer: Trainer, batch: Tensor, run: Path) -> Path:
     """The state in which a step failed: the batch, and the weights, which the failed step left alone."""
     folder = run / f"non-finite-step-{trainer.step_done:08d}" / f"rank-{distributed.rank()}"
     checkpoint.save_model(folder, trainer.config, trainer.model)
-    save_file({"batch": batch.cpu().contiguous()}, folder / "batch.safetensors")
+    save_tensors(folder / "batch.safetensors", {"batch": batch})
     return folder
 
 
-def _truncate_log(path: Path, step: int) -> None:
-    """Drop lines past the checkpoint that a run continues from, and one that a kill cut short."""
-    if path.is_file():
-        whole = (line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))
-        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+def _truncate_log(path: Path, step: int, steps: int) -> None:
+    """Drop lines past the checkpoint that a run continues from, and those that a kill or a power cut has damaged.
+
+    A run that continues from its last step evaluates it once more, so that this evaluation is dropped too.
+    """
+
+    def stays(line: bytes) -> bool:
+        try:
+            value = json.loads(line)
+            at = value["step"]
+            return line.endswith(b"\n") and (at < step or (at == step and (step < steps or "val_loss" not in value)))
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    before = path.read_bytes() if path.exists() else b""
+    kept = b"".join(line for line in before.splitlines(keepends=True) if stays(line))
+    if kept != before:
+        write_file(path, kept)

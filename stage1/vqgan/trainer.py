@@ -4,17 +4,15 @@ Axes: B batch, C channels, H W pixels, h w grid cells, D code dimension.
 """
 
 import copy
-import json
 import math
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from runkit.checkpoints import CONFIG, TENSORS, WEIGHTS, check_shapes, read_tensors, read_values, save_checkpoint
 from vqgan import checkpoint, distributed
 from vqgan.config import TrainConfig
 from vqgan.errors import InputError
@@ -23,11 +21,6 @@ from vqgan.modalities import reconstruction_loss
 from vqgan.model import VQGAN
 from vqgan.quantize import VectorQuantizer
 from vqgan.tokenizer import pick_device, pick_dtype
-
-FREE_TO_CHANGE = {
-    "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device", "compile",
-}  # fmt: skip
-"""Fields that a continued run may change: they decide how long and where it runs, not what it computes."""
 
 
 class NonFiniteLossError(InputError):
@@ -214,32 +207,61 @@ class Trainer:
         terms["adaptive_weight"] = weight
         return ramp * config.disc_weight * weight * of_adversarial
 
-    def save(self, run: Path) -> None:
-        """Write a checkpoint after the last finished step."""
+    def _state(self) -> dict[str, Tensor]:
+        """What decides later steps beside the weights and the optimisers."""
         tensors = {
-            **checkpoint.optimizer_tensors("optimizer", self.optimizer),
-            **checkpoint.optimizer_tensors("disc_optimizer", self.disc_optimizer),
             **{f"disc.{key}": value for key, value in self.disc.state_dict().items()},
             **{f"quantizer.{name}": value for name, value in self.quantizer.named_buffers()},
             "rng": torch.get_rng_state(),
         }
         if self.averaged is not None:
             tensors |= {f"averaged.{key}": value for key, value in self.averaged.state_dict().items()}
-        checkpoint.save_checkpoint(run, self.step_done, self.config, self.model, tensors)
+        return tensors
 
-    def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint, exactly.
+    def save(self, run: Path) -> None:
+        """Write a checkpoint after the last finished step.
 
         Raises:
-            InputError: the run's config differs in a field that decides the result.
+            UserError: it cannot be written, or a weight is not finite.
         """
-        before, now = (_flat(asdict(config)) for config in (checkpoint.load_config(folder), self.config))
-        changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
-        if changed:
-            parts = ", ".join(f"{name}: {before.get(name)} → {now[name]}" for name in changed)
-            raise InputError(f"{folder.parent.parent} was started with another config ({parts}): choose another --out")
-        self.model.load_state_dict(load_file(folder / "model.safetensors"))
-        tensors = load_file(folder / "state.safetensors")
+        save_checkpoint(
+            run,
+            self.step_done,
+            config=checkpoint.saved_config(self.config),
+            weights=self.model.state_dict(),
+            tensors={
+                **self._state(),
+                **checkpoint.optimizer_tensors("optimizer", self.optimizer),
+                **checkpoint.optimizer_tensors("disc_optimizer", self.disc_optimizer),
+            },
+            scalars={},
+            keep=self.config.keep_checkpoints,
+        )
+
+    def check(self, folder: Path) -> None:
+        """Make sure that :meth:`restore` can continue from a checkpoint; of all ranks one needs to.
+
+        Raises:
+            DamagedError: the checkpoint is damaged.
+            InputError: it belongs to another config, or to more steps.
+        """
+        config, values = read_values(folder)
+        run = folder.parent.parent
+        checkpoint.check_same_run(checkpoint.parse_config(config, folder / CONFIG), self.config, run)
+        weights, tensors = read_tensors(folder)
+        check_shapes(weights, self.model.state_dict(), folder / WEIGHTS)
+        check_shapes(tensors, self._state(), folder / TENSORS)
+        if values["step"] > self.config.steps:
+            raise InputError(
+                f"steps is {self.config.steps}: {run} is already at step {values['step']}; choose at least that, or "
+                "another output folder"
+            )
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a checkpoint that :meth:`check` has passed, exactly."""
+        _, values = read_values(folder)
+        weights, tensors = read_tensors(folder, verify=False)
+        self.model.load_state_dict(weights)
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -252,12 +274,4 @@ class Trainer:
         torch.set_rng_state(tensors["rng"])
         for name, buffer in self.quantizer.named_buffers():
             buffer.copy_(tensors[f"quantizer.{name}"])
-        self.step_done = int(json.loads((folder / "state.json").read_text())["step"])
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names, so that a message names the field that differs."""
-    found: dict[str, Any] = {}
-    for name, value in data.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+        self.step_done = values["step"]

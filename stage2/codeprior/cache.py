@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import logging
 import os
 import time
@@ -24,11 +25,15 @@ from codeshards.format import ShardDataset, WriteError, atomic_write
 from runkit.files import TEMP_MARK, temp_beside
 
 logger = logging.getLogger(__name__)
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Part of every cache file's address: raise it when the bytes in the files change meaning."""
 _STALE_S = 3600
 _CHECKED: set[tuple[str, str, str]] = set()
 """Place and fingerprint of datasets, and splits, whose bytes this process has checked: once for all columns."""
+_DIGEST_BYTES = 32
+"""Length of the sha256 with which a cache file ends, of all bytes before it; numpy reads no further than its data."""
+_INTACT: set[tuple[str, int, int, int]] = set()
+"""Path, inode, size and time of cache files whose bytes this process has compared with their sha256."""
 
 
 def cache_root(dataset: ShardDataset) -> Path:
@@ -73,12 +78,29 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
                 "set IMAGEPRIORS_CACHE to a writable folder with room"
             ) from error
     try:
+        _check_intact(path)
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:  # a header that is none, or fewer bytes than it promises
+    except (OSError, ValueError) as error:  # a header that is none, or fewer bytes than it promises
         raise PriorError(f"{path} is damaged ({error}): delete the file and try again") from error
     if len(array) != rows:
         raise PriorError(f"{path} holds {len(array)} rows, the dataset {rows}: delete the file and try again")
     return np.asarray(array)  # a plain view of the map: np.memmap's own indexing is slower
+
+
+def _check_intact(path: Path) -> None:
+    """Compare a cache file with the sha256 at its end, once in a process."""
+    found = path.stat()
+    known = (str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+    if known in _INTACT:
+        return
+    total, left = hashlib.sha256(), found.st_size - _DIGEST_BYTES
+    with path.open("rb") as file:
+        while left > 0 and (piece := file.read(min(left, 1 << 22))):
+            total.update(piece)
+            left -= len(piece)
+        if left or file.read() != total.digest():
+            raise ValueError("its content and the sha256 that it carries differ")
+    _INTACT.add(known)
 
 
 @contextlib.contextmanager
@@ -118,7 +140,12 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
     bar = tqdm(total=rows, desc=f"decode {split}/{column}", unit="row", unit_scale=True, disable=None)
     own = temp_beside(path)
     with bar, atomic_write(own) as file:
-        written = 0
+        written, total = 0, hashlib.sha256()
+
+        def write(content: Any) -> None:
+            total.update(content)
+            file.write(content)
+
         for batch in dataset.batches(split, [column]):
             chunk = np.ascontiguousarray(batch[column])
             if written == 0:
@@ -127,8 +154,10 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
                     "fortran_order": False,
                     "shape": (rows, *chunk.shape[1:]),
                 }
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(chunk.data)
+                start = io.BytesIO()
+                np.lib.format.write_array_header_1_0(start, header)
+                write(start.getvalue())
+            write(chunk.data)
             written += len(chunk)
             bar.update(len(chunk))
         if written != rows:
@@ -136,6 +165,7 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
                 f"{dataset.path}: dataset.json promises {rows} rows in {split!r}, the shards hold {written}; "
                 "verify the dataset"
             )
+        file.write(total.digest())
     try:
         os.link(own, path)
     except FileExistsError:

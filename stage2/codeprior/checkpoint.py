@@ -1,24 +1,23 @@
 """What a run leaves on disk, and how it is read back. Nothing here is pickled.
 
 RUN/
-  checkpoints/step-00000500/
-    config.json          RunConfig: what was trained, on what
-    model.safetensors    the weights; with ema_decay their moving average
-    state.safetensors    AdamW's moments; with ema_decay also the weights that are trained
-    state.json           step, loader position and other plain values
+  checkpoints/           see :mod:`runkit.checkpoints`; config.json is a RunConfig: what was trained, on what
+    step-00000500/       with ema_decay model.safetensors is the moving average, and state.safetensors has the weights
+                         that are trained beside AdamW's moments
+    damaged-step-…/      one that cannot be read, set aside
   best/                  config, weights and summary of the evaluation with the lowest loss
   non-finite-step-…/     config and weights from which that step failed, its number, and every rank's batch
   metrics.jsonl          and tensorboard/: the same figures as curves
   config.json            of the finished run
   model.safetensors
   summary.json           written last: the run is complete
+  .train-prior.lock      held while a process trains here
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -27,23 +26,39 @@ from typing import Any, Self
 
 import dacite
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
 from codeprior.distributed import placed_like
 from codeprior.model import Prior
-from codeshards.format import WriteError, atomic_write, atomic_write_json, fsync_path, read_json, remove_stale_temps
+from codeshards.format import atomic_write, atomic_write_json
+from runkit import checkpoints as stored
+from runkit.checkpoints import (
+    FILES,
+    FOLDER,
+    UNFINISHED,
+    DamagedError,
+    checkpoints,
+    damaged_checkpoints,
+    new_folder,
+    read_object,
+)
+from runkit.files import remove_made
+from runkit.jsonfiles import finite_or_none
+from runkit.tensors import check_finite, load_tensors, save_tensors
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 """Raised when older code would misread a checkpoint."""
 
-CONFIG, WEIGHTS, TENSORS, SCALARS = "config.json", "model.safetensors", "state.safetensors", "state.json"
-SUMMARY = "summary.json"
-_TEMP_PREFIX = ".tmp-"
-
-BEST = "best"
+CONFIG, WEIGHTS, SCALARS = stored.CONFIG, stored.WEIGHTS, stored.SCALARS
+SUMMARY, METRICS, CURVES, BEST = "summary.json", "metrics.jsonl", "tensorboard", "best"
+EVIDENCE = "non-finite-step-*"
+RESERVED = (SUMMARY, CONFIG, WEIGHTS, METRICS, CURVES, BEST, FOLDER, EVIDENCE)
+"""Names of what a run writes into its folder, but for hidden files."""
+_BEST_FILES = (CONFIG, WEIGHTS, SUMMARY, UNFINISHED)
+_EVIDENCE_FILES = (CONFIG, WEIGHTS, SCALARS, "batch-rank-*.safetensors", UNFINISHED)
 
 FREE_ON_RESUME = frozenset(
     {
@@ -76,9 +91,16 @@ class RunConfig:
         """Read `config.json`.
 
         Raises:
-            ShardError: missing or damaged, of another version, or with keys that are unknown or missing.
+            PriorError: missing or damaged, of another version, or with keys that are unknown or missing.
         """
-        value = read_json(path)
+        try:
+            return cls.from_values(read_object(path), path)
+        except DamagedError as error:
+            raise PriorError(str(error)) from error
+
+    @classmethod
+    def from_values(cls, value: Mapping[str, Any], path: Path) -> Self:
+        """The config that a `config.json` at `path` holds; errors as :meth:`load`."""
         if value.get("format_version") != FORMAT_VERSION:
             raise PriorError(
                 f"{path}: format_version is {value.get('format_version')!r}, "
@@ -88,7 +110,7 @@ class RunConfig:
         strict = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
         try:
             return dacite.from_dict(cls, value, strict)
-        except (dacite.DaciteError, PriorError) as error:
+        except (dacite.DaciteError, PriorError, TypeError, ValueError) as error:
             raise PriorError(f"{path} does not describe a prior: {error}") from error
 
 
@@ -102,8 +124,7 @@ def check_same_run(saved: RunConfig, wanted: RunConfig, where: Path) -> None:
     ]
     if differing:
         raise PriorError(
-            f"{where} was trained differently: {'; '.join(differing)}. "
-            "Use the same settings, another output folder, or remove this one to start over"
+            f"{where} was trained differently: {'; '.join(differing)}. Use the same settings, or another output folder"
         )
 
 
@@ -114,75 +135,53 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def save_checkpoint(
-    run: Path,
-    config: RunConfig,
-    weights: Mapping[str, Tensor],
-    *,
-    step: int,
-    tensors: Mapping[str, Tensor],
-    scalars: Mapping[str, Any],
-    keep: int,
-) -> Path:
-    """Write RUN/checkpoints/step-NNNNNNNN, whole or not at all, then remove all but the last `keep`."""
-    root = run / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    final = root / f"step-{step:08d}"
-    temp = root / f"{_TEMP_PREFIX}{final.name}-{os.getpid()}"
-    temp.mkdir()
-    write_weights(temp, config, weights)
-    atomic_write_json(temp / SCALARS, {"step": step, **scalars})
-    _write_tensors(temp / TENSORS, tensors)
-    fsync_path(temp)
-    temp.rename(final)
-    fsync_path(root)
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-    return final
-
-
 def save_best(run: Path, config: RunConfig, weights: Mapping[str, Tensor], figures: Mapping[str, Any]) -> None:
     """Replace RUN/best, which :func:`load_prior` reads like a finished run."""
-    temp = run / f"{_TEMP_PREFIX}{BEST}"
-    shutil.rmtree(temp, ignore_errors=True)
-    temp.mkdir()
-    write_weights(temp, config, weights)
-    atomic_write_json(temp / SUMMARY, figures)
-    shutil.rmtree(run / BEST, ignore_errors=True)
-    temp.rename(run / BEST)
-    fsync_path(run)
+    with new_folder(run / BEST, _BEST_FILES) as temp:
+        write_weights(temp, config, weights)
+        atomic_write_json(temp / SUMMARY, finite_or_none(dict(figures)))
 
 
 def write_weights(folder: Path, config: RunConfig, weights: Mapping[str, Tensor]) -> None:
     """Write the two files that :func:`load_prior` needs into an existing folder."""
     atomic_write_json(folder / CONFIG, asdict(config))
-    _write_tensors(folder / WEIGHTS, weights)
+    save_tensors(folder / WEIGHTS, weights, PriorError)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        fsync_path(path)
-    except (OSError, SafetensorError) as error:
-        raise WriteError(f"cannot write {path}: {error}; earlier checkpoints are kept") from error
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The run's complete checkpoints, oldest first."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+def is_run(folder: Path) -> bool:
+    """Whether this stage has trained in a folder, also in a version that left no lock file."""
+    finished = [folder] if (folder / SUMMARY).is_file() else []
+    for place in (*checkpoints(folder), *finished):
+        try:
+            RunConfig.load(place / CONFIG)
+            return True
+        except PriorError:
+            continue
+    return False
 
 
 def remove_unfinished(run: Path) -> None:
-    """Remove what a killed process left half-written. Call it only from the run's one trainer."""
-    for temp in (*(run / "checkpoints").glob(f"{_TEMP_PREFIX}*"), *run.glob(f"{_TEMP_PREFIX}*")):
-        shutil.rmtree(temp)
-    remove_stale_temps(run)
+    """Remove what a killed process left half-written. Call it only from the process that holds the run."""
+    stored.remove_unfinished(run, (SUMMARY, CONFIG, WEIGHTS, METRICS), {BEST: _BEST_FILES})
 
 
-def load_state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and plain values that :func:`save_checkpoint` was given, and the step."""
-    return _load_tensors(checkpoint / TENSORS, torch.device("cpu")), read_json(checkpoint / SCALARS)
+def remove_run(run: Path) -> None:
+    """Remove what a run wrote, file by file; what else is in its folder stays."""
+    # The summary goes first: without it nothing takes the rest for a finished run.
+    for name in (SUMMARY, CONFIG, WEIGHTS, METRICS):
+        (run / name).unlink(missing_ok=True)
+    remove_curves(run)
+    remove_made(run / BEST, _BEST_FILES)
+    for folder in run.glob(EVIDENCE):
+        remove_made(folder, _EVIDENCE_FILES)
+    for folder in (*checkpoints(run), *damaged_checkpoints(run)):
+        remove_made(folder, FILES)
+
+
+def remove_curves(run: Path) -> None:
+    """Remove the events of a run that begins anew."""
+    for events in (run / CURVES).glob("events.out.tfevents.*"):
+        events.unlink()
 
 
 def load_weights(prior: Prior, path: Path) -> None:
@@ -191,8 +190,15 @@ def load_weights(prior: Prior, path: Path) -> None:
     Raises:
         PriorError: the file is damaged, or its tensors are not exactly this prior's.
     """
-    weights, expected = _load_tensors(path, torch.device("cpu")), prior.state_dict()
-    for what, names in (("lacks", expected.keys() - weights), ("has unknown", weights.keys() - expected)):
+    weights = load_tensors(path, PriorError)
+    check_finite(weights, path, PriorError)
+    place_weights(prior, weights, path)
+
+
+def place_weights(prior: Prior, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Replace the prior's weights by those that were read from `path`; errors as :func:`load_weights`."""
+    expected = prior.state_dict()
+    for what, names in (("lacks", expected.keys() - weights.keys()), ("has unknown", weights.keys() - expected)):
         if names:
             raise PriorError(f"{path} {what} {', '.join(sorted(names))}: it is not a prior of this config")
     for name, tensor in weights.items():
@@ -208,7 +214,25 @@ def finish_run(run: Path, checkpoint: Path, summary: Mapping[str, Any]) -> None:
     for name in (CONFIG, WEIGHTS):
         with (checkpoint / name).open("rb") as source, atomic_write(run / name) as target:
             shutil.copyfileobj(source, target, 1 << 20)
-    atomic_write_json(run / SUMMARY, summary)
+    atomic_write_json(run / SUMMARY, finite_or_none(dict(summary)))
+
+
+def finished_summary(run: Path, config: RunConfig) -> dict[str, Any] | None:
+    """The summary of a run that has done all its steps and is whole, else None.
+
+    Raises:
+        PriorError: it is another run.
+    """
+    if not (run / SUMMARY).exists():
+        return None
+    try:
+        summary, values = read_object(run / SUMMARY), read_object(run / CONFIG)
+        load_tensors(run / WEIGHTS, DamagedError)
+    except DamagedError as error:
+        logger.warning("%s: the run is finished again from its last checkpoint", error)
+        return None
+    check_same_run(RunConfig.from_values(values, run / CONFIG), config, run)
+    return summary if summary.get("steps") == config.train.steps else None
 
 
 def prior_folder(path: Path) -> Path:
@@ -249,18 +273,9 @@ def load_prior(path: str | os.PathLike[str], *, device: str | torch.device = "cp
 
 
 def load_summary(run: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, None while it is not finished."""
-    return read_json(run / SUMMARY) if (run / SUMMARY).exists() else None
-
-
-def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Add one line to a .jsonl file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value) + "\n")
-
-
-def _load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """The summary of a finished run, None while it is not finished or where it cannot be read."""
     try:
-        return load_file(path, device=str(device))
-    except (OSError, SafetensorError) as error:
-        raise PriorError(f"{path} cannot be read: {error}") from error
+        return read_object(run / SUMMARY) if (run / SUMMARY).exists() else None
+    except DamagedError as error:
+        logger.warning("%s: the run counts as unfinished", error)
+        return None

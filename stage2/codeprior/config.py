@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
 
-from codeshards.format import CONDITION_NAMES, OrderName, ShardError, ShardSpec, order
+from codeshards.format import CONDITION_NAMES, MAX_CODEBOOK_SIZE, OrderName, ShardError, ShardSpec, order
 from codeshards.format.orders import Permutation
+from runkit.configs import check_fields
 
 CONDITIONS = ("class", *CONDITION_NAMES)
 """What may stand before the image codes, in the sequence in which combinations put them."""
@@ -38,14 +39,6 @@ def condition_parts(condition: str) -> tuple[str, ...]:
 def _require(ok: bool, field_name: str, found: object, remedy: str) -> None:
     if not ok:
         raise PriorError(f"{field_name} = {found!r}: {remedy}")
-
-
-def _check_choices(config: object) -> None:
-    """Refuse what the Literal types of a config's fields do not name: from Python nothing else does."""
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal:
-            found, allowed = getattr(config, name), get_args(kind)
-            _require(found in allowed, name, found, f"use one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,14 +70,14 @@ class ModelConfig:
     """Tell every token the place of the code that it predicts: what training on random orders needs (RAR)."""
 
     def __post_init__(self) -> None:
-        _require(self.n_layer >= 1, "n_layer", self.n_layer, "use at least 1")
-        _require(self.n_head >= 1, "n_head", self.n_head, "use at least 1")
-        ok = self.n_embd >= 1 and self.n_embd % self.n_head == 0
+        check_fields(self, PriorError)
+        for name, most in (("n_layer", 1024), ("n_head", 1024), ("n_embd", 65_536)):
+            _require(1 <= getattr(self, name) <= most, name, getattr(self, name), f"use 1 to {most}")
+        ok = self.n_embd % self.n_head == 0
         _require(ok, "n_embd", self.n_embd, f"use a positive multiple of n_head = {self.n_head}")
         _require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "use a probability in [0, 1)")
         ok = self.position != "rotary" or self.n_embd // self.n_head % 2 == 0
         _require(ok, "n_embd", self.n_embd, f"position 'rotary' wants an even width of each of {self.n_head} heads")
-        _check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,10 +152,10 @@ class TrainConfig:
     """How many of the latest checkpoints stay on disk, beside the best weights."""
 
     def __post_init__(self) -> None:
+        check_fields(self, PriorError)
         counts = ("batch_size", "accumulate", "shuffle_rows", "steps")
         for name in (*counts, "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "use at least 1")
-        _check_choices(self)
         condition_parts(self.condition)
         ok = self.batch_size % self.accumulate == 0
         _require(ok, "accumulate", self.accumulate, f"use a divisor of batch_size = {self.batch_size}")
@@ -173,7 +166,7 @@ class TrainConfig:
         _require(0 < self.pkeep <= 1, "pkeep", self.pkeep, "use a probability in (0, 1]")
         self._check_random_order()
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number")
-        ok = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        ok = all(0 <= beta < 1 for beta in self.betas)
         _require(ok, "betas", self.betas, "use two numbers in [0, 1)")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "use 0 or more")
@@ -216,14 +209,19 @@ class SampleConfig:
     """Samples drawn together; bounds the memory of the key/value cache."""
 
     def __post_init__(self) -> None:
+        check_fields(self, PriorError)
         _require(self.temperature > 0, "temperature", self.temperature, "use above 0 (top_k=1 is greedy)")
         _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "use None or at least 1")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "use above 0 to 1 (off)")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "use 0 (off) to 1")
         _require(self.guidance >= 0, "guidance", self.guidance, "use 0 (no condition), 1 (off) or more")
-        _check_choices(self)
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 to 2**63 - 1")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "use at least 1")
+
+
+def _check_grid(height: int, width: int) -> None:
+    for name, side in (("height", height), ("width", width)):
+        _require(1 <= side <= 4096, name, side, "use 1 to 4096")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,6 +238,11 @@ class ConditionSpec:
     """Classes, or entries of the condition's codebook."""
     fingerprint: str
     """Identity of the tokenizer that made the condition codes; empty for class."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, PriorError)
+        _check_grid(self.height, self.width)
+        _require(1 <= self.vocabulary <= 2**24, "vocabulary", self.vocabulary, "use 1 to 2**24")
 
     @property
     def length(self) -> int:
@@ -277,6 +280,12 @@ class SequenceSpec:
     """Names of the classes, where class is a condition and the shards have names; else empty."""
     scales: tuple[int, ...] = ()
     """Sides of the coarser grids that come before the full one, ascending (multiscale prior, paper section 3)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, PriorError)
+        _check_grid(self.height, self.width)
+        ok = 1 <= self.codebook_size <= MAX_CODEBOOK_SIZE
+        _require(ok, "codebook_size", self.codebook_size, f"use 1 to {MAX_CODEBOOK_SIZE}")
 
     @property
     def condition(self) -> str:

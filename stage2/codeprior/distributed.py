@@ -7,7 +7,6 @@ Either way a checkpoint holds whole tensors, so it loads into any number of proc
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -19,29 +18,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from codeprior.model import Prior
+from runkit.ranks import barrier, from_first, process_group, rank, total, world
 
-
-def rank() -> int:
-    """Number of this process, 0 … world() - 1."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world() -> int:
-    """Processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    if world() > 1:
-        dist.barrier()
-
-
-def total(tensor: Tensor) -> Tensor:
-    """Sum of a tensor over all ranks, in place."""
-    if world() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+__all__ = [
+    "barrier", "from_first", "gathered", "gradients_stay_local", "host_group", "least", "placed_like", "process_group",
+    "rank", "replicate", "shard", "total", "whole", "world",
+]  # fmt: skip
 
 
 def least(value: float, device: torch.device) -> float:
@@ -62,22 +44,6 @@ def host_group() -> dist.ProcessGroup | None:
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)  # what ranks outside the group get is no group
     return group
-
-
-@contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """Join the group that `torchrun` describes in the environment; does nothing without it or inside one."""
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    if (place := int(os.environ.get("LOCAL_RANK", "0"))) < torch.cuda.device_count():
-        torch.cuda.set_device(place)
-    # Both, for a run with device = "cpu" on a machine with GPUs.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def shard(prior: Prior) -> None:

@@ -5,12 +5,13 @@ Axes: T image codes of a sequence.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,14 +28,15 @@ from codeprior.data import CodeData, checked, sequence_from_dataset
 from codeprior.interrupt import GracefulStop
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at
+from codeprior.runlog import RunLog
 from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.trainer import Trainer
 from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ShardDataset, Where
+from runkit.checkpoints import checkpoints, newest_intact, save_checkpoint
+from runkit.folders import held
 
 logger = logging.getLogger(__name__)
-
-METRICS, CURVES = "metrics.jsonl", "tensorboard"
 
 
 class _StopError(Exception):
@@ -79,42 +81,6 @@ def evaluate(
     return (distributed.total(total_T) / data.rows).cpu().numpy()
 
 
-class RunLog:
-    """metrics.jsonl and TensorBoard curves of one run; ranks other than the first write nothing."""
-
-    def __init__(self, out: Path) -> None:
-        self._path, self._first = out / METRICS, distributed.rank() == 0
-        self._board: Any = None
-
-    @property
-    def bytes(self) -> int:
-        """Length of metrics.jsonl."""
-        return self._path.stat().st_size if self._path.exists() else 0
-
-    def begin(self, step: int, length_bytes: int) -> None:
-        """Drop the lines and points after `step`: they tell of steps that are about to be done again."""
-        if not self._first:
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        if self.bytes > length_bytes:
-            with self._path.open("r+b") as file:
-                file.truncate(length_bytes)
-        self._board = SummaryWriter(str(self._path.parent / CURVES), purge_step=step + 1)
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """One line, and one point on each curve."""
-        if self._board is not None:
-            ckpt.append_json_line(self._path, {"step": step, **figures})
-            for name, value in figures.items():
-                self._board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush the curves."""
-        if self._board is not None:
-            self._board.close()
-
-
 class Run:
     """The loop of one run: what happens around the steps."""
 
@@ -139,14 +105,10 @@ class Run:
         """Continue from a checkpoint, or begin."""
         length_bytes = 0
         if checkpoint is not None:
-            scalars = self.trainer.load(checkpoint)
-            try:
-                device = self.trainer.device
-                self.recent = [tuple(torch.tensor(x, device=device) for x in pair) for pair in scalars["recent"]]  # type: ignore[misc]
-                self.train_seconds, length_bytes = scalars["train_seconds"], scalars["metrics_bytes"]
-                self.best_nats = math.inf if scalars["best_nats"] is None else scalars["best_nats"]
-            except KeyError as error:
-                raise PriorError(f"{checkpoint} lacks {error}: delete it to resume from the one before") from error
+            values, device = self.trainer.load(checkpoint), self.trainer.device
+            self.recent = [tuple(torch.tensor(x, device=device) for x in pair) for pair in values["recent"]]  # type: ignore[misc]
+            self.train_seconds, length_bytes = values["train_seconds"], values["metrics_bytes"]
+            self.best_nats = math.inf if values["best_nats"] is None else values["best_nats"]
             logger.info("resumed from %s", checkpoint)
         self.log.begin(self.trainer.step, length_bytes)
 
@@ -254,11 +216,11 @@ class Run:
             "best_nats": self.best_nats if math.isfinite(self.best_nats) else None,
         }
         if self.first:
-            ckpt.save_checkpoint(
+            save_checkpoint(
                 self.trainer.out,
-                self.trainer.run,
-                weights,
-                step=self.trainer.step,
+                self.trainer.step,
+                config=asdict(self.trainer.run),
+                weights=weights,
                 tensors=tensors,
                 scalars=scalars,
                 keep=self.config.keep_checkpoints,
@@ -373,39 +335,46 @@ def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: 
             finished run, as another run than one of so many steps from the start where its schedule counts them.
         shards: folder or URL of a finished dataset.
         out: the run's folder, see :mod:`codeprior.checkpoint`; all processes must see it.
-        resume: False removes an earlier run in `out` and starts over.
+        resume: False removes an earlier run in `out`, file by file, and starts over.
 
     Returns:
         The summary, which is also RUN/summary.json. A run that is complete already is not run again.
 
     Raises:
-        ShardError: the dataset, the config or the earlier run in `out` does not allow it.
+        ShardError: the dataset, the config or the earlier run in `out` does not allow it; another process trains in
+            `out`; or `out` holds files of these names that no training has made.
         SystemExit, KeyboardInterrupt: stopped by SIGTERM or Ctrl-C, after a checkpoint.
     """
-    with distributed.process_group():
+    with distributed.process_group(), contextlib.ExitStack() as stack:
         dataset, out = ShardDataset.open(shards), Path(out)
         sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)
         run = ckpt.RunConfig(train=config, sequence=sequence, data=dataset.fingerprint)
-        first = distributed.rank() == 0
-        if not resume and first:
-            _remove_run(out)
-        distributed.barrier()
-        summary = ckpt.load_summary(out)
+        summary = distributed.from_first(lambda: ckpt.finished_summary(out, run) if resume else None, PriorError)
         if summary is not None:
-            ckpt.check_same_run(ckpt.RunConfig.load(out / ckpt.CONFIG), run, out)
-            if summary["steps"] == config.steps:
-                logger.info("%s is complete", out)
-                return summary
-        saved = ckpt.checkpoints(out)
-        if summary is not None and not saved:
-            raise PriorError(f"{out} is complete, but its checkpoints are gone: train in another output folder")
-        if first:
-            out.mkdir(parents=True, exist_ok=True)
-            ckpt.remove_unfinished(out)
-            if not saved:
-                shutil.rmtree(out / CURVES, ignore_errors=True)  # of a run that was killed before its first checkpoint
-        distributed.barrier()
-        return _train(Run(Trainer(run, dataset, out), dataset), saved[-1] if saved else None)
+            logger.info("%s is complete", out)
+            return summary
+        distributed.from_first(lambda: stack.enter_context(_held(out)), PriorError)
+        trainer = Trainer(run, dataset, out)
+        saved = distributed.from_first(lambda: _starting_point(trainer, resume), PriorError)
+        return _train(Run(trainer, dataset), saved)
+
+
+def _held(out: Path) -> contextlib.AbstractContextManager[None]:
+    return held(out, "train-prior", reserved=ckpt.RESERVED, is_ours=lambda: ckpt.is_run(out))
+
+
+def _starting_point(trainer: Trainer, resume: bool) -> Path | None:
+    """The checkpoint to continue from, if any; what killed processes left is removed."""
+    out = trainer.out
+    if not resume:
+        ckpt.remove_run(out)
+    ckpt.remove_unfinished(out)
+    saved = newest_intact(out, trainer.check)
+    if saved is None:
+        if (out / ckpt.WEIGHTS).exists():
+            raise PriorError(f"{out} holds a trained prior, but its checkpoints are gone: use another output folder")
+        ckpt.remove_curves(out)  # of a run that was killed before its first checkpoint
+    return saved
 
 
 def _train(run: Run, checkpoint: Path | None) -> dict[str, Any]:
@@ -420,14 +389,6 @@ def _train(run: Run, checkpoint: Path | None) -> dict[str, Any]:
         run.log.close()
     summary = run.summary()
     if run.first:
-        ckpt.finish_run(out, ckpt.checkpoints(out)[-1], summary)
+        ckpt.finish_run(out, checkpoints(out)[-1], summary)
     distributed.barrier()
     return summary
-
-
-def _remove_run(out: Path) -> None:
-    # The summary goes first: without it nothing takes the rest for a finished run.
-    for name in (ckpt.SUMMARY, ckpt.CONFIG, ckpt.WEIGHTS, METRICS):
-        (out / name).unlink(missing_ok=True)
-    for folder in (out / "checkpoints", out / ckpt.BEST, out / CURVES, *out.glob("non-finite-step-*")):
-        shutil.rmtree(folder, ignore_errors=True)

@@ -10,11 +10,12 @@ import functools
 import itertools
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dacite
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -34,9 +35,25 @@ from codeprior.optim import (
 )
 from codeprior.stream import StreamBatches
 from codeshards.format import ShardDataset, atomic_write_json
+from runkit.checkpoints import TENSORS, DamagedError, check_shapes, read_tensors, read_values
+from runkit.tensors import save_tensors
 
 logger = logging.getLogger(__name__)
 _DROPOUT = 21  # the stream of random numbers that seeds a step's dropout
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Values:
+    """The plain values of a checkpoint, with their types."""
+
+    step: int
+    loader: dict[str, Any]
+    precision: Precision
+    recent: list[list[float]]
+    metrics_bytes: int
+    train_seconds: float
+    best_nats: float | None
 
 
 class SequenceLoss(nn.Module):
@@ -208,45 +225,67 @@ class Trainer:
         moments = (
             (f"{key}/{name}", self.optimizer.state[parameter][key])
             for name, parameter in self.prior.named_parameters()
-            for key in ("exp_avg", "exp_avg_sq")
+            for key in _MOMENTS
         )
         trained = ((f"trained/{name}", tensor) for name, tensor in self.prior.state_dict().items())
         tensors = distributed.gathered(itertools.chain(moments, trained if self.averaged is not None else ()))
         return tensors, {"loader": self.batches.state_dict(), "precision": self.precision}
+
+    def check(self, checkpoint: Path) -> None:
+        """Make sure that :meth:`load` can continue from a checkpoint; of all ranks one needs to.
+
+        Raises:
+            DamagedError: the checkpoint is damaged.
+            PriorError: it belongs to another config or dataset, or to more steps.
+        """
+        values = self._values(checkpoint)
+        weights, tensors = read_tensors(checkpoint)
+        check_shapes(weights, self.shipped.state_dict(), checkpoint / ckpt.WEIGHTS)
+        expected = {f"{key}/{name}": p for name, p in self.prior.named_parameters() for key in _MOMENTS}
+        if self.averaged is not None:
+            expected |= {f"trained/{name}": tensor for name, tensor in self.prior.state_dict().items()}
+        check_shapes(tensors, expected, checkpoint / TENSORS)
+        if values["step"] > self.config.steps:
+            raise PriorError(
+                f"steps = {self.config.steps}: {self.out} is already at step {values['step']}; use at least that, "
+                "or another output folder"
+            )
+
+    def _values(self, checkpoint: Path) -> dict[str, Any]:
+        config, values = read_values(checkpoint)
+        saved = ckpt.RunConfig.from_values(config, checkpoint / ckpt.CONFIG)
+        ckpt.check_same_run(saved, self.run, checkpoint)
+        try:
+            dacite.from_dict(_Values, values)
+        except dacite.DaciteError as error:
+            raise DamagedError(f"{checkpoint / ckpt.SCALARS} is damaged: {error}") from error
+        return {**values, "saved_steps": saved.train.steps}
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Continue from a checkpoint as if the run had never stopped; returns its plain values.
 
         The number of processes may differ from the one that wrote it: batches stay the same, dropout does not.
 
+        It is one that :meth:`check` has passed.
+
         Raises:
-            ShardError: the checkpoint is damaged or belongs to another config or dataset.
+            PriorError: the loader's state belongs to other data.
         """
-        saved = ckpt.RunConfig.load(checkpoint / ckpt.CONFIG)
-        ckpt.check_same_run(saved, self.run, checkpoint)
-        ckpt.load_weights(self.shipped, checkpoint / ckpt.WEIGHTS)
-        tensors, scalars = ckpt.load_state(checkpoint)
-        try:
-            self._go_on_in(scalars["precision"])
-            self.batches.load_state_dict(scalars["loader"])
-            if self.averaged is not None:
-                for name, target in self.prior.state_dict().items():
-                    target.copy_(distributed.placed_like(tensors[f"trained/{name}"], target))
-            for name, parameter in self.prior.named_parameters():
-                moments = {key: tensors[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.step), device=parameter.device),
-                    **{key: distributed.placed_like(moment, parameter) for key, moment in moments.items()},
-                }
-        except KeyError as error:
-            raise PriorError(f"{checkpoint} lacks {error}: delete it to resume from the one before") from error
-        if self.step > self.config.steps:
-            raise PriorError(
-                f"steps = {self.config.steps}: {self.out} is already at step {self.step}; use at least that, "
-                "or another output folder"
-            )
-        self._warn_of_other_steps(saved.train.steps)
-        return scalars
+        values = self._values(checkpoint)
+        weights, tensors = read_tensors(checkpoint, verify=False)
+        ckpt.place_weights(self.shipped, weights, checkpoint / ckpt.WEIGHTS)
+        self._go_on_in(values["precision"])
+        self.batches.load_state_dict(values["loader"])
+        if self.averaged is not None:
+            for name, target in self.prior.state_dict().items():
+                target.copy_(distributed.placed_like(tensors[f"trained/{name}"], target))
+        for name, parameter in self.prior.named_parameters():
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(self.step), device=parameter.device),
+                **{key: distributed.placed_like(tensors[f"{key}/{name}"], parameter) for key in _MOMENTS},
+            }
+        self._warn_of_other_steps(values["saved_steps"])
+        return values
 
     def _warn_of_other_steps(self, saved: int) -> None:
         config, changed = self.config, []
@@ -281,5 +320,5 @@ class Trainer:
             atomic_write_json(folder / ckpt.SCALARS, {"step": step, "precision": self.precision})
         distributed.barrier()
         batch = {name: tensor.contiguous() for name, tensor in self._batch(step).tensors().items()}
-        save_file(batch, folder / f"batch-rank-{distributed.rank()}.safetensors")
+        save_tensors(folder / f"batch-rank-{distributed.rank()}.safetensors", batch, PriorError)
         return folder

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.presets import load_preset, preset_names
-from vqgan.checkpoint import fingerprint, list_checkpoints, load_model, save_model
+from runkit.checkpoints import checkpoints
+from vqgan.checkpoint import fingerprint, load_model, save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, from_dict
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
@@ -292,7 +293,7 @@ def test_run_killed_at_a_random_moment_loses_only_what_its_last_checkpoint_lacks
         return process
 
     process = start(tmp_path / "killed")
-    while process.is_alive() and not list_checkpoints(tmp_path / "killed"):
+    while process.is_alive() and not checkpoints(tmp_path / "killed"):
         time.sleep(0.01)
     time.sleep(np.random.default_rng().uniform(0, 0.5))
     process.kill()
@@ -301,7 +302,7 @@ def test_run_killed_at_a_random_moment_loses_only_what_its_last_checkpoint_lacks
     logged = max((json.loads(line)["step"] for line in log.read_text().splitlines()), default=0)
     with log.open("a") as file:
         file.write('{"step": 1, "lo')  # what a power cut may leave
-    saved = int(list_checkpoints(tmp_path / "killed")[-1].name.removeprefix("step-"))
+    saved = int(checkpoints(tmp_path / "killed")[-1].name.removeprefix("step-"))
     assert logged - saved <= every  # the step after a checkpoint begins only when it is whole
     for out in ("killed", "whole"):
         process = start(tmp_path / out)
@@ -378,7 +379,7 @@ def test_a_signal_saves_and_the_next_run_continues(number, ending, told, splits,
     timer.start()
     with pytest.raises(ending, match=told):
         train(config, splits, tmp_path)
-    (saved,) = list_checkpoints(tmp_path)
+    (saved,) = checkpoints(tmp_path)
     step = int(saved.name.removeprefix("step-"))
     assert 0 < step < 400
     summary = train(dataclasses.replace(config, steps=step + 1), splits, tmp_path)
@@ -402,7 +403,7 @@ def test_palette_gives_one_code_a_pixel(splits, tmp_path):
 def test_checkpoints_rotate_and_other_configs_are_refused(splits, tmp_path):
     config = tiny_config(checkpoint_every=1, keep_checkpoints=2)
     train(config, splits, tmp_path)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]
     with pytest.raises(InputError, match="batch_size: 4 → 8"):
         train(dataclasses.replace(config, batch_size=8), splits, tmp_path)
     with pytest.raises(InputError, match=r"\(loss.beta: 0.25 → 0.5\)"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -237,13 +239,19 @@ def test_a_flipped_byte_is_never_decoded(make_dataset, formats: tuple[str, ...])
     assert memory_map(dataset, "val", "codes_zcurve").shape == (50, 16)
 
 
-def test_a_cut_off_cache_is_refused(make_dataset) -> None:
+def test_a_damaged_cache_is_named_and_deleting_it_helps(make_dataset) -> None:
     dataset = make_dataset()
     memory_map(dataset, "train", "codes_zcurve")
     (cache,) = (dataset.path / ".cache").local.glob("train-*.npy")
-    cache.write_bytes(cache.read_bytes()[:-8])
-    with pytest.raises(PriorError, match="is damaged"):
-        memory_map(dataset, "train", "codes_zcurve")
+    column, content = memory_map(dataset, "train", "codes_zcurve").copy(), cache.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 4
+    for damaged in (content[:-8], bytes(flipped), content[:20], b""):
+        cache.write_bytes(damaged)
+        with pytest.raises(PriorError, match=f"{cache} is damaged .* delete the file and try again"):
+            memory_map(dataset, "train", "codes_zcurve")
+    cache.unlink()
+    assert (memory_map(dataset, "train", "codes_zcurve") == column).all()
 
 
 @pytest.mark.parametrize(("column", "size"), [("codes_zcurve", 16), ("cond_segmentation", 6)])
@@ -252,7 +260,8 @@ def test_a_code_beyond_its_codebook_is_named(make_dataset, column: str, size: in
     sequence = sequence_from_dataset(dataset, "zcurve", "segmentation")
     memory_map(dataset, "train", column)
     (cache,) = (dataset.path / ".cache").local.glob(f"train-{column}-*.npy")
-    cache.write_bytes(cache.read_bytes()[:-2] + b"\xff\xff")
+    content = cache.read_bytes()[:-34] + b"\xff\xff"
+    cache.write_bytes(content + hashlib.sha256(content).digest())
     data = CodeData.open(dataset, "train", sequence)
     checked(data.take(slice(0, 10)), sequence)
     with pytest.raises(PriorError, match=rf"{column} holds the code 65535, its codebook 0 … {size - 1}: verify"):
@@ -260,6 +269,9 @@ def test_a_code_beyond_its_codebook_is_named(make_dataset, column: str, size: in
     if column == "codes_zcurve":
         with pytest.raises(PriorError, match="65535"):
             code_counts(data.codes(), 16)
+    shutil.rmtree(cache.parent)  # what the message advises
+    data = CodeData.open(dataset, "train", sequence)
+    checked(data.take(np.arange(data.rows)), sequence)
 
 
 def test_tars_alone_give_the_same_sequences(make_dataset, dataset: ShardDataset) -> None:

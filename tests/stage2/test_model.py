@@ -174,12 +174,12 @@ def test_dropout_acts_in_training_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_layer": 0}, "n_layer = 0: use at least 1"),
+        ({"n_layer": 0}, "n_layer = 0: use 1 to 1024"),
         ({"n_embd": 20, "n_head": 6}, "n_embd = 20: use a positive multiple of n_head = 6"),
         ({"dropout": 1.0}, "dropout = 1.0"),
         ({"position": "rotary", "n_embd": 6, "n_head": 2}, "'rotary' wants an even width"),
-        ({"mlp": "relu"}, "mlp = 'relu': use one of gelu, gelu_tanh, swiglu"),
-        ({"attention": "flash"}, "use one of sdpa, xformers, math"),
+        ({"mlp": "relu"}, "mlp is 'relu': choose one of gelu, gelu_tanh, swiglu"),
+        ({"attention": "flash"}, "choose one of sdpa, xformers, math"),
     ],
 )
 def test_sizes_that_cannot_work_are_refused(changes: dict[str, object], message: str) -> None:

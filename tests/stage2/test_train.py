@@ -153,6 +153,7 @@ def test_bfloat16_learns_the_same(dataset: ShardDataset, finished: Path, tmp_pat
 
 def test_files_of_a_finished_run(dataset: ShardDataset, finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
+        ".train-prior.lock",
         "best",
         "checkpoints",
         "config.json",
@@ -283,8 +284,10 @@ def test_a_run_goes_on_in_the_precision_that_auto_picked(dataset: ShardDataset, 
     config = replace(TINY, steps=2, precision="auto")
     here = train_prior(config, dataset.path, tmp_path / "run")["precision"]
     other = "float32" if here == "bfloat16" else "bfloat16"
-    state = ckpt.checkpoints(tmp_path / "run")[-1] / "state.json"
-    state.write_text(state.read_text().replace(f'"precision": "{here}"', f'"precision": "{other}"'))
+    state = checkpoints(tmp_path / "run")[-1] / "state.json"
+    values = json.loads(state.read_text()) | {"precision": other}
+    del values["sha256"]
+    state.write_text(json.dumps(values))
     assert train_prior(replace(config, steps=3), dataset.path, tmp_path / "run")["precision"] == other
 
 
@@ -395,16 +398,16 @@ def test_auto_precision_is_decided_by_the_machine() -> None:
     ("changes", "message"),
     [
         ({"steps": 0}, "steps = 0: use at least 1"),
-        ({"order": "diagonal"}, "use one of row_major, spiral_out, zcurve, subsample, alternate"),
+        ({"order": "diagonal"}, "choose one of row_major, spiral_out, zcurve, subsample, alternate"),
         ({"condition": "caption"}, "use one of none, class, segmentation, depth, pose"),
         ({"betas": (0.9, 1.0)}, "betas"),
-        ({"betas": (0.9, 0.95, 0.99)}, r"betas = \(0.9, 0.95, 0.99\): use two numbers in \[0, 1\)"),
-        ({"parallel": "fsdp2"}, "parallel = 'fsdp2': use one of ddp, fsdp"),
-        ({"loader": "mmap"}, "loader = 'mmap': use one of memory_map, stream"),
-        ({"views": "two"}, "views = 'two': use one of all, one"),
-        ({"schedule": "linear"}, "schedule = 'linear': use one of cosine, constant"),
-        ({"precision": "bf16"}, "precision = 'bf16': use one of auto, float32, bfloat16"),
-        ({"device": "gpu"}, "device = 'gpu': use one of auto, cpu, cuda"),
+        ({"betas": (0.9, 0.95, 0.99)}, r"betas is \(0.9, 0.95, 0.99\): give 2 values"),
+        ({"parallel": "fsdp2"}, "parallel is 'fsdp2': choose one of ddp, fsdp"),
+        ({"loader": "mmap"}, "loader is 'mmap': choose one of memory_map, stream"),
+        ({"views": "two"}, "views is 'two': choose one of all, one"),
+        ({"schedule": "linear"}, "schedule is 'linear': choose one of cosine, constant"),
+        ({"precision": "bf16"}, "precision is 'bf16': choose one of auto, float32, bfloat16"),
+        ({"device": "gpu"}, "device is 'gpu': choose one of auto, cpu, cuda"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"final_fraction": 2.0}, "final_fraction"),
     ],
@@ -494,14 +497,19 @@ def test_a_signal_ends_an_evaluation_with_a_checkpoint(
 
 
 def test_what_a_killed_run_left_half_written_goes(dataset: ShardDataset, tmp_path: Path) -> None:
-    left = [
-        tmp_path / name for name in (".tmp-best", "checkpoints/.tmp-step-00000004-1", ".model.safetensors.tmp-1-ab")
-    ]
-    for folder in left[:2]:
-        folder.mkdir(parents=True)
-    left[2].write_bytes(b"half")
     train_prior(replace(TINY, steps=1), dataset.path, tmp_path)
+    folders = [".tmp-best", ".best.tmp-1-ab", "checkpoints/.tmp-step-00000004-1", "checkpoints/.step-00000004.tmp-1-ab"]
+    left = [tmp_path / name for name in (*folders, ".model.safetensors.tmp-1-ab")]
+    for folder in left[:-1]:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    left[-1].write_bytes(b"half")
+    others = [tmp_path / ".tmp-mine", tmp_path / ".notes.txt.tmp-1-ab"]
+    for path in others:
+        path.write_text("not of a training")
+    train_prior(replace(TINY, steps=2), dataset.path, tmp_path)
     assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
 
 
 @pytest.mark.parametrize(("name", "tflops"), [("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989),

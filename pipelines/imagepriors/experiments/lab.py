@@ -34,17 +34,17 @@ from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
 from imagepriors.presets import load_preset
 from imagepriors.report import curve
+from runkit.errors import UserError
 from runkit.files import pretty_json
 from runkit.folders import publish
 from runkit.jsonfiles import finite_or_none
-from vqgan.checkpoint import load_config
+from vqgan.checkpoint import FREE_TO_CHANGE, load_config
 from vqgan.config import TrainConfig, from_dict
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
 from vqgan.palette import fit_palette
 from vqgan.tokenizer import Tokenizer
 from vqgan.train import train
-from vqgan.trainer import FREE_TO_CHANGE
 
 log = logging.getLogger(__name__)
 
@@ -300,7 +300,7 @@ def side_by_side(tasks: Mapping[str, Training], what: str, *, device: Literal["c
                 try:
                     ray.get(done)
                 except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, (ShardError, InputError)) or out_of_memory(error.cause):
+                    if isinstance(error.cause, UserError) or out_of_memory(error.cause):
                         raise ShardError(f"{name}: {error.cause}") from error
                     raise
                 except ray.exceptions.RayError as error:

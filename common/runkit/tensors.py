@@ -1,0 +1,122 @@
+"""Tensors in safetensors files that carry the sha256 of their content; this module imports torch.
+
+Any safetensors reader reads them. Files without the sha256, of other programs and earlier versions, are read as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from runkit.errors import UserError
+from runkit.files import fsync_path, temp_beside
+
+_DIGEST = "sha256"
+"""Key in the metadata. It is the only one in files of save_tensors: safetensors writes several in a random sequence."""
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], error: type[UserError] = UserError) -> None:
+    """Write tensors whole or not at all: a temporary file, fsync, rename, fsync of the folder.
+
+    Args:
+        path: The file.
+        tensors: Name → tensor, on any device.
+        error: Class of the error.
+
+    Raises:
+        UserError: it cannot be written; nothing of it was left behind.
+    """
+    content, temp = _plain(tensors), temp_beside(path)
+    try:
+        try:
+            save_file(content, temp, metadata={_DIGEST: _digest(content)})
+            fsync_path(temp)
+            temp.replace(path)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        fsync_path(path.parent)
+    except (OSError, SafetensorError) as problem:
+        raise error(
+            f"{path} cannot be written ({problem}); nothing was left there. Free some space, mend the permissions or "
+            "choose another folder, and run again"
+        ) from problem
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The content of a safetensors file: same tensors and metadata, same bytes."""
+    content = _plain(tensors)
+    packed = save(content, metadata={_DIGEST: _digest(content), **(metadata or {})})
+    if not metadata:
+        return packed
+    size = int.from_bytes(packed[:8], "little")
+    header = json.loads(packed[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    assert len(text) == size
+    return packed[:8] + text + packed[8 + size :]
+
+
+def load_tensors(path: Path, error: type[UserError] = UserError, *, verify: bool = True) -> dict[str, Tensor]:
+    """Read a safetensors file into main memory.
+
+    Args:
+        path: The file.
+        error: Class of the error.
+        verify: Compare the content with the sha256 in the file, where there is one.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is not as it was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            digest = (file.metadata() or {}).get(_DIGEST)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except FileNotFoundError:
+        raise error(f"{path} is missing") from None
+    except (OSError, SafetensorError, ValueError) as problem:
+        raise error(f"{path} cannot be read ({problem}): it is damaged, or no safetensors file") from problem
+    if verify and digest is not None and digest != _digest(tensors):
+        raise error(f"{path} is damaged: its content and the sha256 that it carries differ")
+    return tensors
+
+
+def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor, by name, that has a NaN or an infinite value; None where all are finite."""
+    for name, tensor in sorted(tensors.items()):
+        # A sum is ten times as fast, and finite only where all values are; it may overflow where they are.
+        if tensor.is_floating_point() and not (tensor.sum().isfinite() or tensor.isfinite().all()):
+            return name
+    return None
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path, error: type[UserError] = UserError) -> None:
+    """Refuse tensors of a file that are not finite, by name.
+
+    Raises:
+        UserError: naming the first.
+    """
+    if (name := first_non_finite(tensors)) is not None:
+        raise error(
+            f"{path}: {name} has values that are NaN or infinite: the file is damaged, or its training diverged"
+        )
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over the sorted names, types, shapes and bytes of tensors in main memory."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
