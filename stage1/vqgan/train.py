@@ -142,6 +142,8 @@ def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str,
     with distributed.process_group(), contextlib.ExitStack() as stack, _stop_signals() as stop:
         if config.model.modality != "rgb":
             splits = {name: split.having(config.model.modality) for name, split in splits.items()}
+        if config.model.modality == "segmentation":
+            splits = {name: split.within(config.model.n_labels) for name, split in splits.items()}
         summary = distributed.from_first(lambda: checkpoint.finished_summary(run, config), InputError)
         if summary is not None:
             log.info("%s is complete", run)

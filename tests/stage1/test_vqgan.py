@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from imagepriors.demo.layouts import write_demo_data
@@ -343,6 +344,24 @@ def test_weights_are_averaged_over_the_steps():
         expected.lerp_(trainer.model.decoder.conv_out.weight.detach(), 1 - step / (10 + step))
     torch.testing.assert_close(trainer.shipped.decoder.conv_out.weight, expected)
     assert all(parameter.grad_fn is None for parameter in trainer.shipped.parameters())
+
+
+def test_a_mask_of_a_label_that_the_model_lacks_costs_itself_alone(tmp_path, caplog):
+    for split, count in (("train", 12), ("val", 3)):
+        for number in range(count):
+            for folder, mask in ((split, False), (f"{split}_segmentation", True)):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                label = 255 if number == 1 else number % 3
+                picture = Image.new("L" if mask else "RGB", (32, 32), label if mask else (number, 0, 0))
+                picture.save(tmp_path / folder / f"{number}.png")
+    masks = dataclasses.replace(TINY, modality="segmentation", n_labels=3)
+    train(tiny_config(model=masks, steps=3), open_splits("folder", tmp_path), tmp_path / "run")
+    assert "mask holds label 255, wanted 0 … 2" in caplog.text
+    few = dataclasses.replace(masks, n_labels=2)
+    split = open_splits("folder", tmp_path)["train"]
+    only = split.subset([split.keys.index(key) for key in ("2", "5", "8", "11")])  # whose masks are all label 2
+    with pytest.raises(InputError, match="mask holds label 2, wanted 0 … 1"):
+        train(tiny_config(model=few, steps=3), {"train": only, "val": only}, tmp_path / "few")
 
 
 def test_masks_have_no_picture_losses_and_are_judged_as_probabilities():

@@ -1,6 +1,7 @@
 """The dataset interface: items (where bytes lie), samples (pixels), views (geometry), splits (sequences of samples)."""
 
 import contextlib
+import copy
 import hashlib
 import logging
 from collections import Counter
@@ -142,6 +143,12 @@ class Split:
         if not indices:
             raise InputError(f"no sample has {condition}: choose another dataset, or make maps with `annotate`")
         return self if len(indices) == len(self) else self.subset(indices)
+
+    def within(self, n_labels: int) -> "Split":
+        """The same samples, of which one whose mask has a label that is not below `n_labels` cannot be read."""
+        found = copy.copy(self)
+        found.n_labels = min(self.n_labels, n_labels)
+        return found
 
     def image_size(self, index: int) -> tuple[int, int]:
         """Width and height of image `index` in pixels, upright, from its header.
