@@ -38,6 +38,7 @@ from codeshards.format import (
 from codeshards.pool import assigned_cores, run_shards
 from codeshards.progress import EventLog, kind_of
 from codeshards.resume import MissingShards, close_job, open_job, remove_temps
+from codeshards.session import terminable
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.datasets import Split, open_splits
@@ -48,6 +49,7 @@ EVENTS_FILE = "events.jsonl"
 log = logging.getLogger(__name__)
 
 
+@terminable()
 def tokenize(
     config: TokenizeConfig,
     *,

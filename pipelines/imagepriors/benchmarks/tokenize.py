@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from codeshards.config import TokenizeConfig
-from codeshards.pool import ALLOCATOR, usable_cores
+from codeshards.session import ALLOCATOR, usable_cores
 from codeshards.progress import read_events
 from imagepriors.benchmarks import harness, peers
 from imagepriors.benchmarks.train_vqgan import published, random_weights
