@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.format import ShardDataset, Where, absolute
-from codeshards.pool import connected
+from codeshards.session import Session, connected
 from vqgan.config import Device, TrainConfig
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
+
+_POLL_S = 2.0
+"""Seconds between two looks whether Ray is alive."""
 
 
 def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
@@ -56,6 +60,7 @@ def train_on_ray(
 
     Raises:
         InputError: there are not enough GPUs for device = "cuda"; a worker failed.
+        ShardError: Ray cannot start, or has died on this machine.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
@@ -64,8 +69,8 @@ def train_on_ray(
     except ImportError as error:
         raise InputError(f"--workers needs Ray Train: pip install 'ray[train]' ({error})") from error
 
-    with connected(workers + 1) as ray:  # one core for Ray Train's controller
-        gpus = int(ray.cluster_resources().get("GPU", 0))
+    with connected(workers + 1) as session:  # one core for Ray Train's controller
+        gpus, cores = (int(sum(node["Resources"].get(kind, 0) for node in session.nodes())) for kind in ("GPU", "CPU"))
         use_gpu = device != "cpu" and gpus >= workers
         if device == "cuda" and not use_gpu:
             raise InputError(
@@ -73,15 +78,40 @@ def train_on_ray(
             )
         if device == "auto" and gpus and not use_gpu:
             log.warning("the cluster has %d GPUs for %d workers: training on CPUs", gpus, workers)
+        if cores < workers:
+            log.warning("the cluster has %d cores for %d workers: waiting for nodes", cores, workers)
         chosen: Device = device if use_gpu else "cpu"
-        try:
-            TorchTrainer(
-                lambda: worker(chosen),
-                scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
-                run_config=RunConfig(storage_path=str(out / "ray"), name=name),
-            ).fit()
-        except Exception as error:
+        trainer = TorchTrainer(
+            lambda: worker(chosen),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+            run_config=RunConfig(storage_path=str(out / "ray"), name=name),
+        )
+        if (error := _failure(trainer.fit, session)) is not None:
             reasons = getattr(error, "worker_failures", None) or {0: error}
             raise InputError(f"training on {workers} Ray workers failed: {next(iter(reasons.values()))}") from error
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
+
+
+def _failure(fit: Callable[[], Any], session: Session) -> Exception | None:
+    """Run Ray Train to its end in a thread; returns what it raised.
+
+    In the main thread it would take Ctrl-C for itself, and wait for a Ray that has died.
+
+    Raises:
+        ShardError: Ray has died on this machine.
+    """
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            fit()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        session.nodes()
+        thread.join(_POLL_S)
+    return failures[0] if failures else None

@@ -20,7 +20,7 @@ from typing import Any
 from codeshards.format import PlannedShard, ShardError
 from codeshards.nodes import Cluster, WorkerSize
 from codeshards.progress import EventLog, LiveView
-from codeshards.session import Session, connected
+from codeshards.session import connected
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,11 @@ class _Pool:
             log.warning("no node can run a worker now: waiting for one. %s", self._cluster.why_no_worker())
         elif self._hands and not self._warned and idle_s > _START_S:
             self._warned = True
-            log.warning("no worker has started for %d s: %s", idle_s, self._cluster.why_late([hand.node for hand in self._hands]))
+            log.warning(
+                "no worker has started for %d s: %s",
+                idle_s,
+                self._cluster.why_late([hand.node for hand in self._hands]),
+            )
 
     def _ask(self) -> None:
         for hand in self._hands:

@@ -1,10 +1,11 @@
-"""A Ray session: joined or started, watched while it is used, ended with no process of it left; signals end it cleanly."""
+"""A Ray session: joined or started, watched, ended with no process of it left behind; signals end it cleanly."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -25,6 +26,8 @@ _VITAL = ("raylet", "gcs_server")
 """Processes without which a Ray that was started here does nothing any more."""
 _GONE_S = 5.0
 """Seconds that the processes of a Ray may take to end by themselves; later they are killed."""
+_HEAD_S = 30.0
+"""Seconds that a cluster's head may take to answer; after 60 Ray ends the process."""
 _PACKAGES = ("runkit", "vqgan", "codeshards", "codeprior", "imagepriors")
 
 _stopped: list[int] = []
@@ -70,10 +73,13 @@ class Session:
             raise SystemExit(128 + _stopped[0])
         if self.is_dead():
             dead = ", ".join(name for name, process in self._processes.items() if process.poll() is not None)
-            raise ShardError(f"Ray on this machine has died (its {dead} was killed, perhaps for memory). {_AGAIN}")
+            raise ShardError(
+                f"Ray on this machine has died (its {dead} was killed, perhaps for memory). "
+                f"{_AGAIN}, with fewer workers where memory is short"
+            )
         if self._nodes:
             return self._nodes
-        alive = [node for node in self.ray.nodes() if node["Alive"]]
+        alive = [node for node in self._ask() if node["Alive"]]
         if all(node["NodeID"] != self._node_id for node in alive):
             raise ShardError(
                 f"the cluster's node on this machine has died (its raylet was killed, perhaps for memory). {_AGAIN}, "
@@ -83,8 +89,20 @@ class Session:
             self._nodes = alive  # asking again would wait for a dead Ray
         return alive
 
+    def _ask(self) -> list[dict[str, Any]]:
+        """``ray.nodes``, which waits for a lost head until Ray ends the process, with nothing cleaned up."""
+        answer = queue.SimpleQueue[Any]()
+        threading.Thread(target=lambda: answer.put(self.ray.nodes()), daemon=True).start()
+        try:
+            return answer.get(timeout=_HEAD_S)  # type: ignore[no-any-return]
+        except queue.Empty:
+            raise ShardError(
+                f"the head of the Ray cluster has not answered for {_HEAD_S:.0f} s: it has died, or cannot be reached. "
+                f"{_AGAIN}, when it is back"
+            ) from None
 
-_AGAIN = "What is finished is kept: run again, with fewer workers where memory is short"
+
+_AGAIN = "What is finished is kept: run again"
 
 
 @contextlib.contextmanager
@@ -115,9 +133,10 @@ def connected(least_cores: int) -> Iterator[Session]:
             yield session
         finally:
             with _signals_held():
+                grace_s = 0.0 if session is not None and session.is_dead() else _GONE_S
                 ray.shutdown()
                 if session is not None and session.is_own:
-                    _see_off(session)
+                    _see_off(session, grace_s)
 
 
 def _joined(ray: Any) -> Session:
@@ -156,10 +175,10 @@ def _started(ray: Any, least_cores: int) -> Session:
         ) from error
 
 
-def _see_off(session: Session) -> None:
+def _see_off(session: Session, grace_s: float) -> None:
     """Wait until the workers and agents of a raylet are gone, or kill them: none may write when the next job does."""
     marks = [f"\0{mark}\0".encode() for mark in session.marks]
-    end_s = time.monotonic() + _GONE_S
+    end_s = time.monotonic() + grace_s
     while left := _marked(marks):
         if time.monotonic() > end_s:
             for pid in left:
@@ -222,7 +241,7 @@ def _signals_held() -> Iterator[None]:
     held = (signal.SIGTERM, signal.SIGINT)
     previous = {number: signal.signal(number, lambda number, _: came.append(number)) for number in held}
     set_handler = signal.signal
-    signal.signal = lambda number, handler: None if number in held else set_handler(number, handler)
+    signal.signal = lambda number, handler: None if number in held else set_handler(number, handler)  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -88,7 +88,7 @@ def experiment(
     config = replace(load(preset), **{name: value for name, value in given.items() if value})
     place = run or Path("runs") / config.dataset
     source = data or Path("data") / config.dataset
-    from codeshards.pool import connected
+    from codeshards.session import connected
     from imagepriors.evaluate_prior import check_features
     from imagepriors.experiments.lab import Lab
 
