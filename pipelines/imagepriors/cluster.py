@@ -86,9 +86,9 @@ def train_on_ray(
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=RunConfig(storage_path=str(out / "ray"), name=name),
         )
-        if (error := _failure(trainer.fit, session)) is not None:
-            reasons = getattr(error, "worker_failures", None) or {0: error}
-            raise InputError(f"training on {workers} Ray workers failed: {next(iter(reasons.values()))}") from error
+        if (failure := _failure(trainer.fit, session)) is not None:
+            reasons = getattr(failure, "worker_failures", None) or {0: failure}
+            raise InputError(f"training on {workers} Ray workers failed: {next(iter(reasons.values()))}") from failure
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
 
@@ -106,7 +106,7 @@ def _failure(fit: Callable[[], Any], session: Session) -> Exception | None:
     def run() -> None:
         try:
             fit()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the caller raises it
             failures.append(error)
 
     thread = threading.Thread(target=run, name="ray-train", daemon=True)

@@ -67,7 +67,7 @@ def parquet_rows(file: pq.ParquetFile) -> int:
         ShardError: they differ.
     """
     metadata = file.metadata
-    rows = sum(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+    rows: int = sum(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
     if rows != metadata.num_rows:
         raise ShardError(f"the file is damaged: its footer says {metadata.num_rows} rows, its row groups {rows}")
     return rows
