@@ -3,23 +3,19 @@
 import json
 import logging
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from codeprior.config import TrainConfig as PriorConfig
-from codeshards.format import ShardDataset, Where, absolute
-from codeshards.session import Session, connected
+from codeshards.format import ShardDataset, ShardError, Where, absolute
+from codeshards.session import connected
 from vqgan.config import Device, TrainConfig
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
-
-_POLL_S = 2.0
-"""Seconds between two looks whether Ray is alive."""
 
 
 def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
@@ -86,32 +82,13 @@ def train_on_ray(
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
             run_config=RunConfig(storage_path=str(out / "ray"), name=name),
         )
-        if (failure := _failure(trainer.fit, session)) is not None:
-            reasons = getattr(failure, "worker_failures", None) or {0: failure}
-            raise InputError(f"training on {workers} Ray workers failed: {next(iter(reasons.values()))}") from failure
+        try:
+            with session.watched():
+                trainer.fit()
+        except ShardError:
+            raise
+        except Exception as error:
+            reasons = getattr(error, "worker_failures", None) or {0: error}
+            raise InputError(f"training on {workers} Ray workers failed: {next(iter(reasons.values()))}") from error
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
-
-
-def _failure(fit: Callable[[], Any], session: Session) -> Exception | None:
-    """Run Ray Train to its end in a thread; returns what it raised.
-
-    In the main thread it would take Ctrl-C for itself, and wait for a Ray that has died.
-
-    Raises:
-        ShardError: Ray has died on this machine.
-    """
-    failures: list[Exception] = []
-
-    def run() -> None:
-        try:
-            fit()
-        except Exception as error:  # noqa: BLE001 - the caller raises it
-            failures.append(error)
-
-    thread = threading.Thread(target=run, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        session.nodes()
-        thread.join(_POLL_S)
-    return failures[0] if failures else None

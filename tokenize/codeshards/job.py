@@ -86,6 +86,7 @@ def tokenize(
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
     spec = _spec(config, models, {name: fingerprint(folder) for name, folder in tokenizers.items()})
+    spec.check_rows(config.shard_rows)
     plan = build_plan(
         samples={name: split.keys for name, split in splits.items()},
         source_hashes={name: split.source_hash() for name, split in splits.items()},

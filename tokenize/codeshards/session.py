@@ -28,6 +28,8 @@ _GONE_S = 5.0
 """Seconds that the processes of a Ray may take to end by themselves; later they are killed."""
 _HEAD_S = 30.0
 """Seconds that a cluster's head may take to answer; after 60 Ray ends the process."""
+_WATCH_S = 0.5
+"""Seconds between two looks whether Ray is alive, where others wait for it."""
 _PACKAGES = ("runkit", "vqgan", "codeshards", "codeprior", "imagepriors")
 
 _stopped: list[int] = []
@@ -72,11 +74,7 @@ class Session:
         if _stopped:
             raise SystemExit(128 + _stopped[0])
         if self.is_dead():
-            dead = ", ".join(name for name, process in self._processes.items() if process.poll() is not None)
-            raise ShardError(
-                f"Ray on this machine has died (its {dead} was killed, perhaps for memory). "
-                f"{_AGAIN}, with fewer workers where memory is short"
-            )
+            raise self._death()
         if self._nodes:
             return self._nodes
         alive = [node for node in self._ask() if node["Alive"]]
@@ -89,17 +87,64 @@ class Session:
             self._nodes = alive  # asking again would wait for a dead Ray
         return alive
 
+    def _death(self) -> ShardError:
+        dead = ", ".join(name for name, process in self._processes.items() if process.poll() is not None)
+        return ShardError(
+            f"Ray on this machine has died (its {dead} was killed, perhaps for memory). "
+            f"{_AGAIN}, with fewer workers where memory is short"
+        )
+
     def _ask(self) -> list[dict[str, Any]]:
         """``ray.nodes``, which waits for a lost head until Ray ends the process, with nothing cleaned up."""
-        answer = queue.SimpleQueue[Any]()
-        threading.Thread(target=lambda: answer.put(self.ray.nodes()), daemon=True).start()
+        answers = queue.SimpleQueue[Any]()
+
+        def ask() -> None:
+            try:
+                answers.put(self.ray.nodes())
+            except Exception as error:  # noqa: BLE001 - raised below
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
         try:
-            return answer.get(timeout=_HEAD_S)  # type: ignore[no-any-return]
+            answer = answers.get(timeout=_HEAD_S)
         except queue.Empty:
             raise ShardError(
                 f"the head of the Ray cluster has not answered for {_HEAD_S:.0f} s: it has died, or cannot be reached. "
                 f"{_AGAIN}, when it is back"
             ) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Leave the block when a Ray that was started here dies, whatever it waits for; Ctrl-C stays as it is there.
+
+        Raises:
+            ShardError: it has died.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_WATCH_S):
+                if self.is_dead():
+                    os.kill(os.getpid(), signal.SIGTERM)  # all waits of Ray's heed it
+                    return
+
+        threading.Thread(target=watch, name="ray-watch", daemon=True).start()
+        try:
+            with terminable(), _handlers_kept(signal.SIGTERM, signal.SIGINT):
+                yield
+        except (Exception, SystemExit) as error:
+            if self.is_dead():
+                _stopped.clear()
+                raise self._death() from error
+            raise
+        finally:
+            ended.set()
 
 
 _AGAIN = "What is finished is kept: run again"
@@ -230,26 +275,35 @@ def _leave(number: int, _: Any) -> None:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Hold SIGTERM and Ctrl-C back while Ray starts or ends, for half of it could not be ended.
-
-    Ray would put handlers of its own in place of ours, which exit with other codes: in the block it cannot.
-    """
+    """Hold SIGTERM and Ctrl-C back while Ray starts or ends, for half of it could not be ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came = list[int]()
-    held = (signal.SIGTERM, signal.SIGINT)
+    came, held = list[int](), (signal.SIGTERM, signal.SIGINT)
     previous = {number: signal.signal(number, lambda number, _: came.append(number)) for number in held}
-    set_handler = signal.signal
-    signal.signal = lambda number, handler: None if number in held else set_handler(number, handler)  # type: ignore[assignment]
     try:
-        yield
+        with _handlers_kept(*held):
+            yield
     finally:
-        signal.signal = set_handler
         for number, handler in previous.items():
             signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
+
+
+@contextlib.contextmanager
+def _handlers_kept(*numbers: int) -> Iterator[None]:
+    """Keep the handlers of signals: Ray would put in their place its own, which exit with other codes."""
+    set_handler: Any = signal.signal
+
+    def keep(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number in numbers else set_handler(number, handler)
+
+    signal.signal = keep  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = set_handler
 
 
 def usable_cores() -> int:
