@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from codeprior.config import TrainConfig as PriorConfig
-from codeshards.format import ShardDataset, Where, absolute
-from codeshards.pool import connected
+from codeshards.format import ShardDataset, ShardError, Where, absolute
+from codeshards.session import connected
 from vqgan.config import Device, TrainConfig
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
@@ -56,6 +56,7 @@ def train_on_ray(
 
     Raises:
         InputError: there are not enough GPUs for device = "cuda"; a worker failed.
+        ShardError: Ray cannot start, or has died on this machine.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
@@ -64,8 +65,8 @@ def train_on_ray(
     except ImportError as error:
         raise InputError(f"--workers needs Ray Train: pip install 'ray[train]' ({error})") from error
 
-    with connected(workers + 1) as ray:  # one core for Ray Train's controller
-        gpus = int(ray.cluster_resources().get("GPU", 0))
+    with connected(workers + 1) as session:  # one core for Ray Train's controller
+        gpus, cores = (int(sum(node["Resources"].get(kind, 0) for node in session.nodes())) for kind in ("GPU", "CPU"))
         use_gpu = device != "cpu" and gpus >= workers
         if device == "cuda" and not use_gpu:
             raise InputError(
@@ -73,13 +74,19 @@ def train_on_ray(
             )
         if device == "auto" and gpus and not use_gpu:
             log.warning("the cluster has %d GPUs for %d workers: training on CPUs", gpus, workers)
+        if cores < workers:
+            log.warning("the cluster has %d cores for %d workers: waiting for nodes", cores, workers)
         chosen: Device = device if use_gpu else "cpu"
+        trainer = TorchTrainer(
+            lambda: worker(chosen),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+            run_config=RunConfig(storage_path=str(out / "ray"), name=name),
+        )
         try:
-            TorchTrainer(
-                lambda: worker(chosen),
-                scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
-                run_config=RunConfig(storage_path=str(out / "ray"), name=name),
-            ).fit()
+            with session.watched():
+                trainer.fit()
+        except ShardError:
+            raise
         except Exception as error:
             reasons = getattr(error, "worker_failures", None) or {0: error}
             raise InputError(f"training on {workers} Ray workers failed: {next(iter(reasons.values()))}") from error

@@ -13,7 +13,6 @@ from codeshards.format import (
     ShardError,
     ShardFormat,
     inverse,
-    read_table,
 )
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish, publish_file
@@ -76,7 +75,9 @@ def verify(
         count = len(found.problems)
         problems = "\n".join(f"  {problem}" for problem in found.problems)
         raise ShardError(f"{folder} has {count} problem{'s' * (count > 1)}:\n{problems}")
-    answer = f"{folder} is whole: {found.files:,} files, {found.rows:,} rows, every byte as it was written"
+    answer = f"{folder} is whole: {found.files:,} files, {found.rows:,} rows, every byte of them as it was written"
+    if found.uncovered:
+        answer += f"\nnot covered, because nothing has their hashes: {', '.join(found.uncovered)}"
     if data is None or not reencode:
         return answer
     return f"{answer}\n{_reencode(folder, dataset, data, reencode, least)}"
@@ -179,7 +180,7 @@ def _decode_rows(dataset: ShardDataset, split: str, n: int) -> tuple[Any, int]:
     for entry in dataset.manifest.splits[split].shards:
         mine = chosen[(chosen >= first) & (chosen < first + entry.rows)] - first
         if len(mine):
-            tables.append(read_table(dataset.file_of(split, entry), spec, entry.rows).take(mine))
+            tables.append(dataset.table(split, entry).take(mine))
         first += entry.rows
     about = {f"codes_{spec.orders[0]}": (dataset.manifest.tokenizer, spec.image)}
     about |= {f"cond_{name}": (dataset.manifest.conditions[name], grid) for name, grid in spec.conditions.items()}

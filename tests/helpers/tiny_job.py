@@ -1,5 +1,6 @@
 """A tokenize job that takes a second: small noise pictures and a small random tokenizer."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,18 @@ def write_tokenizer(folder: Path) -> Path:
     torch.nn.init.normal_(model.quantize.embedding.weight)
     save_model(folder, TrainConfig(model=MODEL, loss=LossConfig(perceptual="none")), model)
     return folder
+
+
+def words(data: Path, tokenizer: Path, out: Path) -> list[str]:
+    """The job as arguments of the command line."""
+    return [
+        "tokenize", "--dataset", "folder", "--data", str(data), "--tokenizer", str(tokenizer), "--out", str(out), *FLAGS
+    ]  # fmt: skip
+
+
+def command(data: Path, tokenizer: Path, out: Path) -> list[str]:
+    """The job as a process."""
+    return [sys.executable, "-m", "imagepriors.cli", *words(data, tokenizer, out)]
 
 
 def hashes(out: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Small finished datasets, written through codeshards.format like real ones."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ from codeshards.format import (
     Sidecar,
     Where,
     build_plan,
+    file_record,
     open_store,
+    read_sealed_json,
     save_or_match,
     shard_is_done,
     sidecar_path,
+    write_sealed_json,
     write_shard,
 )
 
@@ -93,6 +97,26 @@ def make_dataset(
         tokenizer={"folder": "tokenizer", "fingerprint": SPEC.image.fingerprint},
     ).save(folder)
     return {split: pick(content[split], np.concatenate(parts)) for split, parts in planned.items()}
+
+
+def reseal(folder: Path, name: str, content: bytes, *, rows: int | None = None, number: int = 0) -> None:
+    """Replace a data file of one of train's shards as somebody would who also mends every hash on the way.
+
+    Args:
+        folder: The dataset.
+        name: The file's name.
+        content: Its new bytes.
+        rows: What sidecar and manifest say of its rows; None leaves that.
+        number: Number of the shard.
+    """
+    (folder / "train" / name).write_bytes(content)
+    record = file_record(folder / "train" / name)._asdict()
+    for path in (folder / f"train/shard-{number:06d}.json", folder / "dataset.json"):
+        value = read_sealed_json(path)
+        shard = value["splits"]["train"]["shards"][number] if path.name == "dataset.json" else value
+        shard["files"][name] = record
+        shard["rows"] = shard["rows"] if rows is None else rows
+        write_sealed_json(path, value)
 
 
 def pick(rows: dict[str, Any], indices: np.ndarray) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_shards import SPEC, make_dataset, make_rows, pick
+from tiny_shards import SPEC, make_dataset, make_rows, pick, reseal
 
 from codeshards.format import (
     METADATA_KEY,
@@ -31,10 +31,8 @@ from codeshards.format import (
     inverse,
     order,
     read_json,
-    read_sealed_json,
     remove_stale_temps,
     sha256_file,
-    write_sealed_json,
     write_shard,
 )
 from codeshards.format.parquet import group_rows, parquet_bytes
@@ -174,7 +172,7 @@ def test_foreign_and_changed_schemas_are_refused() -> None:
         ShardSpec.from_schema(replaced(schema, orders_hash="0" * 64))
     with pytest.raises(ShardError, match="incomplete"):
         ShardSpec.from_schema(replaced(schema, image={"height": 4}))
-    with pytest.raises(ShardError, match="is not JSON"):
+    with pytest.raises(ShardError, match="cannot be read as JSON"):
         ShardSpec.from_schema(schema.with_metadata({METADATA_KEY: b"{"}))
     with pytest.raises(ShardError, match=r"scale_1: expected .*, found none"):
         ShardSpec.from_schema(schema.remove(schema.get_field_index("scale_1")))
@@ -352,12 +350,10 @@ def test_codes_are_read_without_a_copy(tmp_path: Path) -> None:
 
 def test_shards_without_rows_are_read(tmp_path: Path) -> None:
     make_dataset(tmp_path)
-    path = tmp_path / "val" / "shard-000000.parquet"
-    path.write_bytes(parquet_bytes(SPEC.rows_to_table(**pick(make_rows(1), np.arange(0)))))
-    manifest = read_sealed_json(tmp_path / "dataset.json")
-    manifest["splits"]["val"]["shards"][0]["rows"] = 0
-    write_sealed_json(tmp_path / "dataset.json", manifest)
-    assert sum(len(b["key"]) for b in ShardDataset.open(tmp_path).batches("val", ["key"])) == 0
+    empty = parquet_bytes(SPEC.rows_to_table(**pick(make_rows(1), np.arange(0))))
+    for number in range(3):
+        reseal(tmp_path, f"shard-{number:06d}.parquet", empty, rows=0, number=number)
+    assert sum(len(b["key"]) for b in ShardDataset.open(tmp_path).batches("train", ["key"])) == 0
 
 
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
@@ -391,7 +387,6 @@ def flip_a_byte(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_bytes(b"PAR1 not really"), "is damaged"),
         (lambda path: path.write_bytes(path.read_bytes()[:-20]), "is damaged"),
         (flip_a_byte, "is damaged"),
@@ -403,9 +398,13 @@ def flip_a_byte(path: Path) -> None:
     ],
 )
 def test_bad_shards_are_named(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
+    """By their hash, and where that was mended too by what they hold."""
     make_dataset(tmp_path)
     path = tmp_path / "train" / "shard-000001.parquet"
     harm(path)
+    with pytest.raises(ShardError, match=r"train/shard-000001\.parquet is missing or damaged: its sha256"):
+        list(ShardDataset.open(tmp_path).batches("train", ["key"]))
+    reseal(tmp_path, path.name, path.read_bytes(), number=1)
     dataset = ShardDataset.open(tmp_path)
     assert dataset.shard_files("train")[1].local == path
     batches = dataset.batches("train", list(SPEC.column_names))
@@ -421,6 +420,6 @@ def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
         scales=SPEC.scales,
         conditions=SPEC.conditions,
     )
-    (tmp_path / "train" / "shard-000000.parquet").write_bytes(parquet_bytes(other.rows_to_table(**make_rows(4))))
+    reseal(tmp_path, "shard-000000.parquet", parquet_bytes(other.rows_to_table(**make_rows(4))))
     with pytest.raises(ShardError, match=r"shard-000000.parquet belongs to another dataset"):
         next(ShardDataset.open(tmp_path).batches("train", ["key"]))

@@ -208,7 +208,29 @@ def test_shards_that_never_come_into_sight_end_the_job(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("shard_rows", 0), ("views", 3), ("max_failure_rate", 2.0), ("orders", ())]
+    ("field", "value"),
+    [
+        ("shard_rows", 0),
+        ("shard_rows", 2**21),
+        ("shard_rows", 2**64),
+        ("shard_rows", 8.0),
+        ("views", 3),
+        ("views", True),
+        ("max_failure_rate", 2.0),
+        ("max_failure_rate", float("nan")),
+        ("orders", ()),
+        ("orders", ("spiral",)),
+        ("orders", ("zcurve", "zcurve")),
+        ("scales", (2, 1)),
+        ("precision", "float16"),
+        ("device", "gpu"),
+        ("batch_size", 10**6),
+        ("threads", 10**4),
+        ("workers", 10**6),
+        ("workers", -1),
+        ("decode_threads", 10**4),
+        ("license", 3),
+    ],
 )
 def test_bad_settings_name_field_and_value(field, value):
     with pytest.raises(ShardError, match=field):

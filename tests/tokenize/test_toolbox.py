@@ -1,16 +1,13 @@
 """The toolbox: verify finds every flipped byte, conversions lose nothing, merges keep every row and failure."""
 
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_shards import SPEC, make_dataset
 
@@ -19,12 +16,10 @@ from codeshards.format import (
     ShardDataset,
     ShardError,
     Sidecar,
-    file_record,
     load_plan,
     read_sealed_json,
     write_sealed_json,
 )
-from codeshards.format.parquet import parquet_bytes
 from codeshards.format.tar import read_tar, tar_bytes
 from codeshards.toolbox import convert, inspect, merge
 from codeshards.verify import verify
@@ -47,83 +42,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dataset") / "d"
     make_dataset(folder, formats=BOTH, fails=["sample1-0003", "sample2-0000"])
     return folder
-
-
-# -- verify ------------------------------------------------------------------------------------------------
-
-
-def test_a_whole_dataset_has_no_problems(dataset: Path) -> None:
-    found = verify(dataset)
-    assert found.problems == ()
-    assert found.files == len(contents(dataset))
-    assert found.rows == 11
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_verify_finds_every_flipped_bit(dataset: Path, data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from(sorted(path for path in dataset.rglob("*") if path.is_file())))
-    intact = path.read_bytes()
-    at, bit = data.draw(st.integers(0, len(intact) - 1)), data.draw(st.integers(0, 7))
-    changed = bytearray(intact)
-    changed[at] ^= 1 << bit
-    try:
-        path.write_bytes(changed)
-        problems = verify(dataset).problems
-    finally:
-        path.write_bytes(intact)
-    assert any(path.relative_to(dataset).as_posix() in problem for problem in problems), (path, at, bit, problems)
-
-
-def test_verify_finds_missing_and_foreign_files(dataset: Path, tmp_path: Path) -> None:
-    for name in contents(dataset):
-        if name != "dataset.json":
-            shutil.copytree(dataset, tmp_path / "d")
-            (tmp_path / "d" / name).unlink()
-            assert any(name in problem for problem in verify(tmp_path / "d").problems), name
-            shutil.rmtree(tmp_path / "d")
-    shutil.copytree(dataset, tmp_path / "d")
-    (tmp_path / "d/train/shard-000099.parquet").write_bytes(b"")
-    (problem,) = verify(tmp_path / "d").problems
-    assert "train/shard-000099.parquet is not part of the dataset" in problem
-    with pytest.raises(ShardError, match=r"dataset.json is missing"):
-        verify(tmp_path)
-
-
-def reseal(folder: Path, name: str, content: bytes) -> None:
-    """Replace a data file of train's first shard as somebody would who also mends every hash on the way."""
-    (folder / "train" / name).write_bytes(content)
-    record = file_record(folder / "train" / name)._asdict()
-    for path in (folder / "train/shard-000000.json", folder / "dataset.json"):
-        value = read_sealed_json(path)
-        shard = value["splits"]["train"]["shards"][0] if path.name == "dataset.json" else value
-        shard["files"][name] = record
-        write_sealed_json(path, value)
-
-
-def test_verify_looks_into_the_shards_too(tmp_path: Path) -> None:
-    """Right hashes over wrong content."""
-    make_dataset(tmp_path, formats=BOTH)
-    path = tmp_path / "train/shard-000000.parquet"
-    table = pq.read_table(path)
-    reversed_rows = table.take(list(range(table.num_rows))[::-1])
-    reseal(tmp_path, path.name, parquet_bytes(reversed_rows))
-    problems = " ".join(verify(tmp_path).problems)
-    assert "keys are not those of the plan" in problems
-    assert "hold different rows" in problems
-    column = table.schema.get_field_index("codes_zcurve")
-    swapped = table.set_column(column, table.schema.field(column), table["codes_alternate"])
-    reseal(tmp_path, path.name, parquet_bytes(swapped))
-    assert "codes_zcurve and codes_row_major show different pictures in 4 rows" in " ".join(verify(tmp_path).problems)
-    labels = pc.cast(pc.add(table["label"], 5), "int32")
-    reseal(tmp_path, path.name, parquet_bytes(table.set_column(2, table.schema.field(2), labels)))
-    assert "beyond the 3 classes" in " ".join(verify(tmp_path).problems)
-
-
-def test_verify_compares_the_tokenizers_fingerprint(dataset: Path) -> None:
-    assert verify(dataset, fingerprint_of=lambda folder: "image-tokenizer").problems == ()
-    (problem,) = verify(dataset, fingerprint_of=lambda folder: "another").problems
-    assert "tokenizer has fingerprint another, the codes were made by image-tokenizer" in problem
 
 
 # -- convert and merge -------------------------------------------------------------------------------------

@@ -13,8 +13,20 @@ from codeshards.format import (
     ShardError,
     ShardFormat,
     check_formats,
-    check_order_name,
 )
+from runkit.configs import check_fields
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "shard_rows": (1, 2**20),  # what a killed worker loses, and readers hold in memory
+    "shuffle_seed": (0, 2**63 - 1),
+    "batch_size": (1, 65_536),
+    "threads": (1, 1024),
+    "workers": (0, 65_536),
+    "decode_threads": (0, 1024),
+    "max_failure_rate": (0, 1),
+    "max_attempts": (1, 1000),
+}
+"""Least and most of each number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,24 +77,15 @@ class TokenizeConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("shard_rows", "batch_size", "threads", "max_attempts"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "choose 1 or more")
-        _require(
-            self.views in (1, 2, 12), "views", self.views, "choose 1 (centre), 2 (and mirror) or 12 (and ten-crop)"
-        )
-        _require(self.workers >= 0, "workers", self.workers, "choose 0 (automatic) or a number of processes")
-        _require(self.decode_threads >= 0, "decode_threads", self.decode_threads, "choose 0 (automatic) or more")
-        _require(
-            list(self.scales) == sorted(set(self.scales) & set(SCALE_SIDES)),
-            "scales",
-            self.scales,
-            f"choose sides out of {SCALE_SIDES}, ascending",
-        )
-        _require(self.shuffle_seed >= 0, "shuffle_seed", self.shuffle_seed, "choose 0 or more")
-        _require(0 <= self.max_failure_rate <= 1, "max_failure_rate", self.max_failure_rate, "choose 0 … 1")
-        _require(len(self.orders) > 0, "orders", self.orders, f"name at least one of {', '.join(ORDER_NAMES)}")
-        for order in self.orders:
-            check_order_name(order)
+        check_fields(self, ShardError)
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ShardError(f"{name} is {value!r}: choose {least:,} to {most:,}")
+        if list(self.scales) != sorted(set(self.scales)):
+            raise ShardError(f"scales is {self.scales!r}: choose sides out of {SCALE_SIDES}, ascending")
+        if not self.orders or len(set(self.orders)) < len(self.orders):
+            raise ShardError(f"orders is {self.orders!r}: name one or more of {', '.join(ORDER_NAMES)}, each once")
         check_formats(self.formats)
 
     @property
@@ -105,8 +108,3 @@ class TokenizeConfig:
             "precision": self.precision,
             "threads": self.threads,
         }
-
-
-def _require(ok: bool, field_name: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise ShardError(f"{field_name} is {value!r}: {remedy}")

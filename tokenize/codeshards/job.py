@@ -40,6 +40,7 @@ from codeshards.format import (
 from codeshards.pool import assigned_cores, run_shards
 from codeshards.progress import EventLog, kind_of
 from codeshards.resume import MissingShards, close_job, held_store, open_job, remove_temps
+from codeshards.session import terminable
 from runkit.folders import check_apart
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
@@ -48,6 +49,7 @@ from vqgan.datasets import Split, open_splits
 log = logging.getLogger(__name__)
 
 
+@terminable()
 def tokenize(
     config: TokenizeConfig,
     *,
@@ -100,6 +102,7 @@ def _tokenize(
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
     spec = _spec(config, models, {name: fingerprint(folder) for name, folder in tokenizers.items()})
+    spec.check_rows(config.shard_rows)
     plan = build_plan(
         samples={name: split.keys for name, split in splits.items()},
         source_hashes={name: split.source_hash() for name, split in splits.items()},

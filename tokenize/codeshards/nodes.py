@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from codeshards.session import Session
+
 log = logging.getLogger(__name__)
 
 
@@ -48,8 +50,8 @@ class _Node:
 class Cluster:
     """The nodes as last looked at."""
 
-    def __init__(self, ray: Any, size: WorkerSize, workers: int) -> None:
-        self.ray = ray
+    def __init__(self, session: Session, size: WorkerSize, workers: int) -> None:
+        self.session = session
         self._size, self._limit = size, workers
         self._nodes: dict[str, _Node] = {}
         self._refused: Counter[str] = Counter()
@@ -60,7 +62,7 @@ class Cluster:
     def look(self) -> list[tuple[str, str]]:
         """Look at the nodes; returns what changed: ("node_joined" or "node_left", its name)."""
         changes = []
-        alive = {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
+        alive = {node["NodeID"]: node for node in self.session.nodes()}
         for node_id, found in alive.items():
             if node_id not in self._nodes:
                 slots, resources = self._size.fits(
@@ -125,22 +127,31 @@ class Cluster:
 
     def is_alive(self, node_id: str) -> bool:
         """Whether the node is there, as Ray knows now."""
-        return any(node["NodeID"] == node_id and node["Alive"] for node in self.ray.nodes())
+        return any(node["NodeID"] == node_id for node in self.session.nodes())
 
     def hopeless(self) -> bool:
         """Whether waiting is no use: no node can run a worker, and no one was asked for more nodes."""
         usable = any(n.alive and n.slots and i not in self._out for i, n in self._nodes.items())
         lost = any(not node.alive for node in self._nodes.values())
-        return not usable and (bool(self._out) or not (lost or self._limit > self._slots()))
+        more = not self.session.is_own and (lost or self._limit > self._slots())
+        return not usable and (bool(self._out) or not more)
 
     def why_no_worker(self) -> str:
         """What to tell a person."""
         if self._out:
             return f"workers cannot start on any node: {self._reason}"
+        if self.session.is_own:
+            return f"this machine has no room for a worker, which takes {self._size}: choose another device"
         return (
             f"the {len(self._nodes)} nodes of the cluster have no room for a worker, which takes {self._size}: "
-            "add such a node, or name --workers so that the autoscaler does"
+            "add such a node, or name a number of workers so that an autoscaler does"
         )
+
+    def why_late(self, node_ids: Sequence[str]) -> str:
+        """What may keep workers on these nodes from starting."""
+        if self.session.is_own:
+            return "is this machine short of memory, or its disk slow?"
+        return f"do others hold the cores of {', '.join(sorted({self.name(node_id) for node_id in node_ids}))}?"
 
     def close(self) -> None:
         """Take back what the autoscaler was asked for."""

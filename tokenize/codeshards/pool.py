@@ -11,25 +11,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import sys
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from codeshards.format import PlannedShard, ShardError
 from codeshards.nodes import Cluster, WorkerSize
 from codeshards.progress import EventLog, LiveView
+from codeshards.session import connected
+from runkit.errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
-
-# glibc would otherwise return every large activation to the kernel and fault its pages in anew: 1.7× slower. One arena,
-# for the others, those of all threads but the first, know no blocks above 64 MB and map them whatever the limit says.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
 
 _POLL_S = 1.0
 """Seconds between two looks at the nodes and at what the workers have done."""
@@ -83,9 +77,9 @@ def run_shards(
         ShardError: a shard's workers kept dying, a worker raised an error, or no node can run one.
     """
     size = WorkerSize(device=device, threads=threads, decode_threads=decode_threads)
-    with connected(workers * threads) as ray, terminable():
+    with connected(workers * threads) as session:
         pool = _Pool(
-            Cluster(ray, size, workers),
+            Cluster(session, size, workers),
             _Host,
             (worker, arguments),
             task_of=task_of,
@@ -156,7 +150,7 @@ class _Pool:
         events: EventLog,
         on_done: Callable[[PlannedShard, Any], dict[str, int]],
     ) -> None:
-        self._cluster, self._ray = cluster, cluster.ray
+        self._cluster, self._ray = cluster, cluster.session.ray
         self._actor = self._ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=shards_at_once + 1)(host)
         self._arguments = arguments
         self._task_of, self._on_done, self._events = task_of, on_done, events
@@ -199,8 +193,11 @@ class _Pool:
             log.warning("no node can run a worker now: waiting for one. %s", self._cluster.why_no_worker())
         elif self._hands and not self._warned and idle_s > _START_S:
             self._warned = True
-            nodes = ", ".join(sorted({self._cluster.name(hand.node) for hand in self._hands}))
-            log.warning("no worker has started for %d s: do others hold the cores of %s?", idle_s, nodes)
+            log.warning(
+                "no worker has started for %d s: %s",
+                idle_s,
+                self._cluster.why_late([hand.node for hand in self._hands]),
+            )
 
     def _ask(self) -> None:
         for hand in self._hands:
@@ -254,7 +251,7 @@ class _Pool:
         try:
             answer = self._ray.get(reference)
         except errors.RayTaskError as error:
-            if shard is not None and out_of_memory(error.cause):
+            if shard is not None and is_out_of_memory(error.cause):
                 raise ShardError(f"{shard.split}/{shard.name}: out of memory ({error.cause}). {_LESS}") from error
             if shard is None or not isinstance(error.cause, (ValueError, OSError)):
                 raise  # a bug: keep its traceback
@@ -315,12 +312,13 @@ class _Pool:
     def close(self) -> None:
         """Kill the actors and wait until they are gone, so that no one writes behind the caller's back."""
         last = [reference for hand in self._hands for reference in hand.running]
-        with contextlib.suppress(Exception):  # Ray itself may be what has failed
-            for hand in self._hands:
-                self._ray.kill(hand.actor)
-            if last:
-                self._ray.wait(last, num_returns=len(last), timeout=_KILL_S)
-            self._cluster.close()
+        if not self._cluster.session.is_dead():  # whose workers end with it, and who answers nothing
+            with contextlib.suppress(Exception):
+                for hand in self._hands:
+                    self._ray.kill(hand.actor)
+                if last:
+                    self._ray.wait(last, num_returns=len(last), timeout=_KILL_S)
+                self._cluster.close()
         self._view.close()
 
 
@@ -333,95 +331,10 @@ def assigned_cores() -> int:
 
 
 _LESS = (
-    "Use fewer workers and run again: finished shards are kept. A smaller batch_size makes other shards, in another "
-    "folder or with --overwrite"
+    "Use fewer workers and run again: finished shards are kept. A smaller batch_size makes other shards: choose another "
+    "output folder for it"
 )
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether torch or Python had no memory left; torch's allocator for CPUs says so in words only."""
-    told = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in told or "can't allocate memory" in told
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: those of its affinity (Slurm, cpusets), within its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no cgroup v2 here; "max" is no number
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def _named(shard: PlannedShard) -> tuple[str, str]:
     return shard.split, shard.name
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit(143) in the block, so that it cleans up; elsewhere than the main thread nothing."""
-    told: list[int] = []
-
-    def leave(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
-        told.append(number)
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    except SystemExit as error:
-        if told:  # while it waits, Ray puts an exit of its own, with code 1, in place of ours
-            raise SystemExit(128 + told[0]) from error
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
-def connected(least_cores: int) -> Iterator[Any]:
-    """Ray, connected to what the caller has started, else to RAY_ADDRESS, else started here for the block's length.
-
-    Args:
-        least_cores: Cores that a Ray started here has at least, whatever the machine has.
-    """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ShardError("this job needs Ray: pip install 'ray[default]'") from error
-    if ray.is_initialized():
-        yield ray
-        return
-    environment: dict[str, Any] = {"env_vars": ALLOCATOR}
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    ours = signal.getsignal(signal.SIGTERM)
-    if os.environ.get("RAY_ADDRESS"):
-        packages = ("runkit", "vqgan", "codeshards", "codeprior", "imagepriors")
-        loaded = [sys.modules[name] for name in packages if name in sys.modules]
-        environment["py_modules"] = [str(Path(str(module.__file__)).parent) for module in loaded]
-        try:
-            ray.init(runtime_env=environment, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ShardError(
-                f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}): start one, or unset RAY_ADDRESS"
-            ) from error
-    else:
-        cores = max(usable_cores(), least_cores)
-        ray.init(
-            address="local",  # else Ray joins whatever cluster somebody runs on this machine
-            runtime_env=environment,
-            num_cpus=cores,
-            include_dashboard=False,
-            object_store_memory=256 * 2**20,
-            **quiet,
-        )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ours)  # Ray puts a handler of its own there
-    try:
-        yield ray
-    finally:
-        ray.shutdown()

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from codeshards.format import ShardError, Where, open_store
+from runkit.jsonfiles import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ def read_events(place: Where) -> list[dict[str, Any]]:
     store, events = open_store(place), []
     for line in store.read_bytes().decode(errors="replace").splitlines() if store.exists() else ():
         try:
-            events.append(json.loads(line))
-        except ValueError:
+            events.append(parse_json(line, store, ShardError))
+        except ShardError:
             continue
     return [event for event in events if isinstance(event, dict) and "event" in event]
 

@@ -109,7 +109,7 @@ def _rates(
             again = read_table(part.path(folder, ".parquet"), spec, sidecar.rows)
         keys = {row_key(key, view) for key in plan.sample_keys(part) for view in range(plan.views)}
         entry = manifest.splits[shard.split].shards[shard.index]
-        stored = read_table(shards.file_of(shard.split, entry), spec, entry.rows)
+        stored = shards.table(shard.split, entry)
         stored = stored.filter([key in keys for key in stored["key"].to_pylist()])
         for name in columns:
             mine, theirs = (column_to_numpy(table[name].combine_chunks()) for table in (again, stored))

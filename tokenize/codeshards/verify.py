@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +38,11 @@ from codeshards.format import (
 )
 from codeshards.format.schema import column_to_numpy
 
+UNCOVERED = ("report.html", "events.jsonl", ".gitattributes")
+"""Files beside a dataset that differ from run to run, or that a hub puts there."""
+_PLAN_FILES = (PLAN_FILE, SAMPLES_FILE)
+_CACHE = ".cache"
+"""Folder in which loaders keep what they decoded, under addresses that carry the manifest's hash."""
 _THREADS = 4  # hashing and decoding release the GIL; each holds a shard in memory
 
 
@@ -49,13 +56,16 @@ class Verified:
     """Files whose every byte was looked at."""
     rows: int
     """Rows whose codes were looked at."""
+    uncovered: tuple[str, ...] = ()
+    """Files that are there and that no hash covers: they tell of the job, and say nothing about the codes."""
 
 
 def verify(dataset: Where, *, fingerprint_of: Callable[[Path], str] | None = None) -> Verified:
     """Look at every byte of a dataset.
 
-    Hashes, sizes, row counts, ranges of codes and labels, keys against the plan (which makes them unique), all orders
-    against each other, Parquet against tar where both are there, and that plan, sidecars and manifest agree.
+    Files and folders that nobody accounts for, hashes, sizes, row counts, ranges of codes and labels, keys against the
+    plan (which makes them unique), all orders against each other, Parquet against tar where both are there, and that
+    plan, sidecars and manifest agree.
 
     Args:
         dataset: A dataset whose job has finished.
@@ -72,12 +82,14 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path], str] | None = Non
         manifest = Manifest.load(store)
     except ShardError as error:
         return Verified(problems=(str(error),), files=1, rows=0)
+    found = _found(store)
     problems = list(_file_problems(store, manifest))
-    if any(name in problem for problem in problems for name in (PLAN_FILE, SAMPLES_FILE)):
-        # The rest would be compared with a damaged plan.
+    plan_is_bad = any(name in problem.removeprefix(str(store)) for problem in problems for name in _PLAN_FILES)
+    problems += _stray_problems(store, manifest, found)
+    if plan_is_bad:  # the rest would be compared with it
         return Verified(problems=tuple(problems), files=1 + len(manifest.files), rows=0)
     if fingerprint_of is not None:
-        problems += _tokenizer_problems(store, manifest, fingerprint_of)
+        problems += _tokenizer_problems(store, manifest, fingerprint_of, problems)
     plan = load_plan(store)
     problems += _plan_problems(store, manifest, plan)
     entries = manifest.entries
@@ -90,6 +102,7 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path], str] | None = Non
         problems += [problem for found in pool.map(check, shards) for problem in found]
     data_files = sum(len(entry.files) for entry in entries.values())
     return Verified(
+        uncovered=tuple(name for name in UNCOVERED if name in found),
         problems=tuple(dict.fromkeys(problems)),
         files=1 + len(manifest.files) + len(shards) + data_files,
         rows=sum(entry.rows for entry in entries.values()),
@@ -97,7 +110,7 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path], str] | None = Non
 
 
 def _file_problems(store: Store, manifest: Manifest) -> Iterator[str]:
-    """The files that are neither shards nor sidecars, and those that nobody accounts for."""
+    """The files that are neither shards nor sidecars."""
     for name in (CARD_FILE, PLAN_FILE, SAMPLES_FILE):
         if name not in manifest.files:
             yield f"{store / MANIFEST_FILE} does not account for {name}"
@@ -109,23 +122,58 @@ def _file_problems(store: Store, manifest: Manifest) -> Iterator[str]:
             continue
         if not intact:
             yield f"{store / name} is missing, or its sha256 is not the one of {MANIFEST_FILE}"
-    for folder in manifest.tokenizer_folders:
-        for name in (store / folder).files():
-            if f"{folder}/{name}" not in manifest.files:
-                yield f"{store / folder / name} is not part of the dataset"
-    for split, found in manifest.splits.items():
-        known = {name for entry in found.shards for name in (*entry.files, f"{entry.name}.json")}
-        for name in (store / split).files():
-            if name not in known:  # whoever reads a folder by its pattern would read it too
-                yield f"{store / split / name} is not part of the dataset"
 
 
-def _tokenizer_problems(store: Store, manifest: Manifest, fingerprint_of: Callable[[Path], str]) -> Iterator[str]:
+def _found(store: Store) -> list[str]:
+    """All files below a dataset, with hidden ones, and folders without any, marked by a slash at their end."""
+    if store.local is None:
+        return [name for name in store.files() if not name.startswith(f"{_CACHE}/")]
+    found = []
+    for place, folders, names in os.walk(store.local):
+        within = os.path.relpath(place, store.local)
+        prefix = "" if within == os.curdir else f"{within}/"
+        if not prefix and _CACHE in folders:
+            folders.remove(_CACHE)
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        found += [prefix + name for name in [*names, *links]]
+        if not names and not folders:
+            found.append(prefix)
+    return sorted(found)
+
+
+def _stray_problems(store: Store, manifest: Manifest, found: list[str]) -> Iterator[str]:
+    """Files that nobody accounts for: whoever reads a folder by its pattern would read them too."""
+    known = {MANIFEST_FILE, CARD_FILE, PLAN_FILE, SAMPLES_FILE, *manifest.files, *UNCOVERED}
+    for split, entries in manifest.splits.items():
+        known |= {f"{split}/{name}" for entry in entries.shards for name in (*entry.files, f"{entry.name}.json")}
+    ours = {*manifest.splits, *(folder.partition("/")[0] for folder in manifest.tokenizer_folders)}
+    strays = Counter[str]()
+    for name in found:
+        top, slash, _ = name.partition("/")
+        if not name or name in known or name.rstrip("/") in ours or _is_lock(name):
+            continue
+        strays[f"{top}/" if slash and top not in ours else name] += not name.endswith("/")
+    for name, files in strays.items():
+        count = f" ({files} files)" if name.endswith("/") else ""
+        yield f"{store / name.rstrip('/')}{count} is not part of the dataset"
+
+
+def _is_lock(name: str) -> bool:
+    """Whether a file is the lock by which a command holds the dataset's folder."""
+    return name.startswith(".") and name.endswith(".lock") and "/" not in name
+
+
+def _tokenizer_problems(
+    store: Store, manifest: Manifest, fingerprint_of: Callable[[Path], str], problems: list[str]
+) -> Iterator[str]:
+    """Tokenizers whose fingerprint is another, of those whose files have no problems."""
     grids = {"image": manifest.spec.image, **manifest.spec.conditions}
     for name, about in {"image": manifest.tokenizer, **manifest.conditions}.items():
         if "folder" not in about:
             continue
         place = store / about["folder"]
+        if any(problem.startswith(f"{place}/") for problem in problems):
+            continue
         try:
             with place.as_folder() as folder:
                 found = fingerprint_of(folder)
@@ -158,6 +206,9 @@ def _shard_problems(
 ) -> Iterator[str]:
     """One shard: its sidecar, the bytes of its files, and what they hold."""
     path = sidecar_path(store, shard)
+    if not path.exists():
+        yield f"{path} is missing, or no file"
+        return
     try:
         sidecar = Sidecar.load(path)
     except ShardError as error:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from codeprior.speed import measured_flops
 from codeshards.format import atomic_write
-from codeshards.pool import usable_cores
+from codeshards.session import usable_cores
 
 log = logging.getLogger(__name__)
 RESULTS = Path(__file__).parent / "results"

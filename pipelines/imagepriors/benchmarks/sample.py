@@ -21,7 +21,7 @@ from codeprior.model import Prior
 from codeprior.optim import resolve_precision
 from codeprior.released import prior_from_mingpt
 from codeprior.sample import ready, sample_sequences
-from codeshards.pool import ALLOCATOR
+from codeshards.session import ALLOCATOR
 from imagepriors.benchmarks import harness, peers
 from imagepriors.benchmarks.harness import RESULTS
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from codeshards.pool import ALLOCATOR, usable_cores
+from codeshards.session import ALLOCATOR, usable_cores
 from imagepriors.benchmarks import harness
 from imagepriors.figures import png_bytes
 from vqgan.checkpoint import save_model

@@ -20,8 +20,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from codeshards.config import TokenizeConfig
-from codeshards.pool import ALLOCATOR, usable_cores
 from codeshards.progress import read_events
+from codeshards.session import ALLOCATOR, usable_cores
 from imagepriors.benchmarks import harness, peers
 from imagepriors.benchmarks.train_vqgan import published, random_weights
 from vqgan.checkpoint import load_model, save_model

@@ -25,7 +25,7 @@ from codeprior.optim import make_optimizer, resolve_precision
 from codeprior.released import prior_from_mingpt
 from codeprior.speed import step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
-from codeshards.pool import ALLOCATOR
+from codeshards.session import ALLOCATOR
 from imagepriors.benchmarks import harness, peers
 from imagepriors.benchmarks.harness import RESULTS
 from vqgan.config import ModelConfig as VqganConfig

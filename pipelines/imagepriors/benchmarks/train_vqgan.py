@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from codeshards.pool import ALLOCATOR
+from codeshards.session import ALLOCATOR
 from imagepriors.benchmarks import harness, peers
 from imagepriors.benchmarks.harness import RESULTS
 from vqgan.checkpoint import load_model, save_model

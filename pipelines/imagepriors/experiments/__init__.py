@@ -90,7 +90,7 @@ def experiment(
     place = run or Path("runs") / config.dataset
     source = data or Path("data") / config.dataset
     check_apart(place, data=source)
-    from codeshards.pool import connected
+    from codeshards.session import connected
     from imagepriors.evaluate_prior import check_features
     from imagepriors.experiments.lab import Lab
 

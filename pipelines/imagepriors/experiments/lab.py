@@ -8,7 +8,6 @@ RUN/experiments/NAME/                          priors, results.json, figures of 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,13 +27,13 @@ from codeprior.train import train_prior
 from codeshards.config import TokenizeConfig
 from codeshards.format import PLAN_FILE, ShardDataset, ShardError, load_plan
 from codeshards.job import tokenize
-from codeshards.pool import connected, out_of_memory, usable_cores
+from codeshards.session import connected, usable_cores
 from imagepriors.config import EvaluatePriorConfig, ExperimentConfig, ShardKind
 from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
 from imagepriors.presets import load_preset
 from imagepriors.report import curve
-from runkit.errors import UserError
+from runkit.errors import UserError, is_out_of_memory
 from runkit.files import pretty_json
 from runkit.folders import publish
 from runkit.jsonfiles import finite_or_none
@@ -52,6 +51,8 @@ Plan = dict[Path, tuple[PriorConfig, Path]]
 """Run folder of a prior → how it is trained, and on which shards."""
 Training = Callable[[Literal["cpu", "cuda"]], Any]
 """What trains a network on the device that it gets."""
+_POLL_S = 2.0
+"""Seconds between two looks whether Ray is alive."""
 
 
 class Lab:
@@ -74,9 +75,9 @@ class Lab:
         Raises:
             InputError: a GPU is asked for, and there is none and no cluster that could bring one.
         """
-        with connected(1) as ray:
-            found = bool(ray.cluster_resources().get("GPU"))
-        if self.config.device == "cuda" and not found and not os.environ.get("RAY_ADDRESS"):
+        with connected(1) as session:
+            found = any(node["Resources"].get("GPU") for node in session.nodes())
+        if self.config.device == "cuda" and not found and session.is_own:
             raise InputError(
                 "device = 'cuda': Ray finds no GPU on this machine; name a cluster in RAY_ADDRESS, or use cpu"
             )
@@ -283,31 +284,38 @@ def side_by_side(tasks: Mapping[str, Training], what: str, *, device: Literal["c
 
     if not tasks:
         return
-    with connected(threads) as ray:
+    with connected(threads) as session:
+        ray, nodes = session.ray, session.nodes()
         # This machine may have more cores than the nodes that work.
-        cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        threads = min(threads, max([1, *cores]))
+        threads = min(threads, max([1, *(int(node["Resources"].get("CPU", 0)) for node in nodes)]))
         size = {"num_gpus": 1} if device == "cuda" else {"num_cpus": threads}
         kind, need = ("GPU", 1) if device == "cuda" else ("CPU", threads)
+        if session.is_own and not any(node["Resources"].get(kind, 0) >= need for node in nodes):
+            raise ShardError(f"{what}: this machine has no {need} {kind} for Ray: choose another device")
         if ray.available_resources().get(kind, 0) < need:
             log.warning("%s: no node has %d %s free, waiting for one", what, need, kind)
         remote = ray.remote(max_retries=2, **size)(work)
         waiting = {remote.remote(task): name for name, task in tasks.items()}
         with tqdm(total=len(waiting), desc=what, disable=None) as bar:
             while waiting:
-                (done,), _ = ray.wait(list(waiting), num_returns=1)
-                name = waiting.pop(done)
-                try:
-                    ray.get(done)
-                except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, UserError) or out_of_memory(error.cause):
-                        raise ShardError(f"{name}: {error.cause}") from error
-                    raise
-                except ray.exceptions.RayError as error:
-                    raise ShardError(
-                        f"{name}: its process died, for want of memory perhaps; the same command goes on ({error})"
-                    ) from error
-                bar.update()
+                session.nodes()  # raises where Ray has died, which no task would say
+                for done in ray.wait(list(waiting), num_returns=1, timeout=_POLL_S)[0]:
+                    _take(ray, done, waiting.pop(done))
+                    bar.update()
+
+
+def _take(ray: Any, done: Any, name: str) -> None:
+    """Raise what went wrong in a training."""
+    try:
+        ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError) or is_out_of_memory(error.cause):
+            raise ShardError(f"{name}: {error.cause}") from error
+        raise
+    except ray.exceptions.RayError as error:
+        raise ShardError(
+            f"{name}: its process died, for want of memory perhaps; the same command goes on ({error})"
+        ) from error
 
 
 def val_curve(folder: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from codeshards.format.errors import ShardError
 from codeshards.format.store import Store
 
 MIN_GROUP_ROWS = 1024
@@ -37,19 +38,39 @@ def parquet_bytes(table: pa.Table) -> pa.Buffer:
 
 
 @contextlib.contextmanager
-def open_parquet(store: Store) -> Iterator[pq.ParquetFile]:
+def open_parquet(store: Store, content: bytes | None = None) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file: mapped into memory where it is local, its column chunks fetched ahead where it is not.
+
+    Args:
+        store: The file.
+        content: Its bytes, where they are in memory.
 
     Raises:
         FileNotFoundError: It is not there.
         OSError, pa.ArrowException: It is damaged.
     """
-    if store.local is not None:
+    if content is not None:
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            yield file
+    elif store.local is not None:
         with pq.ParquetFile(store.local, memory_map=True, page_checksum_verification=True) as file:
             yield file
     else:
         with store.open() as source, pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True) as file:
             yield file
+
+
+def parquet_rows(file: pq.ParquetFile) -> int:
+    """Rows of a Parquet file, of which its footer and its row groups must say the same.
+
+    Raises:
+        ShardError: they differ.
+    """
+    metadata = file.metadata
+    rows: int = sum(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+    if rows != metadata.num_rows:
+        raise ShardError(f"the file is damaged: its footer says {metadata.num_rows} rows, its row groups {rows}")
+    return rows
 
 
 def group_rows(rows: int) -> int:

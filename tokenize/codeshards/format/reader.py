@@ -6,23 +6,30 @@ Axes: n rows of a batch, L codes of a column.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy.typing as npt
+import pyarrow as pa
 
 from codeshards.format.errors import ShardError
 from codeshards.format.files import sha256_file
 from codeshards.format.manifest import MANIFEST_FILE, Manifest, ShardEntry, SplitEntry, is_intact
 from codeshards.format.schema import ShardSpec, column_to_numpy
-from codeshards.format.shardfile import data_file, read_batches
+from codeshards.format.shardfile import data_file, read_batches, read_table
 from codeshards.format.store import Store, Where, open_store
 
 Columns = dict[str, npt.NDArray[Any]]
 
 
 class ShardDataset:
-    """A dataset whose tokenize job has finished. Make one with :meth:`open`; it holds no open files."""
+    """A dataset whose tokenize job has finished. Make one with :meth:`open`; it holds no open files.
+
+    The first read of each shard file compares its sha256 with the manifest's, so that no damaged or exchanged file is
+    read in silence; later reads do not. Threads may share one dataset. A copy, in another process too, checks anew.
+    """
 
     path: Store
     """Where the dataset lies."""
@@ -36,6 +43,12 @@ class ShardDataset:
         self.manifest = manifest
         self.spec = manifest.spec
         self.class_names = manifest.class_names
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        self._intact: set[str] = set()
+
+    def __reduce__(self) -> tuple[Callable[[Store, Manifest], ShardDataset], tuple[Store, Manifest]]:
+        return ShardDataset, (self.path, self.manifest)  # locks cannot be pickled
 
     @classmethod
     def open(cls, path: Where) -> ShardDataset:
@@ -77,15 +90,41 @@ class ShardDataset:
         return data_file(self.path / split, shard.files)
 
     def check(self, split: str) -> None:
-        """Compare the sha256 of every file that is read of a split with the manifest's.
+        """Compare the sha256 of every file that is read of a split with the manifest's, where it was not done before.
 
         Raises:
             ShardError: The split is unknown, or a file is missing or has other bytes.
         """
         for shard in self._split(split).shards:
-            file = self.file_of(split, shard)
-            if not is_intact(file, shard.files[file.name]):
-                raise ShardError(f"{file} is missing or damaged: its sha256 is not the one of {MANIFEST_FILE}")
+            self._check_file(split, shard, fetch=False)
+
+    def table(self, split: str, shard: ShardEntry) -> pa.Table:
+        """All rows and columns of one of the manifest's shards; errors as :meth:`batches`."""
+        content = self._check_file(split, shard)
+        return read_table(self.file_of(split, shard), self.spec, shard.rows, content)
+
+    def _check_file(self, split: str, shard: ShardEntry, *, fetch: bool = True) -> bytes | None:
+        """Check a shard's file before its first read; returns its bytes where they were fetched for that."""
+        file = self.file_of(split, shard)
+        record, name = shard.files[file.name], str(file)
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name in self._intact:
+                return None
+            content = None
+            if fetch and file.local is None and file.size() == record.bytes:
+                content = file.read_bytes()  # what is parsed is what was hashed, and is sent once
+                intact = hashlib.sha256(content).hexdigest() == record.sha256
+            else:
+                intact = is_intact(file, record)
+            if not intact:
+                raise ShardError(
+                    f"{file} is missing or damaged: its sha256 is not the one of {MANIFEST_FILE}. Fetch it anew, or "
+                    "delete it and run the tokenize job again"
+                )
+            self._intact.add(name)
+            return content
 
     def batches(
         self, split: str, columns: Sequence[str], batch_rows: int = 8192, *, shards: Sequence[int] | None = None
@@ -115,12 +154,14 @@ class ShardDataset:
         if batch_rows < 1:
             raise ShardError(f"batch_rows is {batch_rows}: a batch needs at least one row")
         # Checked above on the call, not on the first batch: a generator would delay the message.
-        files = [(self.file_of(split, entry), entry.rows) for entry in entries]
-        return self._batches(files, list(columns), batch_rows)
+        return self._batches(split, entries, list(columns), batch_rows)
 
-    def _batches(self, files: list[tuple[Store, int]], columns: list[str], batch_rows: int) -> Iterator[Columns]:
-        for store, rows in files:
-            for batch in read_batches(store, self.spec, rows, columns, batch_rows):
+    def _batches(
+        self, split: str, entries: Sequence[ShardEntry], columns: list[str], batch_rows: int
+    ) -> Iterator[Columns]:
+        for entry in entries:
+            content, store = self._check_file(split, entry), self.file_of(split, entry)
+            for batch in read_batches(store, self.spec, entry.rows, columns, batch_rows, content):
                 yield {name: column_to_numpy(batch.column(name)) for name in columns}
 
     def _check_columns(self, columns: Sequence[str]) -> None:

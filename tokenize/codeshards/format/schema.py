@@ -5,7 +5,6 @@ Axes: N rows of a shard, H×W the grid of codes, L = H·W its codes, S a scale's
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 from codeshards.format.errors import ShardError
 from codeshards.format.files import compact_json
 from codeshards.format.orders import ORDER_NAMES, OrderName, check_order_name, order, orders_hash
+from runkit.jsonfiles import parse_json
 
 FORMAT_VERSION = 1
 """Raised when shards of the new version cannot be read by old readers."""
@@ -37,6 +37,13 @@ NO_LABEL = -1
 """What readers put where a label is null."""
 
 MAX_CODEBOOK_SIZE = 1 << 16  # codes are uint16
+
+MAX_GRID_CODES = 1 << 20
+"""Most codes of one image, 1024×1024: tables of the orders are made of that size."""
+
+MAX_SHARD_BYTES = 1 << 30
+"""Most bytes of a shard's codes, decoded: readers hold whole shards in memory, several at once. 419,430 rows of 16×16
+codes in five orders."""
 
 _BAD_KEY = r"^$|[.\x00-\x1f]|^/"
 
@@ -90,14 +97,16 @@ class GridSpec:
     def __post_init__(self) -> None:
         for name in ("height", "width", "codebook_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ShardError(f"GridSpec.{name} must be a positive int, found {value!r}")
         if self.codebook_size > MAX_CODEBOOK_SIZE:
             raise ShardError(
                 f"GridSpec.codebook_size is {self.codebook_size}, but shards store codes as uint16: "
                 f"use a codebook of at most {MAX_CODEBOOK_SIZE} entries"
             )
-        if not self.fingerprint:
+        if self.length > MAX_GRID_CODES:
+            raise ShardError(f"the grid is {self.height}×{self.width}: at most {MAX_GRID_CODES:,} codes are possible")
+        if not isinstance(self.fingerprint, str) or not self.fingerprint:
             raise ShardError("GridSpec.fingerprint is empty: give the sha256 of the tokenizer's config and weights")
 
     @property
@@ -158,6 +167,17 @@ class ShardSpec:
         """The columns of a shard in file order."""
         return ("key", "view", "label", *self.code_grids)
 
+    def check_rows(self, rows: int) -> int:
+        """Return `rows` if a shard of this spec may have so many.
+
+        Raises:
+            ShardError: it is no count, or decoded they exceed :data:`MAX_SHARD_BYTES`.
+        """
+        most = MAX_SHARD_BYTES // sum(2 * grid.length for grid in self.code_grids.values())
+        if type(rows) is not int or not 0 <= rows <= most:
+            raise ShardError(f"a shard of {rows!r} rows: with these columns it has 0 to {most:,}. Make smaller shards")
+        return rows
+
     def schema(self) -> pa.Schema:
         """The Arrow schema of a shard, with this spec as JSON under the metadata key ``imagepriors``."""
         fields: list[pa.Field[Any]] = [
@@ -204,7 +224,7 @@ class ShardSpec:
             raise ShardError(f"the shard's own description is incomplete ({error!r})") from error
         if found_hash != spec.to_json()["orders_hash"]:
             raise ShardError(
-                f"the shard's order tables (sha256 {found_hash[:12]}…) are not the ones of this package: "
+                f"the shard's order tables (sha256 {str(found_hash)[:12]}…) are not the ones of this package: "
                 "its sequences would be scrambled. Encode the dataset again"
             )
         return spec
@@ -223,10 +243,7 @@ class ShardSpec:
                 f"not a shard of codes: its schema has no {METADATA_KEY.decode()!r} metadata. "
                 f"Columns found: {', '.join(schema.names) or 'none'}"
             )
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise ShardError(f"the shard's {METADATA_KEY.decode()!r} metadata is not JSON ({error})") from error
+        value = parse_json(text, f"the shard's {METADATA_KEY.decode()!r} metadata", ShardError)
         if not isinstance(value, dict):
             raise ShardError(f"the shard's {METADATA_KEY.decode()!r} metadata is not a JSON object")
         spec = cls.from_json(value)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from codeshards.format.errors import ShardError
 from codeshards.format.files import FileRecord
-from codeshards.format.parquet import open_parquet, parquet_bytes
+from codeshards.format.parquet import open_parquet, parquet_bytes, parquet_rows
 from codeshards.format.plan import PlannedShard
 from codeshards.format.schema import ShardSpec
 from codeshards.format.store import Store, Where, open_store
@@ -39,10 +39,11 @@ def write_shard(
         File name → sha256 and size, as a sidecar takes it.
 
     Raises:
-        ShardError: The table's schema is not a shard's, or a format is unknown or none is named.
+        ShardError: The table's schema is not a shard's, it has more rows than a shard may have, or a format is unknown
+            or none is named.
         WriteError: A file cannot be written.
     """
-    ShardSpec.from_schema(table.schema)
+    ShardSpec.from_schema(table.schema).check_rows(table.num_rows)
     records: dict[str, FileRecord] = {}
     for name in check_formats(formats):
         store = shard.path(dataset, SUFFIXES[name])
@@ -85,19 +86,30 @@ def data_file(folder: Where, files: Mapping[str, Any]) -> Store:
     raise ShardError(f"{folder}: a shard has no data files. Run the tokenize job again")
 
 
-def read_batches(store: Store, spec: ShardSpec, rows: int, columns: Sequence[str], batch_rows: int) -> Iterator[Any]:
+def read_batches(
+    store: Store, spec: ShardSpec, rows: int, columns: Sequence[str], batch_rows: int, content: bytes | None = None
+) -> Iterator[Any]:
     """The record batches of one data file, which must hold this many rows of this spec.
 
+    Args:
+        store: The file.
+        spec: What it must hold.
+        rows: Its rows.
+        columns: Columns to read.
+        batch_rows: Most rows of a batch.
+        content: Bytes of the file, where they are in memory; None reads it.
+
     Raises:
-        ShardError: The file is missing, damaged, or another one.
+        ShardError: The file is missing, damaged, or another one, or its rows are more than a shard may have.
     """
     try:
+        spec.check_rows(rows)
         if format_of(store.name) == "parquet":
-            with open_parquet(store) as file:
-                _check_shard(store, ShardSpec.from_schema(file.schema_arrow), spec, file.metadata.num_rows, rows)
+            with open_parquet(store, content) as file:
+                _check_shard(store, ShardSpec.from_schema(file.schema_arrow), spec, parquet_rows(file), rows)
                 yield from file.iter_batches(batch_rows, columns=list(columns))
         else:
-            table = read_tar(store.read_bytes())
+            table = read_tar(store.read_bytes() if content is None else content)
             _check_shard(store, ShardSpec.from_schema(table.schema), spec, table.num_rows, rows)
             yield from table.select(list(columns)).to_batches(max_chunksize=batch_rows)
     except FileNotFoundError:
@@ -110,9 +122,9 @@ def read_batches(store: Store, spec: ShardSpec, rows: int, columns: Sequence[str
         raise ShardError(f"{store} is damaged ({error}). Delete it and run the tokenize job again") from error
 
 
-def read_table(store: Store, spec: ShardSpec, rows: int) -> pa.Table:
-    """All rows of one data file; errors as :func:`read_batches`."""
-    batches = read_batches(store, spec, rows, spec.column_names, max(rows, 1))
+def read_table(store: Store, spec: ShardSpec, rows: int, content: bytes | None = None) -> pa.Table:
+    """All rows of one data file; arguments and errors as :func:`read_batches`."""
+    batches = read_batches(store, spec, rows, spec.column_names, max(rows, 1), content)
     return pa.Table.from_batches(batches, schema=spec.schema())
 
 

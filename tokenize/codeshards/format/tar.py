@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import tarfile
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +26,7 @@ import pyarrow as pa
 from codeshards.format.errors import ShardError
 from codeshards.format.files import compact_json
 from codeshards.format.schema import METADATA_KEY, NO_LABEL, ShardSpec, column_to_numpy
+from runkit.jsonfiles import parse_json
 
 SPEC_MEMBER = f"__{METADATA_KEY.decode()}__"
 _Arrays = dict[str, npt.NDArray[np.uint16]]
@@ -62,23 +62,34 @@ def read_tar(content: bytes) -> pa.Table:
         name, start, stop = next(members, ("", 0, 0))
         if name != SPEC_MEMBER:
             raise ShardError(f"not a shard of codes: its first member is {name or 'missing'}, expected {SPEC_MEMBER}")
-        header = json.loads(content[start:stop])
+        header = parse_json(content[start:stop], SPEC_MEMBER, ShardError)
         rows = header.pop("rows")
         spec = ShardSpec.from_json(header)
         return _read_rows(content, members, spec, rows)
-    except (tarfile.TarError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        if isinstance(error, ShardError):
-            raise
+    except ShardError:
+        raise
+    except (
+        tarfile.TarError,
+        ValueError,
+        OverflowError,  # a view of 300
+        KeyError,
+        TypeError,
+        AttributeError,
+        StopIteration,
+        RecursionError,  # tarfile, in long names of long names
+    ) as error:
         raise ShardError(f"the tar is damaged ({error or repr(error)})") from error
 
 
 def _read_rows(content: bytes, members: Iterator[tuple[str, int, int]], spec: ShardSpec, rows: int) -> pa.Table:
     shapes = _shapes(spec)
+    if type(rows) is not int or not 0 <= rows * 2 * tarfile.BLOCKSIZE * (1 + len(shapes)) <= len(content):
+        raise ShardError(f"the tar is damaged: {len(content)} bytes cannot hold the {rows!r} rows that it names")
     found = {name: np.empty((rows, *shape), np.uint16) for name, shape in shapes.items()}
     keys, views, labels = list[str](), np.empty(rows, np.uint8), np.empty(rows, np.int64)
     for row in range(rows):
         name, start, stop = next(members)
-        about = json.loads(content[start:stop])
+        about = parse_json(content[start:stop], name, ShardError)
         key = about["key"]
         if name != f"{key}.json" or about["orders"] != list(spec.orders):
             raise ShardError(f"the tar is damaged: member {name} describes row {key!r} with orders {about['orders']}")

@@ -1,0 +1,273 @@
+"""A Ray session: whatever dies, whatever signal comes, the job ends soon, says why, and leaves nothing behind."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny_job import CONFIG, command, hashes
+
+from codeshards import session
+from codeshards.format import ShardError
+from codeshards.job import EVENTS_FILE, tokenize
+from codeshards.progress import read_events
+from codeshards.session import Session, _signals_held, connected, terminable, usable_cores
+from imagepriors.benchmarks.faults import Cluster
+
+MARK = "IMAGEPRIORS_TEST_RUN"
+
+
+def environment(**more: str) -> dict[str, str]:
+    """An environment that all processes of one job, also those of its Ray, can be found by."""
+    return {**os.environ, MARK: uuid.uuid4().hex, **more}
+
+
+def marked(env: dict[str, str]) -> list[tuple[int, str]]:
+    """Processes with this environment, each with its command."""
+    mark, found = f"{MARK}={env[MARK]}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes():
+                found.append((int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()))
+        except OSError:
+            continue
+    return found
+
+
+def gone(env: dict[str, str], patience_s: float = 2.0) -> bool:
+    end_s = time.monotonic() + patience_s
+    while marked(env) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    return not marked(env)
+
+
+DEADLY = """
+import sys, time
+import ray
+from codeshards.format import PlannedShard, ShardError
+from codeshards.pool import run_shards
+
+class Worker:
+    def run(self, task):
+        import time
+        time.sleep(600 * task)
+
+def kill(shard, answer):
+    started = {name: process for name, process in ray._private.worker._global_node.live_processes()}
+    started[sys.argv[1]].kill()
+    kill.at_s = time.monotonic()
+    return {}
+
+shards = [PlannedShard(split="train", index=index, start=index, stop=index + 1) for index in range(3)]
+try:
+    run_shards(shards, lambda shard: shard.index, Worker, (), name="test", device="cpu", workers=1, threads=1,
+               decode_threads=1, max_attempts=2, on_done=kill)
+except ShardError as error:
+    print(f"{time.monotonic() - kill.at_s:.0f} {error}")
+"""
+
+
+@pytest.mark.parametrize("name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+def test_a_ray_of_our_own_that_dies_ends_the_job_in_seconds(name):
+    """Nobody will bring such a Ray back: the driver used to wait ten minutes for another node."""
+    env = environment()
+    done = subprocess.run(
+        [sys.executable, "-c", DEADLY, name], env=env, stdout=subprocess.PIPE, text=True, timeout=200, check=True
+    )
+    seconds, _, message = done.stdout.strip().splitlines()[-1].partition(" ")  # Ray may print its raylet's log before
+    assert message.startswith(f"Ray on this machine has died (its {name} was killed, perhaps for memory)")
+    assert "What is finished is kept: run again" in message
+    assert int(seconds) < 30
+    assert gone(env)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("raylet", "the cluster's node on this machine has died"), ("gcs_server", "head of the Ray cluster has not answ")],
+)
+def test_a_named_cluster_that_dies_here_ends_the_job_too(name, message):
+    cluster = Cluster(1)
+    head = cluster._cluster.head_node
+    env = environment(RAY_ADDRESS=cluster.address)
+    script = DEADLY.replace("ray._private.worker._global_node.live_processes()", "[]").replace(
+        "started[sys.argv[1]].kill()", "open(sys.argv[1], 'w').close()"
+    )
+    flag = Path(f"/tmp/{env[MARK]}")
+    job = subprocess.Popen([sys.executable, "-c", script, flag], env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        while not flag.exists() and job.poll() is None:
+            time.sleep(0.1)
+        dict(head.live_processes())[name].kill()
+        answer, _ = job.communicate(timeout=120)
+    finally:
+        job.kill()
+        cluster.close()
+        flag.unlink(missing_ok=True)
+    assert message in answer
+
+
+def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
+    place = tmp_path / ("a" * 100)
+    place.mkdir()
+    script = "from codeshards.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+    run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
+    env = environment(TMPDIR=str(place))
+    failed = subprocess.run([sys.executable, "-c", script], env=env, **run)
+    last = failed.stderr.strip().splitlines()[-1]
+    assert "ShardError: Ray cannot start on this machine" in last
+    assert f"{place} is that now; set RAY_TMPDIR to choose another, such as /tmp, and run again" in last
+    assert gone(env)
+    done = subprocess.run([sys.executable, "-c", script], env={**env, "RAY_TMPDIR": "/tmp"}, **run)
+    assert done.stdout == "1\n", done.stderr[-2000:]
+    assert gone(env)
+
+
+def test_a_cluster_that_is_not_there_is_a_message(monkeypatch):
+    import ray
+
+    def init(**_):
+        raise ConnectionError("Could not find any running Ray instance")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ShardError, match=r"no Ray cluster at RAY_ADDRESS=auto .*start one, or unset"), connected(1):
+        pass
+
+
+def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch):
+    """In place of a real one, which takes half a minute."""
+    monkeypatch.setattr(session, "_HEAD_S", 0.2)
+    worker = SimpleNamespace(_global_node=None)
+    context = SimpleNamespace(get_node_id=lambda: "n")
+    ray = SimpleNamespace(
+        _private=SimpleNamespace(worker=worker), get_runtime_context=lambda: context, nodes=lambda: time.sleep(5)
+    )
+    with pytest.raises(ShardError, match="has not answered for 0 s"):
+        Session(ray).nodes()
+
+
+# -- signals -----------------------------------------------------------------------------------------------
+
+
+def test_exit_code_of_sigterm_survives_ray():
+    """Ray's wait answers an exit out of a signal handler with one of its own, whose code is 1."""
+
+    def wait(killed):
+        try:
+            if killed:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+        except SystemExit:
+            raise SystemExit(1) from None
+        raise SystemExit(7)
+
+    for killed, code in ((True, 143), (False, 7)):
+        with pytest.raises(SystemExit) as found, terminable(), terminable():
+            wait(killed)
+        assert found.value.code == code
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_signals_wait_until_ray_has_started_and_ray_cannot_take_them(number, error):
+    reached = []
+
+    def start():
+        with _signals_held():
+            signal.signal(number, lambda *_: sys.exit(15))  # as Ray does
+            signal.raise_signal(number)
+            reached.append(True)
+
+    with pytest.raises(error), terminable():
+        start()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_sigterm_whose_exception_was_lost_still_ends_the_job(local_ray_cores):
+    def lose():
+        with contextlib.suppress(SystemExit):  # as in a destructor
+            signal.raise_signal(signal.SIGTERM)
+        Session(local_ray_cores).nodes()
+
+    with pytest.raises(SystemExit) as found, terminable():
+        lose()
+    assert found.value.code == 143
+
+
+def _started(name: str) -> Callable[[dict[str, str], Path], bool]:
+    return lambda env, out: any(name in line for _, line in marked(env))
+
+
+def _logged(event: str) -> Callable[[dict[str, str], Path], bool]:
+    return lambda env, out: any(found["event"] == event for found in read_events(out / EVENTS_FILE))
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "code"),
+    [
+        (_started("gcs_server"), signal.SIGTERM, 143),
+        (_logged("worker_ready"), signal.SIGTERM, 143),
+        pytest.param(_started("raylet"), signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(_started("DashboardAgent"), signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(_logged("worker_ready"), signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(_logged("made"), signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+    ids=["gcs", "work", "raylet-int", "agent", "work-int", "end"],
+)
+def test_signals_end_the_job_cleanly_at_any_moment(
+    local_ray_cores, data, tokenizer, undisturbed, tmp_path, moment, number, code
+):
+    out, env = tmp_path / "o", environment()
+    job = subprocess.Popen(command(data, tokenizer, out), env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and job.poll() is None and not moment(env, out):
+        time.sleep(0.02)
+    _check_end(job, number, code, env, out)
+    tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=out)
+    assert hashes(out) == hashes(undisturbed)
+
+
+def _check_end(job: subprocess.Popen[str], number: int, code: int, env: dict[str, str], out: Path) -> None:
+    job.send_signal(number)
+    _, error = job.communicate(timeout=120)
+    if job.returncode != 0:  # else it was done before
+        # Before the job's first line and after its last the signal itself ends the process: shells call that 143 too.
+        assert job.returncode in (code, -number), error[-2000:]
+        assert "Traceback" not in error or job.returncode != code, error[-2000:]
+    assert gone(env), marked(env)
+    assert not list(out.rglob("*.tmp-*"))
+
+
+@pytest.mark.slow
+def test_sigterm_at_many_moments(local_ray_cores, data, tokenizer, undisturbed, tmp_path):
+    start_s = time.monotonic()
+    subprocess.run(command(data, tokenizer, tmp_path / "whole"), check=True, stderr=subprocess.DEVNULL)
+    whole_s, moments = time.monotonic() - start_s, 24
+    for moment in range(moments):
+        out, env = tmp_path / str(moment), environment()
+        job = subprocess.Popen(command(data, tokenizer, out), env=env, stderr=subprocess.PIPE, text=True)
+        time.sleep(whole_s * moment / moments)
+        _check_end(job, signal.SIGTERM, 143, env, out)
+        tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=out)
+        assert hashes(out) == hashes(undisturbed)
+
+
+def test_cores_are_those_that_this_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    assert 1 <= usable_cores() <= len(allowed)
+    os.sched_setaffinity(0, [min(allowed)])
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
