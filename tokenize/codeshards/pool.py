@@ -331,8 +331,8 @@ def assigned_cores() -> int:
 
 
 _LESS = (
-    "Use fewer workers and run again: finished shards are kept. A smaller batch_size makes other shards: choose another "
-    "output folder for it"
+    "Use fewer workers and run again: finished shards are kept. A smaller batch_size makes other shards, in another "
+    "output folder"
 )
 
 
