@@ -363,5 +363,6 @@ def test_a_kill_at_a_file_operation_leaves_no_trace(data, finished, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_kill_at_any_file_operation_leaves_no_trace(data, finished, tmp_path):
     check_kills(data, finished, tmp_path, 0)

@@ -324,5 +324,6 @@ def test_a_kill_at_a_file_operation_leaves_no_trace(dataset: ShardDataset, finis
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_kill_at_any_file_operation_leaves_no_trace(dataset: ShardDataset, finished: Path, tmp_path: Path) -> None:
     check_kills(dataset, finished, tmp_path, 0)
