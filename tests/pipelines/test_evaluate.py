@@ -94,23 +94,22 @@ def test_a_bad_picture_costs_itself_in_a_palette_and_its_figures(tmp_path):
 
 
 def test_a_mask_of_labels_that_a_tokenizer_lacks_costs_itself(tmp_path):
+    tokenizer, data = tmp_path / "tokenizer", tmp_path / "data"
     for number in range(4):
         for folder, picture in (
             ("val", Image.new("RGB", (16, 16))),
             ("val_segmentation", Image.new("L", (16, 16), number)),
         ):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            picture.save(tmp_path / folder / f"{number}.png")
+            (data / folder).mkdir(parents=True, exist_ok=True)
+            picture.save(data / folder / f"{number}.png")
     net = ModelConfig(
         modality="segmentation", n_labels=3, resolution=16, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(),
         z_channels=8, embed_dim=8, codebook_size=8,
     )  # fmt: skip
-    save_model(tmp_path / "tok", TrainConfig(model=net), VQGAN(net))
-    (tmp_path / "train").mkdir()
-    Image.new("RGB", (16, 16)).save(tmp_path / "train" / "x.png")
-    report = evaluate_tokenizer(
-        tmp_path / "tok", "folder", tmp_path, tmp_path / "e.json", EvaluateConfig(frechet="none")
-    )
+    save_model(tokenizer, TrainConfig(model=net), VQGAN(net))
+    (data / "train").mkdir()
+    Image.new("RGB", (16, 16)).save(data / "train" / "x.png")
+    report = evaluate_tokenizer(tokenizer, "folder", data, tokenizer / "e.json", EvaluateConfig(frechet="none"))
     assert (report["images"], report["unreadable"]) == (3, 1)
 
 
