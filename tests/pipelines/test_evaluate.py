@@ -211,5 +211,6 @@ def test_ray_train_workers_leave_one_tokenizer(local_ray_cores, data, tmp_path, 
     assert main(["train-vqgan", *flags, "--workers", "2"]) == 0
     assert all(np.isfinite(value).all() for value in load_model(tmp_path / "run")[1].state_dict().values())
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
+    flags[-1] = str(tmp_path / "another")
     assert main(["train-vqgan", *flags, "--workers", "2", "--batch-size", "3"]) == 2
     assert "batch_size is 3: choose a multiple of 2" in capsys.readouterr().err
