@@ -144,6 +144,18 @@ def test_a_cluster_that_is_not_there_is_a_message(monkeypatch):
         pass
 
 
+def test_an_address_where_nobody_listens_is_a_message_at_once(monkeypatch):
+    """Ray would try for ten minutes."""
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ShardError, match=rf"no Ray cluster at RAY_ADDRESS={address} \(.*start one"), connected(1):
+            pass
+
+
 def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch):
     """In place of a real one, which takes half a minute."""
     monkeypatch.setattr(session, "_HEAD_S", 0.2)
@@ -242,7 +254,8 @@ def _check_end(job: subprocess.Popen[str], number: int, code: int, env: dict[str
     job.send_signal(number)
     _, error = job.communicate(timeout=120)
     if job.returncode != 0:  # else it was done before
-        # Before the job's first line and after its last the signal itself ends the process: shells call that 143 too.
+        # Before the job's first line, while Ray ends (which takes our handler away) and after the job's last line the
+        # signal itself ends the process: shells call that 143 too.
         assert job.returncode in (code, -number), error[-2000:]
         assert "Traceback" not in error or job.returncode != code, error[-2000:]
     assert gone(env), marked(env)

@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -28,6 +29,8 @@ _GONE_S = 5.0
 """Seconds that the processes of a Ray may take to end by themselves; later they are killed."""
 _HEAD_S = 30.0
 """Seconds that a cluster's head may take to answer; after 60 Ray ends the process."""
+_LISTEN_S = 10.0
+"""Seconds that a cluster's address may take to accept a connection."""
 _WATCH_S = 0.5
 """Seconds between two looks whether Ray is alive, where others wait for it."""
 _PACKAGES = ("runkit", "vqgan", "codeshards", "codeprior", "imagepriors")
@@ -47,6 +50,7 @@ class Session:
         self._processes = {name: process for name, process in started if name in _VITAL}
         self._node_id = ray.get_runtime_context().get_node_id()
         self._nodes: list[dict[str, Any]] = []
+        self._loss = ""
 
     @property
     def is_own(self) -> bool:
@@ -61,8 +65,8 @@ class Session:
         return [f"RAY_RAYLET_PID={self._processes['raylet'].pid}", f"RAY_NODE_ID={self._node_id}"]
 
     def is_dead(self) -> bool:
-        """Whether a process is gone without which the Ray that was started here cannot work."""
-        return any(process.poll() is not None for process in self._processes.values())
+        """Whether Ray is known to have died; of one that was started here as soon as a vital process has ended."""
+        return bool(self._loss) or any(process.poll() is not None for process in self._processes.values())
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes that are alive, as ``ray.nodes`` describes them.
@@ -79,15 +83,18 @@ class Session:
             return self._nodes
         alive = [node for node in self._ask() if node["Alive"]]
         if all(node["NodeID"] != self._node_id for node in alive):
-            raise ShardError(
+            self._loss = (
                 f"the cluster's node on this machine has died (its raylet was killed, perhaps for memory). {_AGAIN}, "
                 "when the node is back"
             )
+            raise self._death()
         if self.is_own:
             self._nodes = alive  # asking again would wait for a dead Ray
         return alive
 
     def _death(self) -> ShardError:
+        if self._loss:
+            return ShardError(self._loss)
         dead = ", ".join(name for name, process in self._processes.items() if process.poll() is not None)
         return ShardError(
             f"Ray on this machine has died (its {dead} was killed, perhaps for memory). "
@@ -108,10 +115,11 @@ class Session:
         try:
             answer = answers.get(timeout=_HEAD_S)
         except queue.Empty:
-            raise ShardError(
+            self._loss = (
                 f"the head of the Ray cluster has not answered for {_HEAD_S:.0f} s: it has died, or cannot be reached. "
                 f"{_AGAIN}, when it is back"
-            ) from None
+            )
+            raise self._death() from None
         if isinstance(answer, Exception):
             raise answer
         return answer  # type: ignore[no-any-return]
@@ -173,30 +181,39 @@ def connected(least_cores: int) -> Iterator[Session]:
             return
         session = None
         try:
-            with _signals_held():
-                session = _joined(ray) if os.environ.get("RAY_ADDRESS") else _started(ray, least_cores)
+            if address := os.environ.get("RAY_ADDRESS"):
+                with _handlers_kept(signal.SIGTERM, signal.SIGINT):
+                    session = _joined(ray, address)
+            else:
+                with _signals_held():
+                    session = _started(ray, least_cores)
             yield session
         finally:
             with _signals_held():
                 grace_s = 0.0 if session is not None and session.is_dead() else _GONE_S
-                ray.shutdown()
-                if session is not None and session.is_own:
-                    _see_off(session, grace_s)
+                try:
+                    ray.shutdown()
+                finally:
+                    if session is not None and session.is_own:
+                        _see_off(session, grace_s)
 
 
-def _joined(ray: Any) -> Session:
+def _joined(ray: Any, address: str) -> Session:
     loaded = [sys.modules[name] for name in _PACKAGES if name in sys.modules]
     modules = [str(Path(str(module.__file__)).parent) for module in loaded]
+    host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
+        if port.isdigit():  # where nobody listens Ray tries for ten minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTEN_S).close()
         ray.init(
             runtime_env={"env_vars": ALLOCATOR, "py_modules": modules},
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
         return Session(ray)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise ShardError(
-            f"no Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}): start one, or unset RAY_ADDRESS"
+            f"no Ray cluster at RAY_ADDRESS={address} ({error}): start one, or unset RAY_ADDRESS"
         ) from error
 
 
@@ -268,6 +285,7 @@ def terminable() -> Iterator[None]:
 
 
 def _leave(number: int, _: Any) -> None:
+    signal.alarm(0)  # Ray's own handler, which may have been called before, aborts the process in three seconds
     if not _stopped:  # a second one must not interrupt the cleaning up
         _stopped.append(number)
         raise SystemExit(128 + number)
@@ -280,7 +298,12 @@ def _signals_held() -> Iterator[None]:
         yield
         return
     came, held = list[int](), (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, lambda number, _: came.append(number)) for number in held}
+
+    def hold(number: int, _: Any) -> None:
+        signal.alarm(0)  # as in _leave
+        came.append(number)
+
+    previous = {number: signal.signal(number, hold) for number in held}
     try:
         with _handlers_kept(*held):
             yield
@@ -294,6 +317,9 @@ def _signals_held() -> Iterator[None]:
 @contextlib.contextmanager
 def _handlers_kept(*numbers: int) -> Iterator[None]:
     """Keep the handlers of signals: Ray would put in their place its own, which exit with other codes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     set_handler: Any = signal.signal
 
     def keep(number: int, handler: Any) -> Any:
@@ -304,6 +330,8 @@ def _handlers_kept(*numbers: int) -> Iterator[None]:
         yield
     finally:
         signal.signal = set_handler
+        for number in numbers:
+            signal.signal(number, signal.getsignal(number))  # Ray sets handlers in C too, which Python does not see
 
 
 def usable_cores() -> int:
