@@ -75,23 +75,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_writable(path: Path) -> None:
-    """Make sure that :func:`write_file` can write a file; call it before the work whose result it is.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    temp = temp_beside(there / path.name)
-    try:
-        temp.touch(exist_ok=False)
-        temp.unlink()
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another path") from error
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: choose the path of a file")
-
-
 def remove_made(folder: Path, names: Collection[str]) -> None:
     """Remove a folder that this process may remove: its files of these names, and then the folder itself.
 

@@ -195,7 +195,6 @@ def import_tokenizer(
     """
     from vqgan.released import import_tokenizer as run
 
-    check_apart(out, checkpoint=checkpoint, project=project)
     found = run(checkpoint, project, out, part)
     net = found["config"]
     return (
@@ -216,7 +215,6 @@ def import_prior(
     """
     from imagepriors.released import import_prior as run
 
-    check_apart(out, checkpoint=checkpoint, project=project)
     sequence = run(checkpoint, project, out)
     return (
         f"prior in {out}: {sequence.height}×{sequence.width} codes of {sequence.codebook_size} in order "
@@ -233,7 +231,6 @@ def import_diffusers(folder: tyro.conf.Positional[Path], out: tyro.conf.Position
     """
     from vqgan.exchange import import_diffusers as run
 
-    check_apart(out, folder=folder)
     return f"tokenizer in {run(folder, out)}"
 
 
@@ -246,7 +243,6 @@ def export_diffusers(tokenizer: tyro.conf.Positional[Path], out: tyro.conf.Posit
     """
     from vqgan.exchange import export_diffusers as run
 
-    check_apart(out, tokenizer=tokenizer)
     return f"diffusers VQModel in {run(tokenizer, out)}"
 
 
@@ -313,7 +309,6 @@ def train_prior(
     """
     from codeprior.train import train_prior as run
 
-    check_apart(out, shards=shards)
     _keep_freed_memory()
     if workers:
         from imagepriors.cluster import train_prior_on_ray
@@ -352,7 +347,6 @@ def sample(
     """
     from imagepriors.decode import write_samples
 
-    check_apart(out, prior=prior, shards=shards)
     grid = write_samples(prior, shards, out, n, config=config, given=given, size=size, frames=frames)
     return f"{n} samples in {out}; look at {grid}"
 
@@ -423,7 +417,6 @@ def inspect_data(
     from imagepriors.inspection import inspect_dataset
 
     where = out or Path("runs") / f"inspect-{dataset}"
-    check_apart(where, data=data)
     return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size)
 
 

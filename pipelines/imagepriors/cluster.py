@@ -1,6 +1,5 @@
 """Training on a Ray cluster: the trainer of one process, started once per worker by Ray Train."""
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from codeprior.config import TrainConfig as PriorConfig
-from codeshards.format import ShardDataset, ShardError, Where, absolute
+from codeshards.format import ShardDataset, ShardError, Where, absolute, read_json
 from codeshards.session import connected
+from runkit.folders import check_apart
 from vqgan.config import Device, TrainConfig
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
@@ -33,6 +33,7 @@ def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path,
 
 def train_prior_on_ray(config: PriorConfig, shards: Where, out: Path, workers: int) -> dict[str, Any]:
     """Stage 2 with `workers` processes; returns the run's summary. See :func:`train_on_ray`."""
+    check_apart(out, shards=shards)
     ShardDataset.open(shards)
     place, out = absolute(shards), out.resolve()
 
@@ -90,5 +91,4 @@ def train_on_ray(
         except Exception as error:
             reasons = getattr(error, "worker_failures", None) or {0: error}
             raise InputError(f"training on {workers} Ray workers failed: {next(iter(reasons.values()))}") from error
-    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
-    return summary
+    return read_json(out / "summary.json")

@@ -15,6 +15,7 @@ from codeprior.checkpoint import CONFIG, SUMMARY, WEIGHTS, RunConfig
 from codeprior.config import ConditionSpec, SequenceSpec, TrainConfig
 from codeprior.released import prior_from_mingpt
 from codeshards.format import ORDER_NAMES, OrderName, atomic_write_json, order
+from runkit.folders import check_apart
 from runkit.tensors import save_tensors
 from vqgan.checkpoint import fingerprint
 from vqgan.errors import InputError
@@ -44,6 +45,7 @@ def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
         InputError, ShardError: `out` holds a run; the checkpoint or the yaml is not of such a model: the message says
             what does not map.
     """
+    check_apart(out, checkpoint=checkpoint, project=project)
     if any((out / name).exists() for name in (SUMMARY, CONFIG, WEIGHTS, "checkpoints")):
         raise InputError(f"{out} holds a run already: choose another folder, or remove it")
     params, transformer = _read_project(project)

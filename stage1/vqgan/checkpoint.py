@@ -28,7 +28,7 @@ from torch import Tensor
 from runkit import checkpoints as stored
 from runkit.checkpoints import FOLDER, UNFINISHED, DamagedError, checkpoints, new_folder, read_object
 from runkit.errors import UserError
-from runkit.files import TEMP_MARK, check_writable, pretty_json, write_file
+from runkit.files import TEMP_MARK, pretty_json, write_file
 from runkit.folders import check_publish, publish
 from runkit.jsonfiles import finite_or_none
 from runkit.tensors import check_finite, load_tensors, pack_tensors, save_tensors
@@ -101,7 +101,6 @@ def check_files(folder: Path, names: tuple[str, ...], command: str) -> None:
     """Make sure that :func:`publish_files` may write these files; errors as :func:`check_model_folder`."""
     with _as_input_error():
         check_publish(folder, names, command)
-        check_writable(folder / CONFIG)
 
 
 def publish_files(folder: Path, files: Mapping[str, bytes], command: str) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runkit.files import pretty_json
+from runkit.folders import check_apart
 from runkit.tensors import check_finite, load_tensors, pack_tensors
 from vqgan.checkpoint import check_files, check_model_folder, load_model, publish_files, publish_model
 from vqgan.config import ModelConfig, TrainConfig
@@ -76,6 +77,7 @@ def export_diffusers(tokenizer: Path, out: Path) -> Path:
         InputError: no tokenizer there, or one that VQModel cannot express; `out` holds files of these names that this
             function has not written.
     """
+    check_apart(out, tokenizer=tokenizer)
     check_files(out, (_WEIGHTS, "config.json"), _EXPORT)
     config, model = load_model(tokenizer)
     net = config.model
@@ -101,6 +103,7 @@ def import_diffusers(folder: Path, out: Path) -> Path:
         InputError: not a VQModel, or one whose network this package does not have; `out` holds a model that this
             function has not written.
     """
+    check_apart(out, folder=folder)
     check_model_folder(out, _IMPORT)
     try:
         theirs = json.loads((folder / "config.json").read_text())

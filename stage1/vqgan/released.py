@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from runkit.folders import check_apart
 from runkit.weights import load_weights
 from vqgan.checkpoint import publish_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
@@ -73,6 +74,7 @@ def import_tokenizer(checkpoint: Path, project: Path, out: Path, part: str | Non
     Raises:
         InputError: as the readers; or a key that is missing, left over or of another shape.
     """
+    check_apart(out, checkpoint=checkpoint, project=project)
     state = load_pickled_weights(checkpoint)
     prefix = f"{part}_model." if part else next(p for p in _PARTS if any(key.startswith(p) for key in state))
     mine = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

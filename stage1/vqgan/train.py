@@ -265,7 +265,7 @@ def _truncate_log(path: Path, step: int, steps: int) -> None:
             value = json.loads(line)
             at = value["step"]
             return line.endswith(b"\n") and (at < step or (at == step and (step < steps or "val_loss" not in value)))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
 
     before = path.read_bytes() if path.exists() else b""

@@ -54,5 +54,5 @@ def _is_whole(line: bytes) -> bool:
     """Whether a power cut has left a line of the log as it was written."""
     try:
         return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

@@ -6,7 +6,6 @@ Axes: T image codes of a sequence.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import time
@@ -34,7 +33,8 @@ from codeprior.trainer import Trainer
 from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ShardDataset, Where
 from runkit.checkpoints import checkpoints, newest_intact, save_checkpoint
-from runkit.folders import held
+from runkit.folders import check_apart, held
+from runkit.jsonfiles import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -318,7 +318,8 @@ def pixel_dims(dataset: ShardDataset) -> int | None:
     Bits a dimension count the codes alone: a rate of the compressed picture, not a likelihood of the pixels.
     """
     try:
-        model = json.loads((dataset.path / "tokenizer" / "config.json").read_bytes())["model"]
+        place = dataset.path / "tokenizer" / "config.json"
+        model = parse_json(place.read_bytes(), place)["model"]
         channels = {"rgb": 3, "depth": 1}.get(model["modality"])
         return None if channels is None else int(model["resolution"]) ** 2 * channels
     except (OSError, ValueError, KeyError, TypeError):
@@ -341,10 +342,12 @@ def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: 
         The summary, which is also RUN/summary.json. A run that is complete already is not run again.
 
     Raises:
+        UserError: `out` is, holds or is in the shards' folder.
         ShardError: the dataset, the config or the earlier run in `out` does not allow it; another process trains in
             `out`; or `out` holds files of these names that no training has made.
         SystemExit, KeyboardInterrupt: stopped by SIGTERM or Ctrl-C, after a checkpoint.
     """
+    check_apart(out, shards=shards)
     with distributed.process_group(), contextlib.ExitStack() as stack:
         dataset, out = ShardDataset.open(shards), Path(out)
         sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)

@@ -17,7 +17,7 @@ from runkit.checkpoints import (
 )
 from runkit.configs import check_fields
 from runkit.errors import UserError
-from runkit.files import check_writable, remove_made
+from runkit.files import remove_made
 
 FILES = ["config.json", "model.safetensors", "state.json", "state.safetensors"]
 
@@ -136,15 +136,6 @@ def test_half_written_files_of_ours_go_and_others_stay(tmp_path):
         path.write_text("")
     remove_unfinished(tmp_path, ("log",), {"best": FILES})
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(others)
-
-
-def test_a_place_for_results_is_tried_before_the_work(tmp_path):
-    check_writable(tmp_path / "a" / "b" / "results.json")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file" / "results.json", tmp_path):
-        with pytest.raises(UserError, match="choose"):
-            check_writable(path)
 
 
 def test_numbers_beyond_a_float_are_refused():
