@@ -262,6 +262,8 @@ def test_scaling_reads_rows_that_were_written_as_shards(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("length", [16, 32])
 def test_scaling_trains_over_lengths(length):
+    if (peak := Path("/proc/self/clear_refs")).exists():
+        peak.write_text("5")  # forget the highest memory of the tests before: a benchmark has a process of its own
     found = scaling_parts.train(length, batch=1, steps=1)
     assert found["tokens_per_s"] == pytest.approx(length / found["step_s"])
     assert found["flops"] > 0
