@@ -216,9 +216,9 @@ def test_a_diffusers_folder_comes_back_bit_for_bit(tmp_path):
 
 def test_narrow_models_are_not_exported(tmp_path):
     narrow = ModelConfig(resolution=32, ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, embed_dim=8)
-    save_model(tmp_path, TrainConfig(model=narrow), VQGAN(narrow))
+    save_model(tmp_path / "narrow", TrainConfig(model=narrow), VQGAN(narrow))
     with pytest.raises(InputError, match="ch 32"):
-        export_diffusers(tmp_path, tmp_path / "out")
+        export_diffusers(tmp_path / "narrow", tmp_path / "out")
 
 
 @pytest.mark.slow
