@@ -139,8 +139,8 @@ lint: $(READY) ## ruff, mypy strict, import contracts
 test: $(READY) ## Run the tests (slow ones: .venv/bin/pytest -m slow)
 	$(BIN)/pytest -m "not slow"
 
-clean: ## Remove runs, demo data and caches (keeps .venv)
-	rm -rf runs data build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove build products and caches (keeps .venv, runs and data)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .PHONY: help setup quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
         evaluate-prior figures \
