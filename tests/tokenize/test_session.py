@@ -130,6 +130,15 @@ def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
     assert gone(env)
 
 
+def test_more_cores_than_one_machine_can_have_are_refused(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(ShardError, match=r"100,000 cores are asked for on this machine"), connected(100_000):
+        pass
+
+
 def test_a_cluster_that_is_not_there_is_a_message(monkeypatch):
     import ray
 

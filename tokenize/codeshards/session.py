@@ -29,6 +29,8 @@ _GONE_S = 5.0
 """Seconds that the processes of a Ray may take to end by themselves; later they are killed."""
 _HEAD_S = 30.0
 """Seconds that a cluster's head may take to answer; after 60 Ray ends the process."""
+_MOST_CORES = 1024
+"""Most cores that a Ray started here is told of: it starts a process for each."""
 _LISTEN_S = 10.0
 """Seconds that a cluster's address may take to accept a connection."""
 _WATCH_S = 0.5
@@ -218,6 +220,11 @@ def _joined(ray: Any, address: str) -> Session:
 
 
 def _started(ray: Any, least_cores: int) -> Session:
+    if least_cores > _MOST_CORES:
+        raise ShardError(
+            f"{least_cores:,} cores are asked for on this machine, which has {usable_cores()}: use fewer workers and "
+            "threads, or name a cluster in RAY_ADDRESS"
+        )
     try:
         ray.init(
             address="local",  # else Ray joins whatever cluster somebody runs on this machine
