@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -180,7 +180,17 @@ def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch):
 # -- signals -----------------------------------------------------------------------------------------------
 
 
-def test_exit_code_of_sigterm_survives_ray():
+@pytest.fixture
+def default_handlers() -> Iterator[None]:
+    """Python's own handlers, whatever earlier tests in this process have left."""
+    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_exit_code_of_sigterm_survives_ray(default_handlers):
     """Ray's wait answers an exit out of a signal handler with one of its own, whose code is 1."""
 
     def wait(killed):
@@ -200,7 +210,7 @@ def test_exit_code_of_sigterm_survives_ray():
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_signals_wait_until_ray_has_started_and_ray_cannot_take_them(number, error):
+def test_signals_wait_until_ray_has_started_and_ray_cannot_take_them(default_handlers, number, error):
     reached = []
 
     def start():
