@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -303,3 +304,18 @@ def test_each_message_about_a_damaged_file_names_a_remedy_that_works(
     for name, message in messages.items():
         assert name in message
         assert "delete it and run" in message or "move it away and run again" in message
+
+
+def test_pipes_and_odd_numbers_among_the_files_are_refused(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "d")
+    value = json.loads((finished / "dataset.json").read_text())
+    del value["sha256"]
+    value["splits"]["train"]["shards"][0]["rows"] = "4"
+    write_sealed_json(tmp_path / "d" / "dataset.json", value)
+    with pytest.raises(ShardError, match="a shard has '4' rows"):
+        Manifest.load(tmp_path / "d")
+    path = Path(str(sidecar_path(tmp_path / "d", load_plan(finished).shards[0])))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ShardError, match="is no regular file"):
+        Sidecar.load(path)

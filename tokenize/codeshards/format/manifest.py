@@ -302,6 +302,8 @@ def _check_names(value: Mapping[str, Any], where: Store) -> None:
     for split, found in value["splits"].items():
         plain_name(split, where, ShardError)
         for shard in found["shards"]:
+            if type(shard["rows"]) is not int:
+                raise ShardError(f"{where} is not a manifest of a dataset: a shard has {shard['rows']!r} rows")
             for name in (shard["name"], *shard["files"]):
                 plain_name(name, where, ShardError)
     for about in (value["tokenizer"], *value["conditions"].values()):

@@ -13,6 +13,7 @@ import functools
 import mmap
 import os
 import re
+import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -167,6 +168,8 @@ class _LocalStore(Store):
 
     def open(self) -> BinaryIO:
         with _store_errors(self, "read"):
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise ShardError(f"{self} is no regular file: remove it")  # a pipe would be waited for
             return self.path.open("rb")
 
     @contextlib.contextmanager
