@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def check_apart(out: object, **inputs: object) -> None:
-    """Refuse an output folder that is, holds or lies under an input, so that no write can reach what is read.
+    """Refuse an output folder that is, holds or is inside an input, so that no write can reach what is read.
 
     Args:
         out: Path or URL of the output.
