@@ -111,17 +111,18 @@ def train_vqgan(
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         preset: Preset that sets the defaults of all flags below.
     """
-    from vqgan.datasets import open_splits
+    from vqgan.datasets import open_splits, sources_of
     from vqgan.train import train
 
-    check_apart(out, data=data)
+    splits = open_splits(dataset, data)
+    check_apart(out, data=sources_of(splits, data))
     _keep_freed_memory()
     if workers:
         from imagepriors.cluster import train_vqgan_on_ray
 
         summary = train_vqgan_on_ray(config, dataset, data, out, workers)
     else:
-        summary = train(config, open_splits(dataset, data), out)
+        summary = train(config, splits, out)
     return f"tokenizer in {out}: " + _figures(summary)
 
 
@@ -146,11 +147,12 @@ def train_palette(
         images: Pictures to take pixels from, at most.
         seed: Seed of the draw and of k-means.
     """
-    from vqgan.datasets import open_splits
+    from vqgan.datasets import open_splits, sources_of
     from vqgan.palette import fit_palette
 
-    check_apart(out, data=data)
-    split = open_splits(dataset, data)["train"]
+    splits = open_splits(dataset, data)
+    check_apart(out, data=sources_of(splits, data))
+    split = splits["train"]
     return f"palette in {fit_palette(split, out, colours=colours, resolution=resolution, images=images, seed=seed)}"
 
 

@@ -26,7 +26,7 @@ from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
 from runkit.weights import download_weights, load_weights
-from vqgan.datasets import Split, open_splits, spread
+from vqgan.datasets import Split, open_splits, sources_of, spread
 from vqgan.errors import InputError
 from vqgan.losses import IMAGENET_MEAN, IMAGENET_STD, LpipsLoss, lite0
 from vqgan.metrics import TokenizerMetrics
@@ -145,11 +145,12 @@ def evaluate_tokenizer(
     Raises:
         InputError: no tokenizer or data there, or weights that are missing.
     """
-    check_apart(out, data=data)
+    splits = open_splits(dataset, data)
+    check_apart(out, data=sources_of(splits, data))
     check_publish(out.parent, [out.name], "evaluate-tokenizer")
     device = pick_device(config.device)
     tokenizer = Tokenizer.load(tokenizer_folder, device=config.device)
-    split = open_splits(dataset, data)[config.split]
+    split = splits[config.split]
     net = tokenizer.config
     if net.modality != "rgb":
         split = split.having(net.modality)

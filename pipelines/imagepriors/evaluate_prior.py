@@ -30,7 +30,7 @@ from imagepriors.faithfulness import MEASURES, TAUGHT, Reader, derangement
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
-from vqgan.datasets import open_splits, spread
+from vqgan.datasets import open_splits, sources_of, spread
 
 Pictures = npt.NDArray[Any]
 _BATCH = 64
@@ -65,7 +65,7 @@ def evaluate_prior(
     """
     if config.n < 2:
         raise ShardError(f"n is {config.n}: distances want many samples, two at least")
-    check_apart(out, data=data, shards=shards)
+    check_apart(out, data=sources_of(open_splits(dataset, data), data) if data else None, shards=shards)
     check_publish(out.parent, [out.name], "evaluate-prior")
     check_features(config)  # before anything that takes long
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence

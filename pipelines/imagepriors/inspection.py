@@ -14,7 +14,7 @@ from tqdm import tqdm
 from imagepriors.figures import colorize, picture_grid, png_bytes
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
-from vqgan.datasets import Sample, Split, open_splits, spread
+from vqgan.datasets import Sample, Split, open_splits, sources_of, spread
 from vqgan.datasets.files import CONDITIONS
 from vqgan.errors import InputError
 
@@ -41,10 +41,11 @@ def inspect_dataset(dataset: str, data: Path, out: Path, *, limit: int, shown: i
     for name, value, least in (("limit", limit, 0), ("shown", shown, 1), ("size", size, 8)):
         if value < least:
             raise InputError(f"{name} is {value}: choose {least} or more")
-    check_apart(out, data=data)
+    splits = open_splits(dataset, data)
+    check_apart(out, data=sources_of(splits, data))
     check_publish(out, ["inspection.json"], "inspect")
     facts, lines, files = {}, list[str](), dict[str, bytes]()
-    for name, split in open_splits(dataset, data).items():
+    for name, split in splits.items():
         found, samples = _inspect_split(name, split, limit, shown, size)
         facts[name] = found
         lines += _as_text(name, found)

@@ -27,7 +27,7 @@ from codeshards.format import (
 from imagepriors.config import Kind
 from runkit.files import sha256_of
 from runkit.folders import check_apart, publish
-from vqgan.datasets import Item, Split
+from vqgan.datasets import Item, Split, sources_of
 from vqgan.datasets.files import CONDITIONS, IMAGE_SUFFIXES, MAP_SUFFIXES, File, find_files, map_folder
 from vqgan.errors import InputError
 
@@ -106,7 +106,7 @@ class MapTree:
             InputError: no reader looks beside these images, or `out` is taken.
         """
         if self.out:
-            return self._check_out(self.out)
+            return self._check_out(self.out, splits)
         if dataset not in _READERS:
             raise InputError(f"the reader {dataset} looks for no {self.kind} that was added later: {_OUT}")
         for item in (item for split in splits.values() for item in split.items):
@@ -117,8 +117,8 @@ class MapTree:
                 raise InputError(f"{self.data}/images.{suffix} lists the images and would not know of new maps: {_OUT}")
         return None
 
-    def _check_out(self, out: Path) -> None:
-        check_apart(out, data=self.data)
+    def _check_out(self, out: Path, splits: Mapping[str, Split]) -> None:
+        check_apart(out, data=sources_of(splits, self.data))
         others = [path for path in sorted(out.glob(".annotate-*")) if path.is_dir() and path != self.book]
         if others:
             kind = others[0].name.removeprefix(".annotate-")

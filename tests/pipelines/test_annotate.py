@@ -198,7 +198,7 @@ def test_images_in_tars_become_a_folder_dataset_in_out(tmp_path, capsys, write_i
         (["segmentation", "--model", "other.pth"], "of none of torchvision's segmentation models"),
         (["depth", "--model", "junk.pth"], "a depth model is a folder"),
         (["depth", "--dataset", "ade20k"], "pass --out DIR"),
-        (["depth", "--out", "data"], "is the input data"),
+        (["depth", "--out", "data"], "the input data"),
         (["depth", "--batch-size", "0"], "batch_size is 0"),
     ],
 )

@@ -20,8 +20,10 @@ from scipy.io import savemat
 
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.demo.scenes import CLASS_NAMES, render_scene
+from runkit.errors import UserError
+from runkit.folders import check_apart
 from vqgan import datasets
-from vqgan.datasets import DATASETS, open_splits
+from vqgan.datasets import DATASETS, open_splits, sources_of
 from vqgan.datasets.imagenet import SUPER_CLASSES
 from vqgan.errors import InputError
 
@@ -591,3 +593,19 @@ def test_pipes_among_the_files_are_refused(tmp_path):
         os.mkfifo(folder / file)
         with pytest.raises(InputError, match="no regular file"):
             open_splits(name, folder)
+
+
+def test_where_samples_lie_and_where_an_output_may_go(tmp_path):
+    for name in ("train/cat", "val/cat", "train_depth/cat"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(2):
+            mode, colour = ("L", number) if "depth" in name else ("RGB", (number, 0, 0))
+            Image.new(mode, (8, 8), colour).save(tmp_path / name / f"{number}.png")
+    found = sources_of(open_splits("folder", tmp_path), tmp_path)
+    assert found == [tmp_path / "train", tmp_path / "train_depth", tmp_path / "val"]
+    check_apart(tmp_path / "run", data=found)  # beside them: no reader looks there
+    for out in (".", "train", "train/run", "train_depth/cat", ".."):
+        with pytest.raises(UserError, match="the input data"):
+            check_apart(tmp_path / out, data=found)
+    flat = sources_of(open_splits("folder", tmp_path / "train"), tmp_path / "train")
+    assert flat == [tmp_path / "train", tmp_path / "train_depth"]  # classes: a further folder would be one

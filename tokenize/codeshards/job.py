@@ -44,7 +44,7 @@ from codeshards.session import terminable
 from runkit.folders import check_apart
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
-from vqgan.datasets import Split, open_splits
+from vqgan.datasets import Split, open_splits, sources_of
 
 log = logging.getLogger(__name__)
 
@@ -77,28 +77,28 @@ def tokenize(
         The manifest, which is also in `out`/dataset.json.
 
     Raises:
-        UserError: `out` is, holds or is in `data` or a tokenizer, or another process works in it.
+        UserError: `out` is, holds or is in a folder of samples or a tokenizer, or another process works in it.
         ShardError: Tokenizers and dataset do not fit, `out` holds shards of another plan or anything else, a shard's
             workers kept dying, or more samples failed than `config.max_failure_rate` allows.
         InputError: The dataset or a tokenizer cannot be opened.
     """
     store = absolute(out)
-    check_apart(store, data=data, tokenizer=list(tokenizers.values()))
+    splits = open_splits(dataset, data)
+    check_apart(store, data=sources_of(splits, data), tokenizer=list(tokenizers.values()))
     with held_store(store, "tokenize"):
-        return _tokenize(config, dataset, data, tokenizers, store, overwrite=overwrite, retry_failed=retry_failed)
+        return _tokenize(config, dataset, splits, tokenizers, store, overwrite=overwrite, retry_failed=retry_failed)
 
 
 def _tokenize(
     config: TokenizeConfig,
     dataset: str,
-    data: Path,
+    splits: Mapping[str, Split],
     tokenizers: Mapping[str, Path],
     store: Store,
     *,
     overwrite: bool,
     retry_failed: bool,
 ) -> Manifest:
-    splits = open_splits(dataset, data)
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
     spec = _spec(config, models, {name: fingerprint(folder) for name, folder in tokenizers.items()})

@@ -89,11 +89,12 @@ def experiment(
     config = replace(load(preset), **{name: value for name, value in given.items() if value})
     place = run or Path("runs") / config.dataset
     source = data or Path("data") / config.dataset
-    check_apart(place, data=source)
     from codeshards.session import connected
     from imagepriors.evaluate_prior import check_features
     from imagepriors.experiments.lab import Lab
+    from vqgan.datasets import open_splits, sources_of
 
+    check_apart(place, data=sources_of(open_splits(config.dataset, source), source))
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in wanted}
     lab = Lab(config, place, source)
     if {"efficiency", "evaluation"} & {*wanted}:

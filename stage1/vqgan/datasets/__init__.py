@@ -13,13 +13,14 @@ from vqgan.datasets.base import CENTRE, Item, Sample, Split, View, hold_out, spr
 from vqgan.datasets.cifar10 import cifar10
 from vqgan.datasets.deepfashion import deepfashion
 from vqgan.datasets.demo import demo
+from vqgan.datasets.files import sources_of
 from vqgan.datasets.folder import folder
 from vqgan.datasets.huggingface import huggingface
 from vqgan.datasets.imagenet import imagenet, imagenet_depth, restricted_imagenet
 from vqgan.datasets.webdataset import webdataset
 from vqgan.errors import InputError
 
-__all__ = ["CENTRE", "DATASETS", "Item", "Sample", "Split", "View", "open_splits", "spread", "views_of"]
+__all__ = ["CENTRE", "DATASETS", "Item", "Sample", "Split", "View", "open_splits", "sources_of", "spread", "views_of"]
 
 DATASETS: dict[str, Callable[[Path], Mapping[str, Split]]] = {
     "ade20k": ade20k,

@@ -7,13 +7,14 @@ import re
 import stat
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, TypeVar
 from urllib.parse import quote
 
 from vqgan.datasets.base import Item, Split
+from vqgan.datasets.conditions import Keypoints
 from vqgan.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -161,6 +162,20 @@ def make_key(path: str | PurePosixPath) -> str:
     """
     stem = os.path.splitext(str(path))[0]
     return re.sub(r"[%.\s\x00-\x1f\x7f]", lambda found: quote(found[0], safe="").replace(".", "%2E"), stem)
+
+
+def sources_of(splits: Mapping[str, "Split"], root: Path) -> list[Path]:
+    """Folders in which a reader finds a dataset's samples: an output in one of them would be read as data next time.
+
+    They are those of the splits and of their maps; of archives and tables, which are looked for everywhere, the root.
+    """
+    found: set[str] = set()
+    for item in (item for split in splits.values() for item in split.items):
+        for source in (item.image, *(part for part in item.conditions.values() if not isinstance(part, Keypoints))):
+            # The key is the path from the split's folder, without its suffix.
+            depth = item.key.count("/") + 1
+            found.add(source.path.rsplit("/", depth)[0] if isinstance(source, File) else str(root))
+    return sorted(map(Path, found))
 
 
 def find_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[str]:
