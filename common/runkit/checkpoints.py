@@ -30,6 +30,7 @@ from runkit.tensors import check_finite, first_non_finite, load_tensors, save_te
 log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, TENSORS, SCALARS = "config.json", "model.safetensors", "state.safetensors", "state.json"
+SUMMARY = "summary.json"
 FOLDER = "checkpoints"
 UNFINISHED = f".*{TEMP_MARK}*"
 """Files that a killed process left in a folder of ours."""
@@ -188,6 +189,19 @@ def newest_intact(run: Path, check: Callable[[Path], None]) -> Path | None:
             f"{run / FOLDER} cannot be read. Train again in another output folder"
         )
     return None
+
+
+def read_finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The summary and the config of a run that is complete; None where it is not, or where a file of it is damaged."""
+    if not (run / SUMMARY).exists():
+        return None
+    try:
+        summary, config = read_object(run / SUMMARY), read_object(run / CONFIG)
+        load_tensors(run / WEIGHTS, DamagedError)
+    except DamagedError as error:
+        log.warning("%s: the run is finished again from its last checkpoint", error)
+        return None
+    return summary, config
 
 
 def remove_unfinished(run: Path, files: Collection[str], folders: Mapping[str, Collection[str]]) -> None:

@@ -35,7 +35,7 @@ _NESTED = ("state_dict", "model")
 _LEGACY_PICKLES = 5
 """Magic number, protocol, system, the object, its storages: what torch wrote before 1.6, with raw bytes after them."""
 _ZIP = b"PK\x03\x04"
-"""How the format since torch 1.6 starts, which is what torch tells the two by."""
+"""How files of the format since torch 1.6 start, by which torch distinguishes the two."""
 _FREE_BYTES = 64 * 2**20
 _FACTOR = 4
 """A file may become this many times its size, or `_FREE_BYTES`. torch compresses nothing, and weights that layers share

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from runkit import checkpoints as stored
-from runkit.checkpoints import FOLDER, UNFINISHED, DamagedError, checkpoints, new_folder, read_object
+from runkit.checkpoints import FOLDER, UNFINISHED, DamagedError, checkpoints, new_folder, read_finished, read_object
 from runkit.errors import UserError
 from runkit.files import TEMP_MARK, pretty_json, write_file
 from runkit.folders import check_publish, publish
@@ -36,11 +35,9 @@ from vqgan.config import TrainConfig, from_dict
 from vqgan.errors import InputError
 from vqgan.model import VQGAN, Palette, build_model
 
-log = logging.getLogger(__name__)
-
 FORMAT_VERSION = 1
-CONFIG, WEIGHTS = stored.CONFIG, stored.WEIGHTS
-SUMMARY, METRICS, CURVES, BEST, PICTURES = "summary.json", "metrics.jsonl", "tensorboard", "best", "reconstructions"
+CONFIG, WEIGHTS, SUMMARY = stored.CONFIG, stored.WEIGHTS, stored.SUMMARY
+METRICS, CURVES, BEST, PICTURES = "metrics.jsonl", "tensorboard", "best", "reconstructions"
 FIGURES = "figures.json"
 RESERVED = (SUMMARY, CONFIG, WEIGHTS, METRICS, CURVES, BEST, PICTURES, FOLDER, "non-finite-step-*")
 """Names of what a run writes into its folder, but for hidden files."""
@@ -212,14 +209,10 @@ def finished_summary(run: Path, config: TrainConfig) -> dict[str, Any] | None:
     Raises:
         InputError: it is another run.
     """
-    if not (run / SUMMARY).exists():
+    found = read_finished(run)
+    if found is None:
         return None
-    try:
-        summary, values = read_object(run / SUMMARY), read_object(run / CONFIG)
-        load_tensors(run / WEIGHTS, DamagedError)
-    except DamagedError as error:
-        log.warning("%s: the run is finished again from its last checkpoint", error)
-        return None
+    summary, values = found
     check_same_run(parse_config(values, run / CONFIG), config, run)
     return summary if summary.get("steps") == config.steps else None
 

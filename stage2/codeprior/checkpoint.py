@@ -41,6 +41,7 @@ from runkit.checkpoints import (
     checkpoints,
     damaged_checkpoints,
     new_folder,
+    read_finished,
     read_object,
 )
 from runkit.files import remove_made
@@ -53,7 +54,7 @@ FORMAT_VERSION = 2
 """Raised when older code would misread a checkpoint."""
 
 CONFIG, WEIGHTS, SCALARS = stored.CONFIG, stored.WEIGHTS, stored.SCALARS
-SUMMARY, METRICS, CURVES, BEST = "summary.json", "metrics.jsonl", "tensorboard", "best"
+SUMMARY, METRICS, CURVES, BEST = stored.SUMMARY, "metrics.jsonl", "tensorboard", "best"
 EVIDENCE = "non-finite-step-*"
 RESERVED = (SUMMARY, CONFIG, WEIGHTS, METRICS, CURVES, BEST, FOLDER, EVIDENCE)
 """Names of what a run writes into its folder, but for hidden files."""
@@ -223,14 +224,10 @@ def finished_summary(run: Path, config: RunConfig) -> dict[str, Any] | None:
     Raises:
         PriorError: it is another run.
     """
-    if not (run / SUMMARY).exists():
+    found = read_finished(run)
+    if found is None:
         return None
-    try:
-        summary, values = read_object(run / SUMMARY), read_object(run / CONFIG)
-        load_tensors(run / WEIGHTS, DamagedError)
-    except DamagedError as error:
-        logger.warning("%s: the run is finished again from its last checkpoint", error)
-        return None
+    summary, values = found
     check_same_run(RunConfig.from_values(values, run / CONFIG), config, run)
     return summary if summary.get("steps") == config.train.steps else None
 

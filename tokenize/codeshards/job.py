@@ -183,7 +183,7 @@ def _make(
         end = "made"
     except (KeyboardInterrupt, SystemExit):
         end = "stopped"
-        log.warning("stopped: finished shards are kept, the same command goes on from there")
+        log.warning("stopped: finished shards are kept, the same command resumes from there")
         raise
     finally:
         events.write(end)

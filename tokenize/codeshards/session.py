@@ -30,7 +30,7 @@ _GONE_S = 5.0
 _HEAD_S = 30.0
 """Seconds that a cluster's head may take to answer; after 60 Ray ends the process."""
 _MOST_CORES = 1024
-"""Most cores that a Ray started here is told of: it starts a process for each."""
+"""Most cores of a Ray that is started here, because it starts a process for each."""
 _LISTEN_S = 10.0
 """Seconds that a cluster's address may take to accept a connection."""
 _WATCH_S = 0.5

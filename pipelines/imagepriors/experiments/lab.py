@@ -314,7 +314,7 @@ def _take(ray: Any, done: Any, name: str) -> None:
         raise
     except ray.exceptions.RayError as error:
         raise ShardError(
-            f"{name}: its process died, for want of memory perhaps; the same command goes on ({error})"
+            f"{name}: its process died, perhaps because memory was short; the same command resumes ({error})"
         ) from error
 
 
