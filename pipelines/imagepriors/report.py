@@ -31,9 +31,9 @@ def write_report(run: Path, data: Path, dataset: str) -> Path:
         ShardError: the run has no finished shards.
     """
     out = run / "report"
+    shards = ShardDataset.open(run / "shards")
     check_apart(out, data=sources_of(open_splits(dataset, data), data))
     check_publish(out, ["report.html"], "report")
-    shards = ShardDataset.open(run / "shards")
     priors = sorted(path.parent for path in run.glob("prior-*/summary.json"))
     sections = [
         _data_section(data, dataset, run),
