@@ -24,7 +24,7 @@ from torch import Tensor
 
 from runkit.errors import UserError
 from runkit.files import TEMP_MARK, fsync_path, pretty_json, remove_made, set_aside, temp_beside, write_file
-from runkit.jsonfiles import parse_json
+from runkit.jsonfiles import parse_object
 from runkit.tensors import check_finite, first_non_finite, load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,8 @@ def read_values(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         DamagedError: a file is missing or is not as it was written.
     """
     config_text, text = (_content(checkpoint / name) for name in (CONFIG, SCALARS))
-    config, values = _object(config_text, checkpoint / CONFIG), _object(text, checkpoint / SCALARS)
+    config = parse_object(config_text, checkpoint / CONFIG, DamagedError)
+    values = parse_object(text, checkpoint / SCALARS, DamagedError)
     seal, config_seal = values.pop(_SEAL, None), values.get(_CONFIG_SEAL)  # earlier versions wrote none
     if seal is not None and _sealed(values) != text:
         raise DamagedError(f"{checkpoint / SCALARS} is damaged: its content and its own sha256 differ")
@@ -235,20 +236,13 @@ def _content(path: Path) -> bytes:
         raise DamagedError(f"{path} cannot be read ({error})") from error
 
 
-def _object(text: bytes, path: Path) -> dict[str, Any]:
-    value = parse_json(text, path, DamagedError)
-    if not isinstance(value, dict):
-        raise DamagedError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object that a run has written.
 
     Raises:
         DamagedError: the file is missing, is not JSON, or holds something else.
     """
-    return _object(_content(path), path)
+    return parse_object(_content(path), path, DamagedError)
 
 
 def _sealed(values: Mapping[str, Any]) -> bytes:

@@ -30,6 +30,18 @@ def parse_json(text: str | bytes, where: object, error: type[UserError] = UserEr
         raise error(f"{where} cannot be read as JSON ({problem})") from problem
 
 
+def parse_object(text: str | bytes, where: object, error: type[UserError] = UserError) -> dict[str, Any]:
+    """The object of a JSON text; arguments as :func:`parse_json`.
+
+    Raises:
+        UserError: as :func:`parse_json`, or it holds something else than an object.
+    """
+    value = parse_json(text, where, error)
+    if not isinstance(value, dict):
+        raise error(f"{where} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
 def finite_or_none(value: Any) -> Any:
     """A JSON value with every NaN and infinity replaced by None, which JSON has no other word for."""
     if isinstance(value, float):

@@ -32,12 +32,13 @@ def write_report(run: Path, data: Path, dataset: str) -> Path:
     """
     out = run / "report"
     shards = ShardDataset.open(run / "shards")
-    check_apart(out, data=sources_of(open_splits(dataset, data), data))
+    splits = open_splits(dataset, data)
+    check_apart(out, data=sources_of(splits, data))
     check_publish(out, ["report.html"], "report")
     priors = sorted(path.parent for path in run.glob("prior-*/summary.json"))
     sections = [
-        _data_section(data, dataset, run),
-        _reconstruction_section(data, dataset, run, shards),
+        _data_section(splits["train"], run),
+        _reconstruction_section(splits["val"], data, run, shards),
         *_curve_sections(run, priors),
         _orders_section(shards),
         *(_sample_section(prior, run, shards) for prior in priors),
@@ -85,8 +86,7 @@ def _facts(run: Path, shards: ShardDataset, priors: list[Path]) -> list[tuple[st
     return facts
 
 
-def _data_section(data: Path, dataset: str, run: Path) -> dict[str, Any]:
-    split = open_splits(dataset, data)["train"]
+def _data_section(split: Split, run: Path) -> dict[str, Any]:
     size = _picture_size(run)
     names = split.conditions
     samples = [split.read_good(i, size, conditions=names) for i in spread(len(split), _SHOWN)]
@@ -105,9 +105,8 @@ def _picture_size(run: Path) -> int:
     return load_config(run / "shards" / "tokenizer").model.resolution
 
 
-def _reconstruction_section(data: Path, dataset: str, run: Path, shards: ShardDataset) -> dict[str, Any]:
+def _reconstruction_section(split: Split, data: Path, run: Path, shards: ShardDataset) -> dict[str, Any]:
     """Validation pictures and what the decoder makes of their codes in the shards."""
-    split = open_splits(dataset, data)["val"]
     whole = np.flatnonzero(read_rows(shards, "val", ["view"], 0)["view"] == 0)
     if not len(whole):
         raise ShardError(f"{run / 'shards'} has no validation rows to show")

@@ -32,7 +32,7 @@ def swap(folder: Path, suffix: str) -> None:
 
 
 def flip(folder: Path, suffix: str) -> None:
-    """Flip a bit of a code in a tar: no structure tells."""
+    """Flip a bit of a code in a tar, which its structure does not show."""
     path = folder / f"train/shard-000001{suffix}"
     content = bytearray(path.read_bytes())
     content[content.index(b".scale_2.npy") + 512 + 128] ^= 1

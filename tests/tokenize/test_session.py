@@ -1,4 +1,4 @@
-"""A Ray session: whatever dies, whatever signal comes, the job ends soon, says why, and leaves nothing behind."""
+"""A Ray session: if a process dies or a signal comes, the job ends soon, says why, and leaves nothing behind."""
 
 import contextlib
 import os

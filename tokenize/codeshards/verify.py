@@ -16,8 +16,10 @@ import pyarrow as pa
 
 from codeshards.format import (
     CARD_FILE,
+    EVENTS_FILE,
     MANIFEST_FILE,
     PLAN_FILE,
+    REPORT_FILE,
     SAMPLES_FILE,
     Manifest,
     Plan,
@@ -38,7 +40,7 @@ from codeshards.format import (
 )
 from codeshards.format.schema import column_to_numpy
 
-UNCOVERED = ("report.html", "events.jsonl", ".gitattributes")
+UNCOVERED = (REPORT_FILE, EVENTS_FILE, ".gitattributes")
 """Files beside a dataset that differ from run to run, or that a hub puts there."""
 _PLAN_FILES = (PLAN_FILE, SAMPLES_FILE)
 _CACHE = ".cache"

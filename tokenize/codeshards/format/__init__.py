@@ -79,7 +79,6 @@ from codeshards.format.shardfile import (
     write_shard,
 )
 from codeshards.format.store import Store, Where, absolute, open_store
-from runkit.files import fsync_path
 
 __all__ = [
     "CARD_FILE",
@@ -130,7 +129,6 @@ __all__ = [
     "delete_dataset",
     "file_record",
     "format_of",
-    "fsync_path",
     "inverse",
     "is_intact",
     "load_plan",

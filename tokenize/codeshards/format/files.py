@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 from codeshards.format.errors import ShardError
 from codeshards.format.store import Where, open_store
 from runkit.files import TEMP_MARK, pretty_json
-from runkit.jsonfiles import parse_json
+from runkit.jsonfiles import parse_object
 
 _SEAL = "sha256"
 _REMEDY = "Restore it from a copy, or delete it and run the command that made it again"
@@ -55,7 +55,7 @@ def read_json(path: Where) -> dict[str, Any]:
     Raises:
         ShardError: The file is missing, is not JSON, or holds something else than an object.
     """
-    return _parse_json(path, _content(path))
+    return parse_object(_content(path), path, ShardError)
 
 
 def write_sealed_json(path: Where, value: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def read_sealed_json(path: Where) -> dict[str, Any]:
     """
     content = _content(path)
     try:
-        value = _parse_json(path, content)
+        value = parse_object(content, path, ShardError)
     except ShardError as error:
         raise ShardError(f"{error}. {_REMEDY}") from error
     seal = value.pop(_SEAL, None)
@@ -127,13 +127,6 @@ def _content(path: Where) -> bytes:
         raise ShardError(f"{path} is missing") from None
     except OSError as error:
         raise ShardError(f"{path} cannot be read ({error})") from error
-
-
-def _parse_json(path: Where, content: bytes) -> dict[str, Any]:
-    value = parse_json(content, path, ShardError)
-    if not isinstance(value, dict):
-        raise ShardError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
 
 
 def _seal(value: dict[str, Any]) -> str:
