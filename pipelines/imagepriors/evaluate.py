@@ -28,7 +28,7 @@ from runkit.jsonfiles import finite_or_none
 from runkit.weights import download_weights, load_weights
 from vqgan.datasets import Split, open_splits, sources_of, spread
 from vqgan.errors import InputError
-from vqgan.losses import IMAGENET_MEAN, IMAGENET_STD, LpipsLoss, lite0
+from vqgan.losses import LpipsLoss, lite0, lite0_input
 from vqgan.metrics import TokenizerMetrics
 from vqgan.tokenizer import Tokenizer, pick_device
 
@@ -41,20 +41,15 @@ _THREADS = 2
 class Lite0Features(nn.Module):
     """Pooled EfficientNet-Lite0 features: uint8 [B, 3, H, W] → [B, 1280]; pictures are resized to 224 first."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.net = lite0()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.num_features = 1280
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Features of pictures in 0 … 255."""
-        x = F.interpolate(x_BCHW.float() / 255, 224, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        features: Tensor = self.net.extract_features((x - self.mean) / self.std).mean((2, 3))
+        pixels = F.interpolate(x_BCHW.float(), 224, mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
+        features: Tensor = self.net.extract_features(lite0_input(pixels)).mean((2, 3))
         return features
 
     def classify(self, x_BCHW: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ TRUNK_FILES = {
     "alex": "alexnet-owt-7be5be79.pth",
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
 }
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LITE0_TAPS = (0, 2, 4, 7, 10)
 """Blocks after which EfficientNet-Lite0 features are compared: strides 2, 4, 8, 16, 16."""
 
@@ -33,27 +32,27 @@ def lite0() -> Any:
     return net.eval().requires_grad_(False)
 
 
+def lite0_input(pixels: Tensor) -> Tensor:
+    """Pixels in 0 … 255 as EfficientNet-Lite0 was trained on them, which is not with ImageNet's mean and deviation."""
+    return (pixels - 127) / 128
+
+
 class EfficientNetLite0Loss(nn.Module):
     """LPIPS without learned weights: distances of unit-normalised ImageNet features, averaged over five depths.
 
     The weights come with the pip package, so nothing is downloaded. Not comparable with LPIPS numbers.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         net = lite0()
         self.stem, self.bn = net._conv_stem, net._bn0
         self.blocks = nn.ModuleList(net._blocks[: max(_LITE0_TAPS) + 1])
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
     def features(self, x_BCHW: Tensor) -> list[Tensor]:
         """Unit-length features of images in [-1, 1]."""
-        h = F.relu6(self.bn(self.stem(((x_BCHW + 1) / 2 - self.mean) / self.std)))
+        h = F.relu6(self.bn(self.stem(lite0_input((x_BCHW + 1) * 127.5))))
         taps = []
         for index, block in enumerate(self.blocks):
             h = block(h)

@@ -14,7 +14,7 @@ from imagepriors.evaluate import INCEPTION_FILE, Lite0Features, evaluate_tokeniz
 from vqgan.checkpoint import load_model, save_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.errors import InputError
-from vqgan.losses import TRUNK_FILES, LpipsLoss
+from vqgan.losses import TRUNK_FILES, LpipsLoss, lite0_input
 from vqgan.model import VQGAN
 
 
@@ -60,9 +60,10 @@ def test_offline_features_classify_as_published():
     """The pooled features, put through the network's own classifier, give its logits: the trunk is wired as trained."""
     features = Lite0Features().eval()
     x = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
-    pixels = (x.float() / 255 - features.mean) / features.std
     with torch.inference_mode():
-        torch.testing.assert_close(features.net._fc(features(x)), features.net(pixels), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            features.net._fc(features(x)), features.net(lite0_input(x.float())), rtol=1e-3, atol=1e-3
+        )
 
 
 @pytest.mark.parametrize(
