@@ -31,7 +31,7 @@ from runkit.files import TEMP_MARK, pretty_json, write_file
 from runkit.folders import check_publish, publish
 from runkit.jsonfiles import finite_or_none
 from runkit.tensors import check_finite, load_tensors, pack_tensors, save_tensors
-from vqgan.config import TrainConfig, from_dict
+from vqgan.config import LossConfig, ModelConfig, TrainConfig, from_dict, inapplicable
 from vqgan.errors import InputError
 from vqgan.model import VQGAN, Palette, build_model
 
@@ -78,20 +78,24 @@ def check_model_folder(folder: Path, command: str) -> None:
     check_files(folder, (WEIGHTS, CONFIG), command)
 
 
-def publish_model(folder: Path, config: TrainConfig, model: VQGAN | Palette, command: str) -> None:
+def publish_model(
+    folder: Path, config: ModelConfig, model: VQGAN | Palette, command: str, loss: LossConfig | None = None
+) -> None:
     """Write config.json and model.safetensors into a folder, in place of those that the same command wrote there.
 
     Args:
         folder: The folder; it is made.
-        config: Its `model` is what describes the tokenizer.
+        config: The architecture.
         model: The weights.
         command: Name of the command.
+        loss: What it was trained with; None where that is not known.
 
     Raises:
         InputError: as :func:`check_model_folder`.
     """
-    files = {WEIGHTS: pack_tensors(model.state_dict()), CONFIG: pretty_json(saved_config(config))}
-    publish_files(folder, files, command)
+    known = {"model": dataclasses.asdict(config)} | ({"loss": dataclasses.asdict(loss)} if loss else {})
+    values = pretty_json({"format_version": FORMAT_VERSION, **known})
+    publish_files(folder, {WEIGHTS: pack_tensors(model.state_dict()), CONFIG: values}, command)
 
 
 def check_files(folder: Path, names: tuple[str, ...], command: str) -> None:
@@ -139,10 +143,31 @@ def parse_config(data: Mapping[str, Any], path: Path) -> TrainConfig:
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}, this release reads {FORMAT_VERSION}")
     try:
-        config: TrainConfig = from_dict(TrainConfig, fields)
+        config: TrainConfig = from_dict(TrainConfig, _as_trained(fields))
     except InputError as error:
         raise InputError(f"{path} does not describe a tokenizer: {error}") from error
     return config
+
+
+def _as_trained(fields: dict[str, Any]) -> dict[str, Any]:
+    """A config without the terms of a loss that cannot apply: earlier versions saved them, and trained without."""
+    model, loss = fields.get("model", {}), fields.get("loss", {})
+    if not isinstance(model, dict) or not isinstance(loss, dict):
+        return fields  # which is refused
+    asked = inapplicable(from_dict(ModelConfig, model), from_dict(LossConfig, loss))
+    return {**fields, "loss": {**loss, **{name: off for name, (off, _) in asked.items()}}}
+
+
+def trained_against(folder: Path) -> str | None:
+    """The perceptual network in a tokenizer's training loss, or "none"; None where its config does not tell.
+
+    Raises:
+        InputError: as load_config.
+    """
+    loss = load_config(folder).loss
+    if "loss" not in read_object(folder / CONFIG):
+        return None
+    return loss.perceptual if loss.perceptual_weight else "none"
 
 
 def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette]:

@@ -106,9 +106,10 @@ class LossConfig:
     """Terms of the training loss (VQGAN paper, equations 2 to 7)."""
 
     l2_weight: float = 0.0
-    """Factor of the mean squared error, added to the mean absolute error; unused for segmentation."""
+    """Factor of the mean squared error, added to the mean absolute error; masks have neither."""
     perceptual: Perceptual = "lpips-vgg"
-    """Perceptual distance. efficientnet-lite0 ships with its weights and needs no download."""
+    """Perceptual distance; depth is three equal channels to it, and masks have none. efficientnet-lite0 ships with its
+    weights and needs no download."""
     perceptual_weight: float = 1.0
     """Factor of the perceptual distance, per image."""
     trunk: str = ""
@@ -221,6 +222,8 @@ class TrainConfig:
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "choose a positive rate")
         for name in ("seed", "warmup_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "choose 0 or more")
+        for name, (off, why) in inapplicable(self.model, self.loss).items():
+            _require(False, f"loss.{name}", getattr(self.loss, name), f"{why}; choose {off!r}")
         ok = self.crop >= 0 and self.crop <= self.model.resolution and self.crop % self.model.factor == 0
         _require(
             ok,
@@ -228,6 +231,20 @@ class TrainConfig:
             self.crop,
             f"choose 0 or a multiple of {self.model.factor} up to {self.model.resolution}",
         )
+
+
+def inapplicable(model: ModelConfig, loss: LossConfig) -> dict[str, tuple[Any, str]]:
+    """Fields of a loss that ask for what cannot be had: field → the value that does not ask, and the reason."""
+    found: dict[str, tuple[Any, str]] = {}
+    if model.modality == "segmentation" and loss.perceptual != "none" and loss.perceptual_weight:
+        found["perceptual"] = "none", "masks are planes of labels, which no perceptual network reads"
+    if model.modality == "segmentation" and loss.l2_weight:
+        found["l2_weight"] = 0.0, "masks are compared by cross-entropy"
+    if loss.trunk and not loss.perceptual.startswith("lpips-"):
+        found["trunk"] = "", f"only LPIPS has a trunk, and perceptual is {loss.perceptual!r}"
+    if loss.swap_beta and loss.codebook_decay:
+        found["swap_beta"] = False, "no term pulls the codes of an EMA codebook"
+    return found
 
 
 def from_dict(cls: type[Any], data: dict[str, Any]) -> Any:

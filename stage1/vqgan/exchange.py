@@ -15,7 +15,7 @@ from runkit.files import pretty_json
 from runkit.folders import check_apart
 from runkit.tensors import check_finite, load_tensors, pack_tensors
 from vqgan.checkpoint import check_files, check_model_folder, load_model, publish_files, publish_model
-from vqgan.config import ModelConfig, TrainConfig
+from vqgan.config import ModelConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
 
@@ -143,5 +143,5 @@ def import_diffusers(folder: Path, out: Path) -> Path:
         differing = sorted(set(names.values()) ^ weights.keys())
         raise InputError(f"{folder / _WEIGHTS} differs from its config in {len(differing)} keys: {differing[0]} …")
     model.load_state_dict({key: weights[name].view(own[key].shape) for key, name in names.items()})
-    publish_model(out, TrainConfig(model=config), model, _IMPORT)
+    publish_model(out, config, model, _IMPORT)
     return out

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runkit.weights import download_weights, load_weights
-from vqgan.config import DiscLoss, LossConfig, ModelConfig
+from vqgan.config import DiscLoss, LossConfig
 from vqgan.errors import InputError
 from vqgan.groupnorm import GroupNorm
 
@@ -37,6 +37,11 @@ def lite0_input(pixels: Tensor) -> Tensor:
     return (pixels - 127) / 128
 
 
+def as_rgb(x_BCHW: Tensor) -> Tensor:
+    """Depth maps as three equal channels; pictures as they are."""
+    return x_BCHW.expand(-1, 3, -1, -1)
+
+
 class EfficientNetLite0Loss(nn.Module):
     """LPIPS without learned weights: distances of unit-normalised ImageNet features, averaged over five depths.
 
@@ -61,10 +66,10 @@ class EfficientNetLite0Loss(nn.Module):
         return taps
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean distance of two batches [B, 3, H, W] in [-1, 1]; no gradient reaches the target."""
+        """Mean distance of two batches [B, 3 or 1, H, W] in [-1, 1]; no gradient reaches the target."""
         with torch.no_grad():
-            wanted = self.features(target)
-        pairs = zip(self.features(output), wanted, strict=True)
+            wanted = self.features(as_rgb(target))
+        pairs = zip(self.features(as_rgb(output)), wanted, strict=True)
         return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()
 
 
@@ -106,14 +111,14 @@ class LpipsLoss(nn.Module):
             raise InputError(f"loss.trunk: the file is another network's: {error}") from error
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean LPIPS of two batches [B, 3, H, W] in [-1, 1]."""
-        distance: Tensor = self.net(output, target).mean()
+        """Mean LPIPS of two batches [B, 3 or 1, H, W] in [-1, 1]."""
+        distance: Tensor = self.net(as_rgb(output), as_rgb(target)).mean()
         return distance
 
 
-def perceptual_loss(config: LossConfig, model: ModelConfig) -> nn.Module | None:
-    """The perceptual distance that `config` names, or None; only coloured pictures have one, masks of 3 labels not."""
-    if config.perceptual == "none" or config.perceptual_weight == 0 or model.modality not in ("rgb", "pose"):
+def perceptual_loss(config: LossConfig) -> nn.Module | None:
+    """The perceptual distance that `config` names, or None."""
+    if config.perceptual == "none" or config.perceptual_weight == 0:
         return None
     if config.perceptual == "efficientnet-lite0":
         return EfficientNetLite0Loss()

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from vqgan.checkpoint import check_model_folder, publish_model
-from vqgan.config import ModelConfig, TrainConfig
+from vqgan.config import ModelConfig
 from vqgan.datasets import Split
 from vqgan.errors import InputError
 from vqgan.model import Palette
@@ -58,5 +58,5 @@ def fit_palette(
     model = Palette(config)
     with torch.no_grad():
         model.quantize.embedding.weight.copy_(torch.from_numpy(centres_K3))
-    publish_model(out, TrainConfig(model=config), model, _COMMAND)
+    publish_model(out, config, model, _COMMAND)
     return out

@@ -11,7 +11,7 @@ from torch import Tensor
 from runkit.folders import check_apart
 from runkit.weights import load_weights
 from vqgan.checkpoint import publish_model
-from vqgan.config import LossConfig, ModelConfig, TrainConfig
+from vqgan.config import LossConfig, ModelConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
 
@@ -95,5 +95,7 @@ def import_tokenizer(checkpoint: Path, project: Path, out: Path, part: str | Non
     if wrong:
         raise InputError(f"{checkpoint} does not fit {project} in {len(wrong)} keys: {'; '.join(sorted(wrong)[:3])} …")
     model.load_state_dict(kept)
-    publish_model(out, TrainConfig(model=config, loss=LossConfig(swap_beta=True)), model, "import-tokenizer")
+    # Pictures were trained with LPIPS over VGG; of masks and depth the checkpoint does not tell.
+    loss = LossConfig(swap_beta=True) if config.modality == "rgb" else None
+    publish_model(out, config, model, "import-tokenizer", loss)
     return {"tensors": len(kept), "dropped": dropped, "other_parts": len(state) - len(mine), "config": config}

@@ -69,7 +69,7 @@ class Trainer:
         self.model: VQGAN = VQGAN(config.model, config.loss).to(**layout)  # type: ignore[call-overload]
         self.quantizer: VectorQuantizer = self.model.quantize
         self.averaged: VQGAN | None = copy.deepcopy(self.model).requires_grad_(False) if config.ema_decay else None
-        self.perceptual = perceptual_loss(config.loss, config.model)
+        self.perceptual = perceptual_loss(config.loss)
         if self.perceptual is not None:
             self.perceptual.to(**layout)  # type: ignore[call-overload]
         loss = config.loss

@@ -12,7 +12,7 @@ from imagepriors.config import EvaluateConfig
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.evaluate import INCEPTION_FILE, Lite0Features, evaluate_tokenizer, frechet_distance
 from vqgan.checkpoint import load_model, save_model
-from vqgan.config import ModelConfig, TrainConfig
+from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
 from vqgan.losses import TRUNK_FILES, LpipsLoss, lite0_input
 from vqgan.model import VQGAN
@@ -107,7 +107,7 @@ def test_a_mask_of_labels_that_a_tokenizer_lacks_costs_itself(tmp_path):
         modality="segmentation", n_labels=3, resolution=16, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(),
         z_channels=8, embed_dim=8, codebook_size=8,
     )  # fmt: skip
-    save_model(tokenizer, TrainConfig(model=net), VQGAN(net))
+    save_model(tokenizer, TrainConfig(model=net, loss=LossConfig(perceptual="none")), VQGAN(net))
     (data / "train").mkdir()
     Image.new("RGB", (16, 16)).save(data / "train" / "x.png")
     report = evaluate_tokenizer(tokenizer, "folder", data, tokenizer / "e.json", EvaluateConfig(frechet="none"))

@@ -304,10 +304,10 @@ def test_writing_a_tokenizer_refuses_foreign_files_before_the_work(splits, tmp_p
 
 def test_a_model_that_was_changed_since_is_not_replaced(tmp_path):
     for _ in range(2):
-        publish_model(tmp_path, CONFIG, VQGAN(TINY), "some-command")
+        publish_model(tmp_path, TINY, VQGAN(TINY), "some-command")
     (tmp_path / "config.json").write_text("mine")
     with pytest.raises(InputError, match="was changed since: nothing was replaced"):
-        publish_model(tmp_path, CONFIG, VQGAN(TINY), "some-command")
+        publish_model(tmp_path, TINY, VQGAN(TINY), "some-command")
     assert (tmp_path / "config.json").read_text() == "mine"
 
 

@@ -364,11 +364,48 @@ def test_a_mask_of_a_label_that_the_model_lacks_costs_itself_alone(tmp_path, cap
         train(tiny_config(model=few, steps=3), {"train": only, "val": only}, tmp_path / "few")
 
 
-def test_masks_have_no_picture_losses_and_are_judged_as_probabilities():
-    masks = dataclasses.replace(TINY, modality="segmentation", n_labels=3)
+MASKS = dataclasses.replace(TINY, modality="segmentation", n_labels=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "words"),
+    [
+        (MASKS, {}, "loss.perceptual is 'lpips-vgg': masks are planes of labels.*choose 'none'"),
+        (MASKS, {"perceptual": "efficientnet-lite0"}, "loss.perceptual is 'efficientnet-lite0'"),
+        (MASKS, {"perceptual": "none", "l2_weight": 2.0}, "loss.l2_weight is 2.0: masks are compared by cross-entropy"),
+        (TINY, {"perceptual": "none", "trunk": "vgg.pth"}, "loss.trunk is 'vgg.pth': only LPIPS has a trunk"),
+        (TINY, {"swap_beta": True, "codebook_decay": 0.9}, "loss.swap_beta is True: no term pulls the codes"),
+    ],
+)
+def test_a_loss_that_cannot_apply_is_refused_but_in_what_was_trained_without_it(tmp_path, model, loss, words):
+    with pytest.raises(InputError, match=words):
+        TrainConfig(model=model, loss=LossConfig(**loss))
+    whole = TrainConfig(model=model, loss=LossConfig(perceptual="none"))
+    save_model(tmp_path, whole, VQGAN(model))
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**saved, "loss": loss}))  # as an earlier version saved it
+    pictures = np.zeros((1, 32, 32) if model is MASKS else (1, 32, 32, 3), np.uint8)
+    assert Tokenizer.load(tmp_path, device="cpu").encode(pictures).shape == (1, 8, 8)
+
+
+def test_depth_is_trained_as_three_equal_channels_and_against_a_discriminator():
+    depth = dataclasses.replace(TINY, modality="depth")
     loss = LossConfig(perceptual="efficientnet-lite0", disc_start=0, disc_ramp=1, disc_ch=8, disc_layers=1)
-    trainer = Trainer(tiny_config(model=masks, loss=loss))
-    assert trainer.perceptual is None
+    trainer = Trainer(tiny_config(model=depth, loss=loss))
+    x = torch.rand(4, 1, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        reconstruction = trainer.model(x)[0]
+        pictures = [torch.cat([part] * 3, 1) for part in (reconstruction, x)]
+        expected = EfficientNetLite0Loss()(*pictures)
+    figures = trainer.step(x)
+    assert figures["perceptual"] == pytest.approx(float(expected), rel=1e-3)
+    assert figures["discriminator"] > 0
+    assert figures["adaptive_weight"] > 0
+
+
+def test_masks_are_judged_as_probabilities():
+    loss = LossConfig(perceptual="none", disc_start=0, disc_ramp=1, disc_ch=8, disc_layers=1)
+    trainer = Trainer(tiny_config(model=MASKS, loss=loss))
     seen = []
     trainer.disc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     labels = torch.randint(3, (4, 32, 32))
