@@ -164,10 +164,12 @@ def trained_against(folder: Path) -> str | None:
     Raises:
         InputError: as load_config.
     """
-    loss = load_config(folder).loss
+    config = load_config(folder)
+    if config.model.quantizer == "palette":
+        return "none"
     if "loss" not in read_object(folder / CONFIG):
         return None
-    return loss.perceptual if loss.perceptual_weight else "none"
+    return config.loss.perceptual if config.loss.perceptual_weight else "none"
 
 
 def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette]:

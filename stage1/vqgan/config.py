@@ -25,7 +25,7 @@ _MOST = {"num_res_blocks": 64, "ch": 4096, "z_channels": 65_536, "embed_dim": 65
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The VQGAN's architecture (Esser et al. 2021; the defaults are the paper's f16 model with 1024 codes)."""
+    """The VQGAN's architecture (Esser et al. 2021; the defaults are its f16 model with 1024 codes)."""
 
     modality: Modality = "rgb"
     """What is encoded: RGB images, one-hot segmentation maps, one-channel depth, or drawn poses."""
@@ -162,9 +162,9 @@ class TrainConfig:
     steps: int = 100_000
     """Optimiser steps."""
     learning_rate: float = 5.4e-5
-    """Adam's learning rate (paper: 4.5e-6 times the batch size), for both optimisers."""
+    """Adam's learning rate, for both optimisers; taming-transformers' rule is 4.5e-6 times the batch size."""
     betas: tuple[float, float] = (0.5, 0.9)
-    """Adam's decay rates (paper); short runs learn faster with (0.9, 0.99)."""
+    """Adam's decay rates, those of taming-transformers; short runs learn faster with (0.9, 0.99)."""
     warmup_steps: int = 0
     """Steps over which the learning rate grows linearly from zero."""
     decay: bool = False
