@@ -3,13 +3,17 @@
 PSNR, usage and mIoU are the trainer's own; SSIM is torchmetrics'; LPIPS is the lpips package's; the Fréchet distance is
 torchmetrics', over torch-fidelity's Inception (then it is rFID) or over EfficientNet-Lite0 (then it is not FID and is
 never called so).
+
+Beside a Fréchet distance stands the same distance of as many other real pictures to the same originals ("…, real").
+Reconstructions are paired with their originals, so a perfect tokenizer has 0, not that: it is the scale on which to
+read the distance, namely what a change of all pictures for others of their kind amounts to.
 """
 
 import contextlib
 import functools
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
 from runkit.weights import download_weights, load_weights
+from vqgan.checkpoint import trained_against
 from vqgan.datasets import Split, open_splits, sources_of, spread
 from vqgan.errors import InputError
 from vqgan.losses import LpipsLoss, lite0, lite0_input
@@ -33,6 +38,8 @@ from vqgan.metrics import TokenizerMetrics
 from vqgan.tokenizer import Tokenizer, pick_device
 
 log = logging.getLogger(__name__)
+LITE0 = "frechet_efficientnet_lite0"
+"""Name of the Fréchet distance over EfficientNet-Lite0, which is not FID."""
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 _BATCH = 32
 _THREADS = 2
@@ -143,46 +150,17 @@ def evaluate_tokenizer(
     splits = open_splits(dataset, data)
     check_apart(out, data=sources_of(splits, data))
     check_publish(out.parent, [out.name], "evaluate-tokenizer")
-    device = pick_device(config.device)
     tokenizer = Tokenizer.load(tokenizer_folder, device=config.device)
-    split = splits[config.split]
     net = tokenizer.config
-    if net.modality != "rgb":
-        split = split.having(net.modality)
-    wanted = min(len(split), config.limit or len(split))
-    rgb = net.channels == 3
-    metrics = TokenizerMetrics(net.modality, net.codebook_size, net.n_labels)
-    frechet = frechet_distance(config.frechet, config.inception, device) if rgb else None
-    lpips = LpipsLoss(config.lpips, config.lpips_trunk).to(device) if rgb and config.lpips != "none" else None
-    sums = {"ssim": 0.0, "lpips": 0.0}
-    count = 0
-    for target, output, codes in _reconstructions(tokenizer, split, spread(len(split), wanted)):
-        count += len(target)
-        metrics.add(output, target, codes)
-        if net.modality == "segmentation":
-            continue
-        fake_BCHW, real_BCHW = _to_tensor(output, device), _to_tensor(target, device)
-        sums["ssim"] += len(output) * _ssim(fake_BCHW, real_BCHW, 1.0 if net.modality == "depth" else 255.0)
-        if lpips is not None:
-            with torch.inference_mode():
-                sums["lpips"] += len(output) * float(lpips(fake_BCHW / 127.5 - 1, real_BCHW / 127.5 - 1))
-        if frechet is not None:
-            frechet.update(fake_BCHW.to(torch.uint8), real=False)
-            frechet.update(real_BCHW.to(torch.uint8), real=True)
-    if count == 0:
-        raise InputError(f"none of {wanted} images of split {config.split!r} can be read: run `imagepriors inspect`")
-    figures = {name.removeprefix("val_"): value for name, value in metrics.result().items() if name != "val_loss"}
-    if net.modality != "segmentation":
-        figures["ssim"] = sums["ssim"] / count
-    if lpips is not None:
-        figures[f"lpips_{config.lpips}"] = sums["lpips"] / count
-    if frechet is not None and count > 1:
-        name = "rfid" if config.frechet == "inception" else "frechet_efficientnet_lite0"
-        figures[name] = float(frechet.compute())
+    split = splits[config.split] if net.modality == "rgb" else splits[config.split].having(net.modality)
+    indices = spread(len(split), config.limit or len(split))
+    others = [_having(part, net.modality) for part in unused({**splits, config.split: split}, config.split, indices)]
+    figures, count = _figures(tokenizer, split, indices, others, config)
     report = {
         "figures": figures,
+        "judges": judges([*figures], trained_against(tokenizer_folder)),
         "images": count,
-        "unreadable": wanted - count,
+        "unreadable": len(indices) - count,
         "split": config.split,
         "dataset": dataset,
         "source_sha256": split.source_hash(),
@@ -196,8 +174,97 @@ def evaluate_tokenizer(
     return report
 
 
+def _figures(
+    tokenizer: Tokenizer, split: Split, indices: list[int], others: Sequence[Split], config: EvaluateConfig
+) -> tuple[dict[str, float], int]:
+    """Figures of the reconstructions of these pictures, and how many of them could be read."""
+    net, device = tokenizer.config, pick_device(config.device)
+    rgb = net.channels == 3
+    metrics = TokenizerMetrics(net.modality, net.codebook_size, net.n_labels)
+    frechet = frechet_distance(config.frechet, config.inception, device) if rgb else None
+    lpips = LpipsLoss(config.lpips, config.lpips_trunk).to(device) if rgb and config.lpips != "none" else None
+    sums = {"ssim": 0.0, "lpips": 0.0}
+    count = 0
+    for target, output, codes in _reconstructions(tokenizer, split, indices):
+        count += len(target)
+        metrics.add(output, target, codes)
+        if net.modality == "segmentation":
+            continue
+        fake_BCHW, real_BCHW = _to_tensor(output, device), _to_tensor(target, device)
+        sums["ssim"] += len(output) * _ssim(fake_BCHW, real_BCHW, 1.0 if net.modality == "depth" else 255.0)
+        if lpips is not None:
+            with torch.inference_mode():
+                sums["lpips"] += len(output) * float(lpips(fake_BCHW / 127.5 - 1, real_BCHW / 127.5 - 1))
+        if frechet is not None:
+            frechet.update(fake_BCHW.to(torch.uint8), real=False)
+            frechet.update(real_BCHW.to(torch.uint8), real=True)
+    if count == 0:
+        raise InputError(
+            f"none of {len(indices)} images of split {config.split!r} can be read: run `imagepriors inspect`"
+        )
+    figures = {name.removeprefix("val_"): value for name, value in metrics.result().items() if name != "val_loss"}
+    if net.modality != "segmentation":
+        figures["ssim"] = sums["ssim"] / count
+    if lpips is not None:
+        figures[f"lpips_{config.lpips}"] = sums["lpips"] / count
+    if frechet is not None and count > 1:
+        name = "rfid" if config.frechet == "inception" else LITE0
+        figures[name] = float(frechet.compute())
+        figures |= _floor(name, frechet, tokenizer, others, count)
+    return figures, count
+
+
+def _floor(name: str, frechet: Any, tokenizer: Tokenizer, others: Sequence[Split], count: int) -> dict[str, float]:
+    """The distance of `count` other pictures to the originals that `frechet` has seen; nothing if there are fewer."""
+    split = next((split for split in others if len(split) >= count), None)
+    if split is None:
+        return {}
+    frechet.reset_real_features = False
+    frechet.reset()
+    for pictures in _batches(tokenizer, split, spread(len(split), count)):
+        frechet.update(_to_tensor(np.stack(pictures), frechet.device).to(torch.uint8), real=False)
+    return {f"{name}, real": float(frechet.compute())} if frechet.fake_features_num_samples > 1 else {}
+
+
+def _having(split: Split, modality: str) -> Split:
+    """The samples that can be shown in a modality, perhaps none."""
+    return split.subset(i for i, item in enumerate(split.items) if modality == "rgb" or modality in item.conditions)
+
+
+def unused(splits: Mapping[str, Split], name: str, used: Iterable[int]) -> list[Split]:
+    """The pictures that are not among those used: the rest of the same split, and the other one."""
+    taken = set(used)
+    rest = splits[name].subset(index for index in range(len(splits[name])) if index not in taken)
+    return [rest, splits["train" if name == "val" else "val"]]
+
+
+def judges(figures: Iterable[str], against: str | None) -> dict[str, str]:
+    """Figure → which network judges there, and whether the tokenizer was trained against it.
+
+    Args:
+        figures: Names of figures; those that no network computes are left out.
+        against: The perceptual network in the tokenizer's training loss, or "none"; None where it is not known.
+    """
+    loss = "its training loss is not known" if against is None else f"its perceptual training loss is {against}"
+    networks = {LITE0: "efficientnet-lite0", "rfid": "inception", "fid": "inception"}
+    networks |= {f"lpips_{trunk}": f"lpips-{trunk}" for trunk in ("vgg", "alex", "squeeze")}
+    return {
+        name: f"{networks[name]} judges; the tokenizer: {loss}"
+        + (", the same network, which flatters the figure" if networks[name] == against else "")
+        for name in figures
+        if name in networks
+    }
+
+
 def _reconstructions(tokenizer: Tokenizer, split: Split, indices: list[int]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
-    """Batches of (original, reconstruction, codes); pictures that cannot be read are left out with a warning."""
+    """Batches of (original, reconstruction, codes)."""
+    for pictures in _batches(tokenizer, split, indices):
+        codes = tokenizer.encode(pictures)
+        yield tokenizer.normalized(np.stack(pictures)), tokenizer.decode(codes), codes
+
+
+def _batches(tokenizer: Tokenizer, split: Split, indices: list[int]) -> Iterator[list[npt.NDArray[Any]]]:
+    """Pictures as the tokenizer takes them; those that cannot be read are left out with a warning."""
     modality = tokenizer.config.modality
     wanted = () if modality == "rgb" else (modality,)
 
@@ -219,8 +286,7 @@ def _reconstructions(tokenizer: Tokenizer, split: Split, indices: list[int]) -> 
             pictures = [picture for picture in pool.map(read, indices[start : start + _BATCH]) if picture is not None]
             bar.update(len(indices[start : start + _BATCH]))
             if pictures:
-                codes = tokenizer.encode(pictures)
-                yield tokenizer.normalized(np.stack(pictures)), tokenizer.decode(codes), codes
+                yield pictures
 
 
 def _to_tensor(pictures: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -240,4 +306,5 @@ def _ssim(output: Tensor, target: Tensor, peak: float) -> float:
 def as_table(report: dict[str, Any]) -> str:
     """The figures as aligned lines under a heading that says what they are of."""
     lines = [f"{report['images']} {report['split']} images of {report['dataset']}, {report['resize']}"]
-    return "\n".join(lines + [f"  {name:28} {value:.4f}" for name, value in report["figures"].items()])
+    lines += [f"  {name:34} {value:.4f}" for name, value in report["figures"].items()]
+    return "\n".join([*lines, *(f"  {name}: {judge}" for name, judge in report["judges"].items())])

@@ -2,13 +2,15 @@
 
 Fréchet distance, precision, recall and Inception score are torch-fidelity's. Over its Inception network they are FID,
 precision, recall and IS; over EfficientNet-Lite0, which needs no download, they are called Fréchet distance, precision
-and recall on those features, and never FID. Whether a sample follows its condition is read by :mod:`.faithfulness`.
+and recall on those features, and never FID. Beside each stands that of as many real pictures in the samples' place
+("…, real"): what a perfect prior would have. Whether a sample follows its condition is read by :mod:`.faithfulness`.
 """
 
 import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,24 @@ from codeprior.config import ConditionSpec, SampleConfig, SequenceSpec
 from codeprior.data import CodeData, check_shards
 from codeprior.optim import make_autocast, resolve_device
 from codeprior.train import evaluate, pixel_dims
-from codeshards.format import ShardDataset, ShardError
+from codeshards.format import ShardDataset, ShardError, open_store
 from imagepriors.config import EvaluatePriorConfig
 from imagepriors.decode import decoded_at, draw_samples, load_shard_tokenizer, some_rows
-from imagepriors.evaluate import Lite0Features, frechet_distance, inception_weights, lite0_features
+from imagepriors.evaluate import (
+    LITE0,
+    Lite0Features,
+    frechet_distance,
+    inception_weights,
+    judges,
+    lite0_features,
+    unused,
+)
 from imagepriors.faithfulness import MEASURES, TAUGHT, Reader, derangement
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
-from vqgan.datasets import open_splits, sources_of, spread
+from vqgan.checkpoint import trained_against
+from vqgan.datasets import Split, open_splits, sources_of, spread
 
 Pictures = npt.NDArray[Any]
 _BATCH = 64
@@ -71,19 +82,20 @@ def evaluate_prior(
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     dataset_of_codes = ShardDataset.open(shards)
     check_shards(dataset_of_codes, sequence)
-    reference, reference_name = _reference(dataset_of_codes, sequence, config, dataset, data)
+    reference = _reference(dataset_of_codes, sequence, config, dataset, data)
     figures = _likelihood(prior_run, dataset_of_codes, sequence, config)
     samples = draw_samples(prior_run, shards, config.n, config=sampling, sources=False)
-    figures |= distances(samples.pictures, reference, config)
+    figures |= reference.distances(samples.pictures, config)
     if sequence.conditions:
         judge = Judge(dataset_of_codes, sequence.conditions, config)
         for name, given in samples.conditions.items():
             figures |= judge.faith(name, samples.pictures, given)
     report = {
         "figures": figures,
+        "judges": judges([*figures], trained_loss(dataset_of_codes)),
         "samples": config.n,
-        "reference": reference_name,
-        "reference_pictures": len(reference),
+        "reference": reference.name,
+        "reference_pictures": len(reference.pictures),
         "features": config.features,
         "sampling": {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "guidance", "seed")},
         "order": sequence.order,
@@ -110,30 +122,77 @@ def _likelihood(
     return figures
 
 
+def trained_loss(codes: ShardDataset) -> str | None:
+    """The perceptual loss that the image tokenizer beside shards was trained with; None where it is not known."""
+    with (open_store(codes.path) / "tokenizer").as_folder() as folder:
+        return trained_against(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Pictures that samples are compared with: uint8 [N, H, W, 3]."""
+
+    pictures: Pictures
+    name: str
+    """What they are."""
+    others: "Pictures | Pixels | None"
+    """As many other pictures of their kind as there are samples; None where there are fewer."""
+
+    def distances(self, samples: Pictures, config: EvaluatePriorConfig) -> dict[str, float]:
+        """Those of samples and, with the word "real", of as many other real pictures."""
+        figures = distances(samples, self.pictures, config)
+        if figures and self.others is not None:
+            figures |= {f"{name}, real": value for name, value in distances(self.others, self.pictures, config).items()}
+        return figures
+
+
 def _reference(
     codes: ShardDataset, sequence: SequenceSpec, config: EvaluatePriorConfig, dataset: str, data: Path | None
-) -> tuple[Pictures, str]:
-    """Pictures uint8 [N, H, W, 3] that samples are compared with, and what they are."""
+) -> Reference:
     if data is None:
-        pictures, _ = decoded_at(codes, "val", some_rows(codes, "val", config.reference_limit))
-        return pictures, "validation pictures, encoded and decoded by the tokenizer"
+        rows = some_rows(codes, "val", config.reference_limit)
+        rest = np.setdiff1d(np.arange(codes.rows("val")), rows)
+        split, left = ("val", rest) if len(rest) >= config.n else ("train", np.arange(codes.rows("train")))
+        others = left[spread(len(left), config.n)] if len(left) >= config.n else None
+        return Reference(
+            decoded_at(codes, "val", rows)[0],
+            "validation pictures, encoded and decoded by the tokenizer",
+            None if others is None else decoded_at(codes, split, others)[0],
+        )
     tokenizer = load_shard_tokenizer(codes.path, "tokenizer", sequence.fingerprint)
-    size = tokenizer.config.resolution
-    pictures = pictures_of(dataset, data, config.reference, size, config.reference_limit)
-    return pictures, f"{dataset}, split {config.reference}, centre squares at {size}×{size}"
+    return reference_of(dataset, data, tokenizer.config.resolution, config)
 
 
-def pictures_of(dataset: str, data: Path, split: str, size: int, limit: int) -> Pictures:
-    """Pictures of a dataset, `limit` of them evenly over a split (0: all): uint8 [N, size, size, 3]."""
-    found = open_splits(dataset, data)[split]
-    wanted = min(len(found), limit or len(found))
-    pictures = np.empty((wanted, size, size, 3), np.uint8)
-    for row, index in enumerate(spread(len(found), wanted)):
+def reference_of(dataset: str, data: Path, size: int, config: EvaluatePriorConfig) -> Reference:
+    """Pictures of a dataset, evenly over the split that `config` names, and others for as many samples as it says."""
+    splits = open_splits(dataset, data)
+    found = splits[config.reference]
+    used = spread(len(found), config.reference_limit or len(found))
+    others = next((split for split in unused(splits, config.reference, used) if len(split) >= config.n), None)
+    pictures = np.empty((len(used), size, size, 3), np.uint8)
+    for row, index in enumerate(used):
         pictures[row] = found.read_good(index, size).image
-    return pictures
+    return Reference(
+        pictures,
+        f"{dataset}, split {config.reference}, centre squares at {size}×{size}",
+        Pixels(others.subset(spread(len(others), config.n)), size) if others else None,
+    )
 
 
-def distances(samples: Pictures, reference: Pictures, config: EvaluatePriorConfig) -> dict[str, float]:
+class Pixels:
+    """Pictures of a split as an array of them, read when they are looked at."""
+
+    def __init__(self, split: Split, size: int) -> None:
+        self._split, self._size = split, size
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        return self._split.read_good(index, self._size).image
+
+
+def distances(samples: Pictures | Pixels, reference: Pictures, config: EvaluatePriorConfig) -> dict[str, float]:
     """Fréchet distance, precision and recall of samples uint8 [N, H, W, 3], and over Inception their score.
 
     Raises:
@@ -152,7 +211,7 @@ def distances(samples: Pictures, reference: Pictures, config: EvaluatePriorConfi
             prc_neighborhood=neighbours, save_cpu_ram=True, batch_size=_BATCH, cuda=torch.cuda.is_available(),
             cache=False, verbose=False, feature_extractor=network, feature_extractor_weights_path=weights,
         )  # fmt: skip
-    frechet = "fid" if inception else "frechet_efficientnet_lite0"
+    frechet = "fid" if inception else LITE0
     names = {"frechet_inception_distance": frechet, "precision": "precision", "recall": "recall"}
     if inception:
         names["inception_score_mean"] = "inception_score"
@@ -172,7 +231,7 @@ def check_features(config: EvaluatePriorConfig) -> None:
 class _Planes(torch.utils.data.Dataset[Tensor]):
     """Pictures as torch-fidelity wants them: uint8 [3, H, W]."""
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: Pictures | Pixels) -> None:
         self._pictures = pictures
 
     def __len__(self) -> int:
@@ -276,4 +335,5 @@ def _condition_pictures(codes: ShardDataset, part: ConditionSpec) -> tuple[Calla
 def as_table(report: dict[str, Any]) -> str:
     """The figures as aligned lines under a heading that says what they are of."""
     lines = [f"{report['samples']} samples against {report['reference_pictures']} pictures: {report['reference']}"]
-    return "\n".join(lines + [f"  {name:36} {value:.4f}" for name, value in report["figures"].items()])
+    lines += [f"  {name:36} {value:.4f}" for name, value in report["figures"].items()]
+    return "\n".join([*lines, *(f"  {name}: {judge}" for name, judge in report["judges"].items())])

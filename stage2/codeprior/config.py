@@ -187,7 +187,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleConfig:
-    """How codes are drawn from a trained prior. Defaults are the paper's."""
+    """How codes are drawn from a trained prior. Temperature and top-k are by default the paper's."""
 
     temperature: float = 1.0
     """Divides the logits: below 1 sharper, above 1 more varied."""

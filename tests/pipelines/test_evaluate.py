@@ -10,8 +10,8 @@ from PIL import Image
 from imagepriors.cli import main
 from imagepriors.config import EvaluateConfig
 from imagepriors.demo.layouts import write_demo_data
-from imagepriors.evaluate import INCEPTION_FILE, Lite0Features, evaluate_tokenizer, frechet_distance
-from vqgan.checkpoint import load_model, save_model
+from imagepriors.evaluate import INCEPTION_FILE, Lite0Features, evaluate_tokenizer, frechet_distance, judges
+from vqgan.checkpoint import load_model, publish_model, save_model, trained_against
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
 from vqgan.losses import TRUNK_FILES, LpipsLoss, lite0_input
@@ -38,9 +38,27 @@ def test_figures_of_a_palette_are_written_with_what_they_are_of(data, tmp_path, 
     assert 20 < figures["psnr_db"] < 60
     assert 0.8 < figures["ssim"] < 1
     assert 0.5 < figures["usage"] <= 1
-    assert figures["frechet_efficientnet_lite0"] > 0
+    assert 0 < figures["frechet_efficientnet_lite0"] < figures["frechet_efficientnet_lite0, real"]
+    assert report["judges"] == {
+        "frechet_efficientnet_lite0": "efficientnet-lite0 judges; the tokenizer: its perceptual training loss is none"
+    }
     assert not any("fid" in name for name in figures)  # offline features are never called FID
     assert f"{figures['psnr_db']:.4f}" in printed
+
+
+def test_a_network_that_judges_what_was_trained_against_it_says_so(tmp_path):
+    net = ModelConfig(resolution=16, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), codebook_size=8)
+    for loss, told in (
+        (LossConfig(perceptual="efficientnet-lite0"), "loss is efficientnet-lite0, the same network, which flatters"),
+        (LossConfig(perceptual="lpips-vgg"), "loss is lpips-vgg"),
+        (LossConfig(perceptual="lpips-vgg", perceptual_weight=0.0), "loss is none"),
+        (None, "loss is not known"),
+    ):
+        publish_model(tmp_path, net, VQGAN(net), "some-command", loss)
+        (judge,) = judges(["psnr_db", "frechet_efficientnet_lite0"], trained_against(tmp_path)).values()
+        assert judge.startswith("efficientnet-lite0 judges; ")
+        assert told in judge
+        assert ("flatters" in judge) == ("flatters" in told)
 
 
 def test_the_frechet_distance_ranks_distortions():

@@ -10,9 +10,11 @@ from PIL import Image, ImageOps
 from torchvision.models import ResNet18_Weights
 
 from imagepriors.config import EvaluatePriorConfig
+from imagepriors.demo.layouts import write_demo_data
 from imagepriors.evaluate import INCEPTION_FILE, Lite0Features
-from imagepriors.evaluate_prior import check_features, distances, imagenet_accuracy, is_imagenet
+from imagepriors.evaluate_prior import check_features, distances, imagenet_accuracy, is_imagenet, reference_of
 from imagepriors.faithfulness import Agreement, Reader, derangement
+from vqgan.datasets import open_splits
 from vqgan.errors import InputError
 
 SIDE = 32
@@ -87,6 +89,29 @@ def test_distances_tell_the_same_pictures_from_others():
     assert other["precision"] < 0.2
     assert "fid" not in same  # these features are not Inception's
     assert distances(pictures, pictures, EvaluatePriorConfig(features="none")) == {}
+
+
+def test_other_real_pictures_stand_beside_samples(tmp_path):
+    """As many as there are samples, none of them in the reference, read from the same split or the other one."""
+    write_demo_data(tmp_path, n_train=20, n_val=12, size=32)
+    splits = open_splits("demo", tmp_path)
+    for limit, n, whose in ((12, 8, "train"), (0, 12, "val"), (12, 13, None)):
+        config = EvaluatePriorConfig(n=n, reference_limit=limit)
+        reference = reference_of("demo", tmp_path, 32, config)
+        assert len(reference.pictures) == (limit or 20)
+        if whose is None:
+            assert reference.others is None
+            continue
+        known = {splits[whose].read(index, 32).image.tobytes() for index in range(len(splits[whose]))}
+        others = {picture.tobytes() for picture in reference.others}
+        assert len(others) == n
+        assert others <= known
+        assert others.isdisjoint(picture.tobytes() for picture in reference.pictures)
+    reference = reference_of("demo", tmp_path, 32, EvaluatePriorConfig(n=12))
+    figures = reference.distances(reference.pictures, config)
+    assert figures["frechet_efficientnet_lite0"] == pytest.approx(0, abs=1e-2)
+    assert figures["frechet_efficientnet_lite0, real"] > 1
+    assert {"precision, real", "recall, real"} <= set(figures)
 
 
 def test_samples_of_one_kind_are_precise_and_recall_little():

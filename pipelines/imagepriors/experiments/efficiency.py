@@ -1,7 +1,8 @@
 """Codes against pixels (the paper's section 2): the same transformer on 32×32 palette indices and on 16×16 codes.
 
-Both are trained for the same number of floating-point operations. Sampling is timed without a cache, as in the paper,
-and with one, a picture at a time; distances are to the training pictures.
+Both are trained for the same number of floating-point operations, at a learning rate in proportion to the batch, as in
+the paper. Sampling is timed without a cache, as taming-transformers samples, and with one, a picture at a time, decoded;
+distances are to the training pictures.
 """
 
 import functools
@@ -15,27 +16,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codeprior.checkpoint import CONFIG, RunConfig, load_prior
+from codeprior.checkpoint import CONFIG, RunConfig, load_prior, load_summary
 from codeprior.config import SampleConfig
 from codeprior.data import sequence_from_dataset
 from codeprior.model import Prior
 from codeprior.optim import resolve_device
-from codeprior.sample import draw, sample_keys, sample_sequences
+from codeprior.sample import draw, sample_keys, sample_sequences, to_grids
 from codeprior.speed import step_flops_per_sequence
 from codeshards.format import ShardDataset
 from imagepriors.config import ShardKind
 from imagepriors.decode import draw_samples
-from imagepriors.evaluate_prior import distances, pictures_of
+from imagepriors.evaluate import LITE0, judges
+from imagepriors.evaluate_prior import reference_of, trained_loss
 from imagepriors.experiments.lab import Lab, Plan
 from imagepriors.figures import bars_figure, picture_grid
 
 PAPER = {"sampling": 14.08, "frechet_lower_by": 0.1863}
 """Sampling is 14.08× as fast and FID 18.63% lower with codes (section 2)."""
+PAPER_RATE = 4.5e-6
+"""Learning rate per sequence of the batch: 12 · 4.5e-6 for the paper's 12."""
 _KINDS: dict[str, ShardKind] = {"pixels": "shards-palette", "codes": "shards-codes"}
 _BATCH = 16
 """Sequences a step, where the preset does not say: those of pixels are long."""
 _ROUNDS = 2
-"""Times that each is timed, pixels and codes in turn."""
+"""Times that each is timed, pixels and codes in turn, after one that does not count."""
 _SHOWN = 16
 
 
@@ -51,7 +55,11 @@ def priors(lab: Lab) -> Plan:
     pixel_steps = lab.config.pixel_steps or lab.prior().steps
     return {
         run_folder(lab, name): (
-            lab.prior(batch_size=batch, steps=round(pixel_steps * flops["pixels"] / flops[name])),
+            lab.prior(
+                batch_size=batch,
+                steps=round(pixel_steps * flops["pixels"] / flops[name]),
+                learning_rate=lab.learning_rate(batch),
+            ),
             lab.shards(kind),
         )
         for name, kind in _KINDS.items()
@@ -66,45 +74,80 @@ def run_folder(lab: Lab, name: str) -> Path:
 def run(lab: Lab) -> None:
     """Time both, compare."""
     measured = lab.measures()
-    reference = pictures_of(lab.config.dataset, lab.data, "train", 32, lab.config.n)
-    loaded = {name: load_prior(run_folder(lab, name), device=resolve_device("auto")) for name in _KINDS}
-    seconds = _seconds_per_image(loaded)
+    reference = reference_of(lab.config.dataset, lab.data, 32, measured)
+    seconds = _seconds_per_picture(lab)
     found: dict[str, dict[str, Any]] = {}
     pictures = []
     for name, kind in _KINDS.items():
         folder, config = run_folder(lab, name), lab.sampling(batch_size=64)
         samples = draw_samples(folder, lab.shards(kind), lab.config.n, config=config).pictures
-        trained = RunConfig.load(folder / CONFIG).train
         pictures.append(samples[:_SHOWN])
         found[name] = {
-            "tokens": loaded[name].sequence.length,
-            "steps": trained.steps,
-            "batch": trained.batch_size,
-            "seconds_per_image": seconds[name],
-            **distances(samples, reference, measured),
-        }
+            **_training(folder), "seconds_per_picture": seconds[name], **reference.distances(samples, measured),
+        }  # fmt: skip
     ratios = {
         how: [a / b for a, b in zip(seconds["pixels"][how], seconds["codes"][how], strict=True)]
         for how in ("uncached", "cached")
     }
-    fid = "fid" if measured.features == "inception" else "frechet_efficientnet_lite0"
-    lower = 1 - found["codes"][fid] / found["pixels"][fid]
-    feature_name = "FID" if fid == "fid" else "Fréchet distance on EfficientNet-Lite0 features (not FID)"
+    fid = "fid" if measured.features == "inception" else LITE0
+    judge = judges([fid], trained_loss(ShardDataset.open(lab.shards(_KINDS["codes"]))))[fid]
     text = (
-        f"Same transformer, same training FLOPs of it: {found['pixels']['steps']} steps on {found['pixels']['tokens']} "
-        f"palette indices, {found['codes']['steps']} on {found['codes']['tokens']} codes, batch "
-        f"{found['codes']['batch']}. What it took to train the codes' tokenizer is not counted. "
-        f"Sampling without a cache is {_told(ratios['uncached'])} as fast with codes (paper: {PAPER['sampling']}×), "
-        f"with a cache {_told(ratios['cached'])}. {feature_name}, {lab.config.n} samples against {len(reference)} "
-        f"training pictures: {found['codes'][fid]:.1f} for codes and {found['pixels'][fid]:.1f} for pixels, "
-        f"{lower:.1%} lower (paper, FID: {PAPER['frechet_lower_by']:.2%} lower). "
-        "Samples: two rows of pixels, then two of codes."
+        f"Same transformer, same training FLOPs of it. {_told_training(found)} What it took to train the codes' "
+        "tokenizer is not counted. Sampling and decoding a picture without a cache is "
+        f"{_told(ratios['uncached'])} as fast with codes (paper: {PAPER['sampling']}×), with a cache "
+        f"{_told(ratios['cached'])}. "
+        f"{_told_distances(found, fid, judge)} {lab.config.n} samples against {len(reference.pictures)} training "
+        "pictures. Samples: two rows of pixels, then two of codes."
     )
     grid = picture_grid(np.concatenate(pictures), _SHOWN // 2, scale=2)
-    results = {"figures": found, "ratios": {**ratios, "frechet_lower_by": lower}, "paper": PAPER}
+    results = {"figures": found, "ratios": {**ratios, "frechet_lower_by": _lower_by(found, fid)}, "paper": PAPER}
     times = {name: {how: statistics.median(of_one) for how, of_one in seconds[name].items()} for name in _KINDS}
     bars = bars_figure(times, "seconds per picture", log=True)
     lab.save("efficiency", text, results, {"seconds": bars, "samples": grid})
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """How a prior was trained, and how far it came."""
+    run, summary = RunConfig.load(folder / CONFIG), load_summary(folder) or {}
+    train = run.train
+    told = {name: summary[name] for name in ("epochs", "val_nll_nats", "unigram_entropy_nats")}
+    return {
+        "tokens": run.sequence.length, "steps": train.steps, "batch": train.batch_size,
+        "learning_rate": train.learning_rate, **told,
+    }  # fmt: skip
+
+
+def _told_training(found: dict[str, dict[str, Any]]) -> str:
+    rows = "; ".join(
+        f"{name}: {one['steps']} steps on sequences of {one['tokens']}, {one['epochs']:.2g} epochs, validation NLL "
+        f"{one['val_nll_nats']:.2f} nats per token against the unigram's {one['unigram_entropy_nats']:.2f}"
+        for name, one in found.items()
+    )
+    batch, rate = found["codes"]["batch"], found["codes"]["learning_rate"]
+    few = [name for name, one in found.items() if one["epochs"] < 1]
+    warned = (
+        f" These are too few steps to say which of the two is better: {' and '.join(few)} saw less than the training "
+        "set once."
+        if few
+        else ""
+    )
+    paper = f"the paper's is 4.5e-6 × batch, {PAPER_RATE * batch:.2g}"
+    return f"{rows}. Batch {batch}, learning rate {rate:.2g} ({paper}).{warned}"
+
+
+def _lower_by(found: dict[str, dict[str, Any]], fid: str) -> float:
+    return float(1 - found["codes"][fid] / found["pixels"][fid])
+
+
+def _told_distances(found: dict[str, dict[str, Any]], fid: str, judge: str) -> str:
+    name = "FID" if fid == "fid" else "Fréchet distance (not FID)"
+    real = found["codes"].get(f"{fid}, real")
+    floor = "unknown, too few pictures" if real is None else f"{real:.1f}"
+    return (
+        f"{name}: {found['codes'][fid]:.1f} for codes and {found['pixels'][fid]:.1f} for pixels, "
+        f"{_lower_by(found, fid):.1%} lower (paper, FID: {PAPER['frechet_lower_by']:.2%} lower); of as many other real "
+        f"pictures: {floor}; {judge}."
+    )
 
 
 def _told(ratios: list[float]) -> str:
@@ -117,15 +160,22 @@ def _sequence_flops(lab: Lab, shards: Path) -> float:
     return step_flops_per_sequence(Prior(lab.prior().model, sequence))
 
 
-def _seconds_per_image(priors: dict[str, Prior]) -> dict[str, dict[str, list[float]]]:
-    """Prior → uncached and cached → a time for every round."""
+def _seconds_per_picture(lab: Lab) -> dict[str, dict[str, list[float]]]:
+    """Pixels or codes → uncached and cached → seconds to draw and decode a picture, of every round but the first."""
     ways = {"uncached": sample_uncached, "cached": _sample_cached}
+    priors = {name: load_prior(run_folder(lab, name), device=resolve_device("auto")) for name in _KINDS}
+    decoders = {name: lab.decoder(kind) for name, kind in _KINDS.items()}
+
+    def draw_one(name: str, how: str) -> Any:
+        codes_1T = ways[how](priors[name], 1)
+        return decoders[name].decode(to_grids(priors[name].sequence, codes_1T)[-1].numpy())
+
     found: dict[str, dict[str, list[float]]] = {name: {how: [] for how in ways} for name in priors}
-    for _ in range(_ROUNDS):
-        for name, prior in priors.items():
-            for how, sample in ways.items():
-                found[name][how].append(_seconds(functools.partial(sample, prior, 1)))
-    return found
+    for _ in range(1 + _ROUNDS):
+        for name, times in found.items():
+            for how, of_one in times.items():
+                of_one.append(_seconds(functools.partial(draw_one, name, how)))
+    return {name: {how: of_one[1:] for how, of_one in times.items()} for name, times in found.items()}
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -27,7 +27,11 @@ def run(lab: Lab) -> None:
         for name, report in reports.items()
     )
     first = next(iter(reports.values()))
-    text = f"{first['samples']} samples; reference: {first['reference']}, {first['reference_pictures']} pictures. "
+    judge = "; ".join(f"{figure}: {told}" for figure, told in first["judges"].items())
+    text = (
+        f"{first['samples']} samples; reference: {first['reference']}, {first['reference_pictures']} pictures; "
+        f'"real": as many other real pictures in the samples\' place. {judge}. '
+    )
     shown = {
         name: {key: report["figures"][key] for key in ("precision", "recall") if key in report["figures"]}
         | {key.replace("class ", ""): value for key, value in report["figures"].items() if key.startswith("class ")}

@@ -198,6 +198,11 @@ class Lab:
         }
         return replace(config, **{**defaults, **changes})
 
+    def learning_rate(self, batch: int) -> float:
+        """The preset's for its batch, in proportion for another, as the paper has it."""
+        config: PriorConfig = from_dict(PriorConfig, load_preset(self.config.prior, "prior"))
+        return config.learning_rate * batch / config.batch_size
+
     def train(self, plan: Plan) -> None:
         """Train priors side by side on Ray; none that is finished runs again.
 

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from codeshards.format import ShardDataset
 from imagepriors.config import ShardKind
 from imagepriors.decode import draw_samples
 from imagepriors.evaluate import Lite0Features
+from imagepriors.evaluate_prior import trained_loss
 from imagepriors.experiments.lab import Lab, Plan
 from imagepriors.figures import curves_figure, picture_grid
 
@@ -52,10 +54,12 @@ def run(lab: Lab) -> None:
     tiles = np.concatenate([row.reshape(-1, *row.shape[2:]) for row in rows])
     names = [", ".join(f"{s}×{s}" for s in scales[:k]) or "nothing" for k in range(len(scales) + 1)]
     listed = "; ".join(f"{name} {value:.3f}" for name, value in zip(names, diversity, strict=True))
+    against = trained_loss(ShardDataset.open(lab.shards(lab.config.scales_of)))
     falls = all(a > b for a, b in pairwise(diversity))
     text = (
         f"Scales {', '.join(map(str, scales))} and the full grid in one sequence. Mean distance between samples of one "
-        f"given picture (EfficientNet-Lite0 features, 1 - cosine), by what is given: {listed}. It "
+        f"given picture (1 - cosine of EfficientNet-Lite0's features; the tokenizer's perceptual training loss: "
+        f"{against or 'not known'}), by what is given: {listed}. It "
         f"{'falls with every scale' if falls else 'does not fall with every scale'}. Two rows for each k, the given "
         "picture first."
     )
