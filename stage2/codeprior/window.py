@@ -1,4 +1,4 @@
-"""Sampling grids larger than the training grid with a window that slides over them (Esser et al. 2021, "Taming Transformers").
+"""Sampling grids larger than the training grid with a window that slides over them (Esser et al. 2021).
 
 Axes: B samples drawn together, R rows that enter the model, C condition tokens, T codes of a window, H × W the
 training grid, h × w the larger one.

@@ -1,8 +1,8 @@
 """Codes against pixels (the paper's section 2): the same transformer on 32×32 palette indices and on 16×16 codes.
 
 Both are trained for the same number of floating-point operations, at a learning rate in proportion to the batch, as in
-the paper. Sampling is timed without a cache, as taming-transformers samples, and with one, a picture at a time, decoded;
-distances are to the training pictures.
+the paper. Sampling is timed without a cache, as taming-transformers samples, and with one, a picture at a time and
+decoded; distances are to the training pictures.
 """
 
 import functools
