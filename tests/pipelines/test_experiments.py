@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from codeprior.sample import sample_sequences
 from codeshards.format import ShardError, order
 from imagepriors.cli import main
 from imagepriors.experiments import EXPERIMENTS, conditional, load, write_page
-from imagepriors.experiments.efficiency import sample_uncached
+from imagepriors.experiments.efficiency import sample_uncached, seconds_per_picture, told_training
 from imagepriors.experiments.lab import Lab, side_by_side
 from imagepriors.experiments.orders import describe, position_map, ranking
 from imagepriors.presets import load_preset, preset_names
@@ -107,6 +108,38 @@ def test_scales_are_made_of_the_pictures_that_the_preset_says(tmp_path):
     small, paper = (Lab(load(name), tmp_path, tmp_path) for name in ("small", "paper"))
     assert small.tokenize_config("shards-codes").scales == paper.tokenize_config("shards").scales == (1, 2, 4, 8)
     assert small.tokenize_config("shards").scales == paper.tokenize_config("shards-codes").scales == ()
+
+
+def test_the_papers_learning_rate_follows_the_batch(tmp_path):
+    lab = Lab(load("paper"), tmp_path, tmp_path)
+    assert [lab.learning_rate(batch) for batch in (12, 16)] == pytest.approx([12 * 4.5e-6, 16 * 4.5e-6])
+    fewer = Lab(replace(load("paper"), prior_batch=4), tmp_path, tmp_path)
+    assert fewer.learning_rate(12) == pytest.approx(12 * 4.5e-6)
+
+
+def test_too_few_steps_to_compare_are_told():
+    one = {
+        "steps": 40, "tokens": 256, "epochs": 2.0, "val_nll_nats": 5.0, "unigram_entropy_nats": 6.0, "batch": 16,
+        "learning_rate": 7.2e-5,
+    }  # fmt: skip
+    enough = told_training({"pixels": one, "codes": one})
+    few = told_training({"pixels": {**one, "epochs": 0.21}, "codes": one})
+    assert "too few" not in enough
+    assert "too few steps to say which of the two is better: pixels saw less than the training set once" in few
+
+
+def test_a_picture_is_timed_with_its_decoding_after_a_round_that_does_not_count():
+    sequence = SequenceSpec(height=2, width=2, codebook_size=5, order="row_major", fingerprint="")
+    prior, decoded = Prior(ModelConfig(n_layer=1, n_head=1, n_embd=8), sequence).eval(), []
+
+    def decode(grid):
+        decoded.append(grid.shape)
+        time.sleep(5.0 if len(decoded) == 1 else 0.05)  # what is first used takes long
+
+    times = seconds_per_picture({"codes": (prior, decode)})["codes"]
+    assert decoded == [(1, 2, 2)] * 3 * len(times)
+    assert all(len(of_one) == 2 for of_one in times.values())
+    assert all(0.05 < seconds < 5 for of_one in times.values() for seconds in of_one)
 
 
 def test_finished_runs_are_not_trained_again(words, monkeypatch):

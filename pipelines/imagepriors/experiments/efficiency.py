@@ -8,11 +8,12 @@ decoded; distances are to the training pictures.
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -75,7 +76,11 @@ def run(lab: Lab) -> None:
     """Time both, compare."""
     measured = lab.measures()
     reference = reference_of(lab.config.dataset, lab.data, 32, measured)
-    seconds = _seconds_per_picture(lab)
+    device = resolve_device("auto")
+    seconds = seconds_per_picture({
+        name: (load_prior(run_folder(lab, name), device=device), lab.decoder(kind).decode)
+        for name, kind in _KINDS.items()
+    })  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
     pictures = []
     for name, kind in _KINDS.items():
@@ -92,7 +97,7 @@ def run(lab: Lab) -> None:
     fid = "fid" if measured.features == "inception" else LITE0
     judge = judges([fid], trained_loss(ShardDataset.open(lab.shards(_KINDS["codes"]))))[fid]
     text = (
-        f"Same transformer, same training FLOPs of it. {_told_training(found)} What it took to train the codes' "
+        f"Same transformer, same training FLOPs of it. {told_training(found)} What it took to train the codes' "
         "tokenizer is not counted. Sampling and decoding a picture without a cache is "
         f"{_told(ratios['uncached'])} as fast with codes (paper: {PAPER['sampling']}×), with a cache "
         f"{_told(ratios['cached'])}. "
@@ -117,7 +122,8 @@ def _training(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _told_training(found: dict[str, dict[str, Any]]) -> str:
+def told_training(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """How both were trained, in words, and whether that is too little to compare them."""
     rows = "; ".join(
         f"{name}: {one['steps']} steps on sequences of {one['tokens']}, {one['epochs']:.2g} epochs, validation NLL "
         f"{one['val_nll_nats']:.2f} nats per token against the unigram's {one['unigram_entropy_nats']:.2f}"
@@ -160,17 +166,21 @@ def _sequence_flops(lab: Lab, shards: Path) -> float:
     return step_flops_per_sequence(Prior(lab.prior().model, sequence))
 
 
-def _seconds_per_picture(lab: Lab) -> dict[str, dict[str, list[float]]]:
-    """Pixels or codes → uncached and cached → seconds to draw and decode a picture, of every round but the first."""
+def seconds_per_picture(
+    networks: Mapping[str, tuple[Prior, Callable[[npt.NDArray[Any]], Any]]],
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds to draw a picture and decode it, in every round but the first: name → uncached and cached → times.
+
+    Args:
+        networks: Name → a prior, and what decodes its codes [N, h, w].
+    """
     ways = {"uncached": sample_uncached, "cached": _sample_cached}
-    priors = {name: load_prior(run_folder(lab, name), device=resolve_device("auto")) for name in _KINDS}
-    decoders = {name: lab.decoder(kind) for name, kind in _KINDS.items()}
 
-    def draw_one(name: str, how: str) -> Any:
-        codes_1T = ways[how](priors[name], 1)
-        return decoders[name].decode(to_grids(priors[name].sequence, codes_1T)[-1].numpy())
+    def draw_one(name: str, how: str) -> None:
+        prior, decode = networks[name]
+        decode(to_grids(prior.sequence, ways[how](prior, 1))[-1].numpy())
 
-    found: dict[str, dict[str, list[float]]] = {name: {how: [] for how in ways} for name in priors}
+    found: dict[str, dict[str, list[float]]] = {name: {how: [] for how in ways} for name in networks}
     for _ in range(1 + _ROUNDS):
         for name, times in found.items():
             for how, of_one in times.items():
