@@ -189,6 +189,8 @@ class Pixels:
         return len(self._split)
 
     def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        if not index < len(self):
+            raise IndexError(index)  # which ends an iteration
         return self._split.read_good(index, self._size).image
 
 
