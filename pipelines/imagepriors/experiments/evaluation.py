@@ -33,7 +33,7 @@ def run(lab: Lab) -> None:
         f'"real": as many other real pictures in the samples\' place. {judge}. '
     )
     shown = {
-        name: {key: report["figures"][key] for key in ("precision", "recall") if key in report["figures"]}
+        name: {key: value for key, value in report["figures"].items() if key.startswith(("precision", "recall"))}
         | {key.replace("class ", ""): value for key, value in report["figures"].items() if key.startswith("class ")}
         for name, report in reports.items()
     }
