@@ -14,7 +14,7 @@ from tqdm import tqdm
 from imagepriors.figures import colorize, picture_grid, png_bytes
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
-from vqgan.datasets import Sample, Split, open_splits, sources_of, spread
+from vqgan.datasets import Sample, Split, open_splits, resolve, sources_of, spread
 from vqgan.datasets.files import CONDITIONS
 from vqgan.errors import InputError
 
@@ -28,7 +28,7 @@ def inspect_dataset(dataset: str, data: Path, out: Path, *, limit: int, shown: i
     """Decode samples of every split, write inspection.json and a contact sheet a split; returns the text.
 
     Args:
-        dataset: Name of the reader.
+        dataset: Name of the reader; "auto" recognises it.
         data: The dataset's folder.
         out: Folder to write.
         limit: Samples of a split to decode, evenly over it; 0: all.
@@ -41,10 +41,11 @@ def inspect_dataset(dataset: str, data: Path, out: Path, *, limit: int, shown: i
     for name, value, least in (("limit", limit, 0), ("shown", shown, 1), ("size", size, 8)):
         if value < least:
             raise InputError(f"{name} is {value}: choose {least} or more")
+    dataset = resolve(dataset, data)
     splits = open_splits(dataset, data)
     check_apart(out, data=sources_of(splits, data))
     check_publish(out, ["inspection.json"], "inspect")
-    facts, lines, files = {}, list[str](), dict[str, bytes]()
+    facts, lines, files = {}, [f"{data} is read as {dataset}"], dict[str, bytes]()
     for name, split in splits.items():
         found, samples = _inspect_split(name, split, limit, shown, size)
         facts[name] = found

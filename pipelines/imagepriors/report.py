@@ -17,7 +17,7 @@ from imagepriors.decode import decoded_at, draw_samples, read_rows, sample_grid
 from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, png_bytes, usage_figure
 from runkit.folders import check_apart, check_publish, publish
 from runkit.jsonfiles import parse_json
-from vqgan.datasets import Split, open_splits, sources_of, spread
+from vqgan.datasets import Split, open_splits, resolve, sources_of, spread
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ def write_report(run: Path, data: Path, dataset: str) -> Path:
     """
     out = run / "report"
     shards = ShardDataset.open(run / "shards")
+    dataset = resolve(dataset, data)
     splits = open_splits(dataset, data)
     check_apart(out, data=sources_of(splits, data))
     check_publish(out, ["report.html"], "report")

@@ -261,7 +261,7 @@ def test_make_names_the_valid_choices(variable, choice):
 def test_make_and_help_know_every_dataset():
     listed = re.search(r"^DATASETS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert listed is not None
-    assert set(listed[1].split()) == set(DATASETS)
+    assert set(listed[1].split()) == {"auto", *DATASETS}
     assert all(name in (COMMANDS["train-vqgan"].__doc__ or "") for name in DATASETS)
     done = subprocess.run(["make", "-C", ROOT, "-n", "tokenize", "CONDITIONS=text"], capture_output=True, text=True)
     assert done.returncode == 2
@@ -363,13 +363,13 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("dataset", sorted(DATASETS))
+@pytest.mark.parametrize("dataset", ["auto", *sorted(DATASETS)])
 def test_make_has_a_preset_for_every_dataset(dataset, tmp_path):
     make = ["make", "-C", ROOT, "-n", "train-prior", f"DATASET={dataset}", "DATA=/data", f"RUN={tmp_path}"]
     done = subprocess.run(make, capture_output=True, text=True, check=True)
     found = set(re.findall(r"imagepriors (train-vqgan|tokenize|train-prior) --preset (\S+)", done.stdout))
     assert {command for command, _ in found} == {"train-vqgan", "tokenize", "train-prior"}
-    assert {preset for _, preset in found} <= set(preset_names())
+    assert {preset for _, preset in found} <= {"auto", *preset_names()}
 
 
 def test_make_help_lists_targets_and_variables():

@@ -44,7 +44,7 @@ from codeshards.session import terminable
 from runkit.folders import check_apart
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
-from vqgan.datasets import Split, open_splits, sources_of
+from vqgan.datasets import Split, open_splits, resolve, sources_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def tokenize(
 
     Args:
         config: Settings of the job.
-        dataset: Name of the dataset's reader.
+        dataset: Name of the dataset's reader; "auto" recognises it.
         data: The dataset's folder; every node of a cluster must see it under this path.
         tokenizers: ``image`` and any of segmentation, depth, pose → folder of the trained tokenizer.
         out: Folder or URL (s3://…, gs://…) of the shards; every node must reach it under this name.
@@ -83,6 +83,7 @@ def tokenize(
         InputError: The dataset or a tokenizer cannot be opened.
     """
     store = absolute(out)
+    dataset = resolve(dataset, data)
     splits = open_splits(dataset, data)
     check_apart(store, data=sources_of(splits, data), tokenizer=list(tokenizers.values()))
     with held_store(store, "tokenize"):
