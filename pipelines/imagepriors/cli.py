@@ -10,6 +10,7 @@ import inspect
 import io
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,11 +28,12 @@ from imagepriors.defaults import DEMO_DATA, beside, preset_for_data, preset_for_
 from imagepriors.experiments import experiment
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
-from runkit.errors import user_message
+from runkit.errors import UserError, user_message
 from runkit.folders import check_apart
 from vqgan.config import TrainConfig as VqganConfig
 from vqgan.config import from_dict
 
+_LEAST_COLUMNS = 40
 _Flat = tyro.conf.arg(name="")
 _EVALUATE = EvaluateConfig()
 _EVALUATE_PRIOR = EvaluatePriorConfig()
@@ -511,43 +513,64 @@ def _run(argv: Sequence[str]) -> str:
 
 
 def _usage() -> str:
-    lines = [f"  {name:18} {(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
+    docs = {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in COMMANDS.items()}
     return "\n".join(
         [
             "usage: imagepriors COMMAND [FLAGS]; every command explains itself with --help",
             "",
-            *lines,
+            *(f"  {name:18} {doc}" for name, doc in docs.items()),
             "",
             f"presets: {', '.join(preset_names())}",
         ]
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
-        return 0
-    if argv[0] not in COMMANDS:
-        print(f"imagepriors: unknown command {argv[0]!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+def _prepare_streams() -> None:
+    """Make the three streams such that nothing written to them raises, hangs or ends in another file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file that is opened would become this stream
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - for the process
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - for the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(_LEAST_COLUMNS)  # the formatter of help never ends in a narrow terminal
+
+
+def _check_working_folder() -> None:
     try:
-        print(_run(argv), flush=True)
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working folder is deleted: change into another") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    _prepare_streams()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    wants_help = not argv or argv[0] in ("-h", "--help")
+    name = f" {argv[0]}" if argv and argv[0] in COMMANDS else ""
+    try:
+        if not wants_help and argv[0] not in COMMANDS:
+            raise UserError(f"unknown command {argv[0]!r}: choose one of {', '.join(COMMANDS)}")
+        if not wants_help:
+            _check_working_folder()
+        print(_usage() if wants_help else _run(argv), flush=True)
     except BrokenPipeError:  # whoever read the answer has left: nothing to say, and nobody to hear it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as error:
-        print(f"imagepriors {argv[0]}: {str(error) or 'interrupted'}", file=sys.stderr)
+        print(f"imagepriors{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         message = user_message(error)
         if message is None:
             raise
-        print(f"imagepriors {argv[0]}: {message}", file=sys.stderr)
+        print(f"imagepriors{name}: {message}", file=sys.stderr)
         return 2
     return 0
 

@@ -391,3 +391,61 @@ def test_labels_and_depth_get_colours():
     assert not labels[0, 0, 0].any()
     assert len(np.unique(labels.reshape(-1, 3), axis=0)) == 4
     assert colorize(np.linspace(0, 1, 4, dtype=np.float32).reshape(1, 2, 2)).dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("--help >&-", 0),
+        ("--help >/dev/full", 2),
+        ("sample --help >/dev/full", 2),
+        ("sample --help | head -1", 0),
+        ("demo-data made --n-train 1 --n-val 1 >&-", 0),
+        ("demo-data made --n-train 1 --n-val 1 2>&-", 0),
+        ("demo-data made --n-train 1 --n-val 1 0<&- >&- 2>&-", 0),
+        ("demo-data made --n-train 1 --n-val 1 2>/dev/full", 0),
+        ("demo-data made --n-train 1 --n-val 1 >/dev/full", 2),
+    ],
+)
+def test_streams_that_are_closed_or_full_cost_no_file(tmp_path, command, code):
+    python = f"{sys.executable} -m imagepriors"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{python} {command}"],
+        cwd=tmp_path,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    if "made" in command:
+        assert main(["inspect", "--data", str(tmp_path / "made"), "--out", str(tmp_path / "look"), "--size", "8"]) == 0
+        found = json.loads((tmp_path / "look/inspection.json").read_text())["splits"]
+        assert {name: (split["samples"], split["unreadable"]) for name, split in found.items()} == {
+            "train": (1, {}),
+            "val": (1, {}),
+        }
+
+
+@pytest.mark.parametrize("columns", ["1", "5", "39"])
+def test_help_ends_in_a_narrow_terminal(columns):
+    environment = {**os.environ, "COLUMNS": columns}
+    done = subprocess.run(
+        [sys.executable, "-m", "imagepriors", "sample", "--help"], env=environment, timeout=120, capture_output=True
+    )
+    assert done.returncode == 0
+    assert b"--top-k" in done.stdout
+
+
+def test_without_docstrings_and_in_a_deleted_folder(tmp_path):
+    for command in (
+        "--help",
+        "train-vqgan --help",
+        "shards --help",
+        f"demo-data {tmp_path}/made --n-train 1 --n-val 1",
+    ):
+        subprocess.run([sys.executable, "-OO", "-m", "imagepriors", *command.split()], check=True, capture_output=True)
+    script = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m imagepriors inspect --data {tmp_path}/made"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "imagepriors inspect: the working folder is deleted: change into another\n"
