@@ -67,8 +67,8 @@ def run(local_ray_cores, tmp_path_factory):
 
 
 def test_the_last_preset_counts():
-    assert _preset_of(["train-vqgan", "--preset", "demo", "--preset=cifar10"]) == "cifar10"
-    assert _preset_of(["train-vqgan", "--steps", "1"]) == "demo"
+    assert _preset_of("train-vqgan", ["--preset", "demo", "--preset=cifar10"]) == "cifar10"
+    assert _preset_of("train-vqgan", ["--preset", "auto", "--help"]) == "demo"
 
 
 def test_samples_are_pictures_with_codes_and_metadata(run, tmp_path):
