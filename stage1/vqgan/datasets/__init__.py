@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vqgan.datasets.ade20k import ade20k, landscapes
-from vqgan.datasets.base import CENTRE, Item, Sample, Split, View, hold_out, spread, views_of
+from vqgan.datasets.base import Item, Sample, Split, hold_out, spread
 from vqgan.datasets.cifar10 import cifar10
 from vqgan.datasets.deepfashion import deepfashion
 from vqgan.datasets.demo import demo
 from vqgan.datasets.files import sources_of
 from vqgan.datasets.folder import folder
+from vqgan.datasets.geometry import CENTRE, View, views_of
 from vqgan.datasets.huggingface import huggingface
 from vqgan.datasets.imagenet import imagenet, imagenet_depth, restricted_imagenet
 from vqgan.datasets.webdataset import webdataset
