@@ -27,8 +27,8 @@ from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
 from runkit.errors import user_message
 from runkit.folders import check_apart
+from vqgan.config import Geometry, dataset_geometry, from_dict
 from vqgan.config import TrainConfig as VqganConfig
-from vqgan.config import from_dict
 
 _Flat = tyro.conf.arg(name="")
 _EVALUATE = EvaluateConfig()
@@ -133,6 +133,7 @@ def train_palette(
     out: Path = Path("runs/demo/palette"),
     colours: int = 512,
     resolution: int = 32,
+    geometry: Geometry | None = None,
     images: int = 2_000,
     seed: int = 0,
 ) -> str:
@@ -144,6 +145,7 @@ def train_palette(
         out: Folder to write.
         colours: Colours of the dictionary.
         resolution: Side of the pictures, in pixels and in codes.
+        geometry: How pictures that are not square become so; default: as suits the dataset (deepfashion: pad).
         images: Pictures to take pixels from, at most.
         seed: Seed of the draw and of k-means.
     """
@@ -152,8 +154,16 @@ def train_palette(
 
     splits = open_splits(dataset, data)
     check_apart(out, data=sources_of(splits, data))
-    split = splits["train"]
-    return f"palette in {fit_palette(split, out, colours=colours, resolution=resolution, images=images, seed=seed)}"
+    made = fit_palette(
+        splits["train"],
+        out,
+        colours=colours,
+        resolution=resolution,
+        geometry=geometry or dataset_geometry(dataset),
+        images=images,
+        seed=seed,
+    )
+    return f"palette in {made}"
 
 
 def evaluate_tokenizer(
@@ -405,6 +415,7 @@ def inspect_data(
     limit: int = 2_000,
     shown: int = 24,
     size: int = 128,
+    geometry: Geometry | None = None,
 ) -> str:
     """Look at a dataset: counts, sizes, labels, conditions, bad files, a contact sheet.
 
@@ -415,11 +426,12 @@ def inspect_data(
         limit: Samples of each split to decode, evenly over it; 0: all.
         shown: Samples on a contact sheet.
         size: Side of its pictures, in pixels.
+        geometry: How pictures that are not square become so; default: as suits the dataset (deepfashion: pad).
     """
     from imagepriors.inspection import inspect_dataset
 
     where = out or Path("runs") / f"inspect-{dataset}"
-    return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size)
+    return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size, geometry=geometry)
 
 
 COMMANDS: dict[str, Callable[..., str]] = {
@@ -465,13 +477,13 @@ def _keep_freed_memory() -> None:
             libc.mallopt(-8, 1)  # M_ARENA_MAX: the arenas of other threads would map large blocks all the same
 
 
-def _preset_of(argv: Sequence[str]) -> str:
-    """The value of the last --preset, read ahead of the parser: it decides the parser's defaults."""
+def _value_of(flag: str, argv: Sequence[str]) -> str:
+    """The value of the last `flag`, read ahead of the parser: it decides the parser's defaults."""
     found = "demo"
     for index, word in enumerate(argv):
-        if word == "--preset" and index + 1 < len(argv):
+        if word == flag and index + 1 < len(argv):
             found = argv[index + 1]
-        elif word.startswith("--preset="):
+        elif word.startswith(f"{flag}="):
             found = word.partition("=")[2]
     return found
 
@@ -483,7 +495,10 @@ def _run(argv: Sequence[str]) -> str:
         return shards(argv[1:])
     if name in CONFIGS:
         cls, table = CONFIGS[name]
-        function = functools.partial(function, config=from_dict(cls, load_preset(_preset_of(argv), table)))
+        preset = load_preset(_value_of("--preset", argv), table)
+        if function is train_vqgan and isinstance(preset.get("model", {}), dict):
+            preset["model"] = {"geometry": dataset_geometry(_value_of("--dataset", argv)), **preset.get("model", {})}
+        function = functools.partial(function, config=from_dict(cls, preset))
     description = inspect.getdoc(COMMANDS[name])
     prog = f"imagepriors {name}"
     return str(tyro.cli(function, prog=prog, description=(description or "").partition("\n\n")[0], args=list(argv[1:])))
