@@ -178,6 +178,41 @@ def test_depth_needs_no_black_and_white(name):
     assert row.tolist() == ([1, 0] if falls else [0, 1])
 
 
+LABELS = {
+    "png4.png": (png(4, 0, b"\x1c"), (1, 12)),
+    "png2.png": (png(2, 0, b"\x60"), (1, 2)),
+    "png4palette.png": (png(4, 3, b"\x1c", chunk(b"PLTE", bytes(48))), (1, 12)),
+    "png8.png": (png(8, 0, b"\x01\x0c"), (1, 12)),
+    "tiff4.tif": (tiff(4, b"\x1c"), (1, 12)),
+    "tiff8.tif": (tiff(8, b"\x01\xc8"), (1, 200)),
+    "pgm150.pgm": (b"P5\n2 1\n150\n" + bytes([77, 149]), (77, 149)),
+    "plain12.pgm": (b"P2\n2 1\n12\n1 12\n", (1, 12)),
+    "pgm255.pgm": (b"P5\n2 1\n255\n" + bytes([77, 149]), (77, 149)),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_of_fewer_bits_stand_for_themselves(name):
+    """Pillow makes white of the highest grey: tools that make PNG small would turn label 1 into 17 or 85."""
+    data, labels = LABELS[name]
+    image = encoded(Image.new("RGB", (2, 1)), "PNG", 1)
+    split = Split(
+        [Item(key="k", image=Memory("p", image), conditions={"segmentation": Memory(name, data)})], n_labels=201
+    )
+    mask = split.read(0, 2, conditions=("segmentation",), geometry="stretch").conditions["segmentation"]
+    assert mask[0].tolist() == list(labels)
+
+
+@pytest.mark.parametrize("highest", range(1, 256))
+def test_every_label_of_every_pgm_comes_back(highest):
+    labels = np.arange(highest + 1, dtype=np.uint8)
+    image = encoded(Image.new("RGB", (len(labels), 1)), "PNG", 1)
+    data = f"P5\n{len(labels)} 1\n{highest}\n".encode() + labels.tobytes()
+    split = one(image, segmentation=Memory("m.pgm", data))
+    found = split.read(0, len(labels), conditions=("segmentation",), geometry="stretch").conditions["segmentation"]
+    np.testing.assert_array_equal(found[0], labels)
+
+
 def test_a_coloured_depth_map_is_refused_and_a_grey_palette_is_grey():
     grey = blocks(16, 24)
     image = encoded(Image.fromarray(grey), "PNG", 1)

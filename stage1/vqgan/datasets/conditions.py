@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from runkit.jsonfiles import parse_json
-from vqgan.datasets.pictures import open_picture, to_numbers, to_rgb, upright, upright_size
+from vqgan.datasets.pictures import open_picture, to_labels, to_numbers, to_rgb, upright_size
 
 if TYPE_CHECKING:
     from vqgan.datasets.files import Source
@@ -86,7 +86,9 @@ def read_map(name: str, source: "Source", image_size: tuple[int, int], n_labels:
         return Image.fromarray(_stretched(read_depth(source, image_size)))
     with source.open() as file, open_picture(file) as opened:
         _check_size(name, upright_size(opened), image_size)  # a PNG alone is decoded already
-        return to_rgb(opened, "black") if name == "pose" else _mask(upright(opened), n_labels)
+        if name == "pose":
+            return to_rgb(opened, "black")
+        return _mask(to_labels(opened, file), n_labels)
 
 
 def read_depth(source: "Source", image_size: tuple[int, int]) -> npt.NDArray[np.float64]:
@@ -133,13 +135,11 @@ def _read_npy(file: BinaryIO, image_size: tuple[int, int]) -> npt.NDArray[Any]:
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _mask(opened: Image.Image, n_labels: int) -> Image.Image:
-    if opened.mode not in ("L", "P"):
-        raise ValueError(f"mask has mode {opened.mode}, wanted one 8-bit label per pixel (L or P)")
-    highest = int(np.asarray(opened).max())
+def _mask(labels: npt.NDArray[np.uint8], n_labels: int) -> Image.Image:
+    highest = int(labels.max())
     if highest >= n_labels:
         raise ValueError(f"mask holds label {highest}, wanted 0 … {n_labels - 1}")
-    return opened.copy()
+    return Image.fromarray(labels)
 
 
 def _stretched(depth: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

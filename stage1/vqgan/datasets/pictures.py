@@ -129,6 +129,40 @@ def to_numbers(image: Image.Image) -> npt.NDArray[Any]:
     return pixels[..., 0]
 
 
+def to_labels(image: Image.Image, file: BinaryIO) -> npt.NDArray[np.uint8]:
+    """The decoded image, upright, as the labels that its pixels count; Pillow stretches grey of less than 8 bits.
+
+    Args:
+        image: The opened picture.
+        file: Its bytes.
+
+    Raises:
+        ValueError: it has more than one number of 8 bits a pixel.
+    """
+    highest = _highest_grey(image, file)  # before the pixels are loaded
+    picture = upright(image)
+    if picture.mode not in ("L", "P"):
+        raise ValueError(f"mask has mode {picture.mode}, wanted one 8-bit label per pixel (L or P)")
+    labels: npt.NDArray[np.uint8] = np.asarray(picture)
+    if picture.mode == "L" and highest < 255:
+        labels = np.round(labels * (highest / 255)).astype(np.uint8)
+    return labels
+
+
+def _highest_grey(image: Image.Image, file: BinaryIO) -> int:
+    """The grey level, as it is stored, that Pillow makes 255."""
+    bits = 8
+    if image.format == "PPM":
+        how = image.tile[0].args  # type: ignore[attr-defined]  # a raw mode, or one with the highest level
+        return 255 if isinstance(how, str) else int(how[1])
+    if image.format == "PNG":
+        file.seek(len(_PNG) + 16)  # of the first chunk: its length and name, width and height
+        bits = file.read(1)[0]
+    if image.format == "TIFF":
+        bits = _tiff_tag(image, _TIFF_BITS, (1,))[0]
+    return int(2**bits - 1)
+
+
 def _levels(image: Image.Image, picture: Image.Image) -> npt.NDArray[Any]:
     """The numbers of the upright `picture` of `image`, where Pillow forgets a TIFF's tags: 16 bits whose white is 0 are
     a negative, and 32 bits may have no sign."""
