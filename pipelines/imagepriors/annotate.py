@@ -93,8 +93,8 @@ def annotate(
             `config.max_failure_rate` allows.
     """
     data, out = data.resolve(), out.resolve() if out else None
-    dataset = resolve(dataset, data)
     splits = open_splits(dataset, data)
+    dataset = resolve(dataset, data)
     suffix = ".npy" if kind == "depth" and config.format == "npy" else ".png"
     tree = MapTree(kind=kind, suffix=suffix, data=data, out=out)
     tree.check_place(dataset, splits)

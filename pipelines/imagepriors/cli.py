@@ -30,8 +30,8 @@ from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
 from runkit.errors import UserError, user_message
 from runkit.folders import check_apart
+from vqgan.config import Geometry, dataset_geometry, from_dict
 from vqgan.config import TrainConfig as VqganConfig
-from vqgan.config import from_dict
 
 _LEAST_COLUMNS = 40
 _Flat = tyro.conf.arg(name="")
@@ -120,8 +120,8 @@ def train_vqgan(
     from vqgan.train import train
 
     out = out or run_folder(data) / "tokenizer"
-    dataset = resolve(dataset, data)
     splits = open_splits(dataset, data)
+    dataset = resolve(dataset, data)
     check_apart(out, data=sources_of(splits, data))
     _keep_freed_memory()
     if workers:
@@ -140,6 +140,7 @@ def train_palette(
     out: Path | None = None,
     colours: int = 512,
     resolution: int = 32,
+    geometry: Geometry | None = None,
     images: int = 2_000,
     seed: int = 0,
 ) -> str:
@@ -151,17 +152,26 @@ def train_palette(
         out: Folder to write; default: runs/NAME/palette, where NAME is the name of the data's folder.
         colours: Colours of the dictionary.
         resolution: Side of the pictures, in pixels and in codes.
+        geometry: How pictures that are not square become so; default: as suits the dataset (deepfashion: pad).
         images: Pictures to take pixels from, at most.
         seed: Seed of the draw and of k-means.
     """
-    from vqgan.datasets import open_splits, sources_of
+    from vqgan.datasets import open_splits, resolve, sources_of
     from vqgan.palette import fit_palette
 
     out = out or run_folder(data) / "palette"
     splits = open_splits(dataset, data)
     check_apart(out, data=sources_of(splits, data))
-    split = splits["train"]
-    return f"palette in {fit_palette(split, out, colours=colours, resolution=resolution, images=images, seed=seed)}"
+    made = fit_palette(
+        splits["train"],
+        out,
+        colours=colours,
+        resolution=resolution,
+        geometry=geometry or dataset_geometry(resolve(dataset, data)),
+        images=images,
+        seed=seed,
+    )
+    return f"palette in {made}"
 
 
 def evaluate_tokenizer(
@@ -422,6 +432,7 @@ def inspect_data(
     limit: int = 2_000,
     shown: int = 24,
     size: int = 128,
+    geometry: Geometry | None = None,
 ) -> str:
     """Look at a dataset: counts, sizes, labels, conditions, bad files, a contact sheet.
 
@@ -433,10 +444,12 @@ def inspect_data(
         limit: Samples of each split to decode, evenly over it; 0: all.
         shown: Samples on a contact sheet.
         size: Side of its pictures, in pixels.
+        geometry: How pictures that are not square become so; default: as suits the dataset (deepfashion: pad).
     """
     from imagepriors.inspection import inspect_dataset
 
-    return inspect_dataset(dataset, data, out or run_folder(data) / "inspect", limit=limit, shown=shown, size=size)
+    where = out or run_folder(data) / "inspect"
+    return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size, geometry=geometry)
 
 
 COMMANDS: dict[str, Callable[..., str]] = {
@@ -482,15 +495,20 @@ def _keep_freed_memory() -> None:
             libc.mallopt(-8, 1)  # M_ARENA_MAX: the arenas of other threads would map large blocks all the same
 
 
-def _preset_of(command: str, argv: Sequence[str]) -> str:
-    """The preset that --preset names, or that follows from the data: it decides the parser's defaults."""
+def _given(argv: Sequence[str]) -> argparse.Namespace:
+    """What decides the parser's defaults, read ahead of the parser."""
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--preset", "--dataset", "--data", "--shards", "--prior"):
         ahead.add_argument(flag, nargs="?")
-    given, _ = ahead.parse_known_args(argv)
+    ahead.add_argument("--help", "-h", action="store_true")
+    return ahead.parse_known_args(argv)[0]
+
+
+def _preset_of(command: str, given: argparse.Namespace) -> str:
+    """The preset that --preset names, or that follows from the data."""
     if given.preset not in (None, "auto"):
         return str(given.preset)
-    if {"-h", "--help"} & {*argv}:
+    if given.help:
         return "demo"
     if command in ("train-vqgan", "tokenize"):
         return preset_for_data(given.dataset or "auto", Path(given.data or DEMO_DATA))
@@ -499,14 +517,26 @@ def _preset_of(command: str, argv: Sequence[str]) -> str:
     return preset_for_shards(Path(given.shards or "runs/demo/shards"))
 
 
+def _defaults(command: str, argv: Sequence[str]) -> Any:
+    """The config that a command has where no flag changes it."""
+    cls, table = CONFIGS[command]
+    given = _given(argv)
+    preset = load_preset(_preset_of(command, given), table)
+    if command == "train-vqgan" and not given.help and isinstance(preset.get("model", {}), dict):
+        from vqgan.datasets import resolve
+
+        geometry = dataset_geometry(resolve(given.dataset or "auto", Path(given.data or DEMO_DATA)))
+        preset["model"] = {"geometry": geometry, **preset.get("model", {})}
+    return from_dict(cls, preset)
+
+
 def _run(argv: Sequence[str]) -> str:
     name = argv[0]
     function = COMMANDS[name]
     if function is shards:  # it has commands of its own
         return shards(argv[1:])
     if name in CONFIGS:
-        cls, table = CONFIGS[name]
-        function = functools.partial(function, config=from_dict(cls, load_preset(_preset_of(name, argv[1:]), table)))
+        function = functools.partial(function, config=_defaults(name, argv[1:]))
     description = inspect.getdoc(COMMANDS[name])
     prog = f"imagepriors {name}"
     return str(tyro.cli(function, prog=prog, description=(description or "").partition("\n\n")[0], args=list(argv[1:])))

@@ -26,7 +26,7 @@ from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
 from runkit.weights import download_weights, load_weights
-from vqgan.datasets import Split, open_splits, sources_of, spread
+from vqgan.datasets import Split, open_splits, resolve, sources_of, spread
 from vqgan.errors import InputError
 from vqgan.losses import IMAGENET_MEAN, IMAGENET_STD, LpipsLoss, lite0
 from vqgan.metrics import TokenizerMetrics
@@ -34,6 +34,8 @@ from vqgan.tokenizer import Tokenizer, pick_device
 
 log = logging.getLogger(__name__)
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+SHOWN = {"crop": "centre squares", "pad": "whole pictures, padded", "stretch": "whole pictures, stretched"}
+"""A tokenizer's geometry in words."""
 _BATCH = 32
 _THREADS = 2
 
@@ -189,9 +191,11 @@ def evaluate_tokenizer(
         "images": count,
         "unreadable": wanted - count,
         "split": config.split,
-        "dataset": dataset,
+        "dataset": resolve(dataset, data),
         "source_sha256": split.source_hash(),
-        "resize": f"centre square, Pillow bicubic to {net.resolution}×{net.resolution} (masks nearest, depth bilinear)",
+        "geometry": net.geometry,
+        "resize": f"{SHOWN[net.geometry]}, Pillow bicubic to {net.resolution}×{net.resolution} (masks nearest, depth "
+        "bilinear)",
         "arithmetic": "float32",
         "tokenizer": tokenizer.fingerprint,
         "grid": [net.grid, net.grid],
@@ -203,16 +207,16 @@ def evaluate_tokenizer(
 
 def _reconstructions(tokenizer: Tokenizer, split: Split, indices: list[int]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
     """Batches of (original, reconstruction, codes); pictures that cannot be read are left out with a warning."""
-    modality = tokenizer.config.modality
+    net = tokenizer.config
+    modality = net.modality
     wanted = () if modality == "rgb" else (modality,)
 
     def read(index: int) -> npt.NDArray[Any] | None:
         try:
-            picture = split.read(index, tokenizer.config.resolution, conditions=wanted).picture(modality)
-            if modality == "segmentation" and picture.max() >= tokenizer.config.n_labels:
-                raise InputError(
-                    f"{split.keys[index]}: label {picture.max()}, and the tokenizer has {tokenizer.config.n_labels}"
-                )
+            sample = split.read(index, net.resolution, conditions=wanted, geometry=net.geometry)
+            picture = sample.picture(modality)
+            if modality == "segmentation" and picture.max() >= net.n_labels:
+                raise InputError(f"{split.keys[index]}: label {picture.max()}, and the tokenizer has {net.n_labels}")
             return picture
         except InputError as error:
             log.warning("left out: %s", error)
@@ -225,7 +229,7 @@ def _reconstructions(tokenizer: Tokenizer, split: Split, indices: list[int]) -> 
             bar.update(len(indices[start : start + _BATCH]))
             if pictures:
                 codes = tokenizer.encode(pictures)
-                yield tokenizer.normalized(np.stack(pictures)), tokenizer.decode(codes), codes
+                yield np.stack(pictures), tokenizer.decode(codes), codes
 
 
 def _to_tensor(pictures: npt.NDArray[Any], device: torch.device) -> Tensor:

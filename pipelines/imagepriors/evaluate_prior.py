@@ -25,12 +25,13 @@ from codeprior.train import evaluate, pixel_dims
 from codeshards.format import ShardDataset, ShardError
 from imagepriors.config import EvaluatePriorConfig
 from imagepriors.decode import decoded_at, draw_samples, load_shard_tokenizer, some_rows
-from imagepriors.evaluate import Lite0Features, frechet_distance, inception_weights, lite0_features
+from imagepriors.evaluate import SHOWN, Lite0Features, frechet_distance, inception_weights, lite0_features
 from imagepriors.faithfulness import MEASURES, TAUGHT, Reader, derangement
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
-from vqgan.datasets import open_splits, sources_of, spread
+from vqgan.config import Geometry
+from vqgan.datasets import open_splits, resolve, sources_of, spread
 
 Pictures = npt.NDArray[Any]
 _BATCH = 64
@@ -118,18 +119,19 @@ def _reference(
         pictures, _ = decoded_at(codes, "val", some_rows(codes, "val", config.reference_limit))
         return pictures, "validation pictures, encoded and decoded by the tokenizer"
     tokenizer = load_shard_tokenizer(codes.path, "tokenizer", sequence.fingerprint)
-    size = tokenizer.config.resolution
-    pictures = pictures_of(dataset, data, config.reference, size, config.reference_limit)
-    return pictures, f"{dataset}, split {config.reference}, centre squares at {size}×{size}"
+    net = tokenizer.config
+    size = net.resolution
+    pictures = pictures_of(dataset, data, config.reference, size, config.reference_limit, net.geometry)
+    return pictures, f"{resolve(dataset, data)}, split {config.reference}, {SHOWN[net.geometry]} at {size}×{size}"
 
 
-def pictures_of(dataset: str, data: Path, split: str, size: int, limit: int) -> Pictures:
+def pictures_of(dataset: str, data: Path, split: str, size: int, limit: int, geometry: Geometry = "crop") -> Pictures:
     """Pictures of a dataset, `limit` of them evenly over a split (0: all): uint8 [N, size, size, 3]."""
     found = open_splits(dataset, data)[split]
     wanted = min(len(found), limit or len(found))
     pictures = np.empty((wanted, size, size, 3), np.uint8)
     for row, index in enumerate(spread(len(found), wanted)):
-        pictures[row] = found.read_good(index, size).image
+        pictures[row] = found.read_good(index, size, geometry=geometry).image
     return pictures
 
 

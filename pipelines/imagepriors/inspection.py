@@ -14,6 +14,7 @@ from tqdm import tqdm
 from imagepriors.figures import colorize, picture_grid, png_bytes
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
+from vqgan.config import Geometry, dataset_geometry
 from vqgan.datasets import Sample, Split, open_splits, resolve, sources_of, spread
 from vqgan.datasets.files import CONDITIONS
 from vqgan.errors import InputError
@@ -24,7 +25,9 @@ _NAMED = 20
 """Of a long list, how many the text names; the JSON has all."""
 
 
-def inspect_dataset(dataset: str, data: Path, out: Path, *, limit: int, shown: int, size: int) -> str:
+def inspect_dataset(
+    dataset: str, data: Path, out: Path, *, limit: int, shown: int, size: int, geometry: Geometry | None = None
+) -> str:
     """Decode samples of every split, write inspection.json and a contact sheet a split; returns the text.
 
     Args:
@@ -34,6 +37,7 @@ def inspect_dataset(dataset: str, data: Path, out: Path, *, limit: int, shown: i
         limit: Samples of a split to decode, evenly over it; 0: all.
         shown: Samples on a contact sheet.
         size: Side of its pictures in pixels.
+        geometry: How pictures that are not square become so on it; None: as suits the dataset.
 
     Raises:
         InputError: the dataset cannot be opened, or a number is out of range.
@@ -41,25 +45,28 @@ def inspect_dataset(dataset: str, data: Path, out: Path, *, limit: int, shown: i
     for name, value, least in (("limit", limit, 0), ("shown", shown, 1), ("size", size, 8)):
         if value < least:
             raise InputError(f"{name} is {value}: choose {least} or more")
-    dataset = resolve(dataset, data)
     splits = open_splits(dataset, data)
+    dataset = resolve(dataset, data)
     check_apart(out, data=sources_of(splits, data))
     check_publish(out, ["inspection.json"], "inspect")
+    shape = geometry or dataset_geometry(dataset)
     facts, lines, files = {}, [f"{data} is read as {dataset}"], dict[str, bytes]()
     for name, split in splits.items():
-        found, samples = _inspect_split(name, split, limit, shown, size)
+        found, samples = _inspect_split(name, split, limit, shown, size, shape)
         facts[name] = found
         lines += _as_text(name, found)
         if samples:
             sheet = picture_grid(np.concatenate([_tiles(s) for s in samples]), _columns(samples), scale=1)
             files[f"{name}.png"] = png_bytes(sheet)
             lines.append(f"  look at {out / f'{name}.png'}")
-    files["inspection.json"] = pretty_json({"dataset": dataset, "splits": facts})
+    files["inspection.json"] = pretty_json({"dataset": dataset, "geometry": shape, "splits": facts})
     publish(out, files, "inspect", last="inspection.json")
     return "\n".join([*lines, f"written to {out / 'inspection.json'}"])
 
 
-def _inspect_split(name: str, split: Split, limit: int, shown: int, size: int) -> tuple[dict[str, Any], list[Sample]]:
+def _inspect_split(
+    name: str, split: Split, limit: int, shown: int, size: int, geometry: Geometry
+) -> tuple[dict[str, Any], list[Sample]]:
     indices = spread(len(split), limit or len(split))
     sheet = {indices[place] for place in spread(len(indices), shown)}
     samples: list[Sample] = []
@@ -69,7 +76,7 @@ def _inspect_split(name: str, split: Split, limit: int, shown: int, size: int) -
     def look(index: int) -> tuple[tuple[int, int], Sample] | str:
         conditions = tuple(split.items[index].conditions)
         try:
-            return split.image_size(index), split.read(index, size, conditions=conditions)
+            return split.image_size(index), split.read(index, size, conditions=conditions, geometry=geometry)
         except InputError as error:
             return str(error)
 

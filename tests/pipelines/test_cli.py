@@ -15,7 +15,7 @@ from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, order
-from imagepriors.cli import COMMANDS, _preset_of, main
+from imagepriors.cli import COMMANDS, _given, _preset_of, main
 from imagepriors.decode import given_codes, read_rows
 from imagepriors.figures import colorize, picture_grid
 from imagepriors.presets import load_preset, preset_names
@@ -67,8 +67,8 @@ def run(local_ray_cores, tmp_path_factory):
 
 
 def test_the_last_preset_counts():
-    assert _preset_of("train-vqgan", ["--preset", "demo", "--preset=cifar10"]) == "cifar10"
-    assert _preset_of("train-vqgan", ["--preset", "auto", "--help"]) == "demo"
+    assert _preset_of("train-vqgan", _given(["--preset", "demo", "--preset=cifar10"])) == "cifar10"
+    assert _preset_of("train-vqgan", _given(["--preset", "auto", "--help"])) == "demo"
 
 
 def test_samples_are_pictures_with_codes_and_metadata(run, tmp_path):

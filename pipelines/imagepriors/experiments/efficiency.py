@@ -66,7 +66,7 @@ def run_folder(lab: Lab, name: str) -> Path:
 def run(lab: Lab) -> None:
     """Time both, compare."""
     measured = lab.measures()
-    reference = pictures_of(lab.config.dataset, lab.data, "train", 32, lab.config.n)
+    reference = pictures_of(lab.config.dataset, lab.data, "train", 32, lab.config.n, lab.geometry)
     loaded = {name: load_prior(run_folder(lab, name), device=resolve_device("auto")) for name in _KINDS}
     seconds = _seconds_per_image(loaded)
     found: dict[str, dict[str, Any]] = {}

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vqgan.datasets.ade20k import ade20k, landscapes
-from vqgan.datasets.base import CENTRE, Item, Sample, Split, View, hold_out, spread, views_of
+from vqgan.datasets.base import Item, Sample, Split, hold_out, spread
 from vqgan.datasets.cifar10 import cifar10
 from vqgan.datasets.deepfashion import deepfashion
 from vqgan.datasets.demo import demo
 from vqgan.datasets.files import sources_of
 from vqgan.datasets.folder import folder
+from vqgan.datasets.geometry import CENTRE, View, views_of
 from vqgan.datasets.huggingface import huggingface
 from vqgan.datasets.imagenet import imagenet, imagenet_depth, restricted_imagenet
 from vqgan.datasets.recognise import other_layout, recognise
@@ -56,7 +57,7 @@ DATASETS: dict[str, Callable[[Path], Mapping[str, Split]]] = {
 
 
 def resolve(name: str, root: Path) -> str:
-    """Name of a reader: `name`, or for "auto" the one that the folder's content tells, which is logged.
+    """Name of a reader: `name`, or for "auto" the one that the folder's content tells.
 
     Raises:
         InputError: as of `open_splits`, before anything is listed.
@@ -65,11 +66,7 @@ def resolve(name: str, root: Path) -> str:
         raise InputError(f"unknown dataset {name!r}: choose one of {AUTO}, {', '.join(DATASETS)}")
     if not root.is_dir():
         raise InputError(f"dataset folder {root} does not exist: pass the folder that holds the {name} data (DATA=…)")
-    if name != AUTO:
-        return name
-    found, why = recognise(root)
-    log.info("%s is read as %s: %s", root, found, why)
-    return found
+    return recognise(root)[0] if name == AUTO else name
 
 
 def open_splits(name: str, root: Path) -> dict[str, Split]:
@@ -86,8 +83,10 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
         InputError: unknown name, missing folder, nothing readable in it, a train without images, or keys that are not
             unique.
     """
-    name = resolve(name, root)
-    other = other_layout(name, root)
+    if name == AUTO:
+        name, why = recognise(root)
+        log.info("%s is read as %s: %s", root, name, why)
+    other = other_layout(resolve(name, root), root)
     if other:
         log.warning("%s is read as %s, but looks like %s", root, name, other)
     found = DATASETS[name](root)
