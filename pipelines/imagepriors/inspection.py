@@ -155,8 +155,8 @@ def _as_text(name: str, found: dict[str, Any]) -> list[str]:
 def _tiles(sample: Sample) -> npt.NDArray[np.uint8]:
     """The picture, then each condition laid over it."""
     tiles = [sample.image]
-    for name, part in sample.conditions.items():
-        colours = colorize(part[None])[0]
+    for name in sample.conditions:
+        colours = colorize(sample.picture(name)[None])[0]
         # A pose covers little: its limbs are painted over, while masks and depth let the picture shine through.
         share = (colours.max(-1, keepdims=True) > 0) * 1.0 if name == "pose" else 0.6
         tiles.append((share * colours + (1 - share) * sample.image).round().astype(np.uint8))

@@ -94,7 +94,7 @@ def _data_section(split: Split, run: Path) -> dict[str, Any]:
         split.read_good(i, net.resolution, conditions=names, geometry=net.geometry) for i in spread(len(split), _SHOWN)
     ]
     rows = [np.stack([sample.image for sample in samples])]
-    rows += [colorize(np.stack([sample.conditions[name] for sample in samples])) for name in names]
+    rows += [colorize(np.stack([sample.picture(name) for sample in samples])) for name in names]
     scale = max(1, 96 // net.resolution)
     grid = picture_grid(np.concatenate(rows), len(samples), scale=scale)
     text = "Training pictures" + (f", and below them: {', '.join(names)}." if names else ".")

@@ -122,7 +122,7 @@ def test_depth_is_judged_as_its_whole_map_has_it(tmp_path):
     assert main(["evaluate-tokenizer", *where, "--frechet", "none"]) == 0
     report = json.loads((tmp_path / "t" / "evaluation.json").read_text())
     split, encoder = open_splits("folder", tmp_path / "data")["val"], Tokenizer.load(tmp_path / "t", device="cpu")
-    seen = np.stack([split.read(i, 16, conditions=("depth",)).conditions["depth"] for i in range(len(split))])
+    seen = np.stack([split.read(i, 16, conditions=("depth",)).picture("depth") for i in range(len(split))])
     assert 0.4 < seen.min() < seen.max() < 0.6
     errors = np.square(encoder.decode(encoder.encode(list(seen))).astype(float) - seen).mean((1, 2))
     np.testing.assert_allclose(report["figures"]["psnr_db"], np.mean(10 * np.log10(1 / errors)), rtol=1e-6)

@@ -77,7 +77,7 @@ def test_image_mask_and_depth_show_the_same_window(height, width, scale, x, y, m
     size = view.window(width, height).width
     sample = split.read(0, size, conditions=("segmentation", "depth"), view=view)
     np.testing.assert_array_equal(sample.image[..., 0], sample.conditions["segmentation"])
-    np.testing.assert_allclose(sample.image[..., 1], sample.conditions["depth"] * (height - 1), atol=1e-4)
+    np.testing.assert_allclose(sample.image[..., 1], sample.picture("depth") * (height - 1), atol=1e-4)
 
 
 def test_a_mirror_swaps_left_and_right_joints():
@@ -230,7 +230,7 @@ def test_depth_comes_in_every_published_form(kind):
         source = png(Image.fromarray(np.ascontiguousarray(SLOPE).view(np.uint8).reshape(16, 16, 4), "RGBA"))
     else:
         source = {"npy": npy(SLOPE), "png8": png(SLOPE.astype(np.uint8)), "png16": png(SLOPE.astype(np.uint16))}[kind]
-    depth = one(png(ramp(16, 16)), depth=source).read(0, 16, conditions=("depth",)).conditions["depth"]
+    depth = one(png(ramp(16, 16)), depth=source).read(0, 16, conditions=("depth",)).picture("depth")
     assert depth.dtype == np.float32
     np.testing.assert_allclose(depth, np.linspace(0, 1, 256).reshape(16, 16), atol=1e-7)
 

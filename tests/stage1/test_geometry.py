@@ -64,7 +64,7 @@ def test_pad_keeps_all_of_the_picture_in_its_proportions_in_the_middle(height, w
     for found in (rows, columns):
         assert abs(found[0] - (size - 1 - found[-1])) <= 1
     np.testing.assert_array_equal(sample.conditions["segmentation"] == 0, filled)
-    assert (sample.conditions["depth"][filled] == 0).all()
+    assert (sample.picture("depth")[filled] == 0).all()
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -98,7 +98,7 @@ def test_image_and_maps_show_the_same_window(geometry, height, width, view, numb
     assert geometry == "pad" or not filled.any()
     np.testing.assert_array_equal(np.where(filled, 0, sample.image[..., 0]), sample.conditions["segmentation"])
     rows = np.where(filled, 1, sample.image[..., 1].astype(float))
-    np.testing.assert_allclose(rows, 1 + sample.conditions["depth"] * (height - 1), atol=1e-4)
+    np.testing.assert_allclose(rows, 1 + sample.picture("depth") * (height - 1), atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -109,7 +109,7 @@ def test_maps_follow_the_image_at_any_size(geometry, height, width, view, size):
     window = view.window(width, height, geometry)
     slack = 2 + 2 * max(window.width, window.height) / size  # bicubic edges, and what one pixel spans
     columns = sample.image[..., 0].astype(float) - sample.conditions["segmentation"]
-    rows = sample.image[..., 1] - 1 - sample.conditions["depth"] * (height - 1)
+    rows = sample.image[..., 1] - 1 - sample.picture("depth") * (height - 1)
     assert np.abs(columns[inside]).max() <= slack
     assert np.abs(rows[inside]).max() <= slack
 
@@ -180,12 +180,12 @@ def test_depth_is_stretched_over_the_whole_map_so_that_crops_agree():
     depth = np.random.default_rng(0).normal(7, 3, (40, 60))
     depth[3, 2], depth[30, 59] = -500, 900  # the extremes are outside the centre square
     split = split_of(scene(40, 60), depth=stored(depth, "npy"))
-    whole = split.read(0, 60, conditions=("depth",), geometry="pad").conditions["depth"][10:50]
+    whole = split.read(0, 60, conditions=("depth",), geometry="pad").picture("depth")[10:50]
     assert (whole.min(), whole.max()) == (0, 1)
-    centre = split.read(0, 40, conditions=("depth",)).conditions["depth"]
+    centre = split.read(0, 40, conditions=("depth",)).picture("depth")
     np.testing.assert_allclose(centre, whole[:, 10:50], atol=1e-6)
     assert 0.3 < centre.min() < centre.max() < 0.4
-    corner = split.read(0, 20, conditions=("depth",), view=View(0.5, 0, 0)).conditions["depth"]
+    corner = split.read(0, 20, conditions=("depth",), view=View(0.5, 0, 0)).picture("depth")
     np.testing.assert_allclose(corner, whole[:20, :20], atol=1e-6)
     np.testing.assert_allclose(whole * 1400 - 500, depth, atol=1e-3)
 

@@ -263,7 +263,7 @@ def test_arrays_of_either_order_are_read():
         buffer = io.BytesIO()
         np.save(buffer, array)
         split = one(encoded(PIXELS), depth=Memory("map.npy", buffer.getvalue()))
-        found = split.read(0, 16, conditions=("depth",)).conditions["depth"]
+        found = split.read(0, 16, conditions=("depth",)).picture("depth")
         np.testing.assert_allclose(found * (16 * 24 - 1), depth[:, 4:20], atol=1e-4)
 
 

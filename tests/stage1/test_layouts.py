@@ -74,7 +74,7 @@ def test_demo_samples_carry_every_condition_exactly(demo):
     assert np.abs(sample.image.astype(int) - scene.image).mean() < 4  # JPEG
     np.testing.assert_array_equal(sample.conditions["segmentation"], scene.segmentation)
     np.testing.assert_allclose(
-        sample.conditions["depth"] * np.ptp(scene.depth) + scene.depth.min(), scene.depth, atol=1e-4
+        sample.picture("depth") * np.ptp(scene.depth) + scene.depth.min(), scene.depth, atol=1e-4
     )
     assert sample.conditions["pose"].shape == (32, 32, 3)
     assert splits["val"].class_names[sample.label] == CLASS_NAMES[scene.label]

@@ -87,7 +87,7 @@ def test_size_pixels_and_maps_have_seen_the_same_transposition(kind, orientation
     np.testing.assert_array_equal(sample.image[inner], whole)
     np.testing.assert_array_equal(sample.conditions["segmentation"][inner], grey)
     low, high = int(grey.min()), int(grey.max())
-    np.testing.assert_allclose(sample.conditions["depth"][inner] * (high - low) + low, grey, atol=1e-3)
+    np.testing.assert_allclose(sample.picture("depth")[inner] * (high - low) + low, grey, atol=1e-3)
 
 
 # Pictures of two pixels, written by hand, since Pillow writes few of these.
@@ -173,7 +173,7 @@ def test_depth_needs_no_black_and_white(name):
     data, _ = (REFUSED | READ)[name]
     falls = "negative" in name or name in ("int32.tif", "int16.tif", "int16big.tif")
     image = encoded(Image.new("RGB", (2, 1)), "PNG", 1)
-    depth = one(image, depth=Memory(name, data)).read(0, 2, conditions=("depth",), geometry="pad").conditions["depth"]
+    depth = one(image, depth=Memory(name, data)).read(0, 2, conditions=("depth",), geometry="pad").picture("depth")
     row = depth[depth.any(1)][0]
     assert row.tolist() == ([1, 0] if falls else [0, 1])
 
@@ -221,7 +221,7 @@ def test_a_coloured_depth_map_is_refused_and_a_grey_palette_is_grey():
     read = {}
     for name, source in (("L", Image.fromarray(255 - grey)), ("P", palette), ("RGB", palette.convert("RGB"))):
         split = one(image, depth=Memory("d.png", encoded(source, "PNG", 1)))
-        read[name] = split.read(0, 16, conditions=("depth",)).conditions["depth"]
+        read[name] = split.read(0, 16, conditions=("depth",)).picture("depth")
     np.testing.assert_array_equal(read["L"], read["P"])
     np.testing.assert_array_equal(read["L"], read["RGB"])
     palette.putpalette([channel for level in range(256) for channel in (level, 0, 255 - level)])

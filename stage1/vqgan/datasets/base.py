@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import hashlib
 import logging
 from collections import Counter
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vqgan.config import Geometry
-from vqgan.datasets.conditions import Keypoints, read_map
+from vqgan.datasets.conditions import DepthMap, Keypoints, read_map
 from vqgan.datasets.geometry import CENTRE, View, cut
 from vqgan.datasets.pictures import open_picture, to_rgb, upright_size
 from vqgan.errors import InputError
@@ -51,8 +52,9 @@ class Sample:
     """[H, W, 3]."""
     label: int | None
     conditions: dict[str, Array]
-    """segmentation uint8 [H, W]; depth float32 [H, W] from 0, the lowest value of the whole map, to 1, its highest;
-    pose uint8 [H, W, 3]."""
+    """segmentation uint8 [H, W]; depth float32 [H, W] as its map has it; pose uint8 [H, W, 3]."""
+    unit_depth: npt.NDArray[np.float32] | None = None
+    """The depth from 0, the lowest value of its whole map, to 1, the highest: what a tokenizer of depth encodes."""
 
     def picture(self, modality: str) -> Array:
         """The array that a tokenizer of `modality` encodes."""
@@ -61,7 +63,7 @@ class Sample:
         if modality not in self.conditions:
             have = ", ".join(self.conditions) or "none"
             raise InputError(f"sample {self.key!r} has no {modality} (conditions there: {have})")
-        return self.conditions[modality]
+        return self.conditions[modality] if self.unit_depth is None or modality != "depth" else self.unit_depth
 
 
 class Split:
@@ -193,20 +195,22 @@ class Split:
             image = to_rgb(opened)
         if any(view.mirror for view in views):
             _check_mirror(item, conditions)
-        maps = {condition: self._read_map(item, condition, full_size) for condition in conditions}
+        maps: dict[str, Any] = {condition: self._read_map(item, condition, full_size) for condition in conditions}
         with _blaming(item, item.image.name):
-            return [
-                Sample(
-                    key=item.key,
-                    image=cut("image", image, size, window, full_size, mirror=view.mirror),
-                    label=item.label,
-                    conditions={
-                        name: cut(name, part, size, window, full_size, mirror=view.mirror)
-                        for name, part in maps.items()
-                    },
+            samples = []
+            for view, window in zip(views, windows, strict=True):
+                make = functools.partial(cut, size=size, window=window, full_size=full_size, mirror=view.mirror)
+                found = {
+                    name: make(name, part.unit if isinstance(part, DepthMap) else part) for name, part in maps.items()
+                }
+                unit_depth = found.get("depth")
+                if unit_depth is not None:
+                    found["depth"] = maps["depth"].values(unit_depth)
+                image_HWC = make("image", image)
+                samples.append(
+                    Sample(key=item.key, image=image_HWC, label=item.label, conditions=found, unit_depth=unit_depth)
                 )
-                for view, window in zip(views, windows, strict=True)
-            ]
+            return samples
 
     def check_mirror(self, conditions: Sequence[str], remedy: str) -> None:
         """Make sure that these conditions can be mirrored; call it before the work.
@@ -223,7 +227,7 @@ class Split:
 
     def _read_map(
         self, item: Item, condition: str, full_size: tuple[int, int]
-    ) -> Image.Image | npt.NDArray[np.float32]:
+    ) -> Image.Image | DepthMap | npt.NDArray[np.float32]:
         source = item.conditions.get(condition)
         if source is None:
             raise InputError(f"{item.key}: no {condition} for this image")

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -69,11 +69,24 @@ class Keypoints:
         return joints
 
 
-def read_map(name: str, source: "Source", image_size: tuple[int, int], n_labels: int) -> Image.Image:
+class DepthMap(NamedTuple):
+    """A depth map, stretched."""
+
+    unit: Image.Image
+    """Mode F, from 0, the lowest value of the map, to 1, its highest."""
+    low: float
+    high: float
+
+    def values(self, unit: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Stretched depth as the map has it."""
+        return (self.low + unit.astype(np.float64) * (self.high - self.low)).astype(np.float32)
+
+
+def read_map(name: str, source: "Source", image_size: tuple[int, int], n_labels: int) -> Image.Image | DepthMap:
     """Read one map as a Pillow image of the size of its image.
 
     Args:
-        name: segmentation, depth (stretched to [0, 1]) or pose (a picture that is drawn already).
+        name: segmentation, depth or pose (a picture that is drawn already).
         source: The map: PNG, or for depth also .npy and .pfm.
         image_size: (width, height) of the image in pixels.
         n_labels: Labels that a mask may hold.
@@ -83,7 +96,7 @@ def read_map(name: str, source: "Source", image_size: tuple[int, int], n_labels:
         OSError: it cannot be decoded.
     """
     if name == "depth":
-        return Image.fromarray(_stretched(read_depth(source, image_size)))
+        return _stretched(read_depth(source, image_size))
     with source.open() as file, open_picture(file) as opened:
         _check_size(name, upright_size(opened), image_size)  # a PNG alone is decoded already
         if name == "pose":
@@ -142,8 +155,7 @@ def _mask(labels: npt.NDArray[np.uint8], n_labels: int) -> Image.Image:
     return Image.fromarray(labels)
 
 
-def _stretched(depth: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """A depth map in [0, 1]: the lowest and highest value of the whole map."""
+def _stretched(depth: npt.NDArray[np.float64]) -> DepthMap:
     if not np.isfinite(depth).all():
         raise ValueError("depth map holds NaN or infinite values")
     low, high = float(depth.min()), float(depth.max())
@@ -151,7 +163,7 @@ def _stretched(depth: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         raise ValueError(f"depth map is constant ({low:g} everywhere): there is nothing to learn from it")
     if high - low == math.inf:
         raise ValueError(f"depth map goes from {low:g} to {high:g}, further than numbers reach: divide it")
-    return np.ascontiguousarray((depth - low) / (high - low), dtype=np.float32)
+    return DepthMap(Image.fromarray(((depth - low) / (high - low)).astype(np.float32)), low, high)
 
 
 def draw_pose(
