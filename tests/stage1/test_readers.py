@@ -440,6 +440,9 @@ def test_the_layout_is_recognised(tmp_path, caplog):
         for file in files:
             put(tmp_path / name / file)
         assert resolve(AUTO, tmp_path / name) == name
+    put(tmp_path / "landscapes/images/a/1.jpg", png(1))
+    put(tmp_path / "landscapes/images/a/2.jpg", png(2))
+    open_splits(AUTO, tmp_path / "landscapes")
     assert "is read as landscapes: images/ and segmentations/ are there" in caplog.text
     put(tmp_path / "list/images.csv", b"image\n")
     assert resolve(AUTO, tmp_path / "list") == "folder"
