@@ -2,11 +2,15 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 PYTHON  ?= python3
+ifeq ($(origin DATA),undefined)
 DATASET ?= demo
+else
+DATASET ?= auto
+endif
 ORDER   ?= row_major
 COND    ?= none
-PRESET  ?= $(if $(filter demo cifar10,$(DATASET)),$(DATASET),imagenet-small)
-RUN     ?= runs/$(DATASET)
+PRESET  ?= auto
+RUN     ?= runs/$(if $(filter auto,$(DATASET)),$(notdir $(abspath $(DATA))),$(DATASET))
 DATA    ?= $(if $(filter demo,$(DATASET)),data/demo)
 WORKERS ?= 0
 N       ?= 25
@@ -22,7 +26,7 @@ CONDITIONS ?= $(if $(filter demo,$(DATASET)),segmentation)
 export RAY_ADDRESS
 
 ORDERS   := row_major spiral_out zcurve subsample alternate
-DATASETS := ade20k cifar10 deepfashion demo folder huggingface imagenet imagenet-depth landscapes restricted-imagenet webdataset
+DATASETS := auto ade20k cifar10 deepfashion demo folder huggingface imagenet imagenet-depth landscapes restricted-imagenet webdataset
 MODALITIES := segmentation depth pose
 KINDS    := depth segmentation
 CONDS    := none class segmentation depth pose

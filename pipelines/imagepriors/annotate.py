@@ -39,7 +39,7 @@ from imagepriors.config import AnnotateConfig, Kind
 from imagepriors.maptree import MapTree, encode_map
 from runkit.files import sha256_of
 from runkit.folders import held
-from vqgan.datasets import Split, open_splits
+from vqgan.datasets import Split, open_splits, resolve
 from vqgan.datasets.conditions import read_map
 from vqgan.datasets.files import Memory
 from vqgan.errors import InputError
@@ -94,6 +94,7 @@ def annotate(
     """
     data, out = data.resolve(), out.resolve() if out else None
     splits = open_splits(dataset, data)
+    dataset = resolve(dataset, data)
     suffix = ".npy" if kind == "depth" and config.format == "npy" else ".png"
     tree = MapTree(kind=kind, suffix=suffix, data=data, out=out)
     tree.check_place(dataset, splits)

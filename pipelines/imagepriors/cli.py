@@ -3,12 +3,14 @@
 Heavy imports stay inside the functions, so that `--help` answers in well under a second.
 """
 
+import argparse
 import ctypes
 import functools
 import inspect
 import io
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,14 +24,16 @@ from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
 from imagepriors.benchmarks import bench
 from imagepriors.config import AnnotateConfig, EvaluateConfig, EvaluatePriorConfig, Kind
+from imagepriors.defaults import DEMO_DATA, beside, preset_for_data, preset_for_shards, run_folder
 from imagepriors.experiments import experiment
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.shards import shards
-from runkit.errors import user_message
+from runkit.errors import UserError, user_message
 from runkit.folders import check_apart
+from vqgan.config import Geometry, dataset_geometry, from_dict
 from vqgan.config import TrainConfig as VqganConfig
-from vqgan.config import from_dict
 
+_LEAST_COLUMNS = 40
 _Flat = tyro.conf.arg(name="")
 _EVALUATE = EvaluateConfig()
 _EVALUATE_PRIOR = EvaluatePriorConfig()
@@ -38,7 +42,7 @@ _ANNOTATE = AnnotateConfig()
 
 
 def demo_data(
-    out: tyro.conf.Positional[Path] = Path("data/demo"),
+    out: tyro.conf.Positional[Path] = DEMO_DATA,
     *,
     n_train: int = 3000,
     n_val: int = 300,
@@ -64,7 +68,7 @@ def annotate(
     kind: tyro.conf.Positional[Kind],
     config: Annotated[AnnotateConfig, _Flat] = _ANNOTATE,
     *,
-    dataset: str = "folder",
+    dataset: str = "auto",
     data: Path,
     out: Path | None = None,
     overwrite: bool = False,
@@ -76,7 +80,7 @@ def annotate(
         kind: What to make.
         config: Model and settings.
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder in which the dataset lies.
+        data: Folder in which the dataset is.
         out: Folder for the maps, which archives and tables need; default: beside the images, train_depth/ by train/.
         overwrite: Delete the maps that this command made there first, and nothing else.
         retry_failed: Make again what holds failures, e.g. after mending images.
@@ -94,27 +98,30 @@ def annotate(
 def train_vqgan(
     config: Annotated[VqganConfig, _Flat],
     *,
-    dataset: str = "demo",
-    data: Path = Path("data/demo"),
-    out: Path = Path("runs/demo/tokenizer"),
+    dataset: str = "auto",
+    data: Path = DEMO_DATA,
+    out: Path | None = None,
     workers: int = 0,
-    preset: str = "demo",
+    preset: str = "auto",
 ) -> str:
     """Stage 1: train a VQGAN tokenizer on pictures (also under torchrun).
 
     Args:
         config: The run.
         dataset: Layout of the data: ade20k, cifar10, deepfashion, demo, folder, huggingface, imagenet, imagenet-depth,
-            landscapes, restricted-imagenet, webdataset.
-        data: Folder in which the dataset lies.
-        out: Run folder; a run that was interrupted continues.
+            landscapes, restricted-imagenet, webdataset; auto recognises it.
+        data: Folder in which the dataset is.
+        out: Run folder; a run that was interrupted continues. Default: runs/NAME/tokenizer, where NAME is the name of
+            the data's folder.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
-        preset: Preset that sets the defaults of all flags below.
+        preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
     """
-    from vqgan.datasets import open_splits, sources_of
+    from vqgan.datasets import open_splits, resolve, sources_of
     from vqgan.train import train
 
+    out = out or run_folder(data) / "tokenizer"
     splits = open_splits(dataset, data)
+    dataset = resolve(dataset, data)
     check_apart(out, data=sources_of(splits, data))
     _keep_freed_memory()
     if workers:
@@ -128,11 +135,12 @@ def train_vqgan(
 
 def train_palette(
     *,
-    dataset: str = "demo",
-    data: Path = Path("data/demo"),
-    out: Path = Path("runs/demo/palette"),
+    dataset: str = "auto",
+    data: Path = DEMO_DATA,
+    out: Path | None = None,
     colours: int = 512,
     resolution: int = 32,
+    geometry: Geometry | None = None,
     images: int = 2_000,
     seed: int = 0,
 ) -> str:
@@ -140,42 +148,53 @@ def train_palette(
 
     Args:
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder in which the dataset lies.
-        out: Folder to write.
+        data: Folder in which the dataset is.
+        out: Folder to write; default: runs/NAME/palette, where NAME is the name of the data's folder.
         colours: Colours of the dictionary.
         resolution: Side of the pictures, in pixels and in codes.
+        geometry: How pictures that are not square become so; default: as suits the dataset (deepfashion: pad).
         images: Pictures to take pixels from, at most.
         seed: Seed of the draw and of k-means.
     """
-    from vqgan.datasets import open_splits, sources_of
+    from vqgan.datasets import open_splits, resolve, sources_of
     from vqgan.palette import fit_palette
 
+    out = out or run_folder(data) / "palette"
     splits = open_splits(dataset, data)
     check_apart(out, data=sources_of(splits, data))
-    split = splits["train"]
-    return f"palette in {fit_palette(split, out, colours=colours, resolution=resolution, images=images, seed=seed)}"
+    made = fit_palette(
+        splits["train"],
+        out,
+        colours=colours,
+        resolution=resolution,
+        geometry=geometry or dataset_geometry(resolve(dataset, data)),
+        images=images,
+        seed=seed,
+    )
+    return f"palette in {made}"
 
 
 def evaluate_tokenizer(
     config: Annotated[EvaluateConfig, _Flat] = _EVALUATE,
     *,
-    tokenizer: Path = Path("runs/demo/tokenizer"),
-    dataset: str = "demo",
-    data: Path = Path("data/demo"),
+    tokenizer: Path | None = None,
+    dataset: str = "auto",
+    data: Path = DEMO_DATA,
     out: Path | None = None,
 ) -> str:
     """Reconstruction metrics of a tokenizer: PSNR, SSIM, LPIPS, Fréchet distance, codebook usage.
 
     Args:
         config: Which figures, over which images.
-        tokenizer: Folder of the tokenizer.
+        tokenizer: Folder of the tokenizer; default: runs/NAME/tokenizer, where NAME is the name of the data's folder.
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder in which the dataset lies.
+        data: Folder in which the dataset is.
         out: JSON file to write; default: evaluation.json in the tokenizer's folder.
     """
     from imagepriors.evaluate import as_table
     from imagepriors.evaluate import evaluate_tokenizer as run
 
+    tokenizer = tokenizer or run_folder(data) / "tokenizer"
     path = out or tokenizer / "evaluation.json"
     return f"{as_table(run(tokenizer, dataset, data, path, config))}\nwritten to {path}"
 
@@ -251,32 +270,34 @@ def export_diffusers(tokenizer: tyro.conf.Positional[Path], out: tyro.conf.Posit
 def tokenize(
     config: Annotated[TokenizeConfig, _Flat],
     *,
-    dataset: str = "demo",
-    data: Path = Path("data/demo"),
-    tokenizer: Path = Path("runs/demo/tokenizer"),
+    dataset: str = "auto",
+    data: Path = DEMO_DATA,
+    tokenizer: Path | None = None,
     condition: tuple[Path, ...] = (),
-    out: Path = Path("runs/demo/shards"),
+    out: Path | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
-    preset: str = "demo",
+    preset: str = "auto",
 ) -> str:
     """Encode a whole dataset into token shards, in parallel on Ray (RAY_ADDRESS names a cluster).
 
     Args:
         config: The job.
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder in which the dataset lies.
-        tokenizer: Run folder of the trained image tokenizer.
+        data: Folder in which the dataset is.
+        tokenizer: Run folder of the trained image tokenizer; default: runs/NAME/tokenizer, where NAME is the name of
+            the data's folder.
         condition: Run folders of tokenizers for conditions (masks, depth, poses) to encode beside the images.
-        out: Folder to write; an interrupted job continues.
+        out: Folder to write; an interrupted job continues. Default: runs/NAME/shards.
         overwrite: Delete the dataset in `out` first, by its records; anything else there refuses it.
         retry_failed: Make the shards with failures again.
-        preset: Preset that sets the defaults of all flags below.
+        preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
     """
     from codeshards.job import tokenize as run_job
     from imagepriors.tokenize_report import summarize, write_tokenize_report
     from vqgan.checkpoint import load_config
 
+    tokenizer, out = tokenizer or run_folder(data) / "tokenizer", out or run_folder(data) / "shards"
     conditions: dict[str, Path] = {load_config(folder).model.modality: folder for folder in condition}
     if len(conditions) < len(condition):
         raise ShardError(f"--condition names two tokenizers of one modality: {', '.join(map(str, condition))}")
@@ -296,21 +317,24 @@ def train_prior(
     config: Annotated[PriorConfig, _Flat],
     *,
     shards: Path = Path("runs/demo/shards"),
-    out: Path = Path("runs/demo/prior-row_major"),
+    out: Path | None = None,
     workers: int = 0,
-    preset: str = "demo",
+    preset: str = "auto",
 ) -> str:
     """Stage 2: train a transformer on token shards; no pixels are read (also under torchrun).
 
     Args:
         config: The run.
         shards: Folder that tokenize wrote.
-        out: Run folder; a run that was interrupted continues.
+        out: Run folder; a run that was interrupted continues. Default: prior-ORDER, or prior-ORDER-CONDITION, beside
+            the shards.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
-        preset: Preset that sets the defaults of all flags below.
+        preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.
     """
     from codeprior.train import train_prior as run
 
+    condition = "" if config.condition == "none" else f"-{config.condition}"
+    out = out or beside(shards) / f"prior-{config.order}{condition}"
     _keep_freed_memory()
     if workers:
         from imagepriors.cluster import train_prior_on_ray
@@ -325,30 +349,32 @@ def sample(
     config: Annotated[SampleConfig, _Flat],
     *,
     prior: Path = Path("runs/demo/prior-row_major"),
-    shards: Path = Path("runs/demo/shards"),
-    out: Path = Path("runs/demo/samples"),
+    shards: Path | None = None,
+    out: Path | None = None,
     n: int = 25,
     given: str = "0",
     size: tuple[int, int] | None = None,
     frames: bool = False,
-    preset: str = "demo",
+    preset: str = "auto",
 ) -> str:
     """Draw code sequences from a prior and decode them to pictures.
 
     Args:
         config: How to draw.
         prior: Run folder of the trained prior.
-        shards: Folder of token shards: holds the tokenizer, and the conditions of a conditional prior.
-        out: Folder for grid.png, the single pictures, the codes and their metadata.
+        shards: Folder of token shards: holds the tokenizer, and the conditions of a conditional prior. Default: shards
+            beside the prior.
+        out: Folder for grid.png, the single pictures, the codes and their metadata. Default: samples-PRIOR beside it.
         n: Number of pictures.
         given: Complete validation pictures from this many first codes of the prior's sequence, or from their `upper`
             half, upper left `corner`, `centre` (spiral_out), or from `scales-K`, the first K scales.
         size: Rows and columns of codes, for pictures larger than the training pictures (order row_major).
         frames: Also write frames.gif, the pictures while they are drawn.
-        preset: Preset that sets the defaults of all flags below.
+        preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.
     """
     from imagepriors.decode import write_samples
 
+    shards, out = shards or prior.parent / "shards", out or prior.parent / f"samples-{prior.name}"
     grid = write_samples(prior, shards, out, n, config=config, given=given, size=size, frames=frames)
     return f"{n} samples in {out}; look at {grid}"
 
@@ -357,8 +383,8 @@ def evaluate_prior(
     config: Annotated[EvaluatePriorConfig, _Flat] = _EVALUATE_PRIOR,
     *,
     prior: Path = Path("runs/demo/prior-row_major"),
-    shards: Path = Path("runs/demo/shards"),
-    dataset: str = "demo",
+    shards: Path | None = None,
+    dataset: str = "auto",
     data: Path | None = None,
     out: Path | None = None,
     sampling: SampleConfig = _SAMPLE,
@@ -368,7 +394,8 @@ def evaluate_prior(
     Args:
         config: What to measure.
         prior: Run folder of the trained prior.
-        shards: Folder of token shards: holds the tokenizer, and the conditions of a conditional prior.
+        shards: Folder of token shards: holds the tokenizer, and the conditions of a conditional prior. Default: shards
+            beside the prior.
         dataset: Layout of the data.
         data: Folder of pictures to compare samples with; without it decoded validation codes take their place.
         out: JSON file; default: PRIOR/evaluation.json.
@@ -378,18 +405,18 @@ def evaluate_prior(
     from imagepriors.evaluate_prior import evaluate_prior as run
 
     place = out or prior / "evaluation.json"
-    found = run(prior, shards, place, config, sampling, dataset=dataset, data=data)
+    found = run(prior, shards or prior.parent / "shards", place, config, sampling, dataset=dataset, data=data)
     return f"{as_table(found)}\nwritten to {place}"
 
 
 def report(
-    run: tyro.conf.Positional[Path] = Path("runs/demo"), *, data: Path = Path("data/demo"), dataset: str = "demo"
+    run: tyro.conf.Positional[Path] = Path("runs/demo"), *, data: Path = DEMO_DATA, dataset: str = "auto"
 ) -> str:
     """Write one self-contained HTML page about a run folder.
 
     Args:
         run: Folder with tokenizer/, shards/ and prior-*/.
-        data: Folder in which the dataset lies.
+        data: Folder in which the dataset is.
         dataset: Layout of the data.
     """
     from imagepriors.report import write_report
@@ -398,28 +425,31 @@ def report(
 
 
 def inspect_data(
-    dataset: tyro.conf.Positional[str],
+    dataset: tyro.conf.Positional[str] = "auto",
     *,
     data: Path,
     out: Path | None = None,
     limit: int = 2_000,
     shown: int = 24,
     size: int = 128,
+    geometry: Geometry | None = None,
 ) -> str:
     """Look at a dataset: counts, sizes, labels, conditions, bad files, a contact sheet.
 
     Args:
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder in which the dataset lies.
-        out: Folder for inspection.json and the contact sheets; default: runs/inspect-DATASET.
+        data: Folder in which the dataset is.
+        out: Folder for inspection.json and the contact sheets; default: runs/NAME/inspect, where NAME
+            is the name of the data's folder.
         limit: Samples of each split to decode, evenly over it; 0: all.
         shown: Samples on a contact sheet.
         size: Side of its pictures, in pixels.
+        geometry: How pictures that are not square become so; default: as suits the dataset (deepfashion: pad).
     """
     from imagepriors.inspection import inspect_dataset
 
-    where = out or Path("runs") / f"inspect-{dataset}"
-    return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size)
+    where = out or run_folder(data) / "inspect"
+    return inspect_dataset(dataset, data, where, limit=limit, shown=shown, size=size, geometry=geometry)
 
 
 COMMANDS: dict[str, Callable[..., str]] = {
@@ -465,15 +495,39 @@ def _keep_freed_memory() -> None:
             libc.mallopt(-8, 1)  # M_ARENA_MAX: the arenas of other threads would map large blocks all the same
 
 
-def _preset_of(argv: Sequence[str]) -> str:
-    """The value of the last --preset, read ahead of the parser: it decides the parser's defaults."""
-    found = "demo"
-    for index, word in enumerate(argv):
-        if word == "--preset" and index + 1 < len(argv):
-            found = argv[index + 1]
-        elif word.startswith("--preset="):
-            found = word.partition("=")[2]
-    return found
+def _given(argv: Sequence[str]) -> argparse.Namespace:
+    """What decides the parser's defaults, read ahead of the parser."""
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--preset", "--dataset", "--data", "--shards", "--prior"):
+        ahead.add_argument(flag, nargs="?")
+    ahead.add_argument("--help", "-h", action="store_true")
+    return ahead.parse_known_args(argv)[0]
+
+
+def _preset_of(command: str, given: argparse.Namespace) -> str:
+    """The preset that --preset names, or that follows from the data."""
+    if given.preset not in (None, "auto"):
+        return str(given.preset)
+    if given.help:
+        return "demo"
+    if command in ("train-vqgan", "tokenize"):
+        return preset_for_data(given.dataset or "auto", Path(given.data or DEMO_DATA))
+    if command == "sample" and not given.shards:
+        return preset_for_shards(Path(given.prior or "runs/demo/prior").parent / "shards")
+    return preset_for_shards(Path(given.shards or "runs/demo/shards"))
+
+
+def _defaults(command: str, argv: Sequence[str]) -> Any:
+    """The config that a command has where no flag changes it."""
+    cls, table = CONFIGS[command]
+    given = _given(argv)
+    preset = load_preset(_preset_of(command, given), table)
+    if command == "train-vqgan" and not given.help and isinstance(preset.get("model", {}), dict):
+        from vqgan.datasets import resolve
+
+        geometry = dataset_geometry(resolve(given.dataset or "auto", Path(given.data or DEMO_DATA)))
+        preset["model"] = {"geometry": geometry, **preset.get("model", {})}
+    return from_dict(cls, preset)
 
 
 def _run(argv: Sequence[str]) -> str:
@@ -482,51 +536,71 @@ def _run(argv: Sequence[str]) -> str:
     if function is shards:  # it has commands of its own
         return shards(argv[1:])
     if name in CONFIGS:
-        cls, table = CONFIGS[name]
-        function = functools.partial(function, config=from_dict(cls, load_preset(_preset_of(argv), table)))
+        function = functools.partial(function, config=_defaults(name, argv[1:]))
     description = inspect.getdoc(COMMANDS[name])
     prog = f"imagepriors {name}"
     return str(tyro.cli(function, prog=prog, description=(description or "").partition("\n\n")[0], args=list(argv[1:])))
 
 
 def _usage() -> str:
-    lines = [f"  {name:18} {(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
+    docs = {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in COMMANDS.items()}
     return "\n".join(
         [
             "usage: imagepriors COMMAND [FLAGS]; every command explains itself with --help",
             "",
-            *lines,
+            *(f"  {name:18} {doc}" for name, doc in docs.items()),
             "",
             f"presets: {', '.join(preset_names())}",
         ]
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
-        return 0
-    if argv[0] not in COMMANDS:
-        print(f"imagepriors: unknown command {argv[0]!r}: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+def _prepare_streams() -> None:
+    """Make the three streams such that nothing written to them raises, hangs or ends in another file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file that is opened would become this stream
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - for the process
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - for the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(_LEAST_COLUMNS)  # the formatter of help never ends in a narrow terminal
+
+
+def _check_working_folder() -> None:
     try:
-        print(_run(argv), flush=True)
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working folder is deleted: change into another") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    _prepare_streams()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    wants_help = not argv or argv[0] in ("-h", "--help")
+    name = f" {argv[0]}" if argv and argv[0] in COMMANDS else ""
+    try:
+        if not wants_help and argv[0] not in COMMANDS:
+            raise UserError(f"unknown command {argv[0]!r}: choose one of {', '.join(COMMANDS)}")
+        if not wants_help:
+            _check_working_folder()
+        print(_usage() if wants_help else _run(argv), flush=True)
     except BrokenPipeError:  # whoever read the answer has left: nothing to say, and nobody to hear it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as error:
-        print(f"imagepriors {argv[0]}: {str(error) or 'interrupted'}", file=sys.stderr)
+        print(f"imagepriors{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         message = user_message(error)
         if message is None:
             raise
-        print(f"imagepriors {argv[0]}: {message}", file=sys.stderr)
+        print(f"imagepriors{name}: {message}", file=sys.stderr)
         return 2
     return 0
 

@@ -31,7 +31,7 @@ from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
 from runkit.weights import download_weights, load_weights
 from vqgan.checkpoint import trained_against
-from vqgan.datasets import Split, open_splits, sources_of, spread
+from vqgan.datasets import Split, open_splits, resolve, sources_of, spread
 from vqgan.errors import InputError
 from vqgan.losses import LpipsLoss, lite0, lite0_input
 from vqgan.metrics import TokenizerMetrics
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 LITE0 = "frechet_efficientnet_lite0"
 """Name of the Fréchet distance over EfficientNet-Lite0, which is not FID."""
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+SHOWN = {"crop": "centre squares", "pad": "whole pictures, padded", "stretch": "whole pictures, stretched"}
+"""A tokenizer's geometry in words."""
 _BATCH = 32
 _THREADS = 2
 
@@ -162,9 +164,11 @@ def evaluate_tokenizer(
         "images": count,
         "unreadable": len(indices) - count,
         "split": config.split,
-        "dataset": dataset,
+        "dataset": resolve(dataset, data),
         "source_sha256": split.source_hash(),
-        "resize": f"centre square, Pillow bicubic to {net.resolution}×{net.resolution} (masks nearest, depth bilinear)",
+        "geometry": net.geometry,
+        "resize": f"{SHOWN[net.geometry]}, Pillow bicubic to {net.resolution}×{net.resolution} (masks nearest, depth "
+        "bilinear)",
         "arithmetic": "float32",
         "tokenizer": tokenizer.fingerprint,
         "grid": [net.grid, net.grid],
@@ -260,21 +264,21 @@ def _reconstructions(tokenizer: Tokenizer, split: Split, indices: list[int]) -> 
     """Batches of (original, reconstruction, codes)."""
     for pictures in _batches(tokenizer, split, indices):
         codes = tokenizer.encode(pictures)
-        yield tokenizer.normalized(np.stack(pictures)), tokenizer.decode(codes), codes
+        yield np.stack(pictures), tokenizer.decode(codes), codes
 
 
 def _batches(tokenizer: Tokenizer, split: Split, indices: list[int]) -> Iterator[list[npt.NDArray[Any]]]:
     """Pictures as the tokenizer takes them; those that cannot be read are left out with a warning."""
-    modality = tokenizer.config.modality
+    net = tokenizer.config
+    modality = net.modality
     wanted = () if modality == "rgb" else (modality,)
 
     def read(index: int) -> npt.NDArray[Any] | None:
         try:
-            picture = split.read(index, tokenizer.config.resolution, conditions=wanted).picture(modality)
-            if modality == "segmentation" and picture.max() >= tokenizer.config.n_labels:
-                raise InputError(
-                    f"{split.keys[index]}: label {picture.max()}, and the tokenizer has {tokenizer.config.n_labels}"
-                )
+            sample = split.read(index, net.resolution, conditions=wanted, geometry=net.geometry)
+            picture = sample.picture(modality)
+            if modality == "segmentation" and picture.max() >= net.n_labels:
+                raise InputError(f"{split.keys[index]}: label {picture.max()}, and the tokenizer has {net.n_labels}")
             return picture
         except InputError as error:
             log.warning("left out: %s", error)

@@ -29,6 +29,7 @@ from imagepriors.config import EvaluatePriorConfig
 from imagepriors.decode import decoded_at, draw_samples, load_shard_tokenizer, some_rows
 from imagepriors.evaluate import (
     LITE0,
+    SHOWN,
     Lite0Features,
     frechet_distance,
     inception_weights,
@@ -41,7 +42,8 @@ from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
 from vqgan.checkpoint import trained_against
-from vqgan.datasets import Split, open_splits, sources_of, spread
+from vqgan.config import Geometry
+from vqgan.datasets import Split, open_splits, resolve, sources_of, spread
 
 Pictures = npt.NDArray[Any]
 _BATCH = 64
@@ -160,10 +162,13 @@ def _reference(
             None if others is None else decoded_at(codes, split, others)[0],
         )
     tokenizer = load_shard_tokenizer(codes.path, "tokenizer", sequence.fingerprint)
-    return reference_of(dataset, data, tokenizer.config.resolution, config)
+    net = tokenizer.config
+    return reference_of(dataset, data, net.resolution, config, net.geometry)
 
 
-def reference_of(dataset: str, data: Path, size: int, config: EvaluatePriorConfig) -> Reference:
+def reference_of(
+    dataset: str, data: Path, size: int, config: EvaluatePriorConfig, geometry: Geometry = "crop"
+) -> Reference:
     """Pictures of a dataset, evenly over the split that `config` names, and others for as many samples as it says."""
     splits = open_splits(dataset, data)
     found = splits[config.reference]
@@ -171,19 +176,19 @@ def reference_of(dataset: str, data: Path, size: int, config: EvaluatePriorConfi
     others = next((split for split in unused(splits, config.reference, used) if len(split) >= config.n), None)
     pictures = np.empty((len(used), size, size, 3), np.uint8)
     for row, index in enumerate(used):
-        pictures[row] = found.read_good(index, size).image
+        pictures[row] = found.read_good(index, size, geometry=geometry).image
     return Reference(
         pictures,
-        f"{dataset}, split {config.reference}, centre squares at {size}×{size}",
-        Pixels(others.subset(spread(len(others), config.n)), size) if others else None,
+        f"{resolve(dataset, data)}, split {config.reference}, {SHOWN[geometry]} at {size}×{size}",
+        Pixels(others.subset(spread(len(others), config.n)), size, geometry) if others else None,
     )
 
 
 class Pixels:
     """Pictures of a split as an array of them, read when they are looked at."""
 
-    def __init__(self, split: Split, size: int) -> None:
-        self._split, self._size = split, size
+    def __init__(self, split: Split, size: int, geometry: Geometry) -> None:
+        self._split, self._size, self._geometry = split, size, geometry
 
     def __len__(self) -> int:
         return len(self._split)
@@ -191,7 +196,7 @@ class Pixels:
     def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
         if not index < len(self):
             raise IndexError(index)  # which ends an iteration
-        return self._split.read_good(index, self._size).image
+        return self._split.read_good(index, self._size, geometry=self._geometry).image
 
 
 def distances(samples: Pictures | Pixels, reference: Pictures, config: EvaluatePriorConfig) -> dict[str, float]:

@@ -16,14 +16,13 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def colorize(pictures: npt.NDArray[Any]) -> Pixels:
-    """Any decoded modality as RGB [N, H, W, 3]: labels get fixed colours (0 is black), depth a colour map."""
+    """Any decoded modality as RGB [N, H, W, 3]: labels get fixed colours (0 is black), depth a colour map of 0 … 1."""
     if pictures.ndim == 4:
         return pictures
     if pictures.dtype == np.uint8:
         palette = np.concatenate([np.zeros((1, 3)), *(mpl.colormaps["tab20"](np.arange(20))[:, :3] for _ in range(13))])
         return np.asarray((palette[:256] * 255).astype(np.uint8)[pictures])
-    low, high = pictures.min((1, 2), keepdims=True), pictures.max((1, 2), keepdims=True)
-    levels = ((pictures - low) / np.maximum(high - low, 1e-9) * 255).astype(np.uint8)
+    levels = (pictures.clip(0, 1) * 255).astype(np.uint8)
     return np.asarray((mpl.colormaps["magma"](np.arange(256))[:, :3] * 255).astype(np.uint8)[levels])
 
 

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from imagepriors.figures import colorize, picture_grid, png_bytes
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
-from vqgan.datasets import Sample, Split, open_splits, sources_of, spread
+from vqgan.config import Geometry, dataset_geometry
+from vqgan.datasets import Sample, Split, open_splits, resolve, sources_of, spread
 from vqgan.datasets.files import CONDITIONS
 from vqgan.errors import InputError
 
@@ -24,16 +25,19 @@ _NAMED = 20
 """Of a long list, how many the text names; the JSON has all."""
 
 
-def inspect_dataset(dataset: str, data: Path, out: Path, *, limit: int, shown: int, size: int) -> str:
+def inspect_dataset(
+    dataset: str, data: Path, out: Path, *, limit: int, shown: int, size: int, geometry: Geometry | None = None
+) -> str:
     """Decode samples of every split, write inspection.json and a contact sheet a split; returns the text.
 
     Args:
-        dataset: Name of the reader.
+        dataset: Name of the reader; "auto" recognises it.
         data: The dataset's folder.
         out: Folder to write.
         limit: Samples of a split to decode, evenly over it; 0: all.
         shown: Samples on a contact sheet.
         size: Side of its pictures in pixels.
+        geometry: How pictures that are not square become so on it; None: as suits the dataset.
 
     Raises:
         InputError: the dataset cannot be opened, or a number is out of range.
@@ -42,23 +46,27 @@ def inspect_dataset(dataset: str, data: Path, out: Path, *, limit: int, shown: i
         if value < least:
             raise InputError(f"{name} is {value}: choose {least} or more")
     splits = open_splits(dataset, data)
+    dataset = resolve(dataset, data)
     check_apart(out, data=sources_of(splits, data))
     check_publish(out, ["inspection.json"], "inspect")
-    facts, lines, files = {}, list[str](), dict[str, bytes]()
+    shape = geometry or dataset_geometry(dataset)
+    facts, lines, files = {}, [f"{data} is read as {dataset}"], dict[str, bytes]()
     for name, split in splits.items():
-        found, samples = _inspect_split(name, split, limit, shown, size)
+        found, samples = _inspect_split(name, split, limit, shown, size, shape)
         facts[name] = found
         lines += _as_text(name, found)
         if samples:
             sheet = picture_grid(np.concatenate([_tiles(s) for s in samples]), _columns(samples), scale=1)
             files[f"{name}.png"] = png_bytes(sheet)
             lines.append(f"  look at {out / f'{name}.png'}")
-    files["inspection.json"] = pretty_json({"dataset": dataset, "splits": facts})
+    files["inspection.json"] = pretty_json({"dataset": dataset, "geometry": shape, "splits": facts})
     publish(out, files, "inspect", last="inspection.json")
     return "\n".join([*lines, f"written to {out / 'inspection.json'}"])
 
 
-def _inspect_split(name: str, split: Split, limit: int, shown: int, size: int) -> tuple[dict[str, Any], list[Sample]]:
+def _inspect_split(
+    name: str, split: Split, limit: int, shown: int, size: int, geometry: Geometry
+) -> tuple[dict[str, Any], list[Sample]]:
     indices = spread(len(split), limit or len(split))
     sheet = {indices[place] for place in spread(len(indices), shown)}
     samples: list[Sample] = []
@@ -68,7 +76,7 @@ def _inspect_split(name: str, split: Split, limit: int, shown: int, size: int) -
     def look(index: int) -> tuple[tuple[int, int], Sample] | str:
         conditions = tuple(split.items[index].conditions)
         try:
-            return split.image_size(index), split.read(index, size, conditions=conditions)
+            return split.image_size(index), split.read(index, size, conditions=conditions, geometry=geometry)
         except InputError as error:
             return str(error)
 
@@ -147,8 +155,8 @@ def _as_text(name: str, found: dict[str, Any]) -> list[str]:
 def _tiles(sample: Sample) -> npt.NDArray[np.uint8]:
     """The picture, then each condition laid over it."""
     tiles = [sample.image]
-    for name, part in sample.conditions.items():
-        colours = colorize(part[None])[0]
+    for name in sample.conditions:
+        colours = colorize(sample.picture(name)[None])[0]
         # A pose covers little: its limbs are painted over, while masks and depth let the picture shine through.
         share = (colours.max(-1, keepdims=True) > 0) * 1.0 if name == "pose" else 0.6
         tiles.append((share * colours + (1 - share) * sample.image).round().astype(np.uint8))

@@ -17,7 +17,8 @@ from imagepriors.decode import decoded_at, draw_samples, read_rows, sample_grid
 from imagepriors.figures import colorize, curves_figure, orders_figure, picture_grid, png_bytes, usage_figure
 from runkit.folders import check_apart, check_publish, publish
 from runkit.jsonfiles import parse_json
-from vqgan.datasets import Split, open_splits, sources_of, spread
+from vqgan.config import ModelConfig
+from vqgan.datasets import Split, open_splits, resolve, sources_of, spread
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ def write_report(run: Path, data: Path, dataset: str) -> Path:
     out = run / "report"
     shards = ShardDataset.open(run / "shards")
     splits = open_splits(dataset, data)
+    dataset = resolve(dataset, data)
     check_apart(out, data=sources_of(splits, data))
     check_publish(out, ["report.html"], "report")
     priors = sorted(path.parent for path in run.glob("prior-*/summary.json"))
@@ -87,22 +89,23 @@ def _facts(run: Path, shards: ShardDataset, priors: list[Path]) -> list[tuple[st
 
 
 def _data_section(split: Split, run: Path) -> dict[str, Any]:
-    size = _picture_size(run)
-    names = split.conditions
-    samples = [split.read_good(i, size, conditions=names) for i in spread(len(split), _SHOWN)]
+    net, names = _tokenizer(run), split.conditions
+    samples = [
+        split.read_good(i, net.resolution, conditions=names, geometry=net.geometry) for i in spread(len(split), _SHOWN)
+    ]
     rows = [np.stack([sample.image for sample in samples])]
-    rows += [colorize(np.stack([sample.conditions[name] for sample in samples])) for name in names]
-    scale = max(1, 96 // size)
+    rows += [colorize(np.stack([sample.picture(name) for sample in samples])) for name in names]
+    scale = max(1, 96 // net.resolution)
     grid = picture_grid(np.concatenate(rows), len(samples), scale=scale)
     text = "Training pictures" + (f", and below them: {', '.join(names)}." if names else ".")
     return {"title": "Data", "text": text, "files": {"data.png": png_bytes(grid)}}
 
 
-def _picture_size(run: Path) -> int:
-    """Side of the pictures that the run's tokenizer takes, in pixels."""
+def _tokenizer(run: Path) -> ModelConfig:
+    """The run's image tokenizer."""
     from vqgan.checkpoint import load_config
 
-    return load_config(run / "shards" / "tokenizer").model.resolution
+    return load_config(run / "shards" / "tokenizer").model
 
 
 def _reconstruction_section(split: Split, data: Path, run: Path, shards: ShardDataset) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def _reconstruction_section(split: Split, data: Path, run: Path, shards: ShardDa
         raise ShardError(
             f"{missing[0]!r} of {run / 'shards'} is no picture of {data}: pass the --dataset and --data of the shards"
         )
-    originals = [_original(split, index_of[key], decoded.shape[1]) for key in batch["key"]]
+    originals = [_original(split, index_of[key], _tokenizer(run)) for key in batch["key"]]
     tiles = np.concatenate([np.stack(originals), decoded])
     above = picture_grid(tiles, len(originals), scale=max(1, 96 // tiles.shape[1]))
     files = {"reconstructions.png": png_bytes(above)}
@@ -128,10 +131,11 @@ def _reconstruction_section(split: Split, data: Path, run: Path, shards: ShardDa
     return {"title": "Reconstructions and codebook", "text": text, "files": files}
 
 
-def _original(split: Split, index: int, size: int) -> npt.NDArray[np.uint8]:
-    """A picture [size, size, 3]; grey where it cannot be read any more."""
+def _original(split: Split, index: int, net: ModelConfig) -> npt.NDArray[np.uint8]:
+    """A picture as the tokenizer takes it; grey where it cannot be read any more."""
+    size = net.resolution
     try:
-        return split.read(index, size).image
+        return split.read(index, size, geometry=net.geometry).image
     except InputError as error:
         log.warning("left out: %s", error)
         return np.full((size, size, 3), 128, np.uint8)

@@ -54,13 +54,13 @@ def inspect(dataset: _Dataset, *, out: Path | None = None) -> str:
 
 
 def verify(
-    folder: _Dataset, *, reencode: int = 0, dataset: str = "", data: Path | None = None, least: float = 0.95
+    folder: _Dataset, *, reencode: int = 0, dataset: str = "auto", data: Path | None = None, least: float = 0.95
 ) -> str:
     """Look at every byte; with --reencode also encode samples again and compare.
 
     Args:
         folder: Folder or URL of the dataset.
-        reencode: Samples to encode again from their pixels; needs `dataset` and `data`.
+        reencode: Samples to encode again from their pixels; needs `data`.
         dataset: Layout of the pictures that the shards were made of, as for tokenize.
         data: Folder of those pictures.
         least: Share of codes that must come out the same when encoded again.
@@ -68,8 +68,8 @@ def verify(
     from codeshards.verify import verify as run
     from vqgan.checkpoint import fingerprint
 
-    if reencode and (data is None or not dataset):
-        raise ShardError("--reencode needs the pictures: pass --dataset and --data as tokenize had them")
+    if reencode and data is None:
+        raise ShardError("--reencode needs the pictures: pass --data as tokenize had it")
     found = run(folder, fingerprint_of=fingerprint)
     if found.problems:
         count = len(found.problems)

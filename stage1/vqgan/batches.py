@@ -39,7 +39,9 @@ def training_pictures(
     def read(place: int) -> npt.NDArray[Any]:
         view = View(*windows[place].tolist()) if config.crop_scale else CENTRE
         view = view._replace(mirror=bool(mirrored[place]))
-        sample = split.read_good(int(indices[place]), model.resolution, conditions=wanted, view=view)
+        sample = split.read_good(
+            int(indices[place]), model.resolution, conditions=wanted, view=view, geometry=model.geometry
+        )
         picture = sample.picture(model.modality)
         if not config.crop:
             return picture

@@ -192,7 +192,10 @@ def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette]:
 def fingerprint(folder: Path) -> str:
     """Identity of a tokenizer: sha256 over its architecture and weights, 16 hex digits."""
     config = load_config(folder)
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config.model), sort_keys=True).encode())
+    fields = dataclasses.asdict(config.model)
+    if fields["geometry"] == "crop":  # as it was before there was a choice: old fingerprints stay valid
+        del fields["geometry"]
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     digest.update((folder / WEIGHTS).read_bytes())
     return digest.hexdigest()[:16]
 

@@ -7,11 +7,22 @@ from runkit.configs import check_fields
 from vqgan.errors import InputError
 
 Modality = Literal["rgb", "segmentation", "depth", "pose"]
+Geometry = Literal["crop", "pad", "stretch"]
 Quantizer = Literal["vq", "l2", "gumbel", "palette"]
 DiscLoss = Literal["hinge", "vanilla"]
 Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+_GEOMETRIES: dict[str, Geometry] = {"deepfashion": "pad"}  # whose people stand from edge to edge of tall photos
+
+
+def dataset_geometry(dataset: str) -> Geometry:
+    """The geometry that suits a dataset, where nobody has named one.
+
+    Args:
+        dataset: Name of its reader.
+    """
+    return _GEOMETRIES.get(dataset, "crop")
 
 
 def _require(ok: bool, field_name: str, value: object, remedy: str) -> None:
@@ -33,6 +44,9 @@ class ModelConfig:
     """Labels of a segmentation map, label 0 (unlabelled) included; 0 for every other modality."""
     resolution: int = 256
     """Side of the square picture in pixels."""
+    geometry: Geometry = "crop"
+    """How a picture that is not square becomes one, and its condition with it. crop: the centre square is kept. pad:
+    all is kept, and the shorter side filled (white, label 0, the lowest depth). stretch: each side is resized."""
     ch: int = 128
     """Channels at full resolution."""
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -176,7 +190,8 @@ class TrainConfig:
     compile: bool = False
     """Compile encoder and decoder with torch.compile: minutes once, then faster steps."""
     crop_scale: float = 0.0
-    """Random resized crop: the window's side is at least this share of the shorter side; 0: the centre square."""
+    """Random resized crop: the window's side is at least this share of the shorter side (geometry pad: of the longer
+    one; stretch: of each); 0: the whole picture as its geometry has it."""
     crop: int = 0
     """Side of the random crop to train on, in pixels; 0 trains on the whole picture."""
     mirror: bool = True

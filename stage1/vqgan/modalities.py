@@ -21,11 +21,10 @@ def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig, device: 
 
     A GPU gets the pictures as they are (a quarter of the bytes, of masks less) from pinned memory, without waiting.
 
-    RGB and pose: x / 127.5 - 1. Depth: per-image min–max to [-1, 1] (a constant map becomes -1).
-    Segmentation: one-hot planes.
+    RGB and pose: x / 127.5 - 1. Depth, which is in [0, 1] where it was read: 2x - 1. Segmentation: one-hot planes.
 
     Raises:
-        InputError: a label is not below `n_labels`.
+        InputError: a label is not below `n_labels`, or depth is not in [0, 1].
     """
     stack = torch.from_numpy(np.stack(pictures))
     if config.modality == "segmentation":
@@ -36,11 +35,12 @@ def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig, device: 
             )
         stack = _move(stack, device)
         return F.one_hot(stack.long(), config.n_labels).permute(0, 3, 1, 2).float()
-    stack = _move(stack, device)
     if config.modality == "depth":
-        depth_BHW = stack.float()
-        low, high = depth_BHW.amin((1, 2), keepdim=True), depth_BHW.amax((1, 2), keepdim=True)
-        return ((depth_BHW - low) / (high - low).clamp_min(1e-12) * 2 - 1).unsqueeze(1)
+        low, high = (float(value) for value in stack.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise InputError(f"depth goes from {low:g} to {high:g}: stretch each whole map to 0 … 1, as readers do")
+        return _move(stack, device).float().mul(2).sub_(1).unsqueeze(1)
+    stack = _move(stack, device)
     return stack.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from vqgan.checkpoint import check_model_folder, publish_model
-from vqgan.config import ModelConfig
+from vqgan.config import Geometry, ModelConfig
 from vqgan.datasets import Split
 from vqgan.errors import InputError
 from vqgan.model import Palette
@@ -18,7 +18,14 @@ _PIXELS = 200_000
 
 
 def fit_palette(
-    split: Split, out: Path, *, colours: int = 512, resolution: int = 32, images: int = 2_000, seed: int = 0
+    split: Split,
+    out: Path,
+    *,
+    colours: int = 512,
+    resolution: int = 32,
+    geometry: Geometry = "crop",
+    images: int = 2_000,
+    seed: int = 0,
 ) -> Path:
     """Fit a dictionary of RGB colours and write it as a tokenizer folder; one code a pixel.
 
@@ -27,6 +34,7 @@ def fit_palette(
         out: Folder to write.
         colours: Size of the dictionary.
         resolution: Side of the pictures, in pixels and in codes.
+        geometry: How a picture that is not square becomes one.
         images: Pictures to take pixels from, at most, drawn at random.
         seed: Seed of the draw and of k-means.
 
@@ -37,15 +45,15 @@ def fit_palette(
     from scipy.cluster.vq import kmeans2
 
     config = ModelConfig(
-        quantizer="palette", resolution=resolution, ch_mult=(1,), attn_resolutions=(), z_channels=3, embed_dim=3,
-        codebook_size=colours,
+        quantizer="palette", resolution=resolution, geometry=geometry, ch_mult=(1,), attn_resolutions=(), z_channels=3,
+        embed_dim=3, codebook_size=colours,
     )  # fmt: skip
     check_model_folder(out, _COMMAND)
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(split))[:images]
     pixels_N3 = np.concatenate(
         [
-            split.read_good(int(index), resolution).image.reshape(-1, 3)
+            split.read_good(int(index), resolution, geometry=geometry).image.reshape(-1, 3)
             for index in tqdm(chosen, desc="train-palette", unit="image", disable=None)
         ]
     )

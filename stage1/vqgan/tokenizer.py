@@ -119,7 +119,7 @@ class Tokenizer:
             A function that gives uint16 [N, h, w], then [N, S, S] for each side, all from one encoder pass.
 
         Raises:
-            InputError: a label is not below `n_labels`.
+            InputError: a label is not below `n_labels`, or depth is not in [0, 1].
         """
         x = to_input(pictures, self.config, self._device).contiguous(memory_format=torch.channels_last)
         with self._autocast(), self._exact_convolutions():
@@ -136,10 +136,6 @@ class Tokenizer:
             return [codes.numpy().astype(np.uint16) for codes in copies]
 
         return finish
-
-    def normalized(self, pictures: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Pictures as a perfect tokenizer would give them back: the same, but depth maps stretched to [0, 1]."""
-        return to_pictures(to_input(list(pictures), self.config), self.config)
 
     @torch.inference_mode()
     def decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:

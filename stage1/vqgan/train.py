@@ -62,9 +62,11 @@ def _reconstruct(
     """Input, reconstruction and codes of a few validation images."""
     net, model = trainer.config.model, trainer.shipped.eval()
     wanted = () if net.modality == "rgb" else (net.modality,)
-    pictures = pool.map(
-        lambda index: split.read_good(index, net.resolution, conditions=wanted).picture(net.modality), indices
-    )
+
+    def read(index: int) -> npt.NDArray[Any]:
+        return split.read_good(index, net.resolution, conditions=wanted, geometry=net.geometry).picture(net.modality)
+
+    pictures = pool.map(read, indices)
     x = to_input(list(pictures), net, trainer.device).contiguous(memory_format=trainer.layout)
     codes = model.encode(x)
     return x, model.decode(codes), codes
@@ -75,8 +77,9 @@ def save_grid(path: Path, originals: npt.NDArray[Any], outputs: npt.NDArray[Any]
     rows = []
     for pictures in (originals, outputs):
         row = np.concatenate(list(pictures), axis=1)
-        if row.ndim == 2:  # labels or depth: stretched to grey levels
-            row = np.repeat((row / max(1e-9, row.max()) * 255).astype(np.uint8)[..., None], 3, axis=2)
+        if row.ndim == 2:  # depth is in [0, 1]; labels are stretched to grey levels
+            top = 1.0 if row.dtype.kind == "f" else max(1, row.max())
+            row = np.repeat((row / top * 255).astype(np.uint8)[..., None], 3, axis=2)
         rows.append(row)
     content = io.BytesIO()
     Image.fromarray(np.concatenate(rows)).save(content, "png")
@@ -142,6 +145,8 @@ def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str,
     with distributed.process_group(), contextlib.ExitStack() as stack, _stop_signals() as stop:
         if config.model.modality != "rgb":
             splits = {name: split.having(config.model.modality) for name, split in splits.items()}
+        if config.mirror:
+            splits["train"].check_mirror((config.model.modality,), "set mirror = false")
         if config.model.modality == "segmentation":
             splits = {name: split.within(config.model.n_labels) for name, split in splits.items()}
         summary = distributed.from_first(lambda: checkpoint.finished_summary(run, config), InputError)

@@ -24,7 +24,7 @@ from imagepriors.config import AnnotateConfig
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.maptree import MapTree, encode_map
 from vqgan.datasets import open_splits
-from vqgan.datasets.conditions import read_map
+from vqgan.datasets.conditions import read_depth, read_map
 from vqgan.datasets.files import Memory
 from vqgan.errors import InputError
 
@@ -136,8 +136,8 @@ def test_depth_is_the_known_function_of_the_pixels(tmp_path, write_images):
     for index, item in enumerate(samples.items):
         whole = samples.read_whole(index)
         expected = whole.astype(np.float64) / 255 @ [1.0, -2.0, 0.5] + 3
-        found = read_map("depth", item.conditions["depth"], whole.shape[1::-1], 256)
-        np.testing.assert_allclose(np.asarray(found), expected, atol=1e-5)
+        found = read_depth(item.conditions["depth"], whole.shape[1::-1])
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_segformer_masks_are_those_of_transformers(tmp_path, write_images):
@@ -185,7 +185,7 @@ def test_readers_unpack_what_was_encoded(depth, depth_format):
         with pytest.raises(ValueError, match="constant"):
             read_map("depth", source, (5, 3), 256)
         return
-    found = np.asarray(read_map("depth", source, (5, 3), 256)).astype(np.float64)
+    found = read_depth(source, (5, 3))
     if depth_format == "png16":
         low, high = float(depth.min()), float(depth.max())
         found = found / 65535 * (high - low) + low

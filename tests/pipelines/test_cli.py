@@ -15,7 +15,7 @@ from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, order
-from imagepriors.cli import COMMANDS, _preset_of, main
+from imagepriors.cli import COMMANDS, _given, _preset_of, main
 from imagepriors.decode import given_codes, read_rows
 from imagepriors.figures import colorize, picture_grid
 from imagepriors.presets import load_preset, preset_names
@@ -67,8 +67,8 @@ def run(local_ray_cores, tmp_path_factory):
 
 
 def test_the_last_preset_counts():
-    assert _preset_of(["train-vqgan", "--preset", "demo", "--preset=cifar10"]) == "cifar10"
-    assert _preset_of(["train-vqgan", "--steps", "1"]) == "demo"
+    assert _preset_of("train-vqgan", _given(["--preset", "demo", "--preset=cifar10"])) == "cifar10"
+    assert _preset_of("train-vqgan", _given(["--preset", "auto", "--help"])) == "demo"
 
 
 def test_samples_are_pictures_with_codes_and_metadata(run, tmp_path):
@@ -261,7 +261,7 @@ def test_make_names_the_valid_choices(variable, choice):
 def test_make_and_help_know_every_dataset():
     listed = re.search(r"^DATASETS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert listed is not None
-    assert set(listed[1].split()) == set(DATASETS)
+    assert set(listed[1].split()) == {"auto", *DATASETS}
     assert all(name in (COMMANDS["train-vqgan"].__doc__ or "") for name in DATASETS)
     done = subprocess.run(["make", "-C", ROOT, "-n", "tokenize", "CONDITIONS=text"], capture_output=True, text=True)
     assert done.returncode == 2
@@ -363,13 +363,13 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("dataset", sorted(DATASETS))
+@pytest.mark.parametrize("dataset", ["auto", *sorted(DATASETS)])
 def test_make_has_a_preset_for_every_dataset(dataset, tmp_path):
     make = ["make", "-C", ROOT, "-n", "train-prior", f"DATASET={dataset}", "DATA=/data", f"RUN={tmp_path}"]
     done = subprocess.run(make, capture_output=True, text=True, check=True)
     found = set(re.findall(r"imagepriors (train-vqgan|tokenize|train-prior) --preset (\S+)", done.stdout))
     assert {command for command, _ in found} == {"train-vqgan", "tokenize", "train-prior"}
-    assert {preset for _, preset in found} <= set(preset_names())
+    assert {preset for _, preset in found} <= {"auto", *preset_names()}
 
 
 def test_make_help_lists_targets_and_variables():
@@ -391,3 +391,61 @@ def test_labels_and_depth_get_colours():
     assert not labels[0, 0, 0].any()
     assert len(np.unique(labels.reshape(-1, 3), axis=0)) == 4
     assert colorize(np.linspace(0, 1, 4, dtype=np.float32).reshape(1, 2, 2)).dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("--help >&-", 0),
+        ("--help >/dev/full", 2),
+        ("sample --help >/dev/full", 2),
+        ("sample --help | head -1", 0),
+        ("demo-data made --n-train 1 --n-val 1 >&-", 0),
+        ("demo-data made --n-train 1 --n-val 1 2>&-", 0),
+        ("demo-data made --n-train 1 --n-val 1 0<&- >&- 2>&-", 0),
+        ("demo-data made --n-train 1 --n-val 1 2>/dev/full", 0),
+        ("demo-data made --n-train 1 --n-val 1 >/dev/full", 2),
+    ],
+)
+def test_streams_that_are_closed_or_full_cost_no_file(tmp_path, command, code):
+    python = f"{sys.executable} -m imagepriors"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{python} {command}"],
+        cwd=tmp_path,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    if "made" in command:
+        assert main(["inspect", "--data", str(tmp_path / "made"), "--out", str(tmp_path / "look"), "--size", "8"]) == 0
+        found = json.loads((tmp_path / "look/inspection.json").read_text())["splits"]
+        assert {name: (split["samples"], split["unreadable"]) for name, split in found.items()} == {
+            "train": (1, {}),
+            "val": (1, {}),
+        }
+
+
+@pytest.mark.parametrize("columns", ["1", "5", "39"])
+def test_help_ends_in_a_narrow_terminal(columns):
+    environment = {**os.environ, "COLUMNS": columns}
+    done = subprocess.run(
+        [sys.executable, "-m", "imagepriors", "sample", "--help"], env=environment, timeout=120, capture_output=True
+    )
+    assert done.returncode == 0
+    assert b"--top-k" in done.stdout
+
+
+def test_without_docstrings_and_in_a_deleted_folder(tmp_path):
+    for command in (
+        "--help",
+        "train-vqgan --help",
+        "shards --help",
+        f"demo-data {tmp_path}/made --n-train 1 --n-val 1",
+    ):
+        subprocess.run([sys.executable, "-OO", "-m", "imagepriors", *command.split()], check=True, capture_output=True)
+    script = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m imagepriors inspect --data {tmp_path}/made"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "imagepriors inspect: the working folder is deleted: change into another\n"

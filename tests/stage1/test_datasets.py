@@ -59,8 +59,9 @@ def test_views_are_centre_mirror_and_the_ten_crop():
     views = views_of(12)
     assert views[0] == CENTRE
     assert views[1] == CENTRE._replace(mirror=True)
-    boxes = [view.box(110, 220) for view in views[2::2]]
-    assert boxes == [(5, 60, 100), (0, 55, 100), (10, 55, 100), (0, 65, 100), (10, 65, 100)]
+    boxes = [view.window(110, 220) for view in views[2::2]]
+    corners = [(5, 60), (0, 55), (10, 55), (0, 65), (10, 65)]
+    assert boxes == [(*corner, 100, 100) for corner in corners]
     assert all(b == a._replace(mirror=True) for a, b in zip(views[::2], views[1::2], strict=True))
     assert views_of(2) == views[:2]
 
@@ -73,17 +74,17 @@ def test_image_mask_and_depth_show_the_same_window(height, width, scale, x, y, m
         png(pixels), segmentation=png(pixels[..., 0]), depth=npy(pixels[..., 1].astype(np.float32))
     )  # fmt: skip
     view = View(scale, x, y, mirror)
-    size = view.box(width, height)[2]
+    size = view.window(width, height).width
     sample = split.read(0, size, conditions=("segmentation", "depth"), view=view)
     np.testing.assert_array_equal(sample.image[..., 0], sample.conditions["segmentation"])
-    np.testing.assert_array_equal(sample.image[..., 1], sample.conditions["depth"])
+    np.testing.assert_allclose(sample.image[..., 1], sample.picture("depth") * (height - 1), atol=1e-4)
 
 
 def test_a_mirror_swaps_left_and_right_joints():
     pose = keypoints(neck=(20, 10), right_shoulder=(10, 10), right_elbow=(6, 20), left_shoulder=(30, 10))
     plain, mirrored = one(png(ramp(40, 40)), pose=pose).read_views(0, 40, views_of(2), conditions=("pose",))
     swapped = keypoints(neck=(19, 10), left_shoulder=(29, 10), left_elbow=(33, 20), right_shoulder=(9, 10))
-    expected = draw_pose(swapped.joints((40, 40)), (0, 0, 40), 40)
+    expected = draw_pose(swapped.joints((40, 40)), (0, 0, 40, 40), 40)
     np.testing.assert_array_equal(mirrored.conditions["pose"], np.asarray(expected))
     assert not np.array_equal(plain.conditions["pose"][:, ::-1], mirrored.conditions["pose"])
 
@@ -92,7 +93,7 @@ def test_limbs_without_a_joint_are_left_out_and_thickness_follows_size():
     joints = keypoints(neck=(20, 10), nose=(20, 2)).joints((40, 40))
     widths = []
     for size in (40, 160, 320):
-        drawn = np.asarray(draw_pose(joints, (0, 0, 40), size))
+        drawn = np.asarray(draw_pose(joints, (0, 0, 40, 40), size))
         assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 2  # one limb on black
         widths.append((drawn[size * 6 // 40].max(-1) > 0).sum())
     assert widths == [1, 4, 8]
@@ -229,9 +230,9 @@ def test_depth_comes_in_every_published_form(kind):
         source = png(Image.fromarray(np.ascontiguousarray(SLOPE).view(np.uint8).reshape(16, 16, 4), "RGBA"))
     else:
         source = {"npy": npy(SLOPE), "png8": png(SLOPE.astype(np.uint8)), "png16": png(SLOPE.astype(np.uint16))}[kind]
-    depth = one(png(ramp(16, 16)), depth=source).read(0, 16, conditions=("depth",)).conditions["depth"]
+    depth = one(png(ramp(16, 16)), depth=source).read(0, 16, conditions=("depth",)).picture("depth")
     assert depth.dtype == np.float32
-    np.testing.assert_array_equal(depth, SLOPE)
+    np.testing.assert_allclose(depth, np.linspace(0, 1, 256).reshape(16, 16), atol=1e-7)
 
 
 def test_a_missing_condition_costs_its_own_sample():
@@ -316,7 +317,7 @@ def test_spread_takes_from_all_over():
 
 
 def test_wrong_names_and_folders_are_refused(tmp_path):
-    with pytest.raises(InputError, match="choose one of ade20k"):
+    with pytest.raises(InputError, match="choose one of auto, ade20k"):
         open_splits("cifar", tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         open_splits("folder", tmp_path / "nowhere")

@@ -263,7 +263,8 @@ def test_arrays_of_either_order_are_read():
         buffer = io.BytesIO()
         np.save(buffer, array)
         split = one(encoded(PIXELS), depth=Memory("map.npy", buffer.getvalue()))
-        np.testing.assert_array_equal(split.read(0, 16, conditions=("depth",)).conditions["depth"], depth[:, 4:20])
+        found = split.read(0, 16, conditions=("depth",)).picture("depth")
+        np.testing.assert_allclose(found * (16 * 24 - 1), depth[:, 4:20], atol=1e-4)
 
 
 def test_a_map_of_absurd_size_costs_its_own_sample():
@@ -325,11 +326,7 @@ def test_labels_beyond_all_bounds_are_refused(tmp_path):
     from vqgan.datasets import open_splits
 
     (tmp_path / "a.png").write_bytes(encoded(PIXELS))
-    for label in ("1000000000", "²", "9" * 5000):
+    for label in ("1000000000", "1e400", "9" * 5000):
         (tmp_path / "images.csv").write_text(f"image,label\na.png,{label}\na.png,1\n")
-        if label == "²":
-            (tmp_path / "images.csv").write_text(f"image,label,key\na.png,{label},x\na.png,1,y\n")
-            assert open_splits("folder", tmp_path)["train"].class_names == ("1", "²")
-            continue
-        with pytest.raises(InputError, match=r"too large|4300"):
+        with pytest.raises(InputError, match="too large"):
             open_splits("folder", tmp_path)

@@ -44,7 +44,8 @@ class TokenizeConfig:
     formats: tuple[ShardFormat, ...] = ("parquet",)
     """What shards are written as: parquet, webdataset, or both in one pass. Part of the plan."""
     views: Literal[1, 2, 12] = 1
-    """Rows of a sample: 1 is the centre crop, 2 adds its mirror, 12 adds the ten-crop. Part of the plan."""
+    """Rows of a sample: 1 is the picture as the tokenizer's geometry has it, 2 adds its mirror, 12 adds the ten-crop.
+    Part of the plan."""
     draft: bool = False
     """Let the JPEG decoder shrink large photos: faster from twice the resolution on, other pixels. Part of the plan."""
     shard_rows: int = 4096

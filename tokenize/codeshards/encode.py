@@ -21,6 +21,7 @@ import torch
 
 from codeshards.config import TokenizeConfig
 from codeshards.format import Failure, PlannedShard, ShardSpec, Sidecar, Where, row_key, sidecar_path, write_shard
+from vqgan.config import ModelConfig
 from vqgan.datasets import Sample, Split, views_of
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
@@ -103,7 +104,7 @@ def encode_shard(
     read = functools.partial(
         _read,
         samples=task.samples,
-        size_px=tokenizers[IMAGE].config.resolution,
+        model=tokenizers[IMAGE].config,
         conditions=tuple(spec.conditions),
         config=config,
     )
@@ -235,12 +236,19 @@ def read_ahead(read: Callable[[int], T], total: int, step: int, pool: ThreadPool
 
 
 def _read(
-    index: int, *, samples: Split, size_px: int, conditions: Sequence[str], config: TokenizeConfig
+    index: int, *, samples: Split, model: ModelConfig, conditions: Sequence[str], config: TokenizeConfig
 ) -> list[Sample] | Failure:
-    """All views of one sample, decoded once."""
+    """All views of one sample as the image's model takes them, decoded once."""
     return attempt(
         samples.keys[index],
-        lambda: samples.read_views(index, size_px, views_of(config.views), conditions=conditions, draft=config.draft),
+        lambda: samples.read_views(
+            index,
+            model.resolution,
+            views_of(config.views),
+            conditions=conditions,
+            geometry=model.geometry,
+            draft=config.draft,
+        ),
     )
 
 

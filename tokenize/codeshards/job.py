@@ -44,7 +44,7 @@ from codeshards.session import terminable
 from runkit.folders import check_apart
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
-from vqgan.datasets import Split, open_splits, sources_of
+from vqgan.datasets import Split, open_splits, resolve, sources_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def tokenize(
 
     Args:
         config: Settings of the job.
-        dataset: Name of the dataset's reader.
+        dataset: Name of the dataset's reader; "auto" recognises it.
         data: The dataset's folder; every node of a cluster must see it under this path.
         tokenizers: ``image`` and any of segmentation, depth, pose → folder of the trained tokenizer.
         out: Folder or URL (s3://…, gs://…) of the shards; every node must reach it under this name.
@@ -84,6 +84,7 @@ def tokenize(
     """
     store = absolute(out)
     splits = open_splits(dataset, data)
+    dataset = resolve(dataset, data)
     check_apart(store, data=sources_of(splits, data), tokenizer=list(tokenizers.values()))
     with held_store(store, "tokenize"):
         return _tokenize(config, dataset, splits, tokenizers, store, overwrite=overwrite, retry_failed=retry_failed)
@@ -101,6 +102,9 @@ def _tokenize(
 ) -> Manifest:
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
+    if config.views > 1:
+        for samples in splits.values():
+            samples.check_mirror([name for name in models if name != IMAGE], "set views = 1")
     spec = _spec(config, models, {name: fingerprint(folder) for name, folder in tokenizers.items()})
     spec.check_rows(config.shard_rows)
     plan = build_plan(
@@ -110,6 +114,7 @@ def _tokenize(
             **config.plan_settings(_device(config)),
             "dataset": dataset,
             "resolution": models[IMAGE].resolution,
+            **_reading(models),
             "spec": spec.to_json(),
         },
         views=config.views,
@@ -258,9 +263,22 @@ def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -
         if model.resolution != models[IMAGE].resolution:
             sizes = f"{model.resolution} and {models[IMAGE].resolution} pixels"
             raise ShardError(f"tokenizers {name!r} and {IMAGE!r} differ in resolution ({sizes}): train both at one")
+        if model.geometry != models[IMAGE].geometry:
+            both = f"{model.geometry} and {models[IMAGE].geometry}"
+            raise ShardError(f"tokenizers {name!r} and {IMAGE!r} differ in geometry ({both}): train both with one")
         for split, samples in splits.items():
             if name != IMAGE and not any(name in item.conditions for item in samples.items):
                 raise ShardError(f"no sample of split {split!r} has {name}: leave its tokenizer out, or make the maps")
+
+
+def _reading(models: Mapping[str, ModelConfig]) -> dict[str, str]:
+    """How pictures become what is encoded, for the plan; what earlier versions did goes without saying."""
+    found: dict[str, str] = {}
+    if models[IMAGE].geometry != "crop":
+        found["geometry"] = models[IMAGE].geometry
+    if "depth" in models:
+        found["depth"] = "stretched over the whole map"
+    return found
 
 
 def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprints: Mapping[str, str]) -> ShardSpec:

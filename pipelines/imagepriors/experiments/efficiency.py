@@ -75,7 +75,7 @@ def run_folder(lab: Lab, name: str) -> Path:
 def run(lab: Lab) -> None:
     """Time both, compare."""
     measured = lab.measures()
-    reference = reference_of(lab.config.dataset, lab.data, 32, measured)
+    reference = reference_of(lab.config.dataset, lab.data, 32, measured, lab.geometry)
     device = resolve_device("auto")
     seconds = seconds_per_picture({
         name: (load_prior(run_folder(lab, name), device=device), lab.decoder(kind).decode)

@@ -38,7 +38,7 @@ from runkit.files import pretty_json
 from runkit.folders import publish
 from runkit.jsonfiles import finite_or_none
 from vqgan.checkpoint import FREE_TO_CHANGE, load_config
-from vqgan.config import TrainConfig, from_dict
+from vqgan.config import Geometry, TrainConfig, dataset_geometry, from_dict
 from vqgan.datasets import open_splits
 from vqgan.errors import InputError
 from vqgan.palette import fit_palette
@@ -62,6 +62,11 @@ class Lab:
         # Workers on Ray have working folders of their own.
         self.config, self.run, self.data = config, run.resolve(), data.resolve()
         self.home = self.run / "experiments"
+
+    @property
+    def geometry(self) -> Geometry:
+        """How pictures become square: in one way for image and conditions, the one that suits the dataset."""
+        return dataset_geometry(self.config.dataset)
 
     def out(self, name: str) -> Path:
         """The folder of an experiment."""
@@ -150,7 +155,13 @@ class Lab:
             if (folder / "config.json").exists():
                 return None
             return lambda _: fit_palette(
-                open_splits(dataset, data)["train"], folder, colours=512, resolution=32, images=2000, seed=0
+                open_splits(dataset, data)["train"],
+                folder,
+                colours=512,
+                resolution=32,
+                geometry=self.geometry,
+                images=2000,
+                seed=0,
             )
         config = self._tokenizer_config(preset)
         if not (folder / "summary.json").exists():
@@ -166,9 +177,9 @@ class Lab:
 
     def _tokenizer_config(self, preset: str) -> TrainConfig:
         config: TrainConfig = from_dict(TrainConfig, load_preset(preset, "vqgan"))
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"model": replace(config.model, geometry=self.geometry)}
         if self.config.tokenizer_steps:
-            changes = {"steps": self.config.tokenizer_steps, "warmup_steps": min(config.warmup_steps, 10)}
+            changes |= {"steps": self.config.tokenizer_steps, "warmup_steps": min(config.warmup_steps, 10)}
         if self.config.tokenizer_batch:
             changes["batch_size"] = self.config.tokenizer_batch
         if self.config.perceptual and config.loss.perceptual != "none":

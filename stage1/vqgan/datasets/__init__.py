@@ -5,22 +5,41 @@ indexing reads one sample from disk. Splits are picklable and safe to read from 
 function from its folder to its splits and put it into DATASETS: see README.md in this folder.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vqgan.datasets.ade20k import ade20k, landscapes
-from vqgan.datasets.base import CENTRE, Item, Sample, Split, View, hold_out, spread, views_of
+from vqgan.datasets.base import Item, Sample, Split, hold_out, spread
 from vqgan.datasets.cifar10 import cifar10
 from vqgan.datasets.deepfashion import deepfashion
 from vqgan.datasets.demo import demo
 from vqgan.datasets.files import sources_of
 from vqgan.datasets.folder import folder
+from vqgan.datasets.geometry import CENTRE, View, views_of
 from vqgan.datasets.huggingface import huggingface
 from vqgan.datasets.imagenet import imagenet, imagenet_depth, restricted_imagenet
+from vqgan.datasets.recognise import other_layout, recognise
 from vqgan.datasets.webdataset import webdataset
 from vqgan.errors import InputError
 
-__all__ = ["CENTRE", "DATASETS", "Item", "Sample", "Split", "View", "open_splits", "sources_of", "spread", "views_of"]
+__all__ = [
+    "AUTO",
+    "CENTRE",
+    "DATASETS",
+    "Item",
+    "Sample",
+    "Split",
+    "View",
+    "open_splits",
+    "resolve",
+    "sources_of",
+    "spread",
+    "views_of",
+]
+log = logging.getLogger(__name__)
+AUTO = "auto"
+"""In place of a dataset's name: its layout is recognised."""
 
 DATASETS: dict[str, Callable[[Path], Mapping[str, Split]]] = {
     "ade20k": ade20k,
@@ -37,20 +56,51 @@ DATASETS: dict[str, Callable[[Path], Mapping[str, Split]]] = {
 }
 
 
+def resolve(name: str, root: Path) -> str:
+    """Name of a reader: `name`, or for "auto" the one that the folder's content tells.
+
+    Raises:
+        InputError: as of `open_splits`, before anything is listed.
+    """
+    if name != AUTO and name not in DATASETS:
+        raise InputError(f"unknown dataset {name!r}: choose one of {AUTO}, {', '.join(DATASETS)}")
+    if not root.is_dir():
+        raise InputError(f"dataset folder {root} does not exist: pass the folder that holds the {name} data (DATA=…)")
+    return recognise(root)[0] if name == AUTO else name
+
+
 def open_splits(name: str, root: Path) -> dict[str, Split]:
-    """Open the dataset `name` that lies in the folder `root`; both "train" and "val" are always there.
+    """Open the dataset `name` that is in the folder `root`; both "train" and "val" are always there.
 
     Where the folder has only one of the two, every 20th sample in key order (by a hash of the key) is held out
     as "val", so that the division stays the same when images are added.
 
+    Args:
+        name: One of DATASETS, or "auto", which takes what `recognise` finds.
+        root: The folder.
+
     Raises:
-        InputError: unknown name, missing folder, nothing readable in it, or keys that are not unique.
+        InputError: unknown name, missing folder, nothing readable in it, a train without images, or keys that are not
+            unique.
     """
-    if name not in DATASETS:
-        raise InputError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
-    if not root.is_dir():
-        raise InputError(f"dataset folder {root} does not exist: pass the folder that holds the {name} data (DATA=…)")
-    splits = {split: data for split, data in DATASETS[name](root).items() if len(data)}
+    if name == AUTO:
+        name, why = recognise(root)
+        log.info("%s is read as %s: %s", root, name, why)
+    other = other_layout(resolve(name, root), root)
+    if other:
+        log.warning("%s is read as %s, but looks like %s", root, name, other)
+    found = DATASETS[name](root)
+    splits = {split: data for split, data in found.items() if len(data)}
     if not splits:
         raise InputError(f"no images found in {root}: is it laid out like {name}? See README, «Datasets»")
-    return splits if {"train", "val"} <= splits.keys() else hold_out(next(iter(splits.values())))
+    for split in found.keys() - splits.keys():
+        problem = f"{split} of {root} has no image, though its folder or file is there: is it whole, is it unpacked?"
+        if split == "train":
+            raise InputError(problem)
+        log.warning("%s A part of train is held out", problem)
+    if {"train", "val"} <= splits.keys():
+        return splits
+    only = next(iter(splits))
+    if only != "train":
+        log.warning("%s has no train: a part of its val is held out, the rest is trained on", root)
+    return hold_out(splits[only])

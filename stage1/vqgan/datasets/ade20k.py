@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vqgan.datasets.base import Split
-from vqgan.datasets.files import class_items, folders_in, read_text, with_maps
+from vqgan.datasets.files import class_items, folders_in, read_text, split_folders, with_maps
 from vqgan.errors import InputError
 
 
@@ -20,13 +20,15 @@ def ade20k(root: Path) -> dict[str, Split]:
     names = sorted(set(category.values()))
     label_of = {name: label for label, name in enumerate(names)}
     splits = {}
-    for split, part in (("train", "training"), ("val", "validation")):
-        folder = root / "images" / part
-        if folder.is_dir():
-            found = class_items(folder, folders_in(folder))
-            items, strays = with_maps(found, {"segmentation": root / "annotations" / part})
-            items = [replace(item, label=label_of.get(category.get(item.key.split("/")[-1], ""))) for item in items]
-            splits[split] = Split(items, names, n_labels=151, strays=strays)
+    if not (root / "images").is_dir():
+        raise InputError(
+            f"{root / 'images'} is missing: ADE20K is images/ with masks of the same names in annotations/"
+        )
+    for split, folder in split_folders(root / "images").items():
+        found = class_items(folder, folders_in(folder))
+        items, strays = with_maps(found, {"segmentation": root / "annotations" / folder.name})
+        items = [replace(item, label=label_of.get(category.get(item.key.split("/")[-1], ""))) for item in items]
+        splits[split] = Split(items, names, n_labels=151, strays=strays)
     return splits
 
 

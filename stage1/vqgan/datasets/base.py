@@ -1,21 +1,24 @@
-"""The dataset interface: items (where bytes lie), samples (pixels), views (geometry), splits (sequences of samples)."""
+"""The dataset interface: items (where bytes lie), samples (pixels), splits (sequences of samples)."""
 
 import contextlib
 import copy
+import functools
 import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vqgan.datasets.conditions import Keypoints, draw_pose, read_map
-from vqgan.datasets.pictures import open_picture, upright, upright_size
+from vqgan.config import Geometry
+from vqgan.datasets.conditions import DepthMap, Keypoints, read_map
+from vqgan.datasets.geometry import CENTRE, View, cut
+from vqgan.datasets.pictures import open_picture, to_rgb, upright_size
 from vqgan.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,44 +30,6 @@ _TRIES = 10
 """Unreadable samples in a row before training gives up: one bad file is bad luck, ten are a wrong folder."""
 _STATS = 4096
 """Items whose sizes one thread looks up at a time."""
-
-
-class View(NamedTuple):
-    """A square window of an image, and whether it is mirrored."""
-
-    scale: float = 1.0
-    """Side of the window as a share of the shorter side."""
-    x: float = 0.5
-    """Place from 0 (left) to 1 (right)."""
-    y: float = 0.5
-    """Place from 0 (top) to 1 (bottom)."""
-    mirror: bool = False
-    within_centre: bool = False
-    """Whether x and y place the window within the image's centre square instead of the whole image."""
-
-    def box(self, width: int, height: int) -> tuple[int, int, int]:
-        """Left, top and side in pixels of an image of this size."""
-        shorter = min(width, height)
-        side = max(1, int(shorter * self.scale))
-        outer_width, outer_height = (shorter, shorter) if self.within_centre else (width, height)
-        left = (width - outer_width) // 2 + int((outer_width - side) * self.x)
-        return left, (height - outer_height) // 2 + int((outer_height - side) * self.y), side
-
-
-CENTRE = View()
-CROP_RANGE = 1.1
-"""Side of the square from which the five crops are cut over the side of a crop, as LlamaGen's extraction has it."""
-
-
-def views_of(count: int) -> tuple[View, ...]:
-    """The first views of a sample: the centre square, its mirror, then the ten-crop (each crop before its mirror).
-
-    Args:
-        count: 1, 2 or 12. Odd views are mirrors of the view before.
-    """
-    corners = [(0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)]
-    windows = [CENTRE, *(View(1 / CROP_RANGE, x, y, within_centre=True) for x, y in corners)]
-    return tuple(window._replace(mirror=mirror) for window in windows for mirror in (False, True))[:count]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +52,9 @@ class Sample:
     """[H, W, 3]."""
     label: int | None
     conditions: dict[str, Array]
-    """segmentation uint8 [H, W]; depth float32 [H, W]; pose uint8 [H, W, 3]."""
+    """segmentation uint8 [H, W]; depth float32 [H, W] as its map has it; pose uint8 [H, W, 3]."""
+    unit_depth: npt.NDArray[np.float32] | None = None
+    """The depth from 0, the lowest value of its whole map, to 1, the highest: what a tokenizer of depth encodes."""
 
     def picture(self, modality: str) -> Array:
         """The array that a tokenizer of `modality` encodes."""
@@ -96,7 +63,7 @@ class Sample:
         if modality not in self.conditions:
             have = ", ".join(self.conditions) or "none"
             raise InputError(f"sample {self.key!r} has no {modality} (conditions there: {have})")
-        return self.conditions[modality]
+        return self.conditions[modality] if self.unit_depth is None or modality != "depth" else self.unit_depth
 
 
 class Split:
@@ -174,53 +141,93 @@ class Split:
                 digest.update(text)
         return digest.hexdigest()
 
-    def read(self, index: int, size: int, *, conditions: Sequence[str] = (), view: View = CENTRE) -> Sample:
-        """Decode sample `index`: one square window of it resized to `size` pixels; see `read_views`."""
-        return self.read_views(index, size, (view,), conditions=conditions)[0]
+    def read(
+        self,
+        index: int,
+        size: int,
+        *,
+        conditions: Sequence[str] = (),
+        view: View = CENTRE,
+        geometry: Geometry = "crop",
+    ) -> Sample:
+        """Decode sample `index`: one window of it resized to `size` pixels; see `read_views`."""
+        return self.read_views(index, size, (view,), conditions=conditions, geometry=geometry)[0]
 
     def read_views(
-        self, index: int, size: int, views: Sequence[View], *, conditions: Sequence[str] = (), draft: bool = False
+        self,
+        index: int,
+        size: int,
+        views: Sequence[View],
+        *,
+        conditions: Sequence[str] = (),
+        geometry: Geometry = "crop",
+        draft: bool = False,
     ) -> list[Sample]:
-        """Decode sample `index` once and cut its views, each resized to `size` pixels.
+        """Decode sample `index` once and cut its views, each resized to `size` × `size` pixels.
 
-        The view CENTRE is the centre square: the shorter side becomes `size` pixels. Images are resized bicubic, depth
-        bilinear, masks nearest; keypoints are moved with the image and drawn afterwards, a mirror swaps left and right
-        joints. EXIF orientation is honoured, of maps too; alpha composes onto white, 16-bit grey keeps its high byte,
-        palettes and CMYK become RGB by Pillow's rules.
+        The view CENTRE is the whole picture as its geometry has it: of crop the centre square, of pad and stretch all
+        of it. Images are resized bicubic, depth bilinear, masks nearest; keypoints are moved with the image and drawn
+        afterwards, a mirror swaps left and right joints. What a window has beyond the image is white, label 0, depth 0
+        and without limbs. Depth is stretched to [0, 1] over the whole map, before it is cut. EXIF orientation is
+        honoured, of maps too; colours are as `to_rgb` has them.
 
         Args:
             index: Which sample.
             size: Side of the pictures, in pixels.
             views: The windows.
             conditions: Conditions to read as well.
+            geometry: How a picture that is not square becomes one; see `View`.
             draft: Let the JPEG decoder shrink the image by 2, 4 or 8 where it stays larger than needed: faster on
                 large photos, and slightly other pixels.
 
         Raises:
-            InputError: the image cannot be decoded, or a condition is missing, broken or does not fit the image.
+            InputError: the image cannot be decoded, or a condition is missing, broken or does not fit the image, or is
+                a drawn pose and a view is a mirror.
         """
         item = self.items[index]
         with _opened(item) as opened:
             full_size = upright_size(opened)
+            windows = [view.window(*full_size, geometry) for view in views]
             if draft:
-                least = -(-size // min(view.scale for view in views))
-                opened.draft("RGB", (int(least), int(least)))
-            image = _to_rgb(upright(opened))
-        maps = {condition: self._read_map(item, condition, full_size) for condition in conditions}
+                whole, least = CENTRE.window(*full_size, geometry), -(-size // min(view.scale for view in views))
+                shrink = max(1, int(min(whole.width, whole.height) // least))
+                opened.draft("RGB", (opened.width // shrink, opened.height // shrink))
+            image = to_rgb(opened)
+        if any(view.mirror for view in views):
+            _check_mirror(item, conditions)
+        maps: dict[str, Any] = {condition: self._read_map(item, condition, full_size) for condition in conditions}
         with _blaming(item, item.image.name):
-            return [
-                Sample(
-                    key=item.key,
-                    image=_cut(image, size, view, full_size, Image.Resampling.BICUBIC),
-                    label=item.label,
-                    conditions={condition: _cut_map(part, size, view, full_size) for condition, part in maps.items()},
+            samples = []
+            for view, window in zip(views, windows, strict=True):
+                make = functools.partial(cut, size=size, window=window, full_size=full_size, mirror=view.mirror)
+                found = {
+                    name: make(name, part.unit if isinstance(part, DepthMap) else part) for name, part in maps.items()
+                }
+                unit_depth = found.get("depth")
+                if unit_depth is not None:
+                    found["depth"] = maps["depth"].values(unit_depth)
+                image_HWC = make("image", image)
+                samples.append(
+                    Sample(key=item.key, image=image_HWC, label=item.label, conditions=found, unit_depth=unit_depth)
                 )
-                for view in views
-            ]
+            return samples
+
+    def check_mirror(self, conditions: Sequence[str], remedy: str) -> None:
+        """Make sure that these conditions can be mirrored; call it before the work.
+
+        Args:
+            conditions: Conditions that are read.
+            remedy: What to do instead.
+
+        Raises:
+            InputError: a pose is a drawn picture, whose colours say left and right.
+        """
+        for item in self.items if "pose" in conditions else ():
+            _check_mirror(item, conditions, remedy)
 
     def _read_map(
         self, item: Item, condition: str, full_size: tuple[int, int]
-    ) -> Image.Image | npt.NDArray[np.float32]:
+    ) -> Image.Image | DepthMap | npt.NDArray[np.float32]:
         source = item.conditions.get(condition)
         if source is None:
             raise InputError(f"{item.key}: no {condition} for this image")
@@ -236,9 +243,17 @@ class Split:
             InputError: the image cannot be decoded.
         """
         with _opened(self.items[index]) as image:
-            return np.array(_to_rgb(upright(image)))
+            return np.array(to_rgb(image))
 
-    def read_good(self, index: int, size: int, *, conditions: Sequence[str] = (), view: View = CENTRE) -> Sample:
+    def read_good(
+        self,
+        index: int,
+        size: int,
+        *,
+        conditions: Sequence[str] = (),
+        view: View = CENTRE,
+        geometry: Geometry = "crop",
+    ) -> Sample:
         """Sample `index`, or where it cannot be read the next one that can, with a warning: training goes on.
 
         Raises:
@@ -246,11 +261,20 @@ class Split:
         """
         for place in range(index, index + _TRIES):
             try:
-                return self.read(place % len(self), size, conditions=conditions, view=view)
+                return self.read(place % len(self), size, conditions=conditions, view=view, geometry=geometry)
             except InputError as error:
                 last = error
                 log.warning("left out, the next sample takes its place: %s", error)
         raise InputError(f"{_TRIES} samples in a row cannot be read (the last: {last})")
+
+
+def _check_mirror(item: Item, conditions: Sequence[str], remedy: str = "take no mirrors") -> None:
+    pose = item.conditions.get("pose") if "pose" in conditions else None
+    if pose is not None and not isinstance(pose, Keypoints):
+        raise InputError(
+            f"{item.key}: {pose.name}: a drawn pose cannot be mirrored, because its colours say which limbs are left "
+            f"and which right: {remedy}, or give keypoints"
+        )
 
 
 def _source_lines(items: Sequence[Item]) -> bytes:
@@ -300,34 +324,3 @@ def hold_out(split: Split) -> dict[str, Split]:
         )
         for name, is_val in (("train", False), ("val", True))
     }
-
-
-def _cut(image: Image.Image, size: int, view: View, full_size: tuple[int, int], how: Image.Resampling) -> Array:
-    """A view of an image, whose pixels may be coarser than `full_size` after a draft."""
-    left, top, side = view.box(*full_size)
-    if image.size != (size, size) or side < min(full_size):
-        across, down = image.width / full_size[0], image.height / full_size[1]
-        # One resampling of the window: the same picture as resize-then-crop, without rounding the long side.
-        box = (left * across, top * down, (left + side) * across, (top + side) * down)
-        image = image.resize((size, size), how, box=box)
-    if view.mirror:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(image)
-
-
-def _cut_map(part: Image.Image | npt.NDArray[np.float32], size: int, view: View, full_size: tuple[int, int]) -> Array:
-    if isinstance(part, Image.Image):
-        nearest = part.mode in ("L", "P")
-        how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-        return _cut(part, size, view, full_size, how)
-    left, top, side = view.box(*full_size)
-    return np.array(draw_pose(part, (left, top, side), size, mirror=view.mirror))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vqgan.datasets.archives import read_archive
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import File, Memory, read_archive
+from vqgan.datasets.files import File, Memory
 from vqgan.datasets.folder import folder
 from vqgan.errors import InputError
 

@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from runkit.jsonfiles import parse_json
-from vqgan.datasets.pictures import open_picture, upright, upright_size
+from vqgan.datasets.pictures import open_picture, to_labels, to_numbers, to_rgb, upright_size
 
 if TYPE_CHECKING:
     from vqgan.datasets.files import Source
@@ -69,7 +69,20 @@ class Keypoints:
         return joints
 
 
-def read_map(name: str, source: "Source", image_size: tuple[int, int], n_labels: int) -> Image.Image:
+class DepthMap(NamedTuple):
+    """A depth map, stretched."""
+
+    unit: Image.Image
+    """Mode F, from 0, the lowest value of the map, to 1, its highest."""
+    low: float
+    high: float
+
+    def values(self, unit: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Stretched depth as the map has it."""
+        return (self.low + unit.astype(np.float64) * (self.high - self.low)).astype(np.float32)
+
+
+def read_map(name: str, source: "Source", image_size: tuple[int, int], n_labels: int) -> Image.Image | DepthMap:
     """Read one map as a Pillow image of the size of its image.
 
     Args:
@@ -82,15 +95,29 @@ def read_map(name: str, source: "Source", image_size: tuple[int, int], n_labels:
         ValueError: the map does not fit the image or holds values that it must not.
         OSError: it cannot be decoded.
     """
-    if name == "depth" and source.name.lower().endswith(".npy"):
-        with source.open() as file:
-            return Image.fromarray(_depth(_read_npy(file, image_size)))
+    if name == "depth":
+        return _stretched(read_depth(source, image_size))
     with source.open() as file, open_picture(file) as opened:
         _check_size(name, upright_size(opened), image_size)  # a PNG alone is decoded already
-        picture = upright(opened)
-        if name == "depth":
-            return Image.fromarray(_depth(np.asarray(picture)))
-        return picture.convert("RGB") if name == "pose" else _mask(picture, n_labels)
+        if name == "pose":
+            return to_rgb(opened, "black")
+        return _mask(to_labels(opened, file), n_labels)
+
+
+def read_depth(source: "Source", image_size: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Read a depth map as it is stored; the arguments and errors are those of `read_map`."""
+    with source.open() as file:
+        if source.name.lower().endswith(".npy"):
+            pixels = _read_npy(file, image_size)
+        else:
+            with open_picture(file) as opened:
+                _check_size("depth", upright_size(opened), image_size)
+                pixels = to_numbers(opened)
+    packed = pixels.ndim == 3 and pixels.shape[2] == 4 and pixels.dtype == np.uint8
+    if not packed and pixels.ndim != 2:
+        raise ValueError(f"depth map has shape {pixels.shape}, wanted grey or float32 packed in RGBA")
+    # Packed as the D-RIN release has it.
+    return (np.ascontiguousarray(pixels).view("<f4")[..., 0] if packed else pixels).astype(np.float64)
 
 
 def _check_size(name: str, size: tuple[int, int], image_size: tuple[int, int]) -> None:
@@ -121,43 +148,39 @@ def _read_npy(file: BinaryIO, image_size: tuple[int, int]) -> npt.NDArray[Any]:
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _mask(opened: Image.Image, n_labels: int) -> Image.Image:
-    if opened.mode not in ("L", "P"):
-        raise ValueError(f"mask has mode {opened.mode}, wanted one 8-bit label per pixel (L or P)")
-    highest = int(np.asarray(opened).max())
+def _mask(labels: npt.NDArray[np.uint8], n_labels: int) -> Image.Image:
+    highest = int(labels.max())
     if highest >= n_labels:
         raise ValueError(f"mask holds label {highest}, wanted 0 … {n_labels - 1}")
-    return opened.copy()
+    return Image.fromarray(labels)
 
 
-def _depth(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Depth from a grey map, from floats, or from float32 packed into RGBA bytes (the D-RIN release)."""
-    packed = pixels.ndim == 3 and pixels.shape[2] == 4 and pixels.dtype == np.uint8
-    if not packed and pixels.ndim != 2:
-        raise ValueError(f"depth map has shape {pixels.shape}, wanted grey or float32 packed in RGBA")
-    depth = np.ascontiguousarray(pixels).view("<f4")[..., 0] if packed else pixels
+def _stretched(depth: npt.NDArray[np.float64]) -> DepthMap:
     if not np.isfinite(depth).all():
         raise ValueError("depth map holds NaN or infinite values")
-    if depth.min() == depth.max():
-        raise ValueError(f"depth map is constant ({depth.flat[0]:g} everywhere): there is nothing to learn from it")
-    return np.ascontiguousarray(depth, dtype=np.float32)
+    low, high = float(depth.min()), float(depth.max())
+    if low == high:
+        raise ValueError(f"depth map is constant ({low:g} everywhere): there is nothing to learn from it")
+    if high - low == math.inf:
+        raise ValueError(f"depth map goes from {low:g} to {high:g}, further than numbers reach: divide it")
+    return DepthMap(Image.fromarray(((depth - low) / (high - low)).astype(np.float32)), low, high)
 
 
 def draw_pose(
-    joints_K2: npt.NDArray[np.float32], window: tuple[int, int, int], size: int, *, mirror: bool = False
+    joints_K2: npt.NDArray[np.float32], window: tuple[int, int, int, int], size: int, *, mirror: bool = False
 ) -> Image.Image:
     """Draw the stick figure of a window of the image; limbs with a missing joint are left out.
 
     Args:
         joints_K2: float32 [18, 2] as (x, y) pixels of the whole image, (-1, -1) for missing joints.
-        window: Left, top and side of the window in pixels.
+        window: Left, top, width and height of the window in pixels.
         size: Side of the picture in pixels; limbs are 2.5% of it thick.
         mirror: Flip left and right, in the picture and of the body.
     """
-    left, top, side = window
+    left, top, *sides = window
     missing = np.any(joints_K2 < 0, axis=1)
     # A joint names the pixel in whose middle it lies, half a pixel from the pixel's edge.
-    placed = (joints_K2 - (left, top) + 0.5) * (size / side) - 0.5
+    placed = (joints_K2 - (left, top) + 0.5) * (size / np.array(sides)) - 0.5
     if mirror:
         placed[:, 0] = size - 1 - placed[:, 0]
         placed, missing = placed[_OTHER_SIDE], missing[_OTHER_SIDE]

@@ -1,33 +1,39 @@
 """Where the bytes of an image lie, and how folders of them are listed. Nothing here decodes a picture."""
 
-import gzip
 import io
+import logging
 import os
 import re
 import stat
-import tarfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol
 from urllib.parse import quote
 
 from vqgan.datasets.base import Item, Split
 from vqgan.datasets.conditions import Keypoints
+from vqgan.datasets.splits import by_split, choose_splits, split_word
 from vqgan.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+log = logging.getLogger(__name__)
+IMAGE_SUFFIXES = frozenset({
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
+})  # fmt: skip
+"""Of an animation the first picture is read."""
 MAP_SUFFIXES = frozenset({".npy", ".pfm", ".png"})
-_MAX_LABELS = 1_000_000
-_ARCHIVE_BYTES = 512 * 2**20
-"""CIFAR-10 unpacks to 186 MB, ImageNet's development kit to less than 10."""
-_T = TypeVar("_T")
 CONDITIONS = ("segmentation", "depth", "pose")
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "val",
-}  # fmt: skip
-"""What folders and files call a split → what we call it; of several for one split, the first here is taken."""
+_TEXTS = frozenset(
+    {".cfg", ".csv", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
+)
+"""Files that lie beside pictures and are not meant to be any."""
+_SYSTEM_NAMES = frozenset({
+    "__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "lost+found", "$recycle.bin", "recycler",
+    "system volume information", "thumbs.db", "desktop.ini", "__pycache__",
+})  # fmt: skip
+"""What operating systems and storage devices add to folders, in lower case."""
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -111,14 +117,24 @@ class Blob:
     offset: int
     length: int
     name: str
+    pieces: tuple[tuple[int, int], ...] | None = None
+    """Of a sparse member: place in it and length of what is stored, one behind the other; the rest is zeros."""
 
     def open(self) -> BinaryIO:
         """The bytes in memory."""
+        pieces = ((0, self.length),) if self.pieces is None else self.pieces
+        stored = sum(length for _, length in pieces)
         with open_regular(self.path) as file:
             file.seek(self.offset)
-            data = file.read(self.length)
-        if len(data) < self.length:
+            data = file.read(stored)
+        if len(data) < stored:
             raise OSError(f"{self.path} ends before this member does: the archive is cut short")
+        if self.pieces is not None:
+            whole, place = bytearray(self.length), 0
+            for at, length in pieces:
+                whole[at : at + length] = data[place : place + length]
+                place += length
+            data = bytes(whole)
         return io.BytesIO(data)
 
     def nbytes(self) -> int:
@@ -142,17 +158,9 @@ class Memory:
         return len(self.data)
 
 
-def check_label(label: int) -> int:
-    """Return a class label that counts from 0.
-
-    Raises:
-        ValueError: it is negative, or so large that a name for each label would fill the memory.
-    """
-    if not 0 <= label < _MAX_LABELS:
-        raise ValueError(
-            f"label {str(label)[:20]} is too large or negative: labels count from 0 to {_MAX_LABELS - 1:,} without gaps"
-        )
-    return label
+def is_system_name(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or is what an operating system adds: no data in any dataset."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def make_key(path: str | PurePosixPath) -> str:
@@ -178,19 +186,35 @@ def sources_of(splits: Mapping[str, "Split"], root: Path) -> list[Path]:
     return sorted(map(Path, found))
 
 
-def find_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[str]:
-    """Files below `folder` with one of the suffixes, as sorted relative paths with "/"; hidden ones are left out.
+def find_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, *, count_others: bool = False) -> list[str]:
+    """Files below `folder` with one of the suffixes, as sorted relative paths with "/".
 
-    Symbolic links are followed; a dangling one is listed, so that reading it fails by name.
+    Hidden files and what operating systems add are left out. Symbolic links are followed; a dangling one is listed, so
+    that reading it fails by name.
+
+    Args:
+        folder: Where to look.
+        suffixes: Those that are read, in lower case.
+        count_others: Log how many files have other suffixes, except texts.
 
     Raises:
         InputError: a folder cannot be listed, or a link leads back to a folder above it.
     """
-    suffixes = frozenset(suffixes)
-    return sorted(_walk(str(folder), "", suffixes, ())) if folder.is_dir() else []
+    suffixes, found, others = frozenset(suffixes), list[str](), Counter[str]()
+    for path in _walk(str(folder), "", ()) if folder.is_dir() else ():
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in suffixes:
+            found.append(path)
+        elif suffix not in _TEXTS:
+            others[suffix] += 1
+    if others and count_others:
+        most = sorted(others.items(), key=lambda item: (-item[1], item[0]))[:10]
+        listed = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in most)
+        log.warning("%s: files that are not read, by suffix: %s", folder, listed)
+    return sorted(found)
 
 
-def _walk(folder: str, prefix: str, suffixes: frozenset[str], above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     try:
         status = os.stat(folder)
         entries = list(os.scandir(folder))
@@ -200,46 +224,54 @@ def _walk(folder: str, prefix: str, suffixes: frozenset[str], above: tuple[tuple
     if here in above:
         raise InputError(f"{folder} is a symbolic link to a folder above it: remove the link")
     for entry in entries:
-        if entry.name.startswith("."):
+        if is_system_name(entry.name):
             continue
         if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", suffixes, (*above, here))
-        elif os.path.splitext(entry.name)[1].lower() in suffixes:
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
+        else:
             yield prefix + entry.name
 
 
-def split_named(path: str) -> str:
-    """What a file's path calls its split, one of `SPLIT_NAMES`; "train" where it does not."""
-    words = re.split(r"[-_./]", path.lower())
-    return next((word for word in words if word in SPLIT_NAMES), "train")
-
-
-def first_of_each(found: dict[str, _T]) -> dict[str, _T]:
-    """What was found under the names of `SPLIT_NAMES`, under ours; of several for one split, the first there."""
-    ours: dict[str, _T] = {}
-    for theirs, split in SPLIT_NAMES.items():
-        if theirs in found:
-            ours.setdefault(split, found[theirs])
-    return ours
-
-
 def files_of_splits(root: Path, suffixes: set[str]) -> dict[str, list[str]]:
-    """Split → its files below `root`, by what their paths call it: of several names for one split, the first's."""
-    found: dict[str, list[str]] = {}
-    for path in find_files(root, suffixes):
-        found.setdefault(split_named(path), []).append(path)
-    return first_of_each(found)
+    """Split → its files below `root`: see `by_split`."""
+    return by_split(find_files(root, suffixes, count_others=True), root)
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Split → its folder in `root`, by the usual names in any case; empty where no folder has such a name.
+
+    Raises:
+        InputError: two folders have one name, one is a link to nothing, or images lie beside a split that is not train.
+    """
+    names = [path.name for path in root.iterdir() if split_word(path.name) and (path.is_dir() or path.is_symlink())]
+    if not names:
+        return {}
+    maps = {f"{name}_{condition}" for name in names for condition in CONDITIONS}
+    beside = [name for name in folders_in(root) if name not in names and name not in maps]
+    beside = [f"{name}/" for name in beside if any(_has_image(path) for path in _walk(str(root / name), "", ()))]
+    beside += [path.name for path in root.iterdir() if _has_image(path.name) and path.is_file()]
+    found = choose_splits({name: split_word(name) for name in sorted(names)} | dict.fromkeys(sorted(beside)), root)
+    for folders in found.values():
+        if len(folders) > 1:
+            raise InputError(f"{root}: {folders[0]} and {folders[1]} name one split: pass a folder with one of them")
+        if not (root / folders[0]).exists():
+            raise InputError(f"{root / folders[0]} is a link to nothing: is what it links to mounted?")
+    return {split: root / folders[0] for split, folders in found.items()}
+
+
+def _has_image(path: str) -> bool:
+    return not is_system_name(os.path.basename(path)) and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Names of the visible folders in `folder`, sorted."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Names of the folders in `folder`, sorted, without hidden ones and those that operating systems add."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_system_name(path.name))
 
 
 def class_items(folder: Path, class_names: Sequence[str]) -> Iterator[Item]:
     """Images below `folder`; the label is the index of the first folder's name, and None without one."""
     label_of = {name: label for label, name in enumerate(class_names)}
-    for path in find_files(folder):
+    for path in find_files(folder, count_others=True):
         label = label_of[path.split("/", 1)[0]] if "/" in path else None
         yield Item(key=make_key(path), image=File(f"{folder}/{path}"), label=label)
 
@@ -257,7 +289,7 @@ def with_maps(items: Iterable[Item], folders: dict[str, Path]) -> tuple[list[Ite
     items, strays = list(items), list[str]()
     for condition, folder in folders.items():
         suffixes = IMAGE_SUFFIXES if condition == "pose" else MAP_SUFFIXES
-        map_of = {make_key(path): f"{folder}/{path}" for path in find_files(folder, suffixes)}
+        map_of = {make_key(path): f"{folder}/{path}" for path in find_files(folder, suffixes, count_others=True)}
         items = [
             replace(item, conditions={**item.conditions, condition: File(map_of.pop(item.key))})
             if item.key in map_of
@@ -293,90 +325,3 @@ def image_tree(
         items, strays = with_maps(class_items(folder, names), maps)
         splits[split] = Split(items, names, n_labels=n_labels, strays=strays)
     return splits
-
-
-def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """Name → content of members of a tar, gzipped or not; at most `_ARCHIVE_BYTES` of it are unpacked.
-
-    Args:
-        path: The archive.
-        wanted: Whether a member of this name is to be read.
-
-    Raises:
-        InputError: it is cut off or broken, or unpacks to more.
-    """
-    try:
-        with open_regular(path) as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            limited = _Limited(gzip.GzipFile(fileobj=file) if packed else file)
-            content = {}
-            with tarfile.open(fileobj=limited, mode="r:") as archive:  # type: ignore[call-overload]
-                for member in archive:
-                    limited.check(member.offset_data + member.size)
-                    data = archive.extractfile(member) if member.isreg() and wanted(member.name) else None
-                    if data is not None:
-                        content[member.name] = data.read()
-            return content
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read, is it whole? {error}") from error
-
-
-class _Limited:
-    """The beginning of a file, `_ARCHIVE_BYTES` of it: who reads or seeks behind it learns that it is too large."""
-
-    def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
-        self._file = file
-        self.tell = file.tell
-
-    def read(self, count: int) -> bytes:
-        """The next bytes."""
-        self.check(self.tell() + count)
-        return self._file.read(count)
-
-    def seek(self, place: int) -> int:
-        """Go to a place."""
-        self.check(place)
-        return self._file.seek(place)
-
-    def check(self, place: int) -> None:
-        """Raise OSError for a place behind the limit."""
-        if place > _ARCHIVE_BYTES:
-            raise OSError(f"it unpacks to more than {_ARCHIVE_BYTES:,} bytes, more than any archive that is read whole")
-
-
-def tar_members(path: Path) -> Iterator[tuple[str, Blob]]:
-    """The regular members of a tar as (name, bytes in place), in archive order.
-
-    Raises:
-        InputError: not a tar, or compressed, so that members cannot be read in place.
-    """
-    try:
-        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as outer:
-            yield from _members(path, outer, 0)
-    except (tarfile.TarError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as an uncompressed tar ({error}): unpack it, or decompress it"
-        ) from error
-
-
-def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Blob]]:
-    """The members of all tars inside a tar, as (inner tar, name, bytes in place): ImageNet's training archive."""
-    try:
-        with open_regular(path) as whole, tarfile.open(fileobj=whole, mode="r:") as outer:
-            for member in outer:
-                file = outer.extractfile(member)
-                if file is not None and member.name.endswith(".tar"):
-                    with tarfile.open(fileobj=file, mode="r:") as inner:
-                        for name, blob in _members(path, inner, member.offset_data):
-                            yield member.name, name, blob
-    except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a tar of uncompressed tars ({error}): unpack it") from error
-
-
-def _members(path: Path, archive: tarfile.TarFile, base: int) -> Iterator[tuple[str, Blob]]:
-    for member in archive:
-        if member.isreg():
-            name = os.path.basename(member.name)
-            yield member.name, Blob(str(path), base + member.offset_data, member.size, name)
-        archive.members = []  # type: ignore[attr-defined]  # a million headers need not stay in memory

@@ -3,8 +3,9 @@
 import functools
 import io
 import logging
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,9 +13,12 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from runkit.jsonfiles import parse_json
+from runkit.names import plain_name
 from runkit.tables import check_rows, check_table, open_table
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import check_label, files_of_splits, make_key, open_regular
+from vqgan.datasets.files import find_files, make_key, open_regular, read_text
+from vqgan.datasets.labels import read_labels
+from vqgan.datasets.splits import by_split
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -22,7 +26,11 @@ _CONDITIONS = {
     "segmentation": "segmentation", "annotation": "segmentation", "mask": "segmentation", "depth": "depth",
     "depth_map": "depth", "pose": "pose",
 }  # fmt: skip
+_IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
+"""Names of columns whose bare bytes are images."""
 _LABELS = ("label", "labels", "fine_label")
+_CACHE = re.compile(r"(cache-|tmp)[^/]*\.arrow")
+"""What the datasets library keeps beside the tables that it has loaded."""
 _LARGE_GROUP = 1000
 
 
@@ -45,6 +53,10 @@ class Cell:
     def open(self) -> BinaryIO:
         """The image's bytes; where the table has only a path, that file, relative to the table."""
         value = _column(self.path, self.group, self.column)[self.row].as_py()
+        if isinstance(value, list):
+            if len(value) > 1:
+                raise OSError(f"the cell has {len(value)} images, wanted one")
+            value = value[0] if value else None
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if data is not None:
             return io.BytesIO(data)
@@ -61,54 +73,91 @@ def huggingface(root: Path) -> dict[str, Split]:
     """Parquet or Arrow files whose name or folder tells the split (`data/train-00000-of-00002.parquet`, `test/…arrow`).
 
     The first column of images is the image; of further ones, annotation, segmentation or mask, depth or depth_map, and
-    pose are conditions. label, labels or fine_label is the label, with the names that the dataset's features give.
+    pose are conditions. label, labels or fine_label is the label: a number, with the names that the dataset's features
+    give, or a word. Of a folder that save_to_disk wrote, the files that its state.json names are read.
 
     Raises:
-        InputError: a file cannot be read, or has no column of images.
+        InputError: a file cannot be read or is missing, or has no column of images.
     """
-    items: dict[str, list[Item]] = {}
+    found: dict[str, list[tuple[Item, Any]]] = {}
     names: list[str] = []
-    for split, paths in files_of_splits(root, {".parquet", ".arrow"}).items():
+    for split, paths in by_split(_tables(root), root).items():
         for path in paths:
             try:
                 schema, groups = _describe(root / path)
                 names = names or _class_names(root / path, schema)
-                items.setdefault(split, []).extend(_items(root, path, schema, groups))
+                found.setdefault(split, []).extend(_items(root, path, schema, groups))
             except InputError:
                 raise
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise InputError(f"{root / path} cannot be read: {error}") from error
-    return {split: Split(found, names) for split, found in items.items()}
+    class_names, labels = read_labels(
+        ((item.key, value) for rows in found.values() for item, value in rows), root, names
+    )
+    of_each = iter(labels)
+    return {
+        split: Split([replace(item, label=next(of_each)) for item, _ in rows], class_names)
+        for split, rows in found.items()
+    }
 
 
-def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[Item]:
+def _tables(root: Path) -> list[str]:
+    """Paths of the tables, of a saved dataset those that its state.json names."""
+    paths = find_files(root, {".parquet", ".arrow"}, count_others=True)
+    saved = {path.rpartition("/")[0] for path in find_files(root, {".json"}) if path.rpartition("/")[2] == "state.json"}
+    listed = [
+        f"{folder}/{name}".lstrip("/") for folder in sorted(saved) for name in _saved(root / folder / "state.json")
+    ]
+    missing = [path for path in listed if not (root / path).exists()]
+    if missing:
+        raise InputError(f"{root / missing[0]} is missing, though the state.json beside it names it: copy it too")
+    return listed + [
+        path for path in paths if path.rpartition("/")[0] not in saved and not _CACHE.fullmatch(path.rpartition("/")[2])
+    ]
+
+
+def _saved(path: Path) -> list[str]:
+    """Names of the files that a state.json lists."""
+    state = parse_json(read_text(path), path, InputError)
+    if isinstance(state, dict) and state.get("_indices_data_files"):
+        raise InputError(f"{path.parent} is a selection of rows: flatten_indices() before save_to_disk()")
+    try:
+        return [plain_name(entry["filename"], path, InputError) for entry in state["_data_files"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} lists no _data_files: it is not what save_to_disk writes ({error!r})") from error
+
+
+def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tuple[Item, Any]]:
+    """A table's items, each with the value of its label."""
     images = [field.name for field in schema if _is_image(field)]
     if not images:
         raise InputError(
             f"{root / path}: no column of images (struct of bytes and path) among {', '.join(schema.names)}"
         )
-    label = next(
-        (name for name in _LABELS if name in schema.names and pa.types.is_integer(schema.field(name).type)), None
-    )
+    label = next((name for name in _LABELS if name in schema.names), None)
     first = 0
     for group, rows in enumerate(groups):
-        labels: list[int | None] = _column(str(root / path), group, label).to_pylist() if label else [None] * rows
-        for row, number in enumerate(labels):
+        values = _column(str(root / path), group, label).to_pylist() if label else [None] * rows
+        for row, value in enumerate(values):
             cells = {name: Cell(str(root / path), group, row, name) for name in images}
-            yield Item(
+            item = Item(
                 key=f"{make_key(path)}/{first + row:07d}",
                 image=cells[images[0]],
-                label=check_label(number) if number is not None and number >= 0 else None,
                 conditions={_CONDITIONS[name]: cell for name, cell in cells.items() if name in _CONDITIONS},
             )
+            # A list of one label is that label.
+            yield item, value[0] if isinstance(value, list) and len(value) == 1 else value
         first += rows
 
 
 def _is_image(field: Any) -> bool:
-    if pa.types.is_struct(field.type):
-        return {"bytes", "path"} <= {part.name for part in field.type}
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    return field.name in ("image", "img", "jpg", "png") and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    kind = field.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        return {"bytes", "path"} <= {part.name for part in kind}
+    bare = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return bare and field.name.lower() in (*_IMAGES, *_CONDITIONS)
 
 
 def _class_names(path: Path, schema: Any) -> list[str]:

@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vqgan.datasets.archives import inner_tar_members, read_archive, tar_members
 from vqgan.datasets.base import Item, Split
 from vqgan.datasets.files import (
+    IMAGE_SUFFIXES,
     class_items,
     folders_in,
     image_tree,
-    inner_tar_members,
     make_key,
-    read_archive,
     read_text,
-    tar_members,
+    split_folders,
 )
 from vqgan.errors import InputError
 
@@ -46,10 +46,10 @@ def imagenet(root: Path) -> dict[str, Split]:
     """
     data = root / "ILSVRC" / "Data" / "CLS-LOC"
     data = data if data.is_dir() else root
-    train, val = data / "train", data / "val"
-    if train.is_dir() or val.is_dir():
-        names = sorted({name for folder in (train, val) if folder.is_dir() for name in folders_in(folder)})
-        listed = {folder.name: list(class_items(folder, names)) for folder in (train, val) if folder.is_dir()}
+    folders = split_folders(data)
+    if folders:
+        names = sorted({name for folder in folders.values() for name in folders_in(folder)})
+        listed = {split: list(class_items(folder, names)) for split, folder in folders.items()}
     elif (root / _TRAIN_TAR).is_file() or (root / _VAL_TAR).is_file():
         listed = {
             name: list(items(path))
@@ -76,13 +76,15 @@ def imagenet(root: Path) -> dict[str, Split]:
 
 
 def _train_tar(path: Path) -> Iterator[Item]:
-    for inner, name, blob in inner_tar_members(path):
-        yield Item(key=make_key(f"{Path(inner).stem}/{Path(name).name}"), image=blob)
+    for inner, name, source in inner_tar_members(path):
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            yield Item(key=make_key(f"{Path(inner).stem}/{Path(name).name}"), image=source)
 
 
 def _val_tar(path: Path) -> Iterator[Item]:
-    for name, blob in tar_members(path):
-        yield Item(key=make_key(Path(name).name), image=blob)
+    for name, source in tar_members(path):
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            yield Item(key=make_key(Path(name).name), image=source)
 
 
 def _validation_synsets(root: Path, keys: Sequence[str]) -> dict[str, str]:
@@ -181,5 +183,4 @@ def restricted_imagenet(root: Path) -> dict[str, Split]:
 
 def imagenet_depth(root: Path) -> dict[str, Split]:
     """ImageNet class folders with parallel trees of depth maps: `train` + `train_depth`, `val` + `val_depth`."""
-    folders = {name: root / name for name in ("train", "val") if (root / name).is_dir()}
-    return image_tree(folders, conditions=("depth",))
+    return image_tree(split_folders(root), conditions=("depth",))

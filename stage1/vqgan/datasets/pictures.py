@@ -1,9 +1,11 @@
-"""The one place where picture files are opened: which formats, and which way up."""
+"""The one place where picture files are opened: which formats, which way up, and what their numbers mean."""
 
 import functools
 import io
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -17,7 +19,8 @@ _UPRIGHT = {
 }  # fmt: skip
 """EXIF orientation → what puts the picture upright; every other value means that it is."""
 _SIDEWAYS = tuple(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE = 256, 257, 258, 262, 339
+_WHITE_IS_ZERO, _UNSIGNED = 0, (1,)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
 """Chunks of a PNG that decide its pixels and which way up they are."""
@@ -79,6 +82,100 @@ def upright(image: Image.Image) -> Image.Image:
     method = None if image.format == "TIFF" else _method(image)  # Pillow transposes TIFFs itself
     image.load()
     return image if method is None else image.transpose(method)
+
+
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """The decoded image, upright, with 8 bits a channel.
+
+    Grey of 12 or 16 bits keeps its upper 8, palettes and CMYK become RGB by Pillow's rules.
+
+    Args:
+        image: The opened picture.
+        background: Colour onto which alpha composes.
+
+    Raises:
+        ValueError: its pixels are floats, or signed or 32-bit integers.
+    """
+    picture = upright(image)
+    if picture.mode == "F" or (picture.mode == "I" and image.format == "TIFF"):
+        kind = "floats" if picture.mode == "F" else "signed or 32-bit integers"
+        raise ValueError(
+            f"its pixels are {kind}, and no rule says which are black and white: save it with 8 or 16 bits"
+        )
+    if picture.mode.startswith("I"):  # PGM's are scaled to 16 bits by Pillow
+        levels = _levels(image, picture)
+        grey = Image.fromarray((levels >> (_tiff_tag(image, _TIFF_BITS, (16,))[0] - 8)).astype(np.uint8))
+        if "transparency" in picture.info:
+            grey.putalpha(Image.fromarray(levels != picture.info["transparency"]).convert("L"))
+        picture = grey
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def to_numbers(image: Image.Image) -> npt.NDArray[Any]:
+    """The decoded image, upright, as what its pixels count: grey levels or floats [H, W], or more channels.
+
+    Raises:
+        ValueError: it has colours.
+    """
+    picture = upright(image)
+    if picture.mode not in ("P", "RGB"):
+        return _levels(image, picture)
+    pixels: npt.NDArray[np.uint8] = np.asarray(picture.convert("RGB"))
+    if (pixels != pixels[..., :1]).any():
+        raise ValueError(f"it has colours (mode {picture.mode}), wanted grey levels")
+    return pixels[..., 0]
+
+
+def to_labels(image: Image.Image, file: BinaryIO) -> npt.NDArray[np.uint8]:
+    """The decoded image, upright, as the labels that its pixels count; Pillow stretches grey of less than 8 bits.
+
+    Args:
+        image: The opened picture.
+        file: Its bytes.
+
+    Raises:
+        ValueError: it has more than one number of 8 bits a pixel.
+    """
+    highest = _highest_grey(image, file)  # before the pixels are loaded
+    picture = upright(image)
+    if picture.mode not in ("L", "P"):
+        raise ValueError(f"mask has mode {picture.mode}, wanted one 8-bit label per pixel (L or P)")
+    labels: npt.NDArray[np.uint8] = np.asarray(picture)
+    if picture.mode == "L" and highest < 255:
+        labels = np.round(labels * (highest / 255)).astype(np.uint8)
+    return labels
+
+
+def _highest_grey(image: Image.Image, file: BinaryIO) -> int:
+    """The grey level, as it is stored, that Pillow makes 255."""
+    bits = 8
+    if image.format == "PPM":
+        how = image.tile[0].args  # type: ignore[attr-defined]  # a raw mode, or one with the highest level
+        return 255 if isinstance(how, str) else int(how[1])
+    if image.format == "PNG":
+        file.seek(len(_PNG) + 16)  # of the first chunk: its length and name, width and height
+        bits = file.read(1)[0]
+    if image.format == "TIFF":
+        bits = _tiff_tag(image, _TIFF_BITS, (1,))[0]
+    return int(2**bits - 1)
+
+
+def _levels(image: Image.Image, picture: Image.Image) -> npt.NDArray[Any]:
+    """The numbers of the upright `picture` of `image`, where Pillow forgets a TIFF's tags: 16 bits whose white is 0 are
+    a negative, and 32 bits may have no sign."""
+    levels: npt.NDArray[Any] = np.asarray(picture)
+    if picture.mode.startswith("I;16") and _tiff_tag(image, _TIFF_PHOTOMETRIC, None) == _WHITE_IS_ZERO:
+        levels = np.invert(levels).astype(np.uint16)
+    elif picture.mode == "I" and image.format == "TIFF" and _tiff_tag(image, _TIFF_SAMPLE, _UNSIGNED) == _UNSIGNED:
+        levels = levels.view(np.uint32)
+    return levels
+
+
+def _tiff_tag(image: Image.Image, number: int, default: Any) -> Any:
+    return image.tag_v2.get(number, default) if image.format == "TIFF" else default  # type: ignore[attr-defined]
 
 
 def _method(image: Image.Image) -> Image.Transpose | None:

@@ -52,6 +52,7 @@ from codeshards.format.plan import (
     PlannedShard,
     build_plan,
     load_plan,
+    plan_settings,
     planned_order,
 )
 from codeshards.format.reader import ShardDataset
@@ -135,6 +136,7 @@ __all__ = [
     "open_store",
     "order",
     "orders_hash",
+    "plan_settings",
     "planned_order",
     "read_json",
     "read_sealed_json",

@@ -80,7 +80,7 @@ def _columns(spec: ShardSpec) -> str:
         "| column | holds |",
         "|---|---|",
         "| `key` | name of the row, unique in its split |",
-        "| `view` | 0: centre crop, 1: its mirror, 2 and up: further crops |",
+        "| `view` | 0: the picture as the tokenizer takes it, 1: its mirror, 2 and up: further crops |",
         "| `label` | class index, null where there is none |",
     ]
     for name, grid in spec.code_grids.items():

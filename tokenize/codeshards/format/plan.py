@@ -236,6 +236,22 @@ def load_plan(dataset: Where) -> Plan:
     return plan
 
 
+def plan_settings(dataset: Where) -> dict[str, Any]:
+    """The settings of a dataset's plan, without its keys, of which there may be millions.
+
+    Raises:
+        ShardError: There is no plan, or it is damaged.
+    """
+    path = open_store(dataset) / PLAN_FILE
+    try:
+        settings = read_json(path)["plan"]["settings"]
+    except (KeyError, TypeError) as error:
+        raise ShardError(f"{path} is not a plan ({error!r})") from error
+    if not isinstance(settings, dict):
+        raise ShardError(f"{path} is not a plan: its settings are {settings!r}")
+    return settings
+
+
 @functools.lru_cache(maxsize=8)
 def planned_order(samples: int, seed: int | None) -> npt.NDArray[np.int64]:
     """int64 [samples], read-only: planned position → index in source order.
