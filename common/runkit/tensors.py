@@ -64,6 +64,11 @@ def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     return packed[:8] + text + packed[8 + size :]
 
 
+def bare_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file without metadata: a function of the tensors alone, whoever stored them."""
+    return save(_plain(tensors))
+
+
 def load_tensors(path: Path, error: type[UserError] = UserError, *, verify: bool = True) -> dict[str, Tensor]:
     """Read a safetensors file into main memory.
 

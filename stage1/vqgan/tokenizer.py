@@ -81,17 +81,20 @@ class Tokenizer:
         device: Device = "auto",
         precision: Literal["auto", "float32", "bfloat16"] = "float32",
         compiled: bool = False,
+        known: str = "",
     ) -> "Tokenizer":
         """Load a tokenizer folder. Float32 is the default, since bfloat16 changes a few per cent of the codes.
 
-        With `compiled` the encoder goes through torch.compile, once for every batch size it meets.
+        With `compiled` the encoder goes through torch.compile, once for every batch size it meets. `known` is a stored
+        fingerprint; if an earlier version gave it to this tokenizer, it is the tokenizer's `fingerprint` here too.
 
         Raises:
             InputError: no tokenizer there, or weights that do not fit.
         """
         config, model = checkpoint.load_model(path)
         place = pick_device(device)
-        return cls(config.model, model, checkpoint.fingerprint(path), place, pick_dtype(precision, place), compiled)
+        fingerprint = checkpoint.fingerprint(path, known)
+        return cls(config.model, model, fingerprint, place, pick_dtype(precision, place), compiled)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)

@@ -136,6 +136,16 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def dataset_of(run: Path) -> str:
+    """Fingerprint of the dataset that a prior in `run` is trained on; empty where there is none that can be read."""
+    for place in (*reversed(checkpoints(run)), run):
+        try:
+            return RunConfig.load(place / CONFIG).data
+        except PriorError:
+            continue
+    return ""
+
+
 def save_best(run: Path, config: RunConfig, weights: Mapping[str, Tensor], figures: Mapping[str, Any]) -> None:
     """Replace RUN/best, which :func:`load_prior` reads like a finished run."""
     with new_folder(run / BEST, _BEST_FILES) as temp:

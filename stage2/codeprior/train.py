@@ -349,7 +349,8 @@ def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: 
     """
     check_apart(out, shards=shards)
     with distributed.process_group(), contextlib.ExitStack() as stack:
-        dataset, out = ShardDataset.open(shards), Path(out)
+        out = Path(out)
+        dataset = ShardDataset.open(shards, known=ckpt.dataset_of(out) if resume else "")
         sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)
         run = ckpt.RunConfig(train=config, sequence=sequence, data=dataset.fingerprint)
         summary = distributed.from_first(lambda: ckpt.finished_summary(out, run) if resume else None, PriorError)

@@ -39,7 +39,7 @@ from codeshards.format import (
 )
 from codeshards.pool import assigned_cores, run_shards
 from codeshards.progress import EventLog, kind_of
-from codeshards.resume import MissingShards, close_job, held_store, open_job, remove_temps
+from codeshards.resume import MissingShards, close_job, held_store, open_job, planned_spec, remove_temps
 from codeshards.session import terminable
 from runkit.folders import check_apart
 from vqgan.checkpoint import fingerprint, load_config
@@ -101,7 +101,10 @@ def _tokenize(
 ) -> Manifest:
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
-    spec = _spec(config, models, {name: fingerprint(folder) for name, folder in tokenizers.items()})
+    planned = None if overwrite else planned_spec(store)
+    known = {name: grid.fingerprint for name, grid in _grids(planned).items()} if planned else {}
+    found = {name: fingerprint(folder, known.get(name, "")) for name, folder in tokenizers.items()}
+    spec = _spec(config, models, found)
     spec.check_rows(config.shard_rows)
     plan = build_plan(
         samples={name: split.keys for name, split in splits.items()},
@@ -131,7 +134,7 @@ def _tokenize(
     if missing:
         (store / MANIFEST_FILE).delete()  # what it says may not be true any more while shards are made again
         _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=store)
-    return _finish(plan, spec, config, splits, tokenizers, store)
+    return _finish(plan, spec, config, splits, store)
 
 
 def _make(
@@ -227,12 +230,11 @@ def _finish(
     spec: ShardSpec,
     config: TokenizeConfig,
     splits: Mapping[str, Split],
-    tokenizers: Mapping[str, Path],
     out: Store,
 ) -> Manifest:
     """Commit the dataset: all shards are there and enough of their samples are good."""
     about = {
-        name: {"folder": _folder_name(name), "fingerprint": fingerprint(path)} for name, path in tokenizers.items()
+        name: {"folder": _folder_name(name), "fingerprint": grid.fingerprint} for name, grid in _grids(spec).items()
     }
     manifest = Manifest.build(
         plan=plan,
@@ -271,6 +273,11 @@ def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprint
         for name, model in models.items()
     }
     return ShardSpec(image=grids.pop(IMAGE), orders=config.orders, scales=config.scales, conditions=grids)
+
+
+def _grids(spec: ShardSpec) -> dict[str, GridSpec]:
+    """Tokenizer's name → the grid of its codes."""
+    return {IMAGE: spec.image, **spec.conditions}
 
 
 def _device(config: TokenizeConfig) -> Literal["cpu", "cuda"]:
