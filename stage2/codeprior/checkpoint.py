@@ -44,8 +44,10 @@ from runkit.checkpoints import (
     read_finished,
     read_object,
 )
+from runkit.configs import check_fields
 from runkit.files import remove_made
 from runkit.jsonfiles import finite_or_none
+from runkit.retries import patient
 from runkit.tensors import check_finite, load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,9 @@ class RunConfig:
     """What its sequences mean."""
     data: str
     """Fingerprint of the dataset of shards."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, PriorError)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -220,6 +225,7 @@ def place_weights(prior: Prior, weights: Mapping[str, Tensor], path: Path) -> No
             target.copy_(placed_like(weights[name], target))
 
 
+@patient
 def finish_run(run: Path, checkpoint: Path, summary: Mapping[str, Any]) -> None:
     """Publish the last checkpoint as RUN/config.json and RUN/model.safetensors, then the summary."""
     for name in (CONFIG, WEIGHTS):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 import time
 from collections import Counter, deque
@@ -41,7 +42,9 @@ from codeshards.pool import assigned_cores, run_shards
 from codeshards.progress import EventLog, kind_of
 from codeshards.resume import MissingShards, close_job, held_store, open_job, planned_spec, remove_temps
 from codeshards.session import terminable
+from runkit.compiling import check_compiler
 from runkit.folders import check_apart
+from runkit.retries import patient
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.datasets import Split, open_splits, sources_of
@@ -99,6 +102,8 @@ def _tokenize(
     overwrite: bool,
     retry_failed: bool,
 ) -> Manifest:
+    if config.compile and "RAY_ADDRESS" not in os.environ:  # the nodes of a cluster look for themselves
+        check_compiler(_device(config), ShardError)
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
     planned = None if overwrite else planned_spec(store)
@@ -292,6 +297,7 @@ def _folder_name(name: str) -> str:
     return "tokenizer" if name == IMAGE else f"tokenizer-{name}"
 
 
+@patient
 def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
     """Put config and weights beside the shards, so that whoever has the codes can decode them."""
     for name, source in tokenizers.items():

@@ -8,6 +8,7 @@ function from its folder to its splits and put it into DATASETS: see README.md i
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from runkit.retries import patient
 from vqgan.datasets.ade20k import ade20k, landscapes
 from vqgan.datasets.base import CENTRE, Item, Sample, Split, View, hold_out, spread, views_of
 from vqgan.datasets.cifar10 import cifar10
@@ -37,6 +38,7 @@ DATASETS: dict[str, Callable[[Path], Mapping[str, Split]]] = {
 }
 
 
+@patient
 def open_splits(name: str, root: Path) -> dict[str, Split]:
     """Open the dataset `name` that lies in the folder `root`; both "train" and "val" are always there.
 

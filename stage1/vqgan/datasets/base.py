@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from runkit.retries import patient
 from vqgan.datasets.conditions import Keypoints, draw_pose, read_map
 from vqgan.datasets.pictures import open_picture, upright, upright_size
 from vqgan.errors import InputError
@@ -150,6 +151,7 @@ class Split:
         found.n_labels = min(self.n_labels, n_labels)
         return found
 
+    @patient
     def image_size(self, index: int) -> tuple[int, int]:
         """Width and height of image `index` in pixels, upright, from its header.
 
@@ -178,6 +180,7 @@ class Split:
         """Decode sample `index`: one square window of it resized to `size` pixels; see `read_views`."""
         return self.read_views(index, size, (view,), conditions=conditions)[0]
 
+    @patient
     def read_views(
         self, index: int, size: int, views: Sequence[View], *, conditions: Sequence[str] = (), draft: bool = False
     ) -> list[Sample]:
@@ -229,6 +232,7 @@ class Split:
                 return source.joints(full_size)
             return read_map(condition, source, full_size, self.n_labels)
 
+    @patient
     def read_whole(self, index: int) -> npt.NDArray[np.uint8]:
         """The whole picture of sample `index`, upright, in its own size: uint8 [H, W, 3], colours as in `read_views`.
 
