@@ -12,6 +12,8 @@ DiscLoss = Literal["hinge", "vanilla"]
 Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+ScalesFrom = Literal["quantised", "continuous"]
+"""What is pooled for the codes of coarser scales: code vectors, or the encoder's output before it is quantised."""
 
 
 def _require(ok: bool, field_name: str, value: object, remedy: str) -> None:
