@@ -242,16 +242,6 @@ def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch):
 # -- signals -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def default_handlers() -> Iterator[None]:
-    """Python's own handlers, whatever earlier tests in this process have left."""
-    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def test_exit_code_of_sigterm_survives_ray(default_handlers):
     """Ray's wait answers an exit out of a signal handler with one of its own, whose code is 1."""
 
