@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import logging
 import re
 import time
@@ -72,6 +73,28 @@ def patient(work: Callable[_P, _T]) -> Callable[_P, _T]:
         raise AssertionError  # the last try returns or raises
 
     return tried
+
+
+def resumed(begin: Callable[[], Iterator[_T]]) -> Iterator[_T]:
+    """The items of an iterator that is begun again, and wound forward to where it was, when it fails in passing.
+
+    Args:
+        begin: Returns the iterator, with the same items each time.
+    """
+    given, items = 0, begin()
+
+    @patient
+    def following() -> tuple[_T, ...]:
+        nonlocal items
+        try:
+            return tuple(itertools.islice(items, 1))
+        except Exception:
+            items = itertools.islice(begin(), given, None)
+            raise
+
+    while item := following():
+        given += 1
+        yield item[0]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

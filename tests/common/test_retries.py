@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from runkit import retries
 from runkit.checkpoints import read_object
 from runkit.errors import UserError
 from runkit.files import write_file
-from runkit.retries import is_outage, is_passing, patient
+from runkit.retries import is_outage, is_passing, patient, resumed
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,32 @@ def test_what_one_has_tried_in_vain_another_does_not_try_again() -> None:
     assert work.calls == 4
     assert is_passing(raised.value)
     assert is_outage(raised.value)
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 4, 5])
+def test_an_iterator_goes_on_where_it_failed(fails_at: int) -> None:
+    failures = [numbered(errno.ETIMEDOUT), numbered(errno.ECONNRESET)]
+
+    def five() -> Iterator[int]:
+        for number in range(6):
+            if number == fails_at and failures:
+                raise failures.pop()
+            if number < 5:
+                yield number
+
+    assert list(resumed(five)) == [0, 1, 2, 3, 4]
+    assert failures == []
+
+
+def test_an_iterator_that_fails_for_good_raises() -> None:
+    def one() -> Iterator[int]:
+        yield 1
+        raise numbered(errno.ENOENT)
+
+    found = resumed(one)
+    assert next(found) == 1
+    with pytest.raises(FileNotFoundError):
+        next(found)
 
 
 def test_a_bad_sector_is_no_outage() -> None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import pytest
 from tiny_job import CONFIG, hashes
+from tiny_shards import make_dataset
 
 from codeshards import pool
 from codeshards.encode import ShardTask, encode_shard
@@ -139,6 +140,28 @@ def test_an_object_store_that_is_busy_for_a_while_costs_time_only(s3, data, toke
     assert "trying again in 0.5 s" in caplog.text
     found = {name: sha256_file(open_store("s3://bucket/o") / name) for name in hashes(undisturbed)}
     assert found == hashes(undisturbed)
+
+
+def test_shards_are_read_from_a_store_that_is_busy_for_a_while(s3, monkeypatch):
+    monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
+    expected = make_dataset("s3://bucket/d", rows=10)["train"]
+    refused = Counter[str]()
+
+    def busy(environ: dict[str, Any]) -> bool:
+        refused[environ["PATH_INFO"]] += environ["PATH_INFO"].endswith(".parquet")
+        return 0 < refused[environ["PATH_INFO"]] <= 4
+
+    s3.status = "503 Slow Down"
+    dataset = ShardDataset.open("s3://bucket/d")
+    for _ in range(2):  # the second time the shards are not fetched to be hashed first
+        refused.clear()
+        s3.fails = busy
+        keys = [key for batch in dataset.batches("train", ["key"]) for key in batch["key"]]
+        assert keys == expected["keys"]
+        assert sum(refused.values()) > 3 * 4
+    s3.fails = lambda environ: environ["PATH_INFO"].endswith(".parquet")
+    with pytest.raises(ShardError, match=r"cannot be .*503"):
+        list(dataset.batches("train", ["key"]))
 
 
 def run_away(undisturbed: Path, folder: Path, times: int, events: Path) -> list[str]:
