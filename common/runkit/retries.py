@@ -34,6 +34,17 @@ _WORDS = re.compile(
 )
 """How Arrow's S3 and Google clients name them, whose errors have no number."""
 _IN_VAIN = "tried_in_vain"
+_FAILING_DISK = 8
+"""Files in a row that are lost to EIO until it is tried once only: of a disk that is failing nothing comes back."""
+
+
+class _Lost:
+    """Files in a row that this process has given up, since they gave EIO each time."""
+
+    count = 0
+
+
+_lost_in_a_row = _Lost()
 
 
 class PassingError(UserError):
@@ -61,14 +72,19 @@ def patient(work: Callable[_P, _T]) -> Callable[_P, _T]:
     def tried(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         for pause_s in (*PAUSES_S, None):
             try:
-                return work(*args, **kwargs)
+                answer = work(*args, **kwargs)
             except Exception as error:
                 if not is_passing(error) or any(_IN_VAIN in cause.__dict__ for cause in _causes(error)):
                     raise
-                if pause_s is None:
+                lost = not is_outage(error)
+                if pause_s is None or (lost and _lost_in_a_row.count >= _FAILING_DISK):
                     error.__dict__[_IN_VAIN] = True
+                    _lost_in_a_row.count += lost
                     raise
                 log.warning("%s; trying again in %g s", error, pause_s)
+            else:
+                _lost_in_a_row.count = 0
+                return answer
             time.sleep(pause_s)
         raise AssertionError  # the last try returns or raises
 

@@ -196,9 +196,12 @@ def fingerprint(folder: Path, known: str = "") -> str:
 
 def architecture_of(model: ModelConfig) -> bytes:
     """What of a config is part of a fingerprint; a later field is, where its value is not the default."""
-    fields = dataclasses.fields(model)
-    counted = {f.name for f in fields if f.name in _FIRST_FIELDS or getattr(model, f.name) != f.default}
-    values = {name: value for name, value in dataclasses.asdict(model).items() if name in counted}
+    usual = dataclasses.asdict(type(model)())
+    values = {
+        name: value
+        for name, value in dataclasses.asdict(model).items()
+        if name in _FIRST_FIELDS or value != usual[name]
+    }
     return json.dumps(values, sort_keys=True).encode()
 
 

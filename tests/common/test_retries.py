@@ -19,6 +19,7 @@ from runkit.retries import is_outage, is_passing, patient, resumed
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retries._lost_in_a_row, "count", 0)
 
 
 class Fails:
@@ -116,6 +117,18 @@ def test_an_iterator_that_fails_for_good_raises() -> None:
     assert next(found) == 1
     with pytest.raises(FileNotFoundError):
         next(found)
+
+
+def test_a_failing_disk_is_not_waited_for_file_by_file() -> None:
+    for _ in range(20):
+        lost = Fails(*(numbered(errno.EIO) for _ in range(99)))
+        with pytest.raises(OSError, match="Input/output"):
+            patient(lost)()
+    assert lost.calls == 1
+    away = Fails(numbered(errno.ESTALE), numbered(errno.ESTALE))  # another matter
+    assert patient(away)() == "content"
+    again = Fails(numbered(errno.EIO))  # and after one that could be read it is tried again
+    assert patient(again)() == "content"
 
 
 def test_a_bad_sector_is_no_outage() -> None:

@@ -66,12 +66,15 @@ class Later(ModelConfig):
 
     geometry: str = "crop"
     """A new field."""
+    table: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Another."""
 
 
 def test_a_new_field_counts_only_where_it_is_not_the_default() -> None:
     given = dataclasses.asdict(MODEL)
     assert architecture_of(Later(**given)) == architecture_of(MODEL)
     assert architecture_of(Later(**given, geometry="pad")) != architecture_of(MODEL)
+    assert architecture_of(Later(**given, table={"a": 1})) != architecture_of(MODEL)
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelConfig)])

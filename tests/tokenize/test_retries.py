@@ -100,6 +100,11 @@ def test_a_read_that_fails_twice_costs_no_row(undisturbed, data, tokenizer, tmp_
     assert set(_OPENED.values()) == {3}
 
 
+@pytest.fixture(autouse=True)
+def no_failing_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries._lost_in_a_row, "count", 0)
+
+
 def test_a_bad_sector_costs_its_row_and_a_missing_file_is_not_tried_again(
     undisturbed, data, tokenizer, tmp_path, monkeypatch
 ):
