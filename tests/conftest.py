@@ -1,6 +1,7 @@
 """What all tests share: nothing of a test run may reach the user's own cluster."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,3 +43,14 @@ def local_ray_cores(s3_server: S3Server) -> Iterator[Any]:
     )
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture
+def default_handlers() -> Iterator[None]:
+    """Python's own handlers, whatever earlier tests have left, or a shell that started the tests in the background,
+    which has them ignore Ctrl-C."""
+    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -25,6 +25,7 @@ from torch import Tensor
 from runkit.errors import UserError
 from runkit.files import TEMP_MARK, fsync_path, pretty_json, remove_made, set_aside, temp_beside, write_file
 from runkit.jsonfiles import parse_object
+from runkit.retries import is_passing, patient
 from runkit.tensors import check_finite, first_non_finite, load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
@@ -182,6 +183,8 @@ def newest_intact(run: Path, check: Callable[[Path], None]) -> Path | None:
             check(path)
             return path
         except DamagedError as error:
+            if is_passing(error):
+                raise  # nobody knows whether it is damaged
             aside = set_aside(path, f"damaged-{path.name}")
             log.warning("%s; %s was renamed to %s, and the one before it is used", error, path, aside.name)
     if damaged := damaged_checkpoints(run):
@@ -227,6 +230,7 @@ def remove_unfinished(run: Path, files: Collection[str], folders: Mapping[str, C
                 remove_made(temp, (*names, UNFINISHED))
 
 
+@patient
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()

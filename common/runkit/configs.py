@@ -26,9 +26,23 @@ def check_fields(config: Any, error: type[UserError] = UserError) -> None:
         UserError: naming the field, its value and what is allowed.
     """
     for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if (remedy := _problem(kind, value)) is not None:
-            raise error(f"{name} is {value!r}: {remedy}")
+        check_value(name, getattr(config, name), kind, error)
+
+
+def check_value(name: str, value: object, kind: Any, error: type[UserError] = UserError) -> None:
+    """Refuse a value that is not of a type, such as an argument that is no choice of its Literal.
+
+    Args:
+        name: What messages call it.
+        value: The value.
+        kind: Its annotation.
+        error: Class of the error.
+
+    Raises:
+        UserError: naming the value and what is allowed.
+    """
+    if (remedy := _problem(kind, value)) is not None:
+        raise error(f"{name} is {value!r}: {remedy}")
 
 
 def _problem(kind: Any, value: Any) -> str | None:

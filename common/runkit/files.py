@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runkit.errors import UserError
+from runkit.retries import patient
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+@patient
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a temporary file, fsync, rename, fsync of the folder, which is made.
 

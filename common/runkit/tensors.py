@@ -17,11 +17,13 @@ from torch import Tensor
 
 from runkit.errors import UserError
 from runkit.files import fsync_path, temp_beside
+from runkit.retries import patient
 
 _DIGEST = "sha256"
 """Key in the metadata. It is the only one in files of save_tensors: safetensors writes several in a random sequence."""
 
 
+@patient
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], error: type[UserError] = UserError) -> None:
     """Write tensors whole or not at all: a temporary file, fsync, rename, fsync of the folder.
 
@@ -64,6 +66,12 @@ def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     return packed[:8] + text + packed[8 + size :]
 
 
+def bare_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file without metadata: a function of the tensors alone, whoever stored them."""
+    return save(_plain(tensors))
+
+
+@patient
 def load_tensors(path: Path, error: type[UserError] = UserError, *, verify: bool = True) -> dict[str, Tensor]:
     """Read a safetensors file into main memory.
 

@@ -26,7 +26,6 @@ from codeshards.format import (
     Plan,
     PlannedShard,
     Sidecar,
-    atomic_write,
     build_plan,
     open_store,
     remove_stale_temps,
@@ -39,9 +38,10 @@ from imagepriors.config import AnnotateConfig, Kind
 from imagepriors.maptree import MapTree, encode_map
 from runkit.files import sha256_of
 from runkit.folders import held
+from runkit.retries import patient
 from vqgan.datasets import Split, open_splits, resolve
 from vqgan.datasets.conditions import read_map
-from vqgan.datasets.files import Memory
+from vqgan.datasets.files import Memory, Source
 from vqgan.errors import InputError
 from vqgan.tokenizer import pick_device
 
@@ -345,8 +345,7 @@ def _write(
     content = {path: data}
     copy = tree.copy_path(split, item)
     if copy:
-        with item.image.open() as file:
-            content[copy] = file.read()
+        content[copy] = _content(item.image)
     records = {place: FileRecord(hashlib.sha256(value).hexdigest(), len(value)) for place, value in content.items()}
     for place, record in records.items():
         if not journal.allows(place, record.sha256):
@@ -355,6 +354,11 @@ def _write(
             )
     for place, value in content.items():
         journal.add(place, records[place].sha256)
-        with atomic_write(place) as file:
-            file.write(value)
+        open_store(place).write_bytes(value)
     return records
+
+
+@patient
+def _content(source: Source) -> bytes:
+    with source.open() as file:
+        return file.read()

@@ -10,6 +10,7 @@ from typing import Any
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.format import ShardDataset, ShardError, Where, absolute, read_json
 from codeshards.session import connected
+from runkit.errors import user_message
 from runkit.folders import check_apart
 from vqgan.config import Device, TrainConfig
 from vqgan.datasets import open_splits
@@ -56,7 +57,7 @@ def train_on_ray(
     it Ray runs here.
 
     Raises:
-        InputError: there are not enough GPUs for device = "cuda"; a worker failed.
+        InputError: there are not enough GPUs for device = "cuda"; a worker died, or raised what a person can mend.
         ShardError: Ray cannot start, or has died on this machine.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -89,6 +90,21 @@ def train_on_ray(
         except ShardError:
             raise
         except Exception as error:
-            reasons = getattr(error, "worker_failures", None) or {0: error}
-            raise InputError(f"training on {workers} Ray workers failed: {next(iter(reasons.values()))}") from error
+            if (reason := _reason(error)) is None:
+                raise  # a bug: keep its traceback
+            raise InputError(f"training on {workers} Ray workers failed: {reason}") from error
     return read_json(out / "summary.json")
+
+
+def _reason(error: Exception) -> str | None:
+    """What a person can do about a training that failed; None for a bug.
+
+    Where one worker fails the others fail with it, for they wait for each other: any of them may say why.
+    """
+    from ray.exceptions import RayActorError
+
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    causes = [getattr(found, "_base_exc", found) for found in failures.values()]
+    messages = [message for cause in causes if (message := user_message(cause)) is not None]
+    dead = [str(cause) for cause in causes if isinstance(cause, RayActorError)]
+    return next(iter(messages + dead), None)

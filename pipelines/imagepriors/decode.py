@@ -63,7 +63,7 @@ def load_shard_tokenizer(shards: Where, name: str, fingerprint: str) -> Tokenize
     """
     place = open_store(shards) / name
     with place.as_folder() as folder:
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = Tokenizer.load(folder, known=fingerprint)
     if tokenizer.fingerprint != fingerprint:
         raise ShardError(
             f"{place} has fingerprint {tokenizer.fingerprint}, the codes were made by {fingerprint}: "

@@ -87,6 +87,8 @@ def _facts(manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, 
     deaths = Counter("node" if event["node_lost"] else "worker" for event in events if event["event"] == "worker_died")
     if deaths:
         facts.append(("lost on the way", f"{deaths['worker']} workers, {deaths['node']} workers with their node"))
+    if put_off := sum(event["event"] == "shard_put_off" for event in events):
+        facts.append(("made later", f"{put_off} shards, because their input or output was away"))
     return facts
 
 

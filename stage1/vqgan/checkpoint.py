@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from runkit.errors import UserError
 from runkit.files import TEMP_MARK, pretty_json, write_file
 from runkit.folders import check_publish, publish
 from runkit.jsonfiles import finite_or_none
-from runkit.tensors import check_finite, load_tensors, pack_tensors, save_tensors
+from runkit.tensors import bare_tensors, check_finite, load_tensors, pack_tensors, save_tensors
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, from_dict, inapplicable
 from vqgan.errors import InputError
 from vqgan.model import VQGAN, Palette, build_model
@@ -47,6 +47,11 @@ FREE_TO_CHANGE = {
     "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device", "compile",
 }  # fmt: skip
 """Fields that a continued run may change: they decide how long and where it runs, not what it computes."""
+_FIRST_FIELDS = {
+    "modality", "n_labels", "resolution", "ch", "ch_mult", "num_res_blocks", "attn_resolutions", "z_channels",
+    "embed_dim", "quantizer", "codebook_size",
+}  # fmt: skip
+"""Fields of ModelConfig that are part of every fingerprint. Never add one: stored fingerprints would change."""
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -189,15 +194,42 @@ def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette]:
     return config, model.eval()
 
 
-def fingerprint(folder: Path) -> str:
-    """Identity of a tokenizer: sha256 over its architecture and weights, 16 hex digits."""
-    config = load_config(folder)
-    fields = dataclasses.asdict(config.model)
-    if fields["geometry"] == "crop":  # as it was before there was a choice: old fingerprints stay valid
-        del fields["geometry"]
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-    digest.update((folder / WEIGHTS).read_bytes())
-    return digest.hexdigest()[:16]
+def fingerprint(folder: Path, known: str = "") -> str:
+    """Identity of a tokenizer: sha256 over its architecture and tensors, 16 hex digits.
+
+    It is the same for the same weights, however they were saved, and in a version whose ModelConfig has more fields.
+
+    Args:
+        folder: The tokenizer.
+        known: A fingerprint that a dataset, a plan or a prior has stored. Earlier versions hashed the bytes of the
+            file of weights, metadata included; where `known` is this tokenizer's by that rule, it is returned.
+
+    Raises:
+        InputError: no tokenizer there, or its weights cannot be read.
+    """
+    architecture, path = architecture_of(load_config(folder).model), folder / WEIGHTS
+    tensors = load_tensors(path, InputError)
+    forms: tuple[Callable[[], bytes], ...] = (
+        lambda: bare_tensors(tensors), lambda: pack_tensors(tensors), path.read_bytes,
+    )  # fmt: skip
+    found = ""
+    for content in forms if known else forms[:1]:
+        digest = hashlib.sha256(architecture + content()).hexdigest()[:16]
+        if digest == known:
+            return known
+        found = found or digest
+    return found
+
+
+def architecture_of(model: ModelConfig) -> bytes:
+    """What of a config is part of a fingerprint; a later field is, where its value is not the default."""
+    usual = dataclasses.asdict(type(model)())
+    values = {
+        name: value
+        for name, value in dataclasses.asdict(model).items()
+        if name in _FIRST_FIELDS or value != usual[name]
+    }
+    return json.dumps(values, sort_keys=True).encode()
 
 
 def check_same_run(saved: TrainConfig, wanted: TrainConfig, run: Path) -> None:

@@ -13,6 +13,8 @@ DiscLoss = Literal["hinge", "vanilla"]
 Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
+ScalesFrom = Literal["quantised", "continuous"]
+"""What is pooled for the codes of coarser scales: code vectors, or the encoder's output before it is quantised."""
 _GEOMETRIES: dict[str, Geometry] = {"deepfashion": "pad"}  # whose people stand from edge to edge of tall photos
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqgan.config import LossConfig, ModelConfig
+from vqgan.config import LossConfig, ModelConfig, ScalesFrom
 from vqgan.groupnorm import GroupNorm
-from vqgan.quantize import GumbelQuantizer, VectorQuantizer
+from vqgan.quantize import GumbelQuantizer, VectorQuantizer, pooled_codes
 
 
 def norm(channels: int) -> GroupNorm:
@@ -180,15 +180,21 @@ class Decoder(nn.Module):
         return self.conv_out(self.body(z_BChw))  # type: ignore[no-any-return]
 
 
-def scale_codes(quantize: VectorQuantizer | GumbelQuantizer, z_BDhw: Tensor, sides: Sequence[int]) -> list[Tensor]:
-    """Codes int64 [B, h, w] of a latent, then of the latent average-pooled to each side S, [B, S, S].
+def scale_codes(
+    quantize: VectorQuantizer | GumbelQuantizer, z_BDhw: Tensor, sides: Sequence[int], scales_from: ScalesFrom
+) -> list[Tensor]:
+    """Codes int64 [B, h, w] of a latent, then those of each coarser side S, [B, S, S].
 
-    The coarser scales of the multiscale prior (paper section 3): kernel = stride, then the same codebook.
+    The coarser scales of the multiscale prior (paper section 3): the quantised latent, or the continuous one, is
+    average-pooled with kernel = stride, and quantised with the same codebook.
     """
     height, width = z_BDhw.shape[2:]
     z_BDhw = z_BDhw.float()
+    codes_Bhw = quantize.codes(z_BDhw)
+    if scales_from == "quantised":
+        return [codes_Bhw, *(pooled_codes(codes_Bhw, quantize.codebook(), side) for side in sides)]
     pooled = [F.avg_pool2d(z_BDhw, (height // side, width // side)) for side in sides]
-    return [quantize.codes(z) for z in (z_BDhw, *pooled)]
+    return [codes_Bhw, *(quantize.codes(z) for z in pooled)]
 
 
 class VQGAN(nn.Module):
@@ -213,9 +219,11 @@ class VQGAN(nn.Module):
         """[B, C, H, W] → codes int64 [B, h, w]."""
         return self.encode_scales(x_BCHW)[0]
 
-    def encode_scales(self, x_BCHW: Tensor, sides: Sequence[int] = ()) -> list[Tensor]:
-        """[B, C, H, W] → codes int64 [B, h, w], then those of each coarser side S [B, S, S], from one pass."""
-        return scale_codes(self.quantize, self.latent(x_BCHW), sides)
+    def encode_scales(
+        self, x_BCHW: Tensor, sides: Sequence[int] = (), scales_from: ScalesFrom = "quantised"
+    ) -> list[Tensor]:
+        """[B, C, H, W] → codes int64 [B, h, w], then those of each coarser side S [B, S, S]; see `scale_codes`."""
+        return scale_codes(self.quantize, self.latent(x_BCHW), sides, scales_from)
 
     def decode(self, codes_Bhw: Tensor) -> Tensor:
         """Codes int64 [B, h, w] → [B, C, H, W] (logits for segmentation)."""
@@ -240,9 +248,11 @@ class Palette(nn.Module):
         """[B, 3, H, W] in [-1, 1] → index of the nearest colour, int64 [B, H, W]."""
         return self.encode_scales(x_BCHW)[0]
 
-    def encode_scales(self, x_BCHW: Tensor, sides: Sequence[int] = ()) -> list[Tensor]:
-        """As VQGAN.encode_scales: the colours of the pooled picture."""
-        return scale_codes(self.quantize, x_BCHW, sides)
+    def encode_scales(
+        self, x_BCHW: Tensor, sides: Sequence[int] = (), scales_from: ScalesFrom = "quantised"
+    ) -> list[Tensor]:
+        """As VQGAN.encode_scales; the latent is the picture itself."""
+        return scale_codes(self.quantize, x_BCHW, sides, scales_from)
 
     def decode(self, codes_BHW: Tensor) -> Tensor:
         """Codes int64 [B, H, W] → [B, 3, H, W]."""

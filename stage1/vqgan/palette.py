@@ -39,11 +39,14 @@ def fit_palette(
         seed: Seed of the draw and of k-means.
 
     Raises:
-        InputError: ten pictures in a row cannot be read, there are fewer distinct pixels than colours, or `out` holds a
-            model that this function has not written.
+        InputError: a number is out of range, ten pictures in a row cannot be read, there are fewer distinct pixels than
+            colours, or `out` holds a model that this function has not written.
     """
     from scipy.cluster.vq import kmeans2
 
+    for name, value, least in (("images", images, 1), ("seed", seed, 0)):
+        if not least <= value < 2**63:
+            raise InputError(f"{name} is {value}: choose {least} or more, within 64 bits")
     config = ModelConfig(
         quantizer="palette", resolution=resolution, geometry=geometry, ch_mult=(1,), attn_resolutions=(), z_channels=3,
         embed_dim=3, codebook_size=colours,

@@ -19,6 +19,26 @@ def rows(z_BDhw: Tensor) -> Tensor:
     return z_BDhw.float().permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def _nearest(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+    """Index of the code nearest to each vector, int64 [N]."""
+    # ‖z‖² is the same for every code and, on the sphere, scaling z changes no order: both are left out.
+    norm_K = codebook_KD.square().sum(1)
+    chunks = torch.split(z_ND, max(1, _DISTANCES // len(codebook_KD)))
+    return torch.cat([torch.addmm(norm_K, chunk_ND, codebook_KD.T, alpha=-2).argmin(1) for chunk_ND in chunks])
+
+
+def pooled_codes(codes_Bhw: Tensor, codebook_KD: Tensor, side: int) -> Tensor:
+    """Codes int64 [B, S, S] of a coarser grid: the code vectors of each block, averaged and quantised again.
+
+    A function of the codes and the codebook alone, on every device: in float64 rounding decides between no two codes.
+    """
+    codebook_KD = codebook_KD.double()
+    batch, height, width = codes_Bhw.shape
+    q_BDhw = F.embedding(codes_Bhw, codebook_KD).permute(0, 3, 1, 2)
+    pooled_BDSS = F.avg_pool2d(q_BDhw, (height // side, width // side))
+    return _nearest(pooled_BDSS.permute(0, 2, 3, 1).flatten(0, 2), codebook_KD).view(batch, side, side)
+
+
 def _sum_over_ranks(*tensors: Tensor) -> None:
     if dist.is_initialized():
         for tensor in tensors:
@@ -54,7 +74,8 @@ class VectorQuantizer(nn.Module):
         self._noted: tuple[Tensor, Tensor] | None = None
         self.embedding.weight.requires_grad_(not loss.codebook_decay)
 
-    def _codebook(self) -> Tensor:
+    def codebook(self) -> Tensor:
+        """Code vectors as they are compared and decoded, float32 [K, D]."""
         weight = self.embedding.weight.float()
         return F.normalize(weight, dim=1) if self.normalize else weight
 
@@ -62,16 +83,11 @@ class VectorQuantizer(nn.Module):
         """Index of the nearest code, int64 [B, h, w]."""
         batch, _, height, width = z_BDhw.shape
         with torch.autocast(z_BDhw.device.type, enabled=False):
-            weight_KD = self._codebook()
-            # ‖z‖² is the same for every code and, on the sphere, scaling z changes no order: both are left out.
-            norm_K = weight_KD.square().sum(1)
-            chunks = torch.split(rows(z_BDhw), max(1, _DISTANCES // len(weight_KD)))
-            nearest = [torch.addmm(norm_K, z_ND, weight_KD.T, alpha=-2).argmin(1) for z_ND in chunks]
-        return torch.cat(nearest).view(batch, height, width)
+            return _nearest(rows(z_BDhw), self.codebook()).view(batch, height, width)
 
     def lookup(self, codes_Bhw: Tensor) -> Tensor:
         """Code vectors, float32 [B, D, h, w]."""
-        return F.embedding(codes_Bhw, self._codebook()).permute(0, 3, 1, 2)
+        return F.embedding(codes_Bhw, self.codebook()).permute(0, 3, 1, 2)
 
     def forward(self, z_BDhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise: (vectors [B, D, h, w] with gradient to z, loss, codes [B, h, w]).
@@ -144,6 +160,10 @@ class GumbelQuantizer(nn.Module):
         self.proj = nn.Conv2d(config.embed_dim, config.codebook_size, 1)
         self.embed = nn.Embedding(config.codebook_size, config.embed_dim)
 
+    def codebook(self) -> Tensor:
+        """Code vectors as they are decoded, float32 [K, D]."""
+        return self.embed.weight.float()
+
     def codes(self, z_BDhw: Tensor) -> Tensor:
         """Index of the largest logit, int64 [B, h, w]."""
         with torch.autocast(z_BDhw.device.type, enabled=False):
@@ -151,4 +171,4 @@ class GumbelQuantizer(nn.Module):
 
     def lookup(self, codes_Bhw: Tensor) -> Tensor:
         """Code vectors, float32 [B, D, h, w]."""
-        return self.embed(codes_Bhw).float().permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+        return F.embedding(codes_Bhw, self.codebook()).permute(0, 3, 1, 2)

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from runkit.compiling import check_compiler
+from runkit.configs import check_value
 from vqgan import checkpoint
-from vqgan.config import Device, ModelConfig, Precision
+from vqgan.config import Device, ModelConfig, Precision, ScalesFrom
 from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN, Palette
@@ -24,15 +26,21 @@ def pick_device(name: Device) -> torch.device:
     """The device that `name` means here.
 
     Raises:
-        InputError: cuda is asked for and there is no usable GPU.
+        InputError: cuda is asked for and there is no usable GPU; or another name than those of Device.
     """
+    check_value("device", name, Device, InputError)
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device = 'cuda', but torch sees no GPU: use --device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The autocast type; auto is bfloat16 on GPUs and on CPUs that are faster in it."""
+    """The autocast type; auto is bfloat16 on GPUs and on CPUs that are faster in it.
+
+    Raises:
+        InputError: another name than those of Precision.
+    """
+    check_value("precision", precision, Precision, InputError)
     native = precision == "auto" and (device.type == "cuda" or _cpu_gains_from_bfloat16())
     return torch.bfloat16 if precision == "bfloat16" or native else torch.float32
 
@@ -70,6 +78,8 @@ class Tokenizer:
         self.fingerprint = fingerprint
         self._device, self._dtype = device, dtype
         self._model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        if compiled:
+            check_compiler(device.type, InputError)
         encode_scales = self._model.encode_scales
         self._encode_scales = torch.compile(encode_scales, dynamic=False) if compiled else encode_scales
 
@@ -81,17 +91,20 @@ class Tokenizer:
         device: Device = "auto",
         precision: Literal["auto", "float32", "bfloat16"] = "float32",
         compiled: bool = False,
+        known: str = "",
     ) -> "Tokenizer":
         """Load a tokenizer folder. Float32 is the default, since bfloat16 changes a few per cent of the codes.
 
-        With `compiled` the encoder goes through torch.compile, once for every batch size it meets.
+        With `compiled` the encoder goes through torch.compile, once for every batch size it meets. `known` is a stored
+        fingerprint; if an earlier version gave it to this tokenizer, it is the tokenizer's `fingerprint` here too.
 
         Raises:
             InputError: no tokenizer there, or weights that do not fit.
         """
         config, model = checkpoint.load_model(path)
         place = pick_device(device)
-        return cls(config.model, model, checkpoint.fingerprint(path), place, pick_dtype(precision, place), compiled)
+        fingerprint = checkpoint.fingerprint(path, known)
+        return cls(config.model, model, fingerprint, place, pick_dtype(precision, place), compiled)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
@@ -107,23 +120,28 @@ class Tokenizer:
 
     @torch.inference_mode()
     def start(
-        self, pictures: Sequence[npt.NDArray[Any]], sides: Sequence[int] = ()
+        self,
+        pictures: Sequence[npt.NDArray[Any]],
+        sides: Sequence[int] = (),
+        scales_from: ScalesFrom = "quantised",
     ) -> Callable[[], list[npt.NDArray[np.uint16]]]:
         """Start encoding, and return what waits for the codes: a GPU works on them while the caller does other things.
 
         Args:
             pictures: N pictures of one modality at `config.resolution`.
             sides: Sides of coarser scales, see `scale_codes`.
+            scales_from: What is pooled for them.
 
         Returns:
             A function that gives uint16 [N, h, w], then [N, S, S] for each side, all from one encoder pass.
 
         Raises:
-            InputError: a label is not below `n_labels`, or depth is not in [0, 1].
+            InputError: a label is not below `n_labels`, depth is not in [0, 1], or `scales_from` is no choice.
         """
+        check_value("scales_from", scales_from, ScalesFrom, InputError)
         x = to_input(pictures, self.config, self._device).contiguous(memory_format=torch.channels_last)
         with self._autocast(), self._exact_convolutions():
-            found = self._encode_scales(x, tuple(sides))
+            found = self._encode_scales(x, tuple(sides), scales_from)
         if self._device.type == "cpu":
             return lambda: [codes.numpy().astype(np.uint16) for codes in found]
         # int32, since torch has no arithmetic in uint16; the copy ends when the event has passed.

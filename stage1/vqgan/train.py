@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runkit.checkpoints import newest_intact
+from runkit.compiling import check_compiler
 from runkit.files import write_file
 from runkit.folders import held
 from runkit.tensors import save_tensors
@@ -29,6 +30,7 @@ from vqgan.datasets import Split, spread
 from vqgan.errors import InputError
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
+from vqgan.tokenizer import pick_device
 from vqgan.trainer import NonFiniteLossError, Trainer
 
 log = logging.getLogger(__name__)
@@ -153,6 +155,8 @@ def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str,
         if summary is not None:
             log.info("%s is complete", run)
             return summary
+        if config.compile:
+            check_compiler(pick_device(config.device).type, InputError)
         trainer = Trainer(config)
         distributed.from_first(lambda: stack.enter_context(_held(run)), InputError)
         found = distributed.from_first(lambda: _starting_point(trainer, run), InputError)

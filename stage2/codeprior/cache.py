@@ -23,6 +23,7 @@ from tqdm import tqdm
 from codeprior.config import PriorError
 from codeshards.format import ShardDataset, WriteError, atomic_write
 from runkit.files import TEMP_MARK, temp_beside
+from runkit.retries import patient
 
 logger = logging.getLogger(__name__)
 CACHE_VERSION = 2
@@ -130,6 +131,7 @@ def _remove_half_files(folder: Path) -> None:
                 temp.unlink()
 
 
+@patient
 def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
     # Every byte, here: what is decoded is read for as long as the file lies there.
     here = (str(dataset.path), dataset.fingerprint, split)

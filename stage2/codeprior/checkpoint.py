@@ -44,8 +44,10 @@ from runkit.checkpoints import (
     read_finished,
     read_object,
 )
+from runkit.configs import check_fields
 from runkit.files import remove_made
 from runkit.jsonfiles import finite_or_none
+from runkit.retries import patient
 from runkit.tensors import check_finite, load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,9 @@ class RunConfig:
     """What its sequences mean."""
     data: str
     """Fingerprint of the dataset of shards."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, PriorError)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -134,6 +139,16 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, item in value.items():
         leaves |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
     return leaves
+
+
+def dataset_of(run: Path) -> str:
+    """Fingerprint of the dataset that a prior in `run` is trained on; empty where there is none that can be read."""
+    for place in (*reversed(checkpoints(run)), run):
+        try:
+            return RunConfig.load(place / CONFIG).data
+        except PriorError:
+            continue
+    return ""
 
 
 def save_best(run: Path, config: RunConfig, weights: Mapping[str, Tensor], figures: Mapping[str, Any]) -> None:
@@ -210,6 +225,7 @@ def place_weights(prior: Prior, weights: Mapping[str, Tensor], path: Path) -> No
             target.copy_(placed_like(weights[name], target))
 
 
+@patient
 def finish_run(run: Path, checkpoint: Path, summary: Mapping[str, Any]) -> None:
     """Publish the last checkpoint as RUN/config.json and RUN/model.safetensors, then the summary."""
     for name in (CONFIG, WEIGHTS):

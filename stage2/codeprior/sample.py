@@ -19,6 +19,7 @@ from tqdm import tqdm
 from codeprior.config import PriorError, SampleConfig, SequenceSpec
 from codeprior.model import KVCache, Prior
 from codeshards.format import defined_orders, order
+from runkit.compiling import check_compiler
 
 Condition = Tensor | Mapping[str, Tensor]
 """Tokens of the one condition [N] or [N, C] or [N, h, w], or such tokens for each condition by name."""
@@ -196,6 +197,8 @@ def ready(prior: Prior, config: SampleConfig) -> Prior:
     """
     if config.guidance != 1 and not prior.sequence.conditions:
         raise PriorError(f"guidance = {config.guidance}: this prior has no condition to guide by; use 1")
+    if config.compile:
+        check_compiler(prior.device.type, PriorError)
     dtype = getattr(torch, config.precision)
     prior.eval()
     return prior if prior.code_embedding.weight.dtype == dtype else copy.deepcopy(prior).to(dtype)

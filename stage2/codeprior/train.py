@@ -26,13 +26,14 @@ from codeprior.config import PriorError, TrainConfig
 from codeprior.data import CodeData, checked, sequence_from_dataset
 from codeprior.interrupt import GracefulStop
 from codeprior.model import Prior
-from codeprior.optim import learning_rate_at
+from codeprior.optim import learning_rate_at, resolve_device
 from codeprior.runlog import RunLog
 from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.trainer import Trainer
 from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ShardDataset, Where
 from runkit.checkpoints import checkpoints, newest_intact, save_checkpoint
+from runkit.compiling import check_compiler
 from runkit.folders import check_apart, held
 from runkit.jsonfiles import parse_json
 
@@ -349,13 +350,16 @@ def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: 
     """
     check_apart(out, shards=shards)
     with distributed.process_group(), contextlib.ExitStack() as stack:
-        dataset, out = ShardDataset.open(shards), Path(out)
+        out = Path(out)
+        dataset = ShardDataset.open(shards, known=ckpt.dataset_of(out) if resume else "")
         sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)
         run = ckpt.RunConfig(train=config, sequence=sequence, data=dataset.fingerprint)
         summary = distributed.from_first(lambda: ckpt.finished_summary(out, run) if resume else None, PriorError)
         if summary is not None:
             logger.info("%s is complete", out)
             return summary
+        if config.compile:
+            check_compiler(resolve_device(config.device).type, PriorError)
         distributed.from_first(lambda: stack.enter_context(_held(out)), PriorError)
         trainer = Trainer(run, dataset, out)
         saved = distributed.from_first(lambda: _starting_point(trainer, resume), PriorError)

@@ -18,6 +18,8 @@ class S3Server:
         self._app = DomainDispatcherApplication(create_backend_app)
         self.fails: Callable[[dict[str, Any]], bool] = lambda environ: False
         """Which requests, as WSGI environments, are answered with an error."""
+        self.status = "403 Forbidden"
+        """With which."""
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._server.port}",
@@ -31,7 +33,7 @@ class S3Server:
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Any:
         if self.fails(environ):
-            start_response("403 Forbidden", [("Content-Length", "0")])
+            start_response(self.status, [("Content-Length", "0")])
             return [b""]
         return self._app(environ, start_response)
 

@@ -29,7 +29,7 @@ from vqgan.losses import EfficientNetLite0Loss, LpipsLoss, PatchDiscriminator, a
 from vqgan.metrics import TokenizerMetrics
 from vqgan.model import VQGAN, build_model
 from vqgan.palette import fit_palette
-from vqgan.quantize import VectorQuantizer
+from vqgan.quantize import VectorQuantizer, pooled_codes
 from vqgan.tokenizer import Tokenizer
 from vqgan.train import train
 from vqgan.trainer import NonFiniteLossError, Trainer
@@ -223,14 +223,14 @@ def test_every_modality_trains_and_tokenizes(splits, tmp_path, modality, n_label
 
 
 @pytest.mark.parametrize("quantizer", ["vq", "l2", "gumbel", "palette"])
-def test_scales_are_the_nearest_codes_of_block_means(quantizer):
+def test_continuous_scales_are_the_nearest_codes_of_block_means(quantizer):
     """Against loops: mean of each block of the latent, then the code at the smallest distance (or largest logit)."""
     torch.manual_seed(0)
     extra = {"embed_dim": 3, "resolution": 8, "ch_mult": (1,)} if quantizer == "palette" else {}
     model = build_model(dataclasses.replace(TINY, quantizer=quantizer, **extra)).eval()
     x = torch.rand(2, 3, model.config.resolution, model.config.resolution) * 2 - 1
     with torch.inference_mode():
-        codes_Bhw, *scales = model.encode_scales(x, (1, 2, 4))
+        codes_Bhw, *scales = model.encode_scales(x, (1, 2, 4), "continuous")
         latent = x if quantizer == "palette" else model.latent(x)
         assert torch.equal(codes_Bhw, model.encode(x))
         for side, scale_BSS in zip((1, 2, 4), scales, strict=True):
@@ -246,6 +246,37 @@ def test_scales_are_the_nearest_codes_of_block_means(quantizer):
                     z_D = z_D / z_D.norm() if quantizer == "l2" else z_D
                     score_K = -(codebook_KD.double() - z_D).square().sum(1)
                 assert score_K.max() - score_K[scale_BSS[b, row, column]] < 1e-6
+
+
+def naive_scale(codes_HW, codebook_KD, side):
+    """The code at the smallest distance to each block's mean code vector, in loops."""
+    step = len(codes_HW) // side
+    found = np.empty((side, side), np.int64)
+    for row, column in np.ndindex(side, side):
+        block = codes_HW[row * step : (row + 1) * step, column * step : (column + 1) * step]
+        mean_D = sum(codebook_KD[code] for code in block.ravel()) / block.size
+        found[row, column] = min(
+            range(len(codebook_KD)), key=lambda code: float(((codebook_KD[code] - mean_D) ** 2).sum())
+        )
+    return found
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "l2", "gumbel", "palette"])
+def test_quantised_scales_follow_from_codes_and_codebook_alone(quantizer):
+    torch.manual_seed(0)
+    extra = {"embed_dim": 3, "resolution": 8, "ch_mult": (1,)} if quantizer == "palette" else {}
+    model = build_model(dataclasses.replace(TINY, quantizer=quantizer, **extra)).eval()
+    x = torch.rand(2, 3, model.config.resolution, model.config.resolution) * 2 - 1
+    with torch.inference_mode():
+        codes_Bhw, *scales = model.encode_scales(x, (1, 2, 4))
+        size = model.config.codebook_size
+        codebook_KD = model.quantize.lookup(torch.arange(size)[None, None])[0, :, 0].T.double().numpy()
+        assert torch.equal(codes_Bhw, model.encode(x))
+        for side, scale_BSS in zip((1, 2, 4), scales, strict=True):
+            naive_BSS = [naive_scale(codes.numpy(), codebook_KD, side) for codes in codes_Bhw]
+            np.testing.assert_array_equal(scale_BSS, naive_BSS)
+            again = pooled_codes(codes_Bhw[1:], model.quantize.codebook(), side)
+            assert torch.equal(again, scale_BSS[1:])
 
 
 def test_training_lowers_the_loss(splits, tmp_path):

@@ -27,6 +27,8 @@ from codeprior.model import Prior
 from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.train import Run, train_prior
 from codeshards.format import ShardDataset
+from runkit.errors import user_message
+from vqgan.errors import InputError
 
 # Permuted throughout: an annealed order would depend on the number of steps, which some runs here extend.
 CONFIG = TrainConfig(
@@ -174,6 +176,24 @@ def test_average_is_what_is_shipped(dataset: ShardDataset, tmp_path: Path, singl
     for name, tensor in trained.items():
         assert torch.equal(state[f"trained/{name}"], tensor)  # averaging does not touch the training
     assert not torch.equal(trained["head.weight"], averaged["head.weight"])
+
+
+def test_a_worker_of_ray_train_says_why_it_failed_and_a_bug_keeps_its_traceback(
+    local_ray_cores: object, tmp_path: Path
+) -> None:
+    from imagepriors.cluster import train_on_ray
+
+    def refuse(device: str) -> None:
+        raise PriorError("learning_rate = -1: use a positive number")
+
+    def fail(device: str) -> None:
+        {}["bug"]
+
+    with pytest.raises(InputError, match=r"failed: learning_rate = -1: use a positive number$"):
+        train_on_ray(refuse, tmp_path / "a", 1, name="refuse", device="cpu")
+    with pytest.raises(Exception, match=r"(?s)in fail.*KeyError: 'bug'") as raised:
+        train_on_ray(fail, tmp_path / "b", 1, name="fail", device="cpu")
+    assert user_message(raised.value) is None  # the command line prints the traceback
 
 
 def test_flops_are_those_of_the_matrix_products(dataset: ShardDataset, monkeypatch: pytest.MonkeyPatch) -> None:

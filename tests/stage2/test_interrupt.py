@@ -9,6 +9,8 @@ import pytest
 from codeprior import interrupt
 from codeprior.interrupt import GracefulStop
 
+pytestmark = pytest.mark.usefixtures("default_handlers")
+
 
 def test_what_a_launcher_sends_twice_asks_once() -> None:
     before = signal.getsignal(signal.SIGINT)

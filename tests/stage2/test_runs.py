@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from codeprior.checkpoint import load_prior
 from codeprior.config import ModelConfig, PriorError, SampleConfig, SequenceSpec, TrainConfig
 from codeprior.train import train_prior
-from codeshards.format import ShardDataset
+from codeshards.format import ShardDataset, sha256_file
 from runkit.checkpoints import checkpoints
 from runkit.folders import held
 
@@ -238,8 +238,11 @@ def test_a_finished_run_without_checkpoints_is_never_trained_over(dataset: Shard
 def test_runs_of_earlier_versions_continue(dataset: ShardDataset, finished: Path, run: Path) -> None:
     (run / ".train-prior.lock").unlink()
     (run / "summary.json").unlink()
+    data = sha256_file(dataset.path / "dataset.json")  # their name for the dataset
     for path in checkpoints(run):
-        state = json.loads((path / "state.json").read_text())
+        config, state = (json.loads((path / name).read_text()) for name in ("config.json", "state.json"))
+        (path / "config.json").write_text(json.dumps({**config, "data": data}))
+        state["loader"]["data"] = f"{data}/train"
         (path / "state.json").write_text(json.dumps({k: v for k, v in state.items() if "sha256" not in k}))
         for name in ("model.safetensors", "state.safetensors"):
             save_file(load_file(path / name), path / name)
@@ -247,6 +250,18 @@ def test_runs_of_earlier_versions_continue(dataset: ShardDataset, finished: Path
     train_prior(TINY, dataset.path, run)
     for name in ("model.safetensors", "checkpoints/step-00000006/state.safetensors"):
         assert (run / name).read_bytes() == (finished / name).read_bytes()
+    assert json.loads((run / "config.json").read_text())["data"] == data
+
+
+def test_another_licence_or_card_is_the_same_data(dataset: ShardDataset, run: Path, tmp_path: Path) -> None:
+    shards = Path(shutil.copytree(dataset.path.local, tmp_path / "shards"))
+    (shards / "README.md").write_text("my own words")
+    replace(dataset.manifest, license="cc-by-4.0").save(shards)
+    shutil.rmtree(checkpoints(run)[-1])
+    (run / "summary.json").unlink()
+    cached = sorted((shards / ".cache").iterdir())
+    assert train_prior(TINY, shards, run)["steps"] == TINY.steps
+    assert sorted((shards / ".cache").iterdir()) == cached
 
 
 @pytest.mark.parametrize("tail", [b'{"step": 6, "tr', b"\0" * 64, b"\xff\xfe\n", b"[1]\n"])

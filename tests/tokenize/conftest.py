@@ -21,7 +21,7 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
     bucket = boto3.resource("s3").Bucket("bucket")
     bucket.create()
     yield s3_server
-    s3_server.fails = lambda environ: False
+    s3_server.fails, s3_server.status = lambda environ: False, "403 Forbidden"
     bucket.objects.all().delete()
     bucket.delete()
 

@@ -1,6 +1,8 @@
 """Schema, Parquet shards, files and reader, also seen by tools that know nothing of this package."""
 
+import dataclasses
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -361,8 +363,28 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     make_dataset(tmp_path / "b")
     make_dataset(tmp_path / "c", rows=11)
     a, b, c = (ShardDataset.open(tmp_path / name).fingerprint for name in "abc")
-    assert a == b == sha256_file(tmp_path / "a" / "dataset.json")
+    assert a == b
     assert a != c
+
+
+def test_licence_card_and_class_names_are_no_part_of_the_fingerprint(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    before, earlier = ShardDataset.open(tmp_path), sha256_file(tmp_path / "dataset.json")
+    (tmp_path / "README.md").write_text("my own words")
+    manifest = dataclasses.replace(before.manifest, license="cc-by-4.0", class_names=("a", "b", "c"))
+    manifest.save(tmp_path)
+    after = ShardDataset.open(tmp_path)
+    assert after.fingerprint == before.fingerprint
+    assert sha256_file(tmp_path / "dataset.json") != earlier
+
+
+def test_a_stored_fingerprint_of_the_earlier_rule_is_kept(tmp_path: Path) -> None:
+    make_dataset(tmp_path)
+    current, earlier = ShardDataset.open(tmp_path).fingerprint, sha256_file(tmp_path / "dataset.json")
+    known = ShardDataset.open(tmp_path, known=earlier)
+    assert known.fingerprint == pickle.loads(pickle.dumps(known)).fingerprint == earlier != current
+    for other in ("", current, "0" * 64):
+        assert ShardDataset.open(tmp_path, known=other).fingerprint == current
 
 
 def test_unfinished_datasets_and_unknown_names_are_refused(tmp_path: Path) -> None:

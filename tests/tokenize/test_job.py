@@ -1,5 +1,6 @@
 """The tokenize job: bytes depend on the plan alone, whatever dies; bad samples are named; misfits are refused."""
 
+import hashlib
 import json
 import os
 import random
@@ -24,13 +25,16 @@ from codeshards.format import (
     ShardDataset,
     ShardError,
     ShardSpec,
+    load_plan,
     open_store,
+    save_or_match,
     sha256_file,
 )
 from codeshards.job import _Arrivals, tokenize
 from codeshards.pool import run_shards
 from codeshards.verify import verify
-from vqgan.checkpoint import fingerprint, save_model
+from imagepriors.decode import load_shard_tokenizer
+from vqgan.checkpoint import architecture_of, fingerprint, load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.datasets import Item, Split, open_splits
 from vqgan.datasets.files import File
@@ -60,6 +64,23 @@ def test_a_licence_can_be_named_afterwards(local_ray_cores, data, tokenizer, und
     assert 'license: "cc-by-4.0"' in (tmp_path / "o" / "README.md").read_text()
     assert tokenize(CONFIG, **where).license == "cc-by-4.0"  # not named again: what it was
     assert sorted(hashes(tmp_path / "o")) == sorted(hashes(undisturbed))
+
+
+def test_a_job_planned_under_an_earlier_fingerprint_is_resumed(data, tokenizer, undisturbed, tmp_path):
+    """The file's bytes were hashed then, with the sha256 that they carry."""
+    architecture = architecture_of(load_config(tokenizer).model)
+    content = architecture + (tokenizer / "model.safetensors").read_bytes()
+    earlier = hashlib.sha256(content).hexdigest()[:16]
+    plan = load_plan(undisturbed)
+    assert plan.settings["spec"]["image"]["fingerprint"] == fingerprint(tokenizer) != earlier
+    plan.settings["spec"]["image"]["fingerprint"] = earlier
+    save_or_match(plan, tmp_path / "o")
+    where = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": tmp_path / "o"}
+    made = tokenize(CONFIG, **where)
+    assert made.spec.image.fingerprint == made.tokenizer["fingerprint"] == earlier
+    assert verify(tmp_path / "o", fingerprint_of=fingerprint).problems == ()
+    assert load_shard_tokenizer(tmp_path / "o", "tokenizer", earlier).fingerprint == earlier
+    assert tokenize(CONFIG, overwrite=True, **where).spec.image.fingerprint == fingerprint(tokenizer)
 
 
 def test_two_workers_give_the_same_bytes(data, tokenizer, undisturbed, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,13 +18,24 @@ from tiny_job import CONFIG, command, hashes, words, write_images
 from codeshards import progress
 from codeshards.config import TokenizeConfig
 from codeshards.encode import Lanes, ShardTask, encode_shard
-from codeshards.format import EVENTS_FILE, GridSpec, PlannedShard, ShardDataset, ShardError, ShardSpec, sha256_file
+from codeshards.format import (
+    EVENTS_FILE,
+    GridSpec,
+    PlannedShard,
+    ShardDataset,
+    ShardError,
+    ShardSpec,
+    load_plan,
+    sha256_file,
+)
 from codeshards.job import tokenize
 from codeshards.nodes import WorkerSize
 from codeshards.pool import _Hand, _Pool, run_shards
 from codeshards.progress import EventLog, LiveView, kind_of, read_events
+from codeshards.reencode import reencode
 from imagepriors.benchmarks.faults import Cluster, run_matrix
 from imagepriors.cli import main
+from runkit.errors import user_message
 from vqgan.datasets import open_splits
 from vqgan.tokenizer import Tokenizer
 
@@ -189,12 +201,23 @@ def test_who_kills_its_worker_is_named_and_others_are_made(local_ray_cores, tmp_
 def test_worker_that_cannot_start_is_a_message(local_ray_cores):
     class Worker:
         def __init__(self):
-            raise ValueError("no tokenizer on this node")
+            raise ShardError("no tokenizer on this node")
 
         def run(self, task): ...
 
-    with pytest.raises(ShardError, match="cannot start on any node: ValueError: no tokenizer on this node"):
+    with pytest.raises(ShardError, match="cannot start on any node: no tokenizer on this node"):
         run_shards(SHARDS, lambda shard: shard.index, Worker, (), **POOL)
+
+
+def test_a_bug_in_a_workers_start_keeps_its_traceback(local_ray_cores):
+    class Worker:
+        def __init__(self):
+            {}["bug"]
+
+        def run(self, task): ...
+
+    with pytest.raises(local_ray_cores.exceptions.RayTaskError, match=r"(?s)in __init__.*KeyError: 'bug'"):
+        run_shards(SHARDS, lambda shard: shard.index, Worker, (), **{**POOL, "max_attempts": 1})
 
 
 def test_error_of_a_task_is_a_message_and_a_bug_keeps_its_traceback(local_ray_cores):
@@ -206,8 +229,12 @@ def test_error_of_a_task_is_a_message_and_a_bug_keeps_its_traceback(local_ray_co
         run_shards(SHARDS, lambda shard: OSError("disk full"), Worker, (), **POOL)
     with pytest.raises(ShardError, match=r"out of memory \(CUDA out of memory.*Use fewer workers"):
         run_shards(SHARDS, lambda shard: RuntimeError("CUDA out of memory. Tried"), Worker, (), **POOL)
-    with pytest.raises(local_ray_cores.exceptions.RayTaskError, match="KeyError"):
-        run_shards(SHARDS, lambda shard: KeyError("bug"), Worker, (), **POOL)
+    for error in (KeyError("bug"), ValueError("bug")):
+        with pytest.raises(
+            local_ray_cores.exceptions.RayTaskError, match=r"(?s)in run.*raise error.*Error: '?bug"
+        ) as bug:
+            run_shards(SHARDS, lambda shard, error=error: error, Worker, (), **POOL)
+        assert user_message(bug.value) is None  # the command line prints the traceback
 
 
 def test_nothing_can_run_on_a_cluster_without_gpus(local_ray_cores):
@@ -259,6 +286,24 @@ def test_scales_are_the_tokenizers(local_ray_cores, data, tokenizer, tmp_path):
     np.testing.assert_array_equal(batch["codes_row_major"][:4], codes.reshape(4, -1))
     for side, scale in zip((1, 2, 4), scales, strict=True):
         np.testing.assert_array_equal(batch[f"scale_{side}"][:4], scale.reshape(4, -1))
+
+
+def test_plans_of_earlier_versions_have_continuous_scales(local_ray_cores, data, tokenizer, tmp_path):
+    """Their plans do not say: such a job is resumed with the setting that means what they did, and no other."""
+    config = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1, scales=(2,), scales_from="continuous")
+    where = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": tmp_path / "o"}
+    tokenize(config, **where)
+    plan = load_plan(tmp_path / "o")
+    assert "scales_from" not in plan.settings
+    assert plan.scales_from == "continuous"
+    with pytest.raises(ShardError, match='scales_from: null → "quantised"'):
+        tokenize(replace(config, scales_from="quantised"), **where)
+    found = reencode(tmp_path / "o", source="folder", data=data, samples=4, device="cpu")
+    assert found.same == {"codes_row_major": 1.0, "scale_2": 1.0}
+    tokenize(replace(config, scales_from="quantised"), overwrite=True, **where)
+    assert load_plan(tmp_path / "o").settings["scales_from"] == "quantised"
+    found = reencode(tmp_path / "o", source="folder", data=data, samples=4, device="cpu")
+    assert found.same == {"codes_row_major": 1.0, "scale_2": 1.0}
 
 
 def test_failed_shards_are_made_again_when_asked_and_others_kept(local_ray_cores, tokenizer, tmp_path):

@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -130,6 +133,65 @@ def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
     assert gone(env)
 
 
+def test_the_remedy_works_where_the_usual_folder_is_taken():
+    """Sockets need short paths, so that the folders are directly in /tmp."""
+    script = "from codeshards.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+    run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
+    with tempfile.TemporaryDirectory(dir="/tmp") as taken, tempfile.TemporaryDirectory(dir="/var/tmp") as free:
+        Path(taken, "ray").write_text("somebody's file, where Ray makes a folder")
+        env = environment(RAY_TMPDIR=taken)
+        failed = subprocess.run([sys.executable, "-c", script], env=env, **run)
+        assert f"{taken} is that now; set RAY_TMPDIR to choose another" in failed.stderr.strip().splitlines()[-1]
+        done = subprocess.run([sys.executable, "-c", script], env={**env, "RAY_TMPDIR": free}, **run)
+        assert done.stdout == "1\n", done.stderr[-2000:]
+        assert gone(env)
+
+
+@contextlib.contextmanager
+def head_with_token(home: Path) -> Iterator[str]:
+    """A cluster that asks for the token in `home`, as `ray start` makes it where Ray has left one; its address."""
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text(uuid.uuid4().hex * 2)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, Path(folder, "log").open("w+") as log:
+        start = [
+            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port", "0", "--num-cpus", "1",
+            "--include-dashboard", "false", "--ray-client-server-port", port, "--object-store-memory", "80000000",
+        ]  # fmt: skip
+        head = subprocess.Popen(start, env=environment(HOME=str(home), RAY_TMPDIR=folder), stdout=log, stderr=log)
+        try:
+            end_s = time.monotonic() + 120
+            while not (found := re.search(r"address='([\d.]+:\d+)'", Path(log.name).read_text())):
+                assert head.poll() is None, Path(log.name).read_text()
+                assert time.monotonic() < end_s, Path(log.name).read_text()
+                time.sleep(0.2)
+            yield found[1]
+        finally:
+            head.terminate()
+            head.wait(60)
+
+
+def test_a_cluster_with_a_token_is_told_from_none_and_the_remedies_work(tmp_path):
+    script = "from codeshards.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+    run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
+    (tmp_path / "stranger").mkdir()
+    with head_with_token(tmp_path / "home") as address:
+        token = (tmp_path / "home" / ".ray" / "auth_token").read_text()
+        stranger = environment(HOME=str(tmp_path / "stranger"), RAY_ADDRESS=address)
+        for more in ({}, {"RAY_AUTH_MODE": "token"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+            refused = subprocess.run([sys.executable, "-c", script], env={**stranger, **more}, **run)
+            last = refused.stderr.strip().splitlines()[-1]
+            assert f"the Ray cluster at RAY_ADDRESS={address} answers only those who have its token" in last
+            assert all(word in last for word in ("RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN ", "RAY_AUTH_TOKEN_PATH"))
+        named = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "home" / ".ray" / "auth_token")}
+        for more in ({"RAY_AUTH_TOKEN": token}, named, {"HOME": str(tmp_path / "home")}):
+            done = subprocess.run(
+                [sys.executable, "-c", script], env={**stranger, "RAY_AUTH_MODE": "token", **more}, **run
+            )
+            assert done.stdout == "1\n", done.stderr[-2000:]
+
+
 def test_more_cores_than_one_machine_can_have_are_refused(monkeypatch):
     import ray
 
@@ -178,16 +240,6 @@ def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch):
 
 
 # -- signals -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def default_handlers() -> Iterator[None]:
-    """Python's own handlers, whatever earlier tests in this process have left."""
-    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def test_exit_code_of_sigterm_survives_ray(default_handlers):

@@ -92,8 +92,8 @@ def test_verify_looks_into_the_shards_too(tmp_path: Path) -> None:
 
 
 def test_verify_compares_the_tokenizers_fingerprint(dataset: Path) -> None:
-    assert verify(dataset, fingerprint_of=lambda folder: "image-tokenizer").problems == ()
-    (problem,) = verify(dataset, fingerprint_of=lambda folder: "another").problems
+    assert verify(dataset, fingerprint_of=lambda folder, known: "image-tokenizer").problems == ()
+    (problem,) = verify(dataset, fingerprint_of=lambda folder, known: "another").problems
     assert "tokenizer has fingerprint another, the codes were made by image-tokenizer" in problem
 
 
@@ -167,7 +167,7 @@ def test_a_pipe_among_the_files_is_named_and_never_waited_for(tmp_path: Path, na
 
     def look() -> None:
         try:
-            found = verify(tmp_path, fingerprint_of=lambda folder: (folder / "config.json").read_text())
+            found = verify(tmp_path, fingerprint_of=lambda folder, known: (folder / "config.json").read_text())
             told.extend(found.problems)
         except ShardError as error:
             told.append(error)

@@ -41,6 +41,9 @@ class TokenizeConfig:
     """Sequence orders, one column each."""
     scales: tuple[Literal[1, 2, 4, 8], ...] = ()
     """Sides of coarser grids of codes, e.g. 1 2 4 8 for the multiscale prior, a column each. Part of the plan."""
+    scales_from: Literal["quantised", "continuous"] = "quantised"
+    """What is pooled for the scales: the quantised latent, so that they follow from the codes, or the continuous one,
+    which is what plans that do not say mean. Part of the plan."""
     formats: tuple[ShardFormat, ...] = ("parquet",)
     """What shards are written as: parquet, webdataset, or both in one pass. Part of the plan."""
     views: Literal[1, 2, 12] = 1
@@ -74,7 +77,7 @@ class TokenizeConfig:
     max_failure_rate: float = 0.01
     """Share of samples that may fail before the job refuses to finish the dataset."""
     max_attempts: int = 3
-    """Times that a shard may lose its worker process before the job gives up."""
+    """Times that a shard may lose its worker process, or its input or output be away, before the job gives up."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -97,10 +100,14 @@ class TokenizeConfig:
     def plan_settings(self, device: Literal["cpu", "cuda"]) -> dict[str, Any]:
         """What decides bytes and is not already an argument of the plan, as JSON values.
 
+        A setting that a later version adds is here only where it is not what earlier versions did, whose plans lack it.
+
         Args:
             device: What ``device`` resolved to.
         """
+        later = {"scales_from": self.scales_from} if self.scales and self.scales_from != "continuous" else {}
         return {
+            **later,
             "batch_size": self.batch_size,
             "compile": self.compile,
             "device": device,

@@ -21,6 +21,7 @@ import torch
 
 from codeshards.config import TokenizeConfig
 from codeshards.format import Failure, PlannedShard, ShardSpec, Sidecar, Where, row_key, sidecar_path, write_shard
+from runkit.retries import is_outage
 from vqgan.config import ModelConfig
 from vqgan.datasets import Sample, Split, views_of
 from vqgan.errors import InputError
@@ -253,12 +254,17 @@ def _read(
 
 
 def attempt(key: str, read: Callable[[], T]) -> T | Failure:
-    """What `read` returns, or why the sample `key` cannot be read."""
+    """What `read` returns, or why the sample `key` cannot be read.
+
+    Where the storage is away, all samples of a shard fail alike: the error is raised, so that the shard is made later.
+    """
     try:
         return read()
     except MemoryError as error:  # the machine's fault, not the sample's
         raise MemoryError(f"sample {key}: {str(error) or 'out of memory'}") from error
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on broken files, and one must not stop millions
+    except Exception as error:  # decoders raise anything on broken files, and one must not stop millions
+        if is_outage(error):
+            raise
         return Failure(key, str(error) or repr(error))
 
 
@@ -274,7 +280,9 @@ def _launch(
     try:
         started = {
             name: tokenizer.start(
-                [view.picture(tokenizer.config.modality) for view in views], spec.scales if name == IMAGE else ()
+                [view.picture(tokenizer.config.modality) for view in views],
+                spec.scales if name == IMAGE else (),
+                config.scales_from,
             )
             for name, tokenizer in tokenizers.items()
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 import time
 from collections import Counter, deque
@@ -39,9 +40,11 @@ from codeshards.format import (
 )
 from codeshards.pool import assigned_cores, run_shards
 from codeshards.progress import EventLog, kind_of
-from codeshards.resume import MissingShards, close_job, held_store, open_job, remove_temps
+from codeshards.resume import MissingShards, close_job, held_store, open_job, planned_spec, remove_temps
 from codeshards.session import terminable
+from runkit.compiling import check_compiler
 from runkit.folders import check_apart
+from runkit.retries import patient
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.datasets import Split, open_splits, resolve, sources_of
@@ -100,12 +103,17 @@ def _tokenize(
     overwrite: bool,
     retry_failed: bool,
 ) -> Manifest:
+    if config.compile and "RAY_ADDRESS" not in os.environ:  # the nodes of a cluster look for themselves
+        check_compiler(_device(config), ShardError)
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
     if config.views > 1:
         for samples in splits.values():
             samples.check_mirror([name for name in models if name != IMAGE], "set views = 1")
-    spec = _spec(config, models, {name: fingerprint(folder) for name, folder in tokenizers.items()})
+    planned = None if overwrite else planned_spec(store)
+    known = {name: grid.fingerprint for name, grid in _grids(planned).items()} if planned else {}
+    found = {name: fingerprint(folder, known.get(name, "")) for name, folder in tokenizers.items()}
+    spec = _spec(config, models, found)
     spec.check_rows(config.shard_rows)
     plan = build_plan(
         samples={name: split.keys for name, split in splits.items()},
@@ -136,7 +144,7 @@ def _tokenize(
     if missing:
         (store / MANIFEST_FILE).delete()  # what it says may not be true any more while shards are made again
         _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=store)
-    return _finish(plan, spec, config, splits, tokenizers, store)
+    return _finish(plan, spec, config, splits, store)
 
 
 def _make(
@@ -232,12 +240,11 @@ def _finish(
     spec: ShardSpec,
     config: TokenizeConfig,
     splits: Mapping[str, Split],
-    tokenizers: Mapping[str, Path],
     out: Store,
 ) -> Manifest:
     """Commit the dataset: all shards are there and enough of their samples are good."""
     about = {
-        name: {"folder": _folder_name(name), "fingerprint": fingerprint(path)} for name, path in tokenizers.items()
+        name: {"folder": _folder_name(name), "fingerprint": grid.fingerprint} for name, grid in _grids(spec).items()
     }
     manifest = Manifest.build(
         plan=plan,
@@ -291,6 +298,11 @@ def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprint
     return ShardSpec(image=grids.pop(IMAGE), orders=config.orders, scales=config.scales, conditions=grids)
 
 
+def _grids(spec: ShardSpec) -> dict[str, GridSpec]:
+    """Tokenizer's name → the grid of its codes."""
+    return {IMAGE: spec.image, **spec.conditions}
+
+
 def _device(config: TokenizeConfig) -> Literal["cpu", "cuda"]:
     if config.device != "auto":
         return config.device
@@ -303,6 +315,7 @@ def _folder_name(name: str) -> str:
     return "tokenizer" if name == IMAGE else f"tokenizer-{name}"
 
 
+@patient
 def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
     """Put config and weights beside the shards, so that whoever has the codes can decode them."""
     for name, source in tokenizers.items():

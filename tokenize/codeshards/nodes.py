@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codeshards.session import Session
+from runkit.errors import user_message
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Cluster:
         self._refused: Counter[str] = Counter()
         self._out: set[str] = set()
         self._reason = ""
+        self.bug: Exception | None = None
+        """What a worker's own code raised as it started, where no person's setting or node is to blame."""
         self._asked_autoscaler = False
 
     def look(self) -> list[tuple[str, str]]:
@@ -116,7 +119,11 @@ class Cluster:
     def refuse(self, node_id: str, error: Exception, attempts: int) -> None:
         """Note that a worker could not start on a node; one that cannot at all is left out."""
         self._refused[node_id] += 1
-        self._reason = str(error).strip().splitlines()[-1]
+        cause = getattr(error, "cause", None)  # of an error in a worker's constructor
+        message = user_message(cause) if cause is not None else None
+        self._reason = message or str(error).strip().splitlines()[-1]
+        lacks = isinstance(cause, ImportError)  # a package that the others may have
+        self.bug = None if cause is None or message or lacks else error
         if self._refused[node_id] >= attempts:
             self._out.add(node_id)
             log.warning("workers cannot start on %s, it is left out: %s", self.name(node_id), self._reason)

@@ -21,7 +21,8 @@ from codeshards.format import PlannedShard, ShardError
 from codeshards.nodes import Cluster, WorkerSize
 from codeshards.progress import EventLog, LiveView
 from codeshards.session import connected
-from runkit.errors import is_out_of_memory
+from runkit.errors import is_out_of_memory, user_message
+from runkit.retries import PassingError, is_passing
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ _KILL_S = 20.0
 """Seconds that killed workers may take to be gone."""
 _START_S = 120.0
 """Seconds that workers may take to start before a person is told: they import torch and load a tokenizer."""
+_REST_S = 10.0
+"""Seconds in which no shard is handed out after one whose input or output was away; twice as many each further time."""
 _PATIENCE_S = 600.0
 """Seconds without any worker before the job gives up: an autoscaler's nodes take minutes to come."""
 
@@ -67,14 +70,15 @@ def run_shards(
         workers: Processes; 0: one per GPU, or per `threads` cores. An autoscaler is asked for that many.
         threads: Torch threads of a worker.
         decode_threads: Cores of a worker with a GPU; 0: its share of the node.
-        max_attempts: Times that a shard may lose its worker.
+        max_attempts: Times that a shard may lose its worker, or its input or output be away.
         shards_at_once: Calls of `run` that a worker gets at the same time, in threads: with 2, one shard is read
             while another is encoded.
         events: Where to log what happens.
         on_done: Called with each shard and what `run` returned; gives the shard's failures by kind.
 
     Raises:
-        ShardError: a shard's workers kept dying, a worker raised an error, or no node can run one.
+        ShardError: a shard's workers kept dying, its input or output stayed away, a worker raised an error that a
+            person can mend, or no node can run one.
     """
     size = WorkerSize(device=device, threads=threads, decode_threads=decode_threads)
     with connected(workers * threads) as session:
@@ -100,15 +104,26 @@ class _Host:
     """What an actor runs: the worker, made once, and the driver's questions beside it."""
 
     def __init__(self, worker: type[Any], arguments: tuple[Any, ...]) -> None:
-        self._worker = worker(*arguments)
+        self._error: Exception | None = None
+        try:
+            self._worker = worker(*arguments)
+        except Exception as error:  # noqa: BLE001 - raised in answer to `pid`: of a constructor's Ray keeps the text alone
+            self._error = error
 
     def pid(self) -> int:
-        """The process; answers when the worker is made."""
+        """The process; answers when the worker is made, and raises why it could not be made."""
+        if self._error is not None:
+            raise self._error
         return os.getpid()
 
     def run(self, task: Any) -> Any:
         """Make a shard."""
-        return self._worker.run(task)
+        try:
+            return self._worker.run(task)
+        except Exception as error:
+            if is_passing(error):  # said by its class: what it was raised from does not travel
+                raise PassingError(str(error)) from error
+            raise
 
     def samples_done(self) -> int:
         """Samples done since the process started."""
@@ -158,6 +173,8 @@ class _Pool:
         self._fresh, self._left = iter(shards), len(shards)
         self._again: deque[PlannedShard] = deque()
         self._deaths: Counter[PlannedShard] = Counter()
+        self._outages: Counter[PlannedShard] = Counter()
+        self._rest_until_s = 0.0
         self._hands: list[_Hand] = []
         self._done_by_node: Counter[str] = Counter()
         self._idle_since_s, self._warned = time.monotonic(), False
@@ -187,7 +204,7 @@ class _Pool:
         if any(hand.ready for hand in self._hands):
             self._idle_since_s, self._warned = time.monotonic(), False
         elif not self._hands and (self._cluster.hopeless() or idle_s > _PATIENCE_S):
-            raise ShardError(self._cluster.why_no_worker())
+            raise self._cluster.bug or ShardError(self._cluster.why_no_worker())
         elif not self._hands and not self._warned:
             self._warned = True
             log.warning("no node can run a worker now: waiting for one. %s", self._cluster.why_no_worker())
@@ -213,6 +230,8 @@ class _Pool:
 
     def _assign(self) -> None:
         """Hand out shards: every ready actor one, then a second to read ahead where enough are left for all."""
+        if time.monotonic() < self._rest_until_s:
+            return
         ready = [hand for hand in self._hands if hand.ready]
         for held in range(self._shards_at_once):
             if held and self._left < len(ready):
@@ -251,11 +270,17 @@ class _Pool:
         try:
             answer = self._ray.get(reference)
         except errors.RayTaskError as error:
+            if not hand.ready:
+                self._bury(hand, error)
+                return
+            if shard is not None and isinstance(error.cause, PassingError):
+                self._put_off(hand, reference, error.cause)
+                return
             if shard is not None and is_out_of_memory(error.cause):
                 raise ShardError(f"{shard.split}/{shard.name}: out of memory ({error.cause}). {_LESS}") from error
-            if shard is None or not isinstance(error.cause, (ValueError, OSError)):
+            if shard is None or (message := user_message(error.cause)) is None:
                 raise  # a bug: keep its traceback
-            raise ShardError(f"{shard.split}/{shard.name}: {error.cause}") from error
+            raise ShardError(f"{shard.split}/{shard.name}: {message}") from error
         except errors.RayError as error:
             # The actor died, or its node before it started, or Ray killed it for its memory: all the same here.
             self._bury(hand, error)
@@ -282,6 +307,22 @@ class _Pool:
             failures=failures,
             node=self._cluster.name(hand.node),
         )
+
+    def _put_off(self, hand: _Hand, reference: Any, error: PassingError) -> None:
+        """Make a shard later whose input or output is away."""
+        shard = hand.running.pop(reference)
+        self._outages[shard] += 1
+        self._events.write("shard_put_off", split=shard.split, index=shard.index, reason=str(error))
+        if self._outages[shard] >= self._max_attempts:
+            raise ShardError(
+                f"{shard.split}/{shard.name} could not be made in {self._outages[shard]} attempts: {error}. Run again "
+                "when the storage is back: finished shards are kept"
+            )
+        rest_s = _REST_S * 2 ** (self._outages[shard] - 1)
+        log.warning("%s; %s/%s is made later, after %.0f s", error, *_named(shard), rest_s)
+        self._rest_until_s = time.monotonic() + rest_s
+        self._again.append(shard)
+        self._left += 1
 
     def _bury(self, hand: _Hand, error: Any) -> None:
         """Forget a dead actor; what it held goes to another."""

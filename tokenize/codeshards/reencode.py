@@ -82,6 +82,7 @@ def _config(plan: Plan, manifest: Manifest, device: str) -> TokenizeConfig:
         return TokenizeConfig(
             orders=manifest.spec.orders,
             scales=manifest.spec.scales,  # type: ignore[arg-type]
+            scales_from=plan.scales_from,  # type: ignore[arg-type]
             views=plan.views,  # type: ignore[arg-type]
             device=device,  # type: ignore[arg-type]
             workers=1,

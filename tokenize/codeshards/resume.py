@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from codeshards.format import (
+    PLAN_FILE,
     TOKENIZER_FOLDERS,
     Plan,
     PlannedShard,
     ShardError,
+    ShardSpec,
     Sidecar,
     Where,
     open_store,
+    read_json,
     remove_stale_temps,
     save_or_match,
     shard_is_done,
@@ -96,6 +99,14 @@ def open_job(
     if not any((store / split).files() for split in plan.splits):
         return MissingShards(plan, np.ones(sum(plan.shard_count(split) for split in plan.splits), bool))
     return MissingShards(plan, np.fromiter(_in_threads(is_missing, plan.each_shard()), bool))
+
+
+def planned_spec(out: Where) -> ShardSpec | None:
+    """What the shards in `out` are planned to hold; None where no plan there says so."""
+    try:
+        return ShardSpec.from_json(read_json(open_store(out) / PLAN_FILE)["plan"]["settings"]["spec"])
+    except (ShardError, KeyError, TypeError):
+        return None
 
 
 def remove_temps(plan: Plan, out: Where) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import signal
 import socket
 import sys
@@ -157,6 +158,11 @@ class Session:
             ended.set()
 
 
+_TOKEN = (
+    "the Ray cluster at RAY_ADDRESS={address} answers only those who have its token: set RAY_AUTH_MODE=token, and "
+    "RAY_AUTH_TOKEN to what `ray get-auth-token` prints on its head, or put that into ~/.ray/auth_token or a file that "
+    "RAY_AUTH_TOKEN_PATH names"
+)
 _AGAIN = "What is finished is kept: run again"
 
 
@@ -203,20 +209,46 @@ def connected(least_cores: int) -> Iterator[Session]:
 def _joined(ray: Any, address: str) -> Session:
     loaded = [sys.modules[name] for name in _PACKAGES if name in sys.modules]
     modules = [str(Path(str(module.__file__)).parent) for module in loaded]
-    host, _, port = address.rpartition("://")[2].rpartition(":")
+    lacks_token: type[Exception] = ray.exceptions.AuthenticationError
     try:
-        if port.isdigit():  # where nobody listens Ray tries for ten minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTEN_S).close()
+        _knock(address, lacks_token)
         ray.init(
             runtime_env={"env_vars": ALLOCATOR, "py_modules": modules},
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
         return Session(ray)
-    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, lacks_token) as error:
+        place = re.search(r"at (\S+:\d+)", str(error))  # with another token Ray only says that it cannot connect
+        if isinstance(error, lacks_token) or (place is not None and _asks_for_token(place[1])):
+            raise ShardError(_TOKEN.format(address=address)) from error
         raise ShardError(
             f"no Ray cluster at RAY_ADDRESS={address} ({error}): start one, or unset RAY_ADDRESS"
         ) from error
+
+
+def _knock(address: str, lacks_token: type[Exception]) -> None:
+    """Find out in a moment what Ray would try for half a minute, or ten: that nobody listens, or asks for a token."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTEN_S).close()
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" and _asks_for_token(f"{host}:{port}"):
+        raise lacks_token("RAY_AUTH_MODE is not token")
+
+
+def _asks_for_token(place: str) -> bool:
+    """Whether a cluster's head refuses callers without a token, which Ray's errors do not tell from no cluster."""
+    try:
+        import grpc  # type: ignore[import-untyped]
+    except ImportError:  # without it nobody knows
+        return False
+    with grpc.insecure_channel(place) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=_LISTEN_S)
+        except grpc.RpcError as error:
+            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 def _started(ray: Any, least_cores: int) -> Session:
@@ -238,9 +270,11 @@ def _started(ray: Any, least_cores: int) -> Session:
         return Session(ray)
     except Exception as error:  # Ray raises bare ones where a process of its own does not come up
         folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        other = "/var/tmp" if os.path.realpath(folder) == os.path.realpath("/tmp") else "/tmp"
         raise ShardError(
             f"Ray cannot start on this machine ({error}). It requires free memory, and a folder with space and a short "
-            f"path for its sockets: {folder} is that now; set RAY_TMPDIR to choose another, such as /tmp, and run again"
+            f"path for its sockets: {folder} is that now; set RAY_TMPDIR to choose another, such as {other}, and run "
+            "again"
         ) from error
 
 

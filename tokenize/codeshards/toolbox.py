@@ -199,7 +199,12 @@ def _merge(sources: Sequence[Where], out: Where, formats: Sequence[ShardFormat])
         plan = build_plan(
             samples={s: [key for plan in plans if s in plan.keys for key in plan.keys[s].to_pylist()] for s in splits},
             source_hashes=dict.fromkeys(splits, hashlib.sha256("\n".join(hashes).encode()).hexdigest()),
-            settings={"merged": hashes, "spec": first.spec.to_json(), "formats": list(formats)},
+            settings={
+                "merged": hashes,
+                "spec": first.spec.to_json(),
+                "formats": list(formats),
+                **{name: value for name, value in plans[0].settings.items() if name == "scales_from"},
+            },
             views=plans[0].views,
             shard_rows=plans[0].shard_rows,
             shuffle_seed=None,
@@ -266,6 +271,7 @@ def _check_mergeable(datasets: Sequence[ShardDataset], plans: Sequence[Plan]) ->
             ("spec", first.spec, dataset.spec),
             ("classes", first.class_names, dataset.class_names),
             ("views", plans[0].views, plan.views),
+            ("scales_from", plans[0].scales_from, plan.scales_from),
             ("licence", first.manifest.license, dataset.manifest.license),
         ):
             if mine != other:

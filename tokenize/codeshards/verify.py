@@ -62,7 +62,7 @@ class Verified:
     """Files that are there and that no hash covers: they tell of the job, and say nothing about the codes."""
 
 
-def verify(dataset: Where, *, fingerprint_of: Callable[[Path], str] | None = None) -> Verified:
+def verify(dataset: Where, *, fingerprint_of: Callable[[Path, str], str] | None = None) -> Verified:
     """Look at every byte of a dataset.
 
     Files and folders that nobody accounts for, hashes, sizes, row counts, ranges of codes and labels, keys against the
@@ -71,8 +71,8 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path], str] | None = Non
 
     Args:
         dataset: A dataset whose job has finished.
-        fingerprint_of: Folder of a tokenizer → its fingerprint, to compare with the one that the codes are said to
-            come from; None leaves that out.
+        fingerprint_of: Folder of a tokenizer, and the fingerprint that the codes are said to come from → its
+            fingerprint, to compare with that; None leaves that out.
 
     Raises:
         ShardError: There is no dataset, or the object store cannot be read.
@@ -166,7 +166,7 @@ def _is_lock(name: str) -> bool:
 
 
 def _tokenizer_problems(
-    store: Store, manifest: Manifest, fingerprint_of: Callable[[Path], str], problems: list[str]
+    store: Store, manifest: Manifest, fingerprint_of: Callable[[Path, str], str], problems: list[str]
 ) -> Iterator[str]:
     """Tokenizers whose fingerprint is another, of those whose files have no problems."""
     grids = {"image": manifest.spec.image, **manifest.spec.conditions}
@@ -178,7 +178,7 @@ def _tokenizer_problems(
             continue
         try:
             with place.as_folder() as folder:
-                found = fingerprint_of(folder)
+                found = fingerprint_of(folder, grids[name].fingerprint)
         except (OSError, ValueError) as error:
             yield f"{place} cannot be read as a tokenizer ({error})"
             continue

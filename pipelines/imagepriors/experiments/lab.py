@@ -33,7 +33,7 @@ from imagepriors.decode import load_shard_tokenizer
 from imagepriors.figures import png_bytes
 from imagepriors.presets import load_preset
 from imagepriors.report import curve
-from runkit.errors import UserError, is_out_of_memory
+from runkit.errors import user_message
 from runkit.files import pretty_json
 from runkit.folders import publish
 from runkit.jsonfiles import finite_or_none
@@ -325,8 +325,8 @@ def _take(ray: Any, done: Any, name: str) -> None:
     try:
         ray.get(done)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError) or is_out_of_memory(error.cause):
-            raise ShardError(f"{name}: {error.cause}") from error
+        if (message := user_message(error.cause)) is not None:
+            raise ShardError(f"{name}: {message}") from error
         raise
     except ray.exceptions.RayError as error:
         raise ShardError(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from runkit.retries import patient
 from vqgan.datasets.ade20k import ade20k, landscapes
 from vqgan.datasets.base import Item, Sample, Split, hold_out, spread
 from vqgan.datasets.cifar10 import cifar10
@@ -69,6 +70,7 @@ def resolve(name: str, root: Path) -> str:
     return recognise(root)[0] if name == AUTO else name
 
 
+@patient
 def open_splits(name: str, root: Path) -> dict[str, Split]:
     """Open the dataset `name` that is in the folder `root`; both "train" and "val" are always there.
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from runkit.retries import patient
 from vqgan.config import Geometry
 from vqgan.datasets.conditions import DepthMap, Keypoints, read_map
 from vqgan.datasets.geometry import CENTRE, View, cut
@@ -117,6 +118,7 @@ class Split:
         found.n_labels = min(self.n_labels, n_labels)
         return found
 
+    @patient
     def image_size(self, index: int) -> tuple[int, int]:
         """Width and height of image `index` in pixels, upright, from its header.
 
@@ -153,6 +155,7 @@ class Split:
         """Decode sample `index`: one window of it resized to `size` pixels; see `read_views`."""
         return self.read_views(index, size, (view,), conditions=conditions, geometry=geometry)[0]
 
+    @patient
     def read_views(
         self,
         index: int,
@@ -236,6 +239,7 @@ class Split:
                 return source.joints(full_size)
             return read_map(condition, source, full_size, self.n_labels)
 
+    @patient
     def read_whole(self, index: int) -> npt.NDArray[np.uint8]:
         """The whole picture of sample `index`, upright, in its own size: uint8 [H, W, 3], colours as in `read_views`.
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 from urllib.parse import quote
 
+from runkit.retries import is_passing, patient
 from vqgan.datasets.base import Item, Split
 from vqgan.datasets.conditions import Keypoints
 from vqgan.datasets.splits import by_split, choose_splits, split_word
@@ -101,11 +102,14 @@ class File:
         """The open file."""
         return open_regular(self.path)
 
+    @patient
     def nbytes(self) -> int:
         """Its size, -1 where it is not there."""
         try:
             return os.stat(self.path).st_size
-        except OSError:
+        except OSError as error:
+            if is_passing(error):
+                raise  # it has a size, and with another the source list would be another
             return -1
 
 

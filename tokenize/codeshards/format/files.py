@@ -12,6 +12,7 @@ from codeshards.format.errors import ShardError
 from codeshards.format.store import Where, open_store
 from runkit.files import TEMP_MARK, pretty_json
 from runkit.jsonfiles import parse_object
+from runkit.retries import patient
 
 _SEAL = "sha256"
 _REMEDY = "Restore it from a copy, or delete it and run the command that made it again"
@@ -92,6 +93,7 @@ def compact_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+@patient
 def sha256_file(path: Where) -> str:
     """sha256 (hex) of a file's content."""
     with open_store(path).open() as file:

@@ -24,6 +24,7 @@ from codeshards.format.files import atomic_write, atomic_write_json, compact_jso
 from codeshards.format.schema import FORMAT_VERSION, check_keys
 from codeshards.format.store import Store, Where, open_store
 from runkit.names import plain_name
+from runkit.retries import patient
 from runkit.tables import read_table
 
 PLAN_FILE = "plan.json"
@@ -85,6 +86,11 @@ class Plan:
     def hash(self) -> str:
         """sha256 (hex) over everything that decides bytes; shards made under another hash are not reused."""
         return hashlib.sha256(compact_json(self.to_json()).encode()).hexdigest()
+
+    @property
+    def scales_from(self) -> str:
+        """What was pooled for the coarser scales; plans of earlier versions do not say."""
+        return str(self.settings.get("scales_from", "continuous"))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -306,6 +312,7 @@ SAMPLES_SCHEMA = pa.schema(
 )
 
 
+@patient
 def _write_samples(plan: Plan, path: Store) -> None:
     with atomic_write(path) as file, pq.ParquetWriter(file, SAMPLES_SCHEMA, compression="zstd") as writer:
         for split, keys in plan.keys.items():
@@ -313,6 +320,7 @@ def _write_samples(plan: Plan, path: Store) -> None:
             writer.write_table(pa.Table.from_arrays([split_column, keys], schema=SAMPLES_SCHEMA))
 
 
+@patient
 def _read_samples(path: Store, counts: Mapping[str, int]) -> dict[str, Any]:
     """Split → its keys; plan.json says how many and the hash says whether they are the right ones."""
     try:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from codeshards.format.errors import ShardError
-from codeshards.format.files import sha256_file
+from codeshards.format.files import compact_json, sha256_file
 from codeshards.format.manifest import MANIFEST_FILE, Manifest, ShardEntry, SplitEntry, is_intact
 from codeshards.format.schema import ShardSpec, column_to_numpy
 from codeshards.format.shardfile import data_file, read_batches, read_table
@@ -38,31 +38,53 @@ class ShardDataset:
     class_names: tuple[str, ...]
     """Name of each label; empty where the dataset has no classes."""
 
-    def __init__(self, path: Store, manifest: Manifest) -> None:
+    def __init__(self, path: Store, manifest: Manifest, known: str = "") -> None:
         self.path = path
         self.manifest = manifest
+        self._known = known
         self.spec = manifest.spec
         self.class_names = manifest.class_names
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._intact: set[str] = set()
 
-    def __reduce__(self) -> tuple[Callable[[Store, Manifest], ShardDataset], tuple[Store, Manifest]]:
-        return ShardDataset, (self.path, self.manifest)  # locks cannot be pickled
+    def __reduce__(self) -> tuple[Callable[[Store, Manifest, str], ShardDataset], tuple[Store, Manifest, str]]:
+        return ShardDataset, (self.path, self.manifest, self._known)  # locks cannot be pickled
 
     @classmethod
-    def open(cls, path: Where) -> ShardDataset:
+    def open(cls, path: Where, *, known: str = "") -> ShardDataset:
         """Open a dataset at a path or URL, see :func:`open_store`. Shard files are looked at when they are read.
+
+        Args:
+            path: The dataset.
+            known: A fingerprint that is stored somewhere; see :attr:`fingerprint`.
 
         Raises:
             ShardError: There is no ``dataset.json`` (the job did not finish), or it cannot be read here.
         """
-        return cls(open_store(path), Manifest.load(path))
+        return cls(open_store(path), Manifest.load(path), known)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) over ``dataset.json``, which has every file's hash: a content address for caches."""
-        return sha256_file(self.path / MANIFEST_FILE)
+        """sha256 (hex) over the spec and the hashes of all shards: a content address for caches and priors.
+
+        The licence, the card and the names of classes are no part of it. Earlier versions hashed ``dataset.json``;
+        where the dataset was opened with its fingerprint by that rule, it keeps it.
+        """
+        content = {
+            "spec": self.spec.to_json(),
+            "splits": {
+                split: [
+                    [shard.name, shard.rows, {name: record.sha256 for name, record in shard.files.items()}]
+                    for shard in found.shards
+                ]
+                for split, found in self.manifest.splits.items()
+            },
+        }
+        current = hashlib.sha256(compact_json(content).encode()).hexdigest()
+        if self._known not in ("", current) and sha256_file(self.path / MANIFEST_FILE) == self._known:
+            return self._known
+        return current
 
     @property
     def splits(self) -> tuple[str, ...]:

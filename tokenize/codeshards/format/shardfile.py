@@ -15,6 +15,7 @@ from codeshards.format.plan import PlannedShard
 from codeshards.format.schema import ShardSpec
 from codeshards.format.store import Store, Where, open_store
 from codeshards.format.tar import read_tar, tar_bytes
+from runkit.retries import is_passing, resumed
 
 ShardFormat = Literal["parquet", "webdataset"]
 SHARD_FORMATS: tuple[ShardFormat, ...] = get_args(ShardFormat)
@@ -102,6 +103,12 @@ def read_batches(
     Raises:
         ShardError: The file is missing, damaged, or another one, or its rows are more than a shard may have.
     """
+    return resumed(lambda: _read_once(store, spec, rows, columns, batch_rows, content))
+
+
+def _read_once(
+    store: Store, spec: ShardSpec, rows: int, columns: Sequence[str], batch_rows: int, content: bytes | None
+) -> Iterator[Any]:
     try:
         spec.check_rows(rows)
         if format_of(store.name) == "parquet":
@@ -119,6 +126,8 @@ def read_batches(
             raise
         raise ShardError(f"{store}: {error}") from error
     except (OSError, pa.ArrowException) as error:
+        if is_passing(error):
+            raise ShardError(f"{store} cannot be read ({error}). Try again when the storage is back") from error
         raise ShardError(f"{store} is damaged ({error}). Delete it and run the tokenize job again") from error
 
 

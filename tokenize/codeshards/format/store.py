@@ -2,7 +2,8 @@
 
 A :class:`Store` names one place, a file or a folder, as a path does: ``store / "train/shard-000000.parquet"``. Files
 are whole or absent in both kinds. Object stores go through ``pyarrow.fs``; credentials are looked up where the
-store's own tools look for them.
+store's own tools look for them. What fails in passing is tried again (:mod:`runkit.retries`), except in
+:meth:`Store.write`, whose block is the caller's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pyarrow import fs
 
 from codeshards.format.errors import ShardError, WriteError
 from runkit.files import fsync_path, temp_beside
+from runkit.retries import patient
 
 _SCHEMES = ("s3", "gs", "gcs")
 # A Path swallows one of the two slashes; nobody's folder is called "s3:".
@@ -52,13 +54,8 @@ class Store(ABC):
         """The place below this one; `name` may have several parts, separated by slashes."""
 
     @abstractmethod
-    def open(self) -> BinaryIO:
-        """Open the file for reading at random access.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ShardError: The object store refuses.
-        """
+    def _open(self) -> BinaryIO:
+        """As :meth:`open`, tried once."""
 
     @abstractmethod
     def write(self) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -84,6 +81,16 @@ class Store(ABC):
     def remove_empty_folders(self) -> None:
         """Remove this folder and those below it as far as they are empty; an object store has none."""
 
+    @patient
+    def open(self) -> BinaryIO:
+        """Open the file for reading at random access.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ShardError: The object store refuses.
+        """
+        return self._open()
+
     def exists(self) -> bool:
         """Whether a file is here."""
         return self.size() is not None
@@ -103,11 +110,13 @@ class Store(ABC):
                 _LocalStore(Path(folder, name)).write_bytes((self / name).read_bytes())
             yield Path(folder)
 
+    @patient
     def read_bytes(self) -> bytes:
         """Content of the file; errors as :meth:`open`."""
-        with self.open() as file:
+        with self._open() as file:
             return file.read()
 
+    @patient
     def write_bytes(self, content: Any) -> None:
         """Write a whole file from anything that has a buffer; errors as :meth:`write`."""
         with self.write() as file:
@@ -166,7 +175,7 @@ class _LocalStore(Store):
     def __str__(self) -> str:
         return str(self.path)
 
-    def open(self) -> BinaryIO:
+    def _open(self) -> BinaryIO:
         with _store_errors(self, "read"):
             if not stat.S_ISREG(self.path.stat().st_mode):
                 raise ShardError(f"{self} is no regular file: remove it")  # a pipe would be waited for
@@ -195,17 +204,25 @@ class _LocalStore(Store):
             raise
         fsync_path(self.path.parent)
 
+    @patient
     def size(self) -> int | None:
         with _store_errors(self, "looked up"):
             return self.path.stat().st_size if self.path.is_file() else None
 
+    @patient
     def files(self) -> list[str]:
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise error  # a folder that cannot be listed is not an empty one
+
         found: list[str] = []
-        for folder, folders, names in os.walk(self.path):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [(Path(folder) / name).relative_to(self.path).as_posix() for name in names]
+        with _store_errors(self, "listed"):
+            for folder, folders, names in os.walk(self.path, onerror=refuse):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                found += [(Path(folder) / name).relative_to(self.path).as_posix() for name in names]
         return sorted(found)
 
+    @patient
     def delete(self) -> None:
         with _store_errors(self, "deleted"):
             self.path.unlink(missing_ok=True)
@@ -250,7 +267,7 @@ class _ObjectStore(Store):
     def __str__(self) -> str:
         return f"{self.scheme}://{self.key}"
 
-    def open(self) -> BinaryIO:
+    def _open(self) -> BinaryIO:
         with _store_errors(self, "read"):
             return self.filesystem.open_input_file(self.key)  # type: ignore[no-any-return]
 
@@ -269,11 +286,13 @@ class _ObjectStore(Store):
             with _write_errors(self, OSError, pa.ArrowException), self.filesystem.open_output_stream(self.key) as out:
                 out.write(content)
 
+    @patient
     def size(self) -> int | None:
         with _store_errors(self, "looked up"):
             info = self.filesystem.get_file_info(self.key)
         return int(info.size) if info.type == fs.FileType.File else None
 
+    @patient
     def files(self) -> list[str]:
         with _store_errors(self, "listed"):
             selector = fs.FileSelector(self.key, recursive=True, allow_not_found=True)
@@ -285,6 +304,7 @@ class _ObjectStore(Store):
                 raise ShardError(f"{self} holds an object named {name!r}, which is no path: delete or rename it")
         return names
 
+    @patient
     def delete(self) -> None:
         with _store_errors(self, "deleted"):
             if self.filesystem.get_file_info(self.key).type == fs.FileType.File:

@@ -1,0 +1,32 @@
+"""What torch.compile needs beside torch."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+
+from runkit.errors import UserError
+
+
+def check_compiler(device: str, error: type[UserError] = UserError) -> None:
+    """Refuse torch.compile on a machine without the compiler that it calls; call it before the work.
+
+    Args:
+        device: cpu or cuda.
+        error: Class of the error.
+
+    Raises:
+        UserError: there is none.
+    """
+    # As torch's inductor looks for it on CPUs, and Triton on GPUs.
+    kind, variable, usual = ("C", "CC", ["gcc", "clang"]) if device == "cuda" else ("C++", "CXX", ["g++"])
+    if device != "cuda" and sys.platform == "darwin":
+        usual = ["clang++"]
+    names = shlex.split(os.environ.get(variable, ""))[:1] or usual
+    if not any(map(shutil.which, names)):
+        raise error(
+            f"compile requires a {kind} compiler, and this machine has no {' or '.join(names)}: install one, name it "
+            f"in {variable}, or leave compile off"
+        )
