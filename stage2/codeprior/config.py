@@ -43,7 +43,9 @@ def _require(ok: bool, field_name: str, found: object, remedy: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """The transformer; every option defaults to minGPT's. GPT-2 small is 12/12/768, medium (the paper's) 24/16/1024."""
+    """The transformer; every option defaults to minGPT's. GPT-2 small is 12/12/768, medium 24/16/1024; the paper's
+    appendices A.1 and A.4 contradict each other on which of the two it uses.
+    """
 
     n_layer: int = 6
     """Transformer blocks."""
