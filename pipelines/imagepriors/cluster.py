@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
     """Stage 1 with `workers` processes; returns the run's summary. See :func:`train_on_ray`."""
+    _check_workers(workers, config.batch_size)
     open_splits(dataset, data)  # a wrong path is found here, not on the cluster
     data, out = data.resolve(), out.resolve()
 
@@ -34,6 +35,7 @@ def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path,
 
 def train_prior_on_ray(config: PriorConfig, shards: Where, out: Path, workers: int) -> dict[str, Any]:
     """Stage 2 with `workers` processes; returns the run's summary. See :func:`train_on_ray`."""
+    _check_workers(workers, config.batch_size)
     check_apart(out, shards=shards)
     ShardDataset.open(shards)
     place, out = absolute(shards), out.resolve()
@@ -44,6 +46,11 @@ def train_prior_on_ray(config: PriorConfig, shards: Where, out: Path, workers: i
         train_prior(replace(config, device=device), place, out)
 
     return train_on_ray(worker, out, workers, name="train-prior", device=config.device)
+
+
+def _check_workers(workers: int, batch_size: int) -> None:
+    if workers < 1 or batch_size % workers:
+        raise InputError(f"workers is {workers}: choose a divisor of the batch size, which is {batch_size}")
 
 
 def train_on_ray(

@@ -449,3 +449,21 @@ def test_without_docstrings_and_in_a_deleted_folder(tmp_path):
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "imagepriors inspect: the working folder is deleted: change into another\n"
+
+
+@pytest.mark.parametrize("workers", ["-3", "3", "1000000000"])
+def test_workers_that_cannot_share_a_batch_are_refused_before_ray_starts(tmp_path, capsys, workers):
+    pictures = tmp_path / "photos"
+    pictures.mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(pictures / f"{number}.png")
+    flags = ["--batch-size", "8", "--workers", workers, "--out", str(tmp_path / "run")]
+    assert main(["train-vqgan", "--data", str(pictures), *flags]) == 2
+    assert f"workers is {workers}: choose a divisor of the batch size, which is 8" in capsys.readouterr().err
+
+
+def test_demo_data_beyond_all_bounds_are_refused(tmp_path, capsys):
+    for flag, value in (("--size", "1000000000"), ("--n-train", "1000000000"), ("--n-val", str(2**70))):
+        assert main(["demo-data", str(tmp_path / "made"), flag, value]) == 2
+        assert "choose" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()

@@ -19,6 +19,8 @@ VERSION = 2
 # Our split → the folder names of ADE20K and DeepFashion (ImageNet's are our own).
 _ADE, _FASHION = {"train": "training", "val": "validation"}, {"train": "train", "val": "test"}
 
+_MOST_PIXELS, _MOST_SCENES = 4096, 10_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:
@@ -83,7 +85,7 @@ def write_demo_data(
         out: Folder to write.
         n_train: Training scenes.
         n_val: Validation scenes.
-        size: Side in pixels, a multiple of 8 from 32 on.
+        size: Side in pixels, a multiple of 8 from 32 to 4096.
         seed: Other seeds give other scenes.
         workers: Processes; None takes one per core. The files do not depend on it.
 
@@ -91,10 +93,10 @@ def write_demo_data(
         ShardError: bad settings, or the folder holds data of other settings.
         UserError: the folder holds something else under these names, or another process writes there.
     """
-    if size < 32 or size % 8:
-        raise ShardError(f"size is {size}: choose a multiple of 8 from 32 on")
-    if n_train < 1 or n_val < 1:
-        raise ShardError(f"n_train is {n_train}, n_val is {n_val}: both must be 1 or more")
+    if not 32 <= size <= _MOST_PIXELS or size % 8:
+        raise ShardError(f"size is {size}: choose a multiple of 8 from 32 to {_MOST_PIXELS}")
+    if not (1 <= n_train <= _MOST_SCENES and 1 <= n_val <= _MOST_SCENES):
+        raise ShardError(f"n_train is {n_train}, n_val is {n_val}: choose 1 to {_MOST_SCENES:,} of each")
     settings = {"n_train": n_train, "n_val": n_val, "seed": seed, "size": size, "version": VERSION}
     marker = out / "demo.json"
     if marker.exists():
