@@ -9,6 +9,7 @@ import tyro
 
 from codeshards.format import ShardError, read_json
 from imagepriors.config import ExperimentConfig
+from imagepriors.defaults import run_folder
 from imagepriors.presets import read_preset
 from runkit.folders import check_apart, publish_file
 from runkit.names import plain_name
@@ -59,9 +60,10 @@ def experiment(
     Args:
         names: orders, efficiency, scales, conditional, completion, evaluation; or all.
         preset: small (demo scenes, minutes on two cores), cifar10, paper (GPUs), or a TOML file.
-        data: Folder in which the dataset lies; default: data/DATASET.
-        dataset: Layout of the data, in place of the preset's.
-        run: Run folder; tokenizers are found and left there; default: runs/DATASET.
+        data: Folder in which the dataset is; default: data/ and the preset's dataset.
+        dataset: Layout of the data; default: the preset's, or with --data the one that is recognised.
+        run: Run folder; tokenizers are found and left there; default: runs/NAME, where NAME is the name of the data's
+            folder.
         seeds: Seeds of every order, in place of the preset's.
         n: Samples, in place of the preset's.
         prior_steps: Steps of every prior, in place of the preset's; of the one over pixels where there is one.
@@ -81,19 +83,20 @@ def experiment(
             f"unknown experiment {(unknown or ['(none)'])[0]!r}: choose among {', '.join(EXPERIMENTS)}, all"
         )
     given: dict[str, Any] = {
-        "dataset": dataset, "seeds": seeds, "n": n, "prior_steps": prior_steps, "prior_batch": prior_batch,
+        "seeds": seeds, "n": n, "prior_steps": prior_steps, "prior_batch": prior_batch,
         "tokenizer_steps": tokenizer_steps, "tokenizer_batch": tokenizer_batch, "workers": workers,
         "pixel_steps": prior_steps, "perceptual": perceptual, "features": features, "inception": inception,
         "device": device,
     }  # fmt: skip
     config = replace(load(preset), **{name: value for name, value in given.items() if value})
-    place = run or Path("runs") / config.dataset
     source = data or Path("data") / config.dataset
+    place = run or run_folder(source)
     from codeshards.session import connected
     from imagepriors.evaluate_prior import check_features
     from imagepriors.experiments.lab import Lab
-    from vqgan.datasets import open_splits, sources_of
+    from vqgan.datasets import AUTO, open_splits, resolve, sources_of
 
+    config = replace(config, dataset=resolve(dataset or (AUTO if data else config.dataset), source))
     check_apart(place, data=sources_of(open_splits(config.dataset, source), source))
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in wanted}
     lab = Lab(config, place, source)
