@@ -60,6 +60,8 @@ class EvaluatePriorConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_fields(self, InputError)
+        if self.n > 1_000_000:
+            raise InputError(f"n is {self.n}: choose at most 1,000,000 samples, all of which are held in memory")
         for name in ("n", "reader_steps", "batch_size"):
             if getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 2 or more")

@@ -27,6 +27,7 @@ from vqgan.datasets import spread
 from vqgan.tokenizer import Tokenizer
 
 _COMMAND = "sample"
+_MOST_SAMPLES = 1_000_000
 _MAX_COLUMNS = 16
 _FRAMES = 32
 """Pictures of an animation, about."""
@@ -240,8 +241,7 @@ def draw_samples(
     Raises:
         ShardError: prior, shards and tokenizer do not belong together, or the prior cannot do what is asked for.
     """
-    if n < 1:
-        raise ShardError(f"n is {n}: draw at least one picture")
+    _check_count(n)
     prior = load_prior(prior_run, device=resolve_device("auto"))
     sequence = prior.sequence
     if config.guidance != 1 and RunConfig.load(prior_folder(prior_run) / CONFIG).train.cond_dropout == 0:
@@ -355,6 +355,11 @@ def sample_grid(samples: Samples, columns: int = 0, *, scale: int = 0, frame: in
     return picture_grid(np.stack(tiles), columns + 2, scale=scale)
 
 
+def _check_count(n: int) -> None:
+    if not 1 <= n <= _MOST_SAMPLES:
+        raise ShardError(f"n is {n}: choose 1 to {_MOST_SAMPLES:,} pictures, all of which are held in memory")
+
+
 def write_samples(
     prior_run: Path,
     shards: Path,
@@ -377,6 +382,7 @@ def write_samples(
         UserError: `out` is, holds or is in the prior or the shards, or has a file of such a name from elsewhere.
         ShardError: as `draw_samples`.
     """
+    _check_count(n)
     check_apart(out, prior=prior_run, shards=shards)
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     known = given_codes(sequence, given)

@@ -194,6 +194,8 @@ def test_foreign_tokenizer_is_refused(run, tmp_path, capsys):
         (["train-vqgan", "--dataset", "imagenette"], "unknown dataset 'imagenette'"),
         (["train-prior", "--shards", "/nowhere/at/all"], "dataset.json"),
         (["tokenize", "--preset", "demo-segmentation"], "no table [tokenize]"),
+        (["sample", "--preset", "demo", "--n", "1000000000"], "n is 1000000000: choose 1 to 1,000,000 pictures"),
+        (["evaluate-prior", "--n", str(2**70)], "n is"),
     ],
 )
 def test_user_errors_are_one_message_and_exit_code_2(capsys, monkeypatch, tmp_path, argv, words):
