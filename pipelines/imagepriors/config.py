@@ -65,6 +65,8 @@ class EvaluatePriorConfig:
         for name in ("n", "reader_steps", "batch_size"):
             if getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 2 or more")
+        if self.batch_size > 65_536:
+            raise InputError(f"batch_size is {self.batch_size}: choose at most 65,536")
         if self.reference_limit < 0:
             raise InputError(f"reference_limit is {self.reference_limit}: choose 0, for all pictures, or more")
 
@@ -176,10 +178,10 @@ class AnnotateConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_fields(self, InputError)
-        for name in ("batch_size", "shard_samples", "threads", "decode_threads", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more")
-        if self.workers < 0:
-            raise InputError(f"workers is {self.workers}: choose 0 (automatic) or a number of processes")
+        bounds = {"batch_size": 65_536, "shard_samples": 1_000_000, "threads": 1024, "decode_threads": 1024}
+        for name, most in {**bounds, "max_attempts": 1000, "workers": 65_536}.items():
+            least = 0 if name == "workers" else 1
+            if not least <= getattr(self, name) <= most:
+                raise InputError(f"{name} is {getattr(self, name)}: choose {least} … {most:,}")
         if not 0 <= self.max_failure_rate <= 1:
             raise InputError(f"max_failure_rate is {self.max_failure_rate}: choose 0 … 1")
