@@ -528,6 +528,7 @@ def test_words_categories_lists_and_large_types_in_tables(tmp_path):
         ("floats", {"image": [one] * 3, "label": [2.0, None, -1.0]}, [2, None, None]),
         ("lists", {"image": [[one]] * 3, "label": [[2], [0], [1]]}, [2, 0, 1]),
         ("polars", {"image": pa.array([one] * 3, large), "label": words}, [1, 0, 1]),
+        ("capitals", {"Image": [one] * 3, "Label": [1, 0, 2], "Depth": [one] * 3}, [1, 0, 2]),
         ("bytes", {"PNG": pa.array([png()] * 3, pa.large_binary()), "labels": [1, 0, 2]}, [1, 0, 2]),
     ):  # fmt: skip
         (tmp_path / name).mkdir()
@@ -537,6 +538,7 @@ def test_words_categories_lists_and_large_types_in_tables(tmp_path):
         for split in splits.values():
             assert [item.label for item in split.items] == labels, name
             split.read(2, 8)
+            assert split.conditions == (("depth",) if name == "capitals" else ())
     (tmp_path / "two").mkdir()
     pq.write_table(pa.table({"image": [one] * 3, "label": [[1, 2], [0], [1]]}), tmp_path / "two/train.parquet")
     with pytest.raises(InputError, match="neither a number nor a name"):
@@ -579,6 +581,11 @@ def test_dates_beyond_the_calendar_and_tables_with_other_classes_are_refused(tmp
     pq.write_table(pa.table({"image": image, "label": days}), tmp_path / "train.parquet")
     with pytest.raises(InputError, match=r"train\.parquet cannot be read: days"):
         open_splits("huggingface", tmp_path)
+    (tmp_path / "list").mkdir()
+    pq.write_table(pa.table({"image": ["1.png", "2.png"], "label": days}), tmp_path / "list/images.parquet")
+    with pytest.raises(InputError, match=r"images\.parquet cannot be read: days"):
+        open_splits("folder", tmp_path / "list")
+    (tmp_path / "list/images.parquet").unlink()
     for split, names in (("train", ["cat", "dog"]), ("test", ["dog", "cat"])):
         about = json.dumps({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})
         table = pa.table({"image": image, "label": [0, 1]}, metadata={"huggingface": about})
@@ -631,6 +638,33 @@ def test_a_list_from_windows_with_quoted_line_breaks_is_read(tmp_path):
     assert both(splits) == {"a/0": (0, 1), "0": (1, 0), "a/2": (2, 0)}
     pq.write_table(pa.table({"image": ["a/0.png", "a/1.png"], "key": [0, 1]}), tmp_path / "images.parquet")
     assert both(open_splits("folder", tmp_path)) == {"0": (0, None), "1": (1, None)}
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ([("image", pa.array([b"1.png", b"2.png"]))], "row 1: image is no path but bytes"),
+        ([("image", pa.array([{"bytes": b"", "path": ""}] * 2))], "row 1: image is no path but dict"),
+        ([("image", pa.array([1, 2]))], "row 1: image is no path but int"),
+        ([("image", pa.array(["1.png", "2.png"]))] * 2, "column 'image' is there twice"),
+    ],
+)
+def test_a_list_whose_images_are_no_paths_is_refused(tmp_path, columns, words):
+    pq.write_table(
+        pa.table([values for _, values in columns], [name for name, _ in columns]), tmp_path / "images.parquet"
+    )
+    with pytest.raises(InputError, match=words):
+        open_splits("folder", tmp_path)
+
+
+def test_scenes_of_ade20k_may_have_dots_and_spaces(tmp_path):
+    for name in ("a.0", "a.1"):
+        put(tmp_path / f"images/training/{name}.png")
+        put(tmp_path / f"images/validation/{name}.png")
+    put(tmp_path / "sceneCategories.txt", "a.0 living room\r\na.1 bar\r\n".encode("utf-8-sig"))
+    splits = open_splits("ade20k", tmp_path)
+    assert splits["val"].class_names == ("bar", "living room")
+    assert [item.label for item in splits["train"].items] == [1, 0]
 
 
 # Which layout it is

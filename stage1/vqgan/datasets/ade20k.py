@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vqgan.datasets.base import Split
-from vqgan.datasets.files import folders_in, read_text
+from vqgan.datasets.files import folders_in, make_key, read_text
 from vqgan.datasets.splits import SPLIT_NAMES, split_names, split_word
 from vqgan.datasets.trees import class_items, split_folders, with_maps
 from vqgan.errors import InputError
@@ -17,7 +17,7 @@ def ade20k(root: Path) -> dict[str, Split]:
     root = root / "ADEChallengeData2016" if (root / "ADEChallengeData2016").is_dir() else root
     listed = root / "sceneCategories.txt"
     lines = [line.split(maxsplit=1) for line in read_text(listed).splitlines()] if listed.is_file() else []
-    category = {line[0]: line[1].strip() for line in lines if len(line) > 1}
+    category = {make_key(f"{line[0]}."): line[1].strip() for line in lines if len(line) > 1}
     names = sorted(set(category.values()))
     label_of = {name: label for label, name in enumerate(names)}
     splits = {}

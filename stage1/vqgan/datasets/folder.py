@@ -46,6 +46,10 @@ def _listed(root: Path, path: Path) -> dict[str, Split]:
         conditions: dict[str, Any] = {
             name: File(str(root / _relative(root, row[name]))) for name in CONDITIONS if row.get(name)
         }
+        if not isinstance(image, str):
+            raise InputError(
+                f"{path.name}, row {number}: image is no path but {type(image).__name__}: see `huggingface`"
+            )
         relative, given = _relative(root, image), row.get("key")
         key = make_key(os.path.normpath(relative).lstrip("/") if given in (None, "") else f"{given}.")
         items.setdefault(split, []).append(
@@ -79,10 +83,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = table.to_pylist()
     except InputError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    unknown = [name for name in table.column_names if name not in _COLUMNS]
-    if "image" not in table.column_names or unknown:
-        problem = f"unknown column {unknown[0]!r}" if unknown else "there is no column 'image'"
+    unknown = [f"unknown column {name!r}" for name in table.column_names if name not in _COLUMNS]
+    twice = [f"column {name!r} is there twice" for name in _COLUMNS if table.column_names.count(name) > 1]
+    missing = [] if "image" in table.column_names else ["there is no column 'image'"]
+    for problem in (*unknown, *twice, *missing):
         raise InputError(f"{path}: {problem}; columns are {', '.join(_COLUMNS)}")
     return rows

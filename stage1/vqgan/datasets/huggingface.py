@@ -140,8 +140,8 @@ def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tu
         raise InputError(
             f"{root / path}: no column of images (struct of bytes and path) among {', '.join(schema.names)}"
         )
-    label = next((name for name in _LABELS if name in schema.names), None)
-    conditions = {name: _CONDITIONS[name] for name in images if name in _CONDITIONS}
+    label = next((name for wanted in _LABELS for name in schema.names if name.lower() == wanted), None)
+    conditions = {name: _CONDITIONS[name.lower()] for name in images if name.lower() in _CONDITIONS}
     table, stem, first = str(root / path), make_key(path), 0
     for group, rows in enumerate(groups):
         values = _column(table, group, label).to_pylist() if label else [None] * rows
@@ -171,7 +171,8 @@ def _class_names(path: Path, schema: Any) -> list[str]:
     value = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), path, InputError)
     for step in ("info", "features"):
         value = value.get(step) if isinstance(value, dict) else None
-    features = [value[name] for name in _LABELS if name in value] if isinstance(value, dict) else []
+    feature_of = {name.lower(): feature for name, feature in value.items()} if isinstance(value, dict) else {}
+    features = [feature_of[name] for name in _LABELS if name in feature_of]
     names = features[0].get("names") if features and isinstance(features[0], dict) else None
     return [str(name) for name in names] if isinstance(names, list) else []
 
