@@ -168,6 +168,11 @@ def test_splits_are_found_in_a_folder_of_their_own_and_by_longer_names(tmp_path,
     splits = open_splits("folder", tmp_path)
     assert [split.keys for split in splits.values()] == [["cat/1", "dog/1"]] * 2
     assert splits["val"].class_names == ("cat", "dog")
+    for folder in (train, val):  # where `annotate` puts maps
+        for name in ("cat", "dog"):
+            put(tmp_path / f"{folder}_depth" / name / "1.png")
+    splits = open_splits("folder", tmp_path)
+    assert [(split.keys, split.conditions) for split in splits.values()] == [(["cat/1", "dog/1"], ("depth",))] * 2
 
 
 def test_splits_of_several_folders_are_refused_and_classes_stay_classes(tmp_path, caplog):

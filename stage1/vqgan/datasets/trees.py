@@ -78,7 +78,7 @@ def _splits_below(root: Path) -> dict[str, Path]:
 
 def _unwrapped(folder: Path) -> Path:
     """The folder of the same split that is all there is in a folder, as when it was unpacked into one."""
-    inner = folders_in(folder) if folder.is_dir() else []
+    inner = sorted(without_maps(folders_in(folder))) if folder.is_dir() else []
     same = len(inner) == 1 and folder.name.lower() in (inner[0].lower(), split_word(inner[0]))
     if not same or any(map_folder(folder, condition).exists() for condition in CONDITIONS):
         return folder
