@@ -576,7 +576,9 @@ def test_a_byte_order_mark_and_other_encodings_of_names_cost_nothing(tmp_path):
     rows = "\ufeffImageId,PredictionString\nILSVRC2012_val_00000001,n01 1 2 3 4\n"
     put(tmp_path / "LOC_val_solution.csv", rows.encode())
     assert open_splits("imagenet", tmp_path)["val"].items[0].label == 0
-    put(tmp_path / "fasion-annotation-train.csv", b"\xef\xbb\xbfname:keypoints_y:keypoints_x\n0\xe9.png: [1]: [1]\n")
+    header = b"\xef\xbb\xbfname:keypoints_y:keypoints_x\n"
+    for split, line in (("train", b"0\xe9.png: [1]: [1]\n"), ("val", b"")):
+        put(tmp_path / f"fasion-annotation-{split}.csv", header + line)
     assert open_splits("deepfashion", tmp_path)["train"].keys
 
 

@@ -1,6 +1,7 @@
 """Data as they are found in the world: names of splits, archives, labels, what is no picture, which layout it is."""
 
 import io
+import json
 import logging
 import os
 import subprocess
@@ -146,6 +147,83 @@ def test_two_folders_of_one_name_are_refused(tmp_path):
         open_splits("folder", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("data/train", "data/val"),
+        ("a/b/Training", "a/b/dev"),
+        ("images/train2017", "images/val2017"),
+        ("train/train", "test1/test1"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train_images", "test_images"),
+        ("trainset", "testset"),
+        ("imagesTr_train", "imagesTr_valid"),
+    ],
+)
+def test_splits_are_found_in_a_folder_of_their_own_and_by_longer_names(tmp_path, train, val):
+    for folder in (train, val):
+        for name in ("cat", "dog"):
+            put(tmp_path / folder / name / "1.png")
+    put(tmp_path / "labels/train/1.txt", b"")  # no images
+    splits = open_splits("folder", tmp_path)
+    assert [split.keys for split in splits.values()] == [["cat/1", "dog/1"]] * 2
+    assert splits["val"].class_names == ("cat", "dog")
+    for folder in (train, val):  # where `annotate` puts maps
+        for name in ("cat", "dog"):
+            put(tmp_path / f"{folder}_depth" / name / "1.png")
+    splits = open_splits("folder", tmp_path)
+    assert [(split.keys, split.conditions) for split in splits.values()] == [(["cat/1", "dog/1"], ("depth",))] * 2
+
+
+def test_splits_of_several_folders_are_refused_and_classes_stay_classes(tmp_path, caplog):
+    for name in ("a/cat/train", "a/cat/test", "a/dog/train", "a/dog/test", "b/train_station", "b/bus", "c/data/val"):
+        put(tmp_path / name / "1.png")
+        put(tmp_path / name / "2.png")
+    with pytest.raises(InputError, match="cat/ and dog/ have splits of their own"):
+        open_splits("folder", tmp_path / "a")
+    assert open_splits("folder", tmp_path / "b")["train"].class_names == ("bus", "train_station")
+    put(tmp_path / "c/data/train/1.png")
+    put(tmp_path / "c/extra/1.png")
+    assert [len(split) for split in open_splits("folder", tmp_path / "c").values()] == [1, 2]
+    assert "extra/ is not read: the splits are in data/" in caplog.text
+
+
+def test_a_row_without_a_split_beside_rows_with_one_is_refused(tmp_path):
+    put(tmp_path / "images.csv", b"image,split\n1.png,train\n2.png,val\n3.png,\n")
+    with pytest.raises(InputError, match="row 3: split is None: choose one"):
+        open_splits("folder", tmp_path)
+
+
+def test_readers_with_folders_of_their_own_know_the_names_of_splits(tmp_path):
+    for split, masks in (("Train", "training"), ("VAL", "validation")):
+        for number in range(2):
+            put(tmp_path / f"ade/images/{split}/{number}.png")
+            put(tmp_path / f"ade/annotations/{masks}/{number}.png")
+            put(tmp_path / f"land/images/{split}/{number}.png")
+            put(tmp_path / f"land/segmentations/{masks}/{number}.png")
+            put(tmp_path / f"fashion/{split}/{number}.png")
+        list_name = "fasion-resize-annotation-test.CSV" if split == "VAL" else "fasion-annotation-train.csv"
+        put(tmp_path / f"fashion/{list_name}", b"name:keypoints_y:keypoints_x\n0.png: [1]: [1]\n1.png: [1]: [1]\n")
+    for folder, reader, condition in (
+        ("ade", "ade20k", "segmentation"), ("land", "landscapes", "segmentation"), ("fashion", "deepfashion", "pose"),
+    ):  # fmt: skip
+        splits = open_splits(AUTO, tmp_path / folder)
+        assert resolve(AUTO, tmp_path / folder) == reader
+        assert [(split.keys, split.conditions) for split in splits.values()] == [(["0", "1"], (condition,))] * 2
+
+
+def test_two_snapshots_of_the_hub_are_not_read_as_one_dataset(tmp_path):
+    put(tmp_path / "blobs/a", png())
+    put(tmp_path / "refs/main", b"1")
+    for snapshot in ("1", "2"):
+        (tmp_path / "snapshots" / snapshot / "train").mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / f"snapshots/{snapshot}/train/{number}.png").symlink_to("../../../blobs/a")
+    with pytest.raises(InputError, match="has 2 snapshots of one dataset: pass one"):
+        open_splits(AUTO, tmp_path)
+    assert both(open_splits(AUTO, tmp_path / "snapshots/1")) == {"0": (0, None), "1": (0, None)}
+
+
 # What is a picture
 
 
@@ -205,6 +283,34 @@ def test_what_systems_add_is_neither_class_nor_picture_nor_table_nor_member(tmp_
     found = open_splits("imagenet", tmp_path / "i")
     assert shades(found["train"]) == {"n01440764/a": (3, 0), "n01440764/b": (4, 0)}
     assert found["val"].keys == ["ILSVRC2012_val_00000001"]
+
+
+def test_a_link_to_itself_costs_its_sample_and_a_hidden_list_nothing(tmp_path):
+    for number in range(3):
+        put(tmp_path / f"train/n01440764/{number}.png")
+    put(tmp_path / "val/ILSVRC2012_val_00000001.png")
+    (tmp_path / "train/n01440764/loop.png").symlink_to("loop.png")
+    put(tmp_path / "._imagenet_2012_validation_synset_labels.txt", b"\0\5\x16\7\xff")
+    put(tmp_path / "imagenet_2012_validation_synset_labels.txt", b"\xef\xbb\xbfn01440764\r\n")
+    splits = open_splits("imagenet", tmp_path)
+    assert splits["val"].items[0].label == 0
+    with pytest.raises(InputError, match=r"n01440764/loop: loop\.png: .*symbolic links"):
+        splits["train"].read(3, 8)
+
+
+def test_maps_have_the_suffixes_of_lossless_pictures_and_one_file_for_an_image(tmp_path):
+    for split in ("train", "val"):
+        put(tmp_path / split / "1.png")
+        for kind, suffix in (("TIFF", "tif"), ("GIF", "gif")):
+            folder = tmp_path / f"{split}_{'depth' if suffix == 'tif' else 'segmentation'}"
+            folder.mkdir()
+            Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / f"1.{suffix}", kind)
+    sample = open_splits("folder", tmp_path)["train"].read(0, 8, conditions=["depth", "segmentation"])
+    for name in ("depth", "segmentation"):
+        np.testing.assert_array_equal(sample.conditions[name], np.arange(64).reshape(8, 8))
+    put(tmp_path / "train_depth/1.npy", b"")
+    with pytest.raises(InputError, match="are maps of one image"):
+        open_splits("folder", tmp_path)
 
 
 # Archives
@@ -304,6 +410,63 @@ def test_samples_that_are_not_clear_are_refused_and_imageless_ones_counted(tmp_p
     assert "1 samples without an image are left out, such as 2" in caplog.text
 
 
+def broken_tar(header: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = member("1.png")
+        info.size, info.pax_headers = 512, header
+        archive.addfile(info, io.BytesIO(bytes(512)))
+    return buffer.getvalue()
+
+
+def nested_long_names(count: int) -> bytes:
+    info = member("././@LongLink", tarfile.GNUTYPE_LONGNAME)
+    info.size = 4
+    return (info.tobuf(tarfile.GNU_FORMAT) + b"a.b".ljust(512, b"\0")) * count + bytes(1024)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"),
+        (broken_tar({"GNU.sparse.map": "a", "GNU.sparse.size": "9"}), "invalid literal"),
+        (broken_tar({"GNU.sparse.map": "-9,3", "GNU.sparse.size": "10"}), "its map leads out of it"),
+        (broken_tar({"GNU.sparse.map": "900,3", "GNU.sparse.size": "10"}), "its map leads out of it"),
+        (broken_tar({"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "not enough values"),
+        (nested_long_names(3000), "recursion"),
+    ],
+)
+def test_an_empty_tar_and_odd_headers_are_refused_by_name(tmp_path, content, words):
+    tar(tmp_path / "train-0.tar", ("a.png", png()), ("b.png", png()))
+    put(tmp_path / "train-1.tar", content)
+    with pytest.raises(InputError, match=rf"train-1\.tar cannot be read as an uncompressed tar .*{words}"):
+        open_splits("webdataset", tmp_path)
+
+
+def test_a_class_of_imagenet_whose_tar_is_empty_does_not_move_the_others(tmp_path):
+    tar(tmp_path / "one.tar", ("a.JPEG", png()), ("b.JPEG", png()))
+    tar(tmp_path / "none.tar")
+    one, none = ((tmp_path / f"{name}.tar").read_bytes() for name in ("one", "none"))
+    for inner in (none, b""):
+        tar(tmp_path / "i/ILSVRC2012_img_train.tar", ("n01440764.tar", inner), ("n01443537.tar", one))
+        with pytest.raises(InputError, match="is empty"):
+            open_splits("imagenet", tmp_path / "i")
+
+
+@pytest.mark.parametrize("form", ["v7", "oldgnu", "ustar", "gnu", "posix"])
+def test_every_form_of_tar_that_gnu_tar_writes_is_read(tmp_path, form):
+    for number in range(3):
+        put(tmp_path / f"x/a.b/{number}.png", png(number))
+    put(tmp_path / "x/a.b/1.CLS", b"\xef\xbb\xbf4\r\n")
+    (tmp_path / "x/c").mkdir()
+    os.link(tmp_path / "x/a.b/2.png", tmp_path / "x/c/3.png")
+    (tmp_path / "x/c/4.png").symlink_to("3.png")
+    subprocess.run(["tar", f"--format={form}", "-b1", "-C", tmp_path / "x", "-cf", tmp_path / "t.tar", "."], check=True)
+    assert both(open_splits("webdataset", tmp_path)) == {
+        "a%2Eb/0": (0, None), "a%2Eb/1": (1, 4), "a%2Eb/2": (2, None), "c/3": (2, None), "c/4": (2, None),
+    }  # fmt: skip
+
+
 # Labels
 
 
@@ -370,6 +533,7 @@ def test_words_categories_lists_and_large_types_in_tables(tmp_path):
         ("floats", {"image": [one] * 3, "label": [2.0, None, -1.0]}, [2, None, None]),
         ("lists", {"image": [[one]] * 3, "label": [[2], [0], [1]]}, [2, 0, 1]),
         ("polars", {"image": pa.array([one] * 3, large), "label": words}, [1, 0, 1]),
+        ("capitals", {"Image": [one] * 3, "Label": [1, 0, 2], "Depth": [one] * 3}, [1, 0, 2]),
         ("bytes", {"PNG": pa.array([png()] * 3, pa.large_binary()), "labels": [1, 0, 2]}, [1, 0, 2]),
     ):  # fmt: skip
         (tmp_path / name).mkdir()
@@ -379,10 +543,60 @@ def test_words_categories_lists_and_large_types_in_tables(tmp_path):
         for split in splits.values():
             assert [item.label for item in split.items] == labels, name
             split.read(2, 8)
+            assert split.conditions == (("depth",) if name == "capitals" else ())
     (tmp_path / "two").mkdir()
     pq.write_table(pa.table({"image": [one] * 3, "label": [[1, 2], [0], [1]]}), tmp_path / "two/train.parquet")
     with pytest.raises(InputError, match="neither a number nor a name"):
         open_splits("huggingface", tmp_path / "two")
+
+
+VIEWS = pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())])
+PLAIN = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "images",
+    [
+        pa.array([{"bytes": png(), "path": None}], VIEWS),
+        pa.array([png()], pa.binary_view()),
+        pa.array([[png()]]),
+        pa.array([[{"bytes": png(), "path": "x"}]], pa.list_(PLAIN, 1)),
+        pa.array([{"bytes": None, "path": "a/1.png"}]),
+    ],
+    ids=lambda images: str(images.type)[:20],
+)  # fmt: skip
+def test_images_in_columns_of_any_type_are_read(tmp_path, images, kind):
+    put(tmp_path / "a/1.png")
+    for split in ("train", "val"):
+        table = pa.table({"image": images, "label": pa.array([b"cat"], pa.binary_view())})
+        if kind == "parquet":
+            pq.write_table(table, tmp_path / f"{split}.parquet")
+        else:
+            with pa.ipc.new_stream(tmp_path / f"{split}.arrow", table.schema) as file:
+                file.write_table(table)
+    splits = open_splits("huggingface", tmp_path)
+    assert shades(splits["val"]) == {"val/0000000": (0, 0)}
+    assert splits["train"].class_names == ("cat",)
+
+
+def test_dates_beyond_the_calendar_and_tables_with_other_classes_are_refused(tmp_path):
+    image = pa.array([{"bytes": png(), "path": None}] * 2)
+    days = pa.array([2**31 - 1, 0], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"image": image, "label": days}), tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"train\.parquet cannot be read: days"):
+        open_splits("huggingface", tmp_path)
+    (tmp_path / "list").mkdir()
+    pq.write_table(pa.table({"image": ["1.png", "2.png"], "label": days}), tmp_path / "list/images.parquet")
+    with pytest.raises(InputError, match=r"images\.parquet cannot be read: days"):
+        open_splits("folder", tmp_path / "list")
+    (tmp_path / "list/images.parquet").unlink()
+    for split, names in (("train", ["cat", "dog"]), ("test", ["dog", "cat"])):
+        about = json.dumps({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})
+        table = pa.table({"image": image, "label": [0, 1]}, metadata={"huggingface": about})
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    with pytest.raises(InputError, match="names other classes than the files before it"):
+        open_splits("huggingface", tmp_path)
 
 
 def test_of_a_saved_dataset_the_listed_files_are_read(tmp_path):
@@ -418,6 +632,44 @@ def test_lists_in_other_encodings_are_right_or_one_message(tmp_path, encoding, r
     else:
         with pytest.raises(InputError, match=r"images\.csv is not UTF-8.*iconv"):
             open_splits("folder", tmp_path)
+
+
+def test_a_list_from_windows_with_quoted_line_breaks_is_read(tmp_path):
+    for number in range(3):
+        put(tmp_path / f"a/{number}.png", png(number))
+    rows = ["image,label,key", 'a\\0.png,"two\r\nlines",', "a\\1.png,b,0", "a/2.png,b,"]
+    put(tmp_path / "images.csv", "\r\n".join(rows).encode("utf-8-sig"))
+    splits = open_splits("folder", tmp_path)
+    assert both(splits) == {"a/0": (0, 1), "0": (1, 0), "a/2": (2, 0)}
+    pq.write_table(pa.table({"image": ["a/0.png", "a/1.png"], "key": [0, 1]}), tmp_path / "images.parquet")
+    assert both(open_splits("folder", tmp_path)) == {"0": (0, None), "1": (1, None)}
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ([("image", pa.array([b"1.png", b"2.png"]))], "row 1: image is no path but bytes"),
+        ([("image", pa.array([{"bytes": b"", "path": ""}] * 2))], "row 1: image is no path but dict"),
+        ([("image", pa.array([1, 2]))], "row 1: image is no path but int"),
+        ([("image", pa.array(["1.png", "2.png"]))] * 2, "column 'image' is there twice"),
+    ],
+)
+def test_a_list_whose_images_are_no_paths_is_refused(tmp_path, columns, words):
+    pq.write_table(
+        pa.table([values for _, values in columns], [name for name, _ in columns]), tmp_path / "images.parquet"
+    )
+    with pytest.raises(InputError, match=words):
+        open_splits("folder", tmp_path)
+
+
+def test_scenes_of_ade20k_may_have_dots_and_spaces(tmp_path):
+    for name in ("a.0", "a.1"):
+        put(tmp_path / f"images/training/{name}.png")
+        put(tmp_path / f"images/validation/{name}.png")
+    put(tmp_path / "sceneCategories.txt", "a.0 living room\r\na.1 bar\r\n".encode("utf-8-sig"))
+    splits = open_splits("ade20k", tmp_path)
+    assert splits["val"].class_names == ("bar", "living room")
+    assert [item.label for item in splits["train"].items] == [1, 0]
 
 
 # Which layout it is
@@ -473,3 +725,30 @@ def test_real_folders_are_recognised():
         "ade20k": "ade20k", "cifar10": "cifar10", "imagenet-depth": "imagenet-depth", "imagenet-sample": "imagenet",
         "landscapes": "landscapes",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "layout"),
+    [
+        (["train/n01440764/1.JPEG", "train/.ipynb_checkpoints/1.png", "val/@eaDir/1.png"], "imagenet"),
+        (["Data/CLS-LOC/train/n01440764/1.JPEG", "Annotations/CLS-LOC/train/1.xml"], "imagenet"),
+        (["images/train2017/1.jpg", "images/val2017/2.jpg", "annotations/instances_train2017.json"], "folder"),
+        (["train2017/1.jpg", "val2017/1.jpg", "annotations/panoptic_train2017/1.png"], "folder"),
+        (["images/train/1.jpg", "images/val/1.jpg", "labels/train/1.txt"], "folder"),
+        (["images/1.jpg", "annotations/trimaps/1.png", "annotations/xmls/1.xml"], "folder"),
+        (["00000.tar", "00001.tar", "00000.parquet", "00001.parquet", "00000_stats.json"], "webdataset"),
+        (["train/1.jpg", ".git/1.png", ".cache/huggingface/1.parquet", "README.md"], "folder"),
+    ],
+)
+def test_layouts_of_other_datasets_and_junk_do_not_mislead(tmp_path, files, layout):
+    for file in files:
+        put(tmp_path / file)
+    assert resolve(AUTO, tmp_path) == layout
+
+
+def test_folders_of_maps_that_are_read_as_classes_are_named(tmp_path, caplog):
+    for split in ("train", "valid"):
+        for folder in ("images", "masks"):
+            put(tmp_path / split / folder / "1.png")
+    open_splits("folder", tmp_path)
+    assert "images/, masks/ are read as classes; if one has the maps of another" in caplog.text

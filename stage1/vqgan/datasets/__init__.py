@@ -5,8 +5,10 @@ indexing reads one sample from disk. Splits are picklable and safe to read from 
 function from its folder to its splits and put it into DATASETS: see README.md in this folder.
 """
 
+import contextlib
+import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from runkit.retries import patient
@@ -15,7 +17,7 @@ from vqgan.datasets.base import Item, Sample, Split, hold_out, spread
 from vqgan.datasets.cifar10 import cifar10
 from vqgan.datasets.deepfashion import deepfashion
 from vqgan.datasets.demo import demo
-from vqgan.datasets.files import sources_of
+from vqgan.datasets.files import folders_in, sources_of
 from vqgan.datasets.folder import folder
 from vqgan.datasets.geometry import CENTRE, View, views_of
 from vqgan.datasets.huggingface import huggingface
@@ -70,7 +72,20 @@ def resolve(name: str, root: Path) -> str:
     return recognise(root)[0] if name == AUTO else name
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without rounds of Python's garbage collector, which finds nothing in a list of a million new items."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @patient
+@_uncollected()
 def open_splits(name: str, root: Path) -> dict[str, Split]:
     """Open the dataset `name` that is in the folder `root`; both "train" and "val" are always there.
 
@@ -88,9 +103,11 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
     if name == AUTO:
         name, why = recognise(root)
         log.info("%s is read as %s: %s", root, name, why)
-    other = other_layout(resolve(name, root), root)
-    if other:
+    elif other := other_layout(resolve(name, root), root):
         log.warning("%s is read as %s, but looks like %s", root, name, other)
+    snapshots = folders_in(root / "snapshots") if {"refs", "snapshots"} <= set(folders_in(root)) else []
+    if len(snapshots) > 1:
+        raise InputError(f"{root} has {len(snapshots)} snapshots of one dataset: pass one, as snapshots/{snapshots[0]}")
     found = DATASETS[name](root)
     splits = {split: data for split, data in found.items() if len(data)}
     if not splits:

@@ -1,10 +1,11 @@
 """`ade20k` and `landscapes`: photos with label masks."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from vqgan.datasets.base import Split
-from vqgan.datasets.files import class_items, folders_in, read_text, split_folders, with_maps
+from vqgan.datasets.files import folders_in, make_key, read_text
+from vqgan.datasets.splits import SPLIT_NAMES, split_names, split_word
+from vqgan.datasets.trees import class_items, split_folders, with_maps
 from vqgan.errors import InputError
 
 
@@ -15,8 +16,8 @@ def ade20k(root: Path) -> dict[str, Split]:
     """
     root = root / "ADEChallengeData2016" if (root / "ADEChallengeData2016").is_dir() else root
     listed = root / "sceneCategories.txt"
-    lines = [line.split() for line in read_text(listed).splitlines()] if listed.is_file() else []
-    category = {line[0]: line[1] for line in lines if len(line) > 1}
+    lines = [line.split(maxsplit=1) for line in read_text(listed).splitlines()] if listed.is_file() else []
+    category = {make_key(f"{line[0]}."): line[1].strip() for line in lines if len(line) > 1}
     names = sorted(set(category.values()))
     label_of = {name: label for label, name in enumerate(names)}
     splits = {}
@@ -26,14 +27,23 @@ def ade20k(root: Path) -> dict[str, Split]:
         )
     for split, folder in split_folders(root / "images").items():
         found = class_items(folder, folders_in(folder))
-        items, strays = with_maps(found, {"segmentation": root / "annotations" / folder.name})
-        items = [replace(item, label=label_of.get(category.get(item.key.split("/")[-1], ""))) for item in items]
+        items, strays = with_maps(found, {"segmentation": _masks(root / "annotations", folder.name, split)})
+        items = [item.labelled(label_of.get(category.get(item.key.split("/")[-1], ""))) for item in items]
         splits[split] = Split(items, names, n_labels=151, strays=strays)
     return splits
 
 
+def _masks(folder: Path, name: str, split: str) -> Path:
+    """The folder of masks of a split; it may be called otherwise (`training`) than the images' (`Train`)."""
+    word_of = split_names(folders_in(folder)) if folder.is_dir() else {}
+    same = [other for other, word in word_of.items() if SPLIT_NAMES[word] == split]
+    return folder / min(same, key=lambda other: (other != name, word_of[other] != split_word(name)), default=name)
+
+
 def landscapes(root: Path) -> dict[str, Split]:
-    """`images/` with masks of 182 stuff-and-things labels (0 … 181) in `segmentations/`; sub-folders are classes.
+    """`images/` with masks of 182 stuff-and-things labels (0 … 181) in `segmentations/`.
+
+    Sub-folders are splits, classes, or splits with classes.
 
     Raises:
         InputError: one of the two folders is missing.
@@ -43,6 +53,13 @@ def landscapes(root: Path) -> dict[str, Split]:
             raise InputError(
                 f"{folder} is missing: landscapes are images/ with masks of the same names in segmentations/"
             )
-    names = folders_in(root / "images")
-    items, strays = with_maps(class_items(root / "images", names), {"segmentation": root / "segmentations"})
-    return {"train": Split(items, names, n_labels=182, strays=strays)}
+    images, masks = root / "images", root / "segmentations"
+    folders = split_folders(images)
+    mask_folders = {split: _masks(masks, folder.name, split) for split, folder in folders.items()} or {"train": masks}
+    folders = folders or {"train": images}
+    names = sorted({name for folder in folders.values() for name in folders_in(folder)})
+    splits = {}
+    for split, folder in folders.items():
+        items, strays = with_maps(class_items(folder, names), {"segmentation": mask_folders[split]})
+        splits[split] = Split(items, names, n_labels=182, strays=strays)
+    return splits

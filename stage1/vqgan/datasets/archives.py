@@ -20,6 +20,8 @@ _SPARSE_BYTES = 2**30
 _LINKS = 16
 """Links from one to the next, at most."""
 _CHUNK = 2**20
+_BROKEN = (tarfile.TarError, OSError, ValueError, LookupError, ArithmeticError, RecursionError)
+"""What Python's tarfile raises for headers that are broken or hostile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, Source]]:
     try:
         with open_regular(path) as file:
             yield from _files(path, file, 0, os.fstat(file.fileno()).st_size)
-    except (tarfile.TarError, OSError) as error:
+    except _BROKEN as error:
         raise InputError(
             f"{path} cannot be read as an uncompressed tar ({error}): unpack it, decompress it, or fetch it again"
         ) from error
@@ -69,9 +71,13 @@ def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Source]]:
                     continue
                 if not isinstance(found, Blob) or found.pieces is not None:
                     raise OSError(f"{inner} in it is sparse or a link")
+                empty = True
                 for name, source in _files(path, whole, found.offset, found.offset + found.length):
+                    empty = False
                     yield inner, name, source
-    except (tarfile.TarError, OSError) as error:
+                if empty:  # its class would be left out, and those behind it would get other labels
+                    raise tarfile.ReadError(f"{inner} in it is empty")
+    except _BROKEN as error:
         raise InputError(
             f"{path} cannot be read as a tar of uncompressed tars ({error}): unpack it, or fetch it again"
         ) from error
@@ -79,11 +85,13 @@ def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Source]]:
 
 def _files(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, Source]]:
     """The files of the tars, one behind the other, in bytes `start` to `end` of a file."""
+    if start >= end:
+        raise tarfile.ReadError("it is empty")
     while start < end:
         found: dict[str, Blob] = {}
         links: dict[str, str] = {}
         file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # a million headers need not stay in memory
                 name = _plain(member.name)
@@ -108,6 +116,8 @@ def _blob(path: Path, member: tarfile.TarInfo, end: int) -> Blob:
         raise tarfile.ReadError(f"{member.name} ends behind the archive, which is cut short")
     if pieces is not None and member.size > _SPARSE_BYTES:
         raise tarfile.ReadError(f"{member.name} is sparse and promises {member.size:,} bytes")
+    if any(not 0 <= at <= at + length <= member.size for at, length in pieces or ()):
+        raise tarfile.ReadError(f"{member.name} is sparse, and its map leads out of it")
     return Blob(str(path), member.offset_data, member.size, posixpath.basename(member.name), pieces)
 
 
@@ -182,7 +192,7 @@ def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                     if data is not None and not _is_system_path(name):
                         content[name] = data.read()
             return content
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+    except (*_BROKEN, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read, is it whole? {error}") from error
 
 

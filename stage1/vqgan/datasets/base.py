@@ -43,6 +43,10 @@ class Item:
     conditions: "dict[str, Source | Keypoints]" = field(default_factory=dict)
     """Condition's name → its map, or keypoints."""
 
+    def labelled(self, label: int | None) -> "Item":
+        """The item with this label."""
+        return Item(key=self.key, image=self.image, label=label, conditions=self.conditions)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:

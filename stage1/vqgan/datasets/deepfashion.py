@@ -2,11 +2,14 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 
 from vqgan.datasets.base import Item, Split
 from vqgan.datasets.conditions import Keypoints
 from vqgan.datasets.files import File, find_files, make_key
+from vqgan.datasets.splits import SPLIT_NAMES, split_word
+from vqgan.datasets.trees import split_folders
 from vqgan.errors import InputError
 
 _FIELDS = {"name", "keypoints_y", "keypoints_x"}
@@ -22,27 +25,36 @@ def deepfashion(root: Path) -> dict[str, Split]:
         InputError: no annotation, or without its header.
     """
     splits = {}
-    for split, folder in (("train", "train"), ("val", "test")):
-        if not (root / folder).is_dir():
-            continue
-        poses = _read_keypoints(root, folder)
+    for split, folder in split_folders(root).items():
+        poses = _read_keypoints(root, split, folder.name)
         items = [
             Item(
                 key=make_key(path),
-                image=File(f"{root / folder}/{path}"),
+                image=File(f"{folder}/{path}"),
                 conditions={"pose": poses.pop(path)} if path in poses else {},
             )
-            for path in find_files(root / folder)
+            for path in find_files(folder, count_others=True)
         ]
         splits[split] = Split(items, strays=[pose.name for pose in poses.values()])
     return splits
 
 
-def _read_keypoints(root: Path, folder: str) -> dict[str, Keypoints]:
-    choices = [root / f"fasion-{middle}annotation-{folder}.csv" for middle in ("", "resize-")]
-    path = next((path for path in choices if path.is_file()), None)
-    if path is None:
-        raise InputError(f"{choices[0]} is missing: it holds the keypoints (name:keypoints_y:keypoints_x)")
+def _annotation(root: Path, split: str, folder: str) -> Path:
+    """The list of a split: rather that of the folder's own name, and rather that of photos that are not resized."""
+    found = []
+    for path in sorted(root.iterdir()):
+        name = re.fullmatch(r"fasion-(resize-)?annotation-(.+)\.csv", path.name.lower())
+        word = split_word(name[2]) if name else None
+        if name and word and SPLIT_NAMES[word] == split and path.is_file():
+            found.append((word != split_word(folder), bool(name[1]), path))
+    if not found:
+        path = root / f"fasion-annotation-{folder}.csv"
+        raise InputError(f"{path} is missing: it holds the keypoints (name:keypoints_y:keypoints_x)")
+    return min(found)[2]
+
+
+def _read_keypoints(root: Path, split: str, folder: str) -> dict[str, Keypoints]:
+    path = _annotation(root, split, folder)
     # Names in another encoding stay the bytes that they are in the folder.
     text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=":")

@@ -6,16 +6,16 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 from urllib.parse import quote
 
 from runkit.retries import is_passing, patient
-from vqgan.datasets.base import Item, Split
+from vqgan.datasets.base import Split
 from vqgan.datasets.conditions import Keypoints
-from vqgan.datasets.splits import by_split, choose_splits, split_word
+from vqgan.datasets.splits import by_split
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -24,17 +24,22 @@ IMAGE_SUFFIXES = frozenset({
     ".tif", ".tiff", ".webp",
 })  # fmt: skip
 """Of an animation the first picture is read."""
-MAP_SUFFIXES = frozenset({".npy", ".pfm", ".png"})
+MAP_SUFFIXES = frozenset({".bmp", ".gif", ".npy", ".pfm", ".pgm", ".png", ".tif", ".tiff"})
 CONDITIONS = ("segmentation", "depth", "pose")
 _TEXTS = frozenset(
     {".cfg", ".csv", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 )
 """Files that lie beside pictures and are not meant to be any."""
 _SYSTEM_NAMES = frozenset({
-    "__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "lost+found", "$recycle.bin", "recycler",
-    "system volume information", "thumbs.db", "desktop.ini", "__pycache__",
+    "__macosx", "network trash folder", "temporary items", "icon\r", "lost+found", "__pycache__",
+    "#recycle", "#snapshot", "@eadir", "@recently-snapshot", "@recycle", "@sharebin", "@synoresource", "@tmp",
+    "$extend", "$recycle.bin", "desktop.ini", "ehthumbs.db", "found.000", "recycled", "recycler",
+    "system volume information", "thumbs.db",
 })  # fmt: skip
 """What operating systems and storage devices add to folders, in lower case."""
+
+
+_NOT_IN_KEYS = re.compile(r"[%.\s\x00-\x1f\x7f]")
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -126,8 +131,7 @@ class Blob:
 
     def open(self) -> BinaryIO:
         """The bytes in memory."""
-        pieces = ((0, self.length),) if self.pieces is None else self.pieces
-        stored = sum(length for _, length in pieces)
+        stored = self.length if self.pieces is None else sum(length for _, length in self.pieces)
         with open_regular(self.path) as file:
             file.seek(self.offset)
             data = file.read(stored)
@@ -135,7 +139,7 @@ class Blob:
             raise OSError(f"{self.path} ends before this member does: the archive is cut short")
         if self.pieces is not None:
             whole, place = bytearray(self.length), 0
-            for at, length in pieces:
+            for at, length in self.pieces:
                 whole[at : at + length] = data[place : place + length]
                 place += length
             data = bytes(whole)
@@ -167,13 +171,18 @@ def is_system_name(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
+def is_image_name(path: str) -> bool:
+    """Whether a file of this name is read as an image."""
+    return not is_system_name(os.path.basename(path)) and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
 def make_key(path: str | PurePosixPath) -> str:
     """A relative path as a shard key: without its suffix, with dots, "%" and white space percent-encoded.
 
     Keys are free of dots, because WebDataset splits names at the first one; `urllib.parse.unquote` gives the path back.
     """
     stem = os.path.splitext(str(path))[0]
-    return re.sub(r"[%.\s\x00-\x1f\x7f]", lambda found: quote(found[0], safe="").replace(".", "%2E"), stem)
+    return _NOT_IN_KEYS.sub(lambda found: quote(found[0], safe="").replace(".", "%2E"), stem)
 
 
 def sources_of(splits: Mapping[str, "Split"], root: Path) -> list[Path]:
@@ -205,7 +214,7 @@ def find_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, *, count_
         InputError: a folder cannot be listed, or a link leads back to a folder above it.
     """
     suffixes, found, others = frozenset(suffixes), list[str](), Counter[str]()
-    for path in _walk(str(folder), "", ()) if folder.is_dir() else ():
+    for path in walk(str(folder)) if folder.is_dir() else ():
         suffix = os.path.splitext(path)[1].lower()
         if suffix in suffixes:
             found.append(path)
@@ -218,7 +227,8 @@ def find_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, *, count_
     return sorted(found)
 
 
-def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def walk(folder: str, prefix: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Relative paths of the files below a folder, but those of operating systems; see `find_files`."""
     try:
         status = os.stat(folder)
         entries = list(os.scandir(folder))
@@ -230,10 +240,20 @@ def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Itera
     for entry in entries:
         if is_system_name(entry.name):
             continue
-        if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
+        if is_folder(entry):
+            yield from walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
         else:
             yield prefix + entry.name
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; a link that leads to itself is none, and reading it fails by name."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if is_passing(error):
+            raise
+        return False
 
 
 def files_of_splits(root: Path, suffixes: set[str]) -> dict[str, list[str]]:
@@ -241,91 +261,13 @@ def files_of_splits(root: Path, suffixes: set[str]) -> dict[str, list[str]]:
     return by_split(find_files(root, suffixes, count_others=True), root)
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """Split → its folder in `root`, by the usual names in any case; empty where no folder has such a name.
-
-    Raises:
-        InputError: two folders have one name, one is a link to nothing, or images lie beside a split that is not train.
-    """
-    names = [path.name for path in root.iterdir() if split_word(path.name) and (path.is_dir() or path.is_symlink())]
-    if not names:
-        return {}
-    maps = {f"{name}_{condition}" for name in names for condition in CONDITIONS}
-    beside = [name for name in folders_in(root) if name not in names and name not in maps]
-    beside = [f"{name}/" for name in beside if any(_has_image(path) for path in _walk(str(root / name), "", ()))]
-    beside += [path.name for path in root.iterdir() if _has_image(path.name) and path.is_file()]
-    found = choose_splits({name: split_word(name) for name in sorted(names)} | dict.fromkeys(sorted(beside)), root)
-    for folders in found.values():
-        if len(folders) > 1:
-            raise InputError(f"{root}: {folders[0]} and {folders[1]} name one split: pass a folder with one of them")
-        if not (root / folders[0]).exists():
-            raise InputError(f"{root / folders[0]} is a link to nothing: is what it links to mounted?")
-    return {split: root / folders[0] for split, folders in found.items()}
-
-
-def _has_image(path: str) -> bool:
-    return not is_system_name(os.path.basename(path)) and os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
-
-
 def folders_in(folder: Path) -> list[str]:
     """Names of the folders in `folder`, sorted, without hidden ones and those that operating systems add."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_system_name(path.name))
-
-
-def class_items(folder: Path, class_names: Sequence[str]) -> Iterator[Item]:
-    """Images below `folder`; the label is the index of the first folder's name, and None without one."""
-    label_of = {name: label for label, name in enumerate(class_names)}
-    for path in find_files(folder, count_others=True):
-        label = label_of[path.split("/", 1)[0]] if "/" in path else None
-        yield Item(key=make_key(path), image=File(f"{folder}/{path}"), label=label)
-
-
-def with_maps(items: Iterable[Item], folders: dict[str, Path]) -> tuple[list[Item], tuple[str, ...]]:
-    """Attach the maps of parallel folders to the items of the same relative path, whatever the suffix.
-
-    Args:
-        items: Items whose keys are relative paths.
-        folders: Condition → root of its parallel tree; missing folders are passed over.
-
-    Returns:
-        The items, and the maps that belong to no item.
-    """
-    items, strays = list(items), list[str]()
-    for condition, folder in folders.items():
-        suffixes = IMAGE_SUFFIXES if condition == "pose" else MAP_SUFFIXES
-        map_of = {make_key(path): f"{folder}/{path}" for path in find_files(folder, suffixes, count_others=True)}
-        items = [
-            replace(item, conditions={**item.conditions, condition: File(map_of.pop(item.key))})
-            if item.key in map_of
-            else item
-            for item in items
-        ]
-        strays += map_of.values()
-    return items, tuple(strays)
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if is_folder(entry) and not is_system_name(entry.name))
 
 
 def map_folder(folder: Path, condition: str) -> Path:
     """Where the maps of a folder of images lie: beside it, as `train_depth/` beside `train/`."""
     folder = folder.absolute()
     return folder.with_name(f"{folder.name}_{condition}")
-
-
-def image_tree(
-    folders: dict[str, Path], *, conditions: Sequence[str] = CONDITIONS, n_labels: int = 256
-) -> dict[str, Split]:
-    """Splits from folders with an optional sub-folder per class and optional trees of maps beside them.
-
-    The maps of `train/` lie in `train_segmentation/`, `train_depth/`, `train_pose/`, under the images' own names.
-
-    Args:
-        folders: Split → its folder of images.
-        conditions: Conditions to look for.
-        n_labels: Labels that a mask may hold.
-    """
-    names = sorted({name for folder in folders.values() for name in folders_in(folder)})
-    splits = {}
-    for split, folder in folders.items():
-        maps = {condition: map_folder(folder, condition) for condition in conditions}
-        items, strays = with_maps(class_items(folder, names), maps)
-        splits[split] = Split(items, names, n_labels=n_labels, strays=strays)
-    return splits

@@ -5,7 +5,7 @@ import io
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +32,8 @@ _LABELS = ("label", "labels", "fine_label")
 _CACHE = re.compile(r"(cache-|tmp)[^/]*\.arrow")
 """What the datasets library keeps beside the tables that it has loaded."""
 _LARGE_GROUP = 1000
+_WRAPPERS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_dictionary)
+"""Types of a column, around that of its images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +81,29 @@ def huggingface(root: Path) -> dict[str, Split]:
     Raises:
         InputError: a file cannot be read or is missing, or has no column of images.
     """
+    for cached in (_column, _metadata, _arrow):
+        cached.cache_clear()  # a file may have been written anew
     found: dict[str, list[tuple[Item, Any]]] = {}
     names: list[str] = []
     for split, paths in by_split(_tables(root), root).items():
         for path in paths:
             try:
                 schema, groups = _describe(root / path)
-                names = names or _class_names(root / path, schema)
+                here = _class_names(root / path, schema)
+                names = names or here
+                if here and here != names:
+                    raise InputError(f"{root / path} names other classes than the files before it: write them alike")
                 found.setdefault(split, []).extend(_items(root, path, schema, groups))
             except InputError:
                 raise
-            except (pa.ArrowException, OSError, ValueError) as error:
+            except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
                 raise InputError(f"{root / path} cannot be read: {error}") from error
     class_names, labels = read_labels(
         ((item.key, value) for rows in found.values() for item, value in rows), root, names
     )
     of_each = iter(labels)
     return {
-        split: Split([replace(item, label=next(of_each)) for item, _ in rows], class_names)
-        for split, rows in found.items()
+        split: Split([item.labelled(next(of_each)) for item, _ in rows], class_names) for split, rows in found.items()
     }
 
 
@@ -134,16 +140,16 @@ def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tu
         raise InputError(
             f"{root / path}: no column of images (struct of bytes and path) among {', '.join(schema.names)}"
         )
-    label = next((name for name in _LABELS if name in schema.names), None)
-    first = 0
+    label = next((name for wanted in _LABELS for name in schema.names if name.lower() == wanted), None)
+    conditions = {name: _CONDITIONS[name.lower()] for name in images if name.lower() in _CONDITIONS}
+    table, stem, first = str(root / path), make_key(path), 0
     for group, rows in enumerate(groups):
-        values = _column(str(root / path), group, label).to_pylist() if label else [None] * rows
+        values = _column(table, group, label).to_pylist() if label else [None] * rows
         for row, value in enumerate(values):
-            cells = {name: Cell(str(root / path), group, row, name) for name in images}
             item = Item(
-                key=f"{make_key(path)}/{first + row:07d}",
-                image=cells[images[0]],
-                conditions={_CONDITIONS[name]: cell for name, cell in cells.items() if name in _CONDITIONS},
+                key=f"{stem}/{first + row:07d}",
+                image=Cell(table, group, row, images[0]),
+                conditions={condition: Cell(table, group, row, name) for name, condition in conditions.items()},
             )
             # A list of one label is that label.
             yield item, value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -152,7 +158,7 @@ def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tu
 
 def _is_image(field: Any) -> bool:
     kind = field.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+    while any(test(kind) for test in _WRAPPERS):
         kind = kind.value_type
     if pa.types.is_struct(kind):
         return {"bytes", "path"} <= {part.name for part in kind}
@@ -165,7 +171,8 @@ def _class_names(path: Path, schema: Any) -> list[str]:
     value = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), path, InputError)
     for step in ("info", "features"):
         value = value.get(step) if isinstance(value, dict) else None
-    features = [value[name] for name in _LABELS if name in value] if isinstance(value, dict) else []
+    feature_of = {name.lower(): feature for name, feature in value.items()} if isinstance(value, dict) else {}
+    features = [feature_of[name] for name in _LABELS if name in feature_of]
     names = features[0].get("names") if features and isinstance(features[0], dict) else None
     return [str(name) for name in names] if isinstance(names, list) else []
 

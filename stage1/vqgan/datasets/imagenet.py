@@ -6,21 +6,13 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vqgan.datasets.archives import inner_tar_members, read_archive, tar_members
 from vqgan.datasets.base import Item, Split
-from vqgan.datasets.files import (
-    IMAGE_SUFFIXES,
-    class_items,
-    folders_in,
-    image_tree,
-    make_key,
-    read_text,
-    split_folders,
-)
+from vqgan.datasets.files import IMAGE_SUFFIXES, folders_in, is_system_name, make_key, read_text
+from vqgan.datasets.trees import class_items, image_tree, split_folders
 from vqgan.errors import InputError
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -44,8 +36,8 @@ def imagenet(root: Path) -> dict[str, Split]:
     Raises:
         InputError: a flat val without any of these.
     """
-    data = root / "ILSVRC" / "Data" / "CLS-LOC"
-    data = data if data.is_dir() else root
+    places = (root / place / "CLS-LOC" for place in ("ILSVRC/Data", "Data"))
+    data = next((place for place in places if place.is_dir()), root)
     folders = split_folders(data)
     if folders:
         names = sorted({name for folder in folders.values() for name in folders_in(folder)})
@@ -59,7 +51,7 @@ def imagenet(root: Path) -> dict[str, Split]:
         names = sorted({item.key.split("/")[0] for item in listed.get("train", [])})
         label_of = {name: label for label, name in enumerate(names)}
         if "train" in listed:
-            listed["train"] = [replace(item, label=label_of[item.key.split("/")[0]]) for item in listed["train"]]
+            listed["train"] = [item.labelled(label_of[item.key.split("/")[0]]) for item in listed["train"]]
     else:
         names = folders_in(root)
         listed = {"train": list(class_items(root, names))}
@@ -71,7 +63,7 @@ def imagenet(root: Path) -> dict[str, Split]:
         missing = sorted(set(synset_of.values()) - label_of.keys())
         if missing:
             raise InputError(f"val has images of {missing[0]}, a class that train lacks (of {len(names)}): complete it")
-        listed["val"] = [replace(item, label=label_of[synset_of[item.key]]) for item in listed["val"]]
+        listed["val"] = [item.labelled(label_of[synset_of[item.key]]) for item in listed["val"]]
     return {split: Split(items, names) for split, items in listed.items()}
 
 
@@ -113,7 +105,8 @@ def _validation_synsets(root: Path, keys: Sequence[str]) -> dict[str, str]:
 def _synsets_in_order(root: Path) -> list[str]:
     for folder in (root, root / "val"):
         for path in sorted(folder.glob("*validation_synset_labels.txt")) if folder.is_dir() else ():
-            return read_text(path).split()
+            if not is_system_name(path.name):
+                return read_text(path).split()
     truth, meta = (_devkit_file(root, name) for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"))
     if truth is None or meta is None:
         raise InputError(
@@ -174,7 +167,7 @@ def restricted_imagenet(root: Path) -> dict[str, Split]:
     new_label = {old: new for new, members in enumerate(SUPER_CLASSES.values()) for old in members}
     return {
         name: Split(
-            [replace(item, label=new_label[item.label]) for item in split.items if item.label in new_label],
+            [item.labelled(new_label[item.label]) for item in split.items if item.label in new_label],
             tuple(SUPER_CLASSES),
         )
         for name, split in splits.items()

@@ -1,13 +1,13 @@
 """Which layout a folder has, by what is in it."""
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from vqgan.datasets.files import IMAGE_SUFFIXES, find_files, is_system_name
-from vqgan.datasets.splits import split_word
+from vqgan.datasets.files import IMAGE_SUFFIXES, find_files, folders_in, is_system_name
+from vqgan.datasets.splits import split_names, split_word
+from vqgan.datasets.trees import without_maps
 from vqgan.errors import InputError
 
 _CIFAR10_CLASSES = frozenset({"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"})
@@ -37,13 +37,11 @@ def recognise(root: Path) -> tuple[str, str]:
 
 def other_layout(name: str, root: Path) -> str | None:
     """Why a folder that is read as `name` looks like another, published dataset's; None where it does not."""
-    try:
-        found, why = recognise(root)
-    except InputError:
-        return None
+    here = _Folder(root)
+    published = ((found, test(here)) for found, test in _TESTS if found not in _GENERAL)
+    found, why = next(((found, why) for found, why in published if why), (name, ""))
     related = found in name or name in found  # imagenet-depth and restricted-imagenet are ImageNet
-    same = name == "cifar10" and found == "folder"  # its reader reads class folders too
-    return None if related or same or found in _GENERAL else f"{found}: {why}"
+    return None if related else f"{found}: {why}"
 
 
 class _Folder:
@@ -51,12 +49,11 @@ class _Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        entries = [entry for entry in os.scandir(root) if not is_system_name(entry.name)]
-        self.folders = {entry.name for entry in entries if entry.is_dir()}
-        self.files = {entry.name for entry in entries if not entry.is_dir()}
-        self.splits = {name for name in self.folders if split_word(name)}
+        self.folders = set(folders_in(root))
+        self.files = {path.name for path in root.iterdir() if not is_system_name(path.name)} - self.folders
+        self.splits = split_names(without_maps(self.folders)).keys()
         within = [root / name for name in self.splits] or [root]
-        self.classes = {path.name for folder in within for path in folder.iterdir() if path.is_dir()}
+        self.classes = {name for folder in within for name in folders_in(folder)}
 
     @cached_property
     def kinds(self) -> Counter[str]:
@@ -85,7 +82,9 @@ def _cifar10(here: _Folder) -> str | None:
 def _ade20k(here: _Folder) -> str | None:
     if "ADEChallengeData2016" in here.folders:
         return "ADEChallengeData2016/ is there"
-    return "images/ and annotations/ are there" if {"images", "annotations"} <= here.folders else None
+    names = [name for name in ("images", "annotations") if name in here.folders]
+    splits = [any(map(split_word, folders_in(here.root / name))) for name in names]
+    return "images/ and annotations/ with splits are there" if splits == [True, True] else None
 
 
 def _landscapes(here: _Folder) -> str | None:
@@ -93,7 +92,7 @@ def _landscapes(here: _Folder) -> str | None:
 
 
 def _deepfashion(here: _Folder) -> str | None:
-    found = sorted(name for name in here.files if name.startswith("fasion-") and name.endswith(".csv"))
+    found = sorted(name for name in here.files if name.lower().startswith("fasion-") and name.lower().endswith(".csv"))
     return f"{found[0]} is there" if found else None
 
 
@@ -103,8 +102,9 @@ def _imagenet_depth(here: _Folder) -> str | None:
 
 
 def _imagenet(here: _Folder) -> str | None:
-    if (here.root / "ILSVRC" / "Data" / "CLS-LOC").is_dir():
-        return "ILSVRC/Data/CLS-LOC/ is there"
+    for place in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"):
+        if (here.root / place).is_dir():
+            return f"{place}/ is there"
     found = sorted(name for name in here.files if name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"))
     if found:
         return f"{found[0]} is there"

@@ -16,10 +16,38 @@ SPLIT_NAMES = {
 """What people call a split → what it is called here; of several names for one split, the first here is read."""
 
 
+_WORDS = "|".join(sorted(SPLIT_NAMES, key=len, reverse=True))
+
+
 def split_word(word: str) -> str | None:
-    """The one of `SPLIT_NAMES` that a word is, in any case and with digits behind it (`Train`, `val2017`), or None."""
-    plain = word.strip().lower().rstrip("0123456789")
-    return plain if plain in SPLIT_NAMES else None
+    """The one of `SPLIT_NAMES` that a word is, in any case, or None.
+
+    What people append to it counts for nothing: `Train`, `val2017`, `testset`.
+    """
+    found = re.fullmatch(rf"({_WORDS})(set|data|split)?\d*", word.strip().lower())
+    return found[1] if found else None
+
+
+def split_names(names: Iterable[str]) -> dict[str, str]:
+    """Name of a folder → its word for a split, without the folders that name none.
+
+    Where no name is such a word, names count that differ in it alone: `train_images` and `test_images`, `trainA` and
+    `testA`. A class called `train_station` stays a class.
+    """
+    names = sorted(names)
+    found = {name: word for name in names if (word := split_word(name))}
+    pairs: dict[tuple[str, str], dict[str, str]] = {}
+    for name in names if not found else ():
+        for hit in re.finditer(_WORDS, name.lower()):
+            pairs.setdefault((name[: hit.start()].lower(), name[hit.end() :].lower()), {})[name] = hit[0]
+    for pair in pairs.values():
+        found |= pair if names_both(pair.values()) else {}
+    return found
+
+
+def names_both(words: Iterable[str]) -> bool:
+    """Whether words for splits name train and val."""
+    return {SPLIT_NAMES[word] for word in words} == {"train", "val"}
 
 
 def by_split(paths: Iterable[str], where: Path) -> dict[str, list[str]]:

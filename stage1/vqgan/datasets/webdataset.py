@@ -1,9 +1,9 @@
 """`webdataset`: tar shards of images, read in place."""
 
+import functools
 import logging
 import posixpath
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,7 @@ def webdataset(root: Path) -> dict[str, Split]:
     names, labels = read_labels(((item.key, value) for samples in found.values() for item, value in samples), root)
     of_each = iter(labels)
     return {
-        split: Split([replace(item, label=next(of_each)) for item, _ in samples], names)
-        for split, samples in found.items()
+        split: Split([item.labelled(next(of_each)) for item, _ in samples], names) for split, samples in found.items()
     }
 
 
@@ -55,17 +54,19 @@ def _samples(path: Path) -> Iterator[tuple[Item, Any]]:
         parts[extension] = source
     imageless = []
     for base, parts in samples.items():
-        image = _image_of(path, base, parts)
-        if image is None:
+        images, maps = _roles(tuple(parts))
+        if len(images) > 1:
+            raise InputError(
+                f"{path}: {base} has pictures .{' and .'.join(sorted(images))}, and it is not clear which is the "
+                f"image: name it .jpg or .input.jpg alone, and maps .segmentation.png, .depth.png or .pose.png"
+            )
+        if not images:
             imageless.append(base)
             continue
-        conditions: dict[str, Any] = {
-            _CONDITIONS[name]: source
-            for extension, source in parts.items()
-            for name, suffix in [_named(extension)]
-            if name in _CONDITIONS and (suffix in MAP_SUFFIXES or name == "pose")
-        }
-        yield Item(key=make_key(f"{base}."), image=parts[image], conditions=conditions), _label(path, base, parts)
+        conditions: dict[str, Any] = {condition: parts[extension] for condition, extension in maps}
+        yield Item(key=make_key(f"{base}."), image=parts[images[0]], conditions=conditions), _label(path, base, parts)
+    if not samples:
+        log.warning("%s has no member", path)
     if imageless:
         log.warning("%s: %d samples without an image are left out, such as %s", path, len(imageless), imageless[0])
 
@@ -83,30 +84,33 @@ def _named(extension: str) -> tuple[str, str]:
     return name, f".{suffix}"
 
 
-def _image_of(path: Path, base: str, parts: dict[str, Source]) -> str | None:
-    """Extension of the member that is the image."""
-    pictures = [extension for extension in parts if _named(extension)[1] in IMAGE_SUFFIXES]
-    choices = [extension for extension in pictures if _named(extension)[0] not in _CONDITIONS]
-    for name in _IMAGE_NAMES:
-        named = [extension for extension in choices if _named(extension)[0] == name]
-        choices = named or choices
-    if len(choices) > 1:
-        raise InputError(
-            f"{path}: {base} has pictures .{' and .'.join(sorted(choices))}, and it is not clear which is the image: "
-            f"name it .jpg or .input.jpg alone, and maps .segmentation.png, .depth.png or .pose.png"
-        )
-    return choices[0] if choices else None
+@functools.lru_cache(maxsize=1024)
+def _roles(extensions: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Extensions of the members of a sample that may be its image, and (condition, extension) of its maps."""
+    named = {extension: _named(extension) for extension in extensions}
+    choices = [
+        extension for extension, (name, suffix) in named.items() if suffix in IMAGE_SUFFIXES and name not in _CONDITIONS
+    ]
+    for wanted in _IMAGE_NAMES:
+        choices = [extension for extension in choices if named[extension][0] == wanted] or choices
+    maps = [
+        (_CONDITIONS[name], extension)
+        for extension, (name, suffix) in named.items()
+        if name in _CONDITIONS and suffix in (IMAGE_SUFFIXES if name == "pose" else MAP_SUFFIXES)
+    ]
+    return choices, maps
 
 
 def _label(path: Path, base: str, parts: dict[str, Source]) -> Any:
     try:
         if "cls" in parts:
             with parts["cls"].open() as file:
-                return file.read().decode()
+                return file.read().decode("utf-8-sig")
         if "json" not in parts:
             return None
         with parts["json"].open() as file:
             content = parse_json(file.read(), base)
-        return content.get("label", content.get("cls")) if isinstance(content, dict) else None
+        found = [content.get(name) for name in ("label", "cls")] if isinstance(content, dict) else []
+        return next((value for value in found if value is not None), None)
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: label of {base} cannot be read: {error}") from error
