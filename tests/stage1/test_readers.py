@@ -140,6 +140,15 @@ def test_an_empty_or_missing_train_is_not_replaced_by_val(tmp_path, reader, capl
     assert "has no train: a part of its val is held out" in caplog.text
 
 
+def test_tars_of_classes_that_were_not_unpacked_are_not_read_without_labels(tmp_path, caplog):
+    for number in range(3):
+        tar(tmp_path / f"train/n0144076{number}.tar", (f"n0144076{number}_1.JPEG", png()))
+    put(tmp_path / "val/n01440760/1.png")
+    with pytest.raises(InputError, match=r"train of .* has no image, though its folder or file is there"):
+        open_splits(AUTO, tmp_path)
+    assert "3 .tar" in caplog.text
+
+
 def test_two_folders_of_one_name_are_refused(tmp_path):
     for name in ("train", "Train"):
         put(tmp_path / name / "1.png")

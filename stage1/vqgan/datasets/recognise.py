@@ -53,7 +53,9 @@ class _Folder:
         self.files = {path.name for path in root.iterdir() if not is_system_name(path.name)} - self.folders
         self.splits = split_names(without_maps(self.folders)).keys()
         within = [root / name for name in self.splits] or [root]
-        self.classes = {name for folder in within for name in folders_in(folder)}
+        names = {path.name: path.is_dir() for folder in within for path in folder.iterdir()}
+        self.classes = {name for name, is_folder in names.items() if is_folder and not is_system_name(name)}
+        self.class_tars = {name[:-4] for name in names if name.endswith(".tar") and _is_synset(name[:-4])}
 
     @cached_property
     def kinds(self) -> Counter[str]:
@@ -108,13 +110,17 @@ def _imagenet(here: _Folder) -> str | None:
     found = sorted(name for name in here.files if name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"))
     if found:
         return f"{found[0]} is there"
+    if here.class_tars:
+        return f"it has tars of classes, such as {min(here.class_tars)}.tar"
     return "its class folders are synsets (n01440764)" if _synsets(here) else None
 
 
 def _synsets(here: _Folder) -> bool:
-    return bool(here.classes) and all(
-        len(name) == 9 and name.startswith("n") and name[1:].isdecimal() for name in here.classes
-    )
+    return bool(here.classes) and all(map(_is_synset, here.classes))
+
+
+def _is_synset(name: str) -> bool:
+    return len(name) == 9 and name.startswith("n") and name[1:].isdecimal()
 
 
 def _folder_list(here: _Folder) -> str | None:
