@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from runkit.errors import UserError
-from runkit.files import TEMP_MARK, fsync_path, pretty_json, remove_made, set_aside, temp_beside, write_file
+from runkit.files import TEMP_MARK, fsync_path, pretty_json, remove_made, set_aside, temp_beside, write_file, writing
 from runkit.jsonfiles import parse_object
 from runkit.retries import is_passing, patient
 from runkit.tensors import check_finite, first_non_finite, load_tensors, save_tensors
@@ -99,7 +99,7 @@ def new_folder(final: Path, files: Collection[str]) -> Iterator[Path]:
         UserError: it cannot be written.
     """
     temp = temp_beside(final)
-    try:
+    with writing(final):
         temp.mkdir(parents=True)
         try:
             yield temp
@@ -110,11 +110,6 @@ def new_folder(final: Path, files: Collection[str]) -> Iterator[Path]:
             shutil.rmtree(temp, ignore_errors=True)
             raise
         fsync_path(final.parent)
-    except OSError as error:
-        raise UserError(
-            f"{final} cannot be written ({error.strerror or error}): free some space, mend the permissions or choose "
-            "another folder, and run again"
-        ) from error
 
 
 def read_values(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
