@@ -82,9 +82,14 @@ def save_checkpoint(
         save_tensors(temp / WEIGHTS, weights)
         save_tensors(temp / TENSORS, tensors)
         write_file(temp / SCALARS, _sealed({"step": step, **scalars, _CONFIG_SEAL: hashlib.sha256(text).hexdigest()}))
+    remove_old(run, keep)
+    return final
+
+
+def remove_old(run: Path, keep: int) -> None:
+    """Remove all checkpoints but the last `keep`."""
     for old in checkpoints(run)[:-keep]:
         remove_made(old, FILES)
-    return final
 
 
 @contextmanager

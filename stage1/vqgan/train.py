@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from runkit.checkpoints import newest_intact
+from runkit.checkpoints import newest_intact, remove_old
 from runkit.compiling import check_compiler
 from runkit.files import write_file
 from runkit.folders import held
@@ -151,6 +151,7 @@ def _starting_point(trainer: Trainer, run: Path) -> Path | None:
     found = newest_intact(run, trainer.check)
     if found is None and (run / checkpoint.WEIGHTS).exists():
         raise InputError(f"{run} holds a trained tokenizer, but its checkpoints are gone: choose another output folder")
+    remove_old(run, trainer.config.keep_checkpoints)  # of a run that ended between writing one and that
     return found
 
 

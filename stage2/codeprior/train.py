@@ -31,7 +31,7 @@ from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.trainer import Trainer
 from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ShardDataset, Where
-from runkit.checkpoints import checkpoints, newest_intact, save_checkpoint
+from runkit.checkpoints import checkpoints, newest_intact, remove_old, save_checkpoint
 from runkit.compiling import check_compiler
 from runkit.folders import check_apart, held
 from runkit.runlog import RunLog
@@ -370,6 +370,7 @@ def _starting_point(trainer: Trainer, resume: bool) -> Path | None:
         if (out / ckpt.WEIGHTS).exists():
             raise PriorError(f"{out} holds a trained prior, but its checkpoints are gone: use another output folder")
         ckpt.remove_curves(out)  # of a run that was killed before its first checkpoint
+    remove_old(out, trainer.config.keep_checkpoints)  # of a run that ended between writing one and that
     return saved
 
 
