@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from runkit.errors import UserError
-from runkit.files import TEMP_MARK, fsync_path, pretty_json, remove_made, set_aside, temp_beside, write_file
+from runkit.files import TEMP_MARK, fsync_path, pretty_json, remove_made, set_aside, temp_beside, write_file, writing
 from runkit.jsonfiles import parse_object
 from runkit.retries import is_passing, patient
 from runkit.tensors import check_finite, first_non_finite, load_tensors, save_tensors
@@ -82,9 +82,14 @@ def save_checkpoint(
         save_tensors(temp / WEIGHTS, weights)
         save_tensors(temp / TENSORS, tensors)
         write_file(temp / SCALARS, _sealed({"step": step, **scalars, _CONFIG_SEAL: hashlib.sha256(text).hexdigest()}))
+    remove_old(run, keep)
+    return final
+
+
+def remove_old(run: Path, keep: int) -> None:
+    """Remove all checkpoints but the last `keep`."""
     for old in checkpoints(run)[:-keep]:
         remove_made(old, FILES)
-    return final
 
 
 @contextmanager
@@ -99,7 +104,7 @@ def new_folder(final: Path, files: Collection[str]) -> Iterator[Path]:
         UserError: it cannot be written.
     """
     temp = temp_beside(final)
-    try:
+    with writing(final):
         temp.mkdir(parents=True)
         try:
             yield temp
@@ -110,11 +115,6 @@ def new_folder(final: Path, files: Collection[str]) -> Iterator[Path]:
             shutil.rmtree(temp, ignore_errors=True)
             raise
         fsync_path(final.parent)
-    except OSError as error:
-        raise UserError(
-            f"{final} cannot be written ({error.strerror or error}): free some space, mend the permissions or choose "
-            "another folder, and run again"
-        ) from error
 
 
 def read_values(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import json
 import logging
 import os
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,22 @@ def fsync_path(path: Path) -> None:
 
 
 @patient
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, *content: bytes | memoryview) -> None:
     """Write a file whole or not at all: a temporary file, fsync, rename, fsync of the folder, which is made.
+
+    Args:
+        path: The file.
+        content: Its bytes, in as many pieces as they come in.
 
     Raises:
         UserError: it cannot be written; nothing of it was left behind.
     """
     temp = temp_beside(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temp.open("xb") as file:
-                file.write(content)
+                file.writelines(content)
                 file.flush()
                 os.fsync(file.fileno())
             temp.replace(path)
@@ -55,6 +60,38 @@ def write_file(path: Path, content: bytes) -> None:
             temp.unlink(missing_ok=True)
             raise
         fsync_path(path.parent)
+
+
+@patient
+def append_file(path: Path, content: bytes) -> None:
+    """Append to a file, whole or not at all; it and its folder are made.
+
+    Raises:
+        UserError: it cannot be written; it is as it was before.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.stat().st_size if path.exists() else None
+        try:
+            with path.open("ab") as file:
+                file.write(content)
+        except BaseException:
+            if before is not None:
+                os.truncate(path, before)
+            else:
+                path.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file or folder that a block could not write, and the remedy.
+
+    Raises:
+        UserError: in place of the OSError.
+    """
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); nothing was left there. Free some space, mend the "

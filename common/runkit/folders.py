@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from runkit.errors import UserError
-from runkit.files import pretty_json, sha256_of, write_file
+from runkit.files import pretty_json, sha256_of, write_file, writing
 from runkit.jsonfiles import parse_json
 from runkit.names import plain_path
 
@@ -97,18 +97,15 @@ def held(
 def _locked(path: Path, command: str) -> Iterator[None]:
     """Hold a lock file; the block may remove it."""
     while True:
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+b")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
         with file:
             _lock(file, path, command)
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 continue  # whoever held it has removed the file meanwhile
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-            file.flush()
+            with writing(path):
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
             yield
             return
 

@@ -9,23 +9,31 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from runkit.errors import UserError
-from runkit.files import fsync_path, temp_beside
+from runkit.files import write_file
 from runkit.retries import patient
 
 _DIGEST = "sha256"
 """Key in the metadata. It is the only one in files of save_tensors: safetensors writes several in a random sequence."""
+_NAMES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
+}  # fmt: skip
+"""safetensors' names of the types that we store. A file has the last of them first."""
+_POSITION = {dtype: position for position, dtype in enumerate(_NAMES)}
 
 
-@patient
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], error: type[UserError] = UserError) -> None:
-    """Write tensors whole or not at all: a temporary file, fsync, rename, fsync of the folder.
+    """Write a file of tensors whole or not at all: the bytes of :func:`pack_tensors`, of which no copy is made.
+
+    safetensors' own writer has a temporary file of a name that nobody can tell from a stranger's after a kill.
 
     Args:
         path: The file.
@@ -35,21 +43,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], error: type[UserErro
     Raises:
         UserError: it cannot be written; nothing of it was left behind.
     """
-    content, temp = _plain(tensors), temp_beside(path)
+    content = dict(sorted(_plain(tensors).items(), key=lambda item: (-_POSITION[item[1].dtype], item[0])))
     try:
-        try:
-            save_file(content, temp, metadata={_DIGEST: _digest(content)})
-            fsync_path(temp)
-            temp.replace(path)
-        except BaseException:
-            temp.unlink(missing_ok=True)
-            raise
-        fsync_path(path.parent)
-    except (OSError, SafetensorError) as problem:
-        raise error(
-            f"{path} cannot be written ({problem}); nothing was left there. Free some space, mend the permissions or "
-            "choose another folder, and run again"
-        ) from problem
+        write_file(path, _header(content), *map(_bytes, content.values()))
+    except UserError as problem:
+        raise error(str(problem)) from problem
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -121,10 +119,27 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor in main memory, which are not copied."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _header(content: Mapping[str, Tensor]) -> bytes:
+    """What a safetensors file has before the bytes of these tensors."""
+    fields: dict[str, Any] = {"__metadata__": {_DIGEST: _digest(content)}}
+    end = 0
+    for name, tensor in content.items():
+        start, end = end, end + tensor.nbytes
+        fields[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    size = -(-len(text) // 8) * 8
+    return size.to_bytes(8, "little") + text.ljust(size)
+
+
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over the sorted names, types, shapes and bytes of tensors in main memory."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        total.update(_bytes(tensor.contiguous()))
     return total.hexdigest()

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
 from codeprior.config import ConditionSpec, SampleConfig, SequenceSpec
-from codeprior.data import CodeData, check_shards
+from codeprior.data import CodeData, check_shards, pixel_dims
 from codeprior.optim import make_autocast, resolve_device
-from codeprior.train import evaluate, pixel_dims
+from codeprior.train import evaluate
 from codeshards.format import ShardDataset, ShardError, open_store
 from imagepriors.config import EvaluatePriorConfig
 from imagepriors.decode import decoded_at, draw_samples, load_shard_tokenizer, some_rows

@@ -18,10 +18,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from runkit.checkpoints import newest_intact
+from runkit.checkpoints import newest_intact, remove_old
 from runkit.compiling import check_compiler
 from runkit.files import write_file
 from runkit.folders import held
+from runkit.runlog import RunLog
 from runkit.tensors import save_tensors
 from vqgan import checkpoint, distributed
 from vqgan.batches import prefetched
@@ -88,32 +89,6 @@ def save_grid(path: Path, originals: npt.NDArray[Any], outputs: npt.NDArray[Any]
     write_file(path, content.getvalue())
 
 
-class RunLog:
-    """metrics.jsonl and TensorBoard events of one run; ranks other than the first write nothing."""
-
-    def __init__(self, run: Path, step: int, steps: int) -> None:
-        self._lines, self._board = None, None
-        if distributed.rank() == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
-            _truncate_log(run / checkpoint.METRICS, step, steps)
-            self._lines = (run / checkpoint.METRICS).open("a", buffering=1)
-            self._board = SummaryWriter(str(run / checkpoint.CURVES), purge_step=step + 1)
-
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        """One line, and one point on each curve."""
-        if self._lines is not None and self._board is not None:
-            self._lines.write(json.dumps({"step": step, **figures}) + "\n")
-            for name, value in figures.items():
-                self._board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush and close both."""
-        if self._lines is not None and self._board is not None:
-            self._lines.close()
-            self._board.close()
-
-
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT in a list; only a process's main thread can."""
@@ -176,6 +151,7 @@ def _starting_point(trainer: Trainer, run: Path) -> Path | None:
     found = newest_intact(run, trainer.check)
     if found is None and (run / checkpoint.WEIGHTS).exists():
         raise InputError(f"{run} holds a trained tokenizer, but its checkpoints are gone: choose another output folder")
+    remove_old(run, trainer.config.keep_checkpoints)  # of a run that ended between writing one and that
     return found
 
 
@@ -183,12 +159,9 @@ def _train(trainer: Trainer, splits: dict[str, Split], run: Path, stop: list[int
     first = distributed.rank() == 0
     if first:
         (run / checkpoint.SUMMARY).unlink(missing_ok=True)
-    lines = RunLog(run, trainer.step_done, trainer.config.steps)
+    lines = _run_log(run, trainer.step_done, trainer.config.steps) if first else None
     started = time.monotonic()
-    try:
-        figures = _loop(trainer, splits, run, lines, stop)
-    finally:
-        lines.close()
+    figures = _loop(trainer, splits, run, lines, stop)
     summary = {"steps": trainer.step_done, "wall_s": round(time.monotonic() - started, 1), **figures}
     if first:
         checkpoint.save_model(run, trainer.config, trainer.shipped)
@@ -197,7 +170,9 @@ def _train(trainer: Trainer, splits: dict[str, Split], run: Path, stop: list[int
     return summary
 
 
-def _loop(trainer: Trainer, splits: dict[str, Split], run: Path, lines: RunLog, stop: list[int]) -> dict[str, Any]:
+def _loop(
+    trainer: Trainer, splits: dict[str, Split], run: Path, lines: RunLog | None, stop: list[int]
+) -> dict[str, Any]:
     config, first = trainer.config, distributed.rank() == 0
     figures: dict[str, Any] = {}
     bar = tqdm(
@@ -217,7 +192,8 @@ def _loop(trainer: Trainer, splits: dict[str, Split], run: Path, lines: RunLog, 
             if step % _LOG_EVERY == 0:
                 rate = _LOG_EVERY * config.batch_size / (time.monotonic() - last)
                 last = time.monotonic()
-                lines.write(step, {**terms, "learning_rate": trainer.learning_rate(), "images_per_s": rate})
+                if lines is not None:
+                    lines.write(step, {**terms, "learning_rate": trainer.learning_rate(), "images_per_s": rate})
                 bar.set_postfix(loss=f"{terms['loss']:.3f}", images_per_s=f"{rate:.1f}")
             if step % config.eval_every == 0 or step == config.steps:
                 figures = _evaluate_and_log(trainer, splits["val"], run, lines)
@@ -237,12 +213,12 @@ def _loop(trainer: Trainer, splits: dict[str, Split], run: Path, lines: RunLog, 
     return figures or _evaluate_and_log(trainer, splits["val"], run, lines)
 
 
-def _evaluate_and_log(trainer: Trainer, split: Split, run: Path, lines: RunLog) -> dict[str, Any]:
+def _evaluate_and_log(trainer: Trainer, split: Split, run: Path, lines: RunLog | None) -> dict[str, Any]:
     step = trainer.step_done
     metrics, originals, outputs = evaluate(trainer, split)
     figures = metrics.result()
-    lines.write(step, figures)
-    if distributed.rank() == 0:
+    if lines is not None:
+        lines.write(step, figures)
         save_grid(run / checkpoint.PICTURES / f"step-{step:08d}.png", originals, outputs)
         log.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
         if figures["val_usage"] < 0.25:
@@ -263,8 +239,8 @@ def _save_evidence(trainer: Trainer, batch: Tensor, run: Path) -> Path:
     return folder
 
 
-def _truncate_log(path: Path, step: int, steps: int) -> None:
-    """Drop lines past the checkpoint that a run continues from, and those that a kill or a power cut has damaged.
+def _run_log(run: Path, step: int, steps: int) -> RunLog:
+    """The log without the lines past the checkpoint that a run continues from, and those that a kill has damaged.
 
     A run that continues from its last step evaluates it once more, so that this evaluation is dropped too.
     """
@@ -277,7 +253,4 @@ def _truncate_log(path: Path, step: int, steps: int) -> None:
         except (ValueError, KeyError, TypeError, RecursionError):
             return False
 
-    before = path.read_bytes() if path.exists() else b""
-    kept = b"".join(line for line in before.splitlines(keepends=True) if stays(line))
-    if kept != before:
-        write_file(path, kept)
+    return RunLog(run / checkpoint.METRICS, run / checkpoint.CURVES, step, stays)

@@ -133,6 +133,20 @@ def _remove_half_files(folder: Path) -> None:
 
 @patient
 def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
+    own = temp_beside(path)
+    try:
+        _write_column(dataset, split, column, own)
+        try:
+            os.link(own, path)
+        except FileExistsError:
+            pass  # another machine's, with the same bytes
+        except OSError:  # a file system without hard links
+            own.replace(path)
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _write_column(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
     # Every byte, here: what is decoded is read for as long as the file lies there.
     here = (str(dataset.path), dataset.fingerprint, split)
     if here not in _CHECKED:
@@ -140,8 +154,7 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
         _CHECKED.add(here)
     rows = dataset.rows(split)
     bar = tqdm(total=rows, desc=f"decode {split}/{column}", unit="row", unit_scale=True, disable=None)
-    own = temp_beside(path)
-    with bar, atomic_write(own) as file:
+    with bar, atomic_write(path) as file:
         written, total = 0, hashlib.sha256()
 
         def write(content: Any) -> None:
@@ -168,10 +181,3 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
                 "verify the dataset"
             )
         file.write(total.digest())
-    try:
-        os.link(own, path)
-    except FileExistsError:
-        pass  # another machine's, with the same bytes
-    except OSError:  # a file system without hard links
-        own.replace(path)
-    own.unlink(missing_ok=True)

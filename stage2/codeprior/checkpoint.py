@@ -16,6 +16,7 @@ RUN/
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -48,6 +49,7 @@ from runkit.configs import check_fields
 from runkit.files import remove_made
 from runkit.jsonfiles import finite_or_none
 from runkit.retries import patient
+from runkit.runlog import RunLog
 from runkit.tensors import check_finite, load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
@@ -198,6 +200,21 @@ def remove_curves(run: Path) -> None:
     """Remove the events of a run that begins anew."""
     for events in (run / CURVES).glob("events.out.tfevents.*"):
         events.unlink()
+
+
+def run_log(out: Path, step: int, length_bytes: int) -> RunLog:
+    """Open the log of a run that continues from `step`: its first so many bytes, but for lines that are damaged."""
+    left = length_bytes
+
+    def stays(line: bytes) -> bool:
+        nonlocal left
+        left -= len(line)
+        try:
+            return left >= 0 and line.endswith(b"\n") and isinstance(json.loads(line), dict)
+        except (ValueError, RecursionError):
+            return False
+
+    return RunLog(out / METRICS, out / CURVES, step, stays)
 
 
 def load_weights(prior: Prior, path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from codeprior.cache import memory_map
 from codeprior.config import PriorError, SequenceSpec, condition_parts
 from codeshards.format import OrderName, ShardDataset
+from runkit.jsonfiles import parse_json
 
 _PIECE_ROWS = 8192  # bounds the memory of going through a split
 _VIEWS = 1  # a key of its own for the draw of views, beside the epoch's permutation
@@ -345,3 +346,17 @@ def random_bits(count: int, seed: int, *keys: int) -> NDArray[np.uint64]:
 def epoch_permutation(rows: int, seed: int, *keys: int) -> NDArray[np.int64]:
     """A uniformly random permutation of range(rows), fixed by (seed, keys)."""
     return np.argsort(random_bits(rows, seed, *keys), kind="stable").astype(np.int64, copy=False)
+
+
+def pixel_dims(dataset: ShardDataset) -> int | None:
+    """Numbers in one picture, height · width · channels, from the tokenizer's config beside the shards, if it is there.
+
+    Bits a dimension count the codes alone: a rate of the compressed picture, not a likelihood of the pixels.
+    """
+    try:
+        place = dataset.path / "tokenizer" / "config.json"
+        model = parse_json(place.read_bytes(), place)["model"]
+        channels = {"rgb": 3, "depth": 1}.get(model["modality"])
+        return None if channels is None else int(model["resolution"]) ** 2 * channels
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a tokenizer of another kind, or shards that came without theirs

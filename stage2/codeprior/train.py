@@ -23,19 +23,18 @@ from tqdm import tqdm
 from codeprior import checkpoint as ckpt
 from codeprior import distributed
 from codeprior.config import PriorError, TrainConfig
-from codeprior.data import CodeData, checked, sequence_from_dataset
+from codeprior.data import CodeData, checked, pixel_dims, sequence_from_dataset
 from codeprior.interrupt import GracefulStop
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at, resolve_device
-from codeprior.runlog import RunLog
 from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.trainer import Trainer
 from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ShardDataset, Where
-from runkit.checkpoints import checkpoints, newest_intact, save_checkpoint
+from runkit.checkpoints import checkpoints, newest_intact, remove_old, save_checkpoint
 from runkit.compiling import check_compiler
 from runkit.folders import check_apart, held
-from runkit.jsonfiles import parse_json
+from runkit.runlog import RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,8 @@ class Run:
         self.val_data = CodeData.open(dataset, "val", sequence) if "val" in dataset.splits else None
         self.first = distributed.rank() == 0
         self._hidden = None if self.first else True  # of progress bars
-        self.log = RunLog(trainer.out)
+        self.log: RunLog | None = None
+        """Of the first rank."""
         self._hosts = distributed.host_group()
         self.recent: list[tuple[Tensor, Tensor]] = []
         """Loss and gradient norm of the steps since the last line of metrics, still on the device."""
@@ -111,7 +111,8 @@ class Run:
             self.train_seconds, length_bytes = values["train_seconds"], values["metrics_bytes"]
             self.best_nats = math.inf if values["best_nats"] is None else values["best_nats"]
             logger.info("resumed from %s", checkpoint)
-        self.log.begin(self.trainer.step, length_bytes)
+        if self.first:
+            self.log = ckpt.run_log(self.trainer.out, self.trainer.step, length_bytes)
 
     def fit(self, stop: GracefulStop) -> None:
         """Train up to `config.steps`.
@@ -198,7 +199,8 @@ class Run:
             peak = peak_flops(self.trainer.device, self.trainer.precision)
             processes = distributed.world() if self.trainer.device.type == "cuda" else 1  # CPU ranks share the cores
             figures["mfu"] = round(steps_per_s * self._flops_per_step / (peak * processes), 4)
-        self.log.write(self.trainer.step, figures)
+        if self.log is not None:
+            self.log.write(self.trainer.step, figures)
         self.train_seconds += self._interval_s
         self.recent, self._timed_steps, self._interval_s = [], 0, 0.0
         self._mark_s = time.perf_counter()
@@ -212,7 +214,7 @@ class Run:
         scalars |= {
             # Means over the ranks, so that after a resume their mean over however many ranks is the same.
             "recent": [list(pair) for pair in zip(losses, norms, strict=True)],
-            "metrics_bytes": self.log.bytes,
+            "metrics_bytes": self.log.bytes if self.log is not None else 0,
             "train_seconds": self.train_seconds + self._interval_s,
             "best_nats": self.best_nats if math.isfinite(self.best_nats) else None,
         }
@@ -250,7 +252,8 @@ class Run:
         except _StopError:
             return False
         figures = self._val_figures(float(self.val_nll_T.mean()))
-        self.log.write(trainer.step, figures)
+        if self.log is not None:
+            self.log.write(trainer.step, figures)
         if figures["val_nll_nats"] < self.best_nats:
             self.best_nats = figures["val_nll_nats"]
             weights = trainer.weights()
@@ -313,20 +316,6 @@ def _shown(pieces: Iterable[NDArray[np.uint16]], bar: tqdm[NoReturn]) -> Iterato
         bar.update(piece.size)
 
 
-def pixel_dims(dataset: ShardDataset) -> int | None:
-    """Numbers in one picture, height · width · channels, from the tokenizer's config beside the shards, if it is there.
-
-    Bits a dimension count the codes alone: a rate of the compressed picture, not a likelihood of the pixels.
-    """
-    try:
-        place = dataset.path / "tokenizer" / "config.json"
-        model = parse_json(place.read_bytes(), place)["model"]
-        channels = {"rgb": 3, "depth": 1}.get(model["modality"])
-        return None if channels is None else int(model["resolution"]) ** 2 * channels
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # a tokenizer of another kind, or shards that came without theirs
-
-
 def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: bool = True) -> dict[str, Any]:
     """Train a prior from a dataset of shards; run it again to go on where it stopped.
 
@@ -381,6 +370,7 @@ def _starting_point(trainer: Trainer, resume: bool) -> Path | None:
         if (out / ckpt.WEIGHTS).exists():
             raise PriorError(f"{out} holds a trained prior, but its checkpoints are gone: use another output folder")
         ckpt.remove_curves(out)  # of a run that was killed before its first checkpoint
+    remove_old(out, trainer.config.keep_checkpoints)  # of a run that ended between writing one and that
     return saved
 
 
@@ -389,11 +379,8 @@ def _train(run: Run, checkpoint: Path | None) -> dict[str, Any]:
     run.resume(checkpoint)
     if run.first:
         (out / ckpt.SUMMARY).unlink(missing_ok=True)
-    try:
-        with GracefulStop() as stop:
-            run.fit(stop)
-    finally:
-        run.log.close()
+    with GracefulStop() as stop:
+        run.fit(stop)
     summary = run.summary()
     if run.first:
         ckpt.finish_run(out, checkpoints(out)[-1], summary)

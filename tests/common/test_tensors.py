@@ -14,6 +14,10 @@ TENSORS = {
     "empty": torch.zeros(0, 3),
     "half": torch.ones(5, dtype=torch.bfloat16),
     "used": torch.tensor([True, False]),
+    **{
+        str(dtype): torch.arange(3).to(dtype)
+        for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.float16, torch.float64)
+    },
 }
 
 

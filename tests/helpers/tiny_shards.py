@@ -52,6 +52,7 @@ def make_dataset(
     *,
     seed: int = 1,
     fails: Sequence[str] = (),
+    spec: ShardSpec = SPEC,
 ) -> dict[str, dict[str, Any]]:
     """A finished dataset of a train and a val split; returns the rows of each split in planned order.
 
@@ -63,7 +64,7 @@ def make_dataset(
     plan = build_plan(
         samples={split: part["keys"] for split, part in content.items()},
         source_hashes=dict.fromkeys(content, "source"),
-        settings={"spec": SPEC.to_json(), "formats": list(formats)},
+        settings={"spec": spec.to_json(), "formats": list(formats)},
         views=1,
         shard_rows=shard_rows,
         shuffle_seed=3,
@@ -76,7 +77,7 @@ def make_dataset(
         keys = content[shard.split]["keys"]
         picked = np.array([i for i in plan.sample_indices(shard) if keys[i] not in fails], np.int64)
         planned[shard.split].append(picked)
-        table = SPEC.rows_to_table(**pick(content[shard.split], picked))
+        table = spec.rows_to_table(**pick(content[shard.split], picked))
         sidecar = Sidecar(
             plan_hash=plan.hash,
             split=shard.split,
@@ -92,9 +93,9 @@ def make_dataset(
     Manifest.build(
         plan=plan,
         sidecars=sidecars,
-        spec=SPEC,
+        spec=spec,
         class_names=["cat", "dog", "owl"],
-        tokenizer={"folder": "tokenizer", "fingerprint": SPEC.image.fingerprint},
+        tokenizer={"folder": "tokenizer", "fingerprint": spec.image.fingerprint},
     ).save(folder)
     return {split: pick(content[split], np.concatenate(parts)) for split, parts in planned.items()}
 

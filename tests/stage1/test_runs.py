@@ -347,12 +347,12 @@ def test_sizes_that_no_machine_holds_are_refused_at_once(name):
 def check_kills(data, finished, folder, sample):
     """Kill runs at `sample` of their file operations (0: at each), resume them, and compare all that they leave."""
     splits = open_splits("demo", data)
-    operations = killed_at(0, folder / "whole", "vqgan.train", train, CONFIG, splits, folder / "whole")
+    operations = killed_at(0, folder / "whole", train, CONFIG, splits, folder / "whole")
     assert picture(folder / "whole") == picture(finished)
     moments = range(1, operations + 1)
     for at in random.sample(moments, sample) if sample else moments:
         run = folder / f"run-{at}"
-        killed_at(at, run, "vqgan.train", train, CONFIG, splits, run)
+        killed_at(at, run, train, CONFIG, splits, run)
         with contextlib.suppress(SystemExit):
             train(CONFIG, splits, run)
         assert picture(run) == picture(finished), at

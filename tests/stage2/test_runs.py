@@ -324,12 +324,12 @@ def test_sizes_that_no_machine_holds_are_refused_at_once(name: str) -> None:
 def check_kills(dataset: ShardDataset, finished: Path, folder: Path, sample: int) -> None:
     """Kill runs at `sample` of their file operations (0: at each), resume them, and compare all that they leave."""
     whole = folder / "whole"
-    operations = killed_at(0, whole, "codeprior.train", train_prior, TINY, dataset.path, whole)
+    operations = killed_at(0, whole, train_prior, TINY, dataset.path, whole)
     assert picture(whole) == picture(finished)
     moments = range(1, operations + 1)
     for at in random.sample(moments, sample) if sample else moments:
         run = folder / f"run-{at}"
-        killed_at(at, run, "codeprior.train", train_prior, TINY, dataset.path, run)
+        killed_at(at, run, train_prior, TINY, dataset.path, run)
         train_prior(TINY, dataset.path, run)
         assert picture(run) == picture(finished), at
 

@@ -202,7 +202,8 @@ class _LocalStore(Store):
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise _write_error(self, error) from error
             raise
-        fsync_path(self.path.parent)
+        with _write_errors(self, OSError):
+            fsync_path(self.path.parent)
 
     @patient
     def size(self) -> int | None:
