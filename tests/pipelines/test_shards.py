@@ -37,7 +37,7 @@ def test_verify_encodes_again(made, capsys, tmp_path):
     )
     assert "encoded again in bfloat16" in answer
     assert main(["shards", "verify", shards, "--reencode", "8"]) == 2
-    assert "pass --dataset and --data" in capsys.readouterr().err
+    assert "pass --data as tokenize had it" in capsys.readouterr().err
     for split in ("train", "val"):
         (tmp_path / "other" / split / "a").mkdir(parents=True)
         Image.new("RGB", (40, 40)).save(tmp_path / "other" / split / "a/0.png")

@@ -20,7 +20,19 @@ def test_tokenize_prints_a_summary_and_writes_a_page(local_ray_cores, tmp_path, 
     data, tokenizer = write_images(tmp_path / "data"), write_tokenizer(tmp_path / "tokenizer")
     (data / "train" / "class0" / "000.png").write_bytes(b"not a picture")
     out = tmp_path / "shards"
-    argv = ["tokenize", "--dataset", "folder", "--data", str(data), "--tokenizer", str(tokenizer), "--out", str(out)]
+    argv = [
+        "tokenize",
+        "--preset",
+        "demo",
+        "--dataset",
+        "folder",
+        "--data",
+        str(data),
+        "--tokenizer",
+        str(tokenizer),
+        "--out",
+        str(out),
+    ]
     argv += [*FLAGS, "--max-failure-rate", "0.1", "--scales", "1", "2", "--formats", "parquet", "webdataset"]
     assert main(argv) == 0
     printed = capsys.readouterr().out

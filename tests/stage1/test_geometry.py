@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -91,6 +91,7 @@ def test_stretch_resizes_each_side_and_loses_nothing():
 def test_image_and_maps_show_the_same_window(geometry, height, width, view, number):
     """At the window's own size nothing is resampled, and so the maps must equal the picture's channels."""
     view = view if number is None else views_of(12)[number]
+    assume(view.scale >= 0.9 or not view.within_centre)  # a smaller window may be beside the image
     size = view.window(width, height, geometry).width
     sample = split_of(scene(height, width)).read(0, size, conditions=MAPS, view=view, geometry=geometry)
     filled = (sample.image == 255).all(-1)
@@ -99,6 +100,14 @@ def test_image_and_maps_show_the_same_window(geometry, height, width, view, numb
     np.testing.assert_array_equal(np.where(filled, 0, sample.image[..., 0]), sample.conditions["segmentation"])
     rows = np.where(filled, 1, sample.image[..., 1].astype(float))
     np.testing.assert_allclose(rows, 1 + sample.picture("depth") * (height - 1), atol=1e-4)
+
+
+def test_a_window_beside_the_image_is_all_filled():
+    view = View(0.3, 0.0, 0.0, within_centre=True)
+    sample = split_of(scene(4, 60)).read(0, 16, conditions=MAPS, view=view, geometry="pad")
+    assert (sample.image == 255).all()
+    assert (sample.picture("depth") == 0).all()
+    assert (sample.conditions["segmentation"] == 0).all()
 
 
 @settings(max_examples=30, deadline=None)

@@ -115,7 +115,11 @@ def cut(
     across, down = part.width / full_size[0], part.height / full_size[1]
     # One resampling of the window: the same picture as resize-then-crop, without rounding the long side.
     scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-    pixels = np.array(part.resize((right - left, bottom - top), how, box=scaled))
+    if box[0] >= box[2] or box[1] >= box[3]:  # the window is beside the image
+        left, top, right, bottom = 0, 0, 0, 0
+        pixels = np.array(part.crop((0, 0, 1, 1)))[:0, :0]
+    else:
+        pixels = np.array(part.resize((right - left, bottom - top), how, box=scaled))
     if pixels.shape[:2] != (size, size):
         inner, pixels = pixels, np.full((size, size, *pixels.shape[2:]), fill, pixels.dtype)
         pixels[top:bottom, left:right] = inner
