@@ -18,7 +18,7 @@ MODEL = ModelConfig(
     codebook_size=64,
 )  # fmt: skip
 CONFIG = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1)
-FLAGS = ["--shard-rows", "8", "--batch-size", "4", "--threads", "1", "--workers", "1"]
+FLAGS = ["--preset", "demo", "--shard-rows", "8", "--batch-size", "4", "--threads", "1", "--workers", "1"]
 """CONFIG as the command line has it."""
 
 

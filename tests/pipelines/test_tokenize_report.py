@@ -22,8 +22,6 @@ def test_tokenize_prints_a_summary_and_writes_a_page(local_ray_cores, tmp_path, 
     out = tmp_path / "shards"
     argv = [
         "tokenize",
-        "--preset",
-        "demo",
         "--dataset",
         "folder",
         "--data",
