@@ -99,7 +99,9 @@ def sweep(commands, folder, command, stays, sample):
     return operations.operations, wrong
 
 
-@pytest.mark.parametrize("command", ["train-vqgan", "train-prior", "sample"])
+@pytest.mark.parametrize(
+    "command", ["train-vqgan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("train-prior", "sample"))]
+)
 def test_a_full_disk_at_a_file_operation_costs_one_message(commands, tmp_path, command):
     _, wrong = sweep(commands, tmp_path, command, True, 2)
     assert not wrong
