@@ -24,7 +24,7 @@ from codeprior.config import ConditionSpec, SampleConfig, SequenceSpec
 from codeprior.data import CodeData, check_shards, pixel_dims
 from codeprior.optim import make_autocast, resolve_device
 from codeprior.train import evaluate
-from codeshards.format import ShardDataset, ShardError, open_store
+from codeshards.format import ShardDataset, open_store
 from imagepriors.config import EvaluatePriorConfig
 from imagepriors.decode import decoded_at, draw_samples, load_shard_tokenizer, some_rows
 from imagepriors.evaluate import (
@@ -76,8 +76,6 @@ def evaluate_prior(
         ShardError: prior and shards do not belong together, or there is too little to measure.
         InputError: the pictures or a network's weights are not there.
     """
-    if config.n < 2:
-        raise ShardError(f"n is {config.n}: distances want many samples, two at least")
     check_apart(out, data=sources_of(open_splits(dataset, data), data) if data else None, shards=shards)
     check_publish(out.parent, [out.name], "evaluate-prior")
     check_features(config)  # before anything that takes long

@@ -115,10 +115,10 @@ def _training(folder: Path) -> dict[str, Any]:
     """How a prior was trained, and how far it came."""
     run, summary = RunConfig.load(folder / CONFIG), load_summary(folder) or {}
     train = run.train
-    told = {name: summary[name] for name in ("epochs", "val_nll_nats", "unigram_entropy_nats")}
+    outcome = {name: summary[name] for name in ("epochs", "val_nll_nats", "unigram_entropy_nats")}
     return {
         "tokens": run.sequence.length, "steps": train.steps, "batch": train.batch_size,
-        "learning_rate": train.learning_rate, **told,
+        "learning_rate": train.learning_rate, **outcome,
     }  # fmt: skip
 
 

@@ -22,12 +22,12 @@ def run(lab: Lab) -> None:
         )
         for folder in priors(lab)
     }  # fmt: skip
-    told = (
+    sentences = (
         f"{name}: {', '.join(f'{key} {value:.3f}' for key, value in report['figures'].items())}"
         for name, report in reports.items()
     )
     first = next(iter(reports.values()))
-    judge = "; ".join(f"{figure}: {told}" for figure, told in first["judges"].items())
+    judge = "; ".join(f"{figure}: {network}" for figure, network in first["judges"].items())
     text = (
         f"{first['samples']} samples; reference: {first['reference']}, {first['reference_pictures']} pictures; "
         f'"real": as many other real pictures in the samples\' place. {judge}. '
@@ -38,4 +38,4 @@ def run(lab: Lab) -> None:
         for name, report in reports.items()
     }
     pictures = {"shares": bars_figure(shown, "share of samples")}
-    lab.save("evaluation", text + ". ".join(told) + ".", {"reports": reports}, pictures)
+    lab.save("evaluation", text + ". ".join(sentences) + ".", {"reports": reports}, pictures)
