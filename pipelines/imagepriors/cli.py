@@ -116,12 +116,11 @@ def train_vqgan(
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
     """
-    from vqgan.datasets import open_splits, resolve, sources_of
+    from vqgan.datasets import open_splits, sources_of
     from vqgan.train import train
 
     out = out or run_folder(data) / "tokenizer"
     splits = open_splits(dataset, data)
-    dataset = resolve(dataset, data)
     check_apart(out, data=sources_of(splits, data))
     _keep_freed_memory()
     if workers:
