@@ -34,7 +34,8 @@ class RunLog:
         kept = b"".join(line for line in before.splitlines(keepends=True) if stays(line))
         if kept != before:
             write_file(path, kept)
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+        # TensorBoard reads the files by name: in nanoseconds, so that those of one second stand in their order too.
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         self._events = curves / name
         version = "brain.Event:2"
         start = {"step": step + 1, "session_log": {"status": "START"}}
