@@ -6,6 +6,8 @@ therefore read as dictionaries, which hold a repeated value once, and counted be
 
 from __future__ import annotations
 
+import contextlib
+import io
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ from pyarrow import parquet
 
 from runkit.errors import UserError
 
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)
+"""What pyarrow raises for a damaged file; names of columns that are not UTF-8 are a plain ValueError."""
 _FREE_BYTES = 256 * 2**20
 _FACTOR = 16
 """A table, and each column of a row group, may become this many times the file's size, or `_FREE_BYTES`."""
@@ -41,7 +45,8 @@ def check_table(path: Path, error: type[UserError] = UserError) -> Any:
         if not stat.S_ISREG(status.st_mode):
             raise error(f"{path} is no regular file: pass a Parquet file")
         metadata = parquet.read_metadata(path)
-    except (pa.ArrowException, OSError) as problem:
+        _check_columns(metadata, status.st_size)
+    except _UNREADABLE as problem:
         raise error(f"{path} cannot be read: {problem}") from problem
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     check_rows(path, max(metadata.num_rows, sum(group.num_rows for group in groups)), error)
@@ -84,8 +89,46 @@ def read_table(path: Path, columns: Sequence[str] | None = None, error: type[Use
         _check_bytes(path, sum(map(_decoded_bytes, table.itercolumns())), "the table", path.stat().st_size, error)
         plain = [pa.field(field.name, _plain(field.type), field.nullable, field.metadata) for field in table.schema]
         return table.cast(pa.schema(plain, table.schema.metadata))
-    except (pa.ArrowException, OSError) as problem:
+    except _UNREADABLE as problem:
         raise error(f"{path} cannot be read: {problem}") from problem
+
+
+class _DataReachedError(Exception):
+    """The reader asked for data, so what describes them is sound."""
+
+
+class _NoData(io.RawIOBase):
+    """A file of a size that gives no data."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._position = size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        raise _DataReachedError
+
+
+def _check_columns(metadata: Any, size: int) -> None:
+    """Raise what pyarrow finds wrong with the description of a column of a row group.
+
+    `RowGroupMetaData.column` ends the whole process where it finds something wrong. A read raises it, and one that
+    buffers looks at all of them before it asks for data.
+    """
+    file = parquet.ParquetFile(pa.PythonFile(_NoData(size), mode="r"), metadata=metadata, pre_buffer=True)
+    with contextlib.suppress(_DataReachedError):
+        file.read_row_groups(range(metadata.num_row_groups), use_threads=False)
 
 
 def check_rows(path: Path, rows: int, error: type[UserError] = UserError) -> None:

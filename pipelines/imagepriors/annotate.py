@@ -36,7 +36,7 @@ from codeshards.resume import close_job, open_job
 from imagepriors.annotators import DEFAULT_MODEL, Annotator, find_model, fingerprint
 from imagepriors.config import AnnotateConfig, Kind
 from imagepriors.maptree import MapTree, encode_map
-from runkit.files import sha256_of
+from runkit.files import append_file, sha256_of
 from runkit.folders import held
 from runkit.retries import patient
 from vqgan.datasets import Split, open_splits, resolve
@@ -285,10 +285,8 @@ class _Journal:
     def add(self, path: Path, sha256: str) -> None:
         """List a file that is about to be written."""
         with self._lock:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                # After a line that a kill has torn, too.
-                file.write(f"\n{sha256} {self.name(path)}\n")
+            # After a line that a kill has torn, too.
+            append_file(self._path, f"\n{sha256} {self.name(path)}\n".encode())
         self._known.setdefault(path, set()).add(sha256)
 
     def remove(self) -> None:

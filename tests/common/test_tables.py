@@ -87,3 +87,27 @@ def test_other_files_are_one_message(tmp_path):
     os.mkfifo(tmp_path / "pipe.parquet")
     with pytest.raises(UserError, match="no regular file"):
         read_table(tmp_path / "pipe.parquet")
+
+
+def test_any_damaged_byte_of_what_describes_the_columns_costs_one_message(tmp_path):
+    table = pa.table({"image": [{"bytes": b"x" * 50, "path": "a"}] * 8, "words": [["a", "b"]] * 8})
+    pq.write_table(table, tmp_path / "whole.parquet", row_group_size=4)
+    # In a process of its own: pyarrow ends the process for some of them, where it is not asked with care.
+    script = (
+        "import pathlib, runkit.errors, runkit.tables\n"
+        "data = pathlib.Path('whole.parquet').read_bytes()\n"
+        "footer = int.from_bytes(data[-8:-4], 'little')\n"
+        "counts = {}\n"
+        "for place in range(len(data) - 8 - footer, len(data) - 8):\n"
+        "    for flip in (0x10, 0x81):\n"
+        "        path = pathlib.Path('damaged.parquet')\n"
+        "        path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1:])\n"
+        "        try:\n"
+        "            runkit.tables.read_table(path)\n"
+        "        except runkit.errors.UserError:\n"
+        "            counts['refused'] = counts.get('refused', 0) + 1\n"
+        "print(counts)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "refused" in done.stdout
