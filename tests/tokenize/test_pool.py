@@ -370,6 +370,7 @@ def test_read_only_output_is_a_message_and_the_job_goes_on(data, tokenizer, undi
     assert hashes(small_disk / "o") == hashes(undisturbed)
 
 
+@pytest.mark.slow
 def test_late_node_is_used_and_a_lost_one_costs_only_time(data, tokenizer, undisturbed, tmp_path):
     """There is no node at the start; one joins, and is lost as soon as its worker is ready; another joins."""
     cluster, out = Cluster(0), tmp_path / "o"

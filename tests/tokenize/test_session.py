@@ -172,6 +172,7 @@ def head_with_token(home: Path) -> Iterator[str]:
             head.wait(60)
 
 
+@pytest.mark.slow
 def test_a_cluster_with_a_token_is_told_from_none_and_the_remedies_work(tmp_path):
     script = "from codeshards.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
@@ -299,7 +300,7 @@ def _logged(event: str) -> Callable[[dict[str, str], Path], bool]:
 @pytest.mark.parametrize(
     ("moment", "number", "code"),
     [
-        (_started("gcs_server"), signal.SIGTERM, 143),
+        pytest.param(_started("gcs_server"), signal.SIGTERM, 143, marks=pytest.mark.slow),
         (_logged("worker_ready"), signal.SIGTERM, 143),
         pytest.param(_started("raylet"), signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(_started("DashboardAgent"), signal.SIGTERM, 143, marks=pytest.mark.slow),
