@@ -123,14 +123,14 @@ figures: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## The p
 
 bench: $(READY) ## Measure against the rivals on this machine (SUITE='loader sample', DATA=photos; all without)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,bench]'
-	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps -r pipelines/imagepriors/benchmarks/rivals.txt
-	$(CLI) bench $(SUITE) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) $(SET)
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps -r benchmarks/priorbench/rivals.txt
+	$(BIN)/python -m priorbench $(SUITE) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) $(SET)
 
 readme: $(READY) ## Put the tables that bench has measured into README.md and docs/benchmarks.md
-	$(BIN)/python -m imagepriors.benchmarks.readme README.md docs/benchmarks.md
+	$(BIN)/python -m priorbench.readme README.md docs/benchmarks.md
 
 faults: $(READY) ## Kill workers, nodes and drivers of small jobs at random, and compare the bytes (KILLS=)
-	$(BIN)/python -m imagepriors.benchmarks.faults --kills $(KILLS) $(SET)
+	$(BIN)/python -m priorbench.faults --kills $(KILLS) $(SET)
 
 check: lint test ## Lint, types, import contracts, tests
 

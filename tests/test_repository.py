@@ -87,7 +87,7 @@ def test_wheel_holds_exactly_the_five_packages_and_its_cli_runs(tmp_path):
 @pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
 def test_documents_show_the_tables_as_they_were_measured(name):
     """`make readme` puts them there."""
-    from imagepriors.benchmarks.readme import with_tables
+    from priorbench.readme import with_tables
 
     text = (ROOT / name).read_text()
     assert text.count("<!-- table ") + text.count("<!-- claims ") == text.count("<!-- end -->") > 0

@@ -9,11 +9,11 @@ from typing import Any
 
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.format import ShardDataset, ShardError, Where, absolute, read_json
-from codeshards.session import connected
+from codeshards.job.session import connected
 from runkit.errors import user_message
 from runkit.folders import check_apart
 from vqgan.config import Device, TrainConfig
-from vqgan.datasets import open_splits
+from vqgan.data import open_splits
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)

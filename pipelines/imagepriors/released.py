@@ -12,14 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from codeprior.checkpoint import CONFIG, SUMMARY, WEIGHTS, RunConfig
+from codeprior.compat import prior_from_mingpt
 from codeprior.config import ConditionSpec, SequenceSpec, TrainConfig
-from codeprior.released import prior_from_mingpt
 from codeshards.format import ORDER_NAMES, OrderName, atomic_write_json, order
 from runkit.folders import check_apart
 from runkit.tensors import save_tensors
 from vqgan.checkpoint import fingerprint
+from vqgan.compat.compvis import import_tokenizer, load_pickled_weights
 from vqgan.errors import InputError
-from vqgan.released import import_tokenizer, load_pickled_weights
 
 _PERMUTERS: dict[str, OrderName] = {
     "Identity": "row_major",

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from vqgan import distributed
 from vqgan.config import TrainConfig
-from vqgan.datasets import CENTRE, Split, View
+from vqgan.data import CENTRE, Split, View
 
 
 def training_pictures(

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from vqgan.checkpoint import check_model_folder, publish_model
 from vqgan.config import Geometry, ModelConfig
-from vqgan.datasets import Split
+from vqgan.data import Split
 from vqgan.errors import InputError
 from vqgan.model import Palette
 

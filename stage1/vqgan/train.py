@@ -27,7 +27,7 @@ from runkit.tensors import save_tensors
 from vqgan import checkpoint, distributed
 from vqgan.batches import prefetched
 from vqgan.config import TrainConfig
-from vqgan.datasets import Split, spread
+from vqgan.data import Split, spread
 from vqgan.errors import InputError
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures

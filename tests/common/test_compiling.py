@@ -15,12 +15,12 @@ from codeprior.model import Prior
 from codeprior.sample import sample_codes
 from codeprior.train import train_prior
 from codeshards.format import ShardError
-from codeshards.job import tokenize
+from codeshards.job.tokenize import tokenize
 from runkit.compiling import check_compiler
 from runkit.errors import UserError
 from vqgan.config import LossConfig
 from vqgan.config import TrainConfig as TokenizerConfig
-from vqgan.datasets import open_splits
+from vqgan.data import open_splits
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
 from vqgan.train import train

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link")
-_PRELOAD = ("vqgan.train", "codeprior.train", "imagepriors.cli", "imagepriors.decode", "torch.utils.tensorboard")
+_PRELOAD = (
+    "vqgan.train",
+    "codeprior.train",
+    "imagepriors.cli",
+    "imagepriors.decode.samples",
+    "torch.utils.tensorboard",
+)
 _NEEDS_SPACE = ("os.rename", "os.mkdir", "os.link")
 _open, _fsync = io.open, os.fsync
 

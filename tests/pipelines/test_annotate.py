@@ -18,8 +18,8 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 from codeshards.format import sha256_file
 from imagepriors.cli import main
-from vqgan.datasets import open_splits
-from vqgan.datasets.conditions import read_depth
+from vqgan.data import open_splits
+from vqgan.data.conditions import read_depth
 
 transformers = pytest.importorskip("transformers")
 FAST = ["--threads", "1", "--workers", "1", "--batch-size", "2", "--shard-samples", "3", "--device", "cpu"]
@@ -77,7 +77,8 @@ def test_dead_worker_killed_driver_and_lost_map_change_no_byte(annotated, dpt, t
     data = write_images(tmp_path / "d", {"train": 10, "val": 3})
     script = tmp_path / "job.py"
     script.write_text(
-        "import os, pathlib, time\nimport imagepriors.annotate as job\nfrom imagepriors.config import AnnotateConfig\n"
+        "import os, pathlib, time\nimport imagepriors.annotate.job as job\n"
+        "from imagepriors.config import AnnotateConfig\n"
         f"marker = pathlib.Path({str(tmp_path / 'died')!r})\n"
         "class Mortal(job._Worker):\n"
         "    def run(self, task):\n"

@@ -16,16 +16,16 @@ from torch.nn import functional as F
 from torchvision.models import get_model_weights
 from torchvision.models.segmentation import deeplabv3_resnet50
 
-from codeshards.encode import ShardTask
 from codeshards.format import PlannedShard, Sidecar
-from imagepriors.annotate import annotate_shard
-from imagepriors.annotators import Annotator, find_model, upsampled_argmax
+from codeshards.job.encode import ShardTask
+from imagepriors.annotate.job import annotate_shard
+from imagepriors.annotate.maptree import MapTree, encode_map
+from imagepriors.annotate.networks import Annotator, find_model, upsampled_argmax
 from imagepriors.config import AnnotateConfig
 from imagepriors.demo.layouts import write_demo_data
-from imagepriors.maptree import MapTree, encode_map
-from vqgan.datasets import open_splits
-from vqgan.datasets.conditions import read_depth, read_map
-from vqgan.datasets.files import Memory
+from vqgan.data import open_splits
+from vqgan.data.conditions import read_depth, read_map
+from vqgan.data.files import Memory
 from vqgan.errors import InputError
 
 transformers = pytest.importorskip("transformers")

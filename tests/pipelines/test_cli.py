@@ -16,11 +16,11 @@ from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, order
 from imagepriors.cli import COMMANDS, _given, _preset_of, main
-from imagepriors.decode import given_codes, read_rows
-from imagepriors.figures import colorize, picture_grid
+from imagepriors.decode.samples import given_codes, read_rows
 from imagepriors.presets import load_preset, preset_names
+from imagepriors.reports.figures import colorize, picture_grid
 from vqgan.config import from_dict
-from vqgan.datasets import DATASETS
+from vqgan.data import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]
 _TABLES = {"tokenize": TokenizeConfig, "prior": PriorConfig, "sample": SampleConfig}

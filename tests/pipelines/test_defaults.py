@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagepriors.cli import main
-from imagepriors.defaults import beside, preset_for_data, preset_for_shards
+from imagepriors.cli.defaults import beside, preset_for_data, preset_for_shards
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.presets import load_preset, preset_names
 from vqgan.config import TrainConfig, from_dict

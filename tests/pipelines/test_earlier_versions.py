@@ -20,9 +20,9 @@ from codeprior.config import SampleConfig
 from codeprior.train import train_prior
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset
-from codeshards.job import tokenize
-from codeshards.verify import verify
-from imagepriors.decode import draw_samples
+from codeshards.job.tokenize import tokenize
+from codeshards.tools.verify import verify
+from imagepriors.decode.samples import draw_samples
 from vqgan.checkpoint import fingerprint
 
 DATA = Path(__file__).parents[1] / "data" / "earlier"

@@ -10,7 +10,7 @@ from PIL import Image
 from imagepriors.cli import main
 from imagepriors.config import EvaluateConfig
 from imagepriors.demo.layouts import write_demo_data
-from imagepriors.evaluate import INCEPTION_FILE, Lite0Features, evaluate_tokenizer, frechet_distance, judges
+from imagepriors.evaluate.tokenizer import INCEPTION_FILE, Lite0Features, evaluate_tokenizer, frechet_distance, judges
 from vqgan.checkpoint import load_model, publish_model, save_model, trained_against
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError

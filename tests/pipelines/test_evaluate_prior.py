@@ -11,10 +11,10 @@ from torchvision.models import ResNet18_Weights
 
 from imagepriors.config import EvaluatePriorConfig
 from imagepriors.demo.layouts import write_demo_data
-from imagepriors.evaluate import INCEPTION_FILE, Lite0Features
-from imagepriors.evaluate_prior import check_features, distances, imagenet_accuracy, is_imagenet, reference_of
-from imagepriors.faithfulness import Agreement, Reader, derangement
-from vqgan.datasets import open_splits
+from imagepriors.evaluate.conditions import Agreement, Reader, derangement
+from imagepriors.evaluate.prior import check_features, distances, imagenet_accuracy, is_imagenet, reference_of
+from imagepriors.evaluate.tokenizer import INCEPTION_FILE, Lite0Features
+from vqgan.data import open_splits
 from vqgan.errors import InputError
 
 SIDE = 32

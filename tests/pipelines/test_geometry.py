@@ -12,8 +12,8 @@ from imagepriors.config import ExperimentConfig
 from imagepriors.experiments.lab import Lab
 from vqgan.checkpoint import load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig
-from vqgan.datasets import open_splits
-from vqgan.datasets.conditions import JOINTS
+from vqgan.data import open_splits
+from vqgan.data.conditions import JOINTS
 from vqgan.model import VQGAN
 from vqgan.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ from tiny_job import write_images, write_tokenizer
 
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset
-from codeshards.job import tokenize
+from codeshards.job.tokenize import tokenize
 from imagepriors.cli import main
 
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from tiny_job import FLAGS, write_images, write_tokenizer
 
-from codeshards.verify import verify
+from codeshards.tools.verify import verify
 from imagepriors.cli import main
-from imagepriors.tokenize_report import _rates
+from imagepriors.reports.shards import _rates
 from vqgan.checkpoint import fingerprint
 
 CLUSTER = Path(__file__).resolve().parents[2] / "docs" / "cluster"

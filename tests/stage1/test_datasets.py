@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqgan.datasets import CENTRE, Item, Split, View, open_splits, spread, views_of
-from vqgan.datasets.conditions import JOINTS, LIMBS, Keypoints, draw_pose
-from vqgan.datasets.files import File, Memory, find_files, make_key
+from vqgan.data import CENTRE, Item, Split, View, open_splits, spread, views_of
+from vqgan.data.conditions import JOINTS, LIMBS, Keypoints, draw_pose
+from vqgan.data.files import File, Memory, find_files, make_key
 from vqgan.errors import InputError
 
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from vqgan import distributed
 from vqgan.batches import prefetched
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
-from vqgan.datasets import open_splits
+from vqgan.data import open_splits
 from vqgan.modalities import to_input
 from vqgan.train import train
 from vqgan.trainer import Trainer

@@ -14,9 +14,9 @@ from PIL import Image
 from vqgan.batches import training_pictures
 from vqgan.checkpoint import fingerprint, load_config, save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, dataset_geometry
-from vqgan.datasets import CENTRE, Item, Split, View, views_of
-from vqgan.datasets.conditions import JOINTS, Keypoints
-from vqgan.datasets.files import Memory
+from vqgan.data import CENTRE, Item, Split, View, views_of
+from vqgan.data.conditions import JOINTS, Keypoints
+from vqgan.data.files import Memory
 from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqgan.datasets import Item, Split
-from vqgan.datasets.conditions import JOINTS, Keypoints
-from vqgan.datasets.files import File, Memory
-from vqgan.datasets.pictures import FORMATS
+from vqgan.data import Item, Split
+from vqgan.data.conditions import JOINTS, Keypoints
+from vqgan.data.files import File, Memory
+from vqgan.data.pictures import FORMATS
 from vqgan.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def test_pictures_are_opened_in_one_place():
                 if isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value) == "Image":
                     found.append(path.relative_to(ROOT).as_posix())
     # The benchmark's rival reads what the benchmark itself has written.
-    assert set(found) == {"stage1/vqgan/datasets/pictures.py", "pipelines/imagepriors/benchmarks/decode.py"}
+    assert set(found) == {"stage1/vqgan/data/pictures.py", "benchmarks/priorbench/decode.py"}
 
 
 @pytest.mark.parametrize("form", ["ICO", "PCX", "TGA", "SGI", "IM"])
@@ -201,8 +201,8 @@ LOOPS = {
 }
 READ = """
 import sys
-from vqgan.datasets import Item, Split
-from vqgan.datasets.files import File
+from vqgan.data import Item, Split
+from vqgan.data.files import File
 
 for path in sys.argv[1:]:
     split = Split([Item(key="k", image=File(path))])
@@ -323,7 +323,7 @@ def test_a_machine_without_memory_ends_the_job_and_names_the_sample():
 
 
 def test_labels_beyond_all_bounds_are_refused(tmp_path):
-    from vqgan.datasets import open_splits
+    from vqgan.data import open_splits
 
     (tmp_path / "a.png").write_bytes(encoded(PIXELS))
     for label in ("1000000000", "1e400", "9" * 5000):

@@ -22,9 +22,9 @@ from imagepriors.demo.layouts import write_demo_data
 from imagepriors.demo.scenes import CLASS_NAMES, render_scene
 from runkit.errors import UserError
 from runkit.folders import check_apart
-from vqgan import datasets
-from vqgan.datasets import DATASETS, open_splits, sources_of
-from vqgan.datasets.imagenet import SUPER_CLASSES
+from vqgan import data as datasets
+from vqgan.data import DATASETS, open_splits, sources_of
+from vqgan.data.imagenet import SUPER_CLASSES
 from vqgan.errors import InputError
 
 

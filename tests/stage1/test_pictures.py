@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqgan.datasets import Item, Split
-from vqgan.datasets.files import File, Memory
+from vqgan.data import Item, Split
+from vqgan.data.files import File, Memory
 from vqgan.errors import InputError
 
 UNDO = {

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqgan.datasets import AUTO, open_splits, resolve
-from vqgan.datasets.labels import read_labels
-from vqgan.datasets.splits import SPLIT_NAMES, by_split
+from vqgan.data import AUTO, open_splits, resolve
+from vqgan.data.labels import read_labels
+from vqgan.data.splits import SPLIT_NAMES, by_split
 from vqgan.errors import InputError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vqgan.datasets import open_splits
+from vqgan.data import open_splits
 
 DATA = os.environ.get("IMAGEPRIORS_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="IMAGEPRIORS_DATA is not set: it names the folder of real photos")

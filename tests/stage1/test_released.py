@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from vqgan.checkpoint import fingerprint, load_model, save_model
+from vqgan.compat.compvis import import_tokenizer, load_pickled_weights
+from vqgan.compat.diffusers import export_diffusers, import_diffusers
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.errors import InputError
-from vqgan.exchange import export_diffusers, import_diffusers
 from vqgan.model import VQGAN
-from vqgan.released import import_tokenizer, load_pickled_weights
 
 DDCONFIG = {
     "double_z": False, "z_channels": 16, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 128,
@@ -157,7 +157,7 @@ def test_a_yaml_of_another_network_is_refused(tmp_path):
 def taming(monkeypatch):
     """The published package, with stand-ins for what has left its dependencies since."""
     pytest.importorskip("taming", reason="pip install --no-deps taming-transformers-rom1504==0.0.6")
-    from imagepriors.benchmarks import peers
+    from priorbench import peers
 
     for name in ("pytorch_lightning", "taming.main"):
         monkeypatch.setitem(sys.modules, name, None)  # put back what was there when the test is over

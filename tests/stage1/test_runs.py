@@ -20,10 +20,10 @@ from imagepriors.demo.layouts import write_demo_data
 from runkit.checkpoints import checkpoints
 from runkit.folders import held
 from vqgan.checkpoint import load_model, publish_model, save_model
+from vqgan.compat.diffusers import export_diffusers, import_diffusers
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
-from vqgan.datasets import open_splits
+from vqgan.data import open_splits
 from vqgan.errors import InputError
-from vqgan.exchange import export_diffusers, import_diffusers
 from vqgan.model import VQGAN
 from vqgan.palette import fit_palette
 from vqgan.train import train
@@ -101,7 +101,7 @@ def test_a_second_process_is_refused_untouched(splits, tmp_path):
 def test_all_ranks_end_with_the_refusal(data, tmp_path):
     config = f"config = TrainConfig(model={TINY!r}, loss={CONFIG.loss!r}, batch_size=4, device='cpu')"
     lines = ["import sys", "from pathlib import Path", "from vqgan.config import LossConfig, ModelConfig, TrainConfig"]
-    lines += ["from vqgan.datasets import open_splits", "from vqgan.train import train", config]
+    lines += ["from vqgan.data import open_splits", "from vqgan.train import train", config]
     lines += ["train(config, open_splits('demo', Path(sys.argv[1])), Path(sys.argv[2]))"]
     (tmp_path / "script.py").write_text("\n".join(lines))
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -22,7 +22,7 @@ from imagepriors.presets import load_preset, preset_names
 from runkit.checkpoints import checkpoints
 from vqgan.checkpoint import fingerprint, load_model, save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, from_dict
-from vqgan.datasets import open_splits
+from vqgan.data import open_splits
 from vqgan.errors import InputError
 from vqgan.groupnorm import GroupNorm
 from vqgan.losses import EfficientNetLite0Loss, LpipsLoss, PatchDiscriminator, adaptive_weight, discriminator_loss

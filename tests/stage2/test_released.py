@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from codeprior.compat import prior_from_mingpt
 from codeprior.config import ConditionSpec, PriorError, SampleConfig, SequenceSpec
-from codeprior.released import prior_from_mingpt
 from codeprior.sample import sample_codes
 
 
@@ -77,7 +77,7 @@ def test_weights_that_do_not_map_are_refused(change, message: str) -> None:
 def test_logits_and_greedy_codes_equal_the_published_mingpt(classes: int) -> None:
     pytest.importorskip("taming", reason="pip install --no-deps taming-transformers-rom1504")
     pytest.importorskip("transformers")
-    from imagepriors.benchmarks.peers import gpt2_from_mingpt, mingpt
+    from priorbench.peers import gpt2_from_mingpt, mingpt
 
     torch.manual_seed(1)
     peer = mingpt().GPT(11, 20, n_layer=3, n_head=4, n_embd=32).eval()

@@ -41,7 +41,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def undisturbed(local_ray_cores: Any, data: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their shards, made by one worker that nobody disturbed."""
-    from codeshards.job import tokenize
+    from codeshards.job.tokenize import tokenize
 
     out = tmp_path_factory.mktemp("undisturbed") / "shards"
     tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=out)

@@ -25,8 +25,8 @@ from codeshards.format import (
     sidecar_path,
 )
 from codeshards.format.files import write_sealed_json
-from codeshards.job import tokenize
-from codeshards.toolbox import convert, merge
+from codeshards.job.tokenize import tokenize
+from codeshards.tools.toolbox import convert, merge
 from imagepriors.cli import main
 from runkit.errors import UserError
 

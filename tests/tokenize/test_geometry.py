@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from tiny_job import CONFIG, MODEL
 
-from codeshards.encode import ShardTask, encode_shard
 from codeshards.format import GridSpec, PlannedShard, ShardDataset, ShardError, ShardSpec, load_plan
-from codeshards.job import tokenize
+from codeshards.job.encode import ShardTask, encode_shard
+from codeshards.job.tokenize import tokenize
 from vqgan.checkpoint import save_model
 from vqgan.config import TrainConfig
-from vqgan.datasets import open_splits, views_of
-from vqgan.datasets.conditions import JOINTS
+from vqgan.data import open_splits, views_of
+from vqgan.data.conditions import JOINTS
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
 from vqgan.tokenizer import Tokenizer

@@ -16,7 +16,6 @@ import pytest
 from tiny_job import CONFIG, hashes
 
 from codeshards.config import TokenizeConfig
-from codeshards.encode import ShardTask, encode_shard
 from codeshards.format import (
     MANIFEST_FILE,
     GridSpec,
@@ -30,14 +29,15 @@ from codeshards.format import (
     save_or_match,
     sha256_file,
 )
-from codeshards.job import _Arrivals, tokenize
-from codeshards.pool import run_shards
-from codeshards.verify import verify
-from imagepriors.decode import load_shard_tokenizer
+from codeshards.job.encode import ShardTask, encode_shard
+from codeshards.job.scheduler import run_shards
+from codeshards.job.tokenize import _Arrivals, tokenize
+from codeshards.tools.verify import verify
+from imagepriors.decode.samples import load_shard_tokenizer
 from vqgan.checkpoint import architecture_of, fingerprint, load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig
-from vqgan.datasets import Item, Split, open_splits
-from vqgan.datasets.files import File
+from vqgan.data import Item, Split, open_splits
+from vqgan.data.files import File
 from vqgan.model import VQGAN
 from vqgan.tokenizer import Tokenizer
 
@@ -99,7 +99,7 @@ def test_half_files_of_the_dead_are_gone_when_a_job_succeeds(data, tokenizer, un
         run_shards(*arguments, **settings)
         (out / "train" / ".shard-000001.parquet.tmp-2-dead").write_bytes(b"half")
 
-    monkeypatch.setattr("codeshards.job.run_shards", with_a_death)
+    monkeypatch.setattr("codeshards.job.tokenize.run_shards", with_a_death)
     tokenize(CONFIG, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=out)
     assert not list(out.rglob("*.tmp-*"))
     assert hashes(out) == hashes(undisturbed)
@@ -109,7 +109,8 @@ def test_half_files_of_the_dead_are_gone_when_a_job_succeeds(data, tokenizer, un
 def test_killed_driver_then_resumed_gives_the_same_bytes(data, tokenizer, undisturbed, tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
-        "from pathlib import Path\nfrom codeshards.config import TokenizeConfig\nfrom codeshards.job import tokenize\n"
+        "from pathlib import Path\nfrom codeshards.config import TokenizeConfig\n"
+        "from codeshards.job.tokenize import tokenize\n"
         f"c = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=2)\n"
         f"tokenize(c, dataset='folder', data=Path({str(data)!r}), tokenizers={{'image': Path({str(tokenizer)!r})}}, "
         f"out=Path({str(tmp_path / 'o')!r}))\n"
@@ -136,7 +137,7 @@ def test_dead_worker_costs_nothing_but_time(data, tokenizer, undisturbed, tmp_pa
     """The first worker that finds the marker missing dies as by the kernel's out-of-memory killer."""
     script = tmp_path / "job.py"
     script.write_text(
-        "import os, pathlib\nimport codeshards.job as job\nfrom codeshards.config import TokenizeConfig\n"
+        "import os, pathlib\nimport codeshards.job.tokenize as job\nfrom codeshards.config import TokenizeConfig\n"
         f"marker = pathlib.Path({str(tmp_path / 'died')!r})\n"
         "class Mortal(job._Worker):\n"
         "    def run(self, task):\n"

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 from tiny_job import CONFIG, command, hashes, words, write_images
 
-from codeshards import progress
 from codeshards.config import TokenizeConfig
-from codeshards.encode import Lanes, ShardTask, encode_shard
 from codeshards.format import (
     EVENTS_FILE,
     GridSpec,
@@ -28,15 +26,17 @@ from codeshards.format import (
     load_plan,
     sha256_file,
 )
-from codeshards.job import tokenize
-from codeshards.nodes import WorkerSize
-from codeshards.pool import _Hand, _Pool, run_shards
-from codeshards.progress import EventLog, LiveView, kind_of, read_events
-from codeshards.reencode import reencode
-from imagepriors.benchmarks.faults import Cluster, run_matrix
+from codeshards.job import progress
+from codeshards.job.encode import Lanes, ShardTask, encode_shard
+from codeshards.job.nodes import WorkerSize
+from codeshards.job.progress import EventLog, LiveView, kind_of, read_events
+from codeshards.job.scheduler import _Hand, _Pool, run_shards
+from codeshards.job.tokenize import tokenize
+from codeshards.tools.reencode import reencode
 from imagepriors.cli import main
+from priorbench.faults import Cluster, run_matrix
 from runkit.errors import user_message
-from vqgan.datasets import open_splits
+from vqgan.data import open_splits
 from vqgan.tokenizer import Tokenizer
 
 SHARDS = [PlannedShard(split="train", index=index, start=4 * index, stop=4 * index + 4) for index in range(6)]
@@ -139,7 +139,7 @@ def test_whatever_ray_takes_a_worker_with_its_shard_goes_to_another(tmp_path, er
 UNEQUAL = """
 import json
 from codeshards.format import PlannedShard
-from codeshards.pool import run_shards
+from codeshards.job.scheduler import run_shards
 
 class Worker:
     def run(self, task):

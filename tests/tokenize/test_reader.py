@@ -12,7 +12,7 @@ from s3_server import S3Server
 from tiny_shards import make_dataset
 
 from codeshards.format import ShardDataset, ShardError, open_store, reader
-from codeshards.toolbox import inspect
+from codeshards.tools.toolbox import inspect
 
 READERS: dict[str, Callable[[ShardDataset], object]] = {
     "batches": lambda dataset: list(dataset.batches("train", ["codes_zcurve"])),

@@ -14,14 +14,14 @@ import pytest
 from tiny_job import CONFIG, hashes
 from tiny_shards import make_dataset
 
-from codeshards import pool
-from codeshards.encode import ShardTask, encode_shard
 from codeshards.format import ShardDataset, ShardError, Sidecar, load_plan, open_store, sha256_file
-from codeshards.job import tokenize
-from codeshards.pool import run_shards
-from codeshards.progress import EventLog, read_events
+from codeshards.job import scheduler as pool
+from codeshards.job.encode import ShardTask, encode_shard
+from codeshards.job.progress import EventLog, read_events
+from codeshards.job.scheduler import run_shards
+from codeshards.job.tokenize import tokenize
 from runkit import retries
-from vqgan.datasets import Split, open_splits
+from vqgan.data import Split, open_splits
 from vqgan.tokenizer import Tokenizer
 
 _OPENED = Counter[str]()

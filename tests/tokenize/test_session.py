@@ -17,12 +17,12 @@ from types import SimpleNamespace
 import pytest
 from tiny_job import CONFIG, command, hashes
 
-from codeshards import session
 from codeshards.format import ShardError
-from codeshards.job import EVENTS_FILE, tokenize
-from codeshards.progress import read_events
-from codeshards.session import Session, _signals_held, connected, terminable, usable_cores
-from imagepriors.benchmarks.faults import Cluster
+from codeshards.job import session
+from codeshards.job.progress import read_events
+from codeshards.job.session import Session, _signals_held, connected, terminable, usable_cores
+from codeshards.job.tokenize import EVENTS_FILE, tokenize
+from priorbench.faults import Cluster
 
 MARK = "IMAGEPRIORS_TEST_RUN"
 
@@ -55,7 +55,7 @@ DEADLY = """
 import sys, time
 import ray
 from codeshards.format import PlannedShard, ShardError
-from codeshards.pool import run_shards
+from codeshards.job.scheduler import run_shards
 
 class Worker:
     def run(self, task):
@@ -120,7 +120,7 @@ def test_a_named_cluster_that_dies_here_ends_the_job_too(name, message):
 def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
     place = tmp_path / ("a" * 100)
     place.mkdir()
-    script = "from codeshards.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+    script = "from codeshards.job.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     env = environment(TMPDIR=str(place))
     failed = subprocess.run([sys.executable, "-c", script], env=env, **run)
@@ -135,7 +135,7 @@ def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
 
 def test_the_remedy_works_where_the_usual_folder_is_taken():
     """Sockets need short paths, so that the folders are directly in /tmp."""
-    script = "from codeshards.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+    script = "from codeshards.job.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     with tempfile.TemporaryDirectory(dir="/tmp") as taken, tempfile.TemporaryDirectory(dir="/var/tmp") as free:
         Path(taken, "ray").write_text("somebody's file, where Ray makes a folder")
@@ -174,7 +174,7 @@ def head_with_token(home: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_cluster_with_a_token_is_told_from_none_and_the_remedies_work(tmp_path):
-    script = "from codeshards.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+    script = "from codeshards.job.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     (tmp_path / "stranger").mkdir()
     with head_with_token(tmp_path / "home") as address:

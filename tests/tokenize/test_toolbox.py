@@ -21,8 +21,8 @@ from codeshards.format import (
     write_sealed_json,
 )
 from codeshards.format.tar import read_tar, tar_bytes
-from codeshards.toolbox import convert, inspect, merge
-from codeshards.verify import verify
+from codeshards.tools.toolbox import convert, inspect, merge
+from codeshards.tools.verify import verify
 from runkit.errors import UserError
 
 BOTH = ("parquet", "webdataset")

@@ -17,7 +17,7 @@ from tiny_shards import SPEC, make_dataset, make_rows, reseal
 from codeshards.format import METADATA_KEY, GridSpec, ShardError, ShardSpec
 from codeshards.format.parquet import parquet_bytes
 from codeshards.format.tar import read_tar
-from codeshards.verify import verify
+from codeshards.tools.verify import verify
 
 BOTH = ("parquet", "webdataset")
 DEEP = b"[" * 100_000 + b"]" * 100_000

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import tyro
 
 from codeshards.format import ShardError, read_json
+from imagepriors.cli.defaults import run_folder
 from imagepriors.config import ExperimentConfig
-from imagepriors.defaults import run_folder
 from imagepriors.presets import read_preset
 from runkit.folders import check_apart, publish_file
 from runkit.names import plain_name
@@ -91,10 +91,10 @@ def experiment(
     config = replace(load(preset), **{name: value for name, value in given.items() if value})
     source = data or Path("data") / config.dataset
     place = run or run_folder(source)
-    from codeshards.session import connected
-    from imagepriors.evaluate_prior import check_features
+    from codeshards.job.session import connected
+    from imagepriors.evaluate.prior import check_features
     from imagepriors.experiments.lab import Lab
-    from vqgan.datasets import AUTO, open_splits, resolve, sources_of
+    from vqgan.data import AUTO, open_splits, resolve, sources_of
 
     config = replace(config, dataset=resolve(dataset or (AUTO if data else config.dataset), source))
     check_apart(place, data=sources_of(open_splits(config.dataset, source), source))
@@ -118,7 +118,7 @@ def _results(folder: Path) -> dict[str, Any]:
 
 def write_page(run: Path) -> Path:
     """Write RUN/experiments/index.html about every experiment that has results there."""
-    from imagepriors.report import render_page
+    from imagepriors.reports.run import render_page
 
     home = run / "experiments"
     sections, facts = [], []

@@ -1,7 +1,7 @@
 """Half of a picture's codes are given, in each order, and the rest is drawn several times."""
 
 from codeshards.format import ORDER_NAMES
-from imagepriors.decode import draw_samples, sample_grid
+from imagepriors.decode.samples import draw_samples, sample_grid
 from imagepriors.experiments import orders
 from imagepriors.experiments.lab import Lab, Plan
 

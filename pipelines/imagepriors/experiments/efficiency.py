@@ -26,11 +26,11 @@ from codeprior.sample import draw, sample_keys, sample_sequences, to_grids
 from codeprior.speed import step_flops_per_sequence
 from codeshards.format import ShardDataset
 from imagepriors.config import ShardKind
-from imagepriors.decode import draw_samples
-from imagepriors.evaluate import LITE0, judges
-from imagepriors.evaluate_prior import reference_of, trained_loss
+from imagepriors.decode.samples import draw_samples
+from imagepriors.evaluate.prior import reference_of, trained_loss
+from imagepriors.evaluate.tokenizer import LITE0, judges
 from imagepriors.experiments.lab import Lab, Plan
-from imagepriors.figures import bars_figure, picture_grid
+from imagepriors.reports.figures import bars_figure, picture_grid
 
 PAPER = {"sampling": 14.08, "frechet_lower_by": 0.1863}
 """Sampling is 14.08× as fast and FID 18.63% lower with codes (section 2)."""

@@ -1,9 +1,9 @@
 """`evaluate-prior` for the unconditional and the class-conditional prior of the other experiments."""
 
-from imagepriors.evaluate_prior import evaluate_prior
+from imagepriors.evaluate.prior import evaluate_prior
 from imagepriors.experiments import conditional, orders
 from imagepriors.experiments.lab import Lab, Plan
-from imagepriors.figures import bars_figure
+from imagepriors.reports.figures import bars_figure
 
 shards = orders.shards
 

@@ -26,20 +26,20 @@ from codeprior.data import sequence_from_dataset
 from codeprior.train import train_prior
 from codeshards.config import TokenizeConfig
 from codeshards.format import PLAN_FILE, ShardDataset, ShardError, load_plan
-from codeshards.job import tokenize
-from codeshards.session import connected, usable_cores
+from codeshards.job.session import connected, usable_cores
+from codeshards.job.tokenize import tokenize
 from imagepriors.config import EvaluatePriorConfig, ExperimentConfig, ShardKind
-from imagepriors.decode import load_shard_tokenizer
-from imagepriors.figures import png_bytes
+from imagepriors.decode.samples import load_shard_tokenizer
 from imagepriors.presets import load_preset
-from imagepriors.report import curve
+from imagepriors.reports.figures import png_bytes
+from imagepriors.reports.run import curve
 from runkit.errors import user_message
 from runkit.files import pretty_json
 from runkit.folders import publish
 from runkit.jsonfiles import finite_or_none
 from vqgan.checkpoint import FREE_TO_CHANGE, load_config
 from vqgan.config import Geometry, TrainConfig, dataset_geometry, from_dict
-from vqgan.datasets import open_splits
+from vqgan.data import open_splits
 from vqgan.errors import InputError
 from vqgan.palette import fit_palette
 from vqgan.tokenizer import Tokenizer

@@ -9,11 +9,11 @@ import torch
 
 from codeshards.format import ShardDataset
 from imagepriors.config import ShardKind
-from imagepriors.decode import draw_samples
-from imagepriors.evaluate import Lite0Features
-from imagepriors.evaluate_prior import trained_loss
+from imagepriors.decode.samples import draw_samples
+from imagepriors.evaluate.prior import trained_loss
+from imagepriors.evaluate.tokenizer import Lite0Features
 from imagepriors.experiments.lab import Lab, Plan
-from imagepriors.figures import curves_figure, picture_grid
+from imagepriors.reports.figures import curves_figure, picture_grid
 
 _GIVEN, _DRAWN = 4, 8
 """Given pictures, and pictures drawn from each for every k."""

@@ -1,0 +1,138 @@
+"""Reading photos: ours against torchvision's ImageFolder with the same resize and crop: `imagepriors bench decode`.
+
+Both decode with Pillow, make the shorter side 256 pixels (bicubic, antialiased) and cut the centre square. Contenders
+take turns in one process, one thread each; decoding alone, with nothing done to the picture, is the limit.
+"""
+
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+from priorbench import harness
+from vqgan.data import CENTRE, Item, Split, open_splits, spread
+from vqgan.data.files import File, find_files
+from vqgan.errors import InputError
+
+SIZE = 256
+RIVAL, OURS = "torchvision ImageFolder", "imagepriors, folders"
+LIMIT = "Pillow decodes, nothing more"
+RENDERED = 64
+"""Scenes that take the place of photos."""
+
+
+def run(repeats: int, *, out: Path = harness.RESULTS, data: Path | None = None, images: int = 200) -> str:
+    """Measure, write the report, and return it as Markdown.
+
+    Args:
+        repeats: Rounds.
+        out: Folder for the results.
+        data: Photos, in folders or not; None renders scenes.
+        images: Photos read a round, at most.
+
+    Raises:
+        InputError: `data` has no photos, or one that cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        photos, what = _photos(data, work, images)
+        rival = ImageFolder(str(photos), transform=Compose([Resize(SIZE, InterpolationMode.BICUBIC), CenterCrop(SIZE)]))
+        paths = [path for path, _ in rival.samples]
+        ours = Split([Item(key=str(number), image=File(path)) for number, path in enumerate(paths)])
+        gaps = [
+            np.abs(ours.read(number, SIZE).image - np.asarray(rival[number][0]).astype(int)).mean()
+            for number in range(len(paths))
+        ]
+        _official_tar(work / "tar", paths)
+        tars = open_splits("imagenet", work / "tar")["train"]
+        contenders: dict[str, Callable[[int], object]] = {
+            LIMIT: lambda number: Image.open(paths[number]).convert("RGB"),
+            RIVAL: lambda number: np.asarray(rival[number][0]),
+            OURS: lambda number: ours.read(number, SIZE),
+            "imagepriors, ImageNet's tar of tars, in place": lambda number: tars.read(number % len(tars), SIZE),
+            "imagepriors, folders, draft": lambda number: ours.read_views(number, SIZE, (CENTRE,), draft=True),
+        }
+        for read in contenders.values():
+            _rate(read, len(paths))  # the page cache is warm for all
+        return harness.in_turns(
+            "bench decode",
+            contenders,
+            lambda name: {"images_per_s": _rate(contenders[name], len(paths))},
+            lambda found: _report(out, found, what, float(np.mean(gaps))),
+            repeats,
+        )
+
+
+def _photos(data: Path | None, work: Path, images: int) -> tuple[Path, str]:
+    """Class folders of links to the photos that are measured, as ImageFolder wants them; and what they are."""
+    source = data or harness.photos(work / "rendered", min(images, RENDERED))
+    found = find_files(source)
+    if not found:
+        raise InputError(f"no photos in {data}: pass --data, a folder of photos, or leave it out")
+    chosen = [source / found[index] for index in spread(len(found), images)]
+    for number, path in enumerate(chosen):
+        link = work / "photos" / path.absolute().parent.name / f"{number:06d}{path.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+    kilobytes = sum(path.stat().st_size for path in chosen) / len(chosen) / 1000
+    kind = "photos of --data" if data else "rendered scenes with grain, JPEG of 500×375"
+    return work / "photos", f"{len(chosen)} {kind} ({kilobytes:.0f} kB each)"
+
+
+def _rate(read: Callable[[int], object], count: int) -> float:
+    """Images/s of reading all."""
+    start = time.perf_counter()
+    for number in range(count):
+        read(number)
+    return count / (time.perf_counter() - start)
+
+
+def _official_tar(folder: Path, paths: Sequence[str]) -> None:
+    """The same files as ILSVRC2012_img_train.tar: one tar per class inside a tar."""
+    folder.mkdir()
+    classes: dict[str, list[Path]] = {}
+    for path in map(Path, paths):
+        classes.setdefault(path.parent.name, []).append(path)
+    with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as outer:
+        for name, members in classes.items():
+            with tarfile.open(folder / f"{name}.tar", "w", dereference=True) as inner:
+                for path in members:
+                    inner.add(path, path.name)
+            outer.add(folder / f"{name}.tar", f"{name}.tar")
+
+
+def _report(out: Path, found: dict[str, harness.Found], what: str, gap: float) -> str:
+    rates = {name: [figures["images_per_s"] for figures in of_one] for name, of_one in found.items()}
+    figures = {"photos": what, "images_per_s": rates, "grey_levels": gap}
+    count = len(rates[RIVAL])
+    text = (
+        f"Decode, resize the shorter side to {SIZE} (bicubic), centre crop: {what}, one thread, page cache warm, "
+        f"{harness.rounds(count)}. Pixels differ from the rival's by {gap:.2f} grey levels on average; draft "
+        "changes large photos alone."
+    )
+    return harness.save(
+        out, "decode", table(figures), command=harness.command("decode", count, "--data" in what), text=text,
+        figures=figures, packages=("torchvision", "pillow"),
+    )  # fmt: skip
+
+
+def table(figures: dict[str, Any]) -> harness.Table:
+    """Images/s and ratios."""
+    rates = figures["images_per_s"]
+    rows = [
+        [name, f"{harness.median(values):.0f}", harness.ratio(values, rates[RIVAL]),
+         harness.ratio(values, rates[LIMIT])]
+        for name, values in rates.items()
+    ]  # fmt: skip
+    over = harness.ratio(rates[OURS], rates[RIVAL])
+    return harness.table_of(
+        ["", "images/s per core", "× torchvision", "× decoding alone"], rows,
+        {"reading photos on one core, over torchvision's ImageFolder": over},
+    )  # fmt: skip

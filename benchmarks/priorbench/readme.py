@@ -1,0 +1,78 @@
+"""Measured tables into a document: `python -m priorbench.readme README.md docs/benchmarks.md`.
+
+Between `<!-- table NAME -->` and `<!-- end -->` comes the report NAME out of the results; `<!-- claims DEVICE -->`
+takes the headlines of all reports of that device. No figure there is typed.
+"""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from priorbench import SUITES
+from priorbench.harness import RESULTS, markdown
+
+_BLOCK = re.compile(r"(<!-- (table|claims) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def with_tables(text: str, results: Path = RESULTS) -> str:
+    """The text with every block as it was measured last.
+
+    Raises:
+        FileNotFoundError: a block names a report that was never measured.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        if found[2] == "claims":
+            content = claims(found[3], results)
+        else:
+            content = markdown(json.loads((results / f"{found[3]}.json").read_text()))
+        return f"{found[1]}{content.strip()}\n{found[4]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def claims(device: str, results: Path = RESULTS) -> str:
+    """The headlines of every report that was measured on `device`, as a Markdown table.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    lines = ["| | × | measured by | on |", "|---|---|---|---|"]
+    for path in sorted(results.glob(f"*-{device}.json")):
+        report = json.loads(path.read_text())
+        values: dict[str, list[str]] = {}  # one row for what is compared with several rivals
+        for headline, value in report["headlines"].items():
+            what, over, rival = headline.partition(", over ")
+            values.setdefault(what, []).append(f"{value}{over and f' over {rival}'}")
+        ending = f"`{report['command']}` | {report['machine']} |"
+        lines += [f"| {what} | {'<br>'.join(found)} | {ending}" for what, found in values.items()]
+    if len(lines) == 2:
+        raise FileNotFoundError(f"no report of {device} in {results}")
+    return "\n".join(lines)
+
+
+def tabulated(path: Path) -> dict[str, Any]:
+    """The report in `path`, its columns, rows and headlines made of its figures once more.
+
+    Raises:
+        KeyError: its figures are of another form, which an earlier version measured.
+    """
+    report: dict[str, Any] = json.loads(path.read_text())
+    suite = next(name for name in (*SUITES, "faults") if path.name.startswith(f"{name}-"))
+    module = importlib.import_module(f"priorbench.{suite.replace('-', '_')}")
+    if suite == "scaling":
+        table = module.TABLES[path.name.split("-")[1]](report["figures"])
+    elif suite == "train-prior":
+        table = module.table(report["figures"], "cpu" if path.stem.endswith("-cpu") else "cuda")
+    else:
+        table = module.table(report["figures"])
+    return {**report, **table._asdict()}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        document = Path(name)
+        document.write_text(with_tables(document.read_text()))

@@ -1,0 +1,290 @@
+"""Drawing codes against taming-transformers and transformers at the same weights: `imagepriors bench sample`.
+
+Contenders live side by side, each in a process of its own with our allocator settings, and take turns; ratios are taken
+within a round. Random weights of minGPT (GPT-2 small, exact GELU, untied head), which the importer turns into a prior;
+top-k 100. Before a contender is timed, its greedy codes are compared. The peer without a cache is so slow that it takes
+part in the first round of the small batches only, whole, in float32, and in a quarter of the greedy codes.
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codeprior.compat import prior_from_mingpt
+from codeprior.config import SampleConfig, SequenceSpec, TrainConfig
+from codeprior.model import Prior
+from codeprior.optim import resolve_precision
+from codeprior.sample import ready, sample_sequences
+from codeshards.job.session import ALLOCATOR
+from priorbench import harness, peers
+from priorbench.harness import RESULTS
+
+_SIDE, _CODEBOOK = 16, 1024
+_SIZE = {"n_layer": 12, "n_head": 12, "n_embd": 768}
+_BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}
+_UNCACHED_UP_TO = 4
+"""The largest batch that the peer without a cache draws."""
+_LARGE = 16
+"""From this batch on two rounds do on a CPU: they take minutes, and are steady."""
+_WARM_STEPS = 8
+Draw = Callable[[int, int, bool], Tensor]
+"""(batch, steps, greedy) → codes [B, steps]."""
+_CACHED, _UNCACHED = "taming sample_with_past (its cache)", "taming sample (no cache)"
+_TRANSFORMERS = "transformers generate, static cache"
+Contender = tuple[str, str]
+"""Who, and in which precision."""
+
+
+def _peer_weights(precision: str = "float32") -> Any:
+    torch.manual_seed(0)
+    peer = peers.mingpt().GPT(_CODEBOOK, _SIDE**2, **_SIZE)
+    return peer.to(harness.device(), getattr(torch, precision)).eval()
+
+
+def _prior() -> Prior:
+    sequence = SequenceSpec(
+        height=_SIDE, width=_SIDE, codebook_size=_CODEBOOK, order="row_major", fingerprint="benchmark"
+    )
+    weights = _peer_weights().state_dict()
+    prior = prior_from_mingpt(weights, n_head=_SIZE["n_head"], sequence=sequence, condition_tokens=[0])
+    return prior.to(harness.device())
+
+
+def ours(precision: str, compiled: bool = False) -> Draw:
+    """Our sampler; where it is greedy it draws all codes and cuts, else it takes the others as given."""
+    options: dict[str, Any] = {"precision": precision, "compile": compiled}
+    prior = ready(_prior(), SampleConfig(**options))  # the copy in bfloat16 is made once
+
+    def draw(batch: int, steps: int, greedy: bool) -> Tensor:
+        config = SampleConfig(batch_size=batch, top_k=1 if greedy else 100, **options)
+        given = torch.zeros(batch, 0 if greedy else _SIDE**2 - steps, dtype=torch.int64)
+        return sample_sequences(prior, batch, config=config, prefix_NP=given)[:, :steps]
+
+    return draw
+
+
+def taming(precision: str, cached: bool) -> Draw:
+    """The published samplers: what its class-conditional demo calls, and the one without a cache."""
+    peer, mingpt = _peer_weights(precision), peers.mingpt()
+
+    def draw(batch: int, steps: int, greedy: bool) -> Tensor:
+        start = torch.zeros(batch, 1, dtype=torch.int64, device=harness.device())
+        if cached:
+            codes: Tensor = mingpt.sample_with_past(start, peer, steps, sample_logits=not greedy, top_k=100, top_p=1.0)
+            return codes.cpu()
+        codes = mingpt.sample(peer, start, steps, sample=not greedy, top_k=100)
+        return codes[:, 1:].cpu()
+
+    return draw
+
+
+def transformers(precision: str) -> Draw:
+    """`generate` of GPT2LMHeadModel with a static cache."""
+    model = peers.gpt2_from_mingpt(_peer_weights().cpu(), _SIZE["n_head"])
+    model.to(harness.device(), getattr(torch, precision))
+
+    @torch.inference_mode()
+    def draw(batch: int, steps: int, greedy: bool) -> Tensor:
+        start = torch.zeros(batch, 1, dtype=torch.int64, device=harness.device())
+        codes: Tensor = model.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            max_new_tokens=steps,
+            min_new_tokens=steps,
+            do_sample=not greedy,
+            top_k=100,
+            cache_implementation="static",
+        )
+        return codes[:, 1:].cpu()
+
+    return draw
+
+
+CONTENDERS: dict[str, Callable[[str], Draw]] = {
+    _CACHED: functools.partial(taming, cached=True),  # the first: its greedy codes are those to compare with
+    _UNCACHED: functools.partial(taming, cached=False),
+    _TRANSFORMERS: transformers,
+    "imagepriors": ours,
+    "imagepriors, compiled": functools.partial(ours, compiled=True),
+}
+
+
+def contenders() -> list[Contender]:
+    """What is worth measuring here: bfloat16 where it is faster, and there compiled code on a GPU alone."""
+    cuda = harness.device() == "cuda"
+    found = [(name, "float32") for name in CONTENDERS]
+    if resolve_precision(TrainConfig(), torch.device(harness.device())) == "bfloat16":
+        slow = {_UNCACHED} if cuda else {_UNCACHED, "imagepriors, compiled"}
+        found += [(name, "bfloat16") for name in CONTENDERS if name not in slow]
+    return found
+
+
+def weights() -> int:
+    """Numbers in the matrices that a code is multiplied with: blocks and head, not the tables that are looked up."""
+    width = _SIZE["n_embd"]
+    return 12 * _SIZE["n_layer"] * width**2 + width * _CODEBOOK
+
+
+def floor_s(batch: int, precision: str, floors: dict[str, float]) -> float:
+    """Seconds that a batch takes at least: reading the weights for each code, or multiplying by them.
+
+    Args:
+        batch: Pictures drawn at once.
+        precision: Of weights and products.
+        floors: `read`: bytes, and precision → FLOPs, a second.
+    """
+    reading_s: float = weights() * getattr(torch, precision).itemsize / floors["read"]
+    return _SIDE**2 * max(reading_s, 2 * batch * weights() / floors[precision])
+
+
+def serve(name: str, precision: str) -> None:
+    """Be a contender: answer requests for codes or for seconds until there are no more."""
+    draw = CONTENDERS[name](precision)
+
+    def work(batch: int, greedy_steps: int = 0) -> Any:
+        if greedy_steps:
+            draw(batch, _WARM_STEPS, False)  # what is compiled for a batch knows whether it is greedy
+            return draw(batch, greedy_steps, True).tolist()
+        # Codes on the CPU: nothing is left to wait for.
+        return {"s": harness.seconds(lambda: draw(batch, _SIDE**2, False)), "peak_gib": harness.peak_gib()}
+
+    harness.serve(work)
+
+
+class Turns:
+    """Contenders that take turns; greedy codes are compared before a contender is first timed at a batch."""
+
+    def __init__(self, servers: Mapping[Contender, harness.Server]) -> None:
+        self._servers = servers
+        self._exact: dict[int, Tensor] = {}
+        self._compared: set[tuple[Contender, int]] = set()
+
+    def measure(self, turn: tuple[Contender, int]) -> dict[str, Any]:
+        """Seconds and peak memory so far; the first time also the share of greedy codes that are the cached peer's."""
+        one, batch = turn
+        found: dict[str, Any] = {}
+        if turn not in self._compared:
+            self._compared.add(turn)
+            steps = _SIDE**2 // 4 if one[0] == _UNCACHED else _SIDE**2
+            codes = torch.tensor(self._servers[one].ask(batch=batch, greedy_steps=steps))
+            if one == (_CACHED, "float32"):
+                self._exact[batch] = codes
+            if batch in self._exact:  # else that peer has died
+                found["equal"] = float((codes == self._exact[batch][:, :steps]).float().mean())
+        return {**found, **self._servers[one].ask(batch=batch)}
+
+
+def rounds_of(turn: tuple[Contender, int], repeats: int) -> int:
+    """Rounds that a contender takes part in at a batch."""
+    (name, _), batch = turn
+    if name == _UNCACHED:
+        return 1
+    return min(repeats, 2) if batch >= _LARGE and harness.device() == "cpu" else repeats
+
+
+def run(repeats: int, *, out: Path = RESULTS) -> str:
+    """Measure all contenders and report.
+
+    Raises:
+        InputError: a rival is not installed.
+    """
+    peers.require("taming", "einops", "transformers")
+    taking_part = contenders()
+    floors = {precision: harness.flops_floor(precision) for precision in {precision for _, precision in taking_part}}
+    floors["read"] = harness.read_floor()
+    with contextlib.ExitStack() as stack:
+        servers = {one: stack.enter_context(harness.Server("sample", *one, env=ALLOCATOR)) for one in taking_part}
+        for server in servers.values():
+            server.wait_until_ready()  # none is timed while another still loads
+        return harness.in_turns(
+            "bench sample",
+            [
+                (one, batch) for batch in _BATCHES[harness.device()] for one in taking_part
+                if one[0] != _UNCACHED or batch <= _UNCACHED_UP_TO
+            ],
+            Turns(servers).measure,
+            lambda found: _report(found, floors, out),
+            repeats,
+            lambda turn: rounds_of(turn, repeats),
+        )  # fmt: skip
+
+
+def _over(seconds: dict[str, list[float]], key: str, rival: str) -> str:
+    """The ratio in the rounds in which both took part; empty where one did not, or died."""
+    theirs, own = (seconds.get(one, []) for one in (rival, key))
+    both = min(len(theirs), len(own))
+    return harness.ratio(theirs[:both], own[:both]) if both else ""
+
+
+def _rivals(precision: str) -> dict[str, str]:
+    """What a column compares with → its name in the figures."""
+    return {
+        _CACHED: f"{_CACHED}, {precision}",
+        f"{_UNCACHED}, float32": f"{_UNCACHED}, float32",
+        _TRANSFORMERS: f"{_TRANSFORMERS}, {precision}",
+    }
+
+
+def table(figures: dict[str, Any]) -> harness.Table:
+    """Times, ratios in the same precision, distance from the floor."""
+    rows: list[list[str]] = []
+    headlines: dict[str, str] = {}
+    for batch, founds in figures["batches"].items():
+        seconds = {key: [of_round["s"] for of_round in found] for key, found in harness.alive(founds).items()}
+        for key, found in founds.items():
+            name, _, precision = key.rpartition(", ")
+            if key not in seconds:
+                rows.append([name, precision, str(batch), harness.failure(found)])
+                continue
+            s, least_s = harness.median(seconds[key]), floor_s(int(batch), precision, figures["floors"])
+            over = {
+                column: _over(seconds, key, rival) if rival.endswith(precision) else ""
+                for column, rival in _rivals(precision).items()
+            }
+            rows.append([
+                name, precision, str(batch), f"{s / int(batch):.3g}", *over.values(), f"{s / least_s:.2f}",
+                f"{found[0]['peak_gib']:.1f}", f"{found[0]['equal']:.1%}" if "equal" in found[0] else "",
+            ])  # fmt: skip
+            if name.startswith("imagepriors"):
+                kind = name.replace("imagepriors", precision)
+                what = f"Drawing {_SIDE**2} codes, GPT-2 small, batch {batch}, {kind}"
+                told = over if name == "imagepriors" else (_CACHED,)
+                headlines |= {f"{what}, over {rival}": over[rival] for rival in told if over[rival]}
+    columns = [
+        "", "precision", "batch", "s per image", *(f"× {rival}" for rival in _rivals("")), "s over the floor",
+        "peak GiB", "greedy codes as taming's",
+    ]  # fmt: skip
+    return harness.table_of(columns, rows, headlines)
+
+
+def _report(found: dict[tuple[Contender, int], harness.Found], floors: dict[str, float], out: Path) -> str:
+    batches: dict[int, dict[str, harness.Found]] = {}
+    for ((name, precision), batch), of_one in found.items():
+        batches.setdefault(batch, {})[f"{name}, {precision}"] = of_one
+    figures = {"floors": floors, "batches": batches}
+    count = max(map(len, found.values()))
+    rare = f"; {_LARGE} and more: {min(count, 2)}" if harness.device() == "cpu" else ""
+    peaks = ", ".join(f"{floors[name] / 1e9:,.0f} GFLOP/s in {name}" for name in floors if name != "read")
+    return harness.save(
+        out, "sample", table(figures),
+        command=harness.command("sample", count),
+        text=f"{_SIDE**2} codes by GPT-2 small, top-k 100, the same weights and our allocator settings for all. × is "
+        "codes per second over the rival's in the same precision and round, median and range over "
+        f"{harness.rounds(count)}{rare}. Without a cache: one round, float32, batches up to {_UNCACHED_UP_TO}, since "
+        "its cost grows with the square of the length. Floor: reading the weights once for each code at the "
+        f"{floors['read'] / 1e9:.3g} GB/s that one large sum reads, or multiplying by them at the speed of a large "
+        f"product ({peaks}), whichever takes longer. Peak GiB: of the process, in this and the smaller batches. Greedy "
+        "codes: share that equals taming's with its cache in float32 (close calls part, and what follows them too).",
+        figures=figures,
+        packages=("torch", *peers.packages(("taming", "transformers"))),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])

@@ -1,0 +1,288 @@
+"""The tokenize job against the bare encoder and LlamaGen's extraction loop: `imagepriors bench tokenize`.
+
+All contenders have the same weights (f16/1024, random) and the same photos at 256×256. They take turns, each in a
+process of its own, so that what else the machine does meets all of them; a round's ratios are taken within the round,
+and the job's over the mean of the bare encoder before and after it.
+"""
+
+import functools
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from codeshards.config import TokenizeConfig
+from codeshards.job.progress import read_events
+from codeshards.job.session import ALLOCATOR, usable_cores
+from priorbench import harness, peers
+from priorbench.train_vqgan import published, random_weights
+from vqgan.checkpoint import load_model, save_model
+from vqgan.compat.diffusers import export_diffusers
+from vqgan.config import TrainConfig
+from vqgan.data import open_splits
+from vqgan.errors import InputError
+from vqgan.tokenizer import Tokenizer, pick_device, pick_dtype
+
+_SIZE = 256
+_BATCH = {"cpu": 8, "cuda": 128}
+# Pictures of one measurement: enough for tens of seconds.
+_PICTURES = {"cpu": {"loop": 16, "bare": 64, "job": 192}, "cuda": {"loop": 600, "bare": 10_240, "job": 24_000}}
+_EXACT_SHARE = 6
+"""On a GPU float32, without TF32, gets so many times fewer: its products take some ten times as long."""
+_SHARDS = 6
+_AS_IS, _AGAIN = ", as it is", ", again"
+_LOOP = "LlamaGen's loop around the same network, float32"
+_RIVALS = {
+    "that loop around taming's network, float32": ("taming", ("taming", "einops")),
+    "that loop around diffusers' network, float32": ("diffusers", ("taming", "einops", "diffusers")),
+}
+"""Name → whose network, and the modules that it wants."""
+# Name → (measurement, precision, with our allocator settings).
+CONTENDERS = {
+    _LOOP + _AS_IS: ("loop", "float32", False),
+    _LOOP: ("loop", "float32", True),
+    **{name: (f"loop {who}", "float32", True) for name, (who, _) in _RIVALS.items()},
+    "bare encoder, float32": ("bare", "float32", True),
+    "job, float32": ("job", "float32", True),
+    f"bare encoder, float32{_AGAIN}": ("bare", "float32", True),  # since the machine drifts
+    "bare encoder, bfloat16": ("bare", "bfloat16", True),
+    "job, bfloat16": ("job", "bfloat16", True),
+    f"bare encoder, bfloat16{_AGAIN}": ("bare", "bfloat16", True),
+}
+
+
+def contenders() -> list[str]:
+    """Who takes part: no bfloat16 where nobody would choose it, no second allocator on a GPU, which has its own."""
+    native = pick_dtype("auto", pick_device("auto")) == torch.bfloat16
+    gpu = harness.device() == "cuda"
+    return [
+        name for name, (_, precision, _) in CONTENDERS.items()
+        if (native or precision == "float32") and not (gpu and name == _LOOP)
+        and (name not in _RIVALS or peers.installed(*_RIVALS[name][1]))
+    ]  # fmt: skip
+
+
+def pictures_of(what: str, precision: str) -> int:
+    """Pictures that one measurement encodes on this device."""
+    device = harness.device()
+    few = device == "cuda" and precision == "float32" and what != "loop"
+    return _PICTURES[device][what] // (_EXACT_SHARE if few else 1)
+
+
+def bare(work: Path, precision: str) -> dict[str, Any]:
+    """The encoder alone: pictures that are decoded and in memory, all threads, one process."""
+    batch, total = _BATCH[harness.device()], pictures_of("bare", precision)
+    tokenizer = Tokenizer.load(work / "tokenizer", precision=precision)  # type: ignore[arg-type]
+    split = open_splits("folder", work / precision / "data")["train"]
+    pictures = [split.read(index % len(split), _SIZE).image for index in range(8 * batch)]
+    batches = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
+    with FlopCounterMode(display=False) as counter:
+        tokenizer.encode(batches[0])
+    tokenizer.encode(batches[1])
+    start = time.perf_counter()
+    waiting: list[Callable[[], Any]] = []
+    for index in range(total // batch):
+        waiting.append(tokenizer.start(batches[index % len(batches)]))
+        if len(waiting) > 1:
+            waiting.pop(0)()
+    for finish in waiting:
+        finish()
+    return {
+        "images_per_s": total // batch * batch / (time.perf_counter() - start),
+        "flops": counter.get_total_flops() / batch,
+        "floor": harness.flops_floor(precision),
+    }
+
+
+def job(work: Path, precision: str) -> dict[str, Any]:
+    """`tokenize` from JPEG files to shards; timed from the end of its first shard, in which its worker warms up."""
+    from codeshards.format import EVENTS_FILE
+    from codeshards.job.tokenize import tokenize
+
+    config = TokenizeConfig(
+        precision=precision,  # type: ignore[arg-type]
+        batch_size=_BATCH[harness.device()],
+        shard_rows=pictures_of("job", precision) // _SHARDS,
+        threads=usable_cores(),
+        workers=0 if harness.device() == "cuda" else 1,
+    )
+    data, out = work / precision / "data", work / precision / "shards"
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.perf_counter()
+    tokenize(config, dataset="folder", data=data, tokenizers={"image": work / "tokenizer"}, out=out)
+    seconds = time.perf_counter() - start
+    events = read_events(out / EVENTS_FILE)
+    done = [event for event in events if event["event"] == "shard_done"]
+    images = [event["samples"] for event in done]
+    return {
+        "images_per_s": sum(images[1:]) / (done[-1]["time_s"] - done[0]["time_s"]),
+        "images_per_s_with_start": sum(images) / seconds,
+    }
+
+
+def loop(work: Path, precision: str, who: str = "") -> dict[str, Any]:
+    """How LlamaGen extracts codes: one photo at a time, encoded with its mirror, an .npy of codes and one of label.
+
+    Both pictures of a photo count, though it is decoded once. Weights and photos are those of the others; the network
+    is ours, or that of `who`.
+    """
+    device = harness.device()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # its own flags
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    if who:
+        theirs = published(work, who).eval()
+        encode = lambda x: theirs.encode(x)[2][2]  # noqa: E731
+    else:
+        encode = load_model(work / "tokenizer")[1].to(device).encode
+    split = open_splits("folder", work / precision / "data")["train"]
+
+    class Photos(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(split)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            sample = split.read(index, _SIZE)
+            return torch.from_numpy(sample.image).permute(2, 0, 1).float() / 127.5 - 1, sample.label or 0
+
+    workers = min(24, usable_cores())
+    loader = torch.utils.data.DataLoader(Photos(), batch_size=1, num_workers=workers, pin_memory=device == "cuda")
+    photos, start, seconds = pictures_of("loop", precision) // 2, 0.0, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (x, y) in enumerate(loader):
+            if index == 2:
+                start = time.perf_counter()  # the first two warm up
+            x = x.to(device)
+            with torch.no_grad():
+                codes = encode(torch.cat((x, x.flip(-1)))).reshape(1, 2, -1)
+            np.save(f"{folder}/codes-{index}.npy", codes.cpu().numpy())
+            np.save(f"{folder}/label-{index}.npy", y.numpy())
+            if index == photos + 1:
+                seconds = time.perf_counter() - start  # before the loader ends its workers, which is none of the loop
+                break
+    return {"images_per_s": 2 * photos / seconds}
+
+
+def _prepare(data: Path | None, work: Path) -> str:
+    """The photos of `data` as often as needed, and a tokenizer; what the photos are."""
+    source = data or harness.photos(work / "photos", 32)
+    photos = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in (".jpeg", ".jpg", ".png")]
+    if len(photos) < 8:
+        raise InputError(f"{data} has {len(photos)} photos: pass --data, a folder with some ImageNet photos below it")
+    order = np.random.default_rng(0).permutation(len(photos))
+    for precision in {CONTENDERS[name][1] for name in contenders()}:
+        for split, count in (("train", pictures_of("job", precision)), ("val", 1)):
+            folder = work / precision / "data" / split
+            folder.mkdir(parents=True)
+            for index in range(count):
+                photo = photos[order[index % len(photos)]].resolve()
+                (folder / f"{index:06d}{photo.suffix}").symlink_to(photo)
+    save_model(work / "tokenizer", TrainConfig(), random_weights())
+    if peers.installed("diffusers"):
+        export_diffusers(work / "tokenizer", work / "diffusers")
+    return f"{len(photos)} {'files of --data' if data else 'rendered scenes'}"
+
+
+def _measure(work: Path, name: str) -> dict[str, Any]:
+    what, precision, allocator = CONTENDERS[name]
+    found: dict[str, Any] = harness.spawn(
+        "tokenize", what, str(work), precision, env=ALLOCATOR if allocator else {}
+    )  # fmt: skip
+    return found
+
+
+def run(repeats: int = 3, *, data: Path | None = None, out: Path = harness.RESULTS) -> str:
+    """Measure all contenders in turns, write the report, and return it as Markdown.
+
+    Raises:
+        InputError: `data` holds too few photos.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        photos = _prepare(data, work)
+        return harness.in_turns(
+            "bench tokenize",
+            contenders(),
+            lambda name: _measure(work, name),
+            lambda found: _report(found, photos, out),
+            repeats,
+        )
+
+
+def _rates(figures: dict[str, harness.Found]) -> dict[str, list[float]]:
+    """Images/s of who lives, of the bare encoder the mean of before and after."""
+    rates = {name: [of_round["images_per_s"] for of_round in found] for name, found in harness.alive(figures).items()}
+    return {
+        name: [statistics.mean(pair) for pair in zip(before, rates.get(name + _AGAIN, before), strict=False)]
+        for name, before in rates.items()
+    }
+
+
+def table(figures: dict[str, harness.Found]) -> harness.Table:
+    """Images/s, shares of the bare encoder, ratios over the loop."""
+    rates = _rates(figures)
+    rows: list[list[str]] = []
+    headlines: dict[str, str] = {}
+    flops = max((of_one["flops"] for found in figures.values() for of_one in found if "flops" in of_one), default=0.0)
+    floors = {
+        precision: harness.best_floor(found for name, found in figures.items() if CONTENDERS[name][1] == precision)
+        for precision in ("float32", "bfloat16")
+    }
+    loops = [name for name in (_LOOP + _AS_IS, _LOOP, *_RIVALS) if name in figures]
+    for name, found in figures.items():
+        what, precision, _ = CONTENDERS[name]
+        if name not in rates:
+            rows.append([name, harness.failure(found)])
+        elif not name.endswith(_AGAIN):
+            over = [harness.ratio(rates[name], rates[rival]) if rival in rates else "" for rival in loops]
+            share, whole, bare = "", "", f"bare encoder, {precision}"
+            if what == "job":
+                whole = f"{harness.median([of_round['images_per_s_with_start'] for of_round in found]):.3g}"
+                share = harness.ratio(rates[name], rates[bare]) if bare in rates else ""
+                told = {f"of its {bare.partition(',')[0]}'s speed": share}
+                told |= {f"over {rival}": value for rival, value in zip(loops, over, strict=True)}
+                headlines |= {f"tokenize job in {precision}, {what}": value for what, value in told.items() if value}
+            rate = harness.median(rates[name])
+            rows.append([name, f"{rate:.3g}", whole, f"{flops * rate / floors[precision]:.0%}", share, *over])
+    heads = [f"× {name.replace(' around the same network', '').replace(', float32', '')}" for name in loops]
+    return harness.table_of(
+        ["", "images/s", "with start", "of matmul speed", "× bare encoder", *heads], rows, headlines
+    )
+
+
+def _report(figures: dict[str, harness.Found], photos: str, out: Path) -> str:
+    count = max(map(len, figures.values()))
+    jobs = {name: rates for name, rates in _rates(figures).items() if name.startswith("job")}
+    images = ", ".join(f"{pictures_of('job', CONTENDERS[name][1]):,} in {CONTENDERS[name][1]}" for name in jobs)
+    fastest = max(map(harness.median, jobs.values()), default=float("nan"))
+    text = (
+        f"Tokenize, f16/1024 at 256×256, batch {_BATCH[harness.device()]}, {photos}; medians of "
+        f"{harness.rounds(count)}, ratios within a round (range). Of matmul speed: the network's FLOPs over those of a "
+        f"large product in the same precision, the fastest in all processes of the run. Job: JPEG files ({images}) to "
+        "shards of five orders on local Ray, from the end of its first shard to that of its last; with start: all of "
+        "it. The bare encoder and the loop are warm too. LlamaGen's loop encodes a photo and its mirror in a batch of "
+        "two and saves an .npy: both pictures count, so it decodes half as many files for them as the job does; it "
+        "runs around taming's and diffusers' networks too, where they are installed; on a GPU it allows "
+        "TF32, as published, where the others are exact. As it is: with the C library's allocator as it comes, else "
+        "all have our settings of it. Random weights. At the fastest job's rate ImageNet-1k, 1,281,167 pictures, "
+        f"takes {1_281_167 / fastest / 3600:.2g} h."
+    )
+    return harness.save(
+        out, "tokenize", table(figures), command=harness.command("tokenize", count, "--data" in photos), text=text,
+        figures=figures, packages=("torch", "ray", "pyarrow"),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    job_name, _, whose = sys.argv[1].partition(" ")
+    jobs: dict[str, Callable[[Path, str], dict[str, Any]]] = {
+        "bare": bare, "job": job, "loop": functools.partial(loop, who=whose),
+    }  # fmt: skip
+    harness.answer(lambda: jobs[job_name](Path(sys.argv[2]), sys.argv[3]))

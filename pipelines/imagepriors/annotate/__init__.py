@@ -1,0 +1,1 @@
+"""Depth maps and masks for a dataset's images, from pretrained networks."""

@@ -1,0 +1,227 @@
+"""`imagepriors shards …`: look into datasets of token shards, check them, write them anew, see what they show."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from codeshards.format import (
+    NO_LABEL,
+    ShardDataset,
+    ShardError,
+    ShardFormat,
+    inverse,
+)
+from runkit.files import pretty_json
+from runkit.folders import check_apart, check_publish, publish, publish_file
+
+if TYPE_CHECKING:
+    from codeshards.tools.toolbox import Inspection
+
+_INSPECTED = ("inspect.json", "entropy.png", "labels.png")
+_Dataset = Annotated[str, tyro.conf.Positional]
+
+
+def inspect(dataset: _Dataset, *, out: Path | None = None) -> str:
+    """Schema, counts, code usage, entropy per position and labels.
+
+    Args:
+        dataset: Folder or URL of the dataset.
+        out: Folder for inspect.json, entropy.png (a heat map of the positions) and labels.png.
+    """
+    from codeshards.tools.toolbox import inspect as run
+
+    if out is not None:
+        check_apart(out, dataset=dataset)
+        check_publish(out, _INSPECTED, "shards-inspect")
+    found = run(dataset)
+    lines = _describe(found)
+    if out is not None:
+        from imagepriors.reports.figures import entropy_figure, labels_figure, png_bytes
+
+        grids = {"image": found.manifest.spec.image, **found.manifest.spec.code_grids}
+        entropies = {
+            name: codes.entropy_bits_L.reshape(grids[name].height, grids[name].width)
+            for name, codes in found.codes.items()
+        }
+        figures = (png_bytes(entropy_figure(entropies)), png_bytes(labels_figure(_labels(found))))
+        files = dict(zip(_INSPECTED, (pretty_json(found.to_json()), *figures), strict=True))
+        publish(out, files, "shards-inspect")
+        lines.append(f"written to {out}: {', '.join(_INSPECTED)}")
+    return "\n".join(lines)
+
+
+def verify(
+    folder: _Dataset, *, reencode: int = 0, dataset: str = "auto", data: Path | None = None, least: float = 0.95
+) -> str:
+    """Look at every byte; with --reencode also encode samples again and compare.
+
+    Args:
+        folder: Folder or URL of the dataset.
+        reencode: Samples to encode again from their pixels; needs `data`.
+        dataset: Layout of the pictures that the shards were made of, as for tokenize.
+        data: Folder of those pictures.
+        least: Share of codes that must come out the same when encoded again.
+    """
+    from codeshards.tools.verify import verify as run
+    from vqgan.checkpoint import fingerprint
+
+    if reencode and data is None:
+        raise ShardError("--reencode needs the pictures: pass --data as tokenize had it")
+    found = run(folder, fingerprint_of=fingerprint)
+    if found.problems:
+        count = len(found.problems)
+        problems = "\n".join(f"  {problem}" for problem in found.problems)
+        raise ShardError(f"{folder} has {count} problem{'s' * (count > 1)}:\n{problems}")
+    answer = f"{folder} is whole: {found.files:,} files, {found.rows:,} rows, every byte of them as it was written"
+    if found.uncovered:
+        answer += f"\nnot covered, because nothing has their hashes: {', '.join(found.uncovered)}"
+    if data is None or not reencode:
+        return answer
+    return f"{answer}\n{_reencode(folder, dataset, data, reencode, least)}"
+
+
+def _reencode(folder: str, dataset: str, data: Path, samples: int, least: float) -> str:
+    from codeshards.tools.reencode import reencode
+
+    found = reencode(folder, source=dataset, data=data, samples=samples)
+    other = "bfloat16" if found.precision == "float32" else "float32"
+    lines = []
+    for precision, rates in ((found.precision, found.same), (other, found.other)):
+        shares = ", ".join(f"{name} {rate:.2%}" for name, rate in rates.items())
+        lines.append(f"{found.samples} samples encoded again in {precision}, share of equal codes: {shares}")
+    low = [name for name, rate in found.same.items() if rate < least]
+    if low:
+        lines.append(f"under {least:.0%} of {', '.join(low)} are equal: other pixels, weights or device?")
+        raise ShardError("\n".join(lines))
+    return "\n".join(lines)
+
+
+def convert(dataset: _Dataset, *, out: str, to: tuple[ShardFormat, ...]) -> str:
+    """Write a dataset again as Parquet, WebDataset or both; there and back gives the same bytes.
+
+    Args:
+        dataset: Folder or URL of the dataset.
+        out: Folder or URL to write; an interrupted conversion continues.
+        to: Formats of the new dataset.
+    """
+    from codeshards.tools.toolbox import convert as run
+
+    run(dataset, out, to)
+    return f"{' and '.join(to)} shards in {out}"
+
+
+def merge(datasets: tyro.conf.Positional[tuple[str, ...]], *, out: str, to: tuple[ShardFormat, ...] = ()) -> str:
+    """Put several datasets of one tokenizer and the same settings into one.
+
+    Args:
+        datasets: Folders or URLs, two or more; rows keep this sequence.
+        out: Folder or URL to write.
+        to: Formats of the new dataset; none: as the first one.
+    """
+    from codeshards.tools.toolbox import merge as run
+
+    manifest = run(datasets, out, formats=to)
+    rows = ", ".join(f"{split.rows:,} rows of {name}" for name, split in manifest.splits.items())
+    return f"{rows} in {out}"
+
+
+def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = "val", n: int = 16) -> str:
+    """Decode rows to a PNG, each picture followed by its conditions.
+
+    Args:
+        dataset: Folder or URL of the dataset.
+        out: The PNG to write.
+        split: Split to show.
+        n: Rows, evenly spread over the split.
+    """
+    from imagepriors.reports.figures import picture_grid, png_bytes
+
+    check_apart(out, dataset=dataset)
+    check_publish(out.parent, [out.name], "shards-preview")
+    shards = ShardDataset.open(dataset)
+    pictures, kinds = _decode_rows(shards, split, n)
+    columns = max(1, round(len(pictures) ** 0.5 / kinds)) * kinds
+    grid = picture_grid(pictures, columns, scale=max(1, round(96 / pictures.shape[2])))
+    publish_file(out, png_bytes(grid), "shards-preview")
+    return f"{len(pictures) // kinds} rows of {split} in {out}"
+
+
+SHARDS: dict[str, Callable[..., str]] = {
+    "inspect": inspect,
+    "verify": verify,
+    "convert": convert,
+    "merge": merge,
+    "preview": preview,
+}
+
+
+def shards(argv: Sequence[str]) -> str:
+    """Inspect, verify, convert, merge or preview datasets of token shards."""
+    return str(tyro.extras.subcommand_cli_from_dict(SHARDS, prog="imagepriors shards", args=list(argv)))
+
+
+def _decode_rows(dataset: ShardDataset, split: str, n: int) -> tuple[Any, int]:
+    """Pictures [n · kinds, H, W, 3]: of each row the image and then each condition; and kinds."""
+    import numpy as np
+
+    from codeshards.format.schema import column_to_numpy
+    from imagepriors.decode.samples import load_shard_tokenizer
+    from imagepriors.reports.figures import colorize
+    from vqgan.data import spread
+
+    spec, total = dataset.spec, dataset.rows(split)
+    if n < 1 or total == 0:
+        raise ShardError(f"n is {n} and split {split!r} of {dataset.path} has {total} rows: nothing can be shown")
+    chosen = np.array(spread(total, n))
+    first, tables = 0, []
+    for entry in dataset.manifest.splits[split].shards:
+        mine = chosen[(chosen >= first) & (chosen < first + entry.rows)] - first
+        if len(mine):
+            tables.append(dataset.table(split, entry).take(mine))
+        first += entry.rows
+    about = {f"codes_{spec.orders[0]}": (dataset.manifest.tokenizer, spec.image)}
+    about |= {f"cond_{name}": (dataset.manifest.conditions[name], grid) for name, grid in spec.conditions.items()}
+    shown = []
+    for column, (tokenizer, grid) in about.items():
+        codes_NL = np.concatenate([column_to_numpy(table[column].combine_chunks()) for table in tables])
+        if column.startswith("codes_"):
+            codes_NL = codes_NL[:, inverse(spec.orders[0], grid.height, grid.width)]
+        if "folder" not in tokenizer:
+            raise ShardError(f"{dataset.path} does not hold the tokenizer of {column}: nothing can be decoded")
+        decoder = load_shard_tokenizer(dataset.path, tokenizer["folder"], grid.fingerprint)
+        shown.append(colorize(decoder.decode(codes_NL.reshape(-1, grid.height, grid.width))))
+    pictures = np.stack(shown, axis=1)
+    return pictures.reshape(-1, *pictures.shape[2:]), len(shown)
+
+
+def _describe(found: "Inspection") -> list[str]:
+    value = found.to_json()
+    lines = [f"{name:>20}  {kind}" for name, kind in value["schema"].items()]
+    formats = ", ".join(value["formats"])
+    lines += [f"formats: {formats}   licence: {value['license']}   plan: {value['plan_hash'][:12]}…"]
+    for name, split in value["splits"].items():
+        lines.append(
+            f"{name}: {split['rows']:,} rows of {split['samples']:,} samples, {split['failures']:,} failed, "
+            f"{split['shards']:,} shards, {split['bytes'] / 1e6:,.1f} MB"
+        )
+    for name, codes in value["codes"].items():
+        bits = codes["entropy_bits_per_position"]
+        lines.append(
+            f"{name}: {codes['used']:,} of {codes['codebook_size']:,} codes used, "
+            f"perplexity {codes['perplexity']:,.1f}, entropy {codes['entropy_bits']:.2f} bits, "
+            f"{min(bits):.2f} … {max(bits):.2f} at a position"
+        )
+    labels = _labels(found)
+    most = max(labels.values(), default=1)
+    lines += [f"{name:>20} {n:>10,} {'█' * max(1, round(40 * n / most))}" for name, n in list(labels.items())[:20]]
+    return lines + ([f"{'…':>20} and {len(labels) - 20} more labels"] if len(labels) > 20 else [])
+
+
+def _labels(found: "Inspection") -> dict[str, int]:
+    """Name of each label → its rows in all splits, the commonest first."""
+    total: Counter[int] = sum(found.labels.values(), Counter())
+    names = dict(enumerate(found.manifest.class_names)) | {NO_LABEL: "no label"}
+    return {names.get(label, str(label)): count for label, count in total.most_common()}

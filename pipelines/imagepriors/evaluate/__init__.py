@@ -1,0 +1,1 @@
+"""Figures that say how good a tokenizer or a prior is."""

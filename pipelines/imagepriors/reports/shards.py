@@ -1,0 +1,187 @@
+"""What a tokenize job did: a summary to print and one self-contained HTML page beside the shards."""
+
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from codeshards.format import (
+    EVENTS_FILE,
+    REPORT_FILE,
+    Failure,
+    Manifest,
+    ShardDataset,
+    Sidecar,
+    Store,
+    Where,
+    inverse,
+    open_store,
+)
+from codeshards.job.progress import kind_of, read_events
+from imagepriors.decode.samples import load_shard_tokenizer
+from imagepriors.reports.figures import curves_figure, picture_grid, png_bytes, usage_figure
+from imagepriors.reports.run import render_page
+from vqgan.data import spread
+
+_SHOWN = 24
+_COUNTED_ROWS = 200_000
+"""Rows whose codes are counted, so that a report of millions takes seconds."""
+_READERS = 32
+"""Sidecars read at once."""
+_NAMED = 10
+"""Failed samples named for each kind of failure."""
+Rates = dict[str, tuple[list[float], list[float]]]
+"""Node → minutes since the start and images per second."""
+
+
+def summarize(where: Where) -> str:
+    """Rows, failures by kind, size and speed of a finished dataset, in a few lines."""
+    out = open_store(where)
+    facts = _facts(Manifest.load(out), read_events(out / EVENTS_FILE))
+    return "\n".join(f"  {name:16} {value}" for name, value in facts)
+
+
+def write_tokenize_report(where: Where) -> Store:
+    """Write OUT/report.html: throughput, failures, code usage, decoded samples.
+
+    Raises:
+        ShardError: the dataset is not finished, or its tokenizer is not the one that made the codes.
+    """
+    out = open_store(where)
+    dataset, events = ShardDataset.open(out), read_events(out / EVENTS_FILE)
+    sections = [
+        *_throughput_sections(events),
+        *_failure_sections(out, dataset.manifest),
+        *_code_sections(dataset),
+    ]
+    html = render_page(f"imagepriors: shards in {out.name}", _facts(dataset.manifest, events), sections)
+    page = out / REPORT_FILE
+    page.write_bytes(html)
+    return page
+
+
+def _facts(manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    spec = manifest.spec
+    shards = manifest.entries.values()
+    nbytes = sum(record.bytes for shard in shards for record in shard.files.values())
+    failures = sum(split.failures for split in manifest.splits.values())
+    samples = failures + sum(split.samples for split in manifest.splits.values())
+    facts = [
+        ("rows", " + ".join(f"{split.rows:,} {name}" for name, split in manifest.splits.items())),
+        ("failures", f"{failures:,} of {samples:,} samples"),
+        ("shards", f"{len(shards):,}, {nbytes / 1e6:,.1f} MB"),
+        ("codes", f"{spec.image.height}×{spec.image.width} of {spec.image.codebook_size:,}, {', '.join(spec.orders)}"),
+    ]
+    if spec.scales:
+        facts.append(("scales", ", ".join(map(str, spec.scales))))
+    if spec.conditions:
+        facts.append(("conditions", ", ".join(spec.conditions)))
+    seconds, images = 0.0, 0
+    for run in _runs(events):
+        seconds += run[-1][0] - run[0][0]
+        images += sum(run[-1][1].values())
+    if images:
+        facts.append(("speed", f"{images / max(seconds, 1e-9):,.1f} images/s over {seconds:,.0f} s of work"))
+    deaths = Counter("node" if event["node_lost"] else "worker" for event in events if event["event"] == "worker_died")
+    if deaths:
+        facts.append(("lost on the way", f"{deaths['worker']} workers, {deaths['node']} workers with their node"))
+    if put_off := sum(event["event"] == "shard_put_off" for event in events):
+        facts.append(("made later", f"{put_off} shards, because their input or output was away"))
+    return facts
+
+
+def _runs(events: list[dict[str, Any]]) -> list[list[tuple[float, dict[str, int]]]]:
+    """Of each run of the job: (time in s, node → images so far), from when its first worker was ready."""
+    runs: list[list[tuple[float, dict[str, int]]]] = []
+    for event in events:
+        if event["event"] == "start":
+            runs.append([])
+        elif runs and event["event"] == "worker_ready" and not runs[-1]:
+            runs[-1].append((event["time_s"], {}))
+        elif runs and event["event"] == "progress" and runs[-1]:
+            runs[-1].append((event["time_s"], event["nodes"]))
+    return [run for run in runs if len(run) > 1]
+
+
+def _rates(events: list[dict[str, Any]]) -> Rates:
+    """Images per second of each node, and of all, over the time of work; pauses between runs are cut out."""
+    rates: Rates = defaultdict(lambda: ([], []))
+    offset_s = 0.0
+    for run in _runs(events):
+        for (start, before), (end, after) in pairwise(run):
+            done = {node: max(0, count - before.get(node, 0)) for node, count in after.items()}
+            minutes = [(offset_s + moment - run[0][0]) / 60 for moment in (start, end)]
+            for node, count in {**done, "all": sum(done.values())}.items() if len(done) > 1 else done.items():
+                rates[node][0].extend(minutes)  # a step, so that one interval is a line too
+                rates[node][1].extend([count / max(end - start, 1e-3)] * 2)
+        offset_s += run[-1][0] - run[0][0]
+    return dict(rates)
+
+
+def _throughput_sections(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rates = _rates(events)
+    if not rates:
+        return []
+    figure = curves_figure(rates, "images/s", xlabel="minutes of work")
+    figure.axes[0].set_ylim(bottom=0)
+    text = f"Images per second of each node, in {len(_runs(events))} run(s) of the job."
+    return [{"title": "Throughput", "text": text, "files": {"throughput.png": png_bytes(figure)}}]
+
+
+def _failure_sections(out: Store, manifest: Manifest) -> list[dict[str, Any]]:
+    found: dict[str, list[Failure]] = defaultdict(list)
+    counts: Counter[str] = Counter()
+    for name, split in manifest.splits.items():
+        if not split.failures:
+            continue
+        paths = [out / f"{name}/{shard.name}.json" for shard in split.shards]
+        with ThreadPoolExecutor(_READERS) as pool:  # an object store takes tens of milliseconds for each
+            for sidecar in pool.map(Sidecar.load, paths):
+                for failure in sidecar.failures:
+                    kind = kind_of(failure.reason)
+                    counts[kind] += 1
+                    if len(found[kind]) < _NAMED:
+                        found[kind].append(failure)
+    if not counts:
+        return []
+    rows = [
+        (f"{count:,}× {kind}" if not index else "", failure.key, failure.reason)
+        for kind, count in counts.most_common()
+        for index, failure in enumerate(found[kind])
+    ]
+    text = f"Samples left out, by kind, at most {_NAMED} of each named here; the sidecars name all."
+    return [{"title": "Failures", "text": text, "files": {}, "rows": rows}]
+
+
+def _code_sections(dataset: ShardDataset) -> list[dict[str, Any]]:
+    grid, order = dataset.spec.image, dataset.spec.orders[0]
+    split = max(dataset.splits, key=dataset.rows)
+    column = f"codes_{order}"
+    counts_K, rows = np.zeros(grid.codebook_size, np.int64), 0
+    first = np.empty((0, grid.length), np.uint16)
+    for batch in dataset.batches(split, [column]):
+        codes_NT = batch[column]
+        first = first if len(first) >= _SHOWN else np.concatenate([first, codes_NT])
+        counts_K += np.bincount(codes_NT.ravel(), minlength=grid.codebook_size)
+        rows += len(codes_NT)
+        if rows >= _COUNTED_ROWS:
+            break
+    if not rows:
+        return []
+    usage = usage_figure(counts_K.tolist())
+    tokenizer = load_shard_tokenizer(dataset.path, "tokenizer", grid.fingerprint)
+    chosen_NT = first[spread(len(first), _SHOWN)][:, inverse(order, grid.height, grid.width)]
+    decoded = np.concatenate(
+        [tokenizer.decode(few) for few in np.array_split(chosen_NT.reshape(-1, grid.height, grid.width), 4)]
+    )
+    tiles = picture_grid(decoded, 8, scale=max(1, 96 // decoded.shape[1]))
+    return [
+        {"title": "Code usage", "text": f"Over {rows:,} rows of {split}.", "files": {"usage.png": png_bytes(usage)}},
+        {
+            "title": "Decoded samples",
+            "text": f"Rows of {split}, as the tokenizer decodes their codes: do they look like the data?",
+            "files": {"samples.png": png_bytes(tiles)},
+        },
+    ]

@@ -1,0 +1,1 @@
+"""Tokenizers of other projects: CompVis checkpoints, diffusers' VQModel."""

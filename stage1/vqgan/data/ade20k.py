@@ -1,0 +1,65 @@
+"""`ade20k` and `landscapes`: photos with label masks."""
+
+from pathlib import Path
+
+from vqgan.data.base import Split
+from vqgan.data.files import folders_in, make_key, read_text
+from vqgan.data.splits import SPLIT_NAMES, split_names, split_word
+from vqgan.data.trees import class_items, split_folders, with_maps
+from vqgan.errors import InputError
+
+
+def ade20k(root: Path) -> dict[str, Split]:
+    """ADEChallengeData2016: `images/{training,validation}` with masks in `annotations/` (0 = unlabelled, 1 … 150).
+
+    The scene category of `sceneCategories.txt`, where the file is there, is the class label.
+    """
+    root = root / "ADEChallengeData2016" if (root / "ADEChallengeData2016").is_dir() else root
+    listed = root / "sceneCategories.txt"
+    lines = [line.split(maxsplit=1) for line in read_text(listed).splitlines()] if listed.is_file() else []
+    category = {make_key(f"{line[0]}."): line[1].strip() for line in lines if len(line) > 1}
+    names = sorted(set(category.values()))
+    label_of = {name: label for label, name in enumerate(names)}
+    splits = {}
+    if not (root / "images").is_dir():
+        raise InputError(
+            f"{root / 'images'} is missing: ADE20K is images/ with masks of the same names in annotations/"
+        )
+    for split, folder in split_folders(root / "images").items():
+        found = class_items(folder, folders_in(folder))
+        items, strays = with_maps(found, {"segmentation": _masks(root / "annotations", folder.name, split)})
+        items = [item.labelled(label_of.get(category.get(item.key.split("/")[-1], ""))) for item in items]
+        splits[split] = Split(items, names, n_labels=151, strays=strays)
+    return splits
+
+
+def _masks(folder: Path, name: str, split: str) -> Path:
+    """The folder of masks of a split; it may be called otherwise (`training`) than the images' (`Train`)."""
+    word_of = split_names(folders_in(folder)) if folder.is_dir() else {}
+    same = [other for other, word in word_of.items() if SPLIT_NAMES[word] == split]
+    return folder / min(same, key=lambda other: (other != name, word_of[other] != split_word(name)), default=name)
+
+
+def landscapes(root: Path) -> dict[str, Split]:
+    """`images/` with masks of 182 stuff-and-things labels (0 … 181) in `segmentations/`.
+
+    Sub-folders are splits, classes, or splits with classes.
+
+    Raises:
+        InputError: one of the two folders is missing.
+    """
+    for folder in (root / "images", root / "segmentations"):
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder} is missing: landscapes are images/ with masks of the same names in segmentations/"
+            )
+    images, masks = root / "images", root / "segmentations"
+    folders = split_folders(images)
+    mask_folders = {split: _masks(masks, folder.name, split) for split, folder in folders.items()} or {"train": masks}
+    folders = folders or {"train": images}
+    names = sorted({name for folder in folders.values() for name in folders_in(folder)})
+    splits = {}
+    for split, folder in folders.items():
+        items, strays = with_maps(class_items(folder, names), {"segmentation": mask_folders[split]})
+        splits[split] = Split(items, names, n_labels=182, strays=strays)
+    return splits

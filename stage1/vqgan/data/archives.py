@@ -1,0 +1,219 @@
+"""Tars, whose members are read in place, and small archives that are read whole."""
+
+import gzip
+import os
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vqgan.data.files import Blob, Source, is_system_name, open_regular
+from vqgan.errors import InputError
+
+_ARCHIVE_BYTES = 512 * 2**20
+"""CIFAR-10 unpacks to 186 MB, ImageNet's development kit to less than 10."""
+_SPARSE_BYTES = 2**30
+"""A sparse member may promise any size; no picture has more."""
+_LINKS = 16
+"""Links from one to the next, at most."""
+_CHUNK = 2**20
+_BROKEN = (tarfile.TarError, OSError, ValueError, LookupError, ArithmeticError, RecursionError)
+"""What Python's tarfile raises for headers that are broken or hostile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A member that cannot be read, which costs its sample alone."""
+
+    name: str
+    reason: str
+
+    def open(self) -> BinaryIO:
+        """Raise OSError with the reason."""
+        raise OSError(self.reason)
+
+    def nbytes(self) -> int:
+        """-1: there is nothing."""
+        return -1
+
+
+def tar_members(path: Path) -> Iterator[tuple[str, Source]]:
+    """The files of a tar as (name, bytes in place): in archive order, then its hard and symbolic links.
+
+    Names are relative, without "." and "..". Members that operating systems add, such as `._x`, are left out. Of tars
+    that are joined (`cat a.tar b.tar`) all are read.
+
+    Raises:
+        InputError: not a tar, compressed, so that members cannot be read in place, cut short, or broken.
+    """
+    try:
+        with open_regular(path) as file:
+            yield from _files(path, file, 0, os.fstat(file.fileno()).st_size)
+    except _BROKEN as error:
+        raise InputError(
+            f"{path} cannot be read as an uncompressed tar ({error}): unpack it, decompress it, or fetch it again"
+        ) from error
+
+
+def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Source]]:
+    """The files of all tars inside a tar, as (inner tar, name, bytes in place): ImageNet's training archive.
+
+    Raises:
+        InputError: as of `tar_members`.
+    """
+    try:
+        with open_regular(path) as whole:
+            for inner, found in _files(path, whole, 0, os.fstat(whole.fileno()).st_size):
+                if not inner.lower().endswith(".tar"):
+                    continue
+                if not isinstance(found, Blob) or found.pieces is not None:
+                    raise OSError(f"{inner} in it is sparse or a link")
+                empty = True
+                for name, source in _files(path, whole, found.offset, found.offset + found.length):
+                    empty = False
+                    yield inner, name, source
+                if empty:  # its class would be left out, and those behind it would get other labels
+                    raise tarfile.ReadError(f"{inner} in it is empty")
+    except _BROKEN as error:
+        raise InputError(
+            f"{path} cannot be read as a tar of uncompressed tars ({error}): unpack it, or fetch it again"
+        ) from error
+
+
+def _files(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, Source]]:
+    """The files of the tars, one behind the other, in bytes `start` to `end` of a file."""
+    if start >= end:
+        raise tarfile.ReadError("it is empty")
+    while start < end:
+        found: dict[str, Blob] = {}
+        links: dict[str, str] = {}
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # a million headers need not stay in memory
+                name = _plain(member.name)
+                if member.islnk():
+                    links[name] = _plain(member.linkname)
+                elif member.issym():
+                    links[name] = _plain(posixpath.join(posixpath.dirname(name), member.linkname))
+                elif member.isreg():
+                    found[name] = _blob(path, member, end)
+                    if not _is_system_path(name):
+                        yield name, found[name]
+            place = archive.offset
+        yield from _linked(links, found)
+        start = _behind_end_mark(file, place, end)
+
+
+def _blob(path: Path, member: tarfile.TarInfo, end: int) -> Blob:
+    stored_at: Any = member.sparse  # typeshed has it wrong
+    pieces = None if stored_at is None else tuple((int(at), int(size)) for at, size in stored_at)
+    stored = member.size if pieces is None else sum(size for _, size in pieces)
+    if member.offset_data + stored > end:
+        raise tarfile.ReadError(f"{member.name} ends behind the archive, which is cut short")
+    if pieces is not None and member.size > _SPARSE_BYTES:
+        raise tarfile.ReadError(f"{member.name} is sparse and promises {member.size:,} bytes")
+    if any(not 0 <= at <= at + length <= member.size for at, length in pieces or ()):
+        raise tarfile.ReadError(f"{member.name} is sparse, and its map leads out of it")
+    return Blob(str(path), member.offset_data, member.size, posixpath.basename(member.name), pieces)
+
+
+def _linked(links: dict[str, str], found: dict[str, Blob]) -> Iterator[tuple[str, Source]]:
+    for name, target in links.items():
+        for _ in range(_LINKS):
+            target = links.get(target, target)
+        base = posixpath.basename(name)
+        if target in found:
+            blob = found[target]
+            source: Source = Blob(blob.path, blob.offset, blob.length, base, blob.pieces)
+        else:
+            source = Absent(base, f"it is a link to {links[name]}, which is no file of the archive")
+        if not _is_system_path(name):
+            yield name, source
+
+
+def _behind_end_mark(file: BinaryIO, place: int, end: int) -> int:
+    """Where the next tar begins behind the end mark of one, `end` where there is none.
+
+    Raises:
+        tarfile.ReadError: there is no end mark, a block of zeros.
+    """
+    file.seek(place)
+    mark = file.read(tarfile.BLOCKSIZE)
+    if len(mark) < tarfile.BLOCKSIZE or place + tarfile.BLOCKSIZE > end:
+        raise tarfile.ReadError(f"it ends at byte {place:,} without an end mark: it is cut short")
+    if mark.strip(b"\0"):
+        raise tarfile.ReadError(f"there is no member's header at byte {place:,}: it is broken")
+    while place < end:
+        file.seek(place)
+        chunk = file.read(min(_CHUNK, end - place))
+        if not chunk:
+            break
+        zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+        if zeros < len(chunk):
+            return place + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        place += len(chunk)
+    return end
+
+
+def _plain(name: str) -> str:
+    """A member's name as a relative path below the root."""
+    return posixpath.normpath("/" + name).lstrip("/")
+
+
+def _is_system_path(name: str) -> bool:
+    return any(map(is_system_name, name.split("/")))
+
+
+def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Name → content of members of a tar, gzipped or not; at most `_ARCHIVE_BYTES` of it are unpacked.
+
+    Args:
+        path: The archive.
+        wanted: Whether a member of this name is to be read.
+
+    Raises:
+        InputError: it is cut off or broken, or unpacks to more.
+    """
+    try:
+        with open_regular(path) as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            limited = _Limited(gzip.GzipFile(fileobj=file) if packed else file)
+            content = {}
+            with tarfile.open(fileobj=limited, mode="r:") as archive:  # type: ignore[call-overload]
+                for member in archive:
+                    limited.check(member.offset_data + member.size)
+                    name = _plain(member.name)
+                    data = archive.extractfile(member) if member.isreg() and wanted(name) else None
+                    if data is not None and not _is_system_path(name):
+                        content[name] = data.read()
+            return content
+    except (*_BROKEN, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read, is it whole? {error}") from error
+
+
+class _Limited:
+    """The beginning of a file, `_ARCHIVE_BYTES` of it: who reads or seeks behind it learns that it is too large."""
+
+    def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
+        self._file = file
+        self.tell = file.tell
+
+    def read(self, count: int) -> bytes:
+        """The next bytes."""
+        self.check(self.tell() + count)
+        return self._file.read(count)
+
+    def seek(self, place: int) -> int:
+        """Go to a place."""
+        self.check(place)
+        return self._file.seek(place)
+
+    def check(self, place: int) -> None:
+        """Raise OSError for a place behind the limit."""
+        if place > _ARCHIVE_BYTES:
+            raise OSError(f"it unpacks to more than {_ARCHIVE_BYTES:,} bytes, more than any archive that is read whole")

@@ -1,0 +1,27 @@
+"""`demo`: the generated scenes, which lie in the layouts of three published datasets."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from vqgan.data.ade20k import ade20k
+from vqgan.data.base import Split
+from vqgan.data.deepfashion import deepfashion
+from vqgan.data.imagenet import imagenet_depth
+from vqgan.errors import InputError
+
+
+def demo(root: Path) -> dict[str, Split]:
+    """Image, class and mask from the demo data's ADE20K layout, depth and pose from its other two."""
+    if not (root / "demo.json").is_file():
+        raise InputError(f"no finished demo data in {root}: run `make demo-data`")
+    depths, poses = imagenet_depth(root / "imagenet-depth"), deepfashion(root / "deepfashion")
+    splits = {}
+    for name, split in ade20k(root).items():
+        depth_of = {item.key.split("/")[-1]: item.conditions["depth"] for item in depths[name].items}
+        pose_of = {item.key.split("/")[-1]: item.conditions["pose"] for item in poses[name].items}
+        items = [
+            replace(item, conditions={**item.conditions, "depth": depth_of[item.key], "pose": pose_of[item.key]})
+            for item in split.items
+        ]
+        splits[name] = Split(items, split.class_names, n_labels=split.n_labels)
+    return splits

@@ -1,0 +1,93 @@
+"""`folder`: any folder of images, with optional class folders, parallel condition folders, or a list."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from vqgan.data.base import Item, Split
+from vqgan.data.files import CONDITIONS, File, make_key, read_text
+from vqgan.data.labels import read_labels
+from vqgan.data.splits import SPLIT_NAMES, choose_splits, split_word
+from vqgan.data.trees import image_tree, split_folders
+from vqgan.errors import InputError
+
+_COLUMNS = ("image", "label", "split", "key", *CONDITIONS)
+
+
+def folder(root: Path) -> dict[str, Split]:
+    """A folder of images: `train/` and `val/` (also validation, dev, eval, test, …, in any case), or the root itself.
+
+    Sub-folders are classes, labelled in the order of their sorted names. Maps lie beside the folder, under the images'
+    own names: `train_segmentation/`, `train_depth/`, `train_pose/`. A list `images.csv` or `images.parquet` in the root
+    replaces all that: columns image (path from the root) and, where wanted, label (a number or a name), split, key,
+    segmentation, depth, pose.
+
+    Raises:
+        InputError: the list lacks a column or a value.
+    """
+    for suffix in ("parquet", "csv"):
+        path = root / f"images.{suffix}"
+        if path.is_file():
+            return _listed(root, path)
+    return image_tree(split_folders(root) or {"train": root})
+
+
+def _listed(root: Path, path: Path) -> dict[str, Split]:
+    rows = _rows(path)
+    names, labels = read_labels(((f"row {number}", row.get("label")) for number, row in enumerate(rows, start=1)), path)
+    items: dict[str, list[Item]] = {}
+    default = "" if any(row.get("split") for row in rows) else "train"
+    for number, (row, label) in enumerate(zip(rows, labels, strict=True), start=1):
+        image, split = row.get("image"), split_word(str(row.get("split") or default))
+        if not image or not split:
+            choices = f"split is {row.get('split')!r}: choose one of {', '.join(SPLIT_NAMES)}"
+            raise InputError(f"{path.name}, row {number}: {choices if image else 'image is empty'}")
+        conditions: dict[str, Any] = {
+            name: File(str(root / _relative(root, row[name]))) for name in CONDITIONS if row.get(name)
+        }
+        if not isinstance(image, str):
+            raise InputError(
+                f"{path.name}, row {number}: image is no path but {type(image).__name__}: see `huggingface`"
+            )
+        relative, given = _relative(root, image), row.get("key")
+        key = make_key(os.path.normpath(relative).lstrip("/") if given in (None, "") else f"{given}.")
+        items.setdefault(split, []).append(
+            Item(key=key, image=File(str(root / relative)), label=label, conditions=conditions)
+        )
+    chosen = choose_splits({f"{path.name}, split {word}": word for word in items}, root)
+    return {split: Split(items[found[0].rpartition(" ")[2]], names) for split, found in chosen.items()}
+
+
+def _relative(root: Path, path: object) -> str:
+    """A path of the list, with "/" where Windows has written "\\"."""
+    text = str(path)
+    return text.replace("\\", "/") if "\\" in text and not os.path.lexists(root / text) else text
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    from runkit.tables import read_table
+
+    try:
+        if path.suffix == ".csv":
+            # Everything as text: a key of 007 is not the number 7.
+            as_text = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()), strings_can_be_null=True)
+            quoting = csv.ParseOptions(newlines_in_values=True)
+            content = io.BytesIO(read_text(path).encode())
+            table = csv.read_csv(content, parse_options=quoting, convert_options=as_text)
+        else:
+            table = read_table(path, error=InputError)
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    unknown = [f"unknown column {name!r}" for name in table.column_names if name not in _COLUMNS]
+    twice = [f"column {name!r} is there twice" for name in _COLUMNS if table.column_names.count(name) > 1]
+    missing = [] if "image" in table.column_names else ["there is no column 'image'"]
+    for problem in (*unknown, *twice, *missing):
+        raise InputError(f"{path}: {problem}; columns are {', '.join(_COLUMNS)}")
+    return rows

@@ -1,0 +1,128 @@
+"""How pictures become square: the windows that are cut from an image and its conditions alike."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vqgan.config import Geometry
+from vqgan.data.conditions import draw_pose
+
+Array = npt.NDArray[Any]
+_RESIZED = {
+    "image": (Image.Resampling.BICUBIC, 255),
+    "segmentation": (Image.Resampling.NEAREST, 0),
+    "depth": (Image.Resampling.BILINEAR, 0),
+    "pose": (Image.Resampling.BILINEAR, 0),
+}
+"""How each is resized, and what it has beyond the image: white as behind transparency, the label for unlabelled, the
+lowest depth, which most maps have for the farthest, and no limb."""
+
+
+class Window(NamedTuple):
+    """A rectangle of an image in pixels, of which a square picture is made; it may reach beyond the image."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def inside(self, image_size: tuple[int, int], size: int) -> tuple[list[int], list[int]]:
+        """The part of the window within the image, and its place in a picture of `size` × `size` pixels.
+
+        Returns:
+            Left, top, right, bottom of the part in pixels of the image, and of its place in pixels of the picture.
+        """
+        part, place = [0] * 4, [0] * 4
+        for axis, (start, side) in enumerate(((self.left, self.width), (self.top, self.height))):
+            part[axis], part[axis + 2] = max(start, 0), min(start + side, image_size[axis])
+            first, last = (round((edge - start) * size / side) for edge in part[axis::2])
+            place[axis] = min(first, size - 1)
+            place[axis + 2] = max(last, place[axis] + 1)
+        return part, place
+
+
+class View(NamedTuple):
+    """A window of an image, and whether it is mirrored.
+
+    It is a square in the geometries crop, of the shorter side at most, and pad, of the longer side at most; of stretch
+    it has the image's proportions.
+    """
+
+    scale: float = 1.0
+    """Side of the window as a share of the largest."""
+    x: float = 0.5
+    """Place from 0 (left) to 1 (right); a window that is wider than the image is flush with its left edge at 0."""
+    y: float = 0.5
+    """Place from 0 (top) to 1 (bottom)."""
+    mirror: bool = False
+    within_centre: bool = False
+    """Whether x and y place the window within what the view CENTRE shows instead of the whole image."""
+
+    def window(self, width: int, height: int, geometry: Geometry = "crop") -> Window:
+        """The window in an image of this size in pixels."""
+        whole = (width, height)
+        centre = {"crop": (min(whole),) * 2, "pad": (max(whole),) * 2, "stretch": whole}[geometry]
+        sides = [max(1, int(side * self.scale)) for side in centre]
+        outer = centre if self.within_centre else whole
+        left, top = (
+            (whole[axis] - outer[axis]) // 2 + int((outer[axis] - sides[axis]) * (self.x, self.y)[axis])
+            for axis in (0, 1)
+        )
+        return Window(left, top, *sides)
+
+
+CENTRE = View()
+CROP_RANGE = 1.1
+"""Side of what the five crops are cut from over the side of a crop, as LlamaGen's extraction has it."""
+
+
+def views_of(count: int) -> tuple[View, ...]:
+    """The first views of a sample: CENTRE, its mirror, then the ten-crop of it (each crop before its mirror).
+
+    Args:
+        count: 1, 2 or 12. Odd views are mirrors of the view before.
+    """
+    corners = [(0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)]
+    windows = [CENTRE, *(View(1 / CROP_RANGE, x, y, within_centre=True) for x, y in corners)]
+    return tuple(window._replace(mirror=mirror) for window in windows for mirror in (False, True))[:count]
+
+
+def cut(
+    name: str,
+    part: Image.Image | npt.NDArray[np.float32],
+    size: int,
+    window: Window,
+    full_size: tuple[int, int],
+    *,
+    mirror: bool = False,
+) -> Array:
+    """A window of an image or of one of its conditions, as a picture of `size` × `size` pixels.
+
+    Args:
+        name: `image`, or the condition's.
+        part: The image, whose pixels may be coarser than `full_size` after a draft; a map; or joints, which are drawn.
+        size: Side of the picture in pixels.
+        window: What to cut.
+        full_size: Width and height of the image in pixels.
+        mirror: Flip left and right.
+    """
+    if not isinstance(part, Image.Image):
+        return np.array(draw_pose(part, window, size, mirror=mirror))
+    how, fill = _RESIZED[name]
+    box, (left, top, right, bottom) = window.inside(full_size, size)
+    across, down = part.width / full_size[0], part.height / full_size[1]
+    # One resampling of the window: the same picture as resize-then-crop, without rounding the long side.
+    scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    if box[0] >= box[2] or box[1] >= box[3]:  # the window is beside the image
+        left, top, right, bottom = 0, 0, 0, 0
+        pixels = np.array(part.crop((0, 0, 1, 1)))[:0, :0]
+    else:
+        pixels = np.array(part.resize((right - left, bottom - top), how, box=scaled))
+    if pixels.shape[:2] != (size, size):
+        inner, pixels = pixels, np.full((size, size, *pixels.shape[2:]), fill, pixels.dtype)
+        pixels[top:bottom, left:right] = inner
+    if name == "depth":
+        pixels = pixels.clip(0, 1)  # sums of the resampling's weights are rounded
+    return np.ascontiguousarray(pixels[:, ::-1]) if mirror else pixels

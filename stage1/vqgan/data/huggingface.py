@@ -1,0 +1,220 @@
+"""`huggingface`: a dataset on disk in Parquet or Arrow files, as downloaded from the hub or written by save_to_disk."""
+
+import functools
+import io
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+from pyarrow import ipc
+
+from runkit.jsonfiles import parse_json
+from runkit.names import plain_name
+from runkit.tables import check_rows, check_table, open_table
+from vqgan.data.base import Item, Split
+from vqgan.data.files import find_files, make_key, open_regular, read_text
+from vqgan.data.labels import read_labels
+from vqgan.data.splits import by_split
+from vqgan.errors import InputError
+
+log = logging.getLogger(__name__)
+_CONDITIONS = {
+    "segmentation": "segmentation", "annotation": "segmentation", "mask": "segmentation", "depth": "depth",
+    "depth_map": "depth", "pose": "pose",
+}  # fmt: skip
+_IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
+"""Names of columns whose bare bytes are images."""
+_LABELS = ("label", "labels", "fine_label")
+_CACHE = re.compile(r"(cache-|tmp)[^/]*\.arrow")
+"""What the datasets library keeps beside the tables that it has loaded."""
+_LARGE_GROUP = 1000
+_WRAPPERS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_dictionary)
+"""Types of a column, around that of its images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """An image in a table; reading it from Parquet decodes its row group, of which a few stay in memory."""
+
+    path: str
+    group: int
+    """Row group (Parquet) or record batch (Arrow)."""
+    row: int
+    """Row within the group."""
+    column: str
+
+    @property
+    def name(self) -> str:
+        """File, group and row."""
+        return f"{Path(self.path).name}, group {self.group}, row {self.row}, {self.column}"
+
+    def open(self) -> BinaryIO:
+        """The image's bytes; where the table has only a path, that file, relative to the table."""
+        value = _column(self.path, self.group, self.column)[self.row].as_py()
+        if isinstance(value, list):
+            if len(value) > 1:
+                raise OSError(f"the cell has {len(value)} images, wanted one")
+            value = value[0] if value else None
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if data is not None:
+            return io.BytesIO(data)
+        if path is None:
+            raise OSError("the cell is empty")
+        return open_regular(Path(self.path).parent / path)
+
+    def nbytes(self) -> int:
+        """Size of the whole file: that of a cell is not known without reading it."""
+        return Path(self.path).stat().st_size
+
+
+def huggingface(root: Path) -> dict[str, Split]:
+    """Parquet or Arrow files whose name or folder tells the split (`data/train-00000-of-00002.parquet`, `test/…arrow`).
+
+    The first column of images is the image; of further ones, annotation, segmentation or mask, depth or depth_map, and
+    pose are conditions. label, labels or fine_label is the label: a number, with the names that the dataset's features
+    give, or a word. Of a folder that save_to_disk wrote, the files that its state.json names are read.
+
+    Raises:
+        InputError: a file cannot be read or is missing, or has no column of images.
+    """
+    for cached in (_column, _metadata, _arrow):
+        cached.cache_clear()  # a file may have been written anew
+    found: dict[str, list[tuple[Item, Any]]] = {}
+    names: list[str] = []
+    for split, paths in by_split(_tables(root), root).items():
+        for path in paths:
+            try:
+                schema, groups = _describe(root / path)
+                here = _class_names(root / path, schema)
+                names = names or here
+                if here and here != names:
+                    raise InputError(f"{root / path} names other classes than the files before it: write them alike")
+                found.setdefault(split, []).extend(_items(root, path, schema, groups))
+            except InputError:
+                raise
+            except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+                raise InputError(f"{root / path} cannot be read: {error}") from error
+    class_names, labels = read_labels(
+        ((item.key, value) for rows in found.values() for item, value in rows), root, names
+    )
+    of_each = iter(labels)
+    return {
+        split: Split([item.labelled(next(of_each)) for item, _ in rows], class_names) for split, rows in found.items()
+    }
+
+
+def _tables(root: Path) -> list[str]:
+    """Paths of the tables, of a saved dataset those that its state.json names."""
+    paths = find_files(root, {".parquet", ".arrow"}, count_others=True)
+    saved = {path.rpartition("/")[0] for path in find_files(root, {".json"}) if path.rpartition("/")[2] == "state.json"}
+    listed = [
+        f"{folder}/{name}".lstrip("/") for folder in sorted(saved) for name in _saved(root / folder / "state.json")
+    ]
+    missing = [path for path in listed if not (root / path).exists()]
+    if missing:
+        raise InputError(f"{root / missing[0]} is missing, though the state.json beside it names it: copy it too")
+    return listed + [
+        path for path in paths if path.rpartition("/")[0] not in saved and not _CACHE.fullmatch(path.rpartition("/")[2])
+    ]
+
+
+def _saved(path: Path) -> list[str]:
+    """Names of the files that a state.json lists."""
+    state = parse_json(read_text(path), path, InputError)
+    if isinstance(state, dict) and state.get("_indices_data_files"):
+        raise InputError(f"{path.parent} is a selection of rows: flatten_indices() before save_to_disk()")
+    try:
+        return [plain_name(entry["filename"], path, InputError) for entry in state["_data_files"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} lists no _data_files: it is not what save_to_disk writes ({error!r})") from error
+
+
+def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tuple[Item, Any]]:
+    """A table's items, each with the value of its label."""
+    images = [field.name for field in schema if _is_image(field)]
+    if not images:
+        raise InputError(
+            f"{root / path}: no column of images (struct of bytes and path) among {', '.join(schema.names)}"
+        )
+    label = next((name for wanted in _LABELS for name in schema.names if name.lower() == wanted), None)
+    conditions = {name: _CONDITIONS[name.lower()] for name in images if name.lower() in _CONDITIONS}
+    table, stem, first = str(root / path), make_key(path), 0
+    for group, rows in enumerate(groups):
+        values = _column(table, group, label).to_pylist() if label else [None] * rows
+        for row, value in enumerate(values):
+            item = Item(
+                key=f"{stem}/{first + row:07d}",
+                image=Cell(table, group, row, images[0]),
+                conditions={condition: Cell(table, group, row, name) for name, condition in conditions.items()},
+            )
+            # A list of one label is that label.
+            yield item, value[0] if isinstance(value, list) and len(value) == 1 else value
+        first += rows
+
+
+def _is_image(field: Any) -> bool:
+    kind = field.type
+    while any(test(kind) for test in _WRAPPERS):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        return {"bytes", "path"} <= {part.name for part in kind}
+    bare = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return bare and field.name.lower() in (*_IMAGES, *_CONDITIONS)
+
+
+def _class_names(path: Path, schema: Any) -> list[str]:
+    """Names of a ClassLabel in the features that the datasets library writes beside the schema."""
+    value = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), path, InputError)
+    for step in ("info", "features"):
+        value = value.get(step) if isinstance(value, dict) else None
+    feature_of = {name.lower(): feature for name, feature in value.items()} if isinstance(value, dict) else {}
+    features = [feature_of[name] for name in _LABELS if name in feature_of]
+    names = features[0].get("names") if features and isinstance(features[0], dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _describe(path: Path) -> tuple[Any, list[int]]:
+    """Schema, and rows of each group."""
+    if path.suffix.lower() == ".parquet":
+        metadata = check_table(path, InputError)
+        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if max(rows, default=0) > _LARGE_GROUP:
+            log.warning(
+                "%s has row groups of %d images, each of which is decoded whole for one image: write it anew with "
+                "row_group_size=100, or as Arrow with save_to_disk",
+                path,
+                max(rows),
+            )
+        return open_table(path, metadata).schema_arrow, rows
+    schema, batches = _arrow(str(path))
+    check_rows(path, sum(batch.num_rows for batch in batches), InputError)
+    return schema, [batch.num_rows for batch in batches]
+
+
+@functools.lru_cache(maxsize=64)  # with row groups by the thousand a check takes longer than reading one
+def _metadata(path: str) -> Any:
+    return check_table(Path(path), InputError)
+
+
+@functools.lru_cache(maxsize=64)
+def _arrow(path: str) -> tuple[Any, list[Any]]:
+    """Schema and memory-mapped batches of Arrow, of the file or of the stream format."""
+    open_regular(path).close()
+    source = pa.memory_map(path)
+    try:
+        table = ipc.open_file(source).read_all()
+    except pa.ArrowInvalid:
+        source.seek(0)
+        table = ipc.open_stream(source).read_all()
+    return table.schema, table.to_batches()
+
+
+@functools.lru_cache(maxsize=8)
+def _column(path: str, group: int, column: str) -> Any:
+    if path.lower().endswith(".parquet"):
+        return open_table(Path(path), _metadata(path)).read_row_group(group, columns=[column]).column(column)
+    return _arrow(path)[1][group].column(column)

@@ -1,0 +1,171 @@
+"""Folders of images: which are splits, which are classes, and the parallel trees of maps."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from vqgan.data.base import Item, Split
+from vqgan.data.files import (
+    CONDITIONS,
+    IMAGE_SUFFIXES,
+    MAP_SUFFIXES,
+    File,
+    find_files,
+    folders_in,
+    is_image_name,
+    make_key,
+    map_folder,
+    walk,
+)
+from vqgan.data.splits import choose_splits, counted, names_both, split_names, split_word
+from vqgan.errors import InputError
+
+log = logging.getLogger(__name__)
+_NO_CLASSES = frozenset({"image", "images", "img", "imgs", "jpegimages"})
+"""What people call the folder of images that have a folder of maps beside them."""
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Split → its folder in `root`, by the usual names in any case; empty where no folder has such a name.
+
+    They may be in a folder of their own (`images/train/`, `images/val/`), and in one of the same name (`train/train/`).
+
+    Raises:
+        InputError: two folders have one name, one is a link to nothing, images lie beside a split that is not train,
+            or several folders have splits of their own.
+    """
+    broken = {path.name for path in root.iterdir() if split_word(path.name) and path.is_symlink() and not path.exists()}
+    word_of = split_names(without_maps(folders_in(root)) | broken)
+    if not word_of:
+        return _splits_below(root)
+    found = choose_splits(word_of | dict.fromkeys(_beside(root, word_of)), root)
+    for folders in found.values():
+        if len(folders) > 1:
+            raise InputError(f"{root}: {folders[0]} and {folders[1]} name one split: pass a folder with one of them")
+        if not (root / folders[0]).exists():
+            raise InputError(f"{root / folders[0]} is a link to nothing: is what it links to mounted?")
+    return {split: _unwrapped(root / folders[0]) for split, folders in found.items()}
+
+
+def without_maps(names: Iterable[str]) -> set[str]:
+    """Names of folders but those of maps: `train_depth` where `train` is there too."""
+    names = set(names)
+    return names - {f"{name}_{condition}" for name in names for condition in CONDITIONS}
+
+
+def _splits_below(root: Path) -> dict[str, Path]:
+    """The splits of the one folder in `root` that has them."""
+    folders = folders_in(root)
+    holders = [name for name in folders if names_both(split_names(folders_in(root / name)).values())]
+    holders = [name for name in holders if _holds_images(root / name)]
+    if len(holders) > 1:
+        raise InputError(
+            f"{root}: {' and '.join(f'{name}/' for name in holders[:2])} have splits of their own: pass one of them as "
+            "the folder, or make train/ and val/ of them all"
+        )
+    if holders:
+        beside = _beside(root, holders)
+        if beside:
+            log.warning("%s: %s not read: the splits are in %s/", root, counted(beside), holders[0])
+        return split_folders(root / holders[0])
+    if any(is_image_name(path.name) for path in root.iterdir()):
+        return {}
+    first = list(islice((name for name in folders if _holds_images(root / name)), 2))
+    return split_folders(root / first[0]) if len(first) == 1 else {}
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder of the same split that is all there is in a folder, as when it was unpacked into one."""
+    inner = sorted(without_maps(folders_in(folder))) if folder.is_dir() else []
+    same = len(inner) == 1 and folder.name.lower() in (inner[0].lower(), split_word(inner[0]))
+    if not same or any(map_folder(folder, condition).exists() for condition in CONDITIONS):
+        return folder
+    return folder if any(is_image_name(path.name) for path in folder.iterdir()) else _unwrapped(folder / inner[0])
+
+
+def _beside(root: Path, names: Iterable[str]) -> list[str]:
+    """Images in `root`, and folders with images but those of these names and their maps."""
+    names = set(names)
+    folders = folders_in(root)
+    others = without_maps({*folders, *names}) - names
+    found = [f"{name}/" for name in others if _holds_images(root / name)]
+    return sorted(found + [path.name for path in root.iterdir() if is_image_name(path.name) and path.is_file()])
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(is_image_name(path) for path in walk(str(folder)))
+
+
+def class_items(folder: Path, class_names: Sequence[str]) -> Iterator[Item]:
+    """Images below `folder`; the label is the index of the first folder's name, and None without one."""
+    label_of = {name: label for label, name in enumerate(class_names)}
+    for path in find_files(folder, count_others=True):
+        label = label_of[path.split("/", 1)[0]] if "/" in path else None
+        yield Item(key=make_key(path), image=File(f"{folder}/{path}"), label=label)
+
+
+def with_maps(items: Iterable[Item], folders: dict[str, Path]) -> tuple[list[Item], tuple[str, ...]]:
+    """Attach the maps of parallel folders to the items of the same relative path, whatever the suffix.
+
+    Args:
+        items: Items whose keys are relative paths.
+        folders: Condition → root of its parallel tree; missing folders are passed over.
+
+    Returns:
+        The items, and the maps that belong to no item.
+
+    Raises:
+        InputError: two maps differ in their suffix alone.
+    """
+    items, strays = list(items), list[str]()
+    for condition, folder in folders.items():
+        suffixes = IMAGE_SUFFIXES if condition == "pose" else MAP_SUFFIXES
+        map_of: dict[str, str] = {}
+        for path in find_files(folder, suffixes, count_others=True):
+            other = map_of.setdefault(make_key(path), f"{folder}/{path}")
+            if other != f"{folder}/{path}":
+                raise InputError(f"{other} and {path} are maps of one image: move one of them away")
+        items = [
+            replace(item, conditions={**item.conditions, condition: File(map_of.pop(item.key))})
+            if item.key in map_of
+            else item
+            for item in items
+        ]
+        strays += map_of.values()
+    return items, tuple(strays)
+
+
+def image_tree(
+    folders: dict[str, Path], *, conditions: Sequence[str] = CONDITIONS, n_labels: int = 256
+) -> dict[str, Split]:
+    """Splits from folders with an optional sub-folder per class and optional trees of maps beside them.
+
+    The maps of `train/` lie in `train_segmentation/`, `train_depth/`, `train_pose/`, under the images' own names.
+
+    Args:
+        folders: Split → its folder of images.
+        conditions: Conditions to look for.
+        n_labels: Labels that a mask may hold.
+    """
+    names = sorted({name for folder in folders.values() for name in folders_in(folder)})
+    splits = {}
+    for split, folder in folders.items():
+        maps = {condition: map_folder(folder, condition) for condition in conditions}
+        items, strays = with_maps(class_items(folder, names), maps)
+        _warn_of_maps(folder, {item.label for item in items}, names)
+        splits[split] = Split(items, names, n_labels=n_labels, strays=strays)
+    return splits
+
+
+def _warn_of_maps(folder: Path, labels: set[int | None], names: Sequence[str]) -> None:
+    """Log that folders are read as classes, one of which is called as if the others were maps of its images."""
+    classes = [name for label, name in enumerate(names) if label in labels]
+    if len(classes) > 1 and any(name.lower() in _NO_CLASSES for name in classes):
+        log.warning(
+            "%s: %s are read as classes; if one has the maps of another, put them into folders beside each other, such "
+            "as train/ and train_segmentation/",
+            folder,
+            ", ".join(f"{name}/" for name in classes[:10]),
+        )

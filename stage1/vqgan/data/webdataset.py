@@ -1,0 +1,116 @@
+"""`webdataset`: tar shards of images, read in place."""
+
+import functools
+import logging
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runkit.jsonfiles import parse_json
+from vqgan.data.archives import tar_members
+from vqgan.data.base import Item, Split
+from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, Source, files_of_splits, make_key
+from vqgan.data.labels import read_labels
+from vqgan.errors import InputError
+
+log = logging.getLogger(__name__)
+_CONDITIONS = {"seg": "segmentation", "segmentation": "segmentation", "depth": "depth", "pose": "pose"}
+_IMAGE_NAMES = ("", "image", "img", "input", "rgb")
+"""What may stand before the suffix of the image (`KEY.jpg`, `KEY.input.jpg`); the first of these that a sample has."""
+
+
+def webdataset(root: Path) -> dict[str, Split]:
+    """Tar shards whose name or folder tells the split (`train-000000.tar`, `val/000.tar`), all train where none does.
+
+    Of a sample `KEY.*`, whose members may be anywhere in the tar: the image (`.jpg`, `.input.jpg`, …), the label
+    (`.cls` as a number or a word, or "label" or "cls" in `.json`) and maps as `.segmentation.png` or `.seg.png`,
+    `.depth.png` or `.depth.npy`, `.pose.png`. Keys are unique over all shards of a split. The tars must not be
+    compressed: samples are read by their place in the file.
+
+    Raises:
+        InputError: a shard is not a tar, a member stands there twice, which picture is the image is not clear, or a
+            label is neither a number nor a word.
+    """
+    found = {
+        split: [sample for path in paths for sample in _samples(root / path)]
+        for split, paths in files_of_splits(root, {".tar"}).items()
+    }
+    names, labels = read_labels(((item.key, value) for samples in found.values() for item, value in samples), root)
+    of_each = iter(labels)
+    return {
+        split: Split([item.labelled(next(of_each)) for item, _ in samples], names) for split, samples in found.items()
+    }
+
+
+def _samples(path: Path) -> Iterator[tuple[Item, Any]]:
+    """The samples of a tar, each with what it gives as label."""
+    samples: dict[str, dict[str, Source]] = {}
+    for name, source in tar_members(path):
+        base, extension = _divide(name)
+        parts = samples.setdefault(base, {})
+        if extension in parts:
+            raise InputError(f"{path}: {name} stands there twice: remove one, or rename it")
+        parts[extension] = source
+    imageless = []
+    for base, parts in samples.items():
+        images, maps = _roles(tuple(parts))
+        if len(images) > 1:
+            raise InputError(
+                f"{path}: {base} has pictures .{' and .'.join(sorted(images))}, and it is not clear which is the "
+                f"image: name it .jpg or .input.jpg alone, and maps .segmentation.png, .depth.png or .pose.png"
+            )
+        if not images:
+            imageless.append(base)
+            continue
+        conditions: dict[str, Any] = {condition: parts[extension] for condition, extension in maps}
+        yield Item(key=make_key(f"{base}."), image=parts[images[0]], conditions=conditions), _label(path, base, parts)
+    if not samples:
+        log.warning("%s has no member", path)
+    if imageless:
+        log.warning("%s: %d samples without an image are left out, such as %s", path, len(imageless), imageless[0])
+
+
+def _divide(name: str) -> tuple[str, str]:
+    """A member's name at the first dot of its last part."""
+    folder, file = posixpath.split(name)
+    stem, _, extension = file.partition(".")
+    return posixpath.join(folder, stem), extension.lower()
+
+
+def _named(extension: str) -> tuple[str, str]:
+    """("depth", ".png") of "depth.png", ("", ".jpg") of "jpg"."""
+    name, _, suffix = extension.rpartition(".")
+    return name, f".{suffix}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _roles(extensions: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Extensions of the members of a sample that may be its image, and (condition, extension) of its maps."""
+    named = {extension: _named(extension) for extension in extensions}
+    choices = [
+        extension for extension, (name, suffix) in named.items() if suffix in IMAGE_SUFFIXES and name not in _CONDITIONS
+    ]
+    for wanted in _IMAGE_NAMES:
+        choices = [extension for extension in choices if named[extension][0] == wanted] or choices
+    maps = [
+        (_CONDITIONS[name], extension)
+        for extension, (name, suffix) in named.items()
+        if name in _CONDITIONS and suffix in (IMAGE_SUFFIXES if name == "pose" else MAP_SUFFIXES)
+    ]
+    return choices, maps
+
+
+def _label(path: Path, base: str, parts: dict[str, Source]) -> Any:
+    try:
+        if "cls" in parts:
+            with parts["cls"].open() as file:
+                return file.read().decode("utf-8-sig")
+        if "json" not in parts:
+            return None
+        with parts["json"].open() as file:
+            content = parse_json(file.read(), base)
+        found = [content.get(name) for name in ("label", "cls")] if isinstance(content, dict) else []
+        return next((value for value in found if value is not None), None)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: label of {base} cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""Tools for finished datasets: inspect, verify, convert, merge, encode again."""

@@ -1,0 +1,127 @@
+"""Encode some samples again from their pixels and compare with the codes in the shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codeshards.config import TokenizeConfig
+from codeshards.format import (
+    Manifest,
+    Plan,
+    PlannedShard,
+    ShardDataset,
+    ShardError,
+    Where,
+    load_plan,
+    read_table,
+    row_key,
+)
+from codeshards.format.schema import column_to_numpy
+from codeshards.job.encode import IMAGE, ShardTask, encode_shard
+from vqgan.data import Split, open_splits
+from vqgan.tokenizer import Tokenizer
+
+_OTHER = {"float32": "bfloat16", "bfloat16": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """Share of codes that come out the same, for the picture and each scale and condition."""
+
+    samples: int
+    """Samples encoded again."""
+    precision: str
+    """Arithmetic that the shards were made with."""
+    same: dict[str, float]
+    """Column → share of codes equal to the shards' in that arithmetic."""
+    other: dict[str, float]
+    """Column → share of codes equal to the shards' in the other one: bfloat16 against float32."""
+
+
+def reencode(dataset: Where, *, source: str, data: Path, samples: int, device: str = "auto") -> Agreement:
+    """Encode about this many samples again, whole batches spread over the shards, exactly as the job did.
+
+    Args:
+        dataset: A finished dataset with its tokenizers.
+        source: Name of the source dataset's reader.
+        data: Folder of the source dataset.
+        samples: How many; whole batches are encoded, for a code may depend on its batch in the last bit.
+        device: Where; another device than the job's may round differently.
+
+    Raises:
+        ShardError: The source is not the one that the plan was made from, or the dataset was merged.
+        InputError: The source or a tokenizer cannot be opened.
+    """
+    shards, plan, splits = ShardDataset.open(dataset), load_plan(dataset), open_splits(source, data)
+    config = _config(plan, shards.manifest, device)
+    for split in plan.splits:
+        if split not in splits or splits[split].source_hash() != plan.source_hashes[split]:
+            raise ShardError(
+                f"{data} read as {source!r} is not what split {split!r} was made from: its files or settings differ"
+            )
+    per_shard, planned = config.batch_samples, plan.shards
+    step = max(1, len(planned) * per_shard // max(samples, 1))
+    chosen = planned[::step][: -(-samples // per_shard)]
+    rates = []
+    for precision in (config.precision, _OTHER[config.precision]):
+        found = dataclasses.replace(config, precision=precision)  # type: ignore[arg-type]
+        rates.append(_rates(shards, plan, splits, chosen, found))
+    count = sum(min(per_shard, shard.samples) for shard in chosen)
+    return Agreement(samples=count, precision=config.precision, same=rates[0], other=rates[1])
+
+
+def _config(plan: Plan, manifest: Manifest, device: str) -> TokenizeConfig:
+    settings = plan.settings
+    try:
+        return TokenizeConfig(
+            orders=manifest.spec.orders,
+            scales=manifest.spec.scales,  # type: ignore[arg-type]
+            scales_from=plan.scales_from,  # type: ignore[arg-type]
+            views=plan.views,  # type: ignore[arg-type]
+            device=device,  # type: ignore[arg-type]
+            workers=1,
+            **{name: settings[name] for name in ("draft", "batch_size", "precision", "compile", "threads")},
+        )
+    except KeyError as error:
+        raise ShardError(f"the plan has no {error}: a merged dataset has no one source. Verify its parts") from error
+
+
+def _rates(
+    shards: ShardDataset, plan: Plan, splits: dict[str, Split], chosen: tuple[PlannedShard, ...], config: TokenizeConfig
+) -> dict[str, float]:
+    spec, manifest = shards.spec, shards.manifest
+    columns = [f"codes_{spec.orders[0]}", *(name for name in spec.code_grids if not name.startswith("codes_"))]
+    equal, total = dict.fromkeys(columns, 0), dict.fromkeys(columns, 0)
+    tokenizers = {
+        name: _load(shards, name, about, config)
+        for name, about in {IMAGE: manifest.tokenizer, **manifest.conditions}.items()
+    }
+    for shard in chosen:
+        part = dataclasses.replace(shard, stop=min(shard.stop, shard.start + config.batch_samples))
+        with tempfile.TemporaryDirectory() as folder:
+            task = ShardTask(shard=part, plan_hash="", samples=splits[shard.split].subset(plan.sample_indices(part)))
+            sidecar = encode_shard(task, tokenizers=tokenizers, spec=spec, config=config, out=Path(folder))
+            again = read_table(part.path(folder, ".parquet"), spec, sidecar.rows)
+        keys = {row_key(key, view) for key in plan.sample_keys(part) for view in range(plan.views)}
+        entry = manifest.splits[shard.split].shards[shard.index]
+        stored = shards.table(shard.split, entry)
+        stored = stored.filter([key in keys for key in stored["key"].to_pylist()])
+        for name in columns:
+            mine, theirs = (column_to_numpy(table[name].combine_chunks()) for table in (again, stored))
+            if again["key"] == stored["key"]:
+                equal[name] += int(np.count_nonzero(mine == theirs))
+            total[name] += theirs.size  # rows that one of them lacks count as different
+    return {name: equal[name] / max(1, total[name]) for name in columns}
+
+
+def _load(shards: ShardDataset, name: str, about: dict[str, Any], config: TokenizeConfig) -> Tokenizer:
+    if "folder" not in about:
+        raise ShardError(f"{shards.path} does not hold the {name} tokenizer: nothing can be encoded again")
+    with (shards.path / about["folder"]).as_folder() as folder:
+        return Tokenizer.load(folder, device=config.device, precision=config.precision, compiled=config.compile)
