@@ -28,6 +28,21 @@ def s3_server() -> Iterator[S3Server]:
     server.close()
 
 
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server with an empty bucket named ``bucket``, to which the AWS variables of the environment point."""
+    import boto3
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = boto3.resource("s3").Bucket("bucket")
+    bucket.create()
+    yield s3_server
+    s3_server.fails, s3_server.status = lambda environ: False, "403 Forbidden"
+    bucket.objects.all().delete()
+    bucket.delete()
+
+
 @pytest.fixture(scope="session")
 def local_ray_cores(s3_server: S3Server) -> Iterator[Any]:
     """A Ray in this process, so that not every job starts its own; its workers know the S3 server."""

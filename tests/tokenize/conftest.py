@@ -1,29 +1,12 @@
-"""What the tokenize tests share: a small job, and an S3 server with a bucket."""
+"""A small tokenize job that the tests share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_server import S3Server
 from tiny_job import CONFIG, write_images, write_tokenizer
-
-
-@pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """The server with an empty bucket named ``bucket``; the environment names it as the AWS tools expect."""
-    import boto3
-
-    for name, value in s3_server.environment.items():
-        monkeypatch.setenv(name, value)
-    bucket = boto3.resource("s3").Bucket("bucket")
-    bucket.create()
-    yield s3_server
-    s3_server.fails, s3_server.status = lambda environ: False, "403 Forbidden"
-    bucket.objects.all().delete()
-    bucket.delete()
 
 
 @pytest.fixture(scope="session")

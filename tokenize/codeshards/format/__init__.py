@@ -79,7 +79,7 @@ from codeshards.format.shardfile import (
     read_table,
     write_shard,
 )
-from codeshards.format.store import Store, Where, absolute, open_store
+from runkit.places import Store, Where, absolute, open_store
 
 __all__ = [
     "CARD_FILE",

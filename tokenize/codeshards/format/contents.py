@@ -15,8 +15,8 @@ from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, Sidec
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, SAMPLES_SCHEMA, Plan, differences, load_plan, write_plan
 from codeshards.format.schema import CONDITION_NAMES, METADATA_KEY
 from codeshards.format.shardfile import SUFFIXES
-from codeshards.format.store import Store, Where, open_store
 from codeshards.format.tar import SPEC_MEMBER
+from runkit.places import Store, Where, open_store
 
 EVENTS_FILE = "events.jsonl"
 """What happened when, a line an event, over all runs of a job; not part of the dataset."""

@@ -1,15 +1,11 @@
-"""The one error that people see."""
+"""The errors of token shards.
 
-from runkit.errors import UserError
+A shard that cannot be read and one that does not fit are handled alike, so both errors are those of the storage.
+"""
 
+from runkit.places import StoreError, WriteError
 
-class ShardError(UserError):
-    """Something about shards that a person can fix: a file, a setting or an argument.
+ShardError = StoreError
+"""Something about shards that a user can fix: a file, a setting or an argument."""
 
-    The message says what is wrong, which value was found and what to do. The CLI prints it alone and
-    exits with code 2; every other exception is a bug and keeps its traceback.
-    """
-
-
-class WriteError(ShardError):
-    """A file cannot be written: no space, no permission, no network. Nothing of it was left behind."""
+__all__ = ["ShardError", "WriteError"]

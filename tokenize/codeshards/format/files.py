@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from codeshards.format.errors import ShardError
-from codeshards.format.store import Where, open_store
 from runkit.files import TEMP_MARK, pretty_json
 from runkit.jsonfiles import parse_object
+from runkit.places import Where, open_store
 from runkit.retries import patient
 
 _SEAL = "sha256"

@@ -19,8 +19,8 @@ from codeshards.format.files import FileRecord, file_record, read_sealed_json, s
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard
 from codeshards.format.schema import FORMAT_VERSION, ShardSpec
 from codeshards.format.shardfile import SHARD_FORMATS, ShardFormat, format_of
-from codeshards.format.store import Store, Where, open_store
 from runkit.names import plain_name, plain_path
+from runkit.places import Store, Where, open_store
 
 MANIFEST_FILE = "dataset.json"
 CARD_FILE = "README.md"

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from codeshards.format.errors import ShardError
-from codeshards.format.store import Store
+from runkit.places import Store
 
 MIN_GROUP_ROWS = 1024
 MAX_GROUP_ROWS = 8192

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from codeshards.format.errors import ShardError
 from codeshards.format.files import atomic_write, atomic_write_json, compact_json, read_json
 from codeshards.format.schema import FORMAT_VERSION, check_keys
-from codeshards.format.store import Store, Where, open_store
 from runkit.names import plain_name
+from runkit.places import Store, Where, open_store
 from runkit.retries import patient
 from runkit.tables import read_table
 

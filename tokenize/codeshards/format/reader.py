@@ -19,7 +19,7 @@ from codeshards.format.files import compact_json, sha256_file
 from codeshards.format.manifest import MANIFEST_FILE, Manifest, ShardEntry, SplitEntry, is_intact
 from codeshards.format.schema import ShardSpec, column_to_numpy
 from codeshards.format.shardfile import data_file, read_batches, read_table
-from codeshards.format.store import Store, Where, open_store
+from runkit.places import Store, Where, open_store
 
 Columns = dict[str, npt.NDArray[Any]]
 

@@ -13,8 +13,8 @@ from codeshards.format.files import FileRecord
 from codeshards.format.parquet import open_parquet, parquet_bytes, parquet_rows
 from codeshards.format.plan import PlannedShard
 from codeshards.format.schema import ShardSpec
-from codeshards.format.store import Store, Where, open_store
 from codeshards.format.tar import read_tar, tar_bytes
+from runkit.places import Store, Where, open_store
 from runkit.retries import is_passing, resumed
 
 ShardFormat = Literal["parquet", "webdataset"]

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from codeshards.format.errors import ShardError, WriteError
+from runkit.errors import UserError
 from runkit.files import fsync_path, temp_beside
 from runkit.retries import patient
 
@@ -34,6 +34,14 @@ _SCHEMES = ("s3", "gs", "gcs")
 # A Path swallows one of the two slashes; nobody's folder is called "s3:".
 _URL = re.compile(r"^(s3|gs|gcs|file):/+")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class StoreError(UserError):
+    """A file or folder, or what it contains, cannot be used. The message states what to do."""
+
+
+class WriteError(StoreError):
+    """A file cannot be written: no space, no permission or no network. No partial file is left."""
 
 
 class Store(ABC):
@@ -87,7 +95,7 @@ class Store(ABC):
 
         Raises:
             FileNotFoundError: There is no such file.
-            ShardError: The object store refuses.
+            StoreError: The object store refuses.
         """
         return self._open()
 
@@ -100,7 +108,7 @@ class Store(ABC):
         """The folder as a local one for the length of a block, for readers that need one: copied if it is not.
 
         Raises:
-            ShardError: It cannot be read.
+            StoreError: It cannot be read.
         """
         if self.local is not None:
             yield self.local
@@ -134,7 +142,7 @@ def open_store(where: Where) -> Store:
     AWS_DEFAULT_REGION, and AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL for another server. ``gs://`` follows Google's.
 
     Raises:
-        ShardError: The scheme is unknown, the URL names no bucket, or the store cannot be reached.
+        StoreError: The scheme is unknown, the URL names no bucket, or the store cannot be reached.
     """
     if isinstance(where, Store):
         return where
@@ -144,10 +152,10 @@ def open_store(where: Where) -> Store:
         if scheme == "file":
             return _LocalStore(Path("/", unquote(rest)))
         if not rest.strip("/"):
-            raise ShardError(f"{text} names no bucket: write {scheme}://BUCKET/FOLDER")
+            raise StoreError(f"{text} names no bucket: write {scheme}://BUCKET/FOLDER")
         return _ObjectStore(scheme, str(PurePosixPath(rest)))
     if isinstance(where, str) and "://" in text:
-        raise ShardError(f"{text}: datasets lie in local folders or under {', '.join(_SCHEMES)} or file URLs")
+        raise StoreError(f"{text}: datasets lie in local folders or under {', '.join(_SCHEMES)} or file URLs")
     return _LocalStore(Path(text))
 
 
@@ -178,7 +186,7 @@ class _LocalStore(Store):
     def _open(self) -> BinaryIO:
         with _store_errors(self, "read"):
             if not stat.S_ISREG(self.path.stat().st_mode):
-                raise ShardError(f"{self} is no regular file: remove it")  # a pipe would be waited for
+                raise StoreError(f"{self} is no regular file: remove it")  # a pipe would be waited for
             return self.path.open("rb")
 
     @contextlib.contextmanager
@@ -302,7 +310,7 @@ class _ObjectStore(Store):
         names = sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
         for name in names:
             if {"", ".", ".."} & {*name.split("/")}:  # an object may have such a name, and a copy of it lead elsewhere
-                raise ShardError(f"{self} holds an object named {name!r}, which is no path: delete or rename it")
+                raise StoreError(f"{self} holds an object named {name!r}, which is no path: delete or rename it")
         return names
 
     @patient
@@ -337,7 +345,7 @@ def _store_errors(store: Store, what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise ShardError(f"{store} cannot be {what} ({error}). {_remedy(store)}, and try again") from error
+        raise StoreError(f"{store} cannot be {what} ({error}). {_remedy(store)}, and try again") from error
 
 
 @contextlib.contextmanager

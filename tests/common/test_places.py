@@ -3,15 +3,11 @@
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
-import torch
-from tiny_shards import SPEC, make_dataset
 
-from codeprior.data import memory_map, sequence_from_dataset
-from codeprior.stream import StreamBatches
-from codeshards.format import ShardDataset, ShardError, Store, WriteError, open_store, remove_stale_temps
+from codeshards.format import ShardDataset, ShardError, remove_stale_temps
+from runkit.places import Store, WriteError, open_store
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -99,37 +95,6 @@ def test_unknown_schemes_are_refused(where: str) -> None:
         open_store(where)
     with pytest.raises(ShardError, match="names no bucket: write s3://BUCKET/FOLDER"):
         open_store("s3://")
-
-
-def test_a_dataset_is_the_same_in_an_object_store(s3: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    formats = ("parquet", "webdataset")
-    make_dataset(tmp_path / "d", formats=formats)
-    make_dataset("s3://bucket/d", formats=formats)
-    remote, local = open_store("s3://bucket/d"), open_store(tmp_path / "d")
-    assert remote.files() == local.files()
-    for name in local.files():
-        assert (remote / name).read_bytes() == (local / name).read_bytes()
-    dataset = ShardDataset.open("s3://bucket/d")
-    here = next(ShardDataset.open(tmp_path / "d").batches("train", SPEC.column_names))
-    there = next(dataset.batches("train", SPEC.column_names))
-    assert all(np.array_equal(here[name], there[name]) for name in SPEC.column_names)
-    # Training maps columns into memory: that needs a file here.
-    monkeypatch.delenv("IMAGEPRIORS_CACHE", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    codes = memory_map(dataset, "train", "codes_zcurve")
-    assert np.array_equal(codes, memory_map(ShardDataset.open(tmp_path / "d"), "train", "codes_zcurve"))
-    assert len(list((tmp_path / "home" / ".cache" / "imagepriors").glob("train-codes_zcurve-*.npy"))) == 1
-    sequence = sequence_from_dataset(dataset, "zcurve", "none")
-    streams = [
-        StreamBatches(one, "train", sequence, shuffle_rows=100, batch_size=4, seed=0)
-        for one in (dataset, ShardDataset.open(tmp_path / "d"))
-    ]
-    assert torch.equal(*(next(stream).codes_BT for stream in streams))
-    (remote / "val/shard-000000.parquet").delete()
-    with pytest.raises(ShardError, match=r"s3://bucket/d/val/shard-000000.parquet is missing"):
-        next(dataset.batches("val", ["key"]))
-    with pytest.raises(ShardError, match=r"s3://bucket/none/dataset.json is missing"):
-        ShardDataset.open("s3://bucket/none")
 
 
 def test_an_upload_that_fails_midway_leaves_no_object(s3: object) -> None:
