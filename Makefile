@@ -138,8 +138,8 @@ bench: $(DEV) ## Measure against the rivals on this machine (SUITE='loader sampl
 	$(INSTALL) --no-deps -r benchmarks/priorbench/rivals.txt
 	$(BIN)/python -m priorbench $(SUITE) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) $(SET)
 
-readme: $(READY) ## Put the tables that bench has measured into README.md and docs/benchmarks.md
-	$(BIN)/python -m priorbench.readme README.md docs/benchmarks.md
+readme: $(READY) ## Put the tables that bench has measured into docs/benchmarks.md
+	$(BIN)/python -m priorbench.readme docs/benchmarks.md
 
 faults: $(DEV) ## Kill workers, nodes and drivers of small jobs at random, and compare the bytes (KILLS=)
 	$(BIN)/python -m priorbench.faults --kills $(KILLS) $(SET)
