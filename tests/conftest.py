@@ -3,9 +3,11 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import HubServer
 from hypothesis import settings
 from s3_server import S3Server
 
@@ -41,6 +43,21 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
     s3_server.fails, s3_server.status = lambda environ: False, "403 Forbidden"
     bucket.objects.all().delete()
     bucket.delete()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A server of the Hugging Face Hub with an empty dataset repository, to which HF_ENDPOINT points."""
+    from runkit import places, retries
+
+    server = HubServer(tmp_path / "repository")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(retries, "PAUSES_S", (0.0,))
+    places._hugging_face.cache_clear()  # its client has another endpoint
+    yield server
+    places._hugging_face.cache_clear()
+    server.close()
 
 
 @pytest.fixture(scope="session")

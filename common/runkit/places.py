@@ -1,9 +1,9 @@
-"""Where a dataset lies: a local folder, or a prefix of an object store, behind one small set of operations.
+"""Files in a local folder, an object store or a repository of the Hugging Face Hub, behind one set of operations.
 
-A :class:`Store` names one place, a file or a folder, as a path does: ``store / "train/shard-000000.parquet"``. Files
-are whole or absent in both kinds. Object stores go through ``pyarrow.fs``; credentials are looked up where the
-store's own tools look for them. What fails in passing is tried again (:mod:`runkit.retries`), except in
-:meth:`Store.write`, whose block is the caller's.
+A :class:`Store` names a file or a folder as a path does: ``store / "train/shard-000000.parquet"``. A file is either
+complete or absent, wherever it is. Object stores are accessed through ``pyarrow.fs``, and the Hub through
+:mod:`runkit.hub`. Credentials come from where the store's own tools look for them. Transient failures are retried
+(:mod:`runkit.retries`), except in :meth:`Store.write`, whose block belongs to the caller.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ from runkit.errors import UserError
 from runkit.files import fsync_path, temp_beside
 from runkit.retries import patient
 
-_SCHEMES = ("s3", "gs", "gcs")
-# A Path swallows one of the two slashes; nobody's folder is called "s3:".
-_URL = re.compile(r"^(s3|gs|gcs|file):/+")
+# A Path drops one of the two slashes. A local folder named "s3:" is not supported.
+_URL = re.compile(r"^(s3|gs|gcs|hf|file):/+")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -45,70 +44,73 @@ class WriteError(StoreError):
 
 
 class Store(ABC):
-    """A place for files. Make one with :func:`open_store`; it holds nothing open and can be pickled."""
+    """A file or folder. Create it with :func:`open_store`; it keeps nothing open and can be pickled."""
 
     @property
     @abstractmethod
     def local(self) -> Path | None:
-        """The path on this machine's file system, None in an object store."""
+        """The path on the local file system; None for a remote store."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Last part of the path."""
+        """The last part of the path."""
 
     @abstractmethod
     def __truediv__(self, name: str) -> Self:
-        """The place below this one; `name` may have several parts, separated by slashes."""
+        """The file or folder below this one; `name` may have several parts, separated by slashes."""
 
     @abstractmethod
     def _open(self) -> BinaryIO:
-        """As :meth:`open`, tried once."""
+        """Open the file as :meth:`open` does, without retries."""
 
     @abstractmethod
     def write(self) -> contextlib.AbstractContextManager[BinaryIO]:
-        """Open a new file that appears, or replaces an old one, only when the block has succeeded.
+        """Open a new file that appears, or replaces the existing one, only when the block has succeeded.
 
         Raises:
-            WriteError: It cannot be written, in words for a person; there is no half file.
+            WriteError: The file cannot be written. No partial file is left.
         """
 
     @abstractmethod
     def size(self) -> int | None:
-        """Size of the file in bytes, None where there is no such file."""
+        """The size of the file in bytes, or None if there is no such file."""
 
     @abstractmethod
     def files(self) -> list[str]:
-        """Every file below this folder, hidden folders left out, as sorted names relative to it; none is no error."""
+        """Sorted names, relative to this folder, of all files below it; empty if the folder is missing.
+
+        Hidden folders of a local file system are skipped.
+        """
 
     @abstractmethod
     def delete(self) -> None:
-        """Delete the file; nothing happens where there is none."""
+        """Delete the file if it exists."""
 
     @abstractmethod
     def remove_empty_folders(self) -> None:
-        """Remove this folder and those below it as far as they are empty; an object store has none."""
+        """Remove this folder and all folders below it that are empty; an object store has no folders."""
 
     @patient
     def open(self) -> BinaryIO:
-        """Open the file for reading at random access.
+        """Open the file for random-access reading.
 
         Raises:
             FileNotFoundError: There is no such file.
-            StoreError: The object store refuses.
+            StoreError: The file cannot be read.
         """
         return self._open()
 
     def exists(self) -> bool:
-        """Whether a file is here."""
+        """Return whether the file exists."""
         return self.size() is not None
 
     @contextlib.contextmanager
     def as_folder(self) -> Iterator[Path]:
-        """The folder as a local one for the length of a block, for readers that need one: copied if it is not.
+        """Provide the folder as a local path inside the block; a remote folder is copied to a temporary one.
 
         Raises:
-            StoreError: It cannot be read.
+            StoreError: The folder cannot be read.
         """
         if self.local is not None:
             yield self.local
@@ -120,29 +122,32 @@ class Store(ABC):
 
     @patient
     def read_bytes(self) -> bytes:
-        """Content of the file; errors as :meth:`open`."""
+        """Return the content of the file; errors as :meth:`open`."""
         with self._open() as file:
             return file.read()
 
     @patient
     def write_bytes(self, content: Any) -> None:
-        """Write a whole file from anything that has a buffer; errors as :meth:`write`."""
+        """Write a file from any object that supports the buffer protocol; errors as :meth:`write`."""
         with self.write() as file:
             file.write(content)
 
 
 Where: TypeAlias = "str | os.PathLike[str] | Store"
-"""How callers name a place: a path, a URL (``s3://bucket/folder``, ``gs://…``, ``file:///…``) or a store."""
+"""What :func:`open_store` accepts: a path, a URL (``s3://…``, ``gs://…``, ``hf://…``, ``file:///…``) or a store."""
 
 
 def open_store(where: Where) -> Store:
-    """The store at a local path or URL. Nothing is looked at yet.
+    """Return the store at a local path or URL, without accessing it.
 
-    ``s3://`` follows the environment of the AWS tools: AWS_ACCESS_KEY_ID and the rest, AWS_REGION or
-    AWS_DEFAULT_REGION, and AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL for another server. ``gs://`` follows Google's.
+    - ``s3://BUCKET/FOLDER`` follows the environment of the AWS tools: AWS_ACCESS_KEY_ID and the rest, AWS_REGION or
+      AWS_DEFAULT_REGION, and AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL for another server.
+    - ``gs://BUCKET/FOLDER`` follows the environment of the Google Cloud tools.
+    - ``hf://datasets/OWNER/NAME/FOLDER`` and ``hf://OWNER/NAME@REVISION/FOLDER`` are read-only and require
+      ``huggingface_hub``.
 
     Raises:
-        StoreError: The scheme is unknown, the URL names no bucket, or the store cannot be reached.
+        StoreError: The scheme is unknown, or the URL names no bucket.
     """
     if isinstance(where, Store):
         return where
@@ -152,15 +157,16 @@ def open_store(where: Where) -> Store:
         if scheme == "file":
             return _LocalStore(Path("/", unquote(rest)))
         if not rest.strip("/"):
-            raise StoreError(f"{text} names no bucket: write {scheme}://BUCKET/FOLDER")
+            names = "datasets/OWNER/NAME" if scheme == "hf" else "BUCKET/FOLDER"
+            raise StoreError(f"{text} names no bucket or repository: write {scheme}://{names}")
         return _ObjectStore(scheme, str(PurePosixPath(rest)))
     if isinstance(where, str) and "://" in text:
-        raise StoreError(f"{text}: datasets lie in local folders or under {', '.join(_SCHEMES)} or file URLs")
+        raise StoreError(f"{text} is not supported: use a local path or an s3, gs, gcs, hf or file URL")
     return _LocalStore(Path(text))
 
 
 def absolute(where: Where) -> Store:
-    """The same place for another process, which has another working folder."""
+    """Return the same store with an absolute path, for a process with another working directory."""
     store = open_store(where)
     return store if store.local is None else open_store(store.local.resolve())
 
@@ -186,12 +192,12 @@ class _LocalStore(Store):
     def _open(self) -> BinaryIO:
         with _store_errors(self, "read"):
             if not stat.S_ISREG(self.path.stat().st_mode):
-                raise StoreError(f"{self} is no regular file: remove it")  # a pipe would be waited for
+                raise StoreError(f"{self} is not a regular file: remove it")  # reading a pipe would block
             return self.path.open("rb")
 
     @contextlib.contextmanager
     def write(self) -> Iterator[BinaryIO]:
-        # In the same folder, for a rename is atomic only within one file system.
+        # In the same folder, because a rename is atomic only within one file system.
         temp = temp_beside(self.path)
         with _write_errors(self, OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,9 +210,9 @@ class _LocalStore(Store):
                     os.fsync(file.fileno())
             with _write_errors(self, OSError):
                 temp.replace(self.path)
-        except BaseException as error:  # also on Ctrl-C: a half-written file must not stay behind
+        except BaseException as error:  # also on Ctrl-C: no partial file must be left
             temp.unlink(missing_ok=True)
-            # The caller's block may also read: only what a read cannot raise is put down to this file.
+            # The caller's block may also read, so only errors that a read cannot raise are attributed to this file.
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise _write_error(self, error) from error
             raise
@@ -222,7 +228,7 @@ class _LocalStore(Store):
     def files(self) -> list[str]:
         def refuse(error: OSError) -> None:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise error  # a folder that cannot be listed is not an empty one
+                raise error  # a folder that cannot be listed is not empty
 
         found: list[str] = []
         with _store_errors(self, "listed"):
@@ -238,7 +244,7 @@ class _LocalStore(Store):
 
     def remove_empty_folders(self) -> None:
         for folder, _, _ in os.walk(self.path, topdown=False):
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # the folder is not empty
                 Path(folder).rmdir()
 
 
@@ -246,10 +252,10 @@ class _LocalStore(Store):
 class _ObjectStore(Store):
     scheme: str
     key: str
-    """Bucket and path, separated by slashes."""
+    """Bucket or repository, and path, separated by slashes."""
 
     def __reduce__(self) -> tuple[Callable[[Where], Store], tuple[str]]:
-        # Another process connects with its own environment, as its credentials may be others.
+        # Another process connects with its own environment, because its credentials may differ.
         return open_store, (str(self),)
 
     @property
@@ -262,8 +268,10 @@ class _ObjectStore(Store):
 
     @property
     def filesystem(self) -> Any:
-        """The connection, made on first use, since naming a place must not need the network; one for all its files."""
+        """The client, shared by all stores of a bucket and created on first use: naming a store needs no network."""
         with _store_errors(self, "reached"):
+            if self.scheme == "hf":
+                return _hugging_face()
             if self.scheme != "s3":
                 return _google()
             endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -282,10 +290,10 @@ class _ObjectStore(Store):
 
     @contextlib.contextmanager
     def write(self) -> Iterator[BinaryIO]:
-        # Built here and sent in one call: closing a stream commits the object, whatever went wrong before,
-        # so that nothing may go wrong on our side once a stream is open.
+        # The object is built locally and sent in one call. Closing a stream commits the object even after an error, so
+        # nothing on this side may fail while a stream is open.
         with _write_errors(self, OSError):
-            file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below; its errors are this file's
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
         with file:
             yield file
             with _write_errors(self, OSError):
@@ -309,8 +317,8 @@ class _ObjectStore(Store):
         prefix = f"{self.key}/"
         names = sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
         for name in names:
-            if {"", ".", ".."} & {*name.split("/")}:  # an object may have such a name, and a copy of it lead elsewhere
-                raise StoreError(f"{self} holds an object named {name!r}, which is no path: delete or rename it")
+            if {"", ".", ".."} & {*name.split("/")}:  # a copy of such an object could be written outside its folder
+                raise StoreError(f"{self} holds an object named {name!r}, which is not a path: delete or rename it")
         return names
 
     @patient
@@ -324,18 +332,28 @@ class _ObjectStore(Store):
 
 
 @functools.cache
+def _hugging_face() -> Any:
+    from runkit.hub import HubFileSystem
+
+    return HubFileSystem()
+
+
+@functools.cache
 def _google() -> Any:
     return fs.GcsFileSystem()
 
 
 @functools.lru_cache(maxsize=16)
 def _amazon(bucket: str, endpoint: str | None, region: str | None, key_id: str | None) -> Any:
-    """A client of the environment's credentials; `key_id` is theirs, so that others get another client."""
+    """Create a client with the credentials of the environment; `key_id` identifies them in the cache."""
+    # With allow_delayed_open a small object takes one request, not the three of a multipart upload.
     if endpoint:
         url = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
         address = f"{url.netloc}{url.path.rstrip('/')}"
-        return fs.S3FileSystem(endpoint_override=address, scheme=url.scheme, region=region or "us-east-1")
-    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket))
+        return fs.S3FileSystem(
+            endpoint_override=address, scheme=url.scheme, region=region or "us-east-1", allow_delayed_open=True
+        )
+    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket), allow_delayed_open=True)
 
 
 @contextlib.contextmanager
@@ -345,7 +363,7 @@ def _store_errors(store: Store, what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{store} cannot be {what} ({error}). {_remedy(store)}, and try again") from error
+        raise StoreError(f"{store} cannot be {what} ({error}). {_remedy(store, error)}, and try again") from error
 
 
 @contextlib.contextmanager
@@ -357,15 +375,18 @@ def _write_errors(store: Store, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def _write_error(store: Store, error: Exception) -> WriteError:
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        remedy = "Free some space and run again"
-    else:
-        remedy = f"{_remedy(store)}, and run again"
     reason = (error.strerror if isinstance(error, OSError) else None) or error
-    return WriteError(f"{store} cannot be written ({reason}); nothing was left there. {remedy}")
+    return WriteError(
+        f"{store} cannot be written ({reason}); nothing was left there. {_remedy(store, error)}, and run again"
+    )
 
 
-def _remedy(store: Store) -> str:
-    if store.local is None:
-        return "Check the address, the credentials and the network"
-    return "Choose a folder that can be written, or mend its permissions"
+def _remedy(store: Store, error: Exception) -> str:
+    code = getattr(error, "errno", None)
+    if code in _DISK_FULL:
+        return "Free some space"
+    if store.local is not None:
+        return "Choose a folder that can be written, or correct its permissions"
+    if code == errno.EROFS:
+        return "Choose a local folder (publish it with `hf upload`)"
+    return "Check the address, the credentials and the network"

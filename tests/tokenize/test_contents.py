@@ -230,7 +230,7 @@ def test_objects_whose_names_are_no_paths_are_refused(s3, tmp_path):
     import boto3
 
     boto3.resource("s3").Bucket("bucket").put_object(Key="d/tokenizer/../../x", Body=b"hostile")
-    with pytest.raises(ShardError, match="is no path"), (open_store("s3://bucket/d") / "tokenizer").as_folder():
+    with pytest.raises(ShardError, match="is not a path"), (open_store("s3://bucket/d") / "tokenizer").as_folder():
         pass
 
 
@@ -317,5 +317,5 @@ def test_pipes_and_odd_numbers_among_the_files_are_refused(finished, tmp_path):
     path = Path(str(sidecar_path(tmp_path / "d", load_plan(finished).shards[0])))
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(ShardError, match="is no regular file"):
+    with pytest.raises(ShardError, match="is not a regular file"):
         Sidecar.load(path)

@@ -1,15 +1,16 @@
-"""A dataset in an object store is read as one in a local folder."""
+"""A dataset in an object store or on the Hub is read like one in a local folder."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
 from tiny_shards import SPEC, make_dataset
 
 from codeprior.data import memory_map, sequence_from_dataset
 from codeprior.stream import StreamBatches
-from codeshards.format import ShardDataset, ShardError
+from codeshards.format import ShardDataset, ShardError, remove_stale_temps
 from runkit.places import open_store
 
 
@@ -21,11 +22,12 @@ def test_a_dataset_is_the_same_in_an_object_store(s3: object, tmp_path: Path, mo
     assert remote.files() == local.files()
     for name in local.files():
         assert (remote / name).read_bytes() == (local / name).read_bytes()
+    assert remove_stale_temps(remote) == []
     dataset = ShardDataset.open("s3://bucket/d")
     here = next(ShardDataset.open(tmp_path / "d").batches("train", SPEC.column_names))
     there = next(dataset.batches("train", SPEC.column_names))
     assert all(np.array_equal(here[name], there[name]) for name in SPEC.column_names)
-    # Training maps columns into memory: that needs a file here.
+    # Training maps columns into memory, which requires a local file.
     monkeypatch.delenv("IMAGEPRIORS_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     codes = memory_map(dataset, "train", "codes_zcurve")
@@ -42,3 +44,15 @@ def test_a_dataset_is_the_same_in_an_object_store(s3: object, tmp_path: Path, mo
         next(dataset.batches("val", ["key"]))
     with pytest.raises(ShardError, match=r"s3://bucket/none/dataset.json is missing"):
         ShardDataset.open("s3://bucket/none")
+
+
+def test_a_dataset_is_the_same_on_the_hub(hub: HubServer) -> None:
+    make_dataset(hub.folder / "shards")
+    local, remote = (ShardDataset.open(place) for place in (hub.folder / "shards", "hf://datasets/owner/name/shards"))
+    assert remote.fingerprint == local.fingerprint
+    for here, there in zip(
+        local.batches("train", SPEC.column_names), remote.batches("train", SPEC.column_names), strict=True
+    ):
+        assert all(np.array_equal(here[name], there[name]) for name in SPEC.column_names)
+    with pytest.raises(ShardError, match=r"hf://datasets/owner/name/none/dataset.json is missing"):
+        ShardDataset.open("hf://datasets/owner/name/none")

@@ -349,7 +349,7 @@ def test_full_disk_is_a_message_and_the_job_goes_on(local_ray_cores, data, token
     arguments = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": out}
     used = sum(path.stat().st_size for path in tokenizer.iterdir())
     (small_disk / "filler").write_bytes(b"x" * (4 * 2**20 - used - 120_000))
-    with pytest.raises(ShardError, match=r"cannot be written \(No space left.*Free some space and run again"):
+    with pytest.raises(ShardError, match=r"cannot be written \(No space left.*Free some space, and run again"):
         tokenize(CONFIG, **arguments)
     assert not list(out.rglob("*.tmp-*"))
     (small_disk / "filler").unlink()
