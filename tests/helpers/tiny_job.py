@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import MANIFEST_FILE, sha256_file
+from codeshards.format.files import sha256_file
+from codeshards.format.manifest import MANIFEST_FILE
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.model import VQGAN

@@ -14,19 +14,13 @@ from hypothesis import strategies as st
 from tiny_job import CONFIG
 from tiny_shards import make_dataset
 
-from codeshards.format import (
-    Manifest,
-    ShardError,
-    Sidecar,
-    delete_dataset,
-    load_plan,
-    open_store,
-    save_or_match,
-    sidecar_path,
-)
+from codeshards.format import Manifest, ShardError, Sidecar, load_plan, open_store
+from codeshards.format.contents import delete_dataset, save_dataset, save_or_match
 from codeshards.format.files import write_sealed_json
+from codeshards.format.manifest import sidecar_path
 from codeshards.job.tokenize import tokenize
-from codeshards.tools.toolbox import convert, merge
+from codeshards.tools.convert import convert
+from codeshards.tools.merge import merge
 from imagepriors.cli import main
 from runkit.errors import UserError
 
@@ -239,11 +233,11 @@ def test_an_edited_card_is_kept(tmp_path):
     manifest = Manifest.load(tmp_path / "d")
     card = tmp_path / "d" / "README.md"
     made = card.read_bytes()
-    manifest.save(tmp_path / "d")
+    save_dataset(manifest, tmp_path / "d")
     assert card.read_bytes() == made
     card.write_bytes(made.replace(b"# Discrete image tokens", b"# My tokens"))
     edited = card.read_bytes()
-    manifest.save(tmp_path / "d")
+    save_dataset(manifest, tmp_path / "d")
     assert card.read_bytes() == edited
     assert Manifest.load(tmp_path / "d").files["README.md"].bytes == len(edited)
 

@@ -16,28 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_shards import SPEC, make_dataset, make_rows, pick, reseal
 
-from codeshards.format import (
-    METADATA_KEY,
-    ORDER_NAMES,
+from codeshards.format import ORDER_NAMES, GridSpec, OrderName, ShardDataset, ShardError, ShardSpec, inverse, order
+from codeshards.format.files import (
     FileRecord,
-    GridSpec,
-    OrderName,
-    PlannedShard,
-    ShardDataset,
-    ShardError,
-    ShardFormat,
-    ShardSpec,
     atomic_write,
     atomic_write_json,
-    check_key,
-    inverse,
-    order,
     read_json,
     remove_stale_temps,
     sha256_file,
-    write_shard,
 )
 from codeshards.format.parquet import group_rows, parquet_bytes
+from codeshards.format.plan import PlannedShard
+from codeshards.format.schema import METADATA_KEY, check_key
+from codeshards.format.shardfile import ShardFormat, write_shard
 
 SHARD = PlannedShard(split="train", index=0, start=0, stop=50)
 

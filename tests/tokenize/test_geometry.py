@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from tiny_job import CONFIG, MODEL
 
-from codeshards.format import GridSpec, PlannedShard, ShardDataset, ShardError, ShardSpec, load_plan
+from codeshards.format import GridSpec, ShardDataset, ShardError, ShardSpec, load_plan
+from codeshards.format.plan import PlannedShard
 from codeshards.job.encode import ShardTask, encode_shard
 from codeshards.job.tokenize import tokenize
 from vqgan.checkpoint import save_model

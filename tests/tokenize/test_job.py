@@ -16,22 +16,15 @@ import pytest
 from tiny_job import CONFIG, hashes
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import (
-    MANIFEST_FILE,
-    GridSpec,
-    Manifest,
-    PlannedShard,
-    ShardDataset,
-    ShardError,
-    ShardSpec,
-    load_plan,
-    open_store,
-    save_or_match,
-    sha256_file,
-)
+from codeshards.format import GridSpec, Manifest, ShardDataset, ShardError, ShardSpec, load_plan, open_store
+from codeshards.format.contents import save_or_match
+from codeshards.format.files import sha256_file
+from codeshards.format.manifest import MANIFEST_FILE
+from codeshards.format.plan import PlannedShard
 from codeshards.job.encode import ShardTask, encode_shard
+from codeshards.job.resume import Arrivals
 from codeshards.job.scheduler import run_shards
-from codeshards.job.tokenize import _Arrivals, tokenize
+from codeshards.job.tokenize import tokenize
 from codeshards.tools.verify import verify
 from imagepriors.decode.samples import load_shard_tokenizer
 from vqgan.checkpoint import architecture_of, fingerprint, load_config, save_model
@@ -219,14 +212,14 @@ def test_too_many_failures_stop_the_dataset_from_being_finished(data, tokenizer,
 
 def test_shards_that_never_come_into_sight_end_the_job(tmp_path):
     shards = [PlannedShard(split="val", index=index, start=0, stop=1) for index in range(3)]
-    arrivals = _Arrivals(open_store(tmp_path), patience_s=0.0)
+    arrivals = Arrivals(open_store(tmp_path), timeout_s=0.0)
     (tmp_path / "val").mkdir()
     (tmp_path / "val/shard-000000.json").write_text("{}")
     arrivals.expect(shards[0])
     with pytest.raises(ShardError, match=r"val/shard-000001 was made .* nodes must share that folder"):
         arrivals.expect(shards[1])
-    _Arrivals(open_store(tmp_path)).expect(shards[2])  # a network file system may show it later
-    _Arrivals(open_store("s3://bucket/o"), patience_s=0.0).expect(shards[2])
+    Arrivals(open_store(tmp_path)).expect(shards[2])  # a network file system may show it later
+    Arrivals(open_store("s3://bucket/o"), timeout_s=0.0).expect(shards[2])
 
 
 @pytest.mark.parametrize(

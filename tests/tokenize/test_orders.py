@@ -5,15 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeshards.format import (
-    ORDER_NAMES,
-    ShardError,
-    check_order_name,
-    defined_orders,
-    inverse,
-    order,
-    orders_hash,
-)
+from codeshards.format import ORDER_NAMES, ShardError, defined_orders, inverse, order
+from codeshards.format.orders import check_order_name, orders_hash
 
 GOLDEN_4X4 = {
     "row_major": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],

@@ -13,25 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeshards.format import (
-    CARD_FILE,
-    Failure,
-    FileRecord,
-    GridSpec,
-    Manifest,
-    Plan,
-    ShardError,
-    ShardSpec,
-    Sidecar,
-    build_plan,
-    load_plan,
-    planned_order,
-    row_key,
-    save_or_match,
-    shard_is_done,
-    sidecar_path,
-    write_sealed_json,
-)
+from codeshards.format import Failure, GridSpec, Manifest, Plan, ShardError, ShardSpec, Sidecar, build_plan, load_plan
+from codeshards.format.contents import save_dataset, save_or_match
+from codeshards.format.files import FileRecord, write_sealed_json
+from codeshards.format.manifest import CARD_FILE, shard_is_done, sidecar_path
+from codeshards.format.plan import planned_order
+from codeshards.format.schema import row_key
 
 SPEC = ShardSpec(image=GridSpec(height=4, width=4, codebook_size=9, fingerprint="f"))
 
@@ -293,9 +280,9 @@ def test_manifest_counts_and_survives_the_disk(tmp_path: Path) -> None:
     train = manifest.splits["train"]
     assert (train.samples, train.failures, train.rows) == (15, 5, 30)
     assert [shard.name for shard in train.shards] == [f"shard-{i:06d}" for i in range(5)]
-    manifest.save(tmp_path)
+    save_dataset(manifest, tmp_path)
     loaded = Manifest.load(tmp_path)
-    assert list(loaded.files) == [CARD_FILE]  # here are neither a plan nor tokenizers
+    assert list(loaded.files) == [CARD_FILE]  # the folder has neither a plan nor tokenizers
     assert loaded == dataclasses.replace(manifest, files=loaded.files)
     write_sealed_json(tmp_path / "dataset.json", {"spec": SPEC.to_json()})
     with pytest.raises(ShardError, match="is not a manifest"):

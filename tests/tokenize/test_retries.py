@@ -14,8 +14,10 @@ import pytest
 from tiny_job import CONFIG, hashes
 from tiny_shards import make_dataset
 
-from codeshards.format import ShardDataset, ShardError, Sidecar, load_plan, open_store, sha256_file
-from codeshards.job import scheduler as pool
+from codeshards.config import TokenizeConfig
+from codeshards.format import ShardDataset, ShardError, Sidecar, load_plan, open_store
+from codeshards.format.files import sha256_file
+from codeshards.job import scheduler
 from codeshards.job.encode import ShardTask, encode_shard
 from codeshards.job.progress import EventLog, read_events
 from codeshards.job.scheduler import run_shards
@@ -186,15 +188,15 @@ def run_away(undisturbed: Path, folder: Path, times: int, events: Path) -> list[
     plan, done, log = load_plan(undisturbed), list[str](), EventLog(events)
     shards = [plan.shard("train", index) for index in range(3)]
     run_shards(
-        shards, lambda shard: shard.name, Away, (), name="away", device="cpu", workers=1, threads=1, decode_threads=1,
-        max_attempts=3, events=log, on_done=lambda shard, result: done.append(result) or {},
+        shards, lambda shard: shard.name, Away, (), name="away", device="cpu",
+        settings=TokenizeConfig(workers=1, threads=1), events=log, on_done=lambda shard, result: done.append(result) or {},
     )  # fmt: skip
     log.close()
     return done
 
 
 def test_a_shard_whose_storage_is_away_is_made_later(local_ray_cores, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_REST_S", 0.2)
+    monkeypatch.setattr(scheduler, "_PAUSE_S", 0.2)
     done = run_away(undisturbed, tmp_path, 2, tmp_path / "events.jsonl")
     assert sorted(done) == ["shard-000000", "shard-000001", "shard-000002"]
     events = Counter(event["event"] for event in read_events(tmp_path / "events.jsonl"))
@@ -202,6 +204,6 @@ def test_a_shard_whose_storage_is_away_is_made_later(local_ray_cores, undisturbe
 
 
 def test_a_storage_that_stays_away_ends_the_job_by_name(local_ray_cores, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_REST_S", 0.2)
+    monkeypatch.setattr(scheduler, "_PAUSE_S", 0.2)
     with pytest.raises(ShardError, match=r"train/shard-00000\d could not be made in 3 attempts: .*/mnt/shard"):
         run_away(undisturbed, tmp_path, 99, tmp_path / "events.jsonl")

@@ -15,14 +15,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray_cluster import RayCluster
 from tiny_job import CONFIG, command, hashes
 
-from codeshards.format import ShardError
-from codeshards.job import session
 from codeshards.job.progress import read_events
-from codeshards.job.session import Session, _signals_held, connected, terminable, usable_cores
 from codeshards.job.tokenize import EVENTS_FILE, tokenize
-from priorbench.faults import Cluster
+from runkit import ray_session
+from runkit.errors import UserError
+from runkit.machine import usable_cores
+from runkit.ray_session import Session, connected
+from runkit.termination import defer_signals, exit_on_sigterm
 
 MARK = "IMAGEPRIORS_TEST_RUN"
 
@@ -54,8 +56,9 @@ def gone(env: dict[str, str], patience_s: float = 2.0) -> bool:
 DEADLY = """
 import sys, time
 import ray
-from codeshards.format import PlannedShard, ShardError
+from codeshards.format.plan import PlannedShard
 from codeshards.job.scheduler import run_shards
+from runkit.errors import UserError
 
 class Worker:
     def run(self, task):
@@ -70,9 +73,9 @@ def kill(shard, answer):
 
 shards = [PlannedShard(split="train", index=index, start=index, stop=index + 1) for index in range(3)]
 try:
-    run_shards(shards, lambda shard: shard.index, Worker, (), name="test", device="cpu", workers=1, threads=1,
-               decode_threads=1, max_attempts=2, on_done=kill)
-except ShardError as error:
+    run_shards(shards, lambda shard: shard.index, Worker, (), name="test", device="cpu",
+               settings=TokenizeConfig(workers=1, threads=1, max_attempts=2), on_done=kill)
+except UserError as error:
     print(f"{time.monotonic() - kill.at_s:.0f} {error}")
 """
 
@@ -86,7 +89,7 @@ def test_a_ray_of_our_own_that_dies_ends_the_job_in_seconds(name):
     )
     seconds, _, message = done.stdout.strip().splitlines()[-1].partition(" ")  # Ray may print its raylet's log before
     assert message.startswith(f"Ray on this machine has died (its {name} was killed, perhaps for memory)")
-    assert "What is finished is kept: run again" in message
+    assert "Finished work is kept: run again" in message
     assert int(seconds) < 30
     assert gone(env)
 
@@ -97,8 +100,8 @@ def test_a_ray_of_our_own_that_dies_ends_the_job_in_seconds(name):
     [("raylet", "the cluster's node on this machine has died"), ("gcs_server", "head of the Ray cluster has not answ")],
 )
 def test_a_named_cluster_that_dies_here_ends_the_job_too(name, message):
-    cluster = Cluster(1)
-    head = cluster._cluster.head_node
+    cluster = RayCluster(1)
+    head = cluster.head
     env = environment(RAY_ADDRESS=cluster.address)
     script = DEADLY.replace("ray._private.worker._global_node.live_processes()", "[]").replace(
         "started[sys.argv[1]].kill()", "open(sys.argv[1], 'w').close()"
@@ -120,12 +123,12 @@ def test_a_named_cluster_that_dies_here_ends_the_job_too(name, message):
 def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
     place = tmp_path / ("a" * 100)
     place.mkdir()
-    script = "from codeshards.job.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+    script = "from runkit.ray_session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     env = environment(TMPDIR=str(place))
     failed = subprocess.run([sys.executable, "-c", script], env=env, **run)
     last = failed.stderr.strip().splitlines()[-1]
-    assert "ShardError: Ray cannot start on this machine" in last
+    assert "UserError: Ray cannot start on this machine" in last
     assert f"{place} is that now; set RAY_TMPDIR to choose another, such as /tmp, and run again" in last
     assert gone(env)
     done = subprocess.run([sys.executable, "-c", script], env={**env, "RAY_TMPDIR": "/tmp"}, **run)
@@ -135,7 +138,7 @@ def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
 
 def test_the_remedy_works_where_the_usual_folder_is_taken():
     """Sockets need short paths, so that the folders are directly in /tmp."""
-    script = "from codeshards.job.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+    script = "from runkit.ray_session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     with tempfile.TemporaryDirectory(dir="/tmp") as taken, tempfile.TemporaryDirectory(dir="/var/tmp") as free:
         Path(taken, "ray").write_text("somebody's file, where Ray makes a folder")
@@ -174,7 +177,7 @@ def head_with_token(home: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_cluster_with_a_token_is_told_from_none_and_the_remedies_work(tmp_path):
-    script = "from codeshards.job.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+    script = "from runkit.ray_session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     (tmp_path / "stranger").mkdir()
     with head_with_token(tmp_path / "home") as address:
@@ -198,7 +201,7 @@ def test_more_cores_than_one_machine_can_have_are_refused(monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with pytest.raises(ShardError, match=r"100,000 cores are asked for on this machine"), connected(100_000):
+    with pytest.raises(UserError, match=r"100,000 cores are requested on this machine"), connected(100_000):
         pass
 
 
@@ -212,7 +215,7 @@ def test_a_cluster_that_is_not_there_is_a_message(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(ShardError, match=r"no Ray cluster at RAY_ADDRESS=auto .*start one, or unset"), connected(1):
+    with pytest.raises(UserError, match=r"no Ray cluster at RAY_ADDRESS=auto .*start one, or unset"), connected(1):
         pass
 
 
@@ -224,19 +227,19 @@ def test_an_address_where_nobody_listens_is_a_message_at_once(monkeypatch):
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(ShardError, match=rf"no Ray cluster at RAY_ADDRESS={address} \(.*start one"), connected(1):
+        with pytest.raises(UserError, match=rf"no Ray cluster at RAY_ADDRESS={address} \(.*start one"), connected(1):
             pass
 
 
 def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch):
     """In place of a real one, which takes half a minute."""
-    monkeypatch.setattr(session, "_HEAD_S", 0.2)
+    monkeypatch.setattr(ray_session, "_HEAD_S", 0.2)
     worker = SimpleNamespace(_global_node=None)
     context = SimpleNamespace(get_node_id=lambda: "n")
     ray = SimpleNamespace(
         _private=SimpleNamespace(worker=worker), get_runtime_context=lambda: context, nodes=lambda: time.sleep(5)
     )
-    with pytest.raises(ShardError, match="has not answered for 0 s"):
+    with pytest.raises(UserError, match="has not answered for 0 s"):
         Session(ray).nodes()
 
 
@@ -256,7 +259,7 @@ def test_exit_code_of_sigterm_survives_ray(default_handlers):
         raise SystemExit(7)
 
     for killed, code in ((True, 143), (False, 7)):
-        with pytest.raises(SystemExit) as found, terminable(), terminable():
+        with pytest.raises(SystemExit) as found, exit_on_sigterm(), exit_on_sigterm():
             wait(killed)
         assert found.value.code == code
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -267,12 +270,12 @@ def test_signals_wait_until_ray_has_started_and_ray_cannot_take_them(default_han
     reached = []
 
     def start():
-        with _signals_held():
+        with defer_signals():
             signal.signal(number, lambda *_: sys.exit(15))  # as Ray does
             signal.raise_signal(number)
             reached.append(True)
 
-    with pytest.raises(error), terminable():
+    with pytest.raises(error), exit_on_sigterm():
         start()
     assert reached
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -284,7 +287,7 @@ def test_a_sigterm_whose_exception_was_lost_still_ends_the_job(local_ray_cores):
             signal.raise_signal(signal.SIGTERM)
         Session(local_ray_cores).nodes()
 
-    with pytest.raises(SystemExit) as found, terminable():
+    with pytest.raises(SystemExit) as found, exit_on_sigterm():
         lose()
     assert found.value.code == 143
 

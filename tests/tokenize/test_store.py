@@ -11,7 +11,8 @@ from tiny_shards import SPEC, make_dataset
 
 from codeprior.data import memory_map, sequence_from_dataset
 from codeprior.stream import StreamBatches
-from codeshards.format import ShardDataset, ShardError, Store, WriteError, open_store, remove_stale_temps
+from codeshards.format import ShardDataset, ShardError, Store, WriteError, open_store
+from codeshards.format.files import remove_stale_temps
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_shards import SPEC, make_dataset, make_rows, reseal
 
-from codeshards.format import METADATA_KEY, GridSpec, ShardError, ShardSpec
+from codeshards.format import GridSpec, ShardError, ShardSpec
 from codeshards.format.parquet import parquet_bytes
+from codeshards.format.schema import METADATA_KEY
 from codeshards.format.tar import read_tar
 from codeshards.tools.verify import verify
 

@@ -1,152 +1,36 @@
-"""The token-shard contract between pixels and priors: orders, schema, plan, manifest, writer and reader.
+"""The token-shard format, the contract between pixels and priors: orders, schema, plan, manifest, files, reader.
 
-Needs numpy and pyarrow only, so that training from shards never imports what made them.
+Requires only numpy and pyarrow, so that training from shards imports nothing of what made them.
 """
 
-from codeshards.format.contents import (
-    EVENTS_FILE,
-    REPORT_FILE,
-    TOKENIZER_FOLDERS,
-    delete_dataset,
-    save_or_match,
-)
+from codeshards.format.dataset import ShardDataset
 from codeshards.format.errors import ShardError, WriteError
-from codeshards.format.files import (
-    FileRecord,
-    atomic_write,
-    atomic_write_json,
-    compact_json,
-    file_record,
-    read_json,
-    read_sealed_json,
-    remove_stale_temps,
-    sha256_file,
-    write_sealed_json,
-)
-from codeshards.format.manifest import (
-    CARD_FILE,
-    MANIFEST_FILE,
-    UNKNOWN_LICENSE,
-    Failure,
-    Manifest,
-    ShardEntry,
-    Sidecar,
-    SplitEntry,
-    is_intact,
-    shard_is_done,
-    sidecar_path,
-)
-from codeshards.format.orders import (
-    ORDER_NAMES,
-    OrderName,
-    check_order_name,
-    defined_orders,
-    inverse,
-    order,
-    orders_hash,
-)
-from codeshards.format.plan import (
-    PLAN_FILE,
-    SAMPLES_FILE,
-    Plan,
-    PlannedShard,
-    build_plan,
-    load_plan,
-    plan_settings,
-    planned_order,
-)
-from codeshards.format.reader import ShardDataset
-from codeshards.format.schema import (
-    CONDITION_NAMES,
-    FORMAT_VERSION,
-    MAX_CODEBOOK_SIZE,
-    METADATA_KEY,
-    NO_LABEL,
-    SCALE_SIDES,
-    ConditionName,
-    GridSpec,
-    ShardSpec,
-    check_key,
-    check_keys,
-    row_key,
-)
-from codeshards.format.shardfile import (
-    SHARD_FORMATS,
-    SUFFIXES,
-    ShardFormat,
-    check_formats,
-    format_of,
-    read_table,
-    write_shard,
-)
+from codeshards.format.manifest import Failure, Manifest, Sidecar
+from codeshards.format.orders import ORDER_NAMES, OrderName, defined_orders, inverse, order
+from codeshards.format.plan import Plan, build_plan, load_plan
+from codeshards.format.schema import CONDITION_NAMES, GridSpec, ShardSpec
 from codeshards.format.store import Store, Where, absolute, open_store
 
 __all__ = [
-    "CARD_FILE",
     "CONDITION_NAMES",
-    "EVENTS_FILE",
-    "FORMAT_VERSION",
-    "MANIFEST_FILE",
-    "MAX_CODEBOOK_SIZE",
-    "METADATA_KEY",
-    "NO_LABEL",
     "ORDER_NAMES",
-    "PLAN_FILE",
-    "REPORT_FILE",
-    "SAMPLES_FILE",
-    "SCALE_SIDES",
-    "SHARD_FORMATS",
-    "SUFFIXES",
-    "TOKENIZER_FOLDERS",
-    "UNKNOWN_LICENSE",
-    "ConditionName",
     "Failure",
-    "FileRecord",
     "GridSpec",
     "Manifest",
     "OrderName",
     "Plan",
-    "PlannedShard",
     "ShardDataset",
-    "ShardEntry",
     "ShardError",
-    "ShardFormat",
     "ShardSpec",
     "Sidecar",
-    "SplitEntry",
     "Store",
     "Where",
     "WriteError",
     "absolute",
-    "atomic_write",
-    "atomic_write_json",
     "build_plan",
-    "check_formats",
-    "check_key",
-    "check_keys",
-    "check_order_name",
-    "compact_json",
     "defined_orders",
-    "delete_dataset",
-    "file_record",
-    "format_of",
     "inverse",
-    "is_intact",
     "load_plan",
     "open_store",
     "order",
-    "orders_hash",
-    "plan_settings",
-    "planned_order",
-    "read_json",
-    "read_sealed_json",
-    "read_table",
-    "remove_stale_temps",
-    "row_key",
-    "save_or_match",
-    "sha256_file",
-    "shard_is_done",
-    "sidecar_path",
-    "write_sealed_json",
-    "write_shard",
 ]

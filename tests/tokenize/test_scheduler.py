@@ -13,34 +13,30 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ray_cluster import RayCluster
 from tiny_job import CONFIG, command, hashes, words, write_images
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import (
-    EVENTS_FILE,
-    GridSpec,
-    PlannedShard,
-    ShardDataset,
-    ShardError,
-    ShardSpec,
-    load_plan,
-    sha256_file,
-)
+from codeshards.format import GridSpec, ShardDataset, ShardError, ShardSpec, load_plan
+from codeshards.format.contents import EVENTS_FILE
+from codeshards.format.files import sha256_file
+from codeshards.format.plan import PlannedShard
 from codeshards.job import progress
-from codeshards.job.encode import Lanes, ShardTask, encode_shard
+from codeshards.job.actors import ActorHandle
+from codeshards.job.encode import ShardTask, WorkerResources, encode_shard
 from codeshards.job.nodes import WorkerSize
 from codeshards.job.progress import EventLog, LiveView, kind_of, read_events
-from codeshards.job.scheduler import _Hand, _Pool, run_shards
+from codeshards.job.scheduler import Scheduler, run_shards
 from codeshards.job.tokenize import tokenize
 from codeshards.tools.reencode import reencode
 from imagepriors.cli import main
-from priorbench.faults import Cluster, run_matrix
 from runkit.errors import user_message
 from vqgan.data import open_splits
 from vqgan.tokenizer import Tokenizer
 
 SHARDS = [PlannedShard(split="train", index=index, start=4 * index, stop=4 * index + 4) for index in range(6)]
-POOL = {"name": "test", "device": "cpu", "workers": 2, "threads": 1, "decode_threads": 1, "max_attempts": 2}
+SETTINGS = TokenizeConfig(workers=2, threads=1, decode_threads=1, max_attempts=2)
+JOB = {"name": "test", "device": "cpu", "settings": SETTINGS}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +88,7 @@ def test_live_view_tells_rate_time_left_failures_and_nodes(monkeypatch, tmp_path
     view.update({"big-1": 0, "small-2": 10})
     view.shard_done({"cannot identify image file": 2, "truncated": 1})
     view.update({"big-1": 90, "small-2": 30})
-    assert view._line(120) == (
+    assert view._status_text(120) == (
         "1/4 shards · 5.5 images/s, 0.4 min left · 2 failed: cannot identify image file · 1 failed: truncated"
         " · big-1 4.5/s · small-2 1.0/s"
     )
@@ -121,24 +117,24 @@ def test_whatever_ray_takes_a_worker_with_its_shard_goes_to_another(tmp_path, er
 
     fake = SimpleNamespace(exceptions=ray.exceptions, get=get, kill=lambda actor: None, remote=lambda **_: lambda c: c)
     cluster = SimpleNamespace(
-        session=SimpleNamespace(ray=fake), is_alive=lambda node: True, name=str, refuse=lambda *_: None
+        session=SimpleNamespace(ray=fake), is_alive=lambda node: True, name=str, mark_failed=lambda *_: None
     )
     events = EventLog(tmp_path / "e.jsonl")
-    pool = _Pool(
-        cluster, object, (), task_of=lambda shard: None, name="test", shards=SHARDS, max_attempts=2, shards_at_once=1,
+    scheduler = Scheduler(
+        cluster, (), task_of=lambda shard: None, name="test", shards=SHARDS, max_attempts=2, shards_at_once=1,
         events=events, on_done=lambda shard, answer: {},
     )  # fmt: skip
-    hand = _Hand(None, "node", running={"reference": SHARDS[0]}, ready=True)
-    pool._hands.append(hand)
-    pool._take(hand, "reference")
-    assert list(pool._again) == [SHARDS[0]]
-    assert not pool._hands
+    handle = ActorHandle(None, "node", running={"reference": SHARDS[0]}, ready=True)
+    scheduler._handles.append(handle)
+    scheduler._receive(handle, "reference")
+    assert list(scheduler._requeued) == [SHARDS[0]]
+    assert not scheduler._handles
     assert [event["event"] for event in read_events(tmp_path / "e.jsonl")] == ["worker_died"]
 
 
 UNEQUAL = """
 import json
-from codeshards.format import PlannedShard
+from codeshards.format.plan import PlannedShard
 from codeshards.job.scheduler import run_shards
 
 class Worker:
@@ -151,15 +147,15 @@ class Worker:
 
 shards = [PlannedShard(split="train", index=index, start=index, stop=index + 1) for index in range(12)]
 found = []
-run_shards(shards, lambda shard: None, Worker, (), name="test", device="cpu", workers=0, threads=2, decode_threads=1,
-           max_attempts=2, on_done=lambda shard, answer: found.append(answer) or {})
+run_shards(shards, lambda shard: None, Worker, (), name="test", device="cpu",
+           settings=TokenizeConfig(workers=0, threads=2, decode_threads=1), on_done=lambda shard, answer: found.append(answer) or {})
 print(json.dumps(found))
 """
 
 
 def test_unequal_nodes_get_fitting_workers_and_our_code_travels(tmp_path):
     """A node of one core and one of four, workers that want two: one small worker and two."""
-    cluster = Cluster(1)
+    cluster = RayCluster(1)
     try:
         cluster.add(cores=4)
         done = subprocess.run(
@@ -193,7 +189,7 @@ def test_who_kills_its_worker_is_named_and_others_are_made(local_ray_cores, tmp_
             Path(self.out, str(task)).touch()
 
     with pytest.raises(ShardError, match="worker of train/shard-000003 died 2 times"):
-        run_shards(SHARDS, lambda shard: shard.index, Worker, (str(tmp_path),), shards_at_once=2, **POOL)
+        run_shards(SHARDS, lambda shard: shard.index, Worker, (str(tmp_path),), shards_at_once=2, **JOB)
     assert not (tmp_path / "3").exists()
     assert len(list(tmp_path.iterdir())) >= 3  # not only what came before it
 
@@ -206,7 +202,7 @@ def test_worker_that_cannot_start_is_a_message(local_ray_cores):
         def run(self, task): ...
 
     with pytest.raises(ShardError, match="cannot start on any node: no tokenizer on this node"):
-        run_shards(SHARDS, lambda shard: shard.index, Worker, (), **POOL)
+        run_shards(SHARDS, lambda shard: shard.index, Worker, (), **JOB)
 
 
 def test_a_bug_in_a_workers_start_keeps_its_traceback(local_ray_cores):
@@ -217,7 +213,9 @@ def test_a_bug_in_a_workers_start_keeps_its_traceback(local_ray_cores):
         def run(self, task): ...
 
     with pytest.raises(local_ray_cores.exceptions.RayTaskError, match=r"(?s)in __init__.*KeyError: 'bug'"):
-        run_shards(SHARDS, lambda shard: shard.index, Worker, (), **{**POOL, "max_attempts": 1})
+        run_shards(
+            SHARDS, lambda shard: shard.index, Worker, (), **{**JOB, "settings": replace(SETTINGS, max_attempts=1)}
+        )
 
 
 def test_error_of_a_task_is_a_message_and_a_bug_keeps_its_traceback(local_ray_cores):
@@ -226,20 +224,26 @@ def test_error_of_a_task_is_a_message_and_a_bug_keeps_its_traceback(local_ray_co
             raise error
 
     with pytest.raises(ShardError, match=r"train/shard-00000\d: disk full"):
-        run_shards(SHARDS, lambda shard: OSError("disk full"), Worker, (), **POOL)
+        run_shards(SHARDS, lambda shard: OSError("disk full"), Worker, (), **JOB)
     with pytest.raises(ShardError, match=r"out of memory \(CUDA out of memory.*Use fewer workers"):
-        run_shards(SHARDS, lambda shard: RuntimeError("CUDA out of memory. Tried"), Worker, (), **POOL)
+        run_shards(SHARDS, lambda shard: RuntimeError("CUDA out of memory. Tried"), Worker, (), **JOB)
     for error in (KeyError("bug"), ValueError("bug")):
         with pytest.raises(
             local_ray_cores.exceptions.RayTaskError, match=r"(?s)in run.*raise error.*Error: '?bug"
         ) as bug:
-            run_shards(SHARDS, lambda shard, error=error: error, Worker, (), **POOL)
+            run_shards(SHARDS, lambda shard, error=error: error, Worker, (), **JOB)
         assert user_message(bug.value) is None  # the command line prints the traceback
 
 
 def test_nothing_can_run_on_a_cluster_without_gpus(local_ray_cores):
-    with pytest.raises(ShardError, match=r"this machine has no room for a worker, which takes a GPU"):
-        run_shards(SHARDS, lambda shard: None, object, (), **{**POOL, "device": "cuda", "workers": 0})
+    with pytest.raises(ShardError, match=r"this machine has no capacity for a worker, which requires a GPU"):
+        run_shards(
+            SHARDS,
+            lambda shard: None,
+            object,
+            (),
+            **{**JOB, "device": "cuda", "settings": replace(SETTINGS, workers=0)},
+        )
 
 
 def _task(data: Path, index: int) -> ShardTask:
@@ -249,17 +253,17 @@ def _task(data: Path, index: int) -> ShardTask:
 
 
 def test_shards_side_by_side_and_padded_batches_give_the_same_bytes(data, tokenizer, tmp_path):
-    """Three threads share a process's lanes; with `compile` the last batch is filled up (compiled itself elsewhere)."""
+    """Three threads share the resources of a process; with `compile` the last batch is padded (without compiling)."""
     encoder = Tokenizer.load(tokenizer, device="cpu")
     grid = GridSpec(height=8, width=8, codebook_size=64, fingerprint=encoder.fingerprint)
     spec, config = ShardSpec(image=grid, scales=(1, 2, 4)), TokenizeConfig(batch_size=6, threads=1, scales=(1, 2, 4))
     filled = TokenizeConfig(batch_size=6, threads=1, scales=(1, 2, 4), compile=True)
-    lanes, rows = Lanes(2), {"tokenizers": {"image": encoder}, "spec": spec}
+    resources, rows = WorkerResources(2), {"tokenizers": {"image": encoder}, "spec": spec}
     threads = [
         threading.Thread(
             target=encode_shard,
             args=(_task(data, i),),
-            kwargs={**rows, "config": filled, "out": tmp_path / "a", "lanes": lanes},
+            kwargs={**rows, "config": filled, "out": tmp_path / "a", "resources": resources},
         )
         for i in range(3)
     ]
@@ -267,7 +271,7 @@ def test_shards_side_by_side_and_padded_batches_give_the_same_bytes(data, tokeni
         thread.start()
     for thread in threads:
         thread.join()
-    assert lanes.samples_done == 60
+    assert resources.samples_done == 60
     for index in range(3):
         encode_shard(_task(data, index), **rows, config=config, out=tmp_path / "b")
         name = f"train/shard-{index:06d}.parquet"
@@ -373,7 +377,7 @@ def test_read_only_output_is_a_message_and_the_job_goes_on(data, tokenizer, undi
 @pytest.mark.slow
 def test_late_node_is_used_and_a_lost_one_costs_only_time(data, tokenizer, undisturbed, tmp_path):
     """There is no node at the start; one joins, and is lost as soon as its worker is ready; another joins."""
-    cluster, out = Cluster(0), tmp_path / "o"
+    cluster, out = RayCluster(0), tmp_path / "o"
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     job = subprocess.Popen(command(data, tokenizer, out), env=environment, stderr=subprocess.PIPE, text=True)
     try:
@@ -397,10 +401,3 @@ def _wait(job, out, happened) -> bool:
             return True
         time.sleep(0.02)
     return False
-
-
-@pytest.mark.slow
-def test_small_fault_matrix(tmp_path):
-    faults, datasets = run_matrix(tmp_path, kills=6, seed=1, images=240)
-    assert sum(fault.hit for fault in faults) >= 6
-    assert datasets >= 2

@@ -11,17 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_shards import SPEC, make_dataset
 
-from codeshards.format import (
-    Manifest,
-    ShardDataset,
-    ShardError,
-    Sidecar,
-    load_plan,
-    read_sealed_json,
-    write_sealed_json,
-)
+from codeshards.format import Manifest, ShardDataset, ShardError, Sidecar, load_plan
+from codeshards.format.files import read_sealed_json, write_sealed_json
 from codeshards.format.tar import read_tar, tar_bytes
-from codeshards.tools.toolbox import convert, inspect, merge
+from codeshards.tools.convert import convert
+from codeshards.tools.inspect import inspect
+from codeshards.tools.merge import merge
 from codeshards.tools.verify import verify
 from runkit.errors import UserError
 
@@ -134,7 +129,7 @@ def test_merge_refuses_what_does_not_fit(tmp_path: Path) -> None:
         merge([tmp_path / "a"], tmp_path / "m")
     value = read_sealed_json(tmp_path / "b/dataset.json")
     write_sealed_json(tmp_path / "b/dataset.json", {**value, "class_names": ["x"]})
-    with pytest.raises(ShardError, match=r"cannot be merged, for they differ in classes"):
+    with pytest.raises(ShardError, match=r"cannot be merged, because they differ in classes"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
     assert not (tmp_path / "m").exists()
 

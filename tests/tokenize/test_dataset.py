@@ -11,8 +11,9 @@ import pytest
 from s3_server import S3Server
 from tiny_shards import make_dataset
 
-from codeshards.format import ShardDataset, ShardError, open_store, reader
-from codeshards.tools.toolbox import inspect
+from codeshards.format import ShardDataset, ShardError, open_store
+from codeshards.format import dataset as dataset_module
+from codeshards.tools.inspect import inspect
 
 READERS: dict[str, Callable[[ShardDataset], object]] = {
     "batches": lambda dataset: list(dataset.batches("train", ["codes_zcurve"])),
@@ -56,13 +57,13 @@ def test_exchanged_and_damaged_shards_are_named(
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are hashed, as they are."""
     names: list[str] = []
-    intact = reader.is_intact
+    intact = dataset_module.is_intact
 
     def count(file: Any, record: Any) -> bool:
         names.append(file.name)
         return intact(file, record)
 
-    monkeypatch.setattr(reader, "is_intact", count)
+    monkeypatch.setattr(dataset_module, "is_intact", count)
     return names
 
 
