@@ -108,7 +108,8 @@ def hand_out(folder: Path, samples: int, shards: int) -> dict[str, float]:
     missing, log = open_job(plan_of(samples, shards), folder), folder / EVENTS_FILE
     run_shards(
         missing, lambda shard: shard, _Idle, (), name="scaling", device="cpu",
-        settings=TokenizeConfig(workers=2, threads=1, decode_threads=1, max_attempts=1), shards_at_once=2, events=EventLog(log),
+        settings=TokenizeConfig(workers=2, threads=1, decode_threads=1, max_attempts=1), shards_at_once=2,
+        events=EventLog(log),
     )  # fmt: skip
     mib, events = _mib_over(before_gib), read_events(log)
     ready_s, done_s = (

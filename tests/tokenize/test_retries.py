@@ -189,7 +189,8 @@ def run_away(undisturbed: Path, folder: Path, times: int, events: Path) -> list[
     shards = [plan.shard("train", index) for index in range(3)]
     run_shards(
         shards, lambda shard: shard.name, Away, (), name="away", device="cpu",
-        settings=TokenizeConfig(workers=1, threads=1), events=log, on_done=lambda shard, result: done.append(result) or {},
+        settings=TokenizeConfig(workers=1, threads=1), events=log,
+        on_done=lambda shard, result: done.append(result) or {},
     )  # fmt: skip
     log.close()
     return done

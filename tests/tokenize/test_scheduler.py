@@ -148,7 +148,8 @@ class Worker:
 shards = [PlannedShard(split="train", index=index, start=index, stop=index + 1) for index in range(12)]
 found = []
 run_shards(shards, lambda shard: None, Worker, (), name="test", device="cpu",
-           settings=TokenizeConfig(workers=0, threads=2, decode_threads=1), on_done=lambda shard, answer: found.append(answer) or {})
+           settings=TokenizeConfig(workers=0, threads=2, decode_threads=1),
+           on_done=lambda shard, answer: found.append(answer) or {})
 print(json.dumps(found))
 """
 
