@@ -1,4 +1,4 @@
-"""What the tokenize tests share: a small job, and an S3 server with a bucket."""
+"""Fixtures of the tokenize tests: a small job, and an S3 server with a bucket."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(local_ray_cores: Any, data: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Their shards, made by one worker that nobody disturbed."""
+    """Their shards, made by one worker without interruption."""
     from codeshards.job.tokenize import tokenize
 
     out = tmp_path_factory.mktemp("undisturbed") / "shards"

@@ -1,4 +1,4 @@
-"""Schema, Parquet shards, files and reader, also seen by tools that know nothing of this package."""
+"""Schema, Parquet shards, files and reader, also read by tools outside this package."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def test_columns_are_the_contract() -> None:
     assert tuple(schema.names) == SPEC.column_names
 
 
-def test_metadata_explains_the_shard(shard_path: Path) -> None:
+def test_metadata_describes_the_shard(shard_path: Path) -> None:
     metadata = json.loads(pq.read_schema(shard_path).metadata[METADATA_KEY])
     assert metadata["format_version"] == 1
     assert metadata["image"] == {
@@ -71,7 +71,7 @@ def test_metadata_explains_the_shard(shard_path: Path) -> None:
     assert ShardSpec.from_schema(pq.read_schema(shard_path)) == SPEC
 
 
-def test_spec_survives_json() -> None:
+def test_spec_equals_its_json_round_trip() -> None:
     text = json.dumps(SPEC.to_json())
     assert ShardSpec.from_json(json.loads(text)) == SPEC
 
@@ -139,12 +139,12 @@ def test_rows_that_do_not_fit_are_refused(change: Callable[[dict[str, Any]], Non
         (lambda g: ShardSpec(image=g, conditions={"sound": g}), "unknown condition 'sound'.*segmentation"),
     ],
 )
-def test_specs_that_cannot_be_are_refused(make: Callable[[GridSpec], Any], message: str) -> None:
+def test_invalid_specs_are_refused(make: Callable[[GridSpec], Any], message: str) -> None:
     with pytest.raises(ShardError, match=message):
         make(SPEC.image)
 
 
-def test_undefined_order_is_refused_with_the_orders_that_would_do() -> None:
+def test_undefined_order_is_refused_with_the_defined_orders() -> None:
     grid = GridSpec(height=6, width=6, codebook_size=5, fingerprint="f")
     with pytest.raises(ShardError, match=r"'subsample' is undefined.*row_major, spiral_out, zcurve, alternate"):
         ShardSpec(image=grid)
@@ -172,7 +172,7 @@ def test_foreign_and_changed_schemas_are_refused() -> None:
 
 
 @given(st.text(max_size=6))
-def test_allowed_keys_make_names_that_webdataset_splits_back(key: str) -> None:
+def test_webdataset_recovers_allowed_keys(key: str) -> None:
     try:
         check_key(key)
     except ShardError:
@@ -227,7 +227,7 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     assert all(other[name].sha256 != record.sha256 for name, record in records[0].items())
 
 
-def test_shards_are_dictionary_coded_zstd_in_several_row_groups(tmp_path: Path) -> None:
+def test_shards_are_dictionary_encoded_zstd_in_several_row_groups(tmp_path: Path) -> None:
     grid = GridSpec(height=1, width=2, codebook_size=9, fingerprint="f")
     spec = ShardSpec(image=grid, orders=("row_major",))
     count = 5000
@@ -289,7 +289,7 @@ def test_stale_temps_are_removed_and_nothing_else(tmp_path: Path) -> None:
     assert not stale.exists()
 
 
-def test_json_is_sorted_and_readable_back(tmp_path: Path) -> None:
+def test_json_is_sorted_and_equals_its_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     atomic_write_json(path, {"b": 1, "a": "é"})
     assert path.read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'
@@ -309,7 +309,7 @@ def test_json_is_sorted_and_readable_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("formats", [("parquet",), ("webdataset",), ("parquet", "webdataset")])
 @pytest.mark.parametrize("batch_rows", [1, 3, 8192])
-def test_reader_gives_back_what_was_written(tmp_path: Path, batch_rows: int, formats: tuple[ShardFormat, ...]) -> None:
+def test_dataset_reads_what_was_written(tmp_path: Path, batch_rows: int, formats: tuple[ShardFormat, ...]) -> None:
     content = make_dataset(tmp_path, formats=formats)
     dataset = ShardDataset.open(tmp_path)
     assert dataset.spec == SPEC
@@ -358,7 +358,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     assert a != c
 
 
-def test_licence_card_and_class_names_are_no_part_of_the_fingerprint(tmp_path: Path) -> None:
+def test_fingerprint_ignores_licence_card_and_class_names(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     before, earlier = ShardDataset.open(tmp_path), sha256_file(tmp_path / "dataset.json")
     (tmp_path / "README.md").write_text("my own words")
@@ -369,7 +369,7 @@ def test_licence_card_and_class_names_are_no_part_of_the_fingerprint(tmp_path: P
     assert sha256_file(tmp_path / "dataset.json") != earlier
 
 
-def test_a_stored_fingerprint_of_the_earlier_rule_is_kept(tmp_path: Path) -> None:
+def test_stored_fingerprint_of_the_earlier_rule_is_kept(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     current, earlier = ShardDataset.open(tmp_path).fingerprint, sha256_file(tmp_path / "dataset.json")
     known = ShardDataset.open(tmp_path, known=earlier)
@@ -411,7 +411,7 @@ def flip_a_byte(path: Path) -> None:
     ],
 )
 def test_bad_shards_are_named(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
-    """By their hash, and where that was mended too by what they hold."""
+    """By their hash, or where the hash was replaced too, by their content."""
     make_dataset(tmp_path)
     path = tmp_path / "train" / "shard-000001.parquet"
     harm(path)

@@ -1,4 +1,4 @@
-"""The five orders: golden tables, laws, and naive references written from DESIGN's words."""
+"""The five orders: golden tables, properties, and naive references written from their definitions."""
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def test_square_power_of_two_grids_have_the_square_orders(power: int) -> None:
 
 @given(POWERS, SIDES, SIDES)
 def test_zcurve_prefixes_are_aligned_blocks(power: int, extra_rows: int, extra_columns: int) -> None:
-    """The first 4^k cells are the 2^k × 2^k block in the corner, on every grid that has room for it."""
+    """The first 4^k cells are the 2^k × 2^k block in the corner, on every grid that contains it."""
     side = 2**power
     width = side + extra_columns - 1
     prefix = order("zcurve", side + extra_rows - 1, width)[: side * side]
@@ -155,7 +155,7 @@ def assert_single_steps(table: np.ndarray, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "height", "width", "wants"),
+    ("name", "height", "width", "requirement"),
     [
         ("spiral_out", 5, 5, "even side"),
         ("spiral_out", 4, 6, "even side"),
@@ -163,9 +163,11 @@ def assert_single_steps(table: np.ndarray, width: int) -> None:
         ("subsample", 4, 8, "power of two"),
     ],
 )
-def test_undefined_grids_are_refused_by_name(name: str, height: int, width: int, wants: str) -> None:
+def test_undefined_grids_are_refused_by_name(name: str, height: int, width: int, requirement: str) -> None:
     for function in (order, inverse):
-        with pytest.raises(ShardError, match=f"'{name}' is undefined on a {height}×{width} grid.*{wants}") as error:
+        with pytest.raises(
+            ShardError, match=f"'{name}' is undefined on a {height}×{width} grid.*{requirement}"
+        ) as error:
             function(name, height, width)
         listed = str(error.value).split("Orders defined on this grid: ")[1].split(", ")
         assert listed == list(defined_orders(height, width))

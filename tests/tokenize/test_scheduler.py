@@ -1,4 +1,4 @@
-"""The pool: workers fit their nodes, whoever kills is named, late nodes help and lost ones cost nothing but time."""
+"""The scheduler: workers fit their nodes, deadly shards are named, late nodes are used, lost nodes cost only time."""
 
 import json
 import os
@@ -43,7 +43,7 @@ JOB = {"name": "test", "device": "cpu", "settings": SETTINGS}
     ("device", "node", "fits"),
     [
         ("cpu", (16, 0), (4, {"num_cpus": 4})),
-        ("cpu", (2, 0), (1, {"num_cpus": 2})),  # smaller than a worker wants: still one
+        ("cpu", (2, 0), (1, {"num_cpus": 2})),  # smaller than a worker requires: still one
         ("cpu", (0, 0), (0, {"num_cpus": 0})),  # a head that is to do no work
         ("cuda", (16, 1), (1, {"num_gpus": 1, "num_cpus": 16})),
         ("cuda", (52, 8), (8, {"num_gpus": 1, "num_cpus": 6})),
@@ -55,13 +55,13 @@ def test_workers_fit_their_node(device, node, fits):
     assert WorkerSize(device=device, threads=4, decode_threads=0).fits(*node) == fits
 
 
-def test_failures_of_one_kind_count_together():
+def test_failures_of_one_kind_are_counted_together():
     assert kind_of("a/1: 1.png: cannot identify image file <_io.BytesIO at 0x7f>") == kind_of(
         "b: 22.png: cannot identify image file <_io.BytesIO at 0x55>"
     )
 
 
-def test_events_survive_a_torn_line(tmp_path):
+def test_events_are_read_after_an_incomplete_line(tmp_path):
     log = EventLog(tmp_path / "e.jsonl")
     log.write("start", shards=2)
     log.close()
@@ -73,7 +73,7 @@ def test_events_survive_a_torn_line(tmp_path):
     assert [event["event"] for event in read_events(tmp_path / "e.jsonl")] == ["start", "made"]
 
 
-def test_events_of_an_object_store_come_at_the_end_and_are_added_to(s3):
+def test_events_in_an_object_store_are_written_at_the_end_and_appended(s3):
     for number in range(2):
         log = EventLog("s3://bucket/d/e.jsonl")
         log.write("start", number=number)
@@ -81,7 +81,7 @@ def test_events_of_an_object_store_come_at_the_end_and_are_added_to(s3):
     assert [event["number"] for event in read_events("s3://bucket/d/e.jsonl")] == [0, 1]
 
 
-def test_live_view_tells_rate_time_left_failures_and_nodes(monkeypatch, tmp_path):
+def test_live_view_shows_rate_time_left_failures_and_nodes(monkeypatch, tmp_path):
     now = iter((0.0, 0.0, 20.0))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     view = LiveView("job", shards=4, samples=240, events=EventLog(tmp_path / "e.jsonl"))
@@ -108,8 +108,8 @@ def ray_errors() -> list[Exception]:
 
 
 @pytest.mark.parametrize("error", ray_errors(), ids=lambda error: type(error).__name__)
-def test_whatever_ray_takes_a_worker_with_its_shard_goes_to_another(tmp_path, error):
-    """Raised in place of Ray: none of these can be had at will."""
+def test_shard_of_a_worker_that_ray_ended_is_requeued(tmp_path, error):
+    """Raised in place of Ray, because none of these errors can be provoked reliably."""
     import ray
 
     def get(reference):
@@ -154,8 +154,8 @@ print(json.dumps(found))
 """
 
 
-def test_unequal_nodes_get_fitting_workers_and_our_code_travels(tmp_path):
-    """A node of one core and one of four, workers that want two: one small worker and two."""
+def test_unequal_nodes_get_fitting_workers_and_the_packages(tmp_path):
+    """A node of one core and one of four, workers of two cores: one small worker and two full ones."""
     cluster = RayCluster(1)
     try:
         cluster.add(cores=4)
@@ -174,7 +174,7 @@ def test_unequal_nodes_get_fitting_workers_and_our_code_travels(tmp_path):
     assert len({node for node, _, cores in workers if cores == 2}) == 1
 
 
-def test_who_kills_its_worker_is_named_and_others_are_made(local_ray_cores, tmp_path):
+def test_shard_that_kills_its_worker_is_named_and_others_are_made(local_ray_cores, tmp_path):
     class Worker:
         def __init__(self, out):
             self.out = out
@@ -206,7 +206,7 @@ def test_worker_that_cannot_start_is_a_message(local_ray_cores):
         run_shards(SHARDS, lambda shard: shard.index, Worker, (), **JOB)
 
 
-def test_a_bug_in_a_workers_start_keeps_its_traceback(local_ray_cores):
+def test_bug_in_the_start_of_a_worker_keeps_its_traceback(local_ray_cores):
     class Worker:
         def __init__(self):
             {}["bug"]
@@ -236,7 +236,7 @@ def test_error_of_a_task_is_a_message_and_a_bug_keeps_its_traceback(local_ray_co
         assert user_message(bug.value) is None  # the command line prints the traceback
 
 
-def test_nothing_can_run_on_a_cluster_without_gpus(local_ray_cores):
+def test_missing_gpu_is_a_message(local_ray_cores):
     with pytest.raises(ShardError, match=r"this machine has no capacity for a worker, which requires a GPU"):
         run_shards(
             SHARDS,
@@ -253,7 +253,7 @@ def _task(data: Path, index: int) -> ShardTask:
     return ShardTask(shard=shard, plan_hash="p", samples=samples)
 
 
-def test_shards_side_by_side_and_padded_batches_give_the_same_bytes(data, tokenizer, tmp_path):
+def test_concurrent_shards_and_padded_batches_give_the_same_bytes(data, tokenizer, tmp_path):
     """Three threads share the resources of a process; with `compile` the last batch is padded (without compiling)."""
     encoder = Tokenizer.load(tokenizer, device="cpu")
     grid = GridSpec(height=8, width=8, codebook_size=64, fingerprint=encoder.fingerprint)
@@ -279,7 +279,7 @@ def test_shards_side_by_side_and_padded_batches_give_the_same_bytes(data, tokeni
         assert sha256_file(tmp_path / "a" / name) == sha256_file(tmp_path / "b" / name)
 
 
-def test_scales_are_the_tokenizers(local_ray_cores, data, tokenizer, tmp_path):
+def test_scales_equal_those_of_the_tokenizer(local_ray_cores, data, tokenizer, tmp_path):
     config = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1, scales=(1, 2, 4), views=2)
     tokenize(config, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=tmp_path / "o")
     columns = ["codes_row_major", "scale_1", "scale_2", "scale_4"]
@@ -294,7 +294,7 @@ def test_scales_are_the_tokenizers(local_ray_cores, data, tokenizer, tmp_path):
 
 
 def test_plans_of_earlier_versions_have_continuous_scales(local_ray_cores, data, tokenizer, tmp_path):
-    """Their plans do not say: such a job is resumed with the setting that means what they did, and no other."""
+    """Their plans lack the field: such a job is resumed only with the setting that equals their behaviour."""
     config = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1, scales=(2,), scales_from="continuous")
     where = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": tmp_path / "o"}
     tokenize(config, **where)
@@ -312,7 +312,7 @@ def test_plans_of_earlier_versions_have_continuous_scales(local_ray_cores, data,
 
 
 def test_failed_shards_are_made_again_when_asked_and_others_kept(local_ray_cores, tokenizer, tmp_path):
-    """A file that could not be read and now can, as after a network's hiccup: same size, hence the same plan."""
+    """A file that could not be read at first and now can: its size and hence the plan are the same."""
     data = write_images(tmp_path / "data")
     victim = data / "train" / "class1" / "001.png"
     whole = victim.read_bytes()
@@ -349,7 +349,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_full_disk_is_a_message_and_the_job_goes_on(local_ray_cores, data, tokenizer, undisturbed, small_disk):
+def test_full_disk_is_a_message_and_the_job_resumes(local_ray_cores, data, tokenizer, undisturbed, small_disk):
     out = small_disk / "o"
     arguments = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": out}
     used = sum(path.stat().st_size for path in tokenizer.iterdir())
@@ -362,14 +362,14 @@ def test_full_disk_is_a_message_and_the_job_goes_on(local_ray_cores, data, token
     assert hashes(out) == hashes(undisturbed)
 
 
-def test_read_only_output_is_a_message_and_the_job_goes_on(data, tokenizer, undisturbed, small_disk, capsys):
+def test_read_only_output_is_a_message_and_the_job_resumes(data, tokenizer, undisturbed, small_disk, capsys):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     arguments = words(data, tokenizer, small_disk / "o")
     assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert "Read-only file system" in told
-    assert "choose another folder" in told
-    assert "Traceback" not in told
+    error = capsys.readouterr().err
+    assert "Read-only file system" in error
+    assert "choose another folder" in error
+    assert "Traceback" not in error
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert main(arguments) == 0
     assert hashes(small_disk / "o") == hashes(undisturbed)
@@ -377,7 +377,7 @@ def test_read_only_output_is_a_message_and_the_job_goes_on(data, tokenizer, undi
 
 @pytest.mark.slow
 def test_late_node_is_used_and_a_lost_one_costs_only_time(data, tokenizer, undisturbed, tmp_path):
-    """There is no node at the start; one joins, and is lost as soon as its worker is ready; another joins."""
+    """No node at the start; one joins and is lost as soon as its worker is ready; another joins."""
     cluster, out = RayCluster(0), tmp_path / "o"
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     job = subprocess.Popen(command(data, tokenizer, out), env=environment, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""A Ray session: if a process dies or a signal comes, the job ends soon, says why, and leaves nothing behind."""
+"""A Ray session: if a process dies or a signal comes, the job ends soon, reports why, and leaves no process or file."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ MARK = "IMAGEPRIORS_TEST_RUN"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """An environment that all processes of one job, also those of its Ray, can be found by."""
+    """An environment by which all processes of one job, including those of its Ray, are found."""
     return {**os.environ, MARK: uuid.uuid4().hex, **more}
 
 
@@ -81,8 +81,8 @@ except UserError as error:
 
 
 @pytest.mark.parametrize("name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
-def test_a_ray_of_our_own_that_dies_ends_the_job_in_seconds(name):
-    """Nobody will bring such a Ray back: the driver used to wait ten minutes for another node."""
+def test_local_ray_that_dies_ends_the_job_in_seconds(name):
+    """A local Ray does not come back, so that waiting for another node is useless."""
     env = environment()
     done = subprocess.run(
         [sys.executable, "-c", DEADLY, name], env=env, stdout=subprocess.PIPE, text=True, timeout=200, check=True
@@ -99,7 +99,7 @@ def test_a_ray_of_our_own_that_dies_ends_the_job_in_seconds(name):
     ("name", "message"),
     [("raylet", "the cluster's node on this machine has died"), ("gcs_server", "head of the Ray cluster has not answ")],
 )
-def test_a_named_cluster_that_dies_here_ends_the_job_too(name, message):
+def test_cluster_whose_local_node_dies_ends_the_job(name, message):
     cluster = RayCluster(1)
     head = cluster.head
     env = environment(RAY_ADDRESS=cluster.address)
@@ -120,7 +120,7 @@ def test_a_named_cluster_that_dies_here_ends_the_job_too(name, message):
     assert message in answer
 
 
-def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
+def test_ray_that_cannot_start_is_a_message_whose_remedy_works(tmp_path):
     place = tmp_path / ("a" * 100)
     place.mkdir()
     script = "from runkit.ray_session import connected\nwith connected(1) as found: print(len(found.nodes()))"
@@ -136,8 +136,8 @@ def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
     assert gone(env)
 
 
-def test_the_remedy_works_where_the_usual_folder_is_taken():
-    """Sockets need short paths, so that the folders are directly in /tmp."""
+def test_remedy_works_where_the_usual_folder_is_occupied():
+    """The folders are directly in /tmp, because sockets require short paths."""
     script = "from runkit.ray_session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     with tempfile.TemporaryDirectory(dir="/tmp") as taken, tempfile.TemporaryDirectory(dir="/var/tmp") as free:
@@ -152,7 +152,7 @@ def test_the_remedy_works_where_the_usual_folder_is_taken():
 
 @contextlib.contextmanager
 def head_with_token(home: Path) -> Iterator[str]:
-    """A cluster that asks for the token in `home`, as `ray start` makes it where Ray has left one; its address."""
+    """Address of a cluster that requires the token in `home`."""
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text(uuid.uuid4().hex * 2)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -176,7 +176,7 @@ def head_with_token(home: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_cluster_with_a_token_is_told_from_none_and_the_remedies_work(tmp_path):
+def test_cluster_with_a_token_is_recognised_and_the_remedies_work(tmp_path):
     script = "from runkit.ray_session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     (tmp_path / "stranger").mkdir()
@@ -196,7 +196,7 @@ def test_a_cluster_with_a_token_is_told_from_none_and_the_remedies_work(tmp_path
             assert done.stdout == "1\n", done.stderr[-2000:]
 
 
-def test_more_cores_than_one_machine_can_have_are_refused(monkeypatch):
+def test_more_cores_than_a_machine_can_have_are_refused(monkeypatch):
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -205,7 +205,7 @@ def test_more_cores_than_one_machine_can_have_are_refused(monkeypatch):
         pass
 
 
-def test_a_cluster_that_is_not_there_is_a_message(monkeypatch):
+def test_missing_cluster_is_a_message(monkeypatch):
     import ray
 
     def init(**_):
@@ -219,7 +219,7 @@ def test_a_cluster_that_is_not_there_is_a_message(monkeypatch):
         pass
 
 
-def test_an_address_where_nobody_listens_is_a_message_at_once(monkeypatch):
+def test_address_without_listener_is_a_message_at_once(monkeypatch):
     """Ray would try for ten minutes."""
     import ray
 
@@ -231,8 +231,8 @@ def test_an_address_where_nobody_listens_is_a_message_at_once(monkeypatch):
             pass
 
 
-def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch):
-    """In place of a real one, which takes half a minute."""
+def test_wait_for_an_unresponsive_head_is_limited(monkeypatch):
+    """Uses a substitute, because a real head takes half a minute."""
     monkeypatch.setattr(ray_session, "_HEAD_S", 0.2)
     worker = SimpleNamespace(_global_node=None)
     context = SimpleNamespace(get_node_id=lambda: "n")
@@ -246,8 +246,8 @@ def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch):
 # -- signals -----------------------------------------------------------------------------------------------
 
 
-def test_exit_code_of_sigterm_survives_ray(default_handlers):
-    """Ray's wait answers an exit out of a signal handler with one of its own, whose code is 1."""
+def test_exit_code_of_sigterm_is_kept(default_handlers):
+    """While Ray waits, it replaces an exit from a signal handler by its own with code 1."""
 
     def wait(killed):
         try:
@@ -266,7 +266,7 @@ def test_exit_code_of_sigterm_survives_ray(default_handlers):
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_signals_wait_until_ray_has_started_and_ray_cannot_take_them(default_handlers, number, error):
+def test_signals_are_deferred_until_ray_has_started(default_handlers, number, error):
     reached = []
 
     def start():
@@ -281,7 +281,7 @@ def test_signals_wait_until_ray_has_started_and_ray_cannot_take_them(default_han
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_sigterm_whose_exception_was_lost_still_ends_the_job(local_ray_cores):
+def test_sigterm_whose_exception_was_lost_ends_the_job(local_ray_cores):
     def lose():
         with contextlib.suppress(SystemExit):  # as in a destructor
             signal.raise_signal(signal.SIGTERM)

@@ -59,7 +59,7 @@ def save_or_match(plan: Plan, dataset: Where) -> bool:
     try:
         found = read_json(folder / PLAN_FILE)
     except ShardError as error:
-        raise ShardError(f"{error}. If a job made it, move it away and run again: it is written anew") from error
+        raise ShardError(f"{error}. If a job made it, move it away and run again: it is written again") from error
     if found.get("hash") == plan.hash:
         if not _is_sample_list(folder / SAMPLES_FILE):  # it was lost
             write_plan(plan, folder)
@@ -115,8 +115,8 @@ def delete_dataset(dataset: Where) -> None:
     foreign = foreign or list(_changed(store, plan, names))
     if foreign:
         raise ShardError(
-            f"{store} holds what its job did not make or what was changed since ({_listed(foreign)}): move that away, "
-            "or choose another output folder. Nothing was deleted"
+            f"{store} has files that its job did not make or that were changed since ({_listed(foreign)}): move "
+            "them away, or choose another output folder. Nothing was deleted"
         )
     names += [f".cache/{path.name}" for path in store.local.glob(".cache/*.npy")] if store.local else []
     names = [name for name in names if not name.startswith(".cache/") or _CACHED.fullmatch(name)]

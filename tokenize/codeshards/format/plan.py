@@ -185,7 +185,7 @@ def build_plan(
         if not split or not split.isidentifier():
             raise ShardError(f"split name {split!r} is not allowed: use letters, digits and underscores")
         if not len(names):
-            raise ShardError(f"split {split!r} has no samples. Leave it out or look at the data folder")
+            raise ShardError(f"split {split!r} has no samples. Leave it out or check the data folder")
         column = pa.array(names, pa.large_string())
         check_keys(column, f"split {split!r}")
         if views > 1:

@@ -131,13 +131,13 @@ def _stray_problems(store: Store, manifest: Manifest, found: list[str]) -> Itera
     known = {MANIFEST_FILE, CARD_FILE, PLAN_FILE, SAMPLES_FILE, *manifest.files, *UNCOVERED}
     for split, entries in manifest.splits.items():
         known |= {f"{split}/{name}" for entry in entries.shards for name in (*entry.files, f"{entry.name}.json")}
-    ours = {*manifest.splits, *(folder.partition("/")[0] for folder in manifest.tokenizer_folders)}
+    own_folders = {*manifest.splits, *(folder.partition("/")[0] for folder in manifest.tokenizer_folders)}
     strays = Counter[str]()
     for name in found:
         top, slash, _ = name.partition("/")
-        if not name or name in known or name.rstrip("/") in ours or _is_lock(name):
+        if not name or name in known or name.rstrip("/") in own_folders or _is_lock(name):
             continue
-        strays[f"{top}/" if slash and top not in ours else name] += not name.endswith("/")
+        strays[f"{top}/" if slash and top not in own_folders else name] += not name.endswith("/")
     for name, files in strays.items():
         count = f" ({files} files)" if name.endswith("/") else ""
         yield f"{store / name.rstrip('/')}{count} is not part of the dataset"
