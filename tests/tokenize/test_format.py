@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,23 @@ def shard_path(tmp_path: Path) -> Path:
     path = tmp_path / "shard-000000.parquet"
     path.write_bytes(parquet_bytes(SPEC.rows_to_table(**make_rows(20))))
     return path
+
+
+def test_the_package_loads_its_public_names_on_use() -> None:
+    script = """
+import sys
+import codeshards
+assert not {"numpy", "pyarrow", "ray", "torch"} & set(sys.modules)
+assert dir(codeshards) == codeshards.__all__
+for name in codeshards.__all__:
+    print(name, getattr(codeshards, name).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert len(found) == 7
+    assert all(name == loaded for name, loaded in found)
+    with pytest.raises(ImportError, match="cannot import name 'shards'"):
+        from codeshards import shards  # noqa: F401
 
 
 # -- the schema --------------------------------------------------------------------------------------------

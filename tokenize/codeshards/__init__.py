@@ -29,3 +29,7 @@ def __getattr__(name: str) -> Any:  # torch and ray are imported when they are u
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
