@@ -303,5 +303,5 @@ def test_manifest_refuses_missing_shards_and_samples() -> None:
         build([dataclasses.replace(good[0], plan_hash="0"), *good[1:]])
     with pytest.raises(ShardError, match="4 samples were planned, but 3 encoded and 0 failures"):
         build([dataclasses.replace(good[0], failures=()), *good[1:]])
-    with pytest.raises(ShardError, match=r"train/99, which the plan does not know"):
+    with pytest.raises(ShardError, match=r"train/99, which is not in the plan"):
         build([*good, dataclasses.replace(good[0], index=99)])
