@@ -134,6 +134,7 @@ def test_shard_of_a_worker_that_ray_ended_is_requeued(tmp_path, error):
 
 UNEQUAL = """
 import json
+from codeshards.config import TokenizeConfig
 from codeshards.format.plan import PlannedShard
 from codeshards.job.scheduler import run_shards
 

@@ -56,6 +56,7 @@ def gone(env: dict[str, str], patience_s: float = 2.0) -> bool:
 DEADLY = """
 import sys, time
 import ray
+from codeshards.config import TokenizeConfig
 from codeshards.format.plan import PlannedShard
 from codeshards.job.scheduler import run_shards
 from runkit.errors import UserError
