@@ -142,7 +142,7 @@ readme: $(READY) ## Put the tables that bench has measured into docs/benchmarks.
 	$(BIN)/python -m priorbench.readme docs/benchmarks.md
 
 faults: $(DEV) ## Kill workers, nodes and drivers of small jobs at random, and compare the bytes (KILLS=)
-	$(BIN)/python -m priorbench.faults --kills $(KILLS) $(SET)
+	KILLS=$(KILLS) $(BIN)/pytest -m slow -s tests/tokenize/test_faults.py
 
 check: lint test ## Lint, types, import contracts, tests
 

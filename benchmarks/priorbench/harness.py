@@ -28,8 +28,8 @@ import torch
 from tqdm import tqdm
 
 from codeprior.speed import measured_flops
-from codeshards.format import atomic_write
-from codeshards.job.session import usable_cores
+from codeshards.format.files import atomic_write
+from runkit.machine import usable_cores
 
 log = logging.getLogger(__name__)
 RESULTS = Path(__file__).parent / "results"

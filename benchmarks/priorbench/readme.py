@@ -61,7 +61,7 @@ def tabulated(path: Path) -> dict[str, Any]:
         KeyError: its figures are of another form, which an earlier version measured.
     """
     report: dict[str, Any] = json.loads(path.read_text())
-    suite = next(name for name in (*SUITES, "faults") if path.name.startswith(f"{name}-"))
+    suite = next(name for name in SUITES if path.name.startswith(f"{name}-"))
     module = importlib.import_module(f"priorbench.{suite.replace('-', '_')}")
     if suite == "scaling":
         table = module.TABLES[path.name.split("-")[1]](report["figures"])

@@ -21,9 +21,9 @@ from codeprior.config import SampleConfig, SequenceSpec, TrainConfig
 from codeprior.model import Prior
 from codeprior.optim import resolve_precision
 from codeprior.sample import ready, sample_sequences
-from codeshards.job.session import ALLOCATOR
 from priorbench import harness, peers
 from priorbench.harness import RESULTS
+from runkit.machine import ALLOCATOR
 
 _SIDE, _CODEBOOK = 16, 1024
 _SIZE = {"n_layer": 12, "n_head": 12, "n_embd": 768}

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from codeshards.job.session import ALLOCATOR, usable_cores
 from imagepriors.reports.figures import png_bytes
 from priorbench import harness
+from runkit.machine import ALLOCATOR, usable_cores
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.model import VQGAN

@@ -19,20 +19,12 @@ from codeprior.config import TrainConfig
 from codeprior.optim import resolve_precision
 from codeprior.speed import measured_flops
 from codeshards.config import TokenizeConfig
-from codeshards.format import (
-    EVENTS_FILE,
-    FileRecord,
-    GridSpec,
-    Manifest,
-    Plan,
-    PlannedShard,
-    ShardSpec,
-    Sidecar,
-    build_plan,
-    sidecar_path,
-    write_shard,
-)
-from codeshards.format.manifest import ShardEntry, SplitEntry
+from codeshards.format import GridSpec, Manifest, Plan, ShardSpec, Sidecar, build_plan
+from codeshards.format.contents import EVENTS_FILE, save_dataset
+from codeshards.format.files import FileRecord
+from codeshards.format.manifest import ShardEntry, SplitEntry, sidecar_path
+from codeshards.format.plan import PlannedShard
+from codeshards.format.shardfile import write_shard
 from codeshards.job.progress import EventLog, read_events
 from codeshards.job.resume import MissingShards, close_job, open_job
 from codeshards.job.scheduler import run_shards
@@ -89,7 +81,10 @@ def plan(folder: Path, samples: int, shards: int) -> dict[str, float]:
             _pretend(shard, made.hash, folder)
     if left := len(timed("resume_s", lambda: open_job(made, folder))):
         raise RuntimeError(f"{left} of {shards} made shards are to be made again")
-    timed("commit_s", lambda: Manifest.build(plan=made, sidecars=close_job(made, folder, 0), spec=_SPEC).save(folder))
+    timed(
+        "commit_s",
+        lambda: save_dataset(Manifest.build(plan=made, sidecars=close_job(made, folder, 0), spec=_SPEC), folder),
+    )
     return {**seconds, "mib": _mib_over(before_gib)}
 
 
@@ -112,8 +107,9 @@ def hand_out(folder: Path, samples: int, shards: int) -> dict[str, float]:
     before_gib = harness.resident_gib("VmRSS")
     missing, log = open_job(plan_of(samples, shards), folder), folder / EVENTS_FILE
     run_shards(
-        missing, lambda shard: shard, _Idle, (), name="scaling", device="cpu", workers=2, threads=1, decode_threads=1,
-        max_attempts=1, shards_at_once=2, events=EventLog(log),
+        missing, lambda shard: shard, _Idle, (), name="scaling", device="cpu",
+        settings=TokenizeConfig(workers=2, threads=1, decode_threads=1, max_attempts=1), shards_at_once=2,
+        events=EventLog(log),
     )  # fmt: skip
     mib, events = _mib_over(before_gib), read_events(log)
     ready_s, done_s = (

@@ -14,19 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from codeshards.format import (
-    ORDER_NAMES,
-    GridSpec,
-    Manifest,
-    OrderName,
-    ShardDataset,
-    ShardFormat,
-    ShardSpec,
-    Sidecar,
-    build_plan,
-    sidecar_path,
-    write_shard,
-)
+from codeshards.format import ORDER_NAMES, GridSpec, Manifest, OrderName, ShardDataset, ShardSpec, Sidecar, build_plan
+from codeshards.format.manifest import sidecar_path
+from codeshards.format.shardfile import ShardFormat, write_shard
 from priorbench import harness
 
 ROWS, _WARM = 16_384, 256

@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codeshards.config import TokenizeConfig
 from codeshards.job.progress import read_events
-from codeshards.job.session import ALLOCATOR, usable_cores
 from priorbench import harness, peers
 from priorbench.train_vqgan import published, random_weights
+from runkit.machine import ALLOCATOR, usable_cores
 from vqgan.checkpoint import load_model, save_model
 from vqgan.compat.diffusers import export_diffusers
 from vqgan.config import TrainConfig
@@ -104,7 +104,7 @@ def bare(work: Path, precision: str) -> dict[str, Any]:
 
 def job(work: Path, precision: str) -> dict[str, Any]:
     """`tokenize` from JPEG files to shards; timed from the end of its first shard, in which its worker warms up."""
-    from codeshards.format import EVENTS_FILE
+    from codeshards.format.contents import EVENTS_FILE
     from codeshards.job.tokenize import tokenize
 
     config = TokenizeConfig(

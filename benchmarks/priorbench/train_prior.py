@@ -25,9 +25,9 @@ from codeprior.model import Prior
 from codeprior.optim import make_optimizer, resolve_precision
 from codeprior.speed import step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
-from codeshards.job.session import ALLOCATOR
 from priorbench import harness, peers
 from priorbench.harness import RESULTS
+from runkit.machine import ALLOCATOR
 from vqgan.config import ModelConfig as VqganConfig
 
 _CODEBOOK = 1024

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from codeshards.job.session import ALLOCATOR
 from priorbench import harness, peers
 from priorbench.harness import RESULTS
+from runkit.machine import ALLOCATOR
 from vqgan.checkpoint import load_model, save_model
 from vqgan.compat.diffusers import export_diffusers
 from vqgan.config import LossConfig, ModelConfig, TrainConfig

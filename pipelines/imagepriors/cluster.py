@@ -1,4 +1,4 @@
-"""Training on a Ray cluster: the trainer of one process, started once per worker by Ray Train."""
+"""Train on a Ray cluster: Ray Train starts the trainer once per worker process."""
 
 import logging
 import os
@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from codeprior.config import TrainConfig as PriorConfig
-from codeshards.format import ShardDataset, ShardError, Where, absolute, read_json
-from codeshards.job.session import connected
-from runkit.errors import user_message
+from codeshards.format import ShardDataset, Where, absolute
+from codeshards.format.files import read_json
+from runkit.errors import UserError, user_message
 from runkit.folders import check_apart
+from runkit.ray_session import connected
 from vqgan.config import Device, TrainConfig
 from vqgan.data import open_splits
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
 
+PACKAGES = ("vqgan", "codeshards", "codeprior", "imagepriors")
+"""Packages that the nodes of a cluster get from this process."""
+
 
 def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
-    """Stage 1 with `workers` processes; returns the run's summary. See :func:`train_on_ray`."""
+    """Train stage 1 with `workers` processes; returns the summary of the run. See :func:`train_on_ray`."""
     _check_workers(workers, config.batch_size)
-    open_splits(dataset, data)  # a wrong path is found here, not on the cluster
+    open_splits(dataset, data)  # raises here, not on the cluster, where the path is wrong
     data, out = data.resolve(), out.resolve()
 
     def worker(device: Device) -> None:
@@ -34,7 +38,7 @@ def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path,
 
 
 def train_prior_on_ray(config: PriorConfig, shards: Where, out: Path, workers: int) -> dict[str, Any]:
-    """Stage 2 with `workers` processes; returns the run's summary. See :func:`train_on_ray`."""
+    """Train stage 2 with `workers` processes; returns the summary of the run. See :func:`train_on_ray`."""
     _check_workers(workers, config.batch_size)
     check_apart(out, shards=shards)
     ShardDataset.open(shards)
@@ -56,25 +60,25 @@ def _check_workers(workers: int, batch_size: int) -> None:
 def train_on_ray(
     worker: Callable[[Device], None], out: Path, workers: int, *, name: str, device: Device
 ) -> dict[str, Any]:
-    """Run `worker` in as many processes of one group, one GPU each where there are GPUs; returns OUT/summary.json.
+    """Run `worker` in a group of processes, with one GPU each where there are GPUs; returns OUT/summary.json.
 
-    It is called with the device that was found: one without a GPU of its own would see, and take, its node's first.
-
-    What the worker reads and writes must be on storage that all nodes share. RAY_ADDRESS names the cluster; without
-    it Ray runs here.
+    `worker` is called with the resolved device, because a process without a GPU of its own would use the first GPU of
+    its node. Its inputs and outputs must be on storage that all nodes share. RAY_ADDRESS names the cluster; without it
+    Ray runs on this machine.
 
     Raises:
-        InputError: there are not enough GPUs for device = "cuda"; a worker died, or raised what a person can mend.
-        ShardError: Ray cannot start, or has died on this machine.
+        InputError: There are not enough GPUs for device = "cuda"; a worker died, or raised an error that a person can
+            fix.
+        UserError: Ray cannot start, or has died on this machine.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
     except ImportError as error:
-        raise InputError(f"--workers needs Ray Train: pip install 'ray[train]' ({error})") from error
+        raise InputError(f"training with workers requires Ray Train: pip install 'ray[train]' ({error})") from error
 
-    with connected(workers + 1) as session:  # one core for Ray Train's controller
+    with connected(workers + 1, PACKAGES) as session:  # one core for the controller of Ray Train
         gpus, cores = (int(sum(node["Resources"].get(kind, 0) for node in session.nodes())) for kind in ("GPU", "CPU"))
         use_gpu = device != "cpu" and gpus >= workers
         if device == "cuda" and not use_gpu:
@@ -94,19 +98,19 @@ def train_on_ray(
         try:
             with session.watched():
                 trainer.fit()
-        except ShardError:
+        except UserError:
             raise
         except Exception as error:
             if (reason := _reason(error)) is None:
-                raise  # a bug: keep its traceback
+                raise  # a bug keeps its traceback
             raise InputError(f"training on {workers} Ray workers failed: {reason}") from error
     return read_json(out / "summary.json")
 
 
 def _reason(error: Exception) -> str | None:
-    """What a person can do about a training that failed; None for a bug.
+    """The message of a failed training; None for a bug.
 
-    Where one worker fails the others fail with it, for they wait for each other: any of them may say why.
+    Where one worker fails the others fail too, because they wait for each other: any of them may have the reason.
     """
     from ray.exceptions import RayActorError
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from codeprior.checkpoint import CONFIG, SUMMARY, WEIGHTS, RunConfig
 from codeprior.compat import prior_from_mingpt
 from codeprior.config import ConditionSpec, SequenceSpec, TrainConfig
-from codeshards.format import ORDER_NAMES, OrderName, atomic_write_json, order
+from codeshards.format import ORDER_NAMES, OrderName, order
+from codeshards.format.files import atomic_write_json
 from runkit.folders import check_apart
 from runkit.tensors import save_tensors
 from vqgan.checkpoint import fingerprint

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from codeprior.config import SequenceSpec, TrainConfig
 from codeprior.data import Batch, random_bits
-from codeshards.format import NO_LABEL
+from codeshards.format.schema import NO_LABEL
 
 _HIDE, _PERMUTE, _KEYS, _REPLACE, _CODES = 11, 12, 13, 14, 15  # a stream of random numbers for each purpose
 

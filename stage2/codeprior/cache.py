@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from codeprior.config import PriorError
-from codeshards.format import ShardDataset, WriteError, atomic_write
+from codeshards.format import ShardDataset, WriteError
+from codeshards.format.files import atomic_write
 from runkit.files import TEMP_MARK, temp_beside
 from runkit.retries import patient
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
 from codeprior.distributed import placed_like
 from codeprior.model import Prior
-from codeshards.format import atomic_write, atomic_write_json
+from codeshards.format.files import atomic_write, atomic_write_json
 from runkit import checkpoints as stored
 from runkit.checkpoints import (
     FILES,

@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
 
-from codeshards.format import CONDITION_NAMES, MAX_CODEBOOK_SIZE, OrderName, ShardError, ShardSpec, order
+from codeshards.format import CONDITION_NAMES, OrderName, ShardError, ShardSpec, order
 from codeshards.format.orders import Permutation
+from codeshards.format.schema import MAX_CODEBOOK_SIZE
 from runkit.configs import check_fields
 
 CONDITIONS = ("class", *CONDITION_NAMES)

@@ -34,7 +34,8 @@ from codeprior.optim import (
     resolve_precision,
 )
 from codeprior.stream import StreamBatches
-from codeshards.format import ShardDataset, atomic_write_json
+from codeshards.format import ShardDataset
+from codeshards.format.files import atomic_write_json
 from runkit.checkpoints import TENSORS, DamagedError, check_shapes, read_tensors, read_values
 from runkit.tensors import save_tensors
 

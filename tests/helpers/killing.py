@@ -1,4 +1,4 @@
-"""Kill a process, or fill its disk, at the n-th operation on the files of a folder, whatever code makes it."""
+"""Kill a process, or fill its disk, at the n-th operation on the files of a folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _watched(folder: str, at: int, found: Any, work: Callable[..., Any], argumen
     def count(path: str) -> None:
         if path.startswith(folder):
             found.value += 1
-            if found.value == at:  # the operation is about to be made
+            if found.value == at:  # before the operation is made
                 os.kill(os.getpid(), signal.SIGKILL)
 
     _on_change(count, _CHANGES)
@@ -53,31 +53,31 @@ def _watched(folder: str, at: int, found: Any, work: Callable[..., Any], argumen
 
 
 class _Disk:
-    """A disk that is full from the `at`-th operation on files of a folder, or at that one only."""
+    """A disk that is full from the `at`-th operation on files of a folder, or only at that one."""
 
-    def __init__(self, folder: str, at: int, stays: bool, found: Any) -> None:
-        self.folder, self.at, self.stays, self.found = folder, at, stays, found
+    def __init__(self, folder: str, at: int, persistent: bool, found: Any) -> None:
+        self.folder, self.at, self.persistent, self.found = folder, at, persistent, found
         self.lock = threading.Lock()
 
     def use(self, path: str) -> None:
         """Count an operation that needs space.
 
         Raises:
-            OSError: the disk, or every second time the user's share of it, is full.
+            OSError: The disk is full, or at every second operation the quota is exceeded.
         """
         if not path.startswith(self.folder):
             return
         with self.lock:
             self.found.value += 1
             now = self.found.value
-        if 0 < self.at == now or (self.stays and 0 < self.at <= now):
+        if 0 < self.at == now or (self.persistent and 0 < self.at <= now):
             number = (errno.ENOSPC, errno.EDQUOT)[self.at % 2]
             raise OSError(number, os.strerror(number), path)
 
 
 def _file_class(disk: _Disk) -> type[io.FileIO]:
     class File(io.FileIO):
-        """A file on that disk, which takes half of what is written when it gets full."""
+        """A file on that disk; the write that fills the disk is cut in half."""
 
         path, wrote, full = "", False, None
 
@@ -110,7 +110,9 @@ def _file_class(disk: _Disk) -> type[io.FileIO]:
     return File
 
 
-def _fill(folder: str, at: int, stays: bool, found: Any, argv: list[str], log: str, setting: dict[str, str]) -> None:
+def _fill(
+    folder: str, at: int, persistent: bool, found: Any, argv: list[str], log: str, setting: dict[str, str]
+) -> None:
     import torch
 
     from imagepriors.cli import main
@@ -120,7 +122,7 @@ def _fill(folder: str, at: int, stays: bool, found: Any, argv: list[str], log: s
     with _open(log, "wb") as file:
         os.dup2(file.fileno(), 2)
         os.dup2(file.fileno(), 1)
-    disk = _Disk(folder, at, stays, found)
+    disk = _Disk(folder, at, persistent, found)
     file_class = _file_class(disk)
 
     def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **options: Any) -> Any:
@@ -165,7 +167,7 @@ def killed_at(at: int, folder: Path, work: Callable[..., Any], *arguments: Any) 
     """Run `work` in a process that kills itself before the `at`-th operation on files in `folder`, 0: never.
 
     Returns:
-        Operations that were counted.
+        Number of operations.
     """
     found = _counter()
     code = _run(_watched, str(folder), at, found, work, arguments)
@@ -174,29 +176,29 @@ def killed_at(at: int, folder: Path, work: Callable[..., Any], *arguments: Any) 
 
 
 class Ended(NamedTuple):
-    """How a command has ended."""
+    """Result of a command."""
 
     code: int
-    """Its exit code."""
+    """Exit code."""
     said: str
-    """What it wrote to its streams."""
+    """Output on both streams."""
     operations: int
-    """Operations that need space."""
+    """Number of operations that require space."""
 
 
-def full_disk_at(at: int, folder: Path, stays: bool, argv: Sequence[str], **setting: str) -> Ended:
+def full_disk_at(at: int, folder: Path, persistent: bool, argv: Sequence[str], **setting: str) -> Ended:
     """Run a command line in a process whose disk is full at the `at`-th operation on files in `folder`, 0: never.
 
-    Operations are: opening a file for writing, a write, a flush to the disk, closing what was written, a new folder,
-    and a new name. What is freed needs no space.
+    Operations are: opening a file for writing, a write, a flush to the disk, closing a written file, a new folder, and
+    a new name. Deleting requires no space.
 
     Args:
-        at: Number of the operation.
+        at: Index of the operation, from 1.
         folder: The folder.
-        stays: Whether the disk is full from then on, else at that operation only.
-        argv: Words of the command line.
+        persistent: Whether the disk stays full, else only that operation fails.
+        argv: Arguments of the command line.
         setting: Environment variables.
     """
     found, log = _counter(), folder.with_name(f"{folder.name}.log")
-    code = _run(_fill, str(folder), at, stays, found, list(argv), str(log), setting)
+    code = _run(_fill, str(folder), at, persistent, found, list(argv), str(log), setting)
     return Ended(code, log.read_text(), int(found.value))

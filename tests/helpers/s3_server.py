@@ -1,4 +1,4 @@
-"""An S3 server that can be told to fail."""
+"""An S3 server that can be made to fail."""
 
 from __future__ import annotations
 

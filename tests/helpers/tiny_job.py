@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import MANIFEST_FILE, sha256_file
+from codeshards.format.files import sha256_file
+from codeshards.format.manifest import MANIFEST_FILE
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.model import VQGAN
@@ -50,7 +51,7 @@ def words(data: Path, tokenizer: Path, out: Path) -> list[str]:
 
 def command(data: Path, tokenizer: Path, out: Path) -> list[str]:
     """The job as a process."""
-    return [sys.executable, "-m", "imagepriors.cli", *words(data, tokenizer, out)]
+    return [sys.executable, "-m", "imagepriors", *words(data, tokenizer, out)]
 
 
 def hashes(out: Path) -> dict[str, str]:

@@ -6,24 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from codeshards.format import (
-    Failure,
-    GridSpec,
-    Manifest,
-    ShardFormat,
-    ShardSpec,
-    Sidecar,
-    Where,
-    build_plan,
-    file_record,
-    open_store,
-    read_sealed_json,
-    save_or_match,
-    shard_is_done,
-    sidecar_path,
-    write_sealed_json,
-    write_shard,
-)
+from codeshards.format import Failure, GridSpec, Manifest, ShardSpec, Sidecar, Where, build_plan, open_store
+from codeshards.format.contents import save_dataset, save_or_match
+from codeshards.format.files import file_record, read_sealed_json, write_sealed_json
+from codeshards.format.manifest import shard_is_done, sidecar_path
+from codeshards.format.shardfile import ShardFormat, write_shard
 
 SPEC = ShardSpec(
     image=GridSpec(height=4, width=4, codebook_size=50, fingerprint="image-tokenizer"),
@@ -90,13 +77,14 @@ def make_dataset(
         sidecar.save(sidecar_path(folder, shard))
         assert shard_is_done(folder, plan.hash, shard, check_hash=True)
         sidecars.append(sidecar)
-    Manifest.build(
+    manifest = Manifest.build(
         plan=plan,
         sidecars=sidecars,
         spec=spec,
         class_names=["cat", "dog", "owl"],
         tokenizer={"folder": "tokenizer", "fingerprint": spec.image.fingerprint},
-    ).save(folder)
+    )
+    save_dataset(manifest, folder)
     return {split: pick(content[split], np.concatenate(parts)) for split, parts in planned.items()}
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
-from codeshards.format import sha256_file
+from codeshards.format.files import sha256_file
 from imagepriors.cli import main
 from vqgan.data import open_splits
 from vqgan.data.conditions import read_depth

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torchvision.models import get_model_weights
 from torchvision.models.segmentation import deeplabv3_resnet50
 
-from codeshards.format import PlannedShard, Sidecar
+from codeshards.format import Sidecar
+from codeshards.format.plan import PlannedShard
 from codeshards.job.encode import ShardTask
 from imagepriors.annotate.job import annotate_shard
 from imagepriors.annotate.maptree import MapTree, encode_map

@@ -9,17 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from codeshards.format import (
-    GridSpec,
-    Manifest,
-    ShardDataset,
-    ShardSpec,
-    Sidecar,
-    build_plan,
-    row_key,
-    sidecar_path,
-    write_shard,
-)
+from codeshards.format import GridSpec, Manifest, ShardDataset, ShardSpec, Sidecar, build_plan
+from codeshards.format.manifest import sidecar_path
+from codeshards.format.schema import row_key
+from codeshards.format.shardfile import write_shard
 
 CLASSES = 4
 IMAGE = GridSpec(height=4, width=4, codebook_size=16, fingerprint="image-tokenizer")

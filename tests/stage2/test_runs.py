@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from codeprior.checkpoint import load_prior
 from codeprior.config import ModelConfig, PriorError, SampleConfig, SequenceSpec, TrainConfig
 from codeprior.train import train_prior
-from codeshards.format import ShardDataset, sha256_file
+from codeshards.format import ShardDataset
+from codeshards.format.files import sha256_file
 from runkit.checkpoints import checkpoints
 from runkit.folders import held
 

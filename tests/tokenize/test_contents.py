@@ -1,4 +1,4 @@
-"""What a job may begin in, what may be deleted with a dataset, and where names from its files may lead."""
+"""Where a job may start, what is deleted with a dataset, and which paths the names in its files may form."""
 
 from __future__ import annotations
 
@@ -14,19 +14,13 @@ from hypothesis import strategies as st
 from tiny_job import CONFIG
 from tiny_shards import make_dataset
 
-from codeshards.format import (
-    Manifest,
-    ShardError,
-    Sidecar,
-    delete_dataset,
-    load_plan,
-    open_store,
-    save_or_match,
-    sidecar_path,
-)
+from codeshards.format import Manifest, ShardError, Sidecar, load_plan, open_store
+from codeshards.format.contents import delete_dataset, save_dataset, save_or_match
 from codeshards.format.files import write_sealed_json
+from codeshards.format.manifest import sidecar_path
 from codeshards.job.tokenize import tokenize
-from codeshards.tools.toolbox import convert, merge
+from codeshards.tools.convert import convert
+from codeshards.tools.merge import merge
 from imagepriors.cli import main
 from runkit.errors import UserError
 
@@ -39,7 +33,7 @@ def world(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished dataset, read-only by agreement."""
+    """A finished dataset, which tests must not change."""
     folder = tmp_path_factory.mktemp("finished") / "shards"
     make_dataset(folder, formats=["parquet", "webdataset"])
     return folder
@@ -65,8 +59,8 @@ _NAMES = st.lists(_PARTS, min_size=1, max_size=3).map("/".join)
 
 @settings(max_examples=60)
 @given(foreign=st.dictionaries(_NAMES, st.binary(max_size=3), max_size=3))
-def test_a_deletion_takes_the_dataset_alone_or_nothing(finished, tmp_path_factory, foreign):
-    """Whatever else is in the folder, under whatever name, it stays, and then the dataset stays as well."""
+def test_deletion_removes_only_the_dataset_or_nothing(finished, tmp_path_factory, foreign):
+    """Any other file in the folder is kept, and then the dataset is kept too."""
     outside = tmp_path_factory.mktemp("world")
     shutil.copytree(finished, outside / "shards")
     (outside / "thesis.txt").write_text("years of work")
@@ -89,7 +83,7 @@ def test_a_deletion_takes_the_dataset_alone_or_nothing(finished, tmp_path_factor
         assert world(outside) == before
 
 
-def test_what_was_changed_since_is_not_deleted(finished, tmp_path):
+def test_changed_files_are_not_deleted(finished, tmp_path):
     for number, name in enumerate(sorted(world(finished))):
         folder = tmp_path / str(number)
         shutil.copytree(finished, folder)
@@ -101,7 +95,7 @@ def test_what_was_changed_since_is_not_deleted(finished, tmp_path):
         assert world(folder) == before, name
 
 
-def test_a_deletion_that_was_killed_can_be_repeated(finished, tmp_path, monkeypatch):
+def test_killed_deletion_can_be_repeated(finished, tmp_path, monkeypatch):
     store = type(open_store(tmp_path))
     delete = store.delete
     for left in range(len(world(finished))):
@@ -125,7 +119,7 @@ def test_a_deletion_that_was_killed_can_be_repeated(finished, tmp_path, monkeypa
         assert save_or_match(load_plan(finished), folder) is False
 
 
-def test_a_dataset_in_an_object_store_is_deleted_by_its_records_too(s3):
+def test_dataset_in_an_object_store_is_deleted_by_its_records(s3):
     make_dataset("s3://bucket/shards")
     (open_store("s3://bucket") / "shards/notes.txt").write_bytes(b"mine")
     with pytest.raises(ShardError, match=r"notes\.txt.*Nothing was deleted"):
@@ -136,7 +130,7 @@ def test_a_dataset_in_an_object_store_is_deleted_by_its_records_too(s3):
     assert open_store("s3://bucket").files() == ["neighbour"]
 
 
-def test_a_plan_that_was_lost_is_written_again(finished, tmp_path):
+def test_lost_plan_is_written_again(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "d")
     plan = load_plan(finished)
     for damage in (Path.unlink, lambda path: path.write_bytes(b"\0" * 40)):
@@ -190,8 +184,8 @@ _HOSTILE = (
 
 @settings(max_examples=60)
 @given(where=st.sampled_from(["tokenizer", "condition", "split", "shard", "data file", "file"]), name=_HOSTILE)
-def test_names_in_a_manifest_lead_nowhere(finished, tmp_path_factory, where, name):
-    """A hostile manifest, sealed as ours are: nothing outside the output is written, whatever its names."""
+def test_names_in_a_manifest_cannot_leave_the_folder(finished, tmp_path_factory, where, name):
+    """A hostile manifest with a valid hash: nothing is written outside the output."""
     outside = tmp_path_factory.mktemp("world")
     shutil.copytree(finished, outside / "download" / "shards")
     for folder in ("download", "home"):
@@ -209,7 +203,7 @@ def test_names_in_a_manifest_lead_nowhere(finished, tmp_path_factory, where, nam
     assert world(outside) == before
 
 
-def test_names_in_sidecars_and_plans_lead_nowhere(finished, tmp_path):
+def test_names_in_sidecars_and_plans_cannot_leave_the_folder(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "d")
     shard = load_plan(finished).shards[0]
     path = sidecar_path(tmp_path / "d", shard)
@@ -226,7 +220,7 @@ def test_names_in_sidecars_and_plans_lead_nowhere(finished, tmp_path):
         load_plan(tmp_path / "d")
 
 
-def test_objects_whose_names_are_no_paths_are_refused(s3, tmp_path):
+def test_objects_with_invalid_names_are_refused(s3, tmp_path):
     import boto3
 
     boto3.resource("s3").Bucket("bucket").put_object(Key="d/tokenizer/../../x", Body=b"hostile")
@@ -239,11 +233,11 @@ def test_an_edited_card_is_kept(tmp_path):
     manifest = Manifest.load(tmp_path / "d")
     card = tmp_path / "d" / "README.md"
     made = card.read_bytes()
-    manifest.save(tmp_path / "d")
+    save_dataset(manifest, tmp_path / "d")
     assert card.read_bytes() == made
     card.write_bytes(made.replace(b"# Discrete image tokens", b"# My tokens"))
     edited = card.read_bytes()
-    manifest.save(tmp_path / "d")
+    save_dataset(manifest, tmp_path / "d")
     assert card.read_bytes() == edited
     assert Manifest.load(tmp_path / "d").files["README.md"].bytes == len(edited)
 
@@ -262,7 +256,7 @@ def test_a_job_never_writes_into_its_inputs(data, tokenizer, tmp_path, out, over
     assert world(tmp_path) == before
 
 
-def test_shards_are_never_mixed_into_a_folder_of_something_else(data, tokenizer, finished, tmp_path, capsys):
+def test_shards_are_never_written_into_a_folder_with_other_files(data, tokenizer, finished, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "photos")
     before = world(tmp_path)
     into = ["--out", str(tmp_path / "photos")]

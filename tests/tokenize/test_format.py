@@ -1,8 +1,10 @@
-"""Schema, Parquet shards, files and reader, also seen by tools that know nothing of this package."""
+"""Schema, Parquet shards, files and reader, also read by tools outside this package."""
 
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,28 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_shards import SPEC, make_dataset, make_rows, pick, reseal
 
-from codeshards.format import (
-    METADATA_KEY,
-    ORDER_NAMES,
+from codeshards.format import ORDER_NAMES, GridSpec, OrderName, ShardDataset, ShardError, ShardSpec, inverse, order
+from codeshards.format.files import (
     FileRecord,
-    GridSpec,
-    OrderName,
-    PlannedShard,
-    ShardDataset,
-    ShardError,
-    ShardFormat,
-    ShardSpec,
     atomic_write,
     atomic_write_json,
-    check_key,
-    inverse,
-    order,
     read_json,
     remove_stale_temps,
     sha256_file,
-    write_shard,
 )
 from codeshards.format.parquet import group_rows, parquet_bytes
+from codeshards.format.plan import PlannedShard
+from codeshards.format.schema import METADATA_KEY, check_key
+from codeshards.format.shardfile import ShardFormat, write_shard
 
 SHARD = PlannedShard(split="train", index=0, start=0, stop=50)
 
@@ -47,6 +40,23 @@ def shard_path(tmp_path: Path) -> Path:
     path = tmp_path / "shard-000000.parquet"
     path.write_bytes(parquet_bytes(SPEC.rows_to_table(**make_rows(20))))
     return path
+
+
+def test_the_package_loads_its_public_names_on_use() -> None:
+    script = """
+import sys
+import codeshards
+assert not {"numpy", "pyarrow", "ray", "torch"} & set(sys.modules)
+assert dir(codeshards) == codeshards.__all__
+for name in codeshards.__all__:
+    print(name, getattr(codeshards, name).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert len(found) == 7
+    assert all(name == loaded for name, loaded in found)
+    with pytest.raises(ImportError, match="cannot import name 'shards'"):
+        from codeshards import shards  # noqa: F401
 
 
 # -- the schema --------------------------------------------------------------------------------------------
@@ -64,7 +74,7 @@ def test_columns_are_the_contract() -> None:
     assert tuple(schema.names) == SPEC.column_names
 
 
-def test_metadata_explains_the_shard(shard_path: Path) -> None:
+def test_metadata_describes_the_shard(shard_path: Path) -> None:
     metadata = json.loads(pq.read_schema(shard_path).metadata[METADATA_KEY])
     assert metadata["format_version"] == 1
     assert metadata["image"] == {
@@ -80,7 +90,7 @@ def test_metadata_explains_the_shard(shard_path: Path) -> None:
     assert ShardSpec.from_schema(pq.read_schema(shard_path)) == SPEC
 
 
-def test_spec_survives_json() -> None:
+def test_spec_equals_its_json_round_trip() -> None:
     text = json.dumps(SPEC.to_json())
     assert ShardSpec.from_json(json.loads(text)) == SPEC
 
@@ -148,12 +158,12 @@ def test_rows_that_do_not_fit_are_refused(change: Callable[[dict[str, Any]], Non
         (lambda g: ShardSpec(image=g, conditions={"sound": g}), "unknown condition 'sound'.*segmentation"),
     ],
 )
-def test_specs_that_cannot_be_are_refused(make: Callable[[GridSpec], Any], message: str) -> None:
+def test_invalid_specs_are_refused(make: Callable[[GridSpec], Any], message: str) -> None:
     with pytest.raises(ShardError, match=message):
         make(SPEC.image)
 
 
-def test_undefined_order_is_refused_with_the_orders_that_would_do() -> None:
+def test_undefined_order_is_refused_with_the_defined_orders() -> None:
     grid = GridSpec(height=6, width=6, codebook_size=5, fingerprint="f")
     with pytest.raises(ShardError, match=r"'subsample' is undefined.*row_major, spiral_out, zcurve, alternate"):
         ShardSpec(image=grid)
@@ -181,7 +191,7 @@ def test_foreign_and_changed_schemas_are_refused() -> None:
 
 
 @given(st.text(max_size=6))
-def test_allowed_keys_make_names_that_webdataset_splits_back(key: str) -> None:
+def test_webdataset_recovers_allowed_keys(key: str) -> None:
     try:
         check_key(key)
     except ShardError:
@@ -236,7 +246,7 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     assert all(other[name].sha256 != record.sha256 for name, record in records[0].items())
 
 
-def test_shards_are_dictionary_coded_zstd_in_several_row_groups(tmp_path: Path) -> None:
+def test_shards_are_dictionary_encoded_zstd_in_several_row_groups(tmp_path: Path) -> None:
     grid = GridSpec(height=1, width=2, codebook_size=9, fingerprint="f")
     spec = ShardSpec(image=grid, orders=("row_major",))
     count = 5000
@@ -298,7 +308,7 @@ def test_stale_temps_are_removed_and_nothing_else(tmp_path: Path) -> None:
     assert not stale.exists()
 
 
-def test_json_is_sorted_and_readable_back(tmp_path: Path) -> None:
+def test_json_is_sorted_and_equals_its_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     atomic_write_json(path, {"b": 1, "a": "é"})
     assert path.read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'
@@ -318,7 +328,7 @@ def test_json_is_sorted_and_readable_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("formats", [("parquet",), ("webdataset",), ("parquet", "webdataset")])
 @pytest.mark.parametrize("batch_rows", [1, 3, 8192])
-def test_reader_gives_back_what_was_written(tmp_path: Path, batch_rows: int, formats: tuple[ShardFormat, ...]) -> None:
+def test_dataset_reads_what_was_written(tmp_path: Path, batch_rows: int, formats: tuple[ShardFormat, ...]) -> None:
     content = make_dataset(tmp_path, formats=formats)
     dataset = ShardDataset.open(tmp_path)
     assert dataset.spec == SPEC
@@ -367,7 +377,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     assert a != c
 
 
-def test_licence_card_and_class_names_are_no_part_of_the_fingerprint(tmp_path: Path) -> None:
+def test_fingerprint_ignores_licence_card_and_class_names(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     before, earlier = ShardDataset.open(tmp_path), sha256_file(tmp_path / "dataset.json")
     (tmp_path / "README.md").write_text("my own words")
@@ -378,7 +388,7 @@ def test_licence_card_and_class_names_are_no_part_of_the_fingerprint(tmp_path: P
     assert sha256_file(tmp_path / "dataset.json") != earlier
 
 
-def test_a_stored_fingerprint_of_the_earlier_rule_is_kept(tmp_path: Path) -> None:
+def test_stored_fingerprint_of_the_earlier_rule_is_kept(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     current, earlier = ShardDataset.open(tmp_path).fingerprint, sha256_file(tmp_path / "dataset.json")
     known = ShardDataset.open(tmp_path, known=earlier)
@@ -420,7 +430,7 @@ def flip_a_byte(path: Path) -> None:
     ],
 )
 def test_bad_shards_are_named(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:
-    """By their hash, and where that was mended too by what they hold."""
+    """By their hash, or where the hash was replaced too, by their content."""
     make_dataset(tmp_path)
     path = tmp_path / "train" / "shard-000001.parquet"
     harm(path)

@@ -1,4 +1,4 @@
-"""Tokenizers' geometry in the job: codes, plan, and what is refused before the work."""
+"""Geometry of the tokenizers in the job: codes, plan, and refusals before the work starts."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from tiny_job import CONFIG, MODEL
 
-from codeshards.format import GridSpec, PlannedShard, ShardDataset, ShardError, ShardSpec, load_plan
+from codeshards.format import GridSpec, ShardDataset, ShardError, ShardSpec, load_plan
+from codeshards.format.plan import PlannedShard
 from codeshards.job.encode import ShardTask, encode_shard
 from codeshards.job.tokenize import tokenize
 from vqgan.checkpoint import save_model
@@ -49,7 +50,7 @@ def tall(tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def test_codes_are_those_of_padded_views_and_the_plan_says_so(local_ray_cores, tall, tmp_path):
+def test_codes_are_those_of_padded_views_and_the_plan_records_it(local_ray_cores, tall, tmp_path):
     folders = {"image": write_tokenizer(tmp_path / "t", geometry="pad")}
     folders["depth"] = write_tokenizer(tmp_path / "d", geometry="pad", modality="depth")
     out = tmp_path / "o"
@@ -70,12 +71,12 @@ def test_codes_are_those_of_padded_views_and_the_plan_says_so(local_ray_cores, t
         np.testing.assert_array_equal(batch[column], encoder.encode(pictures).reshape(4, -1))
 
 
-def test_the_plan_of_a_crop_is_what_it_was(undisturbed):
+def test_plan_of_a_crop_is_unchanged(undisturbed):
     settings = json.loads((undisturbed / "plan.json").read_text())["plan"]["settings"]
     assert not {"geometry", "depth"} & settings.keys()
 
 
-def test_tokenizers_of_two_geometries_are_refused(tall, tmp_path):
+def test_tokenizers_of_different_geometries_are_refused(tall, tmp_path):
     folders = {"image": write_tokenizer(tmp_path / "t")}
     folders["depth"] = write_tokenizer(tmp_path / "d", geometry="stretch", modality="depth")
     with pytest.raises(ShardError, match=r"'depth' and 'image' differ in geometry \(stretch and crop\)"):
@@ -93,7 +94,7 @@ def test_mirrors_of_drawn_poses_are_refused_before_the_work(tall, tmp_path):
 
 
 def test_keypoints_are_mirrored(tmp_path):
-    """DeepFashion's layout: of the padded photos both views have codes, and those of the poses differ."""
+    """Layout of DeepFashion: both views of the padded photos have codes, and those of the poses differ."""
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
         Image.new("RGB", (22, 32), "grey").save(tmp_path / split / "a.png")

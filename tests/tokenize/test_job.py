@@ -1,4 +1,4 @@
-"""The tokenize job: bytes depend on the plan alone, whatever dies; bad samples are named; misfits are refused."""
+"""The tokenize job: bytes depend on the plan alone, whatever dies; bad samples are named; wrong inputs are refused."""
 
 import hashlib
 import json
@@ -16,22 +16,15 @@ import pytest
 from tiny_job import CONFIG, hashes
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import (
-    MANIFEST_FILE,
-    GridSpec,
-    Manifest,
-    PlannedShard,
-    ShardDataset,
-    ShardError,
-    ShardSpec,
-    load_plan,
-    open_store,
-    save_or_match,
-    sha256_file,
-)
+from codeshards.format import GridSpec, Manifest, ShardDataset, ShardError, ShardSpec, load_plan, open_store
+from codeshards.format.contents import save_or_match
+from codeshards.format.files import sha256_file
+from codeshards.format.manifest import MANIFEST_FILE
+from codeshards.format.plan import PlannedShard
 from codeshards.job.encode import ShardTask, encode_shard
+from codeshards.job.resume import Arrivals
 from codeshards.job.scheduler import run_shards
-from codeshards.job.tokenize import _Arrivals, tokenize
+from codeshards.job.tokenize import tokenize
 from codeshards.tools.verify import verify
 from imagepriors.decode.samples import load_shard_tokenizer
 from vqgan.checkpoint import architecture_of, fingerprint, load_config, save_model
@@ -57,7 +50,7 @@ def test_shards_hold_the_tokenizers_codes_in_every_order(data, tokenizer, undist
     assert batch["label"].tolist() == [item.label for item in split.items]
 
 
-def test_a_licence_can_be_named_afterwards(local_ray_cores, data, tokenizer, undisturbed, tmp_path):
+def test_licence_can_be_added_later(local_ray_cores, data, tokenizer, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "o")
     where = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": tmp_path / "o"}
     assert tokenize(replace(CONFIG, license="cc-by-4.0"), **where).license == "cc-by-4.0"
@@ -66,8 +59,8 @@ def test_a_licence_can_be_named_afterwards(local_ray_cores, data, tokenizer, und
     assert sorted(hashes(tmp_path / "o")) == sorted(hashes(undisturbed))
 
 
-def test_a_job_planned_under_an_earlier_fingerprint_is_resumed(data, tokenizer, undisturbed, tmp_path):
-    """The file's bytes were hashed then, with the sha256 that they carry."""
+def test_job_planned_with_an_earlier_fingerprint_is_resumed(data, tokenizer, undisturbed, tmp_path):
+    """Earlier versions hashed the bytes of the file, including the sha256 in it."""
     architecture = architecture_of(load_config(tokenizer).model)
     content = architecture + (tokenizer / "model.safetensors").read_bytes()
     earlier = hashlib.sha256(content).hexdigest()[:16]
@@ -89,8 +82,8 @@ def test_two_workers_give_the_same_bytes(data, tokenizer, undisturbed, tmp_path)
     assert hashes(tmp_path / "o") == hashes(undisturbed)
 
 
-def test_half_files_of_the_dead_are_gone_when_a_job_succeeds(data, tokenizer, undisturbed, tmp_path, monkeypatch):
-    """A driver died copying a tokenizer; then a worker dies in mid-write, and another makes its shard."""
+def test_temporary_files_of_killed_processes_are_removed(data, tokenizer, undisturbed, tmp_path, monkeypatch):
+    """A driver died while copying a tokenizer; then a worker dies while writing, and another makes its shard."""
     out = tmp_path / "o"
     (out / "tokenizer").mkdir(parents=True)
     (out / "tokenizer" / ".model.safetensors.tmp-1-dead").write_bytes(b"half")
@@ -133,8 +126,8 @@ def test_killed_driver_then_resumed_gives_the_same_bytes(data, tokenizer, undist
     assert not list((tmp_path / "o").rglob("*.tmp-*"))
 
 
-def test_dead_worker_costs_nothing_but_time(data, tokenizer, undisturbed, tmp_path):
-    """The first worker that finds the marker missing dies as by the kernel's out-of-memory killer."""
+def test_killed_worker_does_not_change_the_bytes(data, tokenizer, undisturbed, tmp_path):
+    """The first worker that finds no marker dies as if killed by the kernel's out-of-memory killer."""
     script = tmp_path / "job.py"
     script.write_text(
         "import os, pathlib\nimport codeshards.job.tokenize as job\nfrom codeshards.config import TokenizeConfig\n"
@@ -166,7 +159,7 @@ def test_finished_job_returns_at_once_and_a_lost_shard_is_made_again(data, token
     assert hashes(undisturbed) == before
 
 
-def test_changed_plan_is_refused_with_what_changed(data, tokenizer, undisturbed):
+def test_changed_plan_is_refused_with_the_differences(data, tokenizer, undisturbed):
     config = TokenizeConfig(shard_rows=16, batch_size=4, threads=1)
     with pytest.raises(ShardError, match="shard_rows: 8 → 16"):
         tokenize(config, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=undisturbed)
@@ -174,7 +167,7 @@ def test_changed_plan_is_refused_with_what_changed(data, tokenizer, undisturbed)
 
 def test_missing_condition_and_wrong_modality_are_refused(data, tokenizer, tmp_path):
     both = {"image": tokenizer, "segmentation": tokenizer}
-    with pytest.raises(ShardError, match="encodes rgb, wanted segmentation"):
+    with pytest.raises(ShardError, match="encodes rgb, expected segmentation"):
         tokenize(CONFIG, dataset="folder", data=data, tokenizers=both, out=tmp_path / "o")
     model = ModelConfig(modality="depth", resolution=32, ch=32, ch_mult=(1, 1, 1), codebook_size=64)
     save_model(tmp_path / "depth", TrainConfig(model=model), VQGAN(model))
@@ -183,7 +176,7 @@ def test_missing_condition_and_wrong_modality_are_refused(data, tokenizer, tmp_p
         tokenize(CONFIG, dataset="folder", data=data, tokenizers=both, out=tmp_path / "o")
 
 
-def test_bad_sample_costs_its_own_row_and_is_named(data, tokenizer, tmp_path):
+def test_bad_sample_costs_one_row_and_is_named(data, tokenizer, tmp_path):
     items = open_splits("folder", data)["val"].items
     with items[1].image.open() as file:
         (tmp_path / "broken.png").write_bytes(file.read()[:60])
@@ -199,7 +192,7 @@ def test_bad_sample_costs_its_own_row_and_is_named(data, tokenizer, tmp_path):
     assert json.loads((tmp_path / "val" / "shard-000000.json").read_text())["failures"][0]["key"] == "broken"
 
 
-def test_too_many_failures_stop_the_dataset_from_being_finished(data, tokenizer, tmp_path):
+def test_dataset_with_too_many_failures_is_not_finished(data, tokenizer, tmp_path):
     import shutil
 
     shutil.copytree(data, tmp_path / "data")
@@ -217,16 +210,16 @@ def test_too_many_failures_stop_the_dataset_from_being_finished(data, tokenizer,
         assert Manifest.load(tmp_path / "o").splits == manifest.splits
 
 
-def test_shards_that_never_come_into_sight_end_the_job(tmp_path):
+def test_shards_that_never_become_visible_end_the_job(tmp_path):
     shards = [PlannedShard(split="val", index=index, start=0, stop=1) for index in range(3)]
-    arrivals = _Arrivals(open_store(tmp_path), patience_s=0.0)
+    arrivals = Arrivals(open_store(tmp_path), timeout_s=0.0)
     (tmp_path / "val").mkdir()
     (tmp_path / "val/shard-000000.json").write_text("{}")
     arrivals.expect(shards[0])
     with pytest.raises(ShardError, match=r"val/shard-000001 was made .* nodes must share that folder"):
         arrivals.expect(shards[1])
-    _Arrivals(open_store(tmp_path)).expect(shards[2])  # a network file system may show it later
-    _Arrivals(open_store("s3://bucket/o"), patience_s=0.0).expect(shards[2])
+    Arrivals(open_store(tmp_path)).expect(shards[2])  # a network file system may show it later
+    Arrivals(open_store("s3://bucket/o"), timeout_s=0.0).expect(shards[2])
 
 
 @pytest.mark.parametrize(
@@ -260,7 +253,7 @@ def test_bad_settings_name_field_and_value(field, value):
 
 
 def test_the_job_writes_to_an_object_store_and_resumes_there(s3, data, tokenizer, undisturbed):
-    """Under a server that refuses some shards the job ends with what is wrong; then it goes on."""
+    """While the server refuses some shards the job fails with a message; then it resumes."""
     arguments = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": "s3://bucket/o"}
     s3.fails = lambda environ: environ["REQUEST_METHOD"] != "GET" and "train/shard-000003.parq" in environ["PATH_INFO"]
     with pytest.raises(ShardError, match=r"s3://bucket/o/train/shard-000003.parquet cannot be .*credentials"):

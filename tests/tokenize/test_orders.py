@@ -1,19 +1,12 @@
-"""The five orders: golden tables, laws, and naive references written from DESIGN's words."""
+"""The five orders: golden tables, properties, and naive references written from their definitions."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeshards.format import (
-    ORDER_NAMES,
-    ShardError,
-    check_order_name,
-    defined_orders,
-    inverse,
-    order,
-    orders_hash,
-)
+from codeshards.format import ORDER_NAMES, ShardError, defined_orders, inverse, order
+from codeshards.format.orders import check_order_name, orders_hash
 
 GOLDEN_4X4 = {
     "row_major": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
@@ -112,7 +105,7 @@ def test_square_power_of_two_grids_have_the_square_orders(power: int) -> None:
 
 @given(POWERS, SIDES, SIDES)
 def test_zcurve_prefixes_are_aligned_blocks(power: int, extra_rows: int, extra_columns: int) -> None:
-    """The first 4^k cells are the 2^k × 2^k block in the corner, on every grid that has room for it."""
+    """The first 4^k cells are the 2^k × 2^k block in the corner, on every grid that contains it."""
     side = 2**power
     width = side + extra_columns - 1
     prefix = order("zcurve", side + extra_rows - 1, width)[: side * side]
@@ -162,7 +155,7 @@ def assert_single_steps(table: np.ndarray, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "height", "width", "wants"),
+    ("name", "height", "width", "requirement"),
     [
         ("spiral_out", 5, 5, "even side"),
         ("spiral_out", 4, 6, "even side"),
@@ -170,9 +163,11 @@ def assert_single_steps(table: np.ndarray, width: int) -> None:
         ("subsample", 4, 8, "power of two"),
     ],
 )
-def test_undefined_grids_are_refused_by_name(name: str, height: int, width: int, wants: str) -> None:
+def test_undefined_grids_are_refused_by_name(name: str, height: int, width: int, requirement: str) -> None:
     for function in (order, inverse):
-        with pytest.raises(ShardError, match=f"'{name}' is undefined on a {height}×{width} grid.*{wants}") as error:
+        with pytest.raises(
+            ShardError, match=f"'{name}' is undefined on a {height}×{width} grid.*{requirement}"
+        ) as error:
             function(name, height, width)
         listed = str(error.value).split("Orders defined on this grid: ")[1].split(", ")
         assert listed == list(defined_orders(height, width))

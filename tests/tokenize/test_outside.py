@@ -1,4 +1,4 @@
-"""Shards read by tools that know nothing of this package (duckdb's tests are in test_format.py)."""
+"""Shards read by tools outside this package (the test of duckdb is in test_format.py)."""
 
 from pathlib import Path
 from typing import Any

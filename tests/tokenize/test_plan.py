@@ -1,4 +1,4 @@
-"""The plan, sidecars and manifest: same inputs, same bytes, and nothing lost on the way."""
+"""The plan, sidecars and manifest: equal inputs give equal bytes, and every sample is accounted for."""
 
 import dataclasses
 import json
@@ -13,25 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeshards.format import (
-    CARD_FILE,
-    Failure,
-    FileRecord,
-    GridSpec,
-    Manifest,
-    Plan,
-    ShardError,
-    ShardSpec,
-    Sidecar,
-    build_plan,
-    load_plan,
-    planned_order,
-    row_key,
-    save_or_match,
-    shard_is_done,
-    sidecar_path,
-    write_sealed_json,
-)
+from codeshards.format import Failure, GridSpec, Manifest, Plan, ShardError, ShardSpec, Sidecar, build_plan, load_plan
+from codeshards.format.contents import save_dataset, save_or_match
+from codeshards.format.files import FileRecord, write_sealed_json
+from codeshards.format.manifest import CARD_FILE, shard_is_done, sidecar_path
+from codeshards.format.plan import planned_order
+from codeshards.format.schema import row_key
 
 SPEC = ShardSpec(image=GridSpec(height=4, width=4, codebook_size=9, fingerprint="f"))
 
@@ -89,7 +76,7 @@ def test_names_and_paths() -> None:
     assert sidecar_path("out", shard).local == Path("out/train/shard-000001.json")
 
 
-def test_equal_inputs_give_equal_hashes_and_any_change_another() -> None:
+def test_equal_inputs_give_equal_hashes_and_any_change_gives_another() -> None:
     samples = {"train": [f"t{i}" for i in range(20)], "val": [f"v{i}" for i in range(5)]}
     changes: list[dict[str, Any]] = [
         {"train": 21},
@@ -121,7 +108,7 @@ def test_equal_inputs_give_equal_hashes_and_any_change_another() -> None:
         ({"samples": {"../up": ["a"]}, "source_hashes": {"../up": "a"}}, "split name '../up'"),
     ],
 )
-def test_plans_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_plans_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ShardError, match=message):
         make_plan(**changes)
 
@@ -172,7 +159,7 @@ def test_saved_samples_are_in_planned_order(tmp_path: Path) -> None:
     assert list(zip(table["split"].to_pylist(), table["key"].to_pylist(), strict=True)) == expected
 
 
-def test_loaded_plan_is_the_plan(tmp_path: Path) -> None:
+def test_loaded_plan_equals_the_saved_one(tmp_path: Path) -> None:
     plan = make_plan()
     save_or_match(plan, tmp_path)
     loaded = load_plan(tmp_path)
@@ -239,7 +226,7 @@ def sidecars_of(plan: Plan, duration_s: float = 1.0) -> list[Sidecar]:
     ]
 
 
-def test_sidecar_survives_the_disk(tmp_path: Path) -> None:
+def test_loaded_sidecar_equals_the_saved_one(tmp_path: Path) -> None:
     sidecar = sidecars_of(make_plan())[0]
     sidecar.save(tmp_path / "s.json")
     assert Sidecar.load(tmp_path / "s.json") == sidecar
@@ -251,7 +238,7 @@ def test_sidecar_survives_the_disk(tmp_path: Path) -> None:
         Sidecar.load(tmp_path / "s.json")
 
 
-def test_a_shard_is_done_only_when_whole(tmp_path: Path) -> None:
+def test_shard_is_done_only_when_complete(tmp_path: Path) -> None:
     plan = make_plan()
     shard = plan.shards[0]
     path = sidecar_path(tmp_path, shard)
@@ -270,7 +257,7 @@ def test_a_shard_is_done_only_when_whole(tmp_path: Path) -> None:
     assert not shard_is_done(tmp_path, plan.hash, shard)
 
 
-def test_manifest_bytes_do_not_depend_on_who_worked_when(tmp_path: Path) -> None:
+def test_manifest_bytes_do_not_depend_on_the_order_of_work(tmp_path: Path) -> None:
     plan = make_plan()
     for name, sidecars in (("a", sidecars_of(plan)), ("b", sidecars_of(plan, duration_s=9.0)[::-1])):
         (tmp_path / name).mkdir()
@@ -280,7 +267,7 @@ def test_manifest_bytes_do_not_depend_on_who_worked_when(tmp_path: Path) -> None
     assert b"duration" not in content
 
 
-def test_manifest_counts_and_survives_the_disk(tmp_path: Path) -> None:
+def test_manifest_counts_and_equals_the_saved_one(tmp_path: Path) -> None:
     plan = make_plan()
     manifest = Manifest.build(
         plan=plan,
@@ -293,16 +280,16 @@ def test_manifest_counts_and_survives_the_disk(tmp_path: Path) -> None:
     train = manifest.splits["train"]
     assert (train.samples, train.failures, train.rows) == (15, 5, 30)
     assert [shard.name for shard in train.shards] == [f"shard-{i:06d}" for i in range(5)]
-    manifest.save(tmp_path)
+    save_dataset(manifest, tmp_path)
     loaded = Manifest.load(tmp_path)
-    assert list(loaded.files) == [CARD_FILE]  # here are neither a plan nor tokenizers
+    assert list(loaded.files) == [CARD_FILE]  # the folder has neither a plan nor tokenizers
     assert loaded == dataclasses.replace(manifest, files=loaded.files)
     write_sealed_json(tmp_path / "dataset.json", {"spec": SPEC.to_json()})
     with pytest.raises(ShardError, match="is not a manifest"):
         Manifest.load(tmp_path)
 
 
-def test_manifest_refuses_what_is_missing_or_lost() -> None:
+def test_manifest_refuses_missing_shards_and_samples() -> None:
     plan = make_plan()
     good = sidecars_of(plan)
 
@@ -312,9 +299,9 @@ def test_manifest_refuses_what_is_missing_or_lost() -> None:
     build(good)
     with pytest.raises(ShardError, match="train/shard-000000 has no sidecar"):
         build(good[1:])
-    with pytest.raises(ShardError, match="made under another plan"):
+    with pytest.raises(ShardError, match="made from another plan"):
         build([dataclasses.replace(good[0], plan_hash="0"), *good[1:]])
     with pytest.raises(ShardError, match="4 samples were planned, but 3 encoded and 0 failures"):
         build([dataclasses.replace(good[0], failures=()), *good[1:]])
-    with pytest.raises(ShardError, match=r"train/99, which the plan does not know"):
+    with pytest.raises(ShardError, match=r"train/99, which is not in the plan"):
         build([*good, dataclasses.replace(good[0], index=99)])

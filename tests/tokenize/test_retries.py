@@ -1,4 +1,4 @@
-"""Inputs and outputs that fail in passing cost time, and neither a row nor a byte."""
+"""Inputs and outputs that fail temporarily cost time, but no row and no byte."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import pytest
 from tiny_job import CONFIG, hashes
 from tiny_shards import make_dataset
 
-from codeshards.format import ShardDataset, ShardError, Sidecar, load_plan, open_store, sha256_file
-from codeshards.job import scheduler as pool
+from codeshards.config import TokenizeConfig
+from codeshards.format import ShardDataset, ShardError, Sidecar, load_plan, open_store
+from codeshards.format.files import sha256_file
+from codeshards.job import scheduler
 from codeshards.job.encode import ShardTask, encode_shard
 from codeshards.job.progress import EventLog, read_events
 from codeshards.job.scheduler import run_shards
@@ -29,7 +31,7 @@ _OPENED = Counter[str]()
 
 @dataclass(frozen=True)
 class Flaky:
-    """A file on a storage that fails so many times when it is opened, or midway when it is read."""
+    """A file on a storage that fails a number of times when it is opened, or while it is read."""
 
     path: str
     number: int
@@ -118,8 +120,8 @@ def test_a_bad_sector_costs_its_row_and_a_missing_file_is_not_tried_again(
         assert set(_OPENED.values()) == {tries}
 
 
-def test_a_storage_that_is_away_costs_no_row_either(undisturbed, data, tokenizer, tmp_path, monkeypatch):
-    """The shard fails as a whole, for the driver to hand it out again."""
+def test_unavailable_storage_costs_no_row(undisturbed, data, tokenizer, tmp_path, monkeypatch):
+    """The whole shard fails, so that the driver can requeue it."""
     monkeypatch.setattr(retries, "PAUSES_S", (0.0,))
     split = flaky(open_splits("folder", data)["train"], errno.ESTALE, 99, False)
     with pytest.raises(ValueError, match="Stale file handle"):
@@ -127,8 +129,8 @@ def test_a_storage_that_is_away_costs_no_row_either(undisturbed, data, tokenizer
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_an_object_store_that_is_busy_for_a_while_costs_time_only(s3, data, tokenizer, undisturbed, caplog):
-    """Arrow itself asks three times; what it gives up is asked for again here."""
+def test_temporarily_busy_object_store_costs_only_time(s3, data, tokenizer, undisturbed, caplog):
+    """Arrow tries three times itself; requests that it gives up are repeated here."""
     refused = Counter[str]()
 
     def busy(environ: dict[str, Any]) -> bool:
@@ -147,7 +149,7 @@ def test_an_object_store_that_is_busy_for_a_while_costs_time_only(s3, data, toke
     assert found == hashes(undisturbed)
 
 
-def test_shards_are_read_from_a_store_that_is_busy_for_a_while(s3, monkeypatch):
+def test_shards_are_read_from_a_temporarily_busy_store(s3, monkeypatch):
     monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
     expected = make_dataset("s3://bucket/d", rows=10)["train"]
     refused = Counter[str]()
@@ -170,7 +172,7 @@ def test_shards_are_read_from_a_store_that_is_busy_for_a_while(s3, monkeypatch):
 
 
 def run_away(undisturbed: Path, folder: Path, times: int, events: Path) -> list[str]:
-    """Three shards by a worker whose storage is away the first times that each is made."""
+    """Make three shards with a worker whose storage is unavailable the first times for each."""
 
     class Away:
         def run(self, name: str) -> str:
@@ -186,22 +188,23 @@ def run_away(undisturbed: Path, folder: Path, times: int, events: Path) -> list[
     plan, done, log = load_plan(undisturbed), list[str](), EventLog(events)
     shards = [plan.shard("train", index) for index in range(3)]
     run_shards(
-        shards, lambda shard: shard.name, Away, (), name="away", device="cpu", workers=1, threads=1, decode_threads=1,
-        max_attempts=3, events=log, on_done=lambda shard, result: done.append(result) or {},
+        shards, lambda shard: shard.name, Away, (), name="away", device="cpu",
+        settings=TokenizeConfig(workers=1, threads=1), events=log,
+        on_done=lambda shard, result: done.append(result) or {},
     )  # fmt: skip
     log.close()
     return done
 
 
-def test_a_shard_whose_storage_is_away_is_made_later(local_ray_cores, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_REST_S", 0.2)
+def test_shard_with_unavailable_storage_is_made_later(local_ray_cores, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "_PAUSE_S", 0.2)
     done = run_away(undisturbed, tmp_path, 2, tmp_path / "events.jsonl")
     assert sorted(done) == ["shard-000000", "shard-000001", "shard-000002"]
     events = Counter(event["event"] for event in read_events(tmp_path / "events.jsonl"))
     assert (events["shard_put_off"], events["worker_died"]) == (6, 0)
 
 
-def test_a_storage_that_stays_away_ends_the_job_by_name(local_ray_cores, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_REST_S", 0.2)
+def test_storage_that_stays_unavailable_ends_the_job(local_ray_cores, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "_PAUSE_S", 0.2)
     with pytest.raises(ShardError, match=r"train/shard-00000\d could not be made in 3 attempts: .*/mnt/shard"):
         run_away(undisturbed, tmp_path, 99, tmp_path / "events.jsonl")

@@ -1,4 +1,4 @@
-"""A Ray session: if a process dies or a signal comes, the job ends soon, says why, and leaves nothing behind."""
+"""A Ray session: if a process dies or a signal comes, the job ends soon, reports why, and leaves no process or file."""
 
 import contextlib
 import os
@@ -15,20 +15,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray_cluster import RayCluster
 from tiny_job import CONFIG, command, hashes
 
-from codeshards.format import ShardError
-from codeshards.job import session
 from codeshards.job.progress import read_events
-from codeshards.job.session import Session, _signals_held, connected, terminable, usable_cores
 from codeshards.job.tokenize import EVENTS_FILE, tokenize
-from priorbench.faults import Cluster
+from runkit import ray_session
+from runkit.errors import UserError
+from runkit.machine import usable_cores
+from runkit.ray_session import Session, connected
+from runkit.termination import defer_signals, exit_on_sigterm
 
 MARK = "IMAGEPRIORS_TEST_RUN"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """An environment that all processes of one job, also those of its Ray, can be found by."""
+    """An environment by which all processes of one job, including those of its Ray, are found."""
     return {**os.environ, MARK: uuid.uuid4().hex, **more}
 
 
@@ -54,8 +56,10 @@ def gone(env: dict[str, str], patience_s: float = 2.0) -> bool:
 DEADLY = """
 import sys, time
 import ray
-from codeshards.format import PlannedShard, ShardError
+from codeshards.config import TokenizeConfig
+from codeshards.format.plan import PlannedShard
 from codeshards.job.scheduler import run_shards
+from runkit.errors import UserError
 
 class Worker:
     def run(self, task):
@@ -70,23 +74,23 @@ def kill(shard, answer):
 
 shards = [PlannedShard(split="train", index=index, start=index, stop=index + 1) for index in range(3)]
 try:
-    run_shards(shards, lambda shard: shard.index, Worker, (), name="test", device="cpu", workers=1, threads=1,
-               decode_threads=1, max_attempts=2, on_done=kill)
-except ShardError as error:
+    run_shards(shards, lambda shard: shard.index, Worker, (), name="test", device="cpu",
+               settings=TokenizeConfig(workers=1, threads=1, max_attempts=2), on_done=kill)
+except UserError as error:
     print(f"{time.monotonic() - kill.at_s:.0f} {error}")
 """
 
 
 @pytest.mark.parametrize("name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
-def test_a_ray_of_our_own_that_dies_ends_the_job_in_seconds(name):
-    """Nobody will bring such a Ray back: the driver used to wait ten minutes for another node."""
+def test_local_ray_that_dies_ends_the_job_in_seconds(name):
+    """A local Ray does not come back, so that waiting for another node is useless."""
     env = environment()
     done = subprocess.run(
         [sys.executable, "-c", DEADLY, name], env=env, stdout=subprocess.PIPE, text=True, timeout=200, check=True
     )
     seconds, _, message = done.stdout.strip().splitlines()[-1].partition(" ")  # Ray may print its raylet's log before
     assert message.startswith(f"Ray on this machine has died (its {name} was killed, perhaps for memory)")
-    assert "What is finished is kept: run again" in message
+    assert "Finished work is kept: run again" in message
     assert int(seconds) < 30
     assert gone(env)
 
@@ -96,9 +100,9 @@ def test_a_ray_of_our_own_that_dies_ends_the_job_in_seconds(name):
     ("name", "message"),
     [("raylet", "the cluster's node on this machine has died"), ("gcs_server", "head of the Ray cluster has not answ")],
 )
-def test_a_named_cluster_that_dies_here_ends_the_job_too(name, message):
-    cluster = Cluster(1)
-    head = cluster._cluster.head_node
+def test_cluster_whose_local_node_dies_ends_the_job(name, message):
+    cluster = RayCluster(1)
+    head = cluster.head
     env = environment(RAY_ADDRESS=cluster.address)
     script = DEADLY.replace("ray._private.worker._global_node.live_processes()", "[]").replace(
         "started[sys.argv[1]].kill()", "open(sys.argv[1], 'w').close()"
@@ -117,15 +121,15 @@ def test_a_named_cluster_that_dies_here_ends_the_job_too(name, message):
     assert message in answer
 
 
-def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
+def test_ray_that_cannot_start_is_a_message_whose_remedy_works(tmp_path):
     place = tmp_path / ("a" * 100)
     place.mkdir()
-    script = "from codeshards.job.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+    script = "from runkit.ray_session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     env = environment(TMPDIR=str(place))
     failed = subprocess.run([sys.executable, "-c", script], env=env, **run)
     last = failed.stderr.strip().splitlines()[-1]
-    assert "ShardError: Ray cannot start on this machine" in last
+    assert "UserError: Ray cannot start on this machine" in last
     assert f"{place} is that now; set RAY_TMPDIR to choose another, such as /tmp, and run again" in last
     assert gone(env)
     done = subprocess.run([sys.executable, "-c", script], env={**env, "RAY_TMPDIR": "/tmp"}, **run)
@@ -133,9 +137,9 @@ def test_a_ray_that_cannot_start_is_one_message_whose_remedy_works(tmp_path):
     assert gone(env)
 
 
-def test_the_remedy_works_where_the_usual_folder_is_taken():
-    """Sockets need short paths, so that the folders are directly in /tmp."""
-    script = "from codeshards.job.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+def test_remedy_works_where_the_usual_folder_is_occupied():
+    """The folders are directly in /tmp, because sockets require short paths."""
+    script = "from runkit.ray_session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     with tempfile.TemporaryDirectory(dir="/tmp") as taken, tempfile.TemporaryDirectory(dir="/var/tmp") as free:
         Path(taken, "ray").write_text("somebody's file, where Ray makes a folder")
@@ -149,7 +153,7 @@ def test_the_remedy_works_where_the_usual_folder_is_taken():
 
 @contextlib.contextmanager
 def head_with_token(home: Path) -> Iterator[str]:
-    """A cluster that asks for the token in `home`, as `ray start` makes it where Ray has left one; its address."""
+    """Address of a cluster that requires the token in `home`."""
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text(uuid.uuid4().hex * 2)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -173,8 +177,8 @@ def head_with_token(home: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_cluster_with_a_token_is_told_from_none_and_the_remedies_work(tmp_path):
-    script = "from codeshards.job.session import connected\nwith connected(1) as found: print(len(found.nodes()))"
+def test_cluster_with_a_token_is_recognised_and_the_remedies_work(tmp_path):
+    script = "from runkit.ray_session import connected\nwith connected(1) as found: print(len(found.nodes()))"
     run = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120}
     (tmp_path / "stranger").mkdir()
     with head_with_token(tmp_path / "home") as address:
@@ -193,16 +197,16 @@ def test_a_cluster_with_a_token_is_told_from_none_and_the_remedies_work(tmp_path
             assert done.stdout == "1\n", done.stderr[-2000:]
 
 
-def test_more_cores_than_one_machine_can_have_are_refused(monkeypatch):
+def test_more_cores_than_a_machine_can_have_are_refused(monkeypatch):
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with pytest.raises(ShardError, match=r"100,000 cores are asked for on this machine"), connected(100_000):
+    with pytest.raises(UserError, match=r"100,000 cores are requested on this machine"), connected(100_000):
         pass
 
 
-def test_a_cluster_that_is_not_there_is_a_message(monkeypatch):
+def test_missing_cluster_is_a_message(monkeypatch):
     import ray
 
     def init(**_):
@@ -212,11 +216,11 @@ def test_a_cluster_that_is_not_there_is_a_message(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(ShardError, match=r"no Ray cluster at RAY_ADDRESS=auto .*start one, or unset"), connected(1):
+    with pytest.raises(UserError, match=r"no Ray cluster at RAY_ADDRESS=auto .*start one, or unset"), connected(1):
         pass
 
 
-def test_an_address_where_nobody_listens_is_a_message_at_once(monkeypatch):
+def test_address_without_listener_is_a_message_at_once(monkeypatch):
     """Ray would try for ten minutes."""
     import ray
 
@@ -224,27 +228,27 @@ def test_an_address_where_nobody_listens_is_a_message_at_once(monkeypatch):
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(ShardError, match=rf"no Ray cluster at RAY_ADDRESS={address} \(.*start one"), connected(1):
+        with pytest.raises(UserError, match=rf"no Ray cluster at RAY_ADDRESS={address} \(.*start one"), connected(1):
             pass
 
 
-def test_a_head_that_does_not_answer_is_not_waited_for(monkeypatch):
-    """In place of a real one, which takes half a minute."""
-    monkeypatch.setattr(session, "_HEAD_S", 0.2)
+def test_wait_for_an_unresponsive_head_is_limited(monkeypatch):
+    """Uses a substitute, because a real head takes half a minute."""
+    monkeypatch.setattr(ray_session, "_HEAD_S", 0.2)
     worker = SimpleNamespace(_global_node=None)
     context = SimpleNamespace(get_node_id=lambda: "n")
     ray = SimpleNamespace(
         _private=SimpleNamespace(worker=worker), get_runtime_context=lambda: context, nodes=lambda: time.sleep(5)
     )
-    with pytest.raises(ShardError, match="has not answered for 0 s"):
+    with pytest.raises(UserError, match="has not answered for 0 s"):
         Session(ray).nodes()
 
 
 # -- signals -----------------------------------------------------------------------------------------------
 
 
-def test_exit_code_of_sigterm_survives_ray(default_handlers):
-    """Ray's wait answers an exit out of a signal handler with one of its own, whose code is 1."""
+def test_exit_code_of_sigterm_is_kept(default_handlers):
+    """While Ray waits, it replaces an exit from a signal handler by its own with code 1."""
 
     def wait(killed):
         try:
@@ -256,35 +260,35 @@ def test_exit_code_of_sigterm_survives_ray(default_handlers):
         raise SystemExit(7)
 
     for killed, code in ((True, 143), (False, 7)):
-        with pytest.raises(SystemExit) as found, terminable(), terminable():
+        with pytest.raises(SystemExit) as found, exit_on_sigterm(), exit_on_sigterm():
             wait(killed)
         assert found.value.code == code
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_signals_wait_until_ray_has_started_and_ray_cannot_take_them(default_handlers, number, error):
+def test_signals_are_deferred_until_ray_has_started(default_handlers, number, error):
     reached = []
 
     def start():
-        with _signals_held():
+        with defer_signals():
             signal.signal(number, lambda *_: sys.exit(15))  # as Ray does
             signal.raise_signal(number)
             reached.append(True)
 
-    with pytest.raises(error), terminable():
+    with pytest.raises(error), exit_on_sigterm():
         start()
     assert reached
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_sigterm_whose_exception_was_lost_still_ends_the_job(local_ray_cores):
+def test_sigterm_whose_exception_was_lost_ends_the_job(local_ray_cores):
     def lose():
         with contextlib.suppress(SystemExit):  # as in a destructor
             signal.raise_signal(signal.SIGTERM)
         Session(local_ray_cores).nodes()
 
-    with pytest.raises(SystemExit) as found, terminable():
+    with pytest.raises(SystemExit) as found, exit_on_sigterm():
         lose()
     assert found.value.code == 143
 

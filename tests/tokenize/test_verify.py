@@ -1,4 +1,4 @@
-"""Verify: flipped bytes, stray files and hostile shards are named; nothing hangs or takes memory without bound."""
+"""Verify: flipped bytes, unexpected files and hostile shards are named, within bounded time and memory."""
 
 import json
 import os
@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_shards import SPEC, make_dataset, make_rows, reseal
 
-from codeshards.format import METADATA_KEY, GridSpec, ShardError, ShardSpec
+from codeshards.format import GridSpec, ShardError, ShardSpec
 from codeshards.format.parquet import parquet_bytes
+from codeshards.format.schema import METADATA_KEY
 from codeshards.format.tar import read_tar
 from codeshards.tools.verify import verify
 
@@ -34,7 +35,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_whole_dataset_has_no_problems(dataset: Path) -> None:
+def test_complete_dataset_has_no_problems(dataset: Path) -> None:
     found = verify(dataset)
     assert found.problems == ()
     assert found.files == len(contents(dataset))
@@ -72,8 +73,8 @@ def test_verify_finds_missing_and_foreign_files(dataset: Path, tmp_path: Path) -
         verify(tmp_path)
 
 
-def test_verify_looks_into_the_shards_too(tmp_path: Path) -> None:
-    """Right hashes over wrong content."""
+def test_verify_checks_the_contents_of_shards(tmp_path: Path) -> None:
+    """Wrong content with valid hashes."""
     make_dataset(tmp_path, formats=BOTH)
     path = tmp_path / "train/shard-000000.parquet"
     table = pq.read_table(path)
@@ -111,7 +112,7 @@ def test_verify_compares_the_tokenizers_fingerprint(dataset: Path) -> None:
         ("empty/", "empty (0 files)"),
     ],
 )
-def test_strays_are_named(tmp_path: Path, stray: str, named: str) -> None:
+def test_unexpected_files_are_named(tmp_path: Path, stray: str, named: str) -> None:
     make_dataset(tmp_path)
     path = tmp_path / stray
     if stray.endswith("/"):
@@ -122,7 +123,7 @@ def test_strays_are_named(tmp_path: Path, stray: str, named: str) -> None:
     assert verify(tmp_path).problems == (f"{tmp_path / named} is not part of the dataset",)
 
 
-def test_strays_of_an_object_store_are_named(s3: object) -> None:
+def test_unexpected_objects_are_named(s3: object) -> None:
     from codeshards.format import open_store
 
     place = open_store("s3://bucket/d")
@@ -134,7 +135,7 @@ def test_strays_of_an_object_store_are_named(s3: object) -> None:
     assert found.uncovered == ("report.html",)
 
 
-def test_what_no_hash_covers_is_said_and_caches_and_locks_are_nobodys_business(tmp_path: Path) -> None:
+def test_files_without_a_hash_are_reported_and_caches_and_locks_ignored(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     assert verify(tmp_path).uncovered == ()
     (tmp_path / ".cache").mkdir()
@@ -159,23 +160,23 @@ def test_what_no_hash_covers_is_said_and_caches_and_locks_are_nobodys_business(t
         "train/more",
     ],
 )
-def test_a_pipe_among_the_files_is_named_and_never_waited_for(tmp_path: Path, name: str) -> None:
+def test_pipe_among_the_files_is_named_without_blocking(tmp_path: Path, name: str) -> None:
     make_dataset(tmp_path, formats=BOTH)
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    told: list[object] = []
+    reports: list[object] = []
 
     def look() -> None:
         try:
             found = verify(tmp_path, fingerprint_of=lambda folder, known: (folder / "config.json").read_text())
-            told.extend(found.problems)
+            reports.extend(found.problems)
         except ShardError as error:
-            told.append(error)
+            reports.append(error)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(30)
-    assert any(str(tmp_path / name) in str(one) for one in told), told
+    assert any(str(tmp_path / name) in str(one) for one in reports), reports
 
 
 @pytest.mark.parametrize("name", ["train/shard-000000.json", "dataset.json", "plan.json"])
@@ -226,12 +227,12 @@ def _about(**changed: object) -> bytes:
         _tar(_header(1), ("a.json", _about(key=[])), *[("x", b"")] * 9),
     ],
 )
-def test_hostile_tars_are_refused_before_memory_is_taken(content: bytes) -> None:
+def test_hostile_tars_are_refused_before_memory_is_allocated(content: bytes) -> None:
     with pytest.raises(ShardError):
         read_tar(content)
 
 
-def test_a_tar_of_long_names_of_long_names_is_refused() -> None:
+def test_tar_with_nested_long_names_is_refused() -> None:
     import tarfile
 
     link = tarfile.TarInfo("././@LongLink")
@@ -250,8 +251,8 @@ def test_metadata_nested_too_deep_is_a_named_problem(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [10**9, -1, 1.5, True, "4"])
-def test_absurd_row_counts_are_refused_before_memory_is_taken(tmp_path: Path, rows: object) -> None:
-    """Also where the manifest says the same: 400 kB of Parquet can hold 10⁹ equal rows."""
+def test_absurd_row_counts_are_refused_before_memory_is_allocated(tmp_path: Path, rows: object) -> None:
+    """Also where the manifest has the same number: 400 kB of Parquet can hold 10⁹ equal rows."""
     with pytest.raises(ShardError, match=r"rows: with these columns it has 0 to [\d,]+\. Make smaller shards"):
         SPEC.check_rows(rows)  # type: ignore[arg-type]
     if rows == 10**9:
@@ -260,7 +261,7 @@ def test_absurd_row_counts_are_refused_before_memory_is_taken(tmp_path: Path, ro
         assert any("rows: with these columns" in problem for problem in verify(tmp_path).problems)
 
 
-def test_rows_that_the_manifest_does_not_name_are_not_decoded(tmp_path: Path) -> None:
+def test_rows_beyond_the_manifest_are_not_decoded(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     table = SPEC.rows_to_table(**make_rows(1))
     many = pa.concat_tables([table] * 50_000)

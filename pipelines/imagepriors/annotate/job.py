@@ -1,8 +1,8 @@
-"""The annotate job: depth maps or masks for a dataset's images, on Ray, by the tokenize job's machinery.
+"""The annotate job: makes depth maps or masks for the images of a dataset on Ray, with the scheduler of `codeshards`.
 
-A shard of samples is the unit of work. Its sidecar is written after its maps and names each of them, so that a job that
-was killed goes on where it was; a map's bytes depend on the plan alone. Plan and sidecars lie in a hidden folder,
-`.annotate-depth/` or `.annotate-segmentation/`, which no reader looks into.
+A shard of samples is the unit of work. Its sidecar is written after its maps and lists them, so that a killed job
+resumes. The bytes of a map depend on the plan alone. Plan and sidecars are in a hidden folder, `.annotate-depth/` or
+`.annotate-segmentation/`, which dataset readers ignore.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,18 +19,10 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 from torch import Tensor
 
-from codeshards.format import (
-    Failure,
-    FileRecord,
-    Plan,
-    PlannedShard,
-    Sidecar,
-    build_plan,
-    open_store,
-    remove_stale_temps,
-    sidecar_path,
-)
-from codeshards.job.encode import ShardTask, attempt, fix_arithmetic, read_ahead
+from codeshards.format import Failure, Plan, Sidecar, build_plan, open_store
+from codeshards.format.files import FileRecord, remove_stale_temps
+from codeshards.format.manifest import sidecar_path
+from codeshards.job.encode import ShardTask, fix_arithmetic, read_ahead, read_or_failure, task_maker
 from codeshards.job.resume import close_job, open_job
 from codeshards.job.scheduler import run_shards
 from imagepriors.annotate.maptree import MapTree, encode_map
@@ -46,20 +38,20 @@ from vqgan.errors import InputError
 from vqgan.tokenizer import pick_device
 
 _WINDOW = 4
-"""Batches of samples that are read together and sorted by input size, so that few batches are short."""
+"""Number of batches of samples that are read together and grouped by input size, so that few batches are small."""
 
 
 class Annotated(NamedTuple):
-    """What a finished job has made."""
+    """The result of a finished job."""
 
     maps: int
     failures: int
     folders: tuple[Path, ...]
     book: Path
     reader: str
-    """The dataset name under which images and maps are read together."""
+    """Name of the dataset reader that reads images and maps together."""
     root: Path
-    """The folder to name with it."""
+    """The data folder for that reader."""
 
 
 def annotate(
@@ -72,24 +64,24 @@ def annotate(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> Annotated:
-    """Give every image of a dataset a depth map or mask of its own size, or finish a job that was interrupted.
+    """Make a depth map or mask for every image of a dataset, of the image's size, or resume an interrupted job.
 
-    Without `out` the maps lie beside the images: those of `train/` in `train_depth/` or `train_segmentation/`, under
-    the images' names. With `out`, which datasets in archives and tables need, they lie there by key, with copies of
-    images that are no files, and with a list of all this (images.parquet) that the reader `folder` reads.
+    Without `out` the maps are beside the images: those of `train/` in `train_depth/` or `train_segmentation/`, under
+    the names of the images. With `out`, which datasets in archives and tables require, they are there under their keys,
+    with copies of images that are not files of their own, and a list (images.parquet) for the reader `folder`.
 
     Args:
         config: Model and settings.
         kind: What to make.
         dataset: Name of the dataset's reader.
-        data: The dataset's folder; every node of a cluster must see it, and the model, under the same path.
+        data: Folder of the dataset; every node of a cluster must see it, and the model, under the same path.
         out: Folder for the maps, None: beside the images.
-        overwrite: Delete the maps that this command made there first; refused where there are any others.
+        overwrite: Delete the maps that this command made there first; refused where there are other maps.
         retry_failed: Make shards with failures again.
 
     Raises:
         InputError: The dataset or the model cannot be opened, or there are maps that this command has not made.
-        ShardError: Maps of another plan are there, a shard's workers kept dying, or more samples failed than
+        ShardError: There are maps of another plan, the workers of a shard died repeatedly, or more samples failed than
             `config.max_failure_rate` allows.
     """
     data, out = data.resolve(), out.resolve() if out else None
@@ -99,7 +91,7 @@ def annotate(
     tree = MapTree(kind=kind, suffix=suffix, data=data, out=out)
     tree.check_place(dataset, splits)
     model = find_model(kind, config.model or DEFAULT_MODEL[kind])
-    # Loaded here too, so that a broken model is a message and not three dead workers.
+    # Loaded here too, so that a broken model is an error before workers start.
     labels = Annotator.load(kind, model, device="cpu").label_names
     device = pick_device(config.device).type
     plan = _plan(config, kind, dataset, splits, fingerprint(model), labels, device)
@@ -131,11 +123,20 @@ def _make(
     *,
     retry_failed: bool,
 ) -> list[Sidecar]:
-    """Make the maps that are missing; returns the sidecars of all shards."""
+    """Make the missing maps; returns the sidecars of all shards."""
     book, check_name = open_store(tree.book), tree.check_name(splits)
     missing = open_job(plan, book, retry_failed=retry_failed, check_name=check_name)
     if missing:
-        _run(config, plan, missing, splits, tree, model, device)
+        run_shards(
+            missing,
+            task_maker(plan, splits),
+            _Worker,
+            (config, tree, model, device),
+            name=f"annotate {tree.kind}",
+            device=device,
+            settings=config,
+            packages=("imagepriors", "codeprior"),
+        )
         for folder in tree.folders(splits):
             for place, _, _ in os.walk(folder):
                 remove_stale_temps(place)
@@ -164,71 +165,42 @@ def _plan(
     )
 
 
-def _run(
-    config: AnnotateConfig,
-    plan: Plan,
-    missing: Collection[PlannedShard],
-    splits: Mapping[str, Split],
-    tree: MapTree,
-    model: Path,
-    device: str,
-) -> None:
-    plan_hash = plan.hash
-
-    def task_of(shard: PlannedShard) -> ShardTask:
-        samples = splits[shard.split].subset(plan.sample_indices(shard))
-        return ShardTask(shard=shard, plan_hash=plan_hash, samples=samples)
-
-    run_shards(
-        missing,
-        task_of,
-        _Worker,
-        (config, tree, model, device),
-        name=f"annotate {tree.kind}",
-        device=device,
-        workers=config.workers,
-        threads=config.threads,
-        decode_threads=config.decode_threads,
-        max_attempts=config.max_attempts,
-    )
-
-
 class _Worker:
-    """The actor: loads the network once, then makes the maps of one shard after another."""
+    """The worker of an actor: loads the network once, then makes the maps of one shard after another."""
 
     def __init__(self, config: AnnotateConfig, tree: MapTree, model: Path, device: Any) -> None:
         self._config, self._tree = config, tree
         self._annotator = Annotator.load(tree.kind, model, device=device, precision=config.precision)
 
     def run(self, task: ShardTask) -> int:
-        """Make one shard's maps; returns their number."""
-        fix_arithmetic(self._config.threads)  # here, for OpenMP keeps the number for each thread
+        """Make the maps of one shard; returns their number."""
+        fix_arithmetic(self._config.threads)  # in this thread, because OpenMP keeps the number per thread
         return annotate_shard(task, annotator=self._annotator, tree=self._tree, config=self._config).rows
 
 
 class _Prepared(NamedTuple):
-    """A sample that waits for the network."""
+    """A sample that is ready for the network."""
 
     number: int
     input_3hw: Tensor
     size: tuple[int, int]
-    """Height and width of the picture, which is not kept."""
+    """Height and width of the picture, whose pixels are not kept."""
 
 
 def annotate_shard(task: ShardTask, *, annotator: Annotator, tree: MapTree, config: AnnotateConfig) -> Sidecar:
-    """Make the maps of one shard, the sidecar last. A plain function, no Ray.
+    """Make the maps of one shard and then its sidecar. A plain function, no Ray.
 
-    Which pictures share a batch is a function of the shard's images alone: those of one input size within a window of
-    planned samples. A sample that cannot be read, or whose map no reader would take, costs its own map.
+    Which pictures share a batch depends on the shard's images alone: those of one input size within a window of planned
+    samples. A sample fails alone if it cannot be read or if the dataset reader would refuse its map.
 
     Args:
         task: The shard.
         annotator: The network.
-        tree: Where the maps go.
+        tree: Paths of the maps.
         config: Settings of the job.
 
     Returns:
-        The sidecar as written: failures with reasons, and each map's hash, by its path from the sidecar.
+        The sidecar as written: failures with reasons, and the hash of each map by its path relative to the sidecar.
     """
     failures: dict[int, Failure] = {}
     files: dict[str, FileRecord] = {}
@@ -267,7 +239,7 @@ def annotate_shard(task: ShardTask, *, annotator: Annotator, tree: MapTree, conf
 
 
 class _Journal:
-    """The files of one shard that this job may replace: each is listed with its sha256 before it is written."""
+    """The files of one shard that this job may replace; each is recorded with its sha256 before it is written."""
 
     def __init__(self, tree: MapTree, task: ShardTask) -> None:
         self._path = tree.journal_path(task.shard)
@@ -275,37 +247,37 @@ class _Journal:
         self._lock = threading.Lock()
 
     def name(self, path: Path) -> str:
-        """The file's path from the shard's records."""
+        """Path of the file relative to the records of the shard."""
         return os.path.relpath(path, self._path.parent)
 
     def allows(self, path: Path, sha256: str) -> bool:
-        """Whether the file may be written: nothing is there, or what this job wrote, or the same bytes."""
+        """Whether the file may be written: it is new, was written by this job, or has the same bytes."""
         return not path.exists() or sha256_of(path) in {sha256, *self._known.get(path, ())}
 
     def add(self, path: Path, sha256: str) -> None:
-        """List a file that is about to be written."""
+        """Record a file before it is written."""
         with self._lock:
-            # After a line that a kill has torn, too.
+            # The first newline ends a line that was cut by a kill.
             append_file(self._path, f"\n{sha256} {self.name(path)}\n".encode())
         self._known.setdefault(path, set()).add(sha256)
 
     def remove(self) -> None:
-        """Remove the list: the sidecar is there."""
+        """Remove the journal, because the sidecar is written."""
         self._path.unlink(missing_ok=True)
 
 
 def _prepare(index: int, *, samples: Split, annotator: Annotator) -> tuple[int, _Prepared | Failure]:
-    """Read one picture and make the network's input of it."""
+    """Read one picture and make the input of the network."""
 
     def read() -> _Prepared:
         picture_HW3 = samples.read_whole(index)
         return _Prepared(index, annotator.prepare(picture_HW3), picture_HW3.shape[:2])
 
-    return index, attempt(samples.keys[index], read)
+    return index, read_or_failure(samples.keys[index], read)
 
 
 def _batches(samples: Sequence[_Prepared], batch_size: int) -> Iterator[list[_Prepared]]:
-    """Samples of one input size, `batch_size` at most."""
+    """Batches of at most `batch_size` samples of one input size."""
     by_size: dict[tuple[int, ...], list[_Prepared]] = {}
     for sample in samples:
         by_size.setdefault(tuple(sample.input_3hw.shape), []).append(sample)
@@ -330,7 +302,7 @@ def _write(
     config: AnnotateConfig,
     journal: _Journal,
 ) -> dict[Path, FileRecord] | Failure:
-    """Put one map in place, if the dataset's reader will take it, and a copy of an image that is no file."""
+    """Write one map, if the dataset reader accepts it, and a copy of an image that is not a file of its own."""
     if isinstance(made, Failure):
         return made
     item, split = task.samples.items[index], task.shard.split

@@ -14,16 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from codeshards.format import (
-    PLAN_FILE,
-    SAMPLES_FILE,
-    PlannedShard,
-    ShardError,
-    Sidecar,
-    load_plan,
-    open_store,
-    sidecar_path,
-)
+from codeshards.format import ShardError, Sidecar, load_plan, open_store
+from codeshards.format.manifest import sidecar_path
+from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, PlannedShard
 from imagepriors.config import Kind
 from runkit.files import sha256_of
 from runkit.folders import check_apart, publish

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from codeshards.format import sha256_file
+from codeshards.format.files import sha256_file
 from imagepriors.config import Kind
 from runkit.jsonfiles import parse_json
 from runkit.weights import download_weights, load_weights

@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from codeshards.format import ShardError, open_store, plan_settings
+from codeshards.format import ShardError, open_store
+from codeshards.format.plan import plan_settings
 
 log = logging.getLogger(__name__)
 RUNS = Path("runs")

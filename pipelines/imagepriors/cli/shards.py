@@ -7,18 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from codeshards.format import (
-    NO_LABEL,
-    ShardDataset,
-    ShardError,
-    ShardFormat,
-    inverse,
-)
+from codeshards.format import ShardDataset, ShardError, inverse
+from codeshards.format.schema import NO_LABEL
+from codeshards.format.shardfile import ShardFormat
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish, publish_file
 
 if TYPE_CHECKING:
-    from codeshards.tools.toolbox import Inspection
+    from codeshards.tools.inspect import Inspection
 
 _INSPECTED = ("inspect.json", "entropy.png", "labels.png")
 _Dataset = Annotated[str, tyro.conf.Positional]
@@ -31,7 +27,7 @@ def inspect(dataset: _Dataset, *, out: Path | None = None) -> str:
         dataset: Folder or URL of the dataset.
         out: Folder for inspect.json, entropy.png (a heat map of the positions) and labels.png.
     """
-    from codeshards.tools.toolbox import inspect as run
+    from codeshards.tools.inspect import inspect as run
 
     if out is not None:
         check_apart(out, dataset=dataset)
@@ -107,7 +103,7 @@ def convert(dataset: _Dataset, *, out: str, to: tuple[ShardFormat, ...]) -> str:
         out: Folder or URL to write; an interrupted conversion continues.
         to: Formats of the new dataset.
     """
-    from codeshards.tools.toolbox import convert as run
+    from codeshards.tools.convert import convert as run
 
     run(dataset, out, to)
     return f"{' and '.join(to)} shards in {out}"
@@ -121,7 +117,7 @@ def merge(datasets: tyro.conf.Positional[tuple[str, ...]], *, out: str, to: tupl
         out: Folder or URL to write.
         to: Formats of the new dataset; none: as the first one.
     """
-    from codeshards.tools.toolbox import merge as run
+    from codeshards.tools.merge import merge as run
 
     manifest = run(datasets, out, formats=to)
     rows = ", ".join(f"{split.rows:,} rows of {name}" for name, split in manifest.splits.items())

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from codeshards.format import ShardError, atomic_write_json, read_json
+from codeshards.format import ShardError
+from codeshards.format.files import atomic_write_json, read_json
 from imagepriors.demo.scenes import CLASS_NAMES, SEGMENTATION_NAMES, render_scene
 from runkit.folders import held
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import tyro
 
-from codeshards.format import ShardError, read_json
+from codeshards.format import ShardError
+from codeshards.format.files import read_json
 from imagepriors.cli.defaults import run_folder
 from imagepriors.config import ExperimentConfig
 from imagepriors.presets import read_preset
@@ -91,9 +92,10 @@ def experiment(
     config = replace(load(preset), **{name: value for name, value in given.items() if value})
     source = data or Path("data") / config.dataset
     place = run or run_folder(source)
-    from codeshards.job.session import connected
+    from imagepriors.cluster import PACKAGES
     from imagepriors.evaluate.prior import check_features
     from imagepriors.experiments.lab import Lab
+    from runkit.ray_session import connected
     from vqgan.data import AUTO, open_splits, resolve, sources_of
 
     config = replace(config, dataset=resolve(dataset or (AUTO if data else config.dataset), source))
@@ -102,7 +104,7 @@ def experiment(
     lab = Lab(config, place, source)
     if {"efficiency", "evaluation"} & {*wanted}:
         check_features(lab.measures())  # whose weights may be missing: before days of training
-    with connected(max(config.threads, config.workers * lab.tokenize_config().threads)):
+    with connected(max(config.threads, config.workers * lab.tokenize_config().threads), PACKAGES):
         # All priors of all experiments in one pool: none waits for another experiment's last.
         lab.prepare({kind for module in modules.values() for kind in module.shards(lab)})
         lab.train({folder: how for module in modules.values() for folder, how in module.priors(lab).items()})

@@ -25,9 +25,10 @@ from codeprior.config import TrainConfig as PriorConfig
 from codeprior.data import sequence_from_dataset
 from codeprior.train import train_prior
 from codeshards.config import TokenizeConfig
-from codeshards.format import PLAN_FILE, ShardDataset, ShardError, load_plan
-from codeshards.job.session import connected, usable_cores
+from codeshards.format import ShardDataset, ShardError, load_plan
+from codeshards.format.plan import PLAN_FILE
 from codeshards.job.tokenize import tokenize
+from imagepriors.cluster import PACKAGES
 from imagepriors.config import EvaluatePriorConfig, ExperimentConfig, ShardKind
 from imagepriors.decode.samples import load_shard_tokenizer
 from imagepriors.presets import load_preset
@@ -37,6 +38,8 @@ from runkit.errors import user_message
 from runkit.files import pretty_json
 from runkit.folders import publish
 from runkit.jsonfiles import finite_or_none
+from runkit.machine import usable_cores
+from runkit.ray_session import connected
 from vqgan.checkpoint import FREE_TO_CHANGE, load_config
 from vqgan.config import Geometry, TrainConfig, dataset_geometry, from_dict
 from vqgan.data import open_splits
@@ -80,9 +83,9 @@ class Lab:
         Raises:
             InputError: a GPU is asked for, and there is none and no cluster that could bring one.
         """
-        with connected(1) as session:
+        with connected(1, PACKAGES) as session:
             found = any(node["Resources"].get("GPU") for node in session.nodes())
-        if self.config.device == "cuda" and not found and session.is_own:
+        if self.config.device == "cuda" and not found and session.is_local:
             raise InputError(
                 "device = 'cuda': Ray finds no GPU on this machine; name a cluster in RAY_ADDRESS, or use cpu"
             )
@@ -300,13 +303,13 @@ def side_by_side(tasks: Mapping[str, Training], what: str, *, device: Literal["c
 
     if not tasks:
         return
-    with connected(threads) as session:
+    with connected(threads, PACKAGES) as session:
         ray, nodes = session.ray, session.nodes()
         # This machine may have more cores than the nodes that work.
         threads = min(threads, max([1, *(int(node["Resources"].get("CPU", 0)) for node in nodes)]))
         size = {"num_gpus": 1} if device == "cuda" else {"num_cpus": threads}
         kind, need = ("GPU", 1) if device == "cuda" else ("CPU", threads)
-        if session.is_own and not any(node["Resources"].get(kind, 0) >= need for node in nodes):
+        if session.is_local and not any(node["Resources"].get(kind, 0) >= need for node in nodes):
             raise ShardError(f"{what}: this machine has no {need} {kind} for Ray: choose another device")
         if ray.available_resources().get(kind, 0) < need:
             log.warning("%s: no node has %d %s free, waiting for one", what, need, kind)

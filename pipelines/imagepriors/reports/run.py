@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from codeprior.checkpoint import RunConfig
 from codeprior.config import SampleConfig
-from codeshards.format import ShardDataset, ShardError, read_json
+from codeshards.format import ShardDataset, ShardError
+from codeshards.format.files import read_json
 from imagepriors.decode.samples import decoded_at, draw_samples, read_rows, sample_grid
 from imagepriors.reports.figures import colorize, curves_figure, orders_figure, picture_grid, png_bytes, usage_figure
 from runkit.folders import check_apart, check_publish, publish

@@ -7,18 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from codeshards.format import (
-    EVENTS_FILE,
-    REPORT_FILE,
-    Failure,
-    Manifest,
-    ShardDataset,
-    Sidecar,
-    Store,
-    Where,
-    inverse,
-    open_store,
-)
+from codeshards.format import Failure, Manifest, ShardDataset, Sidecar, Store, Where, inverse, open_store
+from codeshards.format.contents import EVENTS_FILE, REPORT_FILE
 from codeshards.job.progress import kind_of, read_events
 from imagepriors.decode.samples import load_shard_tokenizer
 from imagepriors.reports.figures import curves_figure, picture_grid, png_bytes, usage_figure

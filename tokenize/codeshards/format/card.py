@@ -1,16 +1,13 @@
-"""The dataset card: ``README.md`` of a dataset, made from its manifest alone, as the Hugging Face hub reads it."""
+"""The dataset card: ``README.md`` of a dataset, made from its manifest alone, in the form of the Hugging Face hub."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
 
+from codeshards.format.manifest import Manifest
 from codeshards.format.schema import ShardSpec
 from codeshards.format.shardfile import SUFFIXES, ShardFormat
-
-if TYPE_CHECKING:  # a manifest writes its card
-    from codeshards.format.manifest import Manifest
 
 _SEAL = "<!-- sha256 of the text above, so that an edited card is never replaced: "
 _SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
@@ -18,7 +15,7 @@ _HUB_SPLITS = {"val": "validation"}
 
 
 def card(manifest: Manifest) -> str:
-    """The card as Markdown with YAML front matter; the same manifest gives the same text."""
+    """The card as Markdown with YAML front matter; equal manifests give equal texts."""
     spec, image = manifest.spec, manifest.spec.image
     sections = [
         _front_matter(manifest),
@@ -37,7 +34,7 @@ def card(manifest: Manifest) -> str:
 
 
 def is_card(content: bytes) -> bool:
-    """Whether a file is a card as :func:`card` made it, which nobody has edited."""
+    """Whether a file is a card made by :func:`card` and not edited since."""
     text, mark, seal = content.decode(errors="replace").rpartition(f"\n\n{_SEAL}")
     return bool(mark) and seal == f"{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
@@ -115,10 +112,10 @@ def _reading(manifest: Manifest) -> list[str]:
         f'for batch in ShardDataset.open("PATH").batches("{split}", ["{column}", "label"]):\n'
         f'    batch["{column}"]  # uint16 [n, {manifest.spec.image.length}]\n```'
     ]
-    return parts + [text.format(split=split, column=column) for f in manifest.formats for text in _READERS[f]]
+    return parts + [text.format(split=split, column=column) for f in manifest.formats for text in _EXAMPLES[f]]
 
 
-_READERS: dict[ShardFormat, tuple[str, ...]] = {
+_EXAMPLES: dict[ShardFormat, tuple[str, ...]] = {
     "parquet": (
         "```python\nimport duckdb\n\nduckdb.sql(\"select key, label, {column} from 'PATH/{split}/*.parquet'\")\n```",
         "```python\nimport datasets\n\n"

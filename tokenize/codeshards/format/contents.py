@@ -1,14 +1,15 @@
-"""Which files of a folder belong to a dataset: where a job may begin, and what may be deleted with a dataset."""
+"""Which files of a folder belong to a dataset: where a job may start, what is saved last, what may be deleted."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from codeshards.format.card import is_card
+from codeshards.format.card import card, is_card
 from codeshards.format.errors import ShardError
 from codeshards.format.files import FileRecord, read_json
 from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, Sidecar, is_intact
@@ -18,12 +19,14 @@ from codeshards.format.shardfile import SUFFIXES
 from codeshards.format.tar import SPEC_MEMBER
 from runkit.places import Store, Where, open_store
 
+log = logging.getLogger(__name__)
+
 EVENTS_FILE = "events.jsonl"
-"""What happened when, a line an event, over all runs of a job; not part of the dataset."""
+"""Log of all runs of a job, one event per line; not part of the dataset."""
 REPORT_FILE = "report.html"
-"""A page about the dataset, made after it; not part of it."""
+"""A page about the dataset; not part of it."""
 TOKENIZER_FOLDERS = ("tokenizer", *(f"tokenizer-{name}" for name in CONDITION_NAMES))
-"""Folders of the tokenizers in a dataset: of the image, then of each condition."""
+"""Folders of the tokenizers in a dataset: the image tokenizer, then one for each condition."""
 
 _TOP = (PLAN_FILE, SAMPLES_FILE, MANIFEST_FILE, CARD_FILE, EVENTS_FILE, REPORT_FILE)
 _TOKENIZER_FILES = ("config.json", "model.safetensors")
@@ -31,34 +34,34 @@ _SHARD = re.compile(
     rf"(?P<split>[^/]+)/shard-(?P<index>\d{{6,}})(?P<suffix>\.json|{'|'.join(map(re.escape, SUFFIXES.values()))})"
 )
 _CACHED = re.compile(r"\.cache/[a-z0-9_]+-(codes|scale|cond|label|view|key)[a-z0-9_]*-[0-9a-f]{16}\.npy")
-_NAMED = 3
-"""Foreign files that a message names."""
+_MAX_LISTED = 3
+"""Number of unexpected files that a message names."""
 
 
 def save_or_match(plan: Plan, dataset: Where) -> bool:
-    """Write the plan into a dataset's folder, or make sure that the plan already there is the same.
+    """Write the plan into a dataset's folder, or check that the plan there is equal.
 
-    The keys go to ``samples.parquet`` first, ``plan.json`` last: with it, both are there. A plan that was lost is
-    written again.
+    ``samples.parquet`` with the keys is written first and ``plan.json`` last, so that both exist where the latter does.
+    A lost plan is written again.
 
     Returns:
-        True if an equal plan was there (the job resumes), False if it was written now.
+        True if the folder had an equal plan (the job resumes), False if the plan was written.
 
     Raises:
-        ShardError: Another plan is there (the message names each setting that differs), or files that no plan accounts
-            for: a dataset has its folder to itself.
+        ShardError: The folder has another plan (the message names each setting that differs), or files that do not
+            belong to the plan: a dataset requires a folder of its own.
     """
     folder = open_store(dataset)
     if not (folder / PLAN_FILE).exists():
-        _check_vacant(plan, folder)
+        _check_unused(plan, folder)
         write_plan(plan, folder)
         return False
     try:
         found = read_json(folder / PLAN_FILE)
     except ShardError as error:
-        raise ShardError(f"{error}. If a job made it, move it away and run again: it is written anew") from error
+        raise ShardError(f"{error}. If a job made it, move it away and run again: it is written again") from error
     if found.get("hash") == plan.hash:
-        if not _is_sample_list(folder / SAMPLES_FILE):  # it was lost since
+        if not _is_sample_list(folder / SAMPLES_FILE):  # it was lost
             write_plan(plan, folder)
         return True
     if not isinstance(found.get("plan"), dict):
@@ -69,19 +72,32 @@ def save_or_match(plan: Plan, dataset: Where) -> bool:
     )
 
 
-def delete_dataset(dataset: Where) -> None:
-    """Delete every file of a dataset, finished or not, and nothing else; nothing happens where there is no file.
-
-    What belongs to it follows from its plan (names), its sidecars and its manifest (hashes; of objects in an object
-    store only sizes are compared). The plan goes last, so that an interrupted deletion can be repeated.
+def save_dataset(manifest: Manifest, dataset: Where) -> None:
+    """Write the card and then the manifest, which completes the dataset. An edited card is kept.
 
     Raises:
-        ShardError: The folder holds anything else, or a file that was changed since it was written; then nothing was
-            deleted.
+        WriteError: They cannot be written.
+    """
+    path = open_store(dataset) / CARD_FILE
+    if not path.exists() or is_card(path.read_bytes()):
+        path.write_bytes(card(manifest).encode())
+    else:
+        log.warning("%s is not the card that was made for this dataset, and is kept", path)
+    manifest.save(dataset)
+
+
+def delete_dataset(dataset: Where) -> None:
+    """Delete every file of a dataset, finished or not, and nothing else; does nothing in an empty folder.
+
+    The files of a dataset are known from its plan (names), its sidecars and its manifest (hashes; in an object store
+    only sizes are compared). The plan is deleted last, so that an interrupted deletion can be repeated.
+
+    Raises:
+        ShardError: The folder holds other files, or a file was changed since it was written; then nothing is deleted.
     """
     store = open_store(dataset)
-    names = _visible(store)
-    if _is_vacant(store, names):
+    names = _visible_files(store)
+    if _is_empty(store, names):
         return
     if PLAN_FILE not in names:
         raise ShardError(
@@ -99,8 +115,8 @@ def delete_dataset(dataset: Where) -> None:
     foreign = foreign or list(_changed(store, plan, names))
     if foreign:
         raise ShardError(
-            f"{store} holds what its job did not make or what was changed since ({_listed(foreign)}): move that away, "
-            "or choose another output folder. Nothing was deleted"
+            f"{store} has files that its job did not make or that were changed since ({_listed(foreign)}): move "
+            "them away, or choose another output folder. Nothing was deleted"
         )
     names += [f".cache/{path.name}" for path in store.local.glob(".cache/*.npy")] if store.local else []
     names = [name for name in names if not name.startswith(".cache/") or _CACHED.fullmatch(name)]
@@ -110,38 +126,38 @@ def delete_dataset(dataset: Where) -> None:
 
 
 def _deletion_rank(name: str) -> tuple[int, str]:
-    """Manifest, data files, then the records of them; the plan and its samples last."""
+    """Sort key: manifest, data files, their sidecars, and last the plan and its samples."""
     last = {MANIFEST_FILE: 0, PLAN_FILE: 3, SAMPLES_FILE: 4}
     return last.get(name, 2 if name.endswith(".json") else 1), name
 
 
-def _check_vacant(plan: Plan, folder: Store) -> None:
-    """Refuse a folder without a plan in which something else is than what this very plan has made."""
-    names = _visible(folder)
-    if _is_vacant(folder, names):
+def _check_unused(plan: Plan, folder: Store) -> None:
+    """Refuse a folder without a plan that holds files which this plan has not made."""
+    names = _visible_files(folder)
+    if _is_empty(folder, names):
         return
     foreign = [name for name in names if not _is_planned(name, plan)]
-    begun = SAMPLES_FILE in names and _is_sample_list(folder / SAMPLES_FILE)
-    if not foreign and (begun or any(_is_sidecar_of(plan, folder, name) for name in names)):
+    started = SAMPLES_FILE in names and _is_sample_list(folder / SAMPLES_FILE)
+    if not foreign and (started or any(_is_sidecar_of(plan, folder, name) for name in names)):
         return
     raise ShardError(
         f"{folder} is not empty and holds no {PLAN_FILE} of this job ({_listed(foreign or names)}): choose another "
-        "output folder, a dataset has one to itself"
+        "output folder, because a dataset requires one of its own"
     )
 
 
-def _is_vacant(store: Store, names: list[str]) -> bool:
-    """Whether a folder has no files, or only the list that a job writes just before its plan."""
+def _is_empty(store: Store, names: list[str]) -> bool:
+    """Whether a folder has no files, or only the sample list that a job writes before its plan."""
     return not names or (names == [SAMPLES_FILE] and _is_sample_list(store / SAMPLES_FILE))
 
 
-def _visible(store: Store) -> list[str]:
+def _visible_files(store: Store) -> list[str]:
     return [name for name in store.files() if not any(part.startswith(".") for part in name.split("/"))]
 
 
 def _listed(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_planned(name: str, plan: Plan) -> bool:
@@ -166,7 +182,7 @@ def _is_sidecar_of(plan: Plan, folder: Store, name: str) -> bool:
 
 
 def _changed(store: Store, plan: Plan, names: list[str]) -> Iterator[str]:
-    """Files of a dataset whose content is not what was recorded of it."""
+    """Files of a dataset whose content differs from the record."""
     there, recorded = set(names), dict[str, FileRecord]()
     if MANIFEST_FILE in there:
         try:
@@ -185,7 +201,7 @@ def _changed(store: Store, plan: Plan, names: list[str]) -> Iterator[str]:
                 yield sidecar
                 continue
             recorded |= {f"{shard.split}/{name}": record for name, record in files.items()}
-        # A shard whose job was killed before the sidecar has no hash on record, but says what it is.
+        # A shard whose job was killed before its sidecar has no recorded hash, but identifies itself.
         yield from (name for name in sorted(data - recorded.keys()) if not _is_shard(store / name))
     for name, record in recorded.items():
         if name in there and not is_intact(store / name, record, check_hash=store.local is not None):
@@ -193,7 +209,7 @@ def _changed(store: Store, plan: Plan, names: list[str]) -> Iterator[str]:
 
 
 def _is_shard(store: Store) -> bool:
-    """Whether a file starts as our shards do."""
+    """Whether a file starts like a shard."""
     try:
         with store.open() as file:
             if store.name.endswith(".tar"):
@@ -204,7 +220,7 @@ def _is_shard(store: Store) -> bool:
 
 
 def _is_sample_list(store: Store) -> bool:
-    """Whether a file is the list that a job writes just before its plan."""
+    """Whether a file is the sample list that a job writes before its plan."""
     try:
         with store.open() as file:
             return bool(pq.read_schema(file).equals(SAMPLES_SCHEMA))

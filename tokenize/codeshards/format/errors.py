@@ -1,4 +1,4 @@
-"""The errors of token shards.
+"""Errors of the shard format.
 
 A shard that cannot be read and one that does not fit are handled alike, so both errors are those of the storage.
 """
@@ -6,6 +6,9 @@ A shard that cannot be read and one that does not fit are handled alike, so both
 from runkit.places import StoreError, WriteError
 
 ShardError = StoreError
-"""Something about shards that a user can fix: a file, a setting or an argument."""
+"""An error about shards that a person can fix: a file, a setting or an argument.
+
+The message says what is wrong, which value was found and what to do.
+"""
 
 __all__ = ["ShardError", "WriteError"]

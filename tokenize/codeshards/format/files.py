@@ -1,4 +1,4 @@
-"""JSON, hashes and whole-or-absent files, wherever a dataset lies."""
+"""JSON, hashes and atomic writes of the files of a dataset, local or in an object store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REMEDY = "Restore it from a copy, or delete it and run the command that made it
 
 
 class FileRecord(NamedTuple):
-    """What identifies a written file's content."""
+    """Identifies the content of a written file."""
 
     sha256: str
     """Hex digest of the whole file."""
@@ -28,25 +28,25 @@ class FileRecord(NamedTuple):
 
 
 def atomic_write(path: Where) -> contextlib.AbstractContextManager[BinaryIO]:
-    """Open a new file for writing that appears under its name only when the block has succeeded.
+    """Open a file for writing that appears under its name only when the block has succeeded.
 
-    A folder that is missing is made. Locally the bytes go to a hidden temporary file beside the target, then
-    fsync, rename and fsync of the folder; an object is sent when all its bytes are there.
+    Missing folders are made. A local file is written to a hidden temporary file beside the target, then follow fsync,
+    rename and fsync of the folder. An object is uploaded when all its bytes are written.
 
     Args:
-        path: Where the file will be; an existing one is replaced.
+        path: The file; an existing one is replaced.
 
     Returns:
-        A context manager that gives a binary file open for writing.
+        A context manager that yields a binary file open for writing.
 
     Raises:
-        WriteError: It cannot be written; nothing was left behind.
+        WriteError: It cannot be written; no partial file is left.
     """
     return open_store(path).write()
 
 
 def atomic_write_json(path: Where, value: Any) -> None:
-    """Write ``value`` atomically as JSON: sorted keys, indent 2, final newline; same value, same bytes."""
+    """Write ``value`` atomically as JSON: sorted keys, indent 2, final newline; equal values give equal bytes."""
     open_store(path).write_bytes(pretty_json(value))
 
 
@@ -54,7 +54,7 @@ def read_json(path: Where) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ShardError: The file is missing, is not JSON, or holds something else than an object.
+        ShardError: The file is missing, is not JSON, or its value is not an object.
     """
     return parse_object(_content(path), path, ShardError)
 
@@ -65,10 +65,10 @@ def write_sealed_json(path: Where, value: dict[str, Any]) -> None:
 
 
 def read_sealed_json(path: Where) -> dict[str, Any]:
-    """Read what :func:`write_sealed_json` wrote, without its hash; not one byte may differ.
+    """Read what :func:`write_sealed_json` wrote, without its hash; every byte is checked.
 
     Raises:
-        ShardError: As :func:`read_json`, or the file is not as it was written.
+        ShardError: As :func:`read_json`, or the file was changed since it was written.
     """
     content = _content(path)
     try:
@@ -77,9 +77,9 @@ def read_sealed_json(path: Where) -> dict[str, Any]:
         raise ShardError(f"{error}. {_REMEDY}") from error
     seal = value.pop(_SEAL, None)
     try:
-        # The second comparison finds what the first cannot see: spaces, escapes, the seal's own letters.
+        # The second comparison detects what the first does not: spaces, escapes, upper-case digits of the hash.
         intact = seal == _seal(value) and content == pretty_json({**value, _SEAL: seal})
-    except ValueError:  # 1e999 and half a surrogate are read as JSON, but cannot be written
+    except ValueError:  # 1e999 and lone surrogates can be read as JSON but not written
         intact = False
     if not intact:
         raise ShardError(
@@ -89,7 +89,7 @@ def read_sealed_json(path: Where) -> dict[str, Any]:
 
 
 def compact_json(value: Any) -> str:
-    """``value`` as JSON on one line with sorted keys: what hashes and schema metadata are made of."""
+    """``value`` as JSON on one line with sorted keys: the form in hashes and schema metadata."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -101,7 +101,7 @@ def sha256_file(path: Where) -> str:
 
 
 def file_record(path: Where) -> FileRecord:
-    """The record of a file that is there."""
+    """The record of an existing file."""
     store = open_store(path)
     size = store.size()
     if size is None:
@@ -110,10 +110,10 @@ def file_record(path: Where) -> FileRecord:
 
 
 def remove_stale_temps(folder: Where) -> list[Path]:
-    """Remove what :func:`atomic_write` left in ``folder`` (not below it) when its process was killed.
+    """Remove the temporary files that killed processes left in ``folder`` (not below it) by :func:`atomic_write`.
 
-    Call it only while nobody writes there. Returns the paths removed: none in an object store, where an upload
-    that was not finished never has a name.
+    Call it only while no other process writes there. Returns the removed paths: none in an object store, where an
+    unfinished upload has no name.
     """
     path = open_store(folder).local
     stale = sorted(found for found in path.glob(f".*{TEMP_MARK}*") if found.is_file()) if path else []

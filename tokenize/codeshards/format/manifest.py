@@ -1,15 +1,14 @@
-"""Sidecars, one beside each shard, and the manifest ``dataset.json`` that commits a dataset.
+"""Sidecars, one beside each shard, and the manifest ``dataset.json``, which completes a dataset.
 
-Both carry a hash of themselves, and together the hashes of every other file: no byte can change unnoticed.
+Both contain a hash of themselves, and together the hashes of all other files, so that every changed byte is detected.
 
-A sidecar is renamed into place after its shard's files, so that a shard with a sidecar is whole. The manifest
-is written last of all and made from the plan and the sidecars alone, without times, so that its bytes do not
-depend on who encoded what when.
+A sidecar is renamed into place after its shard's files, so that a shard with a sidecar is complete. The manifest is
+written last. It is made from the plan and the sidecars alone, without times, so that its bytes do not depend on which
+process encoded what and when.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,7 +24,6 @@ from runkit.places import Store, Where, open_store
 MANIFEST_FILE = "dataset.json"
 CARD_FILE = "README.md"
 UNKNOWN_LICENSE = "unknown"
-log = logging.getLogger(__name__)
 
 
 class Failure(NamedTuple):
@@ -34,15 +32,15 @@ class Failure(NamedTuple):
     key: str
     """Key of the sample."""
     reason: str
-    """What went wrong, in words for a person."""
+    """What went wrong, as a readable message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sidecar:
-    """What became of one planned shard."""
+    """The result of one planned shard."""
 
     plan_hash: str
-    """Plan that the shard was made under."""
+    """Hash of the plan that the shard was made from."""
     split: str
     """Split of the shard."""
     index: int
@@ -50,13 +48,13 @@ class Sidecar:
     rows: int
     """Rows written: encoded samples times views."""
     samples: int
-    """Samples encoded, failures not counted."""
+    """Samples encoded, without failures."""
     failures: tuple[Failure, ...] = ()
-    """Samples left out, each with its reason; samples + failures = the samples planned."""
+    """Samples that failed, each with its reason; samples + failures = planned samples."""
     files: dict[str, FileRecord]
     """File name → sha256 and size, for each data file of the shard."""
     durations_s: dict[str, float] = field(default_factory=dict)
-    """Step → seconds. Kept out of the manifest, for it differs from run to run."""
+    """Step → seconds. Not in the manifest, because it differs between runs."""
 
     def save(self, path: Where) -> None:
         """Write the sidecar atomically; call it after the shard's data files are in place."""
@@ -72,8 +70,8 @@ class Sidecar:
         """Read a sidecar.
 
         Args:
-            path: Where it is.
-            check_name: What refuses a file's name that leads elsewhere; None allows plain names only.
+            path: The file.
+            check_name: Raises for a file name that leads out of the folder; None allows plain names only.
 
         Raises:
             ShardError: It is missing, changed, or not a sidecar.
@@ -102,19 +100,19 @@ def shard_is_done(
     check_hash: bool = False,
     check_name: Callable[[str], object] | None = None,
 ) -> bool:
-    """Whether a shard was made under this plan and its data files are still there with their sizes.
+    """Whether a shard was made from this plan and its data files exist with the recorded sizes.
 
     Args:
-        dataset: The dataset's folder.
-        plan_hash: The plan that the shard must have been made under; its hash, for it takes time to compute.
-        shard: The shard asked about.
+        dataset: Folder of the dataset.
+        plan_hash: Hash of the plan, given because it takes time to compute.
+        shard: The shard.
         check_hash: Also read the files and compare their sha256.
         check_name: As :meth:`Sidecar.load`.
     """
     try:
         sidecar = Sidecar.load(sidecar_path(dataset, shard), check_name=check_name)
     except ShardError:
-        return False  # missing or damaged: either way the shard is to be made again
+        return False  # missing or damaged: the shard must be made again
     if (sidecar.plan_hash, sidecar.split, sidecar.index) != (plan_hash, shard.split, shard.index):
         return False
     folder = open_store(dataset) / shard.split
@@ -122,7 +120,7 @@ def shard_is_done(
 
 
 def is_intact(store: Store, record: FileRecord, check_hash: bool = True) -> bool:
-    """Whether a file is there with its size and, if asked for, its sha256."""
+    """Whether a file exists with the recorded size and, if `check_hash`, the recorded sha256."""
     return store.size() == record.bytes and (not check_hash or sha256_file(store) == record.sha256)
 
 
@@ -154,24 +152,24 @@ class SplitEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """``dataset.json``: what a finished dataset holds."""
+    """``dataset.json``: the contents of a finished dataset."""
 
     spec: ShardSpec
-    """What every shard holds."""
+    """Columns of every shard."""
     plan_hash: str
-    """Hash of the plan that the shards were made under."""
+    """Hash of the plan that the shards were made from."""
     splits: dict[str, SplitEntry]
     """Split → its shards and counts."""
     class_names: tuple[str, ...] = ()
     """Name of each label; empty where the dataset has no classes."""
     tokenizer: dict[str, Any] = field(default_factory=dict)
-    """JSON about the image tokenizer: where its weights are, what it is."""
+    """JSON about the image tokenizer: its folder and its fingerprint."""
     conditions: dict[str, Any] = field(default_factory=dict)
-    """Condition name → the same about its tokenizer."""
+    """Condition name → the same for its tokenizer."""
     license: str = UNKNOWN_LICENSE
     """Licence of the pictures as an SPDX or Hugging Face identifier, which the codes inherit."""
     files: dict[str, FileRecord] = field(default_factory=dict)
-    """File name → sha256 and size of all that is neither a shard nor this file: the card, the plan, tokenizers."""
+    """File name → sha256 and size of the other files: card, plan and tokenizers."""
 
     @classmethod
     def build(
@@ -185,23 +183,21 @@ class Manifest:
         conditions: Mapping[str, Any] | None = None,
         license: str = UNKNOWN_LICENSE,
     ) -> Manifest:
-        """Collect the sidecars of all planned shards, in any sequence.
+        """Make the manifest from the sidecars of all planned shards, in any sequence.
 
         Raises:
-            ShardError: A planned shard has no sidecar, or another plan's, or samples are unaccounted for.
+            ShardError: The sidecar of a planned shard is missing, belongs to another plan, or misses samples.
         """
         plan_hash = plan.hash
-        made = {split: _Made([None] * plan.shard_count(split)) for split in plan.splits}
+        builders = {split: _SplitBuilder([None] * plan.shard_count(split)) for split in plan.splits}
         for sidecar in sidecars:
-            if sidecar.split not in made or not 0 <= sidecar.index < len(made[sidecar.split].entries):
-                raise ShardError(
-                    f"a sidecar of {sidecar.split}/{sidecar.index}, which the plan does not know: delete it"
-                )
-            made[sidecar.split].add(sidecar, plan.shard(sidecar.split, sidecar.index), plan_hash)
+            if sidecar.split not in builders or not 0 <= sidecar.index < len(builders[sidecar.split].entries):
+                raise ShardError(f"a sidecar of {sidecar.split}/{sidecar.index}, which is not in the plan: delete it")
+            builders[sidecar.split].add(sidecar, plan.shard(sidecar.split, sidecar.index), plan_hash)
         return cls(
             spec=spec,
             plan_hash=plan_hash,
-            splits={split: found.finished(split) for split, found in made.items()},
+            splits={split: builder.build(split) for split, builder in builders.items()},
             class_names=tuple(class_names),
             tokenizer=dict(tokenizer or {}),
             conditions=dict(conditions or {}),
@@ -210,13 +206,13 @@ class Manifest:
 
     @property
     def formats(self) -> tuple[ShardFormat, ...]:
-        """The formats that every shard is written in."""
+        """The file formats of every shard."""
         found = [{format_of(name) for name in shard.files} for shard in self.entries.values()]
         return tuple(name for name in SHARD_FORMATS if found and all(name in formats for formats in found))
 
     @property
     def entries(self) -> dict[tuple[str, str], ShardEntry]:
-        """(split, shard's name) → the shard, over all splits."""
+        """(split, name of the shard) → the shard, for all splits."""
         return {(name, shard.name): shard for name, split in self.splits.items() for shard in split.shards}
 
     @property
@@ -226,39 +222,21 @@ class Manifest:
         return tuple(str(one["folder"]) for one in about if "folder" in one)
 
     def save(self, dataset: Where) -> None:
-        """Write the card and then ``dataset.json``, the dataset's commit point: plan and tokenizers are there already.
+        """Write ``dataset.json``, which completes the dataset; all other files are written before.
 
         Raises:
-            WriteError: They cannot be written.
+            WriteError: It cannot be written.
         """
-        from codeshards.format.card import card, is_card  # it reads manifests
-
         store = open_store(dataset)
-        if not (store / CARD_FILE).exists() or is_card((store / CARD_FILE).read_bytes()):
-            (store / CARD_FILE).write_bytes(card(self).encode())
-        else:
-            log.warning("%s is not the card that was made for this dataset, and is kept", store / CARD_FILE)
         names = [CARD_FILE, PLAN_FILE, SAMPLES_FILE]
         for folder in self.tokenizer_folders:
             names += [f"{folder}/{name}" for name in (store / folder).files()]
         files = {name: file_record(store / name) for name in names if (store / name).exists()}
-        splits = {
-            name: {
-                "rows": split.rows,
-                "samples": split.samples,
-                "failures": split.failures,
-                "shards": [
-                    {"name": shard.name, "rows": shard.rows, "files": _files_json(shard.files)}
-                    for shard in split.shards
-                ],
-            }
-            for name, split in self.splits.items()
-        }
         value = {
             "format_version": FORMAT_VERSION,
             "spec": self.spec.to_json(),
             "plan_hash": self.plan_hash,
-            "splits": splits,
+            "splits": {name: _split_json(split) for name, split in self.splits.items()},
             "class_names": list(self.class_names),
             "tokenizer": self.tokenizer,
             "conditions": self.conditions,
@@ -298,7 +276,7 @@ class Manifest:
 
 
 def _check_names(value: Mapping[str, Any], where: Store) -> None:
-    """Every name in a manifest that becomes a path: of splits, shards, their files, tokenizers and other files."""
+    """Check every name in a manifest that becomes a path: splits, shards and their files, tokenizers, other files."""
     for split, found in value["splits"].items():
         plain_name(split, where, ShardError)
         for shard in found["shards"]:
@@ -314,8 +292,8 @@ def _check_names(value: Mapping[str, Any], where: Store) -> None:
 
 
 @dataclass(slots=True)
-class _Made:
-    """What is known of a split while its sidecars come in; of a sidecar no more is kept than the manifest says."""
+class _SplitBuilder:
+    """Collects the sidecars of a split; of a sidecar only what the manifest contains is kept."""
 
     entries: list[ShardEntry | None]
     rows: int = 0
@@ -325,7 +303,7 @@ class _Made:
     def add(self, sidecar: Sidecar, shard: PlannedShard, plan_hash: str) -> None:
         what = f"{shard.split}/{shard.name}"
         if sidecar.plan_hash != plan_hash:
-            raise ShardError(f"{what} was made under another plan. Delete its sidecar and resume the job")
+            raise ShardError(f"{what} was made from another plan. Delete its sidecar and resume the job")
         if sidecar.samples + len(sidecar.failures) != shard.samples:
             raise ShardError(
                 f"{what}: {shard.samples} samples were planned, but {sidecar.samples} encoded and "
@@ -336,12 +314,17 @@ class _Made:
         self.samples += sidecar.samples
         self.failures += len(sidecar.failures)
 
-    def finished(self, split: str) -> SplitEntry:
+    def build(self, split: str) -> SplitEntry:
         shards = tuple(entry for entry in self.entries if entry is not None)
         if len(shards) < len(self.entries):
             index = self.entries.index(None)
-            raise ShardError(f"{split}/shard-{index:06d} has no sidecar: it was not made yet. Resume the job")
+            raise ShardError(f"{split}/shard-{index:06d} has no sidecar: it is not made yet. Resume the job")
         return SplitEntry(rows=self.rows, samples=self.samples, failures=self.failures, shards=shards)
+
+
+def _split_json(split: SplitEntry) -> dict[str, Any]:
+    shards = [{"name": shard.name, "rows": shard.rows, "files": _files_json(shard.files)} for shard in split.shards]
+    return {"rows": split.rows, "samples": split.samples, "failures": split.failures, "shards": shards}
 
 
 def _split_from_json(value: Mapping[str, Any]) -> SplitEntry:

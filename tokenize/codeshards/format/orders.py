@@ -1,8 +1,8 @@
 """The five sequence orders: permutations of an H×W grid of codes.
 
 ``sequence[t] = raster[order[t]]`` with ``raster[r * W + c]``, and ``raster = sequence[inverse]``. The tables
-agree with the published permutations of the paper's later reference code, so that priors trained there can
-be compared with priors trained here.
+equal the published permutations of the paper's later reference code, so that priors trained with both can be
+compared.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy.typing as npt
 from codeshards.format.errors import ShardError
 
 OrderName = Literal["row_major", "spiral_out", "zcurve", "subsample", "alternate"]
-"""How a grid of codes is laid out as a sequence."""
+"""Name of a sequence order of a grid of codes."""
 
 ORDER_NAMES: tuple[OrderName, ...] = get_args(OrderName)
-"""Every order, in the order of the shard's columns."""
+"""All orders, in the sequence of the shard's columns."""
 
 Permutation = npt.NDArray[np.int64]
 
@@ -38,15 +38,15 @@ def order(name: str, height: int, width: int) -> Permutation:
         int64 [height * width], read-only and shared between callers.
 
     Raises:
-        ShardError: The name is unknown, or the order is undefined on this grid (``spiral_out`` wants an even
-            square, ``subsample`` a square with a power-of-two side).
+        ShardError: The name is unknown, or the order is undefined on this grid (``spiral_out`` requires an
+            even square, ``subsample`` a square with a power-of-two side).
     """
     checked = check_order_name(name)
     _check_grid(height, width)
-    wants = _undefined_because(checked, height, width)
-    if wants:
+    requirement = _missing_requirement(checked, height, width)
+    if requirement:
         raise ShardError(
-            f"order {name!r} is undefined on a {height}×{width} grid: it wants {wants}. "
+            f"order {name!r} is undefined on a {height}×{width} grid: it requires {requirement}. "
             f"Orders defined on this grid: {', '.join(defined_orders(height, width))}"
         )
     return _table(checked, height, width)
@@ -61,14 +61,14 @@ def inverse(name: str, height: int, width: int) -> Permutation:
     Raises:
         ShardError: As for :func:`order`.
     """
-    order(name, height, width)  # refuses what is undefined
+    order(name, height, width)  # checks that it is defined
     return _inverse_table(check_order_name(name), height, width)
 
 
 def defined_orders(height: int, width: int) -> tuple[OrderName, ...]:
-    """The orders that exist on this grid; ``row_major``, ``zcurve`` and ``alternate`` always do."""
+    """The orders that are defined on this grid; ``row_major``, ``zcurve`` and ``alternate`` always are."""
     _check_grid(height, width)
-    return tuple(name for name in ORDER_NAMES if not _undefined_because(name, height, width))
+    return tuple(name for name in ORDER_NAMES if not _missing_requirement(name, height, width))
 
 
 def check_order_name(name: str) -> OrderName:
@@ -81,7 +81,7 @@ def check_order_name(name: str) -> OrderName:
 def orders_hash(names: Iterable[str], height: int, width: int) -> str:
     """sha256 (hex) over the names, the grid and the tables of these orders, in the sequence given.
 
-    Shards carry it, so that a reader with other tables notices before it scrambles a picture.
+    It is part of every shard, so that a reader with other tables refuses the shard.
     """
     digest = hashlib.sha256()
     for name in names:
@@ -92,11 +92,11 @@ def orders_hash(names: Iterable[str], height: int, width: int) -> str:
 
 def _check_grid(height: int, width: int) -> None:
     if height < 1 or width < 1:
-        raise ShardError(f"a grid of codes needs at least one row and one column, found {height}×{width}")
+        raise ShardError(f"a grid of codes requires at least one row and one column, found {height}×{width}")
 
 
-def _undefined_because(name: OrderName, height: int, width: int) -> str:
-    """What the order wants and this grid lacks; empty where the order is defined."""
+def _missing_requirement(name: OrderName, height: int, width: int) -> str:
+    """The requirement of an order that this grid does not meet; empty where the order is defined."""
     if name == "spiral_out" and (height != width or height % 2):
         return "a square grid with an even side"
     if name == "subsample" and (height != width or height & (height - 1)):
@@ -106,16 +106,16 @@ def _undefined_because(name: OrderName, height: int, width: int) -> str:
 
 @functools.lru_cache(maxsize=128)
 def _table(name: OrderName, height: int, width: int) -> Permutation:
-    return _frozen(_BUILDERS[name](height, width))
+    return _read_only(_BUILDERS[name](height, width))
 
 
 @functools.lru_cache(maxsize=128)
 def _inverse_table(name: OrderName, height: int, width: int) -> Permutation:
-    return _frozen(np.argsort(_table(name, height, width)))
+    return _read_only(np.argsort(_table(name, height, width)))
 
 
-def _frozen(table: Permutation) -> Permutation:
-    # The cache hands the same array to everyone, so nobody may write to it.
+def _read_only(table: Permutation) -> Permutation:
+    # All callers share the cached array, so it must not be writeable.
     table = np.ascontiguousarray(table, dtype=np.int64)
     table.flags.writeable = False
     return table
@@ -137,7 +137,7 @@ def _spiral_out(height: int, width: int) -> Permutation:
     while len(path) < height * width:
         sign = -1 if run % 2 else 1  # odd runs go up and right, even runs down and left
         for d_row, d_column in ((sign, 0), (0, -sign)):
-            # The last run would leave the grid; it is cut where the grid is full.
+            # The last run is shortened because it would leave the grid.
             for _ in range(min(run, height * width - len(path))):
                 row, column = row + d_row, column + d_column
                 path.append(row * width + column)

@@ -1,4 +1,4 @@
-"""A shard as Parquet, so that the same rows always give the same bytes."""
+"""A shard as Parquet; equal rows always give equal bytes."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ MAX_GROUP_ROWS = 8192
 
 
 def parquet_bytes(table: pa.Table) -> pa.Buffer:
-    """A shard's table as the content of a Parquet file.
+    """The content of a Parquet file with a shard's table.
 
     Dictionary encoding and zstd level 1; row groups of 1,024 to 8,192 rows, at least four in a shard of more
-    than 3,072 rows, so that a reader can stream, skip and read them in parallel. Pages carry checksums. The
-    bytes depend on the rows and on the version of pyarrow alone.
+    than 3,072 rows, so that they can be streamed, skipped and read in parallel. Pages have checksums. The bytes depend
+    only on the rows and on the version of pyarrow.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table.combine_chunks(),  # how a table came about must not show in the pages
+        table.combine_chunks(),  # the chunks of the table must not influence the pages
         sink,
         row_group_size=group_rows(table.num_rows),
         use_dictionary=True,
         compression="zstd",
         compression_level=1,
         write_page_checksum=True,
-        # Smallest and largest of codes say nothing; keys, views and labels are worth filtering by.
+        # Useful for filtering by key, view and label; minimum and maximum of codes are meaningless.
         write_statistics=["key", "view", "label"],
     )
     return sink.getvalue()
@@ -39,14 +39,14 @@ def parquet_bytes(table: pa.Table) -> pa.Buffer:
 
 @contextlib.contextmanager
 def open_parquet(store: Store, content: bytes | None = None) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file: mapped into memory where it is local, its column chunks fetched ahead where it is not.
+    """Open a Parquet file: a local one is memory-mapped, the column chunks of a remote one are prefetched.
 
     Args:
         store: The file.
-        content: Its bytes, where they are in memory.
+        content: Its bytes, if they are in memory.
 
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: It does not exist.
         OSError, pa.ArrowException: It is damaged.
     """
     if content is not None:
@@ -61,10 +61,10 @@ def open_parquet(store: Store, content: bytes | None = None) -> Iterator[pq.Parq
 
 
 def parquet_rows(file: pq.ParquetFile) -> int:
-    """Rows of a Parquet file, of which its footer and its row groups must say the same.
+    """Number of rows of a Parquet file, in which footer and row groups must agree.
 
     Raises:
-        ShardError: they differ.
+        ShardError: They differ.
     """
     metadata = file.metadata
     rows: int = sum(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))

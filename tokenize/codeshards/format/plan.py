@@ -1,7 +1,7 @@
-"""The deterministic plan: which sample goes to which shard, decided before anything is encoded.
+"""The deterministic plan: assigns samples to shards before anything is encoded.
 
-The unit is a sample with all its views. A worker needs only a :class:`PlannedShard` and its sample indices;
-whoever encodes it, whenever and how often, the shard's rows are the same.
+The unit is a sample with all its views. A worker requires only a :class:`PlannedShard` and its sample indices. The rows
+of a shard do not depend on which worker encodes it, when, and how often.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from runkit.tables import read_table
 PLAN_FILE = "plan.json"
 SAMPLES_FILE = "samples.parquet"
 SHUFFLED_SPLIT = "train"
-"""Only this split is shuffled; the others keep source order, so that reports line up with the source."""
+"""The only split that is shuffled; the others keep source order, so that reports follow the source."""
 
 _HASH_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedShard:
-    """A run of samples in planned order; the unit of work."""
+    """Consecutive samples in planned order; the unit of work."""
 
     split: str
     """Split that the shard belongs to."""
     index: int
-    """Number of the shard in its split."""
+    """Index of the shard in its split."""
     start: int
     """Planned position of the first sample."""
     stop: int
@@ -55,7 +55,7 @@ class PlannedShard:
 
     @property
     def samples(self) -> int:
-        """Samples planned for this shard; each gives one row a view."""
+        """Number of samples in this shard; each gives one row per view."""
         return self.stop - self.start
 
     def path(self, dataset: Where, suffix: str) -> Store:
@@ -65,18 +65,18 @@ class PlannedShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Everything that decides the bytes of a dataset's shards. Make one with :func:`build_plan`."""
+    """Everything that determines the bytes of a dataset's shards. Make one with :func:`build_plan`."""
 
     settings: dict[str, Any]
     """JSON settings of the caller: tokenizer fingerprints, transform, shard spec, views, conditions."""
     views: int
-    """Views of each sample, so rows = samples · views."""
+    """Views per sample: rows = samples · views."""
     shard_rows: int
-    """Wanted rows of a shard; it holds whole samples, hence ``max(1, shard_rows // views)`` of them."""
+    """Requested rows per shard; a shard has ``max(1, shard_rows // views)`` samples with all their views."""
     shuffle_seed: int | None
     """Seed of the train split's shuffle; None keeps source order."""
     source_hashes: dict[str, str]
-    """Split → hash of its source list, whatever the caller lets identify it."""
+    """Split → hash that identifies its list of samples, computed by the caller."""
     keys: dict[str, Any] = field(repr=False, compare=False)
     """Split → Arrow array of its sample keys in planned order."""
     keys_sha256: dict[str, str]
@@ -84,12 +84,12 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """sha256 (hex) over everything that decides bytes; shards made under another hash are not reused."""
+        """sha256 (hex) over everything that determines bytes; shards with another hash are not reused."""
         return hashlib.sha256(compact_json(self.to_json()).encode()).hexdigest()
 
     @property
     def scales_from(self) -> str:
-        """What was pooled for the coarser scales; plans of earlier versions do not say."""
+        """What was pooled for the coarser scales; missing in plans of earlier versions."""
         return str(self.settings.get("scales_from", "continuous"))
 
     @property
@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def shard_samples(self) -> int:
-        """Samples of a full shard."""
+        """Number of samples in a full shard."""
         return max(1, self.shard_rows // self.views)
 
     @property
@@ -108,13 +108,13 @@ class Plan:
         return tuple(self.each_shard())
 
     def each_shard(self) -> Iterator[PlannedShard]:
-        """As :attr:`shards`, one after another: of a hundred thousand, few need to be in memory."""
+        """As :attr:`shards`, one at a time: there may be a hundred thousand."""
         for split in self.keys:
             for index in range(self.shard_count(split)):
                 yield self.shard(split, index)
 
     def shard_count(self, split: str) -> int:
-        """Shards of a split."""
+        """Number of shards of a split."""
         return -(-len(self.keys[split]) // self.shard_samples)
 
     def shard(self, split: str, index: int) -> PlannedShard:
@@ -134,7 +134,7 @@ class Plan:
         return keys
 
     def to_json(self) -> dict[str, Any]:
-        """What :attr:`hash` is taken over, as a JSON object."""
+        """The content of :attr:`hash` as a JSON object."""
         return {
             "format_version": FORMAT_VERSION,
             "settings": self.settings,
@@ -163,15 +163,15 @@ def build_plan(
 ) -> Plan:
     """Plan a dataset's shards.
 
-    The train split is shuffled, because source folders are sorted by class and a shard of one class makes a
-    poor streaming buffer. Ten million samples cost their key column and one int64 each.
+    The train split is shuffled, because source folders are sorted by class and a shard of a single class makes a
+    poor streaming buffer. Ten million samples take the memory of their keys and one int64 each.
 
     Args:
         samples: Split → sample keys in source order.
         source_hashes: Split → hash that identifies its source list.
-        settings: JSON values of everything else that decides bytes.
-        views: Views of each sample, at least 1.
-        shard_rows: Wanted rows of a shard.
+        settings: JSON values of everything else that determines bytes.
+        views: Views per sample, at least 1.
+        shard_rows: Requested rows per shard.
         shuffle_seed: Seed of the train split's shuffle, None for source order.
 
     Raises:
@@ -185,14 +185,14 @@ def build_plan(
         if not split or not split.isidentifier():
             raise ShardError(f"split name {split!r} is not allowed: use letters, digits and underscores")
         if not len(names):
-            raise ShardError(f"split {split!r} has no samples. Leave it out or look at the data folder")
+            raise ShardError(f"split {split!r} has no samples. Leave it out or check the data folder")
         column = pa.array(names, pa.large_string())
         check_keys(column, f"split {split!r}")
         if views > 1:
             _check_view_keys(column, split)
         keys[split] = column.take(planned_order(len(column), _split_seed(split, shuffle_seed)))
     return Plan(
-        settings=json.loads(compact_json(dict(settings))),  # tuples become lists, as they will on disk
+        settings=json.loads(compact_json(dict(settings))),  # tuples become lists, as in the file
         views=views,
         shard_rows=shard_rows,
         shuffle_seed=shuffle_seed,
@@ -216,7 +216,7 @@ def load_plan(dataset: Where) -> Plan:
     """The plan in a dataset's folder, with its keys.
 
     Raises:
-        ShardError: It is missing, damaged, or its two files do not belong together.
+        ShardError: It is missing, damaged, or its two files do not match.
     """
     folder = open_store(dataset)
     found = read_json(folder / PLAN_FILE)
@@ -262,8 +262,8 @@ def plan_settings(dataset: Where) -> dict[str, Any]:
 def planned_order(samples: int, seed: int | None) -> npt.NDArray[np.int64]:
     """int64 [samples], read-only: planned position → index in source order.
 
-    A seed sorts the samples by raw PCG64 output: numpy promises that stream for good, which it does not do
-    for ``Generator.permutation``, and the plan must mean the same after an upgrade.
+    With a seed, samples are sorted by raw PCG64 output: numpy guarantees that stream for all versions, but not
+    ``Generator.permutation``, and a plan must keep its meaning after an upgrade.
     """
     if seed is None:
         table = np.arange(samples, dtype=np.int64)
@@ -279,9 +279,9 @@ def _split_seed(split: str, shuffle_seed: int | None) -> int | None:
 
 def _check_numbers(views: int, shard_rows: int, shuffle_seed: int | None) -> None:
     if not 1 <= views <= 256:
-        raise ShardError(f"views is {views}: a sample has 1 to 256 views, for they are numbered by a uint8")
+        raise ShardError(f"views is {views}: a sample has 1 to 256 views, because they are numbered by a uint8")
     if shard_rows < 1:
-        raise ShardError(f"shard_rows is {shard_rows}: a shard needs at least one row")
+        raise ShardError(f"shard_rows is {shard_rows}: a shard requires at least one row")
     if shuffle_seed is not None and shuffle_seed < 0:
         raise ShardError(f"shuffle_seed is {shuffle_seed}: give 0 or more, or None for source order")
 
@@ -298,8 +298,8 @@ def _keys_sha256(keys: Any) -> str:
     digest = hashlib.sha256()
     newline, nothing = pa.scalar("\n", pa.large_string()), pa.scalar("", pa.large_string())
     for start in range(0, len(keys), _HASH_CHUNK):
-        # Keys hold no control characters, so a newline after each cannot be mistaken. The joined column's values lie
-        # in one buffer: ten million keys take a second this way and half a minute as Python strings.
+        # Keys have no control characters, so that a newline after each is unambiguous. The values of the joined column
+        # are in one buffer: ten million keys take a second this way and half a minute as Python strings.
         lines = pc.binary_join_element_wise(keys[start : start + _HASH_CHUNK], newline, nothing)
         _, offsets, values = lines.buffers()
         first, last = np.frombuffer(offsets, np.int64)[[lines.offset, lines.offset + len(lines)]]
@@ -322,7 +322,7 @@ def _write_samples(plan: Plan, path: Store) -> None:
 
 @patient
 def _read_samples(path: Store, counts: Mapping[str, int]) -> dict[str, Any]:
-    """Split → its keys; plan.json says how many and the hash says whether they are the right ones."""
+    """Split → its keys; plan.json gives their number, and the plan's hash covers them."""
     try:
         if path.local is not None:
             table = read_table(path.local, error=ShardError).cast(SAMPLES_SCHEMA)

@@ -1,4 +1,4 @@
-"""The shard contract: which columns a shard has, how rows become a table, what its metadata says.
+"""The schema of shards: their columns, how rows become a table, and their metadata.
 
 Axes: N rows of a shard, H×W the grid of codes, L = H·W its codes, S a scale's side.
 """
@@ -21,29 +21,29 @@ from codeshards.format.orders import ORDER_NAMES, OrderName, check_order_name, o
 from runkit.jsonfiles import parse_json
 
 FORMAT_VERSION = 1
-"""Raised when shards of the new version cannot be read by old readers."""
+"""Increased when older versions of this package cannot read new shards."""
 
 METADATA_KEY = b"imagepriors"
-"""The schema-metadata key under which a shard explains itself, as one line of JSON."""
+"""Key of the schema metadata that describes a shard, as one line of JSON."""
 
 ConditionName = Literal["segmentation", "depth", "pose"]
 CONDITION_NAMES: tuple[ConditionName, ...] = get_args(ConditionName)
-"""What a shard may carry beside the image, each encoded by a tokenizer of its own."""
+"""Conditions that a shard may hold beside the image, each encoded by its own tokenizer."""
 
 SCALE_SIDES = (1, 2, 4, 8)
-"""Sides that a coarser scale of the multiscale prior may have (paper section 3)."""
+"""Possible sides of the coarser scales of the multiscale prior (paper section 3)."""
 
 NO_LABEL = -1
-"""What readers put where a label is null."""
+"""Value of a null label in numpy arrays."""
 
 MAX_CODEBOOK_SIZE = 1 << 16  # codes are uint16
 
 MAX_GRID_CODES = 1 << 20
-"""Most codes of one image, 1024×1024: tables of the orders are made of that size."""
+"""Most codes per image, 1024×1024, because the tables of the orders have this size."""
 
 MAX_SHARD_BYTES = 1 << 30
-"""Most bytes of a shard's codes, decoded: readers hold whole shards in memory, several at once. 419,430 rows of 16×16
-codes in five orders."""
+"""Most bytes of a shard's decoded codes, because loaders hold several whole shards in memory. It allows 419,430 rows of
+16×16 codes in five orders."""
 
 _BAD_KEY = r"^$|[.\x00-\x1f]|^/"
 
@@ -51,12 +51,12 @@ _BAD_KEY = r"^$|[.\x00-\x1f]|^/"
 def check_key(key: str) -> str:
     """Return ``key`` if it can name a row: not empty, no dots, no control characters, no leading slash.
 
-    WebDataset splits a member's name at its first dot, so that a dotted key would change its meaning there.
+    WebDataset splits a member's name at its first dot, so that a key with a dot would be cut there.
     """
     if re.search(_BAD_KEY, key):
         raise ShardError(
             f"key {key!r} is not allowed: keys are not empty, have no dots or control characters and do not "
-            "start with a slash. Replace what offends, e.g. dots by underscores"
+            "start with a slash. Replace these characters, e.g. dots by underscores"
         )
     return key
 
@@ -76,21 +76,21 @@ def check_keys(keys: pa.Array[Any] | pa.ChunkedArray[Any], where: str) -> None:
 def row_key(sample_key: str, view: int) -> str:
     """The key of one view of a sample: the sample's own for view 0, ``KEY-vN`` for the others.
 
-    A key names one row of its split, so the views of a sample need keys of their own.
+    A key names one row of its split, so that each view of a sample requires its own key.
     """
     return sample_key if view == 0 else f"{sample_key}-v{view}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridSpec:
-    """The grid of codes that one tokenizer makes."""
+    """The grid of codes of one tokenizer."""
 
     height: int
     """Rows of the grid, H."""
     width: int
     """Columns of the grid, W."""
     codebook_size: int
-    """Entries of the codebook; every code is below it. At most 65,536."""
+    """Number of codebook entries, at most 65,536; every code is smaller."""
     fingerprint: str
     """Identifies the tokenizer: sha256 over its config and weights."""
 
@@ -111,13 +111,13 @@ class GridSpec:
 
     @property
     def length(self) -> int:
-        """Codes of one image, H·W."""
+        """Codes per image, H·W."""
         return self.height * self.width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSpec:
-    """What every shard of a dataset holds; two shards with equal specs can be read as one."""
+    """Columns of every shard of a dataset; shards with equal specs can be concatenated."""
 
     image: GridSpec
     """Grid of the image codes."""
@@ -149,7 +149,7 @@ class ShardSpec:
 
     @property
     def code_grids(self) -> dict[str, GridSpec]:
-        """Every column that holds codes → the grid that bounds its length and its codes."""
+        """Each column of codes → its grid, which gives its length and the bound of its codes."""
         image = self.image
         grids = {f"codes_{name}": image for name in self.orders}
         for side in self.scales:
@@ -157,7 +157,7 @@ class ShardSpec:
             grids[f"scale_{side}"] = GridSpec(
                 height=side, width=side, codebook_size=image.codebook_size, fingerprint=image.fingerprint
             )
-        for condition in CONDITION_NAMES:  # not the dict's sequence: equal specs must give equal bytes
+        for condition in CONDITION_NAMES:  # a fixed sequence, because equal specs must give equal bytes
             if condition in self.conditions:
                 grids[f"cond_{condition}"] = self.conditions[condition]
         return grids
@@ -168,10 +168,10 @@ class ShardSpec:
         return ("key", "view", "label", *self.code_grids)
 
     def check_rows(self, rows: int) -> int:
-        """Return `rows` if a shard of this spec may have so many.
+        """Return `rows` if a shard of this spec may have this many.
 
         Raises:
-            ShardError: it is no count, or decoded they exceed :data:`MAX_SHARD_BYTES`.
+            ShardError: It is not a count, or the decoded rows exceed :data:`MAX_SHARD_BYTES`.
         """
         most = MAX_SHARD_BYTES // sum(2 * grid.length for grid in self.code_grids.values())
         if type(rows) is not int or not 0 <= rows <= most:
@@ -201,10 +201,10 @@ class ShardSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardSpec:
-        """The spec that :meth:`to_json` described.
+        """The spec in the value of :meth:`to_json`.
 
         Raises:
-            ShardError: Another format version, other order tables than ours, or not a spec at all.
+            ShardError: Another format version, other order tables, or not a spec.
         """
         version = value.get("format_version")
         if version != FORMAT_VERSION:
@@ -231,11 +231,11 @@ class ShardSpec:
 
     @classmethod
     def from_schema(cls, schema: pa.Schema) -> ShardSpec:
-        """The spec that a shard's schema carries.
+        """The spec in the metadata of a shard's schema.
 
         Raises:
-            ShardError: The file is not one of ours, is of another version, has other order tables, or its
-                columns are not the ones that its metadata promises.
+            ShardError: The file is not a shard, has another version or other order tables, or its columns differ from
+                its metadata.
         """
         text = (schema.metadata or {}).get(METADATA_KEY)
         if text is None:
@@ -261,7 +261,7 @@ class ShardSpec:
         scales: Mapping[int, npt.NDArray[Any]] | None = None,
         conditions: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> pa.Table:
-        """Lay rows out as a shard's table, the image codes once in every order.
+        """Make the table of a shard, with the image codes once in every order.
 
         Args:
             keys: N row keys, unique, see :func:`check_key` and :func:`row_key`.
@@ -297,7 +297,7 @@ class ShardSpec:
         labels: npt.ArrayLike | None,
         columns: Mapping[str, npt.NDArray[np.uint16]],
     ) -> pa.Table:
-        """Lay rows out whose codes are in their orders already, e.g. those of another shard.
+        """Make the table of a shard from codes that are already in their orders, e.g. those of another shard.
 
         Args:
             keys: As :meth:`rows_to_table`.
@@ -329,7 +329,7 @@ def _codes_column(codes_NL: npt.NDArray[np.uint16]) -> Any:
 
 
 def _checked_codes(name: str, codes: npt.NDArray[Any], count: int, grid: GridSpec) -> npt.NDArray[np.uint16]:
-    """Codes [N, H, W] as uint16 [N, L], refused if they do not fit the grid or its codebook."""
+    """Codes [N, H, W] as uint16 [N, L]; raises if they do not fit the grid or its codebook."""
     expected = (count, grid.height, grid.width)
     if codes.shape != expected or not np.issubdtype(codes.dtype, np.integer):
         raise ShardError(f"{name}: expected integers of shape {expected}, found {codes.dtype} {codes.shape}")
@@ -346,9 +346,9 @@ def _check_range(name: str, codes: npt.NDArray[Any], grid: GridSpec) -> None:
 
 
 def column_to_numpy(column: Any) -> npt.NDArray[Any]:
-    """An Arrow array of one of a shard's columns as numpy, without a copy where it is codes; a null label is -1."""
+    """A shard's Arrow column as numpy, codes without a copy; a null label is -1."""
     if pa.types.is_fixed_size_list(column.type):
-        # flatten() respects the slice and copies nothing; neither lists nor codes are ever null.
+        # flatten() respects the slice and does not copy; lists and codes are never null.
         return np.asarray(column.flatten().to_numpy(zero_copy_only=True)).reshape(len(column), column.type.list_size)
     if pa.types.is_int32(column.type):
         return np.asarray(column.fill_null(NO_LABEL).to_numpy(zero_copy_only=True))

@@ -1,4 +1,4 @@
-"""One planned shard as files: written in the formats asked for, read from whichever is there."""
+"""The data files of one planned shard: written in the requested formats, read from the one that exists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runkit.retries import is_passing, resumed
 
 ShardFormat = Literal["parquet", "webdataset"]
 SHARD_FORMATS: tuple[ShardFormat, ...] = get_args(ShardFormat)
-"""The formats a shard may be written in; where both are there, the first is read."""
+"""The file formats of a shard; where both exist, the first is read."""
 
 SUFFIXES: dict[ShardFormat, str] = {"parquet": ".parquet", "webdataset": ".tar"}
 _WRITERS: dict[ShardFormat, Callable[[pa.Table], Any]] = {"parquet": parquet_bytes, "webdataset": tar_bytes}
@@ -28,10 +28,10 @@ _WRITERS: dict[ShardFormat, Callable[[pa.Table], Any]] = {"parquet": parquet_byt
 def write_shard(
     dataset: Where, shard: PlannedShard, table: pa.Table, formats: Sequence[ShardFormat] = ("parquet",)
 ) -> dict[str, FileRecord]:
-    """Write a table made by :meth:`ShardSpec.rows_to_table` as the data files of a shard, each whole or absent.
+    """Write a table made by :meth:`ShardSpec.rows_to_table` as the data files of a shard; each write is atomic.
 
     Args:
-        dataset: The dataset's folder; the split's folder is made.
+        dataset: Folder of the dataset; the folder of the split is made.
         shard: Which shard the rows belong to.
         table: Its rows.
         formats: Out of ``parquet`` and ``webdataset``; the result does not depend on their sequence.
@@ -40,8 +40,7 @@ def write_shard(
         File name → sha256 and size, as a sidecar takes it.
 
     Raises:
-        ShardError: The table's schema is not a shard's, it has more rows than a shard may have, or a format is unknown
-            or none is named.
+        ShardError: The table is not a shard, it has too many rows, or a format is unknown, or none is given.
         WriteError: A file cannot be written.
     """
     ShardSpec.from_schema(table.schema).check_rows(table.num_rows)
@@ -58,7 +57,7 @@ def check_formats(formats: Sequence[str]) -> tuple[ShardFormat, ...]:
     """The formats without repeats, in the sequence of :data:`SHARD_FORMATS`.
 
     Raises:
-        ShardError: One is unknown, or there is none.
+        ShardError: One is unknown, or none is given.
     """
     if not formats or not set(formats) <= set(SHARD_FORMATS):
         raise ShardError(f"formats is {tuple(formats)}: choose one or more of {', '.join(SHARD_FORMATS)}")
@@ -70,11 +69,11 @@ def format_of(file_name: str) -> ShardFormat:
     for name, suffix in SUFFIXES.items():
         if file_name.endswith(suffix):
             return name
-    raise ShardError(f"{file_name} is no data file of a shard: known are {', '.join(SUFFIXES.values())}")
+    raise ShardError(f"{file_name} is not a data file of a shard: the endings are {', '.join(SUFFIXES.values())}")
 
 
 def data_file(folder: Where, files: Mapping[str, Any]) -> Store:
-    """The file to read of a shard's data files: Parquet where it is there.
+    """The file to read of a shard's data files: Parquet where it exists.
 
     Args:
         folder: The split's folder.
@@ -90,18 +89,18 @@ def data_file(folder: Where, files: Mapping[str, Any]) -> Store:
 def read_batches(
     store: Store, spec: ShardSpec, rows: int, columns: Sequence[str], batch_rows: int, content: bytes | None = None
 ) -> Iterator[Any]:
-    """The record batches of one data file, which must hold this many rows of this spec.
+    """The record batches of one data file, which must have this spec and number of rows.
 
     Args:
         store: The file.
-        spec: What it must hold.
-        rows: Its rows.
+        spec: Its columns.
+        rows: Its number of rows.
         columns: Columns to read.
         batch_rows: Most rows of a batch.
-        content: Bytes of the file, where they are in memory; None reads it.
+        content: Bytes of the file, if they are in memory; None reads it.
 
     Raises:
-        ShardError: The file is missing, damaged, or another one, or its rows are more than a shard may have.
+        ShardError: The file is missing, damaged, belongs to another dataset, or has too many rows.
     """
     return resumed(lambda: _read_once(store, spec, rows, columns, batch_rows, content))
 

@@ -1,10 +1,10 @@
-"""A shard as a tar that plain ``webdataset`` reads, so that the same rows always give the same bytes.
+"""A shard as a tar file that plain ``webdataset`` reads; equal rows always give equal bytes.
 
 Members, in this sequence::
 
     __imagepriors__         the shard's spec and number of rows as JSON; webdataset skips names like this
     KEY.json                {"key": …, "label": … or null, "orders": […], "view": …}
-    KEY.codes.npy           uint16 [orders, H·W], the image codes, a row for each of "orders"
+    KEY.codes.npy           uint16 [orders, H·W], the image codes, one row per name in "orders"
     KEY.scale_1.npy …       uint16 [S·S], where the spec has scales
     KEY.cond_depth.npy …    uint16 [h·w], row_major, where the spec has conditions
 
@@ -33,7 +33,7 @@ _Arrays = dict[str, npt.NDArray[np.uint16]]
 
 
 def tar_bytes(table: pa.Table) -> bytes:
-    """A shard's table as the content of a tar file; times, owners and modes are fixed."""
+    """The content of a tar file with a shard's table; times, owners and modes are fixed."""
     spec = ShardSpec.from_schema(table.schema)
     out = io.BytesIO()
     _add(out, SPEC_MEMBER, compact_json({**spec.to_json(), "rows": table.num_rows}).encode())
@@ -55,7 +55,7 @@ def read_tar(content: bytes) -> pa.Table:
     """The table that :func:`tar_bytes` wrote.
 
     Raises:
-        ShardError: It is not a shard of codes, or not whole.
+        ShardError: It is not a shard of codes, or incomplete.
     """
     try:
         members = _members(content)
@@ -113,7 +113,7 @@ def _read_rows(content: bytes, members: Iterator[tuple[str, int, int]], spec: Sh
 
 
 def _stacked(spec: ShardSpec, columns: dict[str, npt.NDArray[Any]]) -> _Arrays:
-    """Member's ending → its arrays of all rows."""
+    """Ending of the member's name → its arrays of all rows."""
     codes_NOL = np.stack([columns[f"codes_{name}"] for name in spec.orders], axis=1)
     others = [name for name in spec.code_grids if not name.startswith("codes_")]
     arrays = {"codes.npy": codes_NOL, **{f"{name}.npy": columns[name] for name in others}}
@@ -134,7 +134,7 @@ def _add(out: io.BytesIO, name: str, content: bytes) -> None:
 
 
 def _members(content: bytes) -> Iterator[tuple[str, int, int]]:
-    """(name, first byte, byte after the last) of each member, in the file's sequence."""
+    """(name, offset of the first byte, offset after the last) of each member, in file order."""
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         while (info := tar.next()) is not None:
             yield info.name, info.offset_data, info.offset_data + info.size

@@ -1,1 +1,1 @@
-"""The Ray job that encodes a dataset: encode step, scheduler, Ray session, resume, progress."""
+"""The Ray job that encodes a dataset: encode step, scheduler, resume, progress."""

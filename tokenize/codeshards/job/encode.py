@@ -1,4 +1,4 @@
-"""The encode step: one planned shard from pixels to data files and their sidecar. A plain function, no Ray.
+"""The encode step: makes the data files and the sidecar of one planned shard from pixels. Plain functions, no Ray.
 
 Axes: N rows (samples times views), h×w the grid of codes.
 """
@@ -20,7 +20,11 @@ import numpy.typing as npt
 import torch
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import Failure, PlannedShard, ShardSpec, Sidecar, Where, row_key, sidecar_path, write_shard
+from codeshards.format.manifest import Failure, Sidecar, sidecar_path
+from codeshards.format.plan import Plan, PlannedShard
+from codeshards.format.schema import ShardSpec, row_key
+from codeshards.format.shardfile import write_shard
+from runkit.places import Where
 from runkit.retries import is_outage
 from vqgan.config import ModelConfig
 from vqgan.data import Sample, Split, views_of
@@ -29,49 +33,60 @@ from vqgan.tokenizer import Tokenizer
 
 T = TypeVar("T")
 IMAGE = "image"
-"""Name of the image's own tokenizer among the tokenizers; the others are named by their condition."""
+"""Name of the image tokenizer among the tokenizers; the others are named by their condition."""
 
 _BATCHES_AHEAD = 2
-"""Batches being read while one is encoded: enough to hide reading, little enough for memory."""
+"""Batches read while one is encoded: enough to hide the time of reading, few enough for memory."""
 
 Codes = dict[str, npt.NDArray[np.uint16]]
-"""Tokenizer's name, or scale_S → codes [n, h, w]."""
+"""Name of the tokenizer, or scale_S → codes [n, h, w]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardTask:
-    """Everything about one shard that a worker cannot share with the next one."""
+    """The input of a worker for one shard."""
 
     shard: PlannedShard
     """The shard to make."""
     plan_hash: str
-    """The plan that it belongs to."""
+    """Hash of its plan."""
     samples: Split
-    """The shard's samples alone, in planned order: a worker never lists the data folder."""
+    """The samples of this shard in planned order: a worker never lists the data folder."""
+
+
+def task_maker(plan: Plan, splits: Mapping[str, Split]) -> Callable[[PlannedShard], ShardTask]:
+    """A function that makes the task of a shard of this plan."""
+    plan_hash = plan.hash  # takes time to compute
+
+    def task_of(shard: PlannedShard) -> ShardTask:
+        samples = splits[shard.split].subset(plan.sample_indices(shard))
+        return ShardTask(shard=shard, plan_hash=plan_hash, samples=samples)
+
+    return task_of
 
 
 def fix_arithmetic(threads: int) -> None:
-    """Make torch compute the same codes in every worker process, for good.
+    """Make torch compute the same codes in every worker process, until the process ends.
 
     Args:
         threads: Torch threads, the same in every worker: a sum over more threads may round differently.
     """
     torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = False  # it would choose algorithms by timing them
+    torch.backends.cudnn.benchmark = False  # it chooses algorithms by their measured time
     torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False  # float32 must mean float32, and TF32 is the default of convolutions
+    torch.backends.cudnn.allow_tf32 = False  # convolutions use TF32 by default
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-class Lanes:
-    """What the shards in one process share: while one is encoded, the next is read and the last is written."""
+class WorkerResources:
+    """What the shards in one process share: while one is encoded, the next is read and the previous is written."""
 
     def __init__(self, decode_threads: int) -> None:
-        self.decode = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self.encode = threading.Lock()
+        self.decode_pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self.encode_lock = threading.Lock()
         """Held by the shard that is encoded."""
         self.samples_done = 0
-        """Samples encoded or failed since the process started."""
+        """Number of samples encoded or failed since the process started."""
 
 
 def encode_shard(
@@ -81,46 +96,29 @@ def encode_shard(
     spec: ShardSpec,
     config: TokenizeConfig,
     out: Where,
-    lanes: Lanes | None = None,
+    resources: WorkerResources | None = None,
 ) -> Sidecar:
-    """Encode one shard and put its files in place, the sidecar last.
+    """Encode one shard and write its files, the sidecar last.
 
     Samples are encoded in fixed batches by planned position, so that the codes of a sample depend neither on
     the worker nor on failures in other batches. A sample that cannot be read or encoded costs its own rows; a
-    shard of failures alone is a valid shard of no rows.
+    shard in which all samples failed is a valid shard without rows.
 
     Args:
         task: The shard.
         tokenizers: ``image`` and each of the spec's conditions → its tokenizer.
-        spec: What the shard holds.
+        spec: The columns of the shard.
         config: Settings of the job.
-        out: The dataset's folder.
-        lanes: Shared by the threads that call this for several shards at once.
+        out: Folder of the dataset.
+        resources: Shared by the threads that call this function for several shards at once.
 
     Returns:
-        The sidecar as written: rows, failures with reasons, file hashes, seconds spent.
+        The sidecar as written: rows, failures with reasons, file hashes, seconds per step.
     """
-    lanes = lanes or Lanes(config.decode_threads or 2)
     rows = _Rows({name: [] for name in _code_grids(spec)})
-    read = functools.partial(
-        _read,
-        samples=task.samples,
-        model=tokenizers[IMAGE].config,
-        conditions=tuple(spec.conditions),
-        config=config,
-    )
-    batches = read_ahead(read, len(task.samples), config.batch_samples, lanes.decode)
-    with rows.timed("decode_wait"):
-        first = next(batches, None)  # before the turn: read while another shard is encoded
-    with rows.timed("turn_wait"):
-        lanes.encode.acquire()
-    try:
-        fix_arithmetic(config.threads)  # OpenMP keeps the number for each thread
-        _encode_batches(first, batches, tokenizers, spec, config, lanes, rows)
-    finally:
-        lanes.encode.release()
+    _encode_rows(task, rows, tokenizers, spec, config, resources or WorkerResources(config.decode_threads or 2))
     with rows.timed("write"):
-        # Where a shard is made again, the old sidecar must not stand beside new bytes.
+        # Where a shard is made again, the old sidecar must not describe new bytes.
         sidecar_path(out, task.shard).delete()
         files = write_shard(out, task.shard, rows.to_table(spec), config.formats)
     sidecar = Sidecar(
@@ -137,30 +135,48 @@ def encode_shard(
     return sidecar
 
 
-def _encode_batches(
-    batch: _Batch | None,
-    others: Iterator[_Batch],
+def _encode_rows(
+    task: ShardTask,
+    rows: _Rows,
     tokenizers: Mapping[str, Tokenizer],
     spec: ShardSpec,
     config: TokenizeConfig,
-    lanes: Lanes,
-    rows: _Rows,
+    resources: WorkerResources,
 ) -> None:
-    """Encode a shard's batches in order; a GPU has the next one queued before the codes of the last are fetched."""
-    launched: list[_Launched] = []
-    while batch is not None:
-        rows.failures += [sample for sample in batch if isinstance(sample, Failure)]
+    """Read and encode a shard's batches in order, one shard of the process at a time.
+
+    On a GPU the next batch is queued before the codes of the previous one are fetched.
+    """
+    read = functools.partial(
+        _read_views,
+        samples=task.samples,
+        model=tokenizers[IMAGE].config,
+        conditions=tuple(spec.conditions),
+        config=config,
+    )
+    batches = read_ahead(read, len(task.samples), config.batch_samples, resources.decode_pool)
+    with rows.timed("decode_wait"):
+        batch = next(batches, None)  # read while another shard is encoded
+    with rows.timed("turn_wait"):
+        resources.encode_lock.acquire()
+    try:
+        fix_arithmetic(config.threads)  # OpenMP keeps this number per thread
+        pending: list[_PendingCodes] = []
+        while batch is not None:
+            rows.failures += [sample for sample in batch if isinstance(sample, Failure)]
+            with rows.timed("encode"):
+                samples = [sample for sample in batch if not isinstance(sample, Failure)]
+                next_pending, failures = _start_encoding(samples, tokenizers, spec, config)
+                rows.add(pending)
+            pending = next_pending
+            rows.failures += failures
+            resources.samples_done += len(batch)
+            with rows.timed("decode_wait"):
+                batch = next(batches, None)
         with rows.timed("encode"):
-            good = [sample for sample in batch if not isinstance(sample, Failure)]
-            next_launched, refused = _launch(good, tokenizers, spec, config)
-            rows.add(launched)
-        launched = next_launched
-        rows.failures += refused
-        lanes.samples_done += len(batch)
-        with rows.timed("decode_wait"):
-            batch = next(others, None)
-    with rows.timed("encode"):
-        rows.add(launched)
+            rows.add(pending)
+    finally:
+        resources.encode_lock.release()
 
 
 def _code_grids(spec: ShardSpec) -> dict[str, tuple[int, int]]:
@@ -170,7 +186,7 @@ def _code_grids(spec: ShardSpec) -> dict[str, tuple[int, int]]:
     return {name: (grid.height, grid.width) for name, grid in grids.items()} | scales
 
 
-class _Launched(NamedTuple):
+class _PendingCodes(NamedTuple):
     """Samples whose codes are being computed."""
 
     samples: list[list[Sample]]
@@ -179,10 +195,10 @@ class _Launched(NamedTuple):
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows of a shard so far, what failed, and how long what took."""
+    """The rows of a shard so far, its failures, and the seconds per step."""
 
     codes: dict[str, list[npt.NDArray[np.uint16]]]
-    """As ``Codes``, a list of batches each."""
+    """Name as in ``Codes`` → codes of each batch."""
     keys: list[str] = field(default_factory=list)
     views: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -197,16 +213,16 @@ class _Rows:
         yield
         self.durations_s[step] += time.perf_counter() - start
 
-    def add(self, launched: Sequence[_Launched]) -> None:
-        """Wait for the codes of these samples and append them, a row for each view."""
-        for samples, codes in launched:
+    def add(self, pending: Sequence[_PendingCodes]) -> None:
+        """Wait for the codes of these samples and append them, one row per view."""
+        for samples, codes in pending:
             views = [(view, sample) for sample_views in samples for view, sample in enumerate(sample_views)]
             for view, sample in views:
                 self.keys.append(row_key(sample.key, view))
                 self.views.append(view)
                 self.labels.append(-1 if sample.label is None else sample.label)
             for name, codes_Nhw in codes().items():
-                self.codes[name].append(codes_Nhw[: len(views)])  # without what filled the batch up
+                self.codes[name].append(codes_Nhw[: len(views)])  # without the padding of the batch
 
     def to_table(self, spec: ShardSpec) -> Any:
         codes = {
@@ -222,7 +238,7 @@ _Batch = list[list[Sample] | Failure]
 
 
 def read_ahead(read: Callable[[int], T], total: int, step: int, pool: ThreadPoolExecutor) -> Iterator[list[T]]:
-    """`read(0) … read(total - 1)` in lists of `step`; the pool reads the next lists while the caller works on one."""
+    """`read(0) … read(total - 1)` in lists of `step`; the pool reads further lists while the caller processes one."""
     pending: deque[list[Future[T]]] = deque()
     try:
         for start in range(0, total, step):
@@ -236,11 +252,11 @@ def read_ahead(read: Callable[[int], T], total: int, step: int, pool: ThreadPool
             future.cancel()
 
 
-def _read(
+def _read_views(
     index: int, *, samples: Split, model: ModelConfig, conditions: Sequence[str], config: TokenizeConfig
 ) -> list[Sample] | Failure:
-    """All views of one sample as the image's model takes them, decoded once."""
-    return attempt(
+    """All views of one sample at the resolution of the image model, decoded once."""
+    return read_or_failure(
         samples.keys[index],
         lambda: samples.read_views(
             index,
@@ -253,29 +269,30 @@ def _read(
     )
 
 
-def attempt(key: str, read: Callable[[], T]) -> T | Failure:
-    """What `read` returns, or why the sample `key` cannot be read.
+def read_or_failure(key: str, read: Callable[[], T]) -> T | Failure:
+    """The result of `read`, or a failure with the reason why the sample `key` cannot be read.
 
-    Where the storage is away, all samples of a shard fail alike: the error is raised, so that the shard is made later.
+    Where the storage is unavailable, all samples of a shard fail alike: then the error is raised, so that the shard is
+    made later.
     """
     try:
         return read()
-    except MemoryError as error:  # the machine's fault, not the sample's
+    except MemoryError as error:  # caused by the machine, not by the sample
         raise MemoryError(f"sample {key}: {str(error) or 'out of memory'}") from error
-    except Exception as error:  # decoders raise anything on broken files, and one must not stop millions
+    except Exception as error:  # decoders raise any exception on broken files, and one file must not stop the job
         if is_outage(error):
             raise
         return Failure(key, str(error) or repr(error))
 
 
-def _launch(
+def _start_encoding(
     samples: list[list[Sample]], tokenizers: Mapping[str, Tokenizer], spec: ShardSpec, config: TokenizeConfig
-) -> tuple[list[_Launched], list[Failure]]:
-    """Start encoding a batch; also the samples that a tokenizer refuses, e.g. for a label it lacks."""
+) -> tuple[list[_PendingCodes], list[Failure]]:
+    """Start encoding a batch; returns the pending codes and the samples that a tokenizer refuses."""
     if not samples:
         return [], []
     views = [view for sample_views in samples for view in sample_views]
-    if config.compile:  # it compiles for each batch size: the last batch is filled up
+    if config.compile:  # compiled for one batch size: the last batch is padded
         views += [views[-1]] * (config.batch_samples * config.views - len(views))
     try:
         started = {
@@ -289,9 +306,9 @@ def _launch(
     except InputError as error:
         if len(samples) == 1:
             return [], [Failure(samples[0][0].key, str(error))]
-        # Which one it was is found by encoding each alone: a function of the data only, as bytes must be.
-        each = [_launch([sample], tokenizers, spec, config) for sample in samples]
-        return [one for launched, _ in each for one in launched], [bad for _, refused in each for bad in refused]
+        # Encoding each sample alone finds the refused ones. It depends on the data only, as the bytes must.
+        each = [_start_encoding([sample], tokenizers, spec, config) for sample in samples]
+        return [one for pending, _ in each for one in pending], [bad for _, failures in each for bad in failures]
 
     def codes() -> Codes:
         found: Codes = {}
@@ -300,4 +317,4 @@ def _launch(
             found |= {f"scale_{side}": scale for side, scale in zip(spec.scales, scales, strict=False)}
         return found
 
-    return [_Launched(samples, codes)], []
+    return [_PendingCodes(samples, codes)], []

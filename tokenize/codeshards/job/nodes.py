@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster and how many workers fit on each, looked at again while a job runs."""
+"""The nodes of a Ray cluster and how many workers fit on each; refreshed while a job runs."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from codeshards.job.session import Session
 from runkit.errors import user_message
+from runkit.ray_session import Session
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSize:
-    """What a worker takes of a node."""
+    """The resources of a node that one worker takes."""
 
     device: str
     """cpu or cuda."""
     threads: int
     """Cores of a worker on the CPU."""
     decode_threads: int
-    """Cores of a worker with a GPU; 0: its share of the node's."""
+    """Cores of a worker with a GPU; 0: its share of the node's cores."""
 
     def fits(self, cpus: int, gpus: int) -> tuple[int, dict[str, int]]:
-        """How many workers a node of this size runs, and what each takes of it.
+        """How many workers a node of this size runs, and the Ray resources of each.
 
-        A node with fewer cores than a worker wants still gets one: more threads than cores are only slower.
+        A node with fewer cores than a worker requires still gets one: more threads than cores are only slower.
         """
         if self.device == "cuda":
             share = self.decode_threads or max(1, cpus // max(gpus, 1))
@@ -49,21 +49,21 @@ class _Node:
 
 
 class Cluster:
-    """The nodes as last looked at."""
+    """The nodes as of the last refresh."""
 
-    def __init__(self, session: Session, size: WorkerSize, workers: int) -> None:
+    def __init__(self, session: Session, size: WorkerSize, max_workers: int) -> None:
         self.session = session
-        self._size, self._limit = size, workers
+        self._size, self._max_workers = size, max_workers
         self._nodes: dict[str, _Node] = {}
-        self._refused: Counter[str] = Counter()
-        self._out: set[str] = set()
-        self._reason = ""
+        self._start_failures: Counter[str] = Counter()
+        self._excluded: set[str] = set()
+        self._last_failure = ""
         self.bug: Exception | None = None
-        """What a worker's own code raised as it started, where no person's setting or node is to blame."""
-        self._asked_autoscaler = False
+        """The error of a worker that could not start, if it is neither a setting's nor a node's fault."""
+        self._autoscaler_asked = False
 
-    def look(self) -> list[tuple[str, str]]:
-        """Look at the nodes; returns what changed: ("node_joined" or "node_left", its name)."""
+    def refresh(self) -> list[tuple[str, str]]:
+        """Update the list of nodes; returns the changes: ("node_joined" or "node_left", name of the node)."""
         changes = []
         alive = {node["NodeID"]: node for node in self.session.nodes()}
         for node_id, found in alive.items():
@@ -78,36 +78,36 @@ class Cluster:
             if node.alive and node_id not in alive:
                 node.alive = False
                 changes.append(("node_left", node.name))
-        if self._limit > self._slots() and not self._asked_autoscaler:
+        if self._max_workers > self._total_slots() and not self._autoscaler_asked:
             self._ask_autoscaler()
         return changes
 
-    def _slots(self) -> int:
+    def _total_slots(self) -> int:
         return sum(node.slots for node in self._nodes.values() if node.alive)
 
     def _ask_autoscaler(self) -> None:
-        """Tell an autoscaler, where there is one, how many workers are wanted: ours are bound to nodes that exist."""
-        self._asked_autoscaler = True
+        """Request the resources of all workers: an autoscaler does not see ours, which are bound to existing nodes."""
+        self._autoscaler_asked = True
         bundle = {"GPU": 1} if self._size.device == "cuda" else {"CPU": self._size.threads}
-        with contextlib.suppress(Exception):  # a cluster without an autoscaler has nobody to ask
+        with contextlib.suppress(Exception):  # the cluster has no autoscaler
             from ray.autoscaler.sdk import request_resources
 
-            request_resources(bundles=[bundle] * self._limit)
+            request_resources(bundles=[bundle] * self._max_workers)
 
-    def room(self, taken: Sequence[str], wanted: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Where to start actors: (node's id, the actor's options), spread over the nodes.
+    def free_slots(self, occupied: Sequence[str], useful: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Where to start actors: (id of the node, options of the actor), spread over the nodes.
 
         Args:
-            taken: Node of each actor that there is.
-            wanted: Actors that have something to do, at most.
+            occupied: Node of each existing actor.
+            useful: Largest number of actors that would have work.
         """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        counts, missing = Counter(taken), min(self._limit or wanted, wanted) - len(taken)
+        counts, missing = Counter(occupied), min(self._max_workers or useful, useful) - len(occupied)
         free = {
             node_id: node.slots - counts[node_id]
             for node_id, node in self._nodes.items()
-            if node.alive and node_id not in self._out
+            if node.alive and node_id not in self._excluded
         }
         while missing > 0 and max(free.values(), default=0) > 0:
             node_id = max(free, key=lambda name: free[name])
@@ -116,53 +116,54 @@ class Cluster:
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
             yield node_id, {**self._nodes[node_id].resources, "scheduling_strategy": affinity}
 
-    def refuse(self, node_id: str, error: Exception, attempts: int) -> None:
-        """Note that a worker could not start on a node; one that cannot at all is left out."""
-        self._refused[node_id] += 1
+    def mark_failed(self, node_id: str, error: Exception, max_attempts: int) -> None:
+        """Record that a worker could not start on a node; after `max_attempts` the node is excluded."""
+        self._start_failures[node_id] += 1
         cause = getattr(error, "cause", None)  # of an error in a worker's constructor
         message = user_message(cause) if cause is not None else None
-        self._reason = message or str(error).strip().splitlines()[-1]
-        lacks = isinstance(cause, ImportError)  # a package that the others may have
-        self.bug = None if cause is None or message or lacks else error
-        if self._refused[node_id] >= attempts:
-            self._out.add(node_id)
-            log.warning("workers cannot start on %s, it is left out: %s", self.name(node_id), self._reason)
+        self._last_failure = message or str(error).strip().splitlines()[-1]
+        is_missing_package = isinstance(cause, ImportError)  # other nodes may have it
+        self.bug = None if cause is None or message or is_missing_package else error
+        if self._start_failures[node_id] >= max_attempts:
+            self._excluded.add(node_id)
+            log.warning("workers cannot start on %s, it is left out: %s", self.name(node_id), self._last_failure)
 
     def name(self, node_id: str) -> str:
-        """What people call the node."""
+        """Name of a node in logs and events."""
         return self._nodes[node_id].name
 
     def is_alive(self, node_id: str) -> bool:
-        """Whether the node is there, as Ray knows now."""
+        """Whether Ray knows the node as alive now."""
         return any(node["NodeID"] == node_id for node in self.session.nodes())
 
-    def hopeless(self) -> bool:
-        """Whether waiting is no use: no node can run a worker, and no one was asked for more nodes."""
-        usable = any(n.alive and n.slots and i not in self._out for i, n in self._nodes.items())
+    def is_unschedulable(self) -> bool:
+        """Whether waiting is useless: no node can run a worker, and no further nodes are expected."""
+        usable = any(n.alive and n.slots and i not in self._excluded for i, n in self._nodes.items())
         lost = any(not node.alive for node in self._nodes.values())
-        more = not self.session.is_own and (lost or self._limit > self._slots())
-        return not usable and (bool(self._out) or not more)
+        expected = not self.session.is_local and (lost or self._max_workers > self._total_slots())
+        return not usable and (bool(self._excluded) or not expected)
 
-    def why_no_worker(self) -> str:
-        """What to tell a person."""
-        if self._out:
-            return f"workers cannot start on any node: {self._reason}"
-        if self.session.is_own:
-            return f"this machine has no room for a worker, which takes {self._size}: choose another device"
+    def no_worker_reason(self) -> str:
+        """Why no worker runs, and what to do."""
+        if self._excluded:
+            return f"workers cannot start on any node: {self._last_failure}"
+        if self.session.is_local:
+            return f"this machine has no capacity for a worker, which requires {self._size}: choose another device"
         return (
-            f"the {len(self._nodes)} nodes of the cluster have no room for a worker, which takes {self._size}: "
-            "add such a node, or name a number of workers so that an autoscaler does"
+            f"the {len(self._nodes)} nodes of the cluster have no capacity for a worker, which requires {self._size}: "
+            "add such a node, or set a number of workers so that an autoscaler does"
         )
 
-    def why_late(self, node_ids: Sequence[str]) -> str:
-        """What may keep workers on these nodes from starting."""
-        if self.session.is_own:
+    def slow_start_reason(self, node_ids: Sequence[str]) -> str:
+        """What may delay the start of workers on these nodes."""
+        if self.session.is_local:
             return "is this machine short of memory, or its disk slow?"
-        return f"do others hold the cores of {', '.join(sorted({self.name(node_id) for node_id in node_ids}))}?"
+        names = sorted({self.name(node_id) for node_id in node_ids})
+        return f"are the cores of {', '.join(names)} in use by other jobs?"
 
     def close(self) -> None:
-        """Take back what the autoscaler was asked for."""
-        if self._asked_autoscaler:
+        """Withdraw the request to the autoscaler."""
+        if self._autoscaler_asked:
             from ray.autoscaler.sdk import request_resources
 
             request_resources(num_cpus=0)

@@ -1,4 +1,4 @@
-"""What a running job shows and remembers: a live view on the terminal and an event log in JSON lines."""
+"""Progress of a running job: a live view on the terminal and an event log in JSON lines."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from codeshards.format import ShardError, Where, open_store
+from codeshards.format.errors import ShardError
 from runkit.jsonfiles import parse_json
+from runkit.places import Where, open_store
 
 log = logging.getLogger(__name__)
 
 _WINDOW_S = 60.0
-"""Rates are those of the last minute: long enough to be steady, short enough to show a slow node."""
+"""Seconds over which rates are averaged: long enough to be steady, short enough to show a slow node."""
 _EVENT_S = 10.0
-"""Seconds between two progress events in the log."""
+"""Seconds between two progress events in the event log."""
 _LINE_S = 60.0
-"""Seconds between two log lines where there is no terminal to draw on."""
+"""Seconds between two log lines where there is no terminal."""
 
 
 class EventLog:
-    """Appends one JSON object a line; of a run that was killed all but the last line is there.
+    """Appends one JSON object per line; after a kill all lines but the last are complete.
 
-    Nothing can be appended to an object: in an object store the log of a run arrives when the run ends.
+    Objects cannot be appended to: in an object store the log of a run is written when the run ends.
     """
 
     def __init__(self, place: Where | None) -> None:
@@ -38,7 +39,7 @@ class EventLog:
         if self._place is None:
             return
         before = self._place.read_bytes() if self._place.exists() else b""
-        self._text = "" if before.endswith(b"\n") or not before else "\n"  # a kill has torn the last line
+        self._text = "" if before.endswith(b"\n") or not before else "\n"  # the last line was cut by a kill
         if path := self._place.local:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8", buffering=1)
@@ -47,7 +48,7 @@ class EventLog:
             self._text = before.decode(errors="replace") + self._text
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append an event with the time (seconds since 1970). A full disk costs the log, not the job."""
+        """Append an event with the time (seconds since 1970). On a full disk the log ends and the job continues."""
         if self._place is None:
             return
         fields = {"time_s": round(time.time(), 3), "event": event, **fields}
@@ -58,26 +59,26 @@ class EventLog:
         try:
             self._file.write(line)
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
 
     def close(self) -> None:
-        """Close the file, or send it to its object store."""
+        """Close the file, or write it to its object store."""
         try:
             if self._file is not None:
                 self._file.close()
             elif self._place is not None and self._place.local is None:
                 self._place.write_bytes(self._text.encode())
         except (OSError, ShardError) as error:
-            self._give_up(error)
+            self._disable(error)
         self._place = self._file = None
 
-    def _give_up(self, error: Exception) -> None:
-        log.warning("no more events are logged: %s", error)
+    def _disable(self, error: Exception) -> None:
+        log.warning("no further events are logged: %s", error)
         self._place = self._file = None
 
 
 def read_events(place: Where) -> list[dict[str, Any]]:
-    """The events of all runs in a log; lines that a kill has torn are passed over."""
+    """The events of all runs in a log; incomplete lines are skipped."""
     store, events = open_store(place), []
     for line in store.read_bytes().decode(errors="replace").splitlines() if store.exists() else ():
         try:
@@ -88,13 +89,13 @@ def read_events(place: Where) -> list[dict[str, Any]]:
 
 
 def kind_of(reason: str) -> str:
-    """A failure's reason without what names the one sample, so that equal causes count together."""
+    """The reason of a failure without names and numbers, so that failures of one cause are counted together."""
     last = re.sub(r"<[^>]*>|'[^']*'|\"[^\"]*\"|\d+", "…", reason).rsplit(": ", 1)[-1]
     return last.strip() or reason
 
 
 class LiveView:
-    """A progress bar with a second line for shards, failures and nodes; log lines where there is no terminal."""
+    """A progress bar and a line on shards, failures and nodes; log lines where there is no terminal."""
 
     def __init__(self, name: str, *, shards: int, samples: int, events: EventLog) -> None:
         self._name, self._shards, self._samples, self._events = name, shards, samples, events
@@ -111,7 +112,7 @@ class LiveView:
         self._failures.update(failures)
 
     def update(self, done_by_node: dict[str, int]) -> None:
-        """Show how many samples each node has done so far in this run."""
+        """Show how many samples each node has finished in this run."""
         now = time.monotonic()
         self._history.append((now, done_by_node))
         while len(self._history) > 2 and now - self._history[1][0] > _WINDOW_S:
@@ -121,17 +122,19 @@ class LiveView:
         if now - self._last_event_s >= _EVENT_S:
             self._log_progress()
         if not self._bar.disable:
-            self._status.set_description_str(self._line())
+            self._status.set_description_str(self._status_text())
         elif now - self._last_line_s >= _LINE_S:
             self._last_line_s = now
-            log.info("%s: %s of %s images, %s", self._name, f"{total:,}", f"{self._samples:,}", self._line(total))
+            log.info(
+                "%s: %s of %s images, %s", self._name, f"{total:,}", f"{self._samples:,}", self._status_text(total)
+            )
 
     def _log_progress(self) -> None:
         if self._history:
             self._last_event_s, done_by_node = self._history[-1][0], self._history[-1][1]
             self._events.write("progress", samples=sum(done_by_node.values()), nodes=done_by_node)
 
-    def _line(self, total: int | None = None) -> str:
+    def _status_text(self, total: int | None = None) -> str:
         (start, first), (end, last) = self._history[0], self._history[-1]
         seconds = max(end - start, 1e-9)
         rates = {node: (count - first.get(node, 0)) / seconds for node, count in last.items()}
@@ -145,7 +148,7 @@ class LiveView:
         return " · ".join(parts)
 
     def close(self) -> None:
-        """Leave the bar as it stands, and log how far the job is."""
+        """Log the final progress and leave the bar on the terminal."""
         self._log_progress()
         self._status.close()
         self._bar.close()

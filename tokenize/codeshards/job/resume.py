@@ -1,10 +1,11 @@
-"""What of a plan is made already: found again after whatever happened, without holding every shard in memory."""
+"""Resume a job: find the missing shards of a plan, without holding all shards in memory."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,37 +14,28 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from codeshards.format import (
-    PLAN_FILE,
-    TOKENIZER_FOLDERS,
-    Plan,
-    PlannedShard,
-    ShardError,
-    ShardSpec,
-    Sidecar,
-    Where,
-    open_store,
-    read_json,
-    remove_stale_temps,
-    save_or_match,
-    shard_is_done,
-    sidecar_path,
-)
+from codeshards.format.contents import TOKENIZER_FOLDERS, save_or_match
+from codeshards.format.errors import ShardError
+from codeshards.format.files import read_json, remove_stale_temps
+from codeshards.format.manifest import Sidecar, shard_is_done, sidecar_path
+from codeshards.format.plan import PLAN_FILE, Plan, PlannedShard
+from codeshards.format.schema import ShardSpec
 from codeshards.job.progress import kind_of
 from runkit.folders import held
+from runkit.places import Store, Where, open_store
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-_READERS = 32
-"""Sidecars read at once: on a network's file system or an object store each costs a round trip."""
+_THREADS = 32
+"""Sidecars read at once: on a network file system or an object store each costs a round trip."""
 _BATCH = 1024
-_NAMED = 10
-"""Failures that the log names one by one."""
+_MAX_LOGGED = 10
+"""Failures that are logged one by one."""
 
 
 class MissingShards(Collection[PlannedShard]):
-    """The planned shards that are to be made, in planned order: one bit a shard, however many there are."""
+    """The planned shards that are missing, in planned order, stored as one flag per shard."""
 
     def __init__(self, plan: Plan, missing: npt.NDArray[np.bool_]) -> None:
         self._plan, self._missing = plan, missing
@@ -59,11 +51,11 @@ class MissingShards(Collection[PlannedShard]):
 
 
 @contextlib.contextmanager
-def held_store(out: Where, command: str) -> Iterator[None]:
-    """Hold a dataset's folder for one process of a command; an object store has no locks.
+def locked_store(out: Where, command: str) -> Iterator[None]:
+    """Lock a dataset's folder for one process of a command; an object store has no locks.
 
     Raises:
-        UserError: Another process works there, or the folder cannot be made.
+        UserError: Another process uses the folder, or it cannot be made.
     """
     path = open_store(out).local
     with held(path, command) if path else contextlib.nullcontext():
@@ -73,13 +65,13 @@ def held_store(out: Where, command: str) -> Iterator[None]:
 def open_job(
     plan: Plan, out: Where, *, retry_failed: bool = False, check_name: Callable[[str], object] | None = None
 ) -> MissingShards:
-    """Write the plan into `out`, or match the one there; returns the shards that are still to be made.
+    """Write the plan into `out`, or compare it with the plan that is there; returns the missing shards.
 
-    Made is a shard with a sidecar of this plan whose files are there with their sizes.
+    A shard is finished if its sidecar belongs to this plan and its files exist with the recorded sizes.
 
     Args:
         plan: The plan.
-        out: The dataset's folder; nobody else writes there now.
+        out: Folder of the dataset; no other process may write there.
         retry_failed: Count shards with failures as missing.
         check_name: As :meth:`Sidecar.load`.
 
@@ -88,7 +80,7 @@ def open_job(
     """
     store, plan_hash = open_store(out), plan.hash
     if save_or_match(plan, store):
-        log.info("%s holds this plan already: only what is missing is made", store)
+        log.info("%s has this plan already: only missing shards are made", store)
     remove_temps(plan, store)
 
     def is_missing(shard: PlannedShard) -> bool:
@@ -102,7 +94,7 @@ def open_job(
 
 
 def planned_spec(out: Where) -> ShardSpec | None:
-    """What the shards in `out` are planned to hold; None where no plan there says so."""
+    """The spec in the plan of `out`; None where there is no plan or it has no spec."""
     try:
         return ShardSpec.from_json(read_json(open_store(out) / PLAN_FILE)["plan"]["settings"]["spec"])
     except (ShardError, KeyError, TypeError):
@@ -110,7 +102,7 @@ def planned_spec(out: Where) -> ShardSpec | None:
 
 
 def remove_temps(plan: Plan, out: Where) -> None:
-    """Remove half files that killed workers and drivers left in `out`; nobody else writes there now."""
+    """Remove temporary files of killed workers and drivers from `out`; no other process may write there."""
     store = open_store(out)
     for folder in (store, *(store / name for name in (*plan.splits, *TOKENIZER_FOLDERS))):
         remove_stale_temps(folder)
@@ -119,10 +111,10 @@ def remove_temps(plan: Plan, out: Where) -> None:
 def close_job(
     plan: Plan, out: Where, max_failure_rate: float, *, check_name: Callable[[str], object] | None = None
 ) -> Iterator[Sidecar]:
-    """The sidecars of all shards, in planned order, one after another; samples that were left out are logged.
+    """The sidecars of all shards in planned order; the first failures are logged.
 
     Raises:
-        ShardError: a sidecar is missing, or (after the last one) more samples failed than `max_failure_rate` allows.
+        ShardError: A sidecar is missing, or (after the last one) more samples failed than `max_failure_rate` allows.
     """
     samples, first, kinds = 0, "", Counter[str]()
 
@@ -132,7 +124,7 @@ def close_job(
     for sidecar in _in_threads(load, plan.each_shard()):
         samples += sidecar.samples + len(sidecar.failures)
         for failure in sidecar.failures:
-            if kinds.total() < _NAMED:
+            if kinds.total() < _MAX_LOGGED:
                 log.warning("left out: %s: %s", failure.key, failure.reason)
             first = first or f"{failure.key}: {failure.reason}"
             kinds[kind_of(failure.reason)] += 1
@@ -141,14 +133,46 @@ def close_job(
         found = "; ".join(f"{count}× {kind}" for kind, count in kinds.most_common(5))
         raise ShardError(
             f"{kinds.total()} of {samples} samples failed, more than max_failure_rate = {max_failure_rate} (first: "
-            f"{first}; by kind: {found}). The sidecars in {out} name them all. Retry the failed ones (retry_failed) if "
-            "they may succeed now, or raise max_failure_rate"
+            f"{first}; by kind: {found}). The sidecars in {out} list all of them. Retry the failed ones (retry_failed) "
+            "if they may succeed now, or raise max_failure_rate"
         )
 
 
 def _in_threads(function: Callable[[PlannedShard], _T], shards: Iterable[PlannedShard]) -> Iterator[_T]:
-    """`map` in threads that takes in a batch at a time, where an executor's own would take in everything."""
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="sidecars") as pool:
+    """`map` in threads that consumes a batch at a time; an executor's own `map` consumes all items first."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="sidecars") as pool:
         waiting = iter(shards)
         while batch := list(islice(waiting, _BATCH)):
             yield from pool.map(function, batch)
+
+
+class Arrivals:
+    """Finished shards that are not yet visible in the output folder.
+
+    A shard that never becomes visible is on another disk, and all work on that node would be lost. Network file systems
+    show new files with a delay, so that a missing shard is an error only after `timeout_s`.
+    """
+
+    def __init__(self, out: Store, timeout_s: float = 300.0) -> None:
+        self._out, self._timeout_s = out, timeout_s
+        self._unseen: deque[tuple[float, PlannedShard]] = deque()
+
+    def expect(self, shard: PlannedShard) -> None:
+        """Add a finished shard and check the earlier ones.
+
+        Raises:
+            ShardError: One has not become visible in time.
+        """
+        if self._out.local is None:
+            return
+        self._unseen.append((time.monotonic(), shard))
+        while self._unseen:
+            since_s, first = self._unseen[0]
+            if not sidecar_path(self._out, first).exists():
+                if time.monotonic() - since_s > self._timeout_s:
+                    raise ShardError(
+                        f"{first.split}/{first.name} was made {self._timeout_s:.0f} s ago and is not in {self._out}: "
+                        "nodes must share that folder (a network file system), or it must be a URL of an object store"
+                    )
+                return
+            self._unseen.popleft()

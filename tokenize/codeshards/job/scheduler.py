@@ -1,41 +1,65 @@
-"""Planned shards worked off by disposable Ray actors; the driver requeues what a dead actor held.
+"""Run planned shards on disposable Ray actors; the driver requeues the shards of an actor that dies.
 
-A job is `open_job` (what is still to be made), `run_shards`, `close_job` (what became of it). Actors never restart by
-themselves: with endless restarts a lost node stalls the job. A worker class has a method `run(task)`, which leaves a
-shard either whole (its sidecar is there) or to be made again, and may count the samples it has done in an attribute
-`samples_done`, which the live view shows.
+A job is `open_job` (which shards are missing), `run_shards`, `close_job` (what was made). Actors never restart by
+themselves, because with unlimited restarts a lost node stalls the job. A worker class has a method `run(task)`, after
+which a shard is either complete (its sidecar exists) or must be made again. It may count its finished samples in an
+attribute `samples_done`, which the live view shows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
 
-from codeshards.format import PlannedShard, ShardError
+from codeshards.format.errors import ShardError
+from codeshards.format.plan import PlannedShard
+from codeshards.job.actors import ActorHandle, ActorHost
 from codeshards.job.nodes import Cluster, WorkerSize
 from codeshards.job.progress import EventLog, LiveView
-from codeshards.job.session import connected
 from runkit.errors import is_out_of_memory, user_message
-from runkit.retries import PassingError, is_passing
+from runkit.ray_session import connected
+from runkit.retries import PassingError
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 1.0
-"""Seconds between two looks at the nodes and at what the workers have done."""
+"""Seconds between two queries of the nodes and of the workers' progress."""
 _KILL_S = 20.0
-"""Seconds that killed workers may take to be gone."""
+"""Seconds that killed workers may take to exit."""
 _START_S = 120.0
-"""Seconds that workers may take to start before a person is told: they import torch and load a tokenizer."""
-_REST_S = 10.0
-"""Seconds in which no shard is handed out after one whose input or output was away; twice as many each further time."""
-_PATIENCE_S = 600.0
-"""Seconds without any worker before the job gives up: an autoscaler's nodes take minutes to come."""
+"""Seconds that workers may take to start before a warning: they import torch and load a tokenizer."""
+_PAUSE_S = 10.0
+"""Seconds without new shards after one whose input or output was unavailable; doubled each further time."""
+_NO_WORKER_S = 600.0
+"""Seconds without any worker before the job fails: an autoscaler takes minutes to add nodes."""
+_REMEDY = (
+    "Use fewer workers and run again: finished shards are kept. A smaller batch_size makes other shards, in another "
+    "output folder"
+)
+
+
+class WorkerSettings(Protocol):
+    """The fields of a job's config that the scheduler reads."""
+
+    @property
+    def workers(self) -> int:
+        """Number of processes; 0: one per GPU, or per `threads` cores. An autoscaler is asked for this many."""
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of a worker; without a GPU also its cores."""
+
+    @property
+    def decode_threads(self) -> int:
+        """Cores of a worker with a GPU; 0: its share of the node's cores."""
+
+    @property
+    def max_attempts(self) -> int:
+        """How often a shard may lose its worker, or its input or output be unavailable."""
 
 
 def run_shards(
@@ -46,115 +70,61 @@ def run_shards(
     *,
     name: str,
     device: str,
-    workers: int,
-    threads: int,
-    decode_threads: int,
-    max_attempts: int,
+    settings: WorkerSettings,
+    packages: Sequence[str] = (),
     shards_at_once: int = 1,
     events: EventLog | None = None,
     on_done: Callable[[PlannedShard, Any], dict[str, int]] | None = None,
 ) -> None:
-    """Run `worker(*arguments).run(task_of(shard))` for every shard, on RAY_ADDRESS or on a Ray of our own.
+    """Run `worker(*arguments).run(task_of(shard))` for every shard, on the cluster RAY_ADDRESS or on a local Ray.
 
-    Nodes are looked at again and again: one that joins late gets workers, one with fewer cores or GPUs gets
-    workers that fit it, and what a lost one held is done by another. SIGTERM and Ctrl-C kill the workers and end
-    the process.
+    Nodes may join and leave at any time; a node with fewer cores or GPUs gets workers that fit it. SIGTERM and Ctrl-C
+    kill the workers and end the process.
 
     Args:
-        shards: What to make; gone through as workers ask, so that it may be longer than memory.
-        task_of: Makes what a worker gets for a shard; called when its turn comes, so that few tasks are in memory.
-        worker: Class of the actors.
-        arguments: Of its constructor.
-        name: What the progress bar calls the job.
-        device: cuda gives every worker a GPU and its share of the node's cores, cpu gives it `threads` cores.
-        workers: Processes; 0: one per GPU, or per `threads` cores. An autoscaler is asked for that many.
-        threads: Torch threads of a worker.
-        decode_threads: Cores of a worker with a GPU; 0: its share of the node.
-        max_attempts: Times that a shard may lose its worker, or its input or output be away.
-        shards_at_once: Calls of `run` that a worker gets at the same time, in threads: with 2, one shard is read
-            while another is encoded.
-        events: Where to log what happens.
-        on_done: Called with each shard and what `run` returned; gives the shard's failures by kind.
+        shards: What to make; iterated as workers become free, so that it may be larger than memory.
+        task_of: Makes the task of a shard; called when its turn comes, so that few tasks are in memory.
+        worker: Class of the actors' workers.
+        arguments: Arguments of its constructor.
+        name: Name of the job in the progress bar.
+        device: With cuda each worker gets a GPU and its share of the node's cores, with cpu it gets `threads` cores.
+        settings: Number and size of the workers.
+        packages: Packages beside vqgan and codeshards that the nodes of a cluster get from here.
+        shards_at_once: Concurrent calls of `run` per worker, in threads: with 2, one shard is read while another is
+            encoded.
+        events: Where to log events.
+        on_done: Called with each shard and the result of `run`; returns the shard's failures by kind.
 
     Raises:
-        ShardError: a shard's workers kept dying, its input or output stayed away, a worker raised an error that a
-            person can mend, or no node can run one.
+        ShardError: A shard's workers died repeatedly, its input or output stayed unavailable, a worker raised an error
+            that a person can fix, or no node can run a worker.
+        UserError: There is no Ray, or it has died.
     """
-    size = WorkerSize(device=device, threads=threads, decode_threads=decode_threads)
-    with connected(workers * threads) as session:
-        pool = _Pool(
-            Cluster(session, size, workers),
-            _Host,
+    size = WorkerSize(device=device, threads=settings.threads, decode_threads=settings.decode_threads)
+    with connected(settings.workers * settings.threads, ("vqgan", "codeshards", *packages)) as session:
+        scheduler = Scheduler(
+            Cluster(session, size, settings.workers),
             (worker, arguments),
             task_of=task_of,
             name=name,
             shards=shards,
-            max_attempts=max_attempts,
+            max_attempts=settings.max_attempts,
             shards_at_once=shards_at_once,
             events=events or EventLog(None),
             on_done=on_done or (lambda shard, result: {}),
         )
         try:
-            pool.drain()
+            scheduler.run()
         finally:
-            pool.close()
+            scheduler.close()
 
 
-class _Host:
-    """What an actor runs: the worker, made once, and the driver's questions beside it."""
-
-    def __init__(self, worker: type[Any], arguments: tuple[Any, ...]) -> None:
-        self._error: Exception | None = None
-        try:
-            self._worker = worker(*arguments)
-        except Exception as error:  # noqa: BLE001 - raised in answer to `pid`: of a constructor's Ray keeps the text alone
-            self._error = error
-
-    def pid(self) -> int:
-        """The process; answers when the worker is made, and raises why it could not be made."""
-        if self._error is not None:
-            raise self._error
-        return os.getpid()
-
-    def run(self, task: Any) -> Any:
-        """Make a shard."""
-        try:
-            return self._worker.run(task)
-        except Exception as error:
-            if is_passing(error):  # said by its class: what it was raised from does not travel
-                raise PassingError(str(error)) from error
-            raise
-
-    def samples_done(self) -> int:
-        """Samples done since the process started."""
-        return int(getattr(self._worker, "samples_done", 0))
-
-
-@dataclass(slots=True, eq=False)
-class _Hand:
-    """One actor as the driver sees it."""
-
-    actor: Any
-    node: str
-    """Id of its node."""
-    running: dict[Any, PlannedShard] = field(default_factory=dict)
-    """Reference of a call → its shard."""
-    ready: bool = False
-    asked: Any = None
-    """Reference of the open question: its pid, later how far it is."""
-    samples: int = 0
-    """Samples it says it has done."""
-    finished: int = 0
-    """Samples of the shards it has finished."""
-
-
-class _Pool:
-    """Actors, the shards that they hold and the shards that wait."""
+class Scheduler:
+    """The actors, the shards they hold and the shards that wait."""
 
     def __init__(
         self,
         cluster: Cluster,
-        host: type[Any],
         arguments: tuple[Any, ...],
         *,
         task_of: Callable[[PlannedShard], Any],
@@ -166,137 +136,140 @@ class _Pool:
         on_done: Callable[[PlannedShard, Any], dict[str, int]],
     ) -> None:
         self._cluster, self._ray = cluster, cluster.session.ray
-        self._actor = self._ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=shards_at_once + 1)(host)
+        self._actor_class = self._ray.remote(
+            max_restarts=0, max_task_retries=0, max_concurrency=shards_at_once + 1
+        )(ActorHost)  # fmt: skip
         self._arguments = arguments
         self._task_of, self._on_done, self._events = task_of, on_done, events
         self._max_attempts, self._shards_at_once = max_attempts, shards_at_once
-        self._fresh, self._left = iter(shards), len(shards)
-        self._again: deque[PlannedShard] = deque()
+        self._new, self._waiting = iter(shards), len(shards)
+        self._requeued: deque[PlannedShard] = deque()
         self._deaths: Counter[PlannedShard] = Counter()
         self._outages: Counter[PlannedShard] = Counter()
-        self._rest_until_s = 0.0
-        self._hands: list[_Hand] = []
+        self._paused_until_s = 0.0
+        self._handles: list[ActorHandle] = []
         self._done_by_node: Counter[str] = Counter()
         self._idle_since_s, self._warned = time.monotonic(), False
         self._view = LiveView(name, shards=len(shards), samples=sum(s.samples for s in shards), events=events)
 
-    def drain(self) -> None:
+    def run(self) -> None:
         """Run all shards."""
-        next_look_s = 0.0
-        while self._left or any(hand.running for hand in self._hands):
-            if time.monotonic() >= next_look_s:
-                next_look_s = time.monotonic() + _POLL_S
-                self._hire()
-                self._ask()
+        next_refresh_s = 0.0
+        while self._waiting or any(handle.running for handle in self._handles):
+            if time.monotonic() >= next_refresh_s:
+                next_refresh_s = time.monotonic() + _POLL_S
+                self._start_actors()
+                self._check_idle()
+                self._query_progress()
             self._assign()
             self._collect()
-        self._show()
+        self._update_view()
 
-    def _hire(self) -> None:
-        """Start actors where there is room, as long as shards wait for them."""
-        for change, node in self._cluster.look():
+    def _start_actors(self) -> None:
+        """Start actors in free slots, as long as shards wait for them."""
+        for change, node in self._cluster.refresh():
             self._events.write(change, node=node)
-        wanted = self._left + sum(bool(hand.running) for hand in self._hands)
-        for node, options in self._cluster.room([hand.node for hand in self._hands], wanted):
-            actor = self._actor.options(**options).remote(*self._arguments)
-            self._hands.append(_Hand(actor, node, asked=actor.pid.remote()))
+        useful = self._waiting + sum(bool(handle.running) for handle in self._handles)
+        for node, options in self._cluster.free_slots([handle.node for handle in self._handles], useful):
+            actor = self._actor_class.options(**options).remote(*self._arguments)
+            self._handles.append(ActorHandle(actor, node, query=actor.pid.remote()))
+
+    def _check_idle(self) -> None:
+        """Warn while no worker is ready, and fail where waiting is useless."""
         idle_s = time.monotonic() - self._idle_since_s
-        if any(hand.ready for hand in self._hands):
+        if any(handle.ready for handle in self._handles):
             self._idle_since_s, self._warned = time.monotonic(), False
-        elif not self._hands and (self._cluster.hopeless() or idle_s > _PATIENCE_S):
-            raise self._cluster.bug or ShardError(self._cluster.why_no_worker())
-        elif not self._hands and not self._warned:
+        elif not self._handles and (self._cluster.is_unschedulable() or idle_s > _NO_WORKER_S):
+            raise self._cluster.bug or ShardError(self._cluster.no_worker_reason())
+        elif not self._handles and not self._warned:
             self._warned = True
-            log.warning("no node can run a worker now: waiting for one. %s", self._cluster.why_no_worker())
-        elif self._hands and not self._warned and idle_s > _START_S:
+            log.warning("no node can run a worker now: waiting for one. %s", self._cluster.no_worker_reason())
+        elif self._handles and not self._warned and idle_s > _START_S:
             self._warned = True
-            log.warning(
-                "no worker has started for %d s: %s",
-                idle_s,
-                self._cluster.why_late([hand.node for hand in self._hands]),
-            )
+            reason = self._cluster.slow_start_reason([handle.node for handle in self._handles])
+            log.warning("no worker has started for %d s: %s", idle_s, reason)
 
-    def _ask(self) -> None:
-        for hand in self._hands:
-            if hand.asked is None:
-                hand.asked = hand.actor.samples_done.remote()
-        self._show()
+    def _query_progress(self) -> None:
+        for handle in self._handles:
+            if handle.query is None:
+                handle.query = handle.actor.samples_done.remote()
+        self._update_view()
 
-    def _show(self) -> None:
-        partial = Counter(self._done_by_node)
-        for hand in self._hands:
-            partial[self._cluster.name(hand.node)] += max(0, hand.samples - hand.finished)
-        self._view.update(dict(partial))
+    def _update_view(self) -> None:
+        done = Counter(self._done_by_node)
+        for handle in self._handles:
+            done[self._cluster.name(handle.node)] += max(0, handle.samples - handle.finished)
+        self._view.update(dict(done))
 
     def _assign(self) -> None:
-        """Hand out shards: every ready actor one, then a second to read ahead where enough are left for all."""
-        if time.monotonic() < self._rest_until_s:
+        """Give each ready actor a shard, then a second one to read ahead while enough are left for all."""
+        if time.monotonic() < self._paused_until_s:
             return
-        ready = [hand for hand in self._hands if hand.ready]
+        ready = [handle for handle in self._handles if handle.ready]
         for held in range(self._shards_at_once):
-            if held and self._left < len(ready):
-                return  # the last shards go to whoever is free first
-            for hand in ready:
-                if len(hand.running) == held and self._left:
-                    self._give(hand)
+            if held and self._waiting < len(ready):
+                return  # the last shards go to the first actors that are free
+            for handle in ready:
+                if len(handle.running) == held and self._waiting:
+                    self._submit(handle)
 
-    def _give(self, hand: _Hand) -> None:
-        # A shard that has lost a worker runs alone: if it kills again, it and no other is to blame.
-        suspect = bool(self._again) and self._deaths[self._again[0]] > 0
-        if hand.running and (suspect or any(self._deaths[shard] for shard in hand.running.values())):
+    def _submit(self, handle: ActorHandle) -> None:
+        # A shard that has lost a worker runs alone: if the worker dies again, this shard is the cause.
+        is_suspect = bool(self._requeued) and self._deaths[self._requeued[0]] > 0
+        if handle.running and (is_suspect or any(self._deaths[shard] for shard in handle.running.values())):
             return
-        shard = self._again.popleft() if self._again else next(self._fresh)
-        self._left -= 1
-        hand.running[hand.actor.run.remote(self._task_of(shard))] = shard
+        shard = self._requeued.popleft() if self._requeued else next(self._new)
+        self._waiting -= 1
+        handle.running[handle.actor.run.remote(self._task_of(shard))] = shard
 
     def _collect(self) -> None:
-        """Wait for a moment, and take in every answer that is there."""
-        owner_of: dict[Any, _Hand] = {}
-        for hand in self._hands:
-            owner_of.update(dict.fromkeys(hand.running, hand))
-            if hand.asked is not None:
-                owner_of[hand.asked] = hand
+        """Wait briefly and process every answer that has arrived."""
+        owner_of: dict[Any, ActorHandle] = {}
+        for handle in self._handles:
+            owner_of.update(dict.fromkeys(handle.running, handle))
+            if handle.query is not None:
+                owner_of[handle.query] = handle
         if not owner_of:
             time.sleep(_POLL_S / 2)
             return
         references = list(owner_of)
         if self._ray.wait(references, num_returns=1, timeout=_POLL_S)[0]:
             for reference in self._ray.wait(references, num_returns=len(references), timeout=0)[0]:
-                if owner_of[reference] in self._hands:
-                    self._take(owner_of[reference], reference)
+                if owner_of[reference] in self._handles:
+                    self._receive(owner_of[reference], reference)
 
-    def _take(self, hand: _Hand, reference: Any) -> None:
-        errors, shard = self._ray.exceptions, hand.running.get(reference)
+    def _receive(self, handle: ActorHandle, reference: Any) -> None:
+        errors, shard = self._ray.exceptions, handle.running.get(reference)
         try:
             answer = self._ray.get(reference)
         except errors.RayTaskError as error:
-            if not hand.ready:
-                self._bury(hand, error)
+            if not handle.ready:
+                self._drop(handle, error)
                 return
             if shard is not None and isinstance(error.cause, PassingError):
-                self._put_off(hand, reference, error.cause)
+                self._postpone(handle, reference, error.cause)
                 return
             if shard is not None and is_out_of_memory(error.cause):
-                raise ShardError(f"{shard.split}/{shard.name}: out of memory ({error.cause}). {_LESS}") from error
+                raise ShardError(f"{_name(shard)}: out of memory ({error.cause}). {_REMEDY}") from error
             if shard is None or (message := user_message(error.cause)) is None:
-                raise  # a bug: keep its traceback
-            raise ShardError(f"{shard.split}/{shard.name}: {message}") from error
+                raise  # a bug keeps its traceback
+            raise ShardError(f"{_name(shard)}: {message}") from error
         except errors.RayError as error:
-            # The actor died, or its node before it started, or Ray killed it for its memory: all the same here.
-            self._bury(hand, error)
+            # The actor died, or its node before it started, or Ray killed it for its memory: all are treated alike.
+            self._drop(handle, error)
         else:
             if shard is not None:
-                self._finish(hand, reference, answer)
-            elif hand.ready:
-                hand.asked, hand.samples = None, answer
+                self._finish(handle, reference, answer)
+            elif handle.ready:
+                handle.query, handle.samples = None, answer
             else:
-                hand.asked, hand.ready = None, True
-                self._events.write("worker_ready", node=self._cluster.name(hand.node), pid=answer)
+                handle.query, handle.ready = None, True
+                self._events.write("worker_ready", node=self._cluster.name(handle.node), pid=answer)
 
-    def _finish(self, hand: _Hand, reference: Any, answer: Any) -> None:
-        shard = hand.running.pop(reference)
-        hand.finished += shard.samples
-        self._done_by_node[self._cluster.name(hand.node)] += shard.samples
+    def _finish(self, handle: ActorHandle, reference: Any, answer: Any) -> None:
+        shard = handle.running.pop(reference)
+        handle.finished += shard.samples
+        self._done_by_node[self._cluster.name(handle.node)] += shard.samples
         failures = self._on_done(shard, answer)
         self._view.shard_done(failures)
         self._events.write(
@@ -305,77 +278,64 @@ class _Pool:
             index=shard.index,
             samples=shard.samples,
             failures=failures,
-            node=self._cluster.name(hand.node),
+            node=self._cluster.name(handle.node),
         )
 
-    def _put_off(self, hand: _Hand, reference: Any, error: PassingError) -> None:
-        """Make a shard later whose input or output is away."""
-        shard = hand.running.pop(reference)
+    def _postpone(self, handle: ActorHandle, reference: Any, error: PassingError) -> None:
+        """Requeue a shard whose input or output is unavailable."""
+        shard = handle.running.pop(reference)
         self._outages[shard] += 1
         self._events.write("shard_put_off", split=shard.split, index=shard.index, reason=str(error))
         if self._outages[shard] >= self._max_attempts:
             raise ShardError(
-                f"{shard.split}/{shard.name} could not be made in {self._outages[shard]} attempts: {error}. Run again "
-                "when the storage is back: finished shards are kept"
+                f"{_name(shard)} could not be made in {self._outages[shard]} attempts: {error}. Run again when the "
+                "storage is back: finished shards are kept"
             )
-        rest_s = _REST_S * 2 ** (self._outages[shard] - 1)
-        log.warning("%s; %s/%s is made later, after %.0f s", error, *_named(shard), rest_s)
-        self._rest_until_s = time.monotonic() + rest_s
-        self._again.append(shard)
-        self._left += 1
+        pause_s = _PAUSE_S * 2 ** (self._outages[shard] - 1)
+        log.warning("%s; %s is made later, after %.0f s", error, _name(shard), pause_s)
+        self._paused_until_s = time.monotonic() + pause_s
+        self._requeue(shard)
 
-    def _bury(self, hand: _Hand, error: Any) -> None:
-        """Forget a dead actor; what it held goes to another."""
-        self._hands.remove(hand)
-        self._ray.kill(hand.actor)  # it may be cut off and not dead
-        node_lost = not self._cluster.is_alive(hand.node) or "node has died" in str(error)
+    def _drop(self, handle: ActorHandle, error: Any) -> None:
+        """Remove a dead actor and requeue its shards."""
+        self._handles.remove(handle)
+        self._ray.kill(handle.actor)  # it may be disconnected and still alive
+        node_lost = not self._cluster.is_alive(handle.node) or "node has died" in str(error)
         self._events.write(
             "worker_died",
-            node=self._cluster.name(hand.node),
+            node=self._cluster.name(handle.node),
             node_lost=node_lost,
-            shards=[f"{shard.split}/{shard.name}" for shard in hand.running.values()],
+            shards=[_name(shard) for shard in handle.running.values()],
         )
-        if not hand.ready and not node_lost:
-            self._cluster.refuse(hand.node, error, self._max_attempts)
-        for shard in hand.running.values():
-            log.warning("a %s; %s/%s goes to another", "node left" if node_lost else "worker died", *_named(shard))
+        if not handle.ready and not node_lost:
+            self._cluster.mark_failed(handle.node, error, self._max_attempts)
+        for shard in handle.running.values():
+            log.warning("a %s; %s goes to another worker", "node left" if node_lost else "worker died", _name(shard))
             if not node_lost:
                 self._deaths[shard] += 1
-            # With a second shard beside it nobody knows whose fault it was: it runs alone next time.
-            if self._deaths[shard] >= self._max_attempts and len(hand.running) == 1:
+            # Of two shards in one worker either may be the cause: each runs alone next time.
+            if self._deaths[shard] >= self._max_attempts and len(handle.running) == 1:
                 raise ShardError(
-                    f"the worker of {shard.split}/{shard.name} died {self._deaths[shard]} times (out of memory?). "
-                    f"{_LESS}"
+                    f"the worker of {_name(shard)} died {self._deaths[shard]} times (out of memory?). {_REMEDY}"
                 ) from error
-            self._again.append(shard)
-            self._left += 1
+            self._requeue(shard)
+
+    def _requeue(self, shard: PlannedShard) -> None:
+        self._requeued.append(shard)
+        self._waiting += 1
 
     def close(self) -> None:
-        """Kill the actors and wait until they are gone, so that no one writes behind the caller's back."""
-        last = [reference for hand in self._hands for reference in hand.running]
-        if not self._cluster.session.is_dead():  # whose workers end with it, and who answers nothing
+        """Kill the actors and wait until they have exited, so that none writes after this call."""
+        running = [reference for handle in self._handles for reference in handle.running]
+        if not self._cluster.session.is_dead():  # the workers of a dead Ray end with it, and it answers nothing
             with contextlib.suppress(Exception):
-                for hand in self._hands:
-                    self._ray.kill(hand.actor)
-                if last:
-                    self._ray.wait(last, num_returns=len(last), timeout=_KILL_S)
+                for handle in self._handles:
+                    self._ray.kill(handle.actor)
+                if running:
+                    self._ray.wait(running, num_returns=len(running), timeout=_KILL_S)
                 self._cluster.close()
         self._view.close()
 
 
-def assigned_cores() -> int:
-    """Cores that Ray has set aside for the worker that asks."""
-    import ray
-
-    resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-    return int(resources.get("CPU", 1))
-
-
-_LESS = (
-    "Use fewer workers and run again: finished shards are kept. A smaller batch_size makes other shards, in another "
-    "output folder"
-)
-
-
-def _named(shard: PlannedShard) -> tuple[str, str]:
-    return shard.split, shard.name
+def _name(shard: PlannedShard) -> str:
+    return f"{shard.split}/{shard.name}"

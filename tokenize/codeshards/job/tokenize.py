@@ -1,7 +1,7 @@
-"""The tokenize job: a dataset and tokenizers in, token shards out.
+"""The tokenize job: encodes a dataset with tokenizers into token shards.
 
-Whatever dies on the way, a shard is either whole (its sidecar is there) or made again, and its bytes depend on the
-plan alone.
+Whatever process dies, a shard is either complete (its sidecar exists) or made again, and its bytes depend on the plan
+alone.
 """
 
 from __future__ import annotations
@@ -10,41 +10,36 @@ import dataclasses
 import logging
 import os
 import shutil
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import (
-    EVENTS_FILE,
-    MANIFEST_FILE,
-    UNKNOWN_LICENSE,
-    GridSpec,
-    Manifest,
-    Plan,
-    PlannedShard,
-    ShardError,
-    ShardSpec,
-    Sidecar,
-    Store,
-    Where,
-    absolute,
-    atomic_write,
-    build_plan,
-    delete_dataset,
-    is_intact,
-    sidecar_path,
-)
-from codeshards.job.encode import IMAGE, Lanes, ShardTask, encode_shard, fix_arithmetic
+from codeshards.format.contents import EVENTS_FILE, delete_dataset, save_dataset
+from codeshards.format.errors import ShardError
+from codeshards.format.files import atomic_write
+from codeshards.format.manifest import MANIFEST_FILE, UNKNOWN_LICENSE, Manifest, Sidecar, is_intact
+from codeshards.format.plan import Plan, PlannedShard, build_plan
+from codeshards.format.schema import GridSpec, ShardSpec
+from codeshards.job.actors import assigned_cores
+from codeshards.job.encode import IMAGE, ShardTask, WorkerResources, encode_shard, fix_arithmetic, task_maker
 from codeshards.job.progress import EventLog, kind_of
-from codeshards.job.resume import MissingShards, close_job, held_store, open_job, planned_spec, remove_temps
-from codeshards.job.scheduler import assigned_cores, run_shards
-from codeshards.job.session import terminable
+from codeshards.job.resume import (
+    Arrivals,
+    MissingShards,
+    close_job,
+    locked_store,
+    open_job,
+    planned_spec,
+    remove_temps,
+)
+from codeshards.job.scheduler import run_shards
 from runkit.compiling import check_compiler
 from runkit.folders import check_apart
+from runkit.places import Store, Where, absolute
 from runkit.retries import patient
+from runkit.termination import exit_on_sigterm
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.data import Split, open_splits, resolve, sources_of
@@ -52,7 +47,7 @@ from vqgan.data import Split, open_splits, resolve, sources_of
 log = logging.getLogger(__name__)
 
 
-@terminable()
+@exit_on_sigterm()
 def tokenize(
     config: TokenizeConfig,
     *,
@@ -63,33 +58,34 @@ def tokenize(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> Manifest:
-    """Encode a dataset into token shards, or finish a job that was interrupted.
+    """Encode a dataset into token shards, or resume a job that was interrupted.
 
-    SIGTERM and Ctrl-C give up the shards in work, leave no half files, and end the process; the same call goes on.
+    SIGTERM and Ctrl-C discard unfinished shards, leave no partial files, and end the process. The same call resumes.
 
     Args:
         config: Settings of the job.
-        dataset: Name of the dataset's reader; "auto" recognises it.
-        data: The dataset's folder; every node of a cluster must see it under this path.
+        dataset: Name of the dataset's reader; "auto" detects it.
+        data: Folder of the dataset; every node of a cluster must see it under this path.
         tokenizers: ``image`` and any of segmentation, depth, pose → folder of the trained tokenizer.
         out: Folder or URL (s3://…, gs://…) of the shards; every node must reach it under this name.
-        overwrite: Delete the dataset in `out` first; it is refused where `out` holds anything else.
+        overwrite: Delete the dataset in `out` first; refused where `out` holds anything else.
         retry_failed: Make the shards with failures again.
 
     Returns:
         The manifest, which is also in `out`/dataset.json.
 
     Raises:
-        UserError: `out` is, holds or is in a folder of samples or a tokenizer, or another process works in it.
-        ShardError: Tokenizers and dataset do not fit, `out` holds shards of another plan or anything else, a shard's
-            workers kept dying, or more samples failed than `config.max_failure_rate` allows.
+        UserError: `out` is, holds or is in a folder of samples or a tokenizer, another process uses it, or Ray cannot
+            start.
+        ShardError: Tokenizers and dataset do not fit, `out` holds shards of another plan or anything else, the workers
+            of a shard died repeatedly, or more samples failed than `config.max_failure_rate` allows.
         InputError: The dataset or a tokenizer cannot be opened.
     """
     store = absolute(out)
     splits = open_splits(dataset, data)
     dataset = resolve(dataset, data)
     check_apart(store, data=sources_of(splits, data), tokenizer=list(tokenizers.values()))
-    with held_store(store, "tokenize"):
+    with locked_store(store, "tokenize"):
         return _tokenize(config, dataset, splits, tokenizers, store, overwrite=overwrite, retry_failed=retry_failed)
 
 
@@ -103,7 +99,7 @@ def _tokenize(
     overwrite: bool,
     retry_failed: bool,
 ) -> Manifest:
-    if config.compile and "RAY_ADDRESS" not in os.environ:  # the nodes of a cluster look for themselves
+    if config.compile and "RAY_ADDRESS" not in os.environ:  # the nodes of a cluster check for themselves
         check_compiler(_device(config), ShardError)
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
     _check_fit(models, splits)
@@ -122,7 +118,7 @@ def _tokenize(
             **config.plan_settings(_device(config)),
             "dataset": dataset,
             "resolution": models[IMAGE].resolution,
-            **_reading(models),
+            **_preprocessing(models),
             "spec": spec.to_json(),
         },
         views=config.views,
@@ -136,13 +132,13 @@ def _tokenize(
         made = Manifest.load(store)
         failed = sum(split.failures for split in made.splits.values())
         allowed = config.max_failure_rate * (failed + sum(split.samples for split in made.splits.values()))
-        # Tokenizers, plan and card are put back where one was lost.
-        whole = all(is_intact(store / name, record, check_hash=False) for name, record in made.files.items())
-        if config.license in (UNKNOWN_LICENSE, made.license) and failed <= allowed and whole:
+        # Tokenizers, plan and card are restored where one was lost.
+        complete = all(is_intact(store / name, record, check_hash=False) for name, record in made.files.items())
+        if config.license in (UNKNOWN_LICENSE, made.license) and failed <= allowed and complete:
             return made
     _copy_tokenizers(tokenizers, store)
     if missing:
-        (store / MANIFEST_FILE).delete()  # what it says may not be true any more while shards are made again
+        (store / MANIFEST_FILE).delete()  # it may be wrong while shards are made again
         _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=store)
     return _finish(plan, spec, config, splits, store)
 
@@ -157,12 +153,8 @@ def _make(
     tokenizers: Mapping[str, Path],
     out: Store,
 ) -> None:
-    """Make the missing shards on Ray; whatever ends it, no half file stays."""
-    plan_hash, events, arrivals = plan.hash, EventLog(out / EVENTS_FILE), _Arrivals(out)
-
-    def task_of(shard: PlannedShard) -> ShardTask:
-        samples = splits[shard.split].subset(plan.sample_indices(shard))
-        return ShardTask(shard=shard, plan_hash=plan_hash, samples=samples)
+    """Make the missing shards on Ray and leave no partial file, however the job ends."""
+    events, arrivals = EventLog(out / EVENTS_FILE), Arrivals(out)
 
     def failures_of(shard: PlannedShard, sidecar: Sidecar) -> dict[str, int]:
         arrivals.expect(shard)
@@ -171,7 +163,7 @@ def _make(
     device, folders = _device(config), {name: path.resolve() for name, path in tokenizers.items()}
     events.write(
         "start",
-        plan_hash=plan_hash,
+        plan_hash=plan.hash,
         shards=len(missing),
         samples=sum(shard.samples for shard in missing),
         settings=dataclasses.asdict(config),
@@ -180,15 +172,12 @@ def _make(
     try:
         run_shards(
             missing,
-            task_of,
+            task_maker(plan, splits),
             _Worker,
             (config, spec, folders, out, device),
             name="tokenize",
             device=device,
-            workers=config.workers,
-            threads=config.threads,
-            decode_threads=config.decode_threads,
-            max_attempts=config.max_attempts,
+            settings=config,
             shards_at_once=2,
             events=events,
             on_done=failures_of,
@@ -196,43 +185,12 @@ def _make(
         end = "made"
     except (KeyboardInterrupt, SystemExit):
         end = "stopped"
-        log.warning("stopped: finished shards are kept, the same command resumes from there")
+        log.warning("stopped: finished shards are kept, the same command resumes the job")
         raise
     finally:
         events.write(end)
         events.close()
-        remove_temps(plan, out)  # of a job that succeeded too: workers may have died in it
-
-
-class _Arrivals:
-    """Shards that workers say they have made must be seen here: else their disk is another, and all work is lost.
-
-    Not at once, for network file systems show new files late.
-    """
-
-    def __init__(self, out: Store, patience_s: float = 300.0) -> None:
-        self._out, self._patience_s = out, patience_s
-        self._unseen: deque[tuple[float, PlannedShard]] = deque()
-
-    def expect(self, shard: PlannedShard) -> None:
-        """Remember a shard that is done, and look for those before it.
-
-        Raises:
-            ShardError: one has not come for too long.
-        """
-        if self._out.local is None:
-            return
-        self._unseen.append((time.monotonic(), shard))
-        while self._unseen:
-            since_s, first = self._unseen[0]
-            if not sidecar_path(self._out, first).exists():
-                if time.monotonic() - since_s > self._patience_s:
-                    raise ShardError(
-                        f"{first.split}/{first.name} was made {self._patience_s:.0f} s ago and is not in {self._out}: "
-                        "nodes must share that folder (a network file system), or --out be a URL of an object store"
-                    )
-                return
-            self._unseen.popleft()
+        remove_temps(plan, out)  # also after success: workers may have died
 
 
 def _finish(
@@ -242,7 +200,7 @@ def _finish(
     splits: Mapping[str, Split],
     out: Store,
 ) -> Manifest:
-    """Commit the dataset: all shards are there and enough of their samples are good."""
+    """Check that all shards are made and few samples failed, and write the manifest."""
     about = {
         name: {"folder": _folder_name(name), "fingerprint": grid.fingerprint} for name, grid in _grids(spec).items()
     }
@@ -255,31 +213,35 @@ def _finish(
         conditions=about,
         license=config.license,
     )
-    manifest.save(out)
+    save_dataset(manifest, out)
     return manifest
 
 
 def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:
-    """Refuse tokenizers of the wrong modality or size, and conditions that a split lacks."""
+    """Refuse tokenizers of a wrong modality, resolution or geometry, and conditions that are missing in a split."""
     if IMAGE not in models:
         raise ShardError(f"tokenizers has no {IMAGE!r} (found {', '.join(models) or 'none'}): name the image tokenizer")
     for name, model in models.items():
-        wanted = "rgb" if name == IMAGE else name
-        if model.modality != wanted:
-            raise ShardError(f"tokenizer {name!r} encodes {model.modality}, wanted {wanted}")
+        expected = "rgb" if name == IMAGE else name
+        if model.modality != expected:
+            raise ShardError(f"tokenizer {name!r} encodes {model.modality}, expected {expected}")
         if model.resolution != models[IMAGE].resolution:
             sizes = f"{model.resolution} and {models[IMAGE].resolution} pixels"
-            raise ShardError(f"tokenizers {name!r} and {IMAGE!r} differ in resolution ({sizes}): train both at one")
+            raise ShardError(
+                f"tokenizers {name!r} and {IMAGE!r} differ in resolution ({sizes}): train both at the same resolution"
+            )
         if model.geometry != models[IMAGE].geometry:
             both = f"{model.geometry} and {models[IMAGE].geometry}"
-            raise ShardError(f"tokenizers {name!r} and {IMAGE!r} differ in geometry ({both}): train both with one")
+            raise ShardError(
+                f"tokenizers {name!r} and {IMAGE!r} differ in geometry ({both}): train both with the same geometry"
+            )
         for split, samples in splits.items():
             if name != IMAGE and not any(name in item.conditions for item in samples.items):
                 raise ShardError(f"no sample of split {split!r} has {name}: leave its tokenizer out, or make the maps")
 
 
-def _reading(models: Mapping[str, ModelConfig]) -> dict[str, str]:
-    """How pictures become what is encoded, for the plan; what earlier versions did goes without saying."""
+def _preprocessing(models: Mapping[str, ModelConfig]) -> dict[str, str]:
+    """How pictures are preprocessed, for the plan; the behaviour of earlier versions is left out."""
     found: dict[str, str] = {}
     if models[IMAGE].geometry != "crop":
         found["geometry"] = models[IMAGE].geometry
@@ -299,7 +261,7 @@ def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprint
 
 
 def _grids(spec: ShardSpec) -> dict[str, GridSpec]:
-    """Tokenizer's name → the grid of its codes."""
+    """Name of the tokenizer → the grid of its codes."""
     return {IMAGE: spec.image, **spec.conditions}
 
 
@@ -317,7 +279,7 @@ def _folder_name(name: str) -> str:
 
 @patient
 def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
-    """Put config and weights beside the shards, so that whoever has the codes can decode them."""
+    """Copy config and weights beside the shards, so that the codes can be decoded without other files."""
     for name, source in tokenizers.items():
         target = out / _folder_name(name)
         for file in ("config.json", "model.safetensors"):
@@ -326,7 +288,7 @@ def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
 
 
 class _Worker:
-    """The actor: loads the tokenizers once, then encodes shards, reading one while it encodes another."""
+    """The worker of an actor: loads the tokenizers once, then encodes shards, reading one while it encodes another."""
 
     def __init__(
         self,
@@ -340,7 +302,7 @@ class _Worker:
 
         fix_arithmetic(config.threads)
         self._config, self._spec, self._out = config, spec, out
-        self._lanes = Lanes(config.decode_threads or max(2, assigned_cores()))
+        self._resources = WorkerResources(config.decode_threads or max(2, assigned_cores()))
         self._tokenizers = {
             name: Tokenizer.load(folder, device=device, precision=config.precision, compiled=config.compile)
             for name, folder in folders.items()
@@ -348,8 +310,8 @@ class _Worker:
 
     @property
     def samples_done(self) -> int:
-        """Samples done since the process started."""
-        return self._lanes.samples_done
+        """Number of samples encoded or failed since the process started."""
+        return self._resources.samples_done
 
     def run(self, task: ShardTask) -> Sidecar:
         """Encode one shard."""
@@ -359,5 +321,5 @@ class _Worker:
             spec=self._spec,
             config=self._config,
             out=self._out,
-            lanes=self._lanes,
+            resources=self._resources,
         )

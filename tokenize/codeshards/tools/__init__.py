@@ -1,1 +1,1 @@
-"""Tools for finished datasets: inspect, verify, convert, merge, encode again."""
+"""Tools for finished datasets: inspect, verify, convert, merge, compare with the pixels."""

@@ -1,4 +1,4 @@
-"""Encode some samples again from their pixels and compare with the codes in the shards."""
+"""Encode samples of a finished dataset again from their pixels, and compare with the codes in its shards."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ from typing import Any
 import numpy as np
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import (
-    Manifest,
-    Plan,
-    PlannedShard,
-    ShardDataset,
-    ShardError,
-    Where,
-    load_plan,
-    read_table,
-    row_key,
-)
-from codeshards.format.schema import column_to_numpy
+from codeshards.format.dataset import ShardDataset
+from codeshards.format.errors import ShardError
+from codeshards.format.manifest import Manifest
+from codeshards.format.plan import Plan, PlannedShard, load_plan
+from codeshards.format.schema import column_to_numpy, row_key
+from codeshards.format.shardfile import read_table
 from codeshards.job.encode import IMAGE, ShardTask, encode_shard
+from runkit.places import Where
 from vqgan.data import Split, open_splits
 from vqgan.tokenizer import Tokenizer
 
@@ -31,28 +26,28 @@ _OTHER = {"float32": "bfloat16", "bfloat16": "float32"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Agreement:
-    """Share of codes that come out the same, for the picture and each scale and condition."""
+class ReencodeRates:
+    """Fraction of codes that are equal after encoding again, for the picture and each scale and condition."""
 
     samples: int
-    """Samples encoded again."""
+    """Number of samples encoded again."""
     precision: str
-    """Arithmetic that the shards were made with."""
+    """Precision of the shards."""
     same: dict[str, float]
-    """Column → share of codes equal to the shards' in that arithmetic."""
+    """Column → fraction of equal codes in that precision."""
     other: dict[str, float]
-    """Column → share of codes equal to the shards' in the other one: bfloat16 against float32."""
+    """Column → fraction of equal codes in the other precision: bfloat16 instead of float32 or vice versa."""
 
 
-def reencode(dataset: Where, *, source: str, data: Path, samples: int, device: str = "auto") -> Agreement:
-    """Encode about this many samples again, whole batches spread over the shards, exactly as the job did.
+def reencode(dataset: Where, *, source: str, data: Path, samples: int, device: str = "auto") -> ReencodeRates:
+    """Encode about `samples` samples again exactly as the job did, in whole batches spread over the shards.
 
     Args:
         dataset: A finished dataset with its tokenizers.
-        source: Name of the source dataset's reader.
+        source: Name of the reader of the source dataset.
         data: Folder of the source dataset.
-        samples: How many; whole batches are encoded, for a code may depend on its batch in the last bit.
-        device: Where; another device than the job's may round differently.
+        samples: Number of samples; whole batches are encoded, because rounding may depend on the batch.
+        device: Device of the encoders; another device than the job's may round differently.
 
     Raises:
         ShardError: The source is not the one that the plan was made from, or the dataset was merged.
@@ -73,7 +68,7 @@ def reencode(dataset: Where, *, source: str, data: Path, samples: int, device: s
         found = dataclasses.replace(config, precision=precision)  # type: ignore[arg-type]
         rates.append(_rates(shards, plan, splits, chosen, found))
     count = sum(min(per_shard, shard.samples) for shard in chosen)
-    return Agreement(samples=count, precision=config.precision, same=rates[0], other=rates[1])
+    return ReencodeRates(samples=count, precision=config.precision, same=rates[0], other=rates[1])
 
 
 def _config(plan: Plan, manifest: Manifest, device: str) -> TokenizeConfig:
@@ -89,7 +84,7 @@ def _config(plan: Plan, manifest: Manifest, device: str) -> TokenizeConfig:
             **{name: settings[name] for name in ("draft", "batch_size", "precision", "compile", "threads")},
         )
     except KeyError as error:
-        raise ShardError(f"the plan has no {error}: a merged dataset has no one source. Verify its parts") from error
+        raise ShardError(f"the plan has no {error}: a merged dataset has no single source. Verify its parts") from error
 
 
 def _rates(
@@ -113,10 +108,10 @@ def _rates(
         stored = shards.table(shard.split, entry)
         stored = stored.filter([key in keys for key in stored["key"].to_pylist()])
         for name in columns:
-            mine, theirs = (column_to_numpy(table[name].combine_chunks()) for table in (again, stored))
+            again_NL, stored_NL = (column_to_numpy(table[name].combine_chunks()) for table in (again, stored))
             if again["key"] == stored["key"]:
-                equal[name] += int(np.count_nonzero(mine == theirs))
-            total[name] += theirs.size  # rows that one of them lacks count as different
+                equal[name] += int(np.count_nonzero(again_NL == stored_NL))
+            total[name] += stored_NL.size  # rows that are missing in one of them count as different
     return {name: equal[name] / max(1, total[name]) for name in columns}
 
 

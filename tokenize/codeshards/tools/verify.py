@@ -1,4 +1,4 @@
-"""Whether a dataset is whole and true to its own account. Needs no pixels; one flipped byte is enough to be found."""
+"""Verify that a dataset is complete and unchanged. Requires no pixels; detects every flipped byte."""
 
 from __future__ import annotations
 
@@ -14,82 +14,65 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from codeshards.format import (
-    CARD_FILE,
-    EVENTS_FILE,
-    MANIFEST_FILE,
-    PLAN_FILE,
-    REPORT_FILE,
-    SAMPLES_FILE,
-    Manifest,
-    Plan,
-    PlannedShard,
-    ShardEntry,
-    ShardError,
-    ShardSpec,
-    Sidecar,
-    Store,
-    Where,
-    inverse,
-    is_intact,
-    load_plan,
-    open_store,
-    read_table,
-    row_key,
-    sidecar_path,
-)
-from codeshards.format.schema import column_to_numpy
+from codeshards.format.contents import EVENTS_FILE, REPORT_FILE
+from codeshards.format.errors import ShardError
+from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, ShardEntry, Sidecar, is_intact, sidecar_path
+from codeshards.format.orders import inverse
+from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard, load_plan
+from codeshards.format.schema import ShardSpec, column_to_numpy, row_key
+from codeshards.format.shardfile import read_table
+from runkit.places import Store, Where, open_store
 
 UNCOVERED = (REPORT_FILE, EVENTS_FILE, ".gitattributes")
-"""Files beside a dataset that differ from run to run, or that a hub puts there."""
+"""Files beside a dataset that differ between runs, or that a hub adds."""
 _PLAN_FILES = (PLAN_FILE, SAMPLES_FILE)
 _CACHE = ".cache"
-"""Folder in which loaders keep what they decoded, under addresses that carry the manifest's hash."""
-_THREADS = 4  # hashing and decoding release the GIL; each holds a shard in memory
+"""Folder in which loaders keep decoded columns, under names with the fingerprint of the dataset."""
+_THREADS = 4  # hashing and decoding release the GIL; each thread holds a shard in memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verified:
-    """What :func:`verify` looked at and found."""
+class Verification:
+    """Result of :func:`verify`."""
 
     problems: tuple[str, ...]
-    """What is wrong, each naming its file; none: the dataset is as it was written."""
+    """Problems, each with its file; empty: the dataset is as it was written."""
     files: int
-    """Files whose every byte was looked at."""
+    """Number of files whose bytes were checked."""
     rows: int
-    """Rows whose codes were looked at."""
+    """Number of rows whose codes were checked."""
     uncovered: tuple[str, ...] = ()
-    """Files that are there and that no hash covers: they tell of the job, and say nothing about the codes."""
+    """Existing files that no hash covers: they are about the job, not about the codes."""
 
 
-def verify(dataset: Where, *, fingerprint_of: Callable[[Path, str], str] | None = None) -> Verified:
-    """Look at every byte of a dataset.
+def verify(dataset: Where, *, fingerprint_of: Callable[[Path, str], str] | None = None) -> Verification:
+    """Check every byte of a dataset.
 
-    Files and folders that nobody accounts for, hashes, sizes, row counts, ranges of codes and labels, keys against the
-    plan (which makes them unique), all orders against each other, Parquet against tar where both are there, and that
-    plan, sidecars and manifest agree.
+    Checks for unexpected files and folders; hashes, sizes and row counts; ranges of codes and labels; keys against the
+    plan (which makes them unique); all orders against each other; Parquet against tar where both exist; and that plan,
+    sidecars and manifest agree.
 
     Args:
         dataset: A dataset whose job has finished.
-        fingerprint_of: Folder of a tokenizer, and the fingerprint that the codes are said to come from → its
-            fingerprint, to compare with that; None leaves that out.
+        fingerprint_of: Function of a tokenizer's folder and the recorded fingerprint that returns the actual
+            fingerprint; None skips this check.
 
     Raises:
         ShardError: There is no dataset, or the object store cannot be read.
     """
     store = open_store(dataset)
     if not (store / MANIFEST_FILE).exists():
-        Manifest.load(store)  # says what to do
+        Manifest.load(store)  # raises with the remedy
     try:
         manifest = Manifest.load(store)
     except ShardError as error:
-        return Verified(problems=(str(error),), files=1, rows=0)
-    found = _found(store)
+        return Verification(problems=(str(error),), files=1, rows=0)
+    found = _all_files(store)
     problems = list(_file_problems(store, manifest))
     plan_is_bad = any(name in problem.removeprefix(str(store)) for problem in problems for name in _PLAN_FILES)
     problems += _stray_problems(store, manifest, found)
-    if plan_is_bad:  # the rest would be compared with it
-        return Verified(problems=tuple(problems), files=1 + len(manifest.files), rows=0)
+    if plan_is_bad:  # the other checks compare with it
+        return Verification(problems=tuple(problems), files=1 + len(manifest.files), rows=0)
     if fingerprint_of is not None:
         problems += _tokenizer_problems(store, manifest, fingerprint_of, problems)
     plan = load_plan(store)
@@ -103,7 +86,7 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path, str], str] | None 
     with ThreadPoolExecutor(_THREADS) as pool:
         problems += [problem for found in pool.map(check, shards) for problem in found]
     data_files = sum(len(entry.files) for entry in entries.values())
-    return Verified(
+    return Verification(
         uncovered=tuple(name for name in UNCOVERED if name in found),
         problems=tuple(dict.fromkeys(problems)),
         files=1 + len(manifest.files) + len(shards) + data_files,
@@ -112,10 +95,10 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path, str], str] | None 
 
 
 def _file_problems(store: Store, manifest: Manifest) -> Iterator[str]:
-    """The files that are neither shards nor sidecars."""
+    """Problems of the files that are neither shards nor sidecars."""
     for name in (CARD_FILE, PLAN_FILE, SAMPLES_FILE):
         if name not in manifest.files:
-            yield f"{store / MANIFEST_FILE} does not account for {name}"
+            yield f"{store / MANIFEST_FILE} does not list {name}"
     for name, record in manifest.files.items():
         try:
             intact = is_intact(store / name, record)
@@ -126,8 +109,8 @@ def _file_problems(store: Store, manifest: Manifest) -> Iterator[str]:
             yield f"{store / name} is missing, or its sha256 is not the one of {MANIFEST_FILE}"
 
 
-def _found(store: Store) -> list[str]:
-    """All files below a dataset, with hidden ones, and folders without any, marked by a slash at their end."""
+def _all_files(store: Store) -> list[str]:
+    """All files below a dataset, including hidden ones, and empty folders, marked by a final slash."""
     if store.local is None:
         return [name for name in store.files() if not name.startswith(f"{_CACHE}/")]
     found = []
@@ -144,31 +127,31 @@ def _found(store: Store) -> list[str]:
 
 
 def _stray_problems(store: Store, manifest: Manifest, found: list[str]) -> Iterator[str]:
-    """Files that nobody accounts for: whoever reads a folder by its pattern would read them too."""
+    """Unexpected files: those who read a folder by a pattern would read them too."""
     known = {MANIFEST_FILE, CARD_FILE, PLAN_FILE, SAMPLES_FILE, *manifest.files, *UNCOVERED}
     for split, entries in manifest.splits.items():
         known |= {f"{split}/{name}" for entry in entries.shards for name in (*entry.files, f"{entry.name}.json")}
-    ours = {*manifest.splits, *(folder.partition("/")[0] for folder in manifest.tokenizer_folders)}
+    own_folders = {*manifest.splits, *(folder.partition("/")[0] for folder in manifest.tokenizer_folders)}
     strays = Counter[str]()
     for name in found:
         top, slash, _ = name.partition("/")
-        if not name or name in known or name.rstrip("/") in ours or _is_lock(name):
+        if not name or name in known or name.rstrip("/") in own_folders or _is_lock(name):
             continue
-        strays[f"{top}/" if slash and top not in ours else name] += not name.endswith("/")
+        strays[f"{top}/" if slash and top not in own_folders else name] += not name.endswith("/")
     for name, files in strays.items():
         count = f" ({files} files)" if name.endswith("/") else ""
         yield f"{store / name.rstrip('/')}{count} is not part of the dataset"
 
 
 def _is_lock(name: str) -> bool:
-    """Whether a file is the lock by which a command holds the dataset's folder."""
+    """Whether a file is the lock of a command on the dataset's folder."""
     return name.startswith(".") and name.endswith(".lock") and "/" not in name
 
 
 def _tokenizer_problems(
     store: Store, manifest: Manifest, fingerprint_of: Callable[[Path, str], str], problems: list[str]
 ) -> Iterator[str]:
-    """Tokenizers whose fingerprint is another, of those whose files have no problems."""
+    """Tokenizers with another fingerprint, among those whose files have no problems."""
     grids = {"image": manifest.spec.image, **manifest.spec.conditions}
     for name, about in {"image": manifest.tokenizer, **manifest.conditions}.items():
         if "folder" not in about:
@@ -206,7 +189,7 @@ def _plan_problems(store: Store, manifest: Manifest, plan: Plan) -> Iterator[str
 def _shard_problems(
     store: Store, manifest: Manifest, plan: Plan, shard: PlannedShard, entry: ShardEntry
 ) -> Iterator[str]:
-    """One shard: its sidecar, the bytes of its files, and what they hold."""
+    """Problems of one shard: its sidecar, the bytes of its files, and their contents."""
     path = sidecar_path(store, shard)
     if not path.exists():
         yield f"{path} is missing, or no file"
@@ -230,7 +213,7 @@ def _shard_problems(
                 yield f"{file} is missing, or its sha256 is not the one of {MANIFEST_FILE}"
                 continue
             tables[file] = read_table(file, manifest.spec, entry.rows)
-        except (ShardError, OSError) as error:  # a failing disk is what verify is there to list
+        except (ShardError, OSError) as error:  # a failing disk is a problem to report
             yield f"{file}: {error}"
             continue
         for problem in _table_problems(tables[file], manifest, plan, keys):

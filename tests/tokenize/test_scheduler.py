@@ -1,4 +1,4 @@
-"""The pool: workers fit their nodes, whoever kills is named, late nodes help and lost ones cost nothing but time."""
+"""The scheduler: workers fit their nodes, deadly shards are named, late nodes are used, lost nodes cost only time."""
 
 import json
 import os
@@ -13,41 +13,37 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ray_cluster import RayCluster
 from tiny_job import CONFIG, command, hashes, words, write_images
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import (
-    EVENTS_FILE,
-    GridSpec,
-    PlannedShard,
-    ShardDataset,
-    ShardError,
-    ShardSpec,
-    load_plan,
-    sha256_file,
-)
+from codeshards.format import GridSpec, ShardDataset, ShardError, ShardSpec, load_plan
+from codeshards.format.contents import EVENTS_FILE
+from codeshards.format.files import sha256_file
+from codeshards.format.plan import PlannedShard
 from codeshards.job import progress
-from codeshards.job.encode import Lanes, ShardTask, encode_shard
+from codeshards.job.actors import ActorHandle
+from codeshards.job.encode import ShardTask, WorkerResources, encode_shard
 from codeshards.job.nodes import WorkerSize
 from codeshards.job.progress import EventLog, LiveView, kind_of, read_events
-from codeshards.job.scheduler import _Hand, _Pool, run_shards
+from codeshards.job.scheduler import Scheduler, run_shards
 from codeshards.job.tokenize import tokenize
 from codeshards.tools.reencode import reencode
 from imagepriors.cli import main
-from priorbench.faults import Cluster, run_matrix
 from runkit.errors import user_message
 from vqgan.data import open_splits
 from vqgan.tokenizer import Tokenizer
 
 SHARDS = [PlannedShard(split="train", index=index, start=4 * index, stop=4 * index + 4) for index in range(6)]
-POOL = {"name": "test", "device": "cpu", "workers": 2, "threads": 1, "decode_threads": 1, "max_attempts": 2}
+SETTINGS = TokenizeConfig(workers=2, threads=1, decode_threads=1, max_attempts=2)
+JOB = {"name": "test", "device": "cpu", "settings": SETTINGS}
 
 
 @pytest.mark.parametrize(
     ("device", "node", "fits"),
     [
         ("cpu", (16, 0), (4, {"num_cpus": 4})),
-        ("cpu", (2, 0), (1, {"num_cpus": 2})),  # smaller than a worker wants: still one
+        ("cpu", (2, 0), (1, {"num_cpus": 2})),  # smaller than a worker requires: still one
         ("cpu", (0, 0), (0, {"num_cpus": 0})),  # a head that is to do no work
         ("cuda", (16, 1), (1, {"num_gpus": 1, "num_cpus": 16})),
         ("cuda", (52, 8), (8, {"num_gpus": 1, "num_cpus": 6})),
@@ -59,13 +55,13 @@ def test_workers_fit_their_node(device, node, fits):
     assert WorkerSize(device=device, threads=4, decode_threads=0).fits(*node) == fits
 
 
-def test_failures_of_one_kind_count_together():
+def test_failures_of_one_kind_are_counted_together():
     assert kind_of("a/1: 1.png: cannot identify image file <_io.BytesIO at 0x7f>") == kind_of(
         "b: 22.png: cannot identify image file <_io.BytesIO at 0x55>"
     )
 
 
-def test_events_survive_a_torn_line(tmp_path):
+def test_events_are_read_after_an_incomplete_line(tmp_path):
     log = EventLog(tmp_path / "e.jsonl")
     log.write("start", shards=2)
     log.close()
@@ -77,7 +73,7 @@ def test_events_survive_a_torn_line(tmp_path):
     assert [event["event"] for event in read_events(tmp_path / "e.jsonl")] == ["start", "made"]
 
 
-def test_events_of_an_object_store_come_at_the_end_and_are_added_to(s3):
+def test_events_in_an_object_store_are_written_at_the_end_and_appended(s3):
     for number in range(2):
         log = EventLog("s3://bucket/d/e.jsonl")
         log.write("start", number=number)
@@ -85,14 +81,14 @@ def test_events_of_an_object_store_come_at_the_end_and_are_added_to(s3):
     assert [event["number"] for event in read_events("s3://bucket/d/e.jsonl")] == [0, 1]
 
 
-def test_live_view_tells_rate_time_left_failures_and_nodes(monkeypatch, tmp_path):
+def test_live_view_shows_rate_time_left_failures_and_nodes(monkeypatch, tmp_path):
     now = iter((0.0, 0.0, 20.0))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     view = LiveView("job", shards=4, samples=240, events=EventLog(tmp_path / "e.jsonl"))
     view.update({"big-1": 0, "small-2": 10})
     view.shard_done({"cannot identify image file": 2, "truncated": 1})
     view.update({"big-1": 90, "small-2": 30})
-    assert view._line(120) == (
+    assert view._status_text(120) == (
         "1/4 shards · 5.5 images/s, 0.4 min left · 2 failed: cannot identify image file · 1 failed: truncated"
         " · big-1 4.5/s · small-2 1.0/s"
     )
@@ -112,8 +108,8 @@ def ray_errors() -> list[Exception]:
 
 
 @pytest.mark.parametrize("error", ray_errors(), ids=lambda error: type(error).__name__)
-def test_whatever_ray_takes_a_worker_with_its_shard_goes_to_another(tmp_path, error):
-    """Raised in place of Ray: none of these can be had at will."""
+def test_shard_of_a_worker_that_ray_ended_is_requeued(tmp_path, error):
+    """Raised in place of Ray, because none of these errors can be provoked reliably."""
     import ray
 
     def get(reference):
@@ -121,24 +117,25 @@ def test_whatever_ray_takes_a_worker_with_its_shard_goes_to_another(tmp_path, er
 
     fake = SimpleNamespace(exceptions=ray.exceptions, get=get, kill=lambda actor: None, remote=lambda **_: lambda c: c)
     cluster = SimpleNamespace(
-        session=SimpleNamespace(ray=fake), is_alive=lambda node: True, name=str, refuse=lambda *_: None
+        session=SimpleNamespace(ray=fake), is_alive=lambda node: True, name=str, mark_failed=lambda *_: None
     )
     events = EventLog(tmp_path / "e.jsonl")
-    pool = _Pool(
-        cluster, object, (), task_of=lambda shard: None, name="test", shards=SHARDS, max_attempts=2, shards_at_once=1,
+    scheduler = Scheduler(
+        cluster, (), task_of=lambda shard: None, name="test", shards=SHARDS, max_attempts=2, shards_at_once=1,
         events=events, on_done=lambda shard, answer: {},
     )  # fmt: skip
-    hand = _Hand(None, "node", running={"reference": SHARDS[0]}, ready=True)
-    pool._hands.append(hand)
-    pool._take(hand, "reference")
-    assert list(pool._again) == [SHARDS[0]]
-    assert not pool._hands
+    handle = ActorHandle(None, "node", running={"reference": SHARDS[0]}, ready=True)
+    scheduler._handles.append(handle)
+    scheduler._receive(handle, "reference")
+    assert list(scheduler._requeued) == [SHARDS[0]]
+    assert not scheduler._handles
     assert [event["event"] for event in read_events(tmp_path / "e.jsonl")] == ["worker_died"]
 
 
 UNEQUAL = """
 import json
-from codeshards.format import PlannedShard
+from codeshards.config import TokenizeConfig
+from codeshards.format.plan import PlannedShard
 from codeshards.job.scheduler import run_shards
 
 class Worker:
@@ -151,15 +148,16 @@ class Worker:
 
 shards = [PlannedShard(split="train", index=index, start=index, stop=index + 1) for index in range(12)]
 found = []
-run_shards(shards, lambda shard: None, Worker, (), name="test", device="cpu", workers=0, threads=2, decode_threads=1,
-           max_attempts=2, on_done=lambda shard, answer: found.append(answer) or {})
+run_shards(shards, lambda shard: None, Worker, (), name="test", device="cpu",
+           settings=TokenizeConfig(workers=0, threads=2, decode_threads=1),
+           on_done=lambda shard, answer: found.append(answer) or {})
 print(json.dumps(found))
 """
 
 
-def test_unequal_nodes_get_fitting_workers_and_our_code_travels(tmp_path):
-    """A node of one core and one of four, workers that want two: one small worker and two."""
-    cluster = Cluster(1)
+def test_unequal_nodes_get_fitting_workers_and_the_packages(tmp_path):
+    """A node of one core and one of four, workers of two cores: one small worker and two full ones."""
+    cluster = RayCluster(1)
     try:
         cluster.add(cores=4)
         done = subprocess.run(
@@ -177,7 +175,7 @@ def test_unequal_nodes_get_fitting_workers_and_our_code_travels(tmp_path):
     assert len({node for node, _, cores in workers if cores == 2}) == 1
 
 
-def test_who_kills_its_worker_is_named_and_others_are_made(local_ray_cores, tmp_path):
+def test_shard_that_kills_its_worker_is_named_and_others_are_made(local_ray_cores, tmp_path):
     class Worker:
         def __init__(self, out):
             self.out = out
@@ -193,7 +191,7 @@ def test_who_kills_its_worker_is_named_and_others_are_made(local_ray_cores, tmp_
             Path(self.out, str(task)).touch()
 
     with pytest.raises(ShardError, match="worker of train/shard-000003 died 2 times"):
-        run_shards(SHARDS, lambda shard: shard.index, Worker, (str(tmp_path),), shards_at_once=2, **POOL)
+        run_shards(SHARDS, lambda shard: shard.index, Worker, (str(tmp_path),), shards_at_once=2, **JOB)
     assert not (tmp_path / "3").exists()
     assert len(list(tmp_path.iterdir())) >= 3  # not only what came before it
 
@@ -206,10 +204,10 @@ def test_worker_that_cannot_start_is_a_message(local_ray_cores):
         def run(self, task): ...
 
     with pytest.raises(ShardError, match="cannot start on any node: no tokenizer on this node"):
-        run_shards(SHARDS, lambda shard: shard.index, Worker, (), **POOL)
+        run_shards(SHARDS, lambda shard: shard.index, Worker, (), **JOB)
 
 
-def test_a_bug_in_a_workers_start_keeps_its_traceback(local_ray_cores):
+def test_bug_in_the_start_of_a_worker_keeps_its_traceback(local_ray_cores):
     class Worker:
         def __init__(self):
             {}["bug"]
@@ -217,7 +215,9 @@ def test_a_bug_in_a_workers_start_keeps_its_traceback(local_ray_cores):
         def run(self, task): ...
 
     with pytest.raises(local_ray_cores.exceptions.RayTaskError, match=r"(?s)in __init__.*KeyError: 'bug'"):
-        run_shards(SHARDS, lambda shard: shard.index, Worker, (), **{**POOL, "max_attempts": 1})
+        run_shards(
+            SHARDS, lambda shard: shard.index, Worker, (), **{**JOB, "settings": replace(SETTINGS, max_attempts=1)}
+        )
 
 
 def test_error_of_a_task_is_a_message_and_a_bug_keeps_its_traceback(local_ray_cores):
@@ -226,20 +226,26 @@ def test_error_of_a_task_is_a_message_and_a_bug_keeps_its_traceback(local_ray_co
             raise error
 
     with pytest.raises(ShardError, match=r"train/shard-00000\d: disk full"):
-        run_shards(SHARDS, lambda shard: OSError("disk full"), Worker, (), **POOL)
+        run_shards(SHARDS, lambda shard: OSError("disk full"), Worker, (), **JOB)
     with pytest.raises(ShardError, match=r"out of memory \(CUDA out of memory.*Use fewer workers"):
-        run_shards(SHARDS, lambda shard: RuntimeError("CUDA out of memory. Tried"), Worker, (), **POOL)
+        run_shards(SHARDS, lambda shard: RuntimeError("CUDA out of memory. Tried"), Worker, (), **JOB)
     for error in (KeyError("bug"), ValueError("bug")):
         with pytest.raises(
             local_ray_cores.exceptions.RayTaskError, match=r"(?s)in run.*raise error.*Error: '?bug"
         ) as bug:
-            run_shards(SHARDS, lambda shard, error=error: error, Worker, (), **POOL)
+            run_shards(SHARDS, lambda shard, error=error: error, Worker, (), **JOB)
         assert user_message(bug.value) is None  # the command line prints the traceback
 
 
-def test_nothing_can_run_on_a_cluster_without_gpus(local_ray_cores):
-    with pytest.raises(ShardError, match=r"this machine has no room for a worker, which takes a GPU"):
-        run_shards(SHARDS, lambda shard: None, object, (), **{**POOL, "device": "cuda", "workers": 0})
+def test_missing_gpu_is_a_message(local_ray_cores):
+    with pytest.raises(ShardError, match=r"this machine has no capacity for a worker, which requires a GPU"):
+        run_shards(
+            SHARDS,
+            lambda shard: None,
+            object,
+            (),
+            **{**JOB, "device": "cuda", "settings": replace(SETTINGS, workers=0)},
+        )
 
 
 def _task(data: Path, index: int) -> ShardTask:
@@ -248,18 +254,18 @@ def _task(data: Path, index: int) -> ShardTask:
     return ShardTask(shard=shard, plan_hash="p", samples=samples)
 
 
-def test_shards_side_by_side_and_padded_batches_give_the_same_bytes(data, tokenizer, tmp_path):
-    """Three threads share a process's lanes; with `compile` the last batch is filled up (compiled itself elsewhere)."""
+def test_concurrent_shards_and_padded_batches_give_the_same_bytes(data, tokenizer, tmp_path):
+    """Three threads share the resources of a process; with `compile` the last batch is padded (without compiling)."""
     encoder = Tokenizer.load(tokenizer, device="cpu")
     grid = GridSpec(height=8, width=8, codebook_size=64, fingerprint=encoder.fingerprint)
     spec, config = ShardSpec(image=grid, scales=(1, 2, 4)), TokenizeConfig(batch_size=6, threads=1, scales=(1, 2, 4))
     filled = TokenizeConfig(batch_size=6, threads=1, scales=(1, 2, 4), compile=True)
-    lanes, rows = Lanes(2), {"tokenizers": {"image": encoder}, "spec": spec}
+    resources, rows = WorkerResources(2), {"tokenizers": {"image": encoder}, "spec": spec}
     threads = [
         threading.Thread(
             target=encode_shard,
             args=(_task(data, i),),
-            kwargs={**rows, "config": filled, "out": tmp_path / "a", "lanes": lanes},
+            kwargs={**rows, "config": filled, "out": tmp_path / "a", "resources": resources},
         )
         for i in range(3)
     ]
@@ -267,14 +273,14 @@ def test_shards_side_by_side_and_padded_batches_give_the_same_bytes(data, tokeni
         thread.start()
     for thread in threads:
         thread.join()
-    assert lanes.samples_done == 60
+    assert resources.samples_done == 60
     for index in range(3):
         encode_shard(_task(data, index), **rows, config=config, out=tmp_path / "b")
         name = f"train/shard-{index:06d}.parquet"
         assert sha256_file(tmp_path / "a" / name) == sha256_file(tmp_path / "b" / name)
 
 
-def test_scales_are_the_tokenizers(local_ray_cores, data, tokenizer, tmp_path):
+def test_scales_equal_those_of_the_tokenizer(local_ray_cores, data, tokenizer, tmp_path):
     config = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1, scales=(1, 2, 4), views=2)
     tokenize(config, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=tmp_path / "o")
     columns = ["codes_row_major", "scale_1", "scale_2", "scale_4"]
@@ -289,7 +295,7 @@ def test_scales_are_the_tokenizers(local_ray_cores, data, tokenizer, tmp_path):
 
 
 def test_plans_of_earlier_versions_have_continuous_scales(local_ray_cores, data, tokenizer, tmp_path):
-    """Their plans do not say: such a job is resumed with the setting that means what they did, and no other."""
+    """Their plans lack the field: such a job is resumed only with the setting that equals their behaviour."""
     config = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1, scales=(2,), scales_from="continuous")
     where = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": tmp_path / "o"}
     tokenize(config, **where)
@@ -307,7 +313,7 @@ def test_plans_of_earlier_versions_have_continuous_scales(local_ray_cores, data,
 
 
 def test_failed_shards_are_made_again_when_asked_and_others_kept(local_ray_cores, tokenizer, tmp_path):
-    """A file that could not be read and now can, as after a network's hiccup: same size, hence the same plan."""
+    """A file that could not be read at first and now can: its size and hence the plan are the same."""
     data = write_images(tmp_path / "data")
     victim = data / "train" / "class1" / "001.png"
     whole = victim.read_bytes()
@@ -344,7 +350,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_full_disk_is_a_message_and_the_job_goes_on(local_ray_cores, data, tokenizer, undisturbed, small_disk):
+def test_full_disk_is_a_message_and_the_job_resumes(local_ray_cores, data, tokenizer, undisturbed, small_disk):
     out = small_disk / "o"
     arguments = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": out}
     used = sum(path.stat().st_size for path in tokenizer.iterdir())
@@ -357,14 +363,14 @@ def test_full_disk_is_a_message_and_the_job_goes_on(local_ray_cores, data, token
     assert hashes(out) == hashes(undisturbed)
 
 
-def test_read_only_output_is_a_message_and_the_job_goes_on(data, tokenizer, undisturbed, small_disk, capsys):
+def test_read_only_output_is_a_message_and_the_job_resumes(data, tokenizer, undisturbed, small_disk, capsys):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     arguments = words(data, tokenizer, small_disk / "o")
     assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert "Read-only file system" in told
-    assert "choose another folder" in told
-    assert "Traceback" not in told
+    error = capsys.readouterr().err
+    assert "Read-only file system" in error
+    assert "choose another folder" in error
+    assert "Traceback" not in error
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert main(arguments) == 0
     assert hashes(small_disk / "o") == hashes(undisturbed)
@@ -372,8 +378,8 @@ def test_read_only_output_is_a_message_and_the_job_goes_on(data, tokenizer, undi
 
 @pytest.mark.slow
 def test_late_node_is_used_and_a_lost_one_costs_only_time(data, tokenizer, undisturbed, tmp_path):
-    """There is no node at the start; one joins, and is lost as soon as its worker is ready; another joins."""
-    cluster, out = Cluster(0), tmp_path / "o"
+    """No node at the start; one joins and is lost as soon as its worker is ready; another joins."""
+    cluster, out = RayCluster(0), tmp_path / "o"
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     job = subprocess.Popen(command(data, tokenizer, out), env=environment, stderr=subprocess.PIPE, text=True)
     try:
@@ -397,10 +403,3 @@ def _wait(job, out, happened) -> bool:
             return True
         time.sleep(0.02)
     return False
-
-
-@pytest.mark.slow
-def test_small_fault_matrix(tmp_path):
-    faults, datasets = run_matrix(tmp_path, kills=6, seed=1, images=240)
-    assert sum(fault.hit for fault in faults) >= 6
-    assert datasets >= 2

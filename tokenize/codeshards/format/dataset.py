@@ -1,4 +1,4 @@
-"""Reading a finished dataset of shards, column by column, as numpy arrays.
+"""Read a finished dataset of shards, column by column, as numpy arrays.
 
 Axes: n rows of a batch, L codes of a column.
 """
@@ -25,16 +25,16 @@ Columns = dict[str, npt.NDArray[Any]]
 
 
 class ShardDataset:
-    """A dataset whose tokenize job has finished. Make one with :meth:`open`; it holds no open files.
+    """A dataset whose tokenize job has finished. Make one with :meth:`open`; it keeps no files open.
 
-    The first read of each shard file compares its sha256 with the manifest's, so that no damaged or exchanged file is
-    read in silence; later reads do not. Threads may share one dataset. A copy, in another process too, checks anew.
+    The first read of each shard file compares its sha256 with the manifest, so that damaged or replaced files are
+    detected; later reads do not. Threads may share one dataset. A copy, for example in another process, checks again.
     """
 
     path: Store
-    """Where the dataset lies."""
+    """Folder or URL of the dataset."""
     spec: ShardSpec
-    """What every shard holds."""
+    """Columns of every shard."""
     class_names: tuple[str, ...]
     """Name of each label; empty where the dataset has no classes."""
 
@@ -53,11 +53,11 @@ class ShardDataset:
 
     @classmethod
     def open(cls, path: Where, *, known: str = "") -> ShardDataset:
-        """Open a dataset at a path or URL, see :func:`open_store`. Shard files are looked at when they are read.
+        """Open a dataset at a path or URL, see :func:`open_store`. Shard files are checked when they are read.
 
         Args:
             path: The dataset.
-            known: A fingerprint that is stored somewhere; see :attr:`fingerprint`.
+            known: A fingerprint stored by an earlier version; see :attr:`fingerprint`.
 
         Raises:
             ShardError: There is no ``dataset.json`` (the job did not finish), or it cannot be read here.
@@ -68,8 +68,8 @@ class ShardDataset:
     def fingerprint(self) -> str:
         """sha256 (hex) over the spec and the hashes of all shards: a content address for caches and priors.
 
-        The licence, the card and the names of classes are no part of it. Earlier versions hashed ``dataset.json``;
-        where the dataset was opened with its fingerprint by that rule, it keeps it.
+        The licence, the card and the names of classes are not part of it. Earlier versions hashed ``dataset.json``: a
+        dataset opened with such a fingerprint keeps it.
         """
         content = {
             "spec": self.spec.to_json(),
@@ -100,7 +100,7 @@ class ShardDataset:
         return self._split(split).shards
 
     def shard_files(self, split: str) -> list[Store]:
-        """The file to read of each shard of a split, in planned order: Parquet where it is there, else the tar.
+        """The file to read of each shard of a split, in planned order: Parquet where it exists, else the tar.
 
         Raises:
             ShardError: The split is unknown.
@@ -112,7 +112,7 @@ class ShardDataset:
         return data_file(self.path / split, shard.files)
 
     def check(self, split: str) -> None:
-        """Compare the sha256 of every file that is read of a split with the manifest's, where it was not done before.
+        """Compare the sha256 of the files of a split with the manifest, except those already checked.
 
         Raises:
             ShardError: The split is unknown, or a file is missing or has other bytes.
@@ -126,7 +126,7 @@ class ShardDataset:
         return read_table(self.file_of(split, shard), self.spec, shard.rows, content)
 
     def _check_file(self, split: str, shard: ShardEntry, *, fetch: bool = True) -> bytes | None:
-        """Check a shard's file before its first read; returns its bytes where they were fetched for that."""
+        """Check a shard's file before its first read; returns its bytes if they were downloaded for the check."""
         file = self.file_of(split, shard)
         record, name = shard.files[file.name], str(file)
         with self._lock:
@@ -136,13 +136,13 @@ class ShardDataset:
                 return None
             content = None
             if fetch and file.local is None and file.size() == record.bytes:
-                content = file.read_bytes()  # what is parsed is what was hashed, and is sent once
+                content = file.read_bytes()  # the hashed bytes are the ones parsed, and are downloaded once
                 intact = hashlib.sha256(content).hexdigest() == record.sha256
             else:
                 intact = is_intact(file, record)
             if not intact:
                 raise ShardError(
-                    f"{file} is missing or damaged: its sha256 is not the one of {MANIFEST_FILE}. Fetch it anew, or "
+                    f"{file} is missing or damaged: its sha256 is not the one of {MANIFEST_FILE}. Fetch it again, or "
                     "delete it and run the tokenize job again"
                 )
             self._intact.add(name)
@@ -151,31 +151,31 @@ class ShardDataset:
     def batches(
         self, split: str, columns: Sequence[str], batch_rows: int = 8192, *, shards: Sequence[int] | None = None
     ) -> Iterator[Columns]:
-        """Go through a split once, in planned order, or through some of its shards.
+        """Iterate over a split once, in planned order, or over some of its shards.
 
-        Batches do not span shards, so that they are views into decoded memory; the last one of a shard may be
-        smaller than the rest.
+        Batches do not span shards, so that they are views of decoded memory; the last batch of a shard may be
+        smaller.
 
         Args:
             split: One of :attr:`splits`.
             columns: Out of ``spec.column_names``.
             batch_rows: Most rows of a batch.
-            shards: Numbers of the shards to read, in this sequence; None for all.
+            shards: Indices of the shards to read, in this sequence; None for all.
 
         Yields:
             Column → array. ``codes_*``, ``scale_*``, ``cond_*``: uint16 [n, L]; ``label``: int32 [n], null as
             -1; ``view``: uint8 [n]; ``key``: object [n] of str. Arrays may be read-only.
 
         Raises:
-            ShardError: A name is unknown, or a shard is missing, damaged or not the one of the manifest.
+            ShardError: A name is unknown, or a shard is missing, damaged or not the one in the manifest.
         """
         entries = self._split(split).shards
         if shards is not None:
-            entries = tuple(entries[number] for number in shards)
+            entries = tuple(entries[index] for index in shards)
         self._check_columns(columns)
         if batch_rows < 1:
-            raise ShardError(f"batch_rows is {batch_rows}: a batch needs at least one row")
-        # Checked above on the call, not on the first batch: a generator would delay the message.
+            raise ShardError(f"batch_rows is {batch_rows}: a batch requires at least one row")
+        # Arguments are checked on the call: a generator would delay the error until the first batch.
         return self._batches(split, entries, list(columns), batch_rows)
 
     def _batches(

@@ -1,4 +1,4 @@
-"""Every reader compares a shard's hash with the manifest's, once per dataset object."""
+"""Each way of reading compares the hash of a shard with the manifest, once per dataset object."""
 
 import copy
 import pickle
@@ -11,8 +11,9 @@ import pytest
 from s3_server import S3Server
 from tiny_shards import make_dataset
 
-from codeshards.format import ShardDataset, ShardError, open_store, reader
-from codeshards.tools.toolbox import inspect
+from codeshards.format import ShardDataset, ShardError, open_store
+from codeshards.format import dataset as dataset_module
+from codeshards.tools.inspect import inspect
 
 READERS: dict[str, Callable[[ShardDataset], object]] = {
     "batches": lambda dataset: list(dataset.batches("train", ["codes_zcurve"])),
@@ -32,7 +33,7 @@ def swap(folder: Path, suffix: str) -> None:
 
 
 def flip(folder: Path, suffix: str) -> None:
-    """Flip a bit of a code in a tar, which its structure does not show."""
+    """Flip a bit of a code in a tar, which leaves its structure valid."""
     path = folder / f"train/shard-000001{suffix}"
     content = bytearray(path.read_bytes())
     content[content.index(b".scale_2.npy") + 512 + 128] ^= 1
@@ -54,15 +55,15 @@ def test_exchanged_and_damaged_shards_are_named(
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are hashed, as they are."""
+    """Names of the files, in the order in which they are hashed."""
     names: list[str] = []
-    intact = reader.is_intact
+    intact = dataset_module.is_intact
 
     def count(file: Any, record: Any) -> bool:
         names.append(file.name)
         return intact(file, record)
 
-    monkeypatch.setattr(reader, "is_intact", count)
+    monkeypatch.setattr(dataset_module, "is_intact", count)
     return names
 
 
@@ -85,7 +86,7 @@ def test_a_file_is_hashed_once_per_dataset_object(tmp_path: Path, hashed: list[s
         assert sorted(hashed) == names
 
 
-def test_objects_are_fetched_once_for_hash_and_codes(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_are_downloaded_once_for_hash_and_codes(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     place = open_store("s3://bucket/d")
     make_dataset(place)
     fetched: list[str] = []

@@ -1,4 +1,4 @@
-"""The toolbox: verify finds every flipped byte, conversions lose nothing, merges keep every row and failure."""
+"""Tools for finished datasets: conversions lose nothing, merges keep every row and failure."""
 
 import json
 from collections import Counter
@@ -11,17 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_shards import SPEC, make_dataset
 
-from codeshards.format import (
-    Manifest,
-    ShardDataset,
-    ShardError,
-    Sidecar,
-    load_plan,
-    read_sealed_json,
-    write_sealed_json,
-)
+from codeshards.format import Manifest, ShardDataset, ShardError, Sidecar, load_plan
+from codeshards.format.files import read_sealed_json, write_sealed_json
 from codeshards.format.tar import read_tar, tar_bytes
-from codeshards.tools.toolbox import convert, inspect, merge
+from codeshards.tools.convert import convert
+from codeshards.tools.inspect import inspect
+from codeshards.tools.merge import merge
 from codeshards.tools.verify import verify
 from runkit.errors import UserError
 
@@ -47,7 +42,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- convert and merge -------------------------------------------------------------------------------------
 
 
-def test_there_and_back_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_converting_back_gives_the_same_bytes(tmp_path: Path) -> None:
     make_dataset(tmp_path / "a", fails=["sample1-0003"])
     convert(tmp_path / "a", tmp_path / "b", ["webdataset"])
     convert(tmp_path / "b", tmp_path / "c", ["webdataset", "parquet"])
@@ -63,7 +58,7 @@ def test_there_and_back_gives_the_same_bytes(tmp_path: Path) -> None:
     assert ShardDataset.open(tmp_path / "c").manifest.formats == BOTH
 
 
-def test_convert_goes_on_and_refuses_other_folders(tmp_path: Path) -> None:
+def test_convert_resumes_and_refuses_other_folders(tmp_path: Path) -> None:
     make_dataset(tmp_path / "a")
     convert(tmp_path / "a", tmp_path / "b", ["webdataset"])
     whole = contents(tmp_path / "b")
@@ -79,7 +74,7 @@ def test_convert_goes_on_and_refuses_other_folders(tmp_path: Path) -> None:
         convert(tmp_path / "a", tmp_path / "a", ["parquet"])
 
 
-def test_a_flipped_bit_gets_no_hash_of_its_own(tmp_path: Path) -> None:
+def test_flipped_bit_gets_no_valid_hash(tmp_path: Path) -> None:
     make_dataset(tmp_path / "a", formats=["webdataset"])
     make_dataset(tmp_path / "b", seed=5, formats=["webdataset"])
     tar = tmp_path / "a/train/shard-000001.tar"
@@ -94,7 +89,7 @@ def test_a_flipped_bit_gets_no_hash_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [b"", b"x" * 1536, b"PAR1"])
-def test_tars_that_are_none_are_refused(harm: bytes) -> None:
+def test_invalid_tars_are_refused(harm: bytes) -> None:
     with pytest.raises(ShardError, match=r"not a shard of codes|is damaged"):
         read_tar(harm)
 
@@ -125,7 +120,7 @@ def test_merge_keeps_rows_keys_and_failures(tmp_path: Path) -> None:
     assert load_plan(tmp_path / "m").settings["merged"] == [load_plan(tmp_path / name).hash for name in "ab"]
 
 
-def test_merge_refuses_what_does_not_fit(tmp_path: Path) -> None:
+def test_merge_refuses_different_datasets(tmp_path: Path) -> None:
     make_dataset(tmp_path / "a")
     make_dataset(tmp_path / "b", rows=7)
     with pytest.raises(ShardError, match=r"cannot be merged: key 'sample1-000\d' occurs more than once"):
@@ -134,7 +129,7 @@ def test_merge_refuses_what_does_not_fit(tmp_path: Path) -> None:
         merge([tmp_path / "a"], tmp_path / "m")
     value = read_sealed_json(tmp_path / "b/dataset.json")
     write_sealed_json(tmp_path / "b/dataset.json", {**value, "class_names": ["x"]})
-    with pytest.raises(ShardError, match=r"cannot be merged, for they differ in classes"):
+    with pytest.raises(ShardError, match=r"cannot be merged, because they differ in classes"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
@@ -142,7 +137,7 @@ def test_merge_refuses_what_does_not_fit(tmp_path: Path) -> None:
 # -- inspect and the card ----------------------------------------------------------------------------------
 
 
-def test_inspect_counts_what_is_there(dataset: Path) -> None:
+def test_inspect_counts_codes_and_labels(dataset: Path) -> None:
     found = inspect(dataset)
     codes_NL = np.concatenate([rows_of(dataset, split)["codes_row_major"] for split in ("train", "val")])
     assert np.array_equal(found.codes["image"].counts_K, np.bincount(codes_NL.ravel(), minlength=50))
@@ -157,7 +152,7 @@ def test_inspect_counts_what_is_there(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("formats", [("parquet",), ("webdataset",), BOTH])
-def test_the_card_is_what_the_hub_reads(tmp_path: Path, formats: tuple[str, ...]) -> None:
+def test_card_is_valid_on_the_hub(tmp_path: Path, formats: tuple[str, ...]) -> None:
     make_dataset(tmp_path, formats=formats)
     text = (tmp_path / "README.md").read_text()
     _, front, body = text.split("---\n", 2)

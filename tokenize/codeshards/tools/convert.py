@@ -1,0 +1,99 @@
+"""Rewrite a finished dataset with its shards in other formats. Requires no pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from codeshards.format.contents import save_dataset, save_or_match
+from codeshards.format.dataset import ShardDataset
+from codeshards.format.errors import ShardError
+from codeshards.format.manifest import Manifest, ShardEntry, Sidecar, is_intact, shard_is_done, sidecar_path
+from codeshards.format.plan import Plan, PlannedShard, load_plan
+from codeshards.format.shardfile import ShardFormat, check_formats, read_table, write_shard
+from codeshards.job.resume import locked_store, remove_temps
+from runkit.folders import check_apart
+from runkit.places import Store, Where, open_store
+
+
+def convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manifest:
+    """Write a dataset again with its shards in other formats; converting back gives the same bytes.
+
+    Rows, plan (except its formats), failures and tokenizers stay the same. An interrupted conversion resumes.
+
+    Args:
+        source: A finished dataset.
+        out: Folder or URL of the new one: empty, or the same conversion, unfinished.
+        formats: Out of ``parquet`` and ``webdataset``.
+
+    Raises:
+        UserError: `out` is, holds or is in the source, or another process uses it.
+        ShardError: The source is damaged, or `out` holds something else.
+        WriteError: `out` cannot be written.
+    """
+    check_apart(out, source=source)
+    with locked_store(out, "shards-convert"):
+        return _convert(source, out, formats)
+
+
+def _convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manifest:
+    dataset, old = ShardDataset.open(source), load_plan(source)
+    plan = dataclasses.replace(old, settings={**old.settings, "formats": list(check_formats(formats))})
+    start_copy(plan, dataset.manifest, open_store(source), open_store(out))
+    plan_hash, sidecars = plan.hash, list[Sidecar]()
+    for shard, entry in planned_entries(old, dataset.manifest):
+        target = sidecar_path(out, shard)
+        if not shard_is_done(out, plan_hash, shard):
+            table = read_intact_table(dataset, shard.split, entry)
+            sidecar = Sidecar.load(sidecar_path(source, shard))
+            files = write_shard(out, shard, table, formats)
+            dataclasses.replace(sidecar, plan_hash=plan_hash, files=files).save(target)
+        sidecars.append(Sidecar.load(target))
+    return finish_copy(plan, sidecars, dataset.manifest, out)
+
+
+def start_copy(plan: Plan, manifest: Manifest, source: Store, out: Store) -> None:
+    """Write the plan and the tokenizers of a dataset that is made from `source`."""
+    save_or_match(plan, out)
+    remove_temps(plan, out)
+    for folder in manifest.tokenizer_folders:
+        for name in (source / folder).files():
+            (out / f"{folder}/{name}").write_bytes((source / f"{folder}/{name}").read_bytes())
+
+
+def finish_copy(plan: Plan, sidecars: Sequence[Sidecar], original: Manifest, out: Where) -> Manifest:
+    """Write the manifest of a dataset with the spec, classes, tokenizers and licence of `original`."""
+    manifest = Manifest.build(
+        plan=plan,
+        sidecars=sidecars,
+        spec=original.spec,
+        class_names=original.class_names,
+        tokenizer=original.tokenizer,
+        conditions=original.conditions,
+        license=original.license,
+    )
+    save_dataset(manifest, out)
+    return manifest
+
+
+def planned_entries(plan: Plan, manifest: Manifest) -> Iterator[tuple[PlannedShard, ShardEntry]]:
+    """Each planned shard with its entry in the manifest."""
+    if plan.hash != manifest.plan_hash:
+        raise ShardError("plan.json and dataset.json belong to different jobs: verify the dataset")
+    entries = manifest.entries
+    for shard in plan.shards:
+        yield shard, entries[shard.split, shard.name]
+
+
+def read_intact_table(dataset: ShardDataset, split: str, entry: ShardEntry) -> pa.Table:
+    """The rows of a shard whose file has the recorded hash.
+
+    Raises:
+        ShardError: It has another: a flipped bit would get a valid hash in the new dataset.
+    """
+    file = dataset.file_of(split, entry)
+    if not is_intact(file, entry.files[file.name]):
+        raise ShardError(f"{file} is not the file that {dataset.path} lists: verify the dataset")
+    return read_table(file, dataset.spec, entry.rows)

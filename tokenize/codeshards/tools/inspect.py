@@ -1,0 +1,119 @@
+"""Statistics of a finished dataset's codes and labels. Requires no pixels.
+
+Axes: N rows, L codes of a picture in raster order, K entries of the codebook.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codeshards.format.dataset import ShardDataset
+from codeshards.format.manifest import Manifest
+from codeshards.format.orders import inverse
+from runkit.places import Where
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodeStatistics:
+    """Distribution of the codes of one column over the rows of all splits."""
+
+    counts_K: npt.NDArray[np.int64]
+    """Number of occurrences of each code."""
+    entropy_bits_L: npt.NDArray[np.float64]
+    """Entropy of the codes at each position, in raster order; too small where there are few rows."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Usage, perplexity and entropies as JSON values."""
+        entropy_bits = float(_entropy_bits(self.counts_K[None])[0])
+        return {
+            "codes": int(self.counts_K.sum()),
+            "codebook_size": len(self.counts_K),
+            "used": int((self.counts_K > 0).sum()),
+            "entropy_bits": entropy_bits,
+            "perplexity": 2.0**entropy_bits,
+            "entropy_bits_per_position": [round(float(bits), 4) for bits in self.entropy_bits_L],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """Contents of a dataset."""
+
+    manifest: Manifest
+    """The manifest of the dataset."""
+    codes: dict[str, CodeStatistics]
+    """``image`` and each scale and condition → statistics of its codes."""
+    labels: dict[str, Counter[int]]
+    """Split → rows of each label; -1 counts the rows without one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        manifest = self.manifest
+        schema = manifest.spec.schema()
+        return {
+            "spec": manifest.spec.to_json(),
+            "schema": {name: str(schema.field(name).type) for name in schema.names},
+            "formats": list(manifest.formats),
+            "license": manifest.license,
+            "plan_hash": manifest.plan_hash,
+            "splits": {
+                name: {
+                    "rows": split.rows,
+                    "samples": split.samples,
+                    "failures": split.failures,
+                    "shards": len(split.shards),
+                    "bytes": sum(record.bytes for shard in split.shards for record in shard.files.values()),
+                    "labels": {str(label): count for label, count in sorted(self.labels[name].items())},
+                }
+                for name, split in manifest.splits.items()
+            },
+            "class_names": list(manifest.class_names),
+            "codes": {name: statistics.to_json() for name, statistics in self.codes.items()},
+        }
+
+
+def inspect(dataset: Where) -> Inspection:
+    """Count the codes and labels of a dataset; reads each row once.
+
+    Raises:
+        ShardError: It is not a finished dataset, or a shard is missing or damaged.
+    """
+    shards = ShardDataset.open(dataset)
+    spec, grids = shards.spec, shards.spec.code_grids
+    columns = {"image": f"codes_{spec.orders[0]}"}
+    columns |= {name: name for name in grids if not name.startswith("codes_")}
+    to_raster = inverse(spec.orders[0], spec.image.height, spec.image.width)
+    counts = {
+        name: np.zeros((grids[column].length, grids[column].codebook_size), np.int64)
+        for name, column in columns.items()
+    }
+    labels: dict[str, Counter[int]] = {split: Counter() for split in shards.splits}
+    for split in shards.splits:
+        for batch in shards.batches(split, ["label", *columns.values()]):
+            values, numbers = np.unique(batch["label"], return_counts=True)
+            labels[split].update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+            for name, column in columns.items():
+                codes = batch[column][:, to_raster] if name == "image" else batch[column]
+                _add_counts(counts[name], codes)
+    statistics = {
+        name: CodeStatistics(counts_K=counts_LK.sum(0), entropy_bits_L=_entropy_bits(counts_LK))
+        for name, counts_LK in counts.items()
+    }
+    return Inspection(manifest=shards.manifest, codes=statistics, labels=labels)
+
+
+def _add_counts(counts_LK: npt.NDArray[np.int64], codes_NL: npt.NDArray[np.uint16]) -> None:
+    length, size = counts_LK.shape
+    offsets_L = np.arange(length, dtype=np.int64) * size
+    counts_LK += np.bincount((codes_NL + offsets_L).ravel(), minlength=length * size).reshape(length, size)
+
+
+def _entropy_bits(counts_LK: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    totals_L1 = np.maximum(counts_LK.sum(1, keepdims=True), 1)
+    p_LK = counts_LK / totals_L1
+    return np.asarray(-(p_LK * np.log2(p_LK, out=np.zeros_like(p_LK), where=p_LK > 0)).sum(1))
