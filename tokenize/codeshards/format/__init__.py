@@ -10,3 +10,27 @@ from codeshards.format.orders import ORDER_NAMES, OrderName, defined_orders, inv
 from codeshards.format.plan import Plan, build_plan, load_plan
 from codeshards.format.schema import CONDITION_NAMES, GridSpec, ShardSpec
 from runkit.places import Store, Where, absolute, open_store
+
+__all__ = [
+    "CONDITION_NAMES",
+    "ORDER_NAMES",
+    "Failure",
+    "GridSpec",
+    "Manifest",
+    "OrderName",
+    "Plan",
+    "ShardDataset",
+    "ShardError",
+    "ShardSpec",
+    "Sidecar",
+    "Store",
+    "Where",
+    "WriteError",
+    "absolute",
+    "build_plan",
+    "defined_orders",
+    "inverse",
+    "load_plan",
+    "open_store",
+    "order",
+]
