@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from codeprior.compat import prior_from_mingpt
-from codeprior.config import SampleConfig, SequenceSpec, TrainConfig
+from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.model import Prior
-from codeprior.optim import resolve_precision
 from codeprior.sample import ready, sample_sequences
+from codeprior.speed import resolve_precision
 from codeshards.job.session import ALLOCATOR
 from priorbench import harness, peers
 from priorbench.harness import RESULTS
@@ -119,7 +119,7 @@ def contenders() -> list[Contender]:
     """What is worth measuring here: bfloat16 where it is faster, and there compiled code on a GPU alone."""
     cuda = harness.device() == "cuda"
     found = [(name, "float32") for name in CONTENDERS]
-    if resolve_precision(TrainConfig(), torch.device(harness.device())) == "bfloat16":
+    if resolve_precision("auto", torch.device(harness.device())) == "bfloat16":
         slow = {_UNCACHED} if cuda else {_UNCACHED, "imagepriors, compiled"}
         found += [(name, "bfloat16") for name in CONTENDERS if name not in slow]
     return found

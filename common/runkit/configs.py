@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
+from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from runkit.errors import UserError
@@ -27,6 +28,31 @@ def check_fields(config: Any, error: type[UserError] = UserError) -> None:
     """
     for name, kind in get_type_hints(type(config)).items():
         check_value(name, getattr(config, name), kind, error)
+
+
+def from_dict(cls: type[Any], values: Mapping[str, Any], error: type[UserError] = UserError) -> Any:
+    """Build a config dataclass from plain values, as TOML and JSON have them, strictly.
+
+    Args:
+        cls: The dataclass.
+        values: Field → value; nested dataclasses are tables.
+        error: Class of the error.
+
+    Raises:
+        UserError: A field is unknown, is missing, or has a value of another type; or the dataclass itself refuses one.
+    """
+    import dacite
+
+    # JSON has no tuples, and writes the float 1.0 of a config that was given as 1 without its point.
+    options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _as_float})
+    try:
+        return dacite.from_dict(cls, values, options)
+    except dacite.DaciteError as problem:
+        raise error(f"{cls.__module__}.{cls.__name__}: {problem}; its docstring lists the fields") from problem
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if type(value) is int and abs(value) <= sys.float_info.max else value
 
 
 def check_value(name: str, value: object, kind: Any, error: type[UserError] = UserError) -> None:

@@ -1,13 +1,13 @@
 """Training batches: which pictures a step sees, and reading them ahead."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vqgan import distributed
+from runkit.ranks import rank, world_size
 from vqgan.config import TrainConfig
 from vqgan.data import CENTRE, Split, View
 
@@ -52,13 +52,12 @@ def training_pictures(
     return list(pool.map(read, range(rank * share, (rank + 1) * share)))
 
 
-def prefetched(split: Split, config: TrainConfig, first: int) -> Iterator[list[npt.NDArray[Any]]]:
+def prefetched(split: Split, config: TrainConfig, first: int) -> Generator[list[npt.NDArray[Any]]]:
     """This rank's pictures from step `first` on, the next ones decoded while the current ones train."""
-    rank, world = distributed.rank(), distributed.world()
     with ThreadPoolExecutor(config.reader_threads) as pool, ThreadPoolExecutor(1) as ahead:
 
         def load(step: int) -> list[npt.NDArray[Any]]:
-            return training_pictures(split, config, step, pool, rank=rank, world=world)
+            return training_pictures(split, config, step, pool, rank=rank(), world=world_size())
 
         future = ahead.submit(load, first)
         for step in range(first, config.steps):

@@ -1,16 +1,11 @@
 """Saving and loading: a model is a folder with config.json and model.safetensors; nothing is pickled.
 
-RUN/
-  checkpoints/           see :mod:`runkit.checkpoints`; config.json is a TrainConfig, and state.safetensors has the
-                         discriminator, the optimisers' tensors and the random state
-  best/                  the tokenizer with the lowest validation loss, and its figures
+RUN/                     see :mod:`runkit.runs`
+  checkpoints/           config.json is a TrainConfig; state.safetensors holds the discriminator, the optimisers'
+                         tensors and the random state
+  best/                  the tokenizer with the lowest validation loss, and its metrics
   non-finite-step-…/     every rank's batch of the step that failed, and the weights before it
   reconstructions/       originals above reconstructions
-  metrics.jsonl          and tensorboard/: the same figures as curves
-  model.safetensors      of the finished run
-  config.json
-  summary.json           written last: the run is complete
-  .train-vqgan.lock      held while a process trains here
 """
 
 import contextlib
@@ -25,28 +20,33 @@ import torch
 from torch import Tensor
 
 from runkit import checkpoints as stored
-from runkit.checkpoints import FOLDER, UNFINISHED, DamagedError, checkpoints, new_folder, read_finished, read_object
+from runkit.checkpoints import UNFINISHED, DamagedError, new_folder, read_object
+from runkit.configs import from_dict
 from runkit.errors import UserError
 from runkit.files import TEMP_MARK, pretty_json, write_file
 from runkit.folders import check_publish, publish
 from runkit.jsonfiles import finite_or_none
+from runkit.runs import BEST, RESERVED, RunFolder
 from runkit.tensors import bare_tensors, check_finite, load_tensors, pack_tensors, save_tensors
-from vqgan.config import LossConfig, ModelConfig, TrainConfig, from_dict, inapplicable
+from vqgan.config import LossConfig, ModelConfig, TrainConfig, inapplicable
 from vqgan.errors import InputError
 from vqgan.model import VQGAN, Palette, build_model
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, SUMMARY = stored.CONFIG, stored.WEIGHTS, stored.SUMMARY
-METRICS, CURVES, BEST, PICTURES = "metrics.jsonl", "tensorboard", "best", "reconstructions"
-FIGURES = "figures.json"
-RESERVED = (SUMMARY, CONFIG, WEIGHTS, METRICS, CURVES, BEST, PICTURES, FOLDER, "non-finite-step-*")
-"""Names of what a run writes into its folder, but for hidden files."""
+PICTURES, FIGURES = "reconstructions", "figures.json"
 BEST_FILES = (CONFIG, WEIGHTS, FIGURES, UNFINISHED)
 
-FREE_TO_CHANGE = {
-    "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device", "compile",
-}  # fmt: skip
-"""Fields that a continued run may change: they decide how long and where it runs, not what it computes."""
+FREE_ON_RESUME = frozenset(
+    {
+        "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device",
+        "compile",
+    }
+)  # fmt: skip
+"""Fields of TrainConfig that a resumed run may change: none alters what a step computes.
+
+The cosine decay and the restarts of codes depend on `steps`, so a resume with another number warns.
+"""
 _FIRST_FIELDS = {
     "modality", "n_labels", "resolution", "ch", "ch_mult", "num_res_blocks", "attn_resolutions", "z_channels",
     "embed_dim", "quantizer", "codebook_size",
@@ -148,7 +148,7 @@ def parse_config(data: Mapping[str, Any], path: Path) -> TrainConfig:
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}, this release reads {FORMAT_VERSION}")
     try:
-        config: TrainConfig = from_dict(TrainConfig, _as_trained(fields))
+        config: TrainConfig = from_dict(TrainConfig, _as_trained(fields), InputError)
     except InputError as error:
         raise InputError(f"{path} does not describe a tokenizer: {error}") from error
     return config
@@ -159,7 +159,7 @@ def _as_trained(fields: dict[str, Any]) -> dict[str, Any]:
     model, loss = fields.get("model", {}), fields.get("loss", {})
     if not isinstance(model, dict) or not isinstance(loss, dict):
         return fields  # which is refused
-    asked = inapplicable(from_dict(ModelConfig, model), from_dict(LossConfig, loss))
+    asked = inapplicable(from_dict(ModelConfig, model, InputError), from_dict(LossConfig, loss, InputError))
     return {**fields, "loss": {**loss, **{name: off for name, (off, _) in asked.items()}}}
 
 
@@ -232,59 +232,13 @@ def architecture_of(model: ModelConfig) -> bytes:
     return json.dumps(values, sort_keys=True).encode()
 
 
-def check_same_run(saved: TrainConfig, wanted: TrainConfig, run: Path) -> None:
-    """Refuse to continue a run with another config.
-
-    Raises:
-        InputError: naming every field that decides the result and differs.
-    """
-    before, now = (_flat(dataclasses.asdict(config)) for config in (saved, wanted))
-    changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
-    if changed:
-        parts = ", ".join(f"{name}: {before.get(name)} → {now[name]}" for name in changed)
-        raise InputError(f"{run} was started with another config ({parts}): choose another output folder")
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names, so that a message names the field that differs."""
-    found: dict[str, Any] = {}
-    for name, value in data.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
-def is_run(folder: Path) -> bool:
-    """Whether this stage has trained in a folder, also in a version that left no lock file."""
-    finished = [folder] if (folder / SUMMARY).is_file() else []
-    for place in (*checkpoints(folder), *finished):
-        try:
-            load_config(place)
-            return True
-        except InputError:
-            continue
-    return False
-
-
-def finished_summary(run: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The summary of a run that has done all its steps and is whole, else None.
-
-    Raises:
-        InputError: it is another run.
-    """
-    found = read_finished(run)
-    if found is None:
-        return None
-    summary, values = found
-    check_same_run(parse_config(values, run / CONFIG), config, run)
-    return summary if summary.get("steps") == config.steps else None
-
-
-def remove_unfinished(run: Path) -> None:
-    """Remove what a killed process left half-written. Call it only from the process that holds the run."""
-    stored.remove_unfinished(run, (SUMMARY, CONFIG, WEIGHTS, METRICS), {BEST: BEST_FILES})
-    for pattern in (f"{PICTURES}/.step-*.png{TEMP_MARK}*", ".model.tmp-[0-9]*"):  # the second is of earlier versions
-        for temp in run.glob(pattern):
-            temp.unlink()
+def run_folder(path: Path) -> RunFolder:
+    """Return the folder of a tokenizer's run."""
+    return RunFolder(
+        path=path, command="train-vqgan", product="tokenizer", read_config=parse_config, free_on_resume=FREE_ON_RESUME,
+        best_files=BEST_FILES, error=InputError, reserved=(*RESERVED, PICTURES),
+        temporary=(f"{PICTURES}/.step-*.png{TEMP_MARK}*", ".model.tmp-[0-9]*"),  # the second is of earlier versions
+    )  # fmt: skip
 
 
 def save_best(run: Path, config: TrainConfig, model: VQGAN, figures: Mapping[str, Any]) -> None:

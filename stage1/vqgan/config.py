@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runkit.configs import check_fields
+from runkit.devices import Device, Precision
 from vqgan.errors import InputError
 
 Modality = Literal["rgb", "segmentation", "depth", "pose"]
@@ -11,8 +12,6 @@ Geometry = Literal["crop", "pad", "stretch"]
 Quantizer = Literal["vq", "l2", "gumbel", "palette"]
 DiscLoss = Literal["hinge", "vanilla"]
 Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
-Precision = Literal["auto", "float32", "bfloat16"]
-Device = Literal["auto", "cpu", "cuda"]
 ScalesFrom = Literal["quantised", "continuous"]
 """What is pooled for the codes of coarser scales: code vectors, or the encoder's output before it is quantised."""
 _GEOMETRIES: dict[str, Geometry] = {"deepfashion": "pad"}  # whose people stand from edge to edge of tall photos
@@ -262,15 +261,3 @@ def inapplicable(model: ModelConfig, loss: LossConfig) -> dict[str, tuple[Any, s
     if loss.swap_beta and loss.codebook_decay:
         found["swap_beta"] = False, "no term pulls the codes of an EMA codebook"
     return found
-
-
-def from_dict(cls: type[Any], data: dict[str, Any]) -> Any:
-    """Build a config dataclass from plain data, strictly: unknown fields and wrong types raise InputError."""
-    import dacite
-
-    try:
-        return dacite.from_dict(cls, data, config=dacite.Config(strict=True, cast=[tuple]))
-    except dacite.DaciteError as error:
-        raise InputError(
-            f"{cls.__module__}.{cls.__name__}: {error}; its docstring lists the fields, --help the flags"
-        ) from error

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from runkit.weights import download_weights, load_weights
 from vqgan.config import DiscLoss, LossConfig
+from vqgan.cpu_kernels import GroupNorm
 from vqgan.errors import InputError
-from vqgan.groupnorm import GroupNorm
 
 # torchvision's file names of the LPIPS trunks.
 TRUNK_FILES = {

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vqgan import distributed
+from runkit.ranks import sum_over_ranks
 
 
 class TokenizerMetrics:
@@ -46,7 +46,7 @@ class TokenizerMetrics:
         """Add up what all ranks have seen."""
         for name in ("counts_K", "_sums", "_confusion"):
             array = getattr(self, name)
-            setattr(self, name, distributed.total(torch.from_numpy(array).to(device)).cpu().numpy())
+            setattr(self, name, sum_over_ranks(torch.from_numpy(array).to(device)).cpu().numpy())
 
     def result(self) -> dict[str, float]:
         """The figures, with the keys of metrics.jsonl."""

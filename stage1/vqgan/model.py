@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqgan.config import LossConfig, ModelConfig, ScalesFrom
-from vqgan.groupnorm import GroupNorm
+from vqgan.cpu_kernels import GroupNorm
 from vqgan.quantize import GumbelQuantizer, VectorQuantizer, pooled_codes
 
 

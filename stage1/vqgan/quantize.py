@@ -120,7 +120,7 @@ class VectorQuantizer(nn.Module):
         self._noted = count_K, sum_KD
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update_ema(self) -> None:
         """With `codebook_decay`, move the codes to the moving mean of a step's latents, all its parts together."""
         if self._noted is None:
             return

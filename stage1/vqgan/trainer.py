@@ -5,36 +5,29 @@ Axes: B batch, C channels, H W pixels, h w grid cells, D code dimension.
 
 import copy
 import math
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from runkit.checkpoints import CONFIG, TENSORS, WEIGHTS, check_shapes, read_tensors, read_values, save_checkpoint
+from runkit.checkpoints import CONFIG, SCALARS, TENSORS, WEIGHTS, DamagedError, check_shapes, read_tensors, read_values
+from runkit.devices import make_autocast, resumed_precision
+from runkit.runs import RunFolder, warn_of_other_steps
+from runkit.training import place_run
 from vqgan import checkpoint, distributed
 from vqgan.config import TrainConfig
+from vqgan.cpu_kernels import resolve_precision, training_layout
 from vqgan.errors import InputError
 from vqgan.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, perceptual_loss
 from vqgan.modalities import reconstruction_loss
 from vqgan.model import VQGAN
 from vqgan.quantize import VectorQuantizer
-from vqgan.tokenizer import pick_device, pick_dtype
 
 
 class NonFiniteLossError(InputError):
     """A loss term is not a number; nothing was updated by the step that found it."""
-
-
-def training_layout(device: torch.device) -> torch.memory_format:
-    """How pictures and kernels lie in memory: channels last, but for CPUs that have AVX2 and no more.
-
-    There oneDNN's gradient of a kernel takes three to four times as long channels last (128 channels, 256×256: 996 ms
-    against 237 ms on two cores); the forward pass and the other gradient do not care.
-    """
-    avx2 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return torch.contiguous_format if avx2 else torch.channels_last
 
 
 class Trainer:
@@ -45,12 +38,6 @@ class Trainer:
             raise InputError(
                 f"quantizer is {config.model.quantizer!r}, which has no gradient: to train choose vq or l2"
             )
-        parts = distributed.world() * config.accumulate
-        if config.batch_size % parts:
-            raise InputError(
-                f"batch_size is {config.batch_size}: choose a multiple of {parts} "
-                f"({distributed.world()} processes × accumulate = {config.accumulate})"
-            )
         side, layers = config.crop or config.model.resolution, config.loss.disc_layers
         if config.loss.disc_weight and config.loss.disc_start < config.steps and side < 3 * 2**layers:
             raise InputError(
@@ -59,11 +46,7 @@ class Trainer:
             )
         torch.manual_seed(config.seed)
         self.config = config
-        self.device = pick_device(config.device)
-        gpus = torch.cuda.device_count()
-        if self.device.type == "cuda" and int(os.environ.get("LOCAL_RANK", "0")) >= gpus:
-            raise InputError(f"this machine has {gpus} GPUs for more processes: start fewer, or use device 'cpu'")
-        self.dtype = pick_dtype(config.precision, self.device)
+        self.device, self.precision = place_run(config, resolve_precision, InputError)
         self.layout = training_layout(self.device)
         layout = {"device": self.device, "memory_format": self.layout}
         self.model: VQGAN = VQGAN(config.model, config.loss).to(**layout)  # type: ignore[call-overload]
@@ -101,8 +84,8 @@ class Trainer:
         return self.config.loss.disc_weight > 0 and self.step_done >= self.config.loss.disc_start
 
     def autocast(self, enabled: bool = True) -> torch.autocast:
-        """Mixed precision as configured."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled and self.dtype != torch.float32)
+        """Return the context of mixed precision."""
+        return make_autocast(self.device, self.precision if enabled else "float32")
 
     def step(self, x_BCHW: Tensor) -> dict[str, float]:
         """One update of the autoencoder and, from `disc_start` on, of the discriminator, from one forward pass.
@@ -126,7 +109,7 @@ class Trainer:
             raise NonFiniteLossError(
                 f"loss is not finite at step {self.step_done} ({', '.join(bad)}): lower the learning rate"
             )
-        self.quantizer.follow()
+        self.quantizer.update_ema()
         self._update(self.optimizer, self.trained)
         if self.adversarial():
             self._update(self.disc_optimizer, list(self.disc.parameters()))
@@ -208,7 +191,7 @@ class Trainer:
         return ramp * config.disc_weight * weight * of_adversarial
 
     def _state(self) -> dict[str, Tensor]:
-        """What decides later steps beside the weights and the optimisers."""
+        """Return what determines later steps, besides the weights and the optimisers."""
         tensors = {
             **{f"disc.{key}": value for key, value in self.disc.state_dict().items()},
             **{f"quantizer.{name}": value for name, value in self.quantizer.named_buffers()},
@@ -218,48 +201,38 @@ class Trainer:
             tensors |= {f"averaged.{key}": value for key, value in self.averaged.state_dict().items()}
         return tensors
 
-    def save(self, run: Path) -> None:
-        """Write a checkpoint after the last finished step.
-
-        Raises:
-            UserError: it cannot be written, or a weight is not finite.
-        """
-        save_checkpoint(
-            run,
-            self.step_done,
-            config=checkpoint.saved_config(self.config),
-            weights=self.model.state_dict(),
-            tensors={
+    def state(self) -> dict[str, Any]:
+        """Return the config, weights, tensors and scalars of a checkpoint after the last finished step."""
+        return {
+            "config": checkpoint.saved_config(self.config),
+            "weights": self.model.state_dict(),
+            "tensors": {
                 **self._state(),
                 **checkpoint.optimizer_tensors("optimizer", self.optimizer),
                 **checkpoint.optimizer_tensors("disc_optimizer", self.disc_optimizer),
             },
-            scalars={},
-            keep=self.config.keep_checkpoints,
-        )
+            "scalars": {"precision": self.precision},
+        }
 
-    def check(self, folder: Path) -> None:
-        """Make sure that :meth:`restore` can continue from a checkpoint; of all ranks one needs to.
+    def check(self, folder: Path, run: RunFolder) -> None:
+        """Make sure that :meth:`restore` can continue from a checkpoint of a run; one rank is enough.
 
         Raises:
-            DamagedError: the checkpoint is damaged.
-            InputError: it belongs to another config, or to more steps.
+            DamagedError: The checkpoint is damaged.
+            InputError: It belongs to another config, or to more steps.
         """
         config, values = read_values(folder)
-        run = folder.parent.parent
-        checkpoint.check_same_run(checkpoint.parse_config(config, folder / CONFIG), self.config, run)
+        run.check_same_run(checkpoint.parse_config(config, folder / CONFIG), self.config, run.path)
+        if values.get("precision", "float32") not in ("float32", "bfloat16"):
+            raise DamagedError(f"{folder / SCALARS} is damaged: precision is {values['precision']!r}")
         weights, tensors = read_tensors(folder)
         check_shapes(weights, self.model.state_dict(), folder / WEIGHTS)
         check_shapes(tensors, self._state(), folder / TENSORS)
-        if values["step"] > self.config.steps:
-            raise InputError(
-                f"steps is {self.config.steps}: {run} is already at step {values['step']}; choose at least that, or "
-                "another output folder"
-            )
+        run.check_steps(values["step"], self.config.steps)
 
     def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint that :meth:`check` has passed, exactly."""
-        _, values = read_values(folder)
+        """Continue exactly from a checkpoint that :meth:`check` has accepted."""
+        config, values = read_values(folder)
         weights, tensors = read_tensors(folder, verify=False)
         self.model.load_state_dict(weights)
 
@@ -275,3 +248,11 @@ class Trainer:
         for name, buffer in self.quantizer.named_buffers():
             buffer.copy_(tensors[f"quantizer.{name}"])
         self.step_done = values["step"]
+        self.precision = resumed_precision(self.config.precision, self.precision, values.get("precision"))
+        warn_of_other_steps(config["steps"], self.config.steps, self.step_done, self._depends_on_steps())
+
+    def _depends_on_steps(self) -> Iterator[str]:
+        if self.config.decay:
+            yield "the learning rate (decay)"
+        if self.config.restart_every:
+            yield "the restarts of unused codes (restart_every)"

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeprior.config import ModelConfig, PriorError, SequenceSpec
-from codeprior.linear import Linear, linear
+from codeprior.cpu_kernels import Linear, linear
 
 _SHORT = 512
 """Tokens up to which attention may hold all scores of a layer."""

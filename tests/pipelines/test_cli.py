@@ -19,7 +19,7 @@ from imagepriors.cli import COMMANDS, _given, _preset_of, main
 from imagepriors.decode.samples import given_codes, read_rows
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.reports.figures import colorize, picture_grid
-from vqgan.config import from_dict
+from runkit.configs import from_dict
 from vqgan.data import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,12 +23,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from vqgan import distributed
+from runkit.ranks import process_group, rank
 from vqgan.batches import prefetched
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.data import open_splits
 from vqgan.modalities import to_input
-from vqgan.train import train
+from vqgan.train import train_tokenizer
 from vqgan.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -82,14 +82,14 @@ def gradients(accumulate):
     terms = trainer.step(batch)
     return found | {"terms": torch.tensor(list(terms.values()))}
 
-with distributed.process_group():
+with process_group():
     found = gradients(1)
     parts = gradients(2)
     # λ is a ratio of norms, so that of a part differs from that of the whole batch; the discriminator's does not.
     for name in found:
         if name.startswith("disc."):
             torch.testing.assert_close(parts[name], found[name], rtol=1e-3, atol=1e-6)
-    if distributed.rank() == 0:
+    if rank() == 0:
         save_file(found, out.with_suffix(".safetensors"))
 """
 
@@ -105,7 +105,7 @@ def test_two_processes_compute_the_gradients_of_one(tmp_path, data):
 
 RUN = """
 changes = dict(restart_every=2, checkpoint_every=2, ema_decay=0.9, clip_grad=1.0, accumulate=2)
-result = train(config(loss={"codebook_decay": 0.9}, **changes), open_splits("demo", data), out)
+result = train_tokenizer(config(loss={"codebook_decay": 0.9}, **changes), open_splits("demo", data), out)
 """
 
 

@@ -21,7 +21,7 @@ from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN
 from vqgan.palette import fit_palette
-from vqgan.train import train
+from vqgan.train import train_tokenizer
 
 GEOMETRIES = ("crop", "pad", "stretch")
 MAPS = ("segmentation", "depth")
@@ -249,9 +249,9 @@ def test_training_on_drawn_poses_says_at_once_what_to_do(tmp_path):
     loss = LossConfig(perceptual="none", disc_weight=0.0)
     config = TrainConfig(model=NET, loss=loss, steps=1, batch_size=1, device="cpu")
     with pytest.raises(InputError, match="set mirror = false, or give keypoints"):
-        train(config, splits, tmp_path / "run")
+        train_tokenizer(config, splits, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert train(dataclasses.replace(config, mirror=False), splits, tmp_path / "run")["steps"] == 1
+    assert train_tokenizer(dataclasses.replace(config, mirror=False), splits, tmp_path / "run")["steps"] == 1
 
 
 # Configs

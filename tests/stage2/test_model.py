@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpec, condition_parts
 from codeprior.model import KVCache, Prior, rotate, rotation_at
-from codeprior.optim import make_autocast
+from runkit.devices import make_autocast
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16)
 

@@ -68,9 +68,13 @@ from pathlib import Path
 import dacite
 from codeprior.config import TrainConfig
 from codeprior.train import train_prior
+from runkit.signals import StoppedError
 
 config = dacite.from_dict(TrainConfig, json.loads(sys.argv[3]), dacite.Config(cast=[tuple]))
-train_prior(config, sys.argv[1], sys.argv[2])
+try:
+    train_prior(config, sys.argv[1], sys.argv[2])
+except StoppedError as stopped:
+    sys.exit(stopped.exit_code)
 """
 
 
@@ -230,7 +234,7 @@ def test_a_finished_run_without_checkpoints_is_never_trained_over(dataset: Shard
         if left != run:
             left.unlink()
             del before["summary.json"]
-        with pytest.raises(PriorError, match="its checkpoints are gone: use another output folder"):
+        with pytest.raises(PriorError, match="its checkpoints are gone: choose another output folder"):
             train_prior(replace(TINY, steps=8), dataset.path, run)
         assert picture(run) == before
 

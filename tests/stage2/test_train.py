@@ -25,11 +25,14 @@ from codeprior.checkpoint import checkpoints, load_prior
 from codeprior.config import ModelConfig, PriorError, SampleConfig, TrainConfig
 from codeprior.data import CodeBatches, CodeData, checked, sequence_from_dataset
 from codeprior.model import Prior
-from codeprior.optim import learning_rate_at, make_autocast, make_optimizer, resolve_precision
+from codeprior.optim import learning_rate_at, make_optimizer
 from codeprior.sample import prefix_of_scales, sample_codes, sample_sequences, to_grids
+from codeprior.speed import resolve_precision
 from codeprior.train import evaluate, train_prior
 from codeprior.trainer import SequenceLoss, train_step
 from codeshards.format import ShardDataset, ShardError
+from runkit.devices import make_autocast
+from runkit.signals import StoppedError
 
 TINY = TrainConfig(
     model=ModelConfig(n_layer=2, n_head=2, n_embd=32, dropout=0.1),
@@ -204,7 +207,7 @@ def test_resume_equals_uninterrupted_to_the_bit(
 
     steps: list[int] = []
     monkeypatch.setattr("codeprior.trainer.train_step", interrupted_step)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StoppedError):
         train_prior(TINY, dataset.path, tmp_path / "run")
     monkeypatch.undo()
     assert checkpoints(tmp_path / "run")[-1].name == f"step-{stop_at:08d}"
@@ -243,7 +246,7 @@ def test_more_steps_continue_a_finished_run(dataset: ShardDataset, tmp_path: Pat
     assert train_prior(short, dataset.path, tmp_path / "parts")["steps"] == 12
     assert train_prior(long, dataset.path, tmp_path / "parts")["steps"] == 20
     assert final_bytes(tmp_path / "parts", 20) == final_bytes(tmp_path / "whole", 20)
-    with pytest.raises(PriorError, match=r"steps = 12: .* already at step 20"):
+    with pytest.raises(PriorError, match=r"steps is 12: .* already at step 20"):
         train_prior(short, dataset.path, tmp_path / "parts")
     assert (tmp_path / "parts" / "summary.json").exists()
 
@@ -390,8 +393,8 @@ def test_whole_numbers_in_a_config_survive_json(tmp_path: Path, dataset: ShardDa
 
 def test_auto_precision_is_decided_by_the_machine() -> None:
     cpu = torch.device("cpu")
-    assert resolve_precision(replace(TINY, precision="float32"), cpu) == "float32"
-    assert resolve_precision(replace(TINY, precision="auto"), cpu) in ("float32", "bfloat16")
+    assert resolve_precision("float32", cpu) == "float32"
+    assert resolve_precision("auto", cpu) in ("float32", "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -435,13 +438,17 @@ from codeprior.checkpoint import load_prior
 from codeprior.config import ModelConfig, TrainConfig
 from codeprior.sample import sample_codes
 from codeprior.train import train_prior
+from runkit.signals import StoppedError
 
 steps = int(sys.argv[3])
 config = TrainConfig(
     model=ModelConfig(n_layer=1, n_head=2, n_embd=16), batch_size=8, steps=steps, condition="class",
     precision="float32", device="cpu", log_every=1, checkpoint_every=10**9, eval_every=10**9,
 )
-train_prior(config, Path(sys.argv[1]), Path(sys.argv[2]))
+try:
+    train_prior(config, Path(sys.argv[1]), Path(sys.argv[2]))
+except StoppedError as stopped:
+    sys.exit(stopped.exit_code)
 codes = sample_codes(load_prior(sys.argv[2]), 2, condition=torch.tensor([0, 1]))
 assert codes.shape == (2, 4, 4) and not BLOCKED & {name.partition(".")[0] for name in sys.modules}
 """
@@ -485,10 +492,10 @@ def test_a_signal_ends_an_evaluation_with_a_checkpoint(
     config = replace(TINY, checkpoint_every=100)
     with monkeypatch.context() as patched:
         patched.setattr(train, "checked", lambda *batch: signal.raise_signal(signal.SIGTERM) or checked(*batch))
-        with pytest.raises(SystemExit):
+        with pytest.raises(StoppedError):
             train_prior(config, dataset.path, tmp_path)
         assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004"]
-        with pytest.raises(SystemExit):  # it goes on with the evaluation of that step
+        with pytest.raises(StoppedError):  # it goes on with the evaluation of that step
             train_prior(config, dataset.path, tmp_path)
     assert not (tmp_path / "best").exists()
     train_prior(config, dataset.path, tmp_path)
