@@ -71,6 +71,23 @@ def check_value(name: str, value: object, kind: Any, error: type[UserError] = Us
         raise error(f"{name} is {value!r}: {remedy}")
 
 
+def require(ok: bool, name: str, value: object, remedy: str, error: type[UserError] = UserError) -> None:
+    """Refuse the value of a field unless it satisfies a condition.
+
+    Args:
+        ok: Whether the condition holds.
+        name: Name of the field.
+        value: Its value.
+        remedy: What to choose instead.
+        error: Class of the error.
+
+    Raises:
+        UserError: The condition does not hold.
+    """
+    if not ok:
+        raise error(f"{name} is {value!r}: {remedy}")
+
+
 def _problem(kind: Any, value: Any) -> str | None:
     """What to do where a value is not of a type, None where it is."""
     origin, inner = get_origin(kind), get_args(kind)

@@ -1,9 +1,10 @@
 """Configuration of stage 1. Imports no torch, so that the CLI can build its flags in milliseconds."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
-from runkit.configs import check_fields
+from runkit.configs import check_fields, require
 from runkit.devices import Device, Precision
 from vqgan.errors import InputError
 
@@ -26,9 +27,7 @@ def dataset_geometry(dataset: str) -> Geometry:
     return _GEOMETRIES.get(dataset, "crop")
 
 
-def _require(ok: bool, field_name: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise InputError(f"{field_name} is {value!r}: {remedy}")
+_require = partial(require, error=InputError)
 
 
 _MOST = {"num_res_blocks": 64, "ch": 4096, "z_channels": 65_536, "embed_dim": 65_536, "resolution": 65_536}

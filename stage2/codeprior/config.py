@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
 
 from codeshards.format import CONDITION_NAMES, MAX_CODEBOOK_SIZE, OrderName, ShardError, ShardSpec, order
 from codeshards.format.orders import Permutation
-from runkit.configs import check_fields
+from runkit.configs import check_fields, require
+from runkit.devices import Autocast, Device, Precision
 
 CONDITIONS = ("class", *CONDITION_NAMES)
 """What may stand before the image codes, in the sequence in which combinations put them."""
@@ -36,9 +38,7 @@ def condition_parts(condition: str) -> tuple[str, ...]:
     return tuple(name for name in CONDITIONS if name in names)
 
 
-def _require(ok: bool, field_name: str, found: object, remedy: str) -> None:
-    if not ok:
-        raise PriorError(f"{field_name} = {found!r}: {remedy}")
+_require = partial(require, error=PriorError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,9 +138,9 @@ class TrainConfig:
     """Compile the forward and backward pass with torch.compile; the first step then takes about a minute."""
     checkpoint_activations: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Matrix products' type. auto: bfloat16 where the GPU or CPU multiplies it natively, else float32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where to train. auto: the first GPU if there is one."""
     seed: int = 0
     """Fixes the initial weights, the dropout and the order of the data."""
@@ -201,7 +201,7 @@ class SampleConfig:
     """Then among those at least this fraction as probable as the most probable one; 0 for all."""
     guidance: float = 1.0
     """Classifier-free guidance: logits move this many times the way from without the condition to with it; 1 is off."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Autocast = "float32"
     """Type of the weights and of the cache. bfloat16 halves what every code reads from memory; samples differ."""
     compile: bool = False
     """Compile the step of one code, with CUDA graphs on a GPU: worth it from a few batches on."""

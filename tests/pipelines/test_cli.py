@@ -122,7 +122,7 @@ def test_samples_that_cannot_be_drawn_are_refused(run, tmp_path, capsys):
         ("--given", "lower"): "use a number of codes, upper, corner, centre, or scales-K",
         ("--size", "8", "8"): "larger grids need a prior of order row_major",
         ("--guidance", "2.0"): "trained with cond_dropout = 0",
-        ("--top-p", "0"): "top_p = 0.0: use above 0 to 1",
+        ("--top-p", "0"): "top_p is 0.0: use above 0 to 1",
     }.items():
         assert main([*words, "--out", str(tmp_path), *flags]) == 2
         assert message in capsys.readouterr().err

@@ -16,7 +16,10 @@ from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
 
 PREAMBLE = """
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -24,6 +27,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from runkit.ranks import process_group, rank
+from runkit.signals import StoppedError
 from vqgan.batches import prefetched
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.data import open_splits
@@ -119,6 +123,24 @@ def test_a_run_of_two_processes_leaves_one_folder(tmp_path, data):
     assert all(value.isfinite().all() for value in load_model(out)[1].state_dict().values())
     alone = json.loads((launch(tmp_path, data, RUN, 1) / "summary.json").read_text())
     assert abs(alone["val_loss"] - summary["val_loss"]) < 0.1
+
+
+STOP = """
+if int(os.environ["RANK"]) == 1:  # one of the processes only
+    threading.Timer(2.0, signal.raise_signal, [signal.SIGTERM]).start()
+try:
+    train_tokenizer(config(steps=10**6, checkpoint_every=10**9), open_splits("demo", data), out)
+except StoppedError as stopped:
+    print(stopped, flush=True)
+    (out / f"exit-{rank()}-{os.environ['RANK']}").write_text(str(stopped.exit_code))
+"""
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path, data):
+    out = launch(tmp_path, data, STOP, 2)
+    assert [(out / f"exit-0-{number}").read_text() for number in (0, 1)] == ["143", "143"]
+    assert len(list((out / "checkpoints").glob("step-*"))) == 1
+    assert not (out / "summary.json").exists()
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():

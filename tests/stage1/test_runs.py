@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -27,6 +28,7 @@ from vqgan.data import open_splits
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
 from vqgan.palette import fit_palette
+from vqgan.train import _reconstruct as reconstruct
 from vqgan.train import train_tokenizer
 
 TINY = ModelConfig(
@@ -317,6 +319,56 @@ def test_figures_that_are_not_finite_cost_no_run(splits, tmp_path, monkeypatch):
     train_tokenizer(CONFIG, splits, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["val_loss"] is None
     assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_signal_ends_an_evaluation_with_a_checkpoint(splits, finished, tmp_path, monkeypatch, default_handlers):
+    config = dataclasses.replace(CONFIG, checkpoint_every=100)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "vqgan.train._reconstruct", lambda *args: signal.raise_signal(signal.SIGTERM) or reconstruct(*args)
+        )
+        patched.setattr("vqgan.train._EVAL_BATCH", 1)
+        with pytest.raises(StoppedError):
+            train_tokenizer(config, splits, tmp_path)
+        assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003"]
+        with pytest.raises(StoppedError):  # it resumes with the evaluation of that step
+            train_tokenizer(config, splits, tmp_path)
+    assert not (tmp_path / "best").exists()
+    train_tokenizer(config, splits, tmp_path)
+    assert picture(tmp_path)["metrics.jsonl"] == picture(finished)["metrics.jsonl"]
+    assert picture(tmp_path)["model.safetensors"] == picture(finished)["model.safetensors"]
+
+
+def test_a_run_resumes_in_the_precision_that_auto_picked(splits, tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, steps=2, precision="auto", restart_every=0)
+    for precision in ("bfloat16", "float32"):
+        with monkeypatch.context() as patched:
+            patched.setattr("vqgan.trainer.resolve_precision", lambda *_, picked=precision: picked)
+            train_tokenizer(config, splits, tmp_path / precision)
+        train_tokenizer(dataclasses.replace(config, steps=4), splits, tmp_path / precision)
+        fixed = dataclasses.replace(config, steps=4, precision=precision)
+        train_tokenizer(fixed, splits, tmp_path / f"fixed-{precision}")
+        resumed, whole = (
+            load_file(tmp_path / name / "model.safetensors") for name in (precision, f"fixed-{precision}")
+        )
+        assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"restart_every": 0}, []),
+        ({"restart_every": 2, "decay": True}, ["changes the learning rate (decay) and the restarts of unused codes"]),
+    ],
+)
+def test_other_steps_are_warned_of_where_the_run_depends_on_them(splits, tmp_path, caplog, changes, words):
+    config = dataclasses.replace(CONFIG, steps=2, **changes)
+    train_tokenizer(config, splits, tmp_path)
+    with caplog.at_level(logging.WARNING, "runkit"):
+        train_tokenizer(dataclasses.replace(config, steps=3), splits, tmp_path)
+    found = [message for message in caplog.messages if message.startswith("steps was 2 and is 3 now")]
+    assert len(found) == len(words)
+    assert all(word in message for word, message in zip(words, found, strict=True))
 
 
 CONFIGS = (TrainConfig, LossConfig, ModelConfig, EvaluateConfig, EvaluatePriorConfig, AnnotateConfig)

@@ -421,7 +421,7 @@ def test_conditions_that_do_not_fit_are_refused(condition: str, given: Tensor | 
     ("changes", "message"),
     [
         ({"temperature": 0.0}, "top_k=1 is greedy"),
-        ({"top_k": 0}, "top_k = 0"),
+        ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0.0}, "top_p"),
         ({"min_p": 2.0}, "min_p"),
         ({"guidance": -1.0}, "guidance"),

@@ -355,7 +355,7 @@ def test_unfinished_datasets_and_missing_priors_are_refused(tmp_path: Path) -> N
         (("train", "model", "n_heads"), 2, "n_heads"),
         (("sequence", "codebook_size"), None, "codebook_size"),
         (("train", "order"), "diagonal", "order"),
-        (("train", "model", "n_layer"), 0, "n_layer = 0"),
+        (("train", "model", "n_layer"), 0, "n_layer is 0"),
         (("train", "model", "n_layer"), 3, r"lacks blocks\.2\."),
         (("train", "model", "n_layer"), 1, r"has unknown blocks\.1\."),
         (("sequence", "codebook_size"), 17, r"code_embedding.weight is \[16, 32\], expected \[17, 32\]"),
@@ -400,7 +400,7 @@ def test_auto_precision_is_decided_by_the_machine() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps = 0: use at least 1"),
+        ({"steps": 0}, "steps is 0: use at least 1"),
         ({"order": "diagonal"}, "choose one of row_major, spiral_out, zcurve, subsample, alternate"),
         ({"condition": "caption"}, "use one of none, class, segmentation, depth, pose"),
         ({"betas": (0.9, 1.0)}, "betas"),
