@@ -19,7 +19,7 @@ from torch import Tensor
 from codeprior.compat import prior_from_mingpt
 from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.model import Prior
-from codeprior.sample import ready, sample_sequences
+from codeprior.sample import prepare, sample_sequences
 from codeprior.speed import resolve_precision
 from codeshards.job.session import ALLOCATOR
 from priorbench import harness, peers
@@ -59,7 +59,7 @@ def _prior() -> Prior:
 def ours(precision: str, compiled: bool = False) -> Draw:
     """Our sampler; where it is greedy it draws all codes and cuts, else it takes the others as given."""
     options: dict[str, Any] = {"precision": precision, "compile": compiled}
-    prior = ready(_prior(), SampleConfig(**options))  # the copy in bfloat16 is made once
+    prior = prepare(_prior(), SampleConfig(**options))  # the copy in bfloat16 is made once
 
     def draw(batch: int, steps: int, greedy: bool) -> Tensor:
         config = SampleConfig(batch_size=batch, top_k=1 if greedy else 100, **options)

@@ -27,22 +27,20 @@ from vqgan.quantize import VectorQuantizer
 
 
 class NonFiniteLossError(InputError):
-    """A loss term is not a number; nothing was updated by the step that found it."""
+    """A loss term is not finite; the step has updated nothing."""
 
 
 class Trainer:
-    """Model, discriminator, losses and optimisers of one run, with everything that a step changes."""
+    """Model, discriminator, losses and optimisers of one run: all that a step changes."""
 
     def __init__(self, config: TrainConfig) -> None:
         if config.model.quantizer not in ("vq", "l2"):
-            raise InputError(
-                f"quantizer is {config.model.quantizer!r}, which has no gradient: to train choose vq or l2"
-            )
+            raise InputError(f"quantizer is {config.model.quantizer!r}, which cannot be trained: choose vq or l2")
         side, layers = config.crop or config.model.resolution, config.loss.disc_layers
         if config.loss.disc_weight and config.loss.disc_start < config.steps and side < 3 * 2**layers:
             raise InputError(
                 f"loss.disc_layers is {layers}: too many for pictures of {side} pixels, its last layer sees "
-                f"{side} / 2^{layers} of them and wants 3 or more"
+                f"{side} / 2^{layers} of them and requires 3 or more"
             )
         torch.manual_seed(config.seed)
         self.config = config
@@ -63,24 +61,24 @@ class Trainer:
         self.disc_optimizer = torch.optim.Adam(self.disc.parameters(), **adam)
         self.step_done = 0
         if config.compile:
-            # The last layer stays outside: the adaptive weight differentiates it alone.
+            # The last layer is not compiled, because the adaptive weight differentiates it separately.
             self.model.encoder.compile()
             self.model.decoder.body = torch.compile(self.model.decoder.body)
 
     @property
     def shipped(self) -> VQGAN:
-        """The model that is evaluated and saved: the moving average where there is one."""
+        """The model that is evaluated and saved: the moving average, if there is one."""
         return self.averaged if self.averaged is not None else self.model
 
     def learning_rate(self) -> float:
-        """Learning rate of the coming step."""
+        """Return the learning rate of the next step."""
         config, step = self.config, self.step_done
         warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
         cosine = 0.55 + 0.45 * math.cos(math.pi * min(1.0, step / config.steps)) if config.decay else 1.0
         return config.learning_rate * warm * cosine
 
-    def adversarial(self) -> bool:
-        """Whether the coming step trains the discriminator."""
+    def is_adversarial(self) -> bool:
+        """Return whether the next step trains the discriminator."""
         return self.config.loss.disc_weight > 0 and self.step_done >= self.config.loss.disc_start
 
     def autocast(self, enabled: bool = True) -> torch.autocast:
@@ -88,12 +86,16 @@ class Trainer:
         return make_autocast(self.device, self.precision if enabled else "float32")
 
     def step(self, x_BCHW: Tensor) -> dict[str, float]:
-        """One update of the autoencoder and, from `disc_start` on, of the discriminator, from one forward pass.
+        """Update the autoencoder and, from `disc_start` on, the discriminator, from one forward pass.
 
-        Takes this rank's share of the batch; returns the loss terms, averaged over the ranks.
+        Args:
+            x_BCHW: This rank's part of the batch.
+
+        Returns:
+            The loss terms, averaged over the ranks.
 
         Raises:
-            NonFiniteLossError: a term is not finite; no weight was changed.
+            NonFiniteLossError: A term is not finite; no weight was changed.
         """
         config = self.config
         self.model.train()
@@ -111,15 +113,15 @@ class Trainer:
             )
         self.quantizer.update_ema()
         self._update(self.optimizer, self.trained)
-        if self.adversarial():
+        if self.is_adversarial():
             self._update(self.disc_optimizer, list(self.disc.parameters()))
         self.step_done += 1
         if self.averaged is not None:
             # Ramped, so that the first averages are not the random initialisation.
             decay = min(config.ema_decay, self.step_done / (10 + self.step_done))
-            with torch.no_grad():  # else the average is a function of all weights so far, and holds on to them
+            with torch.no_grad():  # else the average would keep the graph of all earlier weights
                 torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
-        # The last quarter runs without restarts, so that the decoder settles on the codebook it is shipped with.
+        # The last quarter has no restarts, so that the decoder adapts to the final codebook.
         if config.restart_every and self.step_done % config.restart_every == 0 and self.step_done < 0.75 * config.steps:
             self.quantizer.restart_unused(z_BDhw.detach())
         return figures
@@ -134,10 +136,10 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
 
     def _backward(self, x_BCHW: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients of one micro-batch; returns the terms and the latent.
+        """Compute the gradients of one part of a batch; return the loss terms and the latent.
 
-        The losses are differentiated at the reconstruction, each once; only their weighted sum goes back through the
-        autoencoder. The adaptive weight then costs no second pass through the perceptual network.
+        Each loss is differentiated once at the reconstruction, and their weighted sum is propagated through the
+        autoencoder. The adaptive weight then requires no second pass through the perceptual network.
         """
         config = self.config.loss
         with self.autocast():
@@ -149,12 +151,12 @@ class Trainer:
         }
         loss = terms["reconstruction"]
         if self.perceptual is not None:
-            # Depthwise convolutions are twice as slow in bfloat16 on a CPU: there the offline trunk stays in float32.
+            # Depthwise convolutions are twice as slow in bfloat16 on CPUs, so EfficientNet is in float32 there.
             with self.autocast(self.device.type == "cuda" or config.perceptual != "efficientnet-lite0"):
                 terms["perceptual"] = self.perceptual(output, x_BCHW)
             loss = loss + config.perceptual_weight * terms["perceptual"]
         (gradient,) = torch.autograd.grad(loss, output)
-        if self.adversarial():
+        if self.is_adversarial():
             gradient = gradient + self._adversarial(x_BCHW, reconstruction, output, gradient, terms)
         terms = {"loss": loss + config.codebook_weight * quantization, **terms}
         share = 1 / self.config.accumulate
@@ -165,30 +167,30 @@ class Trainer:
     def _adversarial(
         self, x_BCHW: Tensor, reconstruction: Tensor, output: Tensor, gradient: Tensor, terms: dict[str, Tensor]
     ) -> Tensor:
-        """Add the discriminator's gradients to its parameters; return the generator's weighted one at the output.
+        """Add the discriminator's gradients to its parameters; return the weighted adversarial gradient at the output.
 
-        One pass of the discriminator over the detached reconstruction serves both.
+        Both are computed from one pass of the discriminator over the detached reconstruction.
         """
         config = self.config.loss
         with self.autocast():
-            # Masks are planes of zeros and ones: what is compared with them are probabilities.
+            # Masks are planes of zeros and ones, so they are compared with probabilities.
             shown = output.softmax(1) if self.config.model.modality == "segmentation" else output
             real, fake = self.disc(x_BCHW).float(), self.disc(shown).float()
         terms["adversarial"] = -fake.mean()
         terms["discriminator"] = discriminator_loss(config.disc_loss, real, fake)
-        (of_adversarial,) = torch.autograd.grad(terms["adversarial"], output, retain_graph=True)
+        (adversarial_gradient,) = torch.autograd.grad(terms["adversarial"], output, retain_graph=True)
         share = terms["discriminator"] / self.config.accumulate
         torch.autograd.backward(share, inputs=list(self.disc.parameters()))
         last = self.model.decoder.conv_out.weight
         pair = [
             torch.autograd.grad(reconstruction, last, part.to(reconstruction.dtype), retain_graph=True)[0].float()
-            for part in (gradient, of_adversarial)
+            for part in (gradient, adversarial_gradient)
         ]
         distributed.average(pair)
         weight = adaptive_weight(*pair)
         ramp = min(1.0, (self.step_done - config.disc_start + 1) / config.disc_ramp)
         terms["adaptive_weight"] = weight
-        return ramp * config.disc_weight * weight * of_adversarial
+        return ramp * config.disc_weight * weight * adversarial_gradient
 
     def _state(self) -> dict[str, Tensor]:
         """Return what determines later steps, besides the weights and the optimisers."""

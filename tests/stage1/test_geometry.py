@@ -217,7 +217,7 @@ def test_resizing_depth_leaves_no_value_outside_its_range(seed, size, geometry, 
 def test_depth_that_nobody_has_stretched_is_refused(value):
     depth = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
     depth[0, 0] = value
-    with pytest.raises(InputError, match="stretch each whole map"):
+    with pytest.raises(InputError, match="scale each map"):
         to_input([depth], ModelConfig(modality="depth"))
 
 

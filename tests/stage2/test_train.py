@@ -404,7 +404,7 @@ def test_auto_precision_is_decided_by_the_machine() -> None:
         ({"order": "diagonal"}, "choose one of row_major, spiral_out, zcurve, subsample, alternate"),
         ({"condition": "caption"}, "use one of none, class, segmentation, depth, pose"),
         ({"betas": (0.9, 1.0)}, "betas"),
-        ({"betas": (0.9, 0.95, 0.99)}, r"betas is \(0.9, 0.95, 0.99\): give 2 values"),
+        ({"betas": (0.9, 0.95, 0.99)}, r"betas is \(0.9, 0.95, 0.99\): pass 2 values"),
         ({"parallel": "fsdp2"}, "parallel is 'fsdp2': choose one of ddp, fsdp"),
         ({"loader": "mmap"}, "loader is 'mmap': choose one of memory_map, stream"),
         ({"views": "two"}, "views is 'two': choose one of all, one"),
