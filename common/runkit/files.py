@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runkit.errors import UserError
+from runkit.jsonfiles import finite_or_none
 from runkit.retries import patient
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,11 @@ def pretty_json(value: Any) -> bytes:
         ValueError: A number is not finite.
     """
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write :func:`pretty_json` atomically; numbers that are not finite become null."""
+    write_file(path, pretty_json(finite_or_none(value)))
 
 
 def sha256_of(path: Path) -> str:

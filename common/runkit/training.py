@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from runkit.checkpoints import SUMMARY, save_checkpoint
@@ -165,6 +166,16 @@ class TrainingLoop(ABC):
         if agreed := int(highest):  # a signal that arrives during the reduction counts at the next one
             self._stop.signal = agreed
         return agreed > 0
+
+
+@torch.no_grad()  # else the average would keep the graph of all earlier weights
+def update_average(averaged: nn.Module, trained: nn.Module, decay: float, step: int) -> None:
+    """Update a moving average of weights after a step.
+
+    The decay is ramped up, so that the first averages are not the random initialisation.
+    """
+    decay = min(decay, step / (10 + step))
+    torch._foreach_lerp_(list(averaged.parameters()), list(trained.parameters()), 1 - decay)
 
 
 def place_run(

@@ -23,9 +23,8 @@ from runkit import checkpoints as stored
 from runkit.checkpoints import UNFINISHED, DamagedError, new_folder, read_object
 from runkit.configs import from_dict
 from runkit.errors import UserError
-from runkit.files import TEMP_MARK, pretty_json, write_file
+from runkit.files import TEMP_MARK, pretty_json, write_json
 from runkit.folders import check_publish, publish
-from runkit.jsonfiles import finite_or_none
 from runkit.runs import BEST, RESERVED, RunFolder
 from runkit.tensors import bare_tensors, check_finite, load_tensors, pack_tensors, save_tensors
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, inapplicable
@@ -52,11 +51,6 @@ _FIRST_FIELDS = {
     "embed_dim", "quantizer", "codebook_size",
 }  # fmt: skip
 """Fields of ModelConfig that are part of every fingerprint. A new one would change stored fingerprints."""
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically; numbers that are not finite become null."""
-    write_file(path, pretty_json(finite_or_none(data)))
 
 
 def saved_config(config: TrainConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from runkit.files import write_file
+from runkit.files import write_file, write_json
 from runkit.ranks import process_group, rank, world_size
 from runkit.tensors import save_tensors
 from runkit.training import TrainingLoop, run_training
@@ -182,7 +182,7 @@ class Run(TrainingLoop):
         summary = {"steps": self.step, "wall_s": wall_s, **self._results}
         if self.first:
             checkpoint.save_model(self.folder.path, self.config, self.trainer.shipped)
-            checkpoint.write_json(self.folder.path / checkpoint.SUMMARY, summary)
+            write_json(self.folder.path / checkpoint.SUMMARY, summary)
         return summary
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from runkit.checkpoints import CONFIG, SCALARS, TENSORS, WEIGHTS, DamagedError, check_shapes, read_tensors, read_values
 from runkit.devices import make_autocast, resumed_precision
 from runkit.runs import RunFolder, warn_of_other_steps
-from runkit.training import place_run
+from runkit.training import place_run, update_average
 from vqgan import checkpoint, distributed
 from vqgan.config import TrainConfig
 from vqgan.cpu_kernels import resolve_precision, training_layout
@@ -117,10 +117,7 @@ class Trainer:
             self._update(self.disc_optimizer, list(self.disc.parameters()))
         self.step_done += 1
         if self.averaged is not None:
-            # Ramped, so that the first averages are not the random initialisation.
-            decay = min(config.ema_decay, self.step_done / (10 + self.step_done))
-            with torch.no_grad():  # else the average would keep the graph of all earlier weights
-                torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
+            update_average(self.averaged, self.model, config.ema_decay, self.step_done)
         # The last quarter has no restarts, so that the decoder adapts to the final codebook.
         if config.restart_every and self.step_done % config.restart_every == 0 and self.step_done < 0.75 * config.steps:
             self.quantizer.restart_unused(z_BDhw.detach())

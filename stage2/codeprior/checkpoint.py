@@ -23,7 +23,7 @@ from torch import Tensor
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
 from codeprior.distributed import distribute_like
 from codeprior.model import Prior
-from codeshards.format import atomic_write, atomic_write_json
+from codeshards.format import atomic_write
 from runkit import checkpoints as stored
 from runkit.checkpoints import (
     FILES,
@@ -35,8 +35,7 @@ from runkit.checkpoints import (
     read_object,
 )
 from runkit.configs import check_fields, from_dict
-from runkit.files import remove_made
-from runkit.jsonfiles import finite_or_none
+from runkit.files import remove_made, write_json
 from runkit.retries import patient
 from runkit.runs import BEST, EVIDENCE, METRICS, RunFolder
 from runkit.tensors import check_finite, load_tensors, save_tensors
@@ -84,7 +83,7 @@ class RunConfig:
         """Read `config.json`.
 
         Raises:
-            PriorError: missing or damaged, of another version, or with keys that are unknown or missing.
+            PriorError: It is missing, damaged or of another version, or a key is unknown or missing.
         """
         try:
             return cls.from_values(read_object(path), path)
@@ -93,7 +92,7 @@ class RunConfig:
 
     @classmethod
     def from_values(cls, value: Mapping[str, Any], path: Path) -> Self:
-        """The config that a `config.json` at `path` holds; errors as :meth:`load`."""
+        """Return the config of a `config.json` at `path`, given its content; errors as :meth:`load`."""
         if value.get("format_version") != FORMAT_VERSION:
             raise PriorError(
                 f"{path}: format_version is {value.get('format_version')!r}, "
@@ -125,15 +124,15 @@ def dataset_of(run: Path) -> str:
 
 
 def save_best(run: Path, config: RunConfig, weights: Mapping[str, Tensor], figures: Mapping[str, Any]) -> None:
-    """Replace RUN/best, which :func:`load_prior` reads like a finished run."""
+    """Replace RUN/best, which :func:`load_prior` reads as it reads a finished run."""
     with new_folder(run / BEST, _BEST_FILES) as temp:
         write_weights(temp, config, weights)
-        atomic_write_json(temp / SUMMARY, finite_or_none(dict(figures)))
+        write_json(temp / SUMMARY, figures)
 
 
 def write_weights(folder: Path, config: RunConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write the two files that :func:`load_prior` needs into an existing folder."""
-    atomic_write_json(folder / CONFIG, asdict(config))
+    """Write the two files that :func:`load_prior` reads into an existing folder."""
+    write_json(folder / CONFIG, asdict(config))
     save_tensors(folder / WEIGHTS, weights, PriorError)
 
 
@@ -154,14 +153,14 @@ def load_weights(prior: Prior, path: Path) -> None:
     """Replace the prior's weights by those of a safetensors file, on the prior's device.
 
     Raises:
-        PriorError: the file is damaged, or its tensors are not exactly this prior's.
+        PriorError: The file is damaged, or its tensors are not exactly those of this prior.
     """
     weights = load_tensors(path, PriorError)
     check_finite(weights, path, PriorError)
-    place_weights(prior, weights, path)
+    set_weights(prior, weights, path)
 
 
-def place_weights(prior: Prior, weights: Mapping[str, Tensor], path: Path) -> None:
+def set_weights(prior: Prior, weights: Mapping[str, Tensor], path: Path) -> None:
     """Replace the prior's weights by those that were read from `path`; errors as :func:`load_weights`."""
     expected = prior.state_dict()
     for what, names in (("lacks", expected.keys() - weights.keys()), ("has unknown", weights.keys() - expected)):
@@ -181,14 +180,14 @@ def finish_run(run: Path, checkpoint: Path, summary: Mapping[str, Any]) -> None:
     for name in (CONFIG, WEIGHTS):
         with (checkpoint / name).open("rb") as source, atomic_write(run / name) as target:
             shutil.copyfileobj(source, target, 1 << 20)
-    atomic_write_json(run / SUMMARY, finite_or_none(dict(summary)))
+    write_json(run / SUMMARY, summary)
 
 
 def prior_folder(path: Path) -> Path:
-    """The folder that holds the weights: a finished run itself, else the latest checkpoint of the run.
+    """Return the folder of the weights: that of a finished run, else its latest checkpoint.
 
     Raises:
-        PriorError: nothing to load there.
+        PriorError: There are no weights.
     """
     if (path / SUMMARY).exists() or (path / SCALARS).exists():
         return path
@@ -202,27 +201,27 @@ def load_prior(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     """Load a trained prior for sampling.
 
     Args:
-        path: a run (its final weights; while it is unfinished, its latest checkpoint) or one checkpoint.
-        device: where the weights go.
+        path: A run (its final weights, or its latest checkpoint if it is unfinished) or a checkpoint.
+        device: Device of the weights.
 
     Returns:
-        The prior in eval mode; `prior.sequence` says what its codes mean.
+        The prior in eval mode; `prior.sequence` describes its codes.
 
     Raises:
-        ShardError: there is no prior, or its files are damaged or not each other's.
+        ShardError: There is no prior, or its files are damaged or do not fit each other.
     """
     folder = prior_folder(Path(path))
     config = RunConfig.load(folder / CONFIG)
-    # Fresh weights are thrown away at once; drawing them must not disturb the caller's random numbers.
+    # The initial weights are replaced; drawing them must not change the random state of the caller.
     with torch.random.fork_rng(devices=[]):
-        # Whatever attention it was trained with: one code at a time, torch's own is as fast and runs everywhere.
+        # For one code at a time, torch's attention is as fast as any other, and it runs on every device.
         prior = Prior(replace(config.train.model, attention="sdpa"), config.sequence)
     load_weights(prior, folder / WEIGHTS)
     return prior.to(device).eval()
 
 
 def load_summary(run: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, None while it is not finished or where it cannot be read."""
+    """Return the summary of a finished run; None if it is unfinished or cannot be read."""
     try:
         return read_object(run / SUMMARY) if (run / SUMMARY).exists() else None
     except DamagedError as error:

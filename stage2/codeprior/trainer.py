@@ -1,4 +1,4 @@
-"""One run: model, optimizer, average, data and position, and the step that changes them.
+"""The state of a run (model, optimizer, average, data) and the step that updates it.
 
 Axes: B batch, C condition tokens, T image codes of a sequence.
 """
@@ -28,13 +28,14 @@ from codeprior.model import Prior
 from codeprior.optim import learning_rate_at, make_optimizer
 from codeprior.speed import resolve_precision
 from codeprior.stream import StreamBatches
-from codeshards.format import ShardDataset, atomic_write_json
+from codeshards.format import ShardDataset
 from runkit.checkpoints import TENSORS, DamagedError, check_shapes, read_tensors, read_values
 from runkit.devices import Autocast, make_autocast, resumed_precision
+from runkit.files import write_json
 from runkit.ranks import barrier, rank, world_size
 from runkit.runs import warn_of_other_steps
 from runkit.tensors import save_tensors
-from runkit.training import place_run
+from runkit.training import place_run, update_average
 
 logger = logging.getLogger(__name__)
 _DROPOUT = 21  # the stream of random numbers that seeds a step's dropout
@@ -54,7 +55,7 @@ class _Values:
 
 
 class SequenceLoss(nn.Module):
-    """The mean negative log-likelihood as a module, for what hooks into a forward pass: DDP and torch.compile."""
+    """The mean negative log-likelihood as a module, for DDP and torch.compile."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class SequenceLoss(nn.Module):
         inputs_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> Tensor:
-        """Mean over all image codes of the batch, in nats."""
+        """Return the mean over all image codes of the batch, in nats."""
         return self.prior.nll(condition_BC, codes_BT, inputs_BT=inputs_BT, positions_BT=positions_BT).mean()
 
 
@@ -80,22 +81,22 @@ def train_step(
     grad_clip: float,
     autocast: torch.autocast,
 ) -> tuple[Tensor, Tensor]:
-    """One update of the weights from one batch.
+    """Update the weights from one batch.
 
-    A gradient that is not finite changes nothing, neither now nor in later steps with this optimizer, so that the
-    weights that led to it can be looked at; nothing waits for the device to find out.
+    After a gradient that is not finite, neither this step nor later ones with this optimizer change the weights, so
+    that they can be examined. Nothing waits for the device to detect it.
 
     Args:
-        loss: a :class:`SequenceLoss` in train mode, or DDP around one.
-        optimizer: fused, over the prior's parameters.
-        parts: equal parts of this rank's batch, on the prior's device; gradients are averaged over them.
-        learning_rate: of this update, for every parameter group.
-        grad_clip: largest global gradient norm, 0 for no clipping.
-        autocast: precision of the forward pass, see :func:`runkit.devices.make_autocast`.
+        loss: A :class:`SequenceLoss` in train mode, or DDP around one.
+        optimizer: Fused, over the parameters of the prior.
+        parts: Equal parts of this rank's batch, on the device of the prior; gradients are averaged over them.
+        learning_rate: That of this update, for every parameter group.
+        grad_clip: Largest global norm of the gradient; 0: no clipping.
+        autocast: Precision of the forward pass, see :func:`runkit.devices.make_autocast`.
 
     Returns:
-        Mean negative log-likelihood of this rank's image codes in nats, before the update, and the norm of the
-        gradient before clipping: detached scalars that are still on the device.
+        The mean negative log-likelihood of this rank's image codes in nats, before the update, and the norm of the
+        gradient before clipping, as detached scalars on the device.
     """
     optimizer.zero_grad(set_to_none=True)
     nll = torch.zeros((), device=parts[0].codes_BT.device)
@@ -111,7 +112,7 @@ def train_step(
     )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    # The fused kernel divides by grad_scale and obeys found_inf as it goes: clipping costs no pass of its own.
+    # The fused kernel divides by grad_scale and checks found_inf, so clipping requires no separate pass.
     bad = (~torch.isfinite(norm)).float()
     optimizer.found_inf = torch.maximum(getattr(optimizer, "found_inf", bad), bad)  # type: ignore[attr-defined]
     clip = ((norm + 1e-6) / grad_clip).clamp(min=1.0) if grad_clip > 0 else None
@@ -121,7 +122,7 @@ def train_step(
 
 
 class Trainer:
-    """Everything that a step changes, on this rank's device."""
+    """All that a step changes, on this rank's device."""
 
     def __init__(self, run: ckpt.RunConfig, dataset: ShardDataset, out: Path) -> None:
         self.run, self.config, self.out = run, run.train, out
@@ -165,20 +166,20 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Updates done."""
+        """Number of updates that are done."""
         return self.batches.step
 
     @property
     def shipped(self) -> Prior:
-        """The prior that is evaluated and published: the moving average where there is one."""
+        """The prior that is evaluated and published: the moving average, if there is one."""
         return self.prior if self.averaged is None else self.averaged
 
     def advance(self) -> tuple[Tensor, Tensor]:
-        """One update; see :func:`train_step` for what comes back."""
+        """Do one update; returns as :func:`train_step`."""
         config, step = self.config, self.step
         parts = self._batch(step).to(self.device).split(config.accumulate)
         if config.model.dropout > 0:
-            # Seeded anew each step: a run resumes into the same dropout without saving any rank's generator.
+            # Seeded in every step, so that a run resumes with the same dropout without a saved generator.
             torch.manual_seed(int(random_bits(1, config.seed, step, rank(), _DROPOUT)[0] >> 1))
         found = train_step(
             self.loss,
@@ -190,11 +191,7 @@ class Trainer:
         )
         self.batches.step += 1
         if self.averaged is not None:
-            # Ramped, so that the first averages are not the random initialisation.
-            decay = min(config.ema_decay, self.step / (10 + self.step))
-            pairs = zip(self.averaged.parameters(), self.prior.parameters(), strict=True)
-            averaged, trained = zip(*pairs, strict=True)
-            torch._foreach_lerp_([p.detach() for p in averaged], [p.detach() for p in trained], 1 - decay)
+            update_average(self.averaged, self.prior, config.ema_decay, self.step)
         return found
 
     def _batch(self, step: int) -> Batch:
@@ -202,11 +199,11 @@ class Trainer:
         return augment(batch, self.config, self.run.sequence, step=step, mine=self.batches.mine)
 
     def weights(self) -> dict[str, Tensor]:
-        """The shipped weights, on rank 0; every rank must call it."""
+        """Return the published weights on rank 0; every rank must call it."""
         return distributed.gather(self.shipped.state_dict().items())
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors, on rank 0, and plain values that, with the shipped weights, decide every later step.
+        """Return tensors (on rank 0) and plain values that, with the published weights, determine all later steps.
 
         Every rank must call it.
         """
@@ -220,11 +217,11 @@ class Trainer:
         return tensors, {"loader": self.batches.state_dict(), "precision": self.precision}
 
     def check(self, checkpoint: Path) -> None:
-        """Make sure that :meth:`load` can continue from a checkpoint; of all ranks one needs to.
+        """Make sure that :meth:`load` can continue from a checkpoint; one rank is enough.
 
         Raises:
-            DamagedError: the checkpoint is damaged.
-            PriorError: it belongs to another config or dataset, or to more steps.
+            DamagedError: The checkpoint is damaged.
+            PriorError: It belongs to another config or dataset, or to more steps.
         """
         values = self._values(checkpoint)
         weights, tensors = read_tensors(checkpoint)
@@ -246,18 +243,16 @@ class Trainer:
         return {**values, "saved_steps": saved.train.steps}
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Continue from a checkpoint as if the run had never stopped; returns its plain values.
+        """Continue exactly from a checkpoint that :meth:`check` has accepted; return its plain values.
 
-        The number of processes may differ from the one that wrote it: batches stay the same, dropout does not.
-
-        It is one that :meth:`check` has passed.
+        With another number of processes the batches are the same, but dropout is not.
 
         Raises:
-            PriorError: the loader's state belongs to other data.
+            PriorError: The loader's state belongs to other data.
         """
         values = self._values(checkpoint)
         weights, tensors = read_tensors(checkpoint, verify=False)
-        ckpt.place_weights(self.shipped, weights, checkpoint / ckpt.WEIGHTS)
+        ckpt.set_weights(self.shipped, weights, checkpoint / ckpt.WEIGHTS)
         self._set_precision(resumed_precision(self.config.precision, self.precision, values["precision"]))
         self.batches.load_state_dict(values["loader"])
         if self.averaged is not None:
@@ -282,7 +277,7 @@ class Trainer:
         self.autocast = make_autocast(self.device, precision)
 
     def save_evidence(self, step: int) -> Path:
-        """What made the loss of update `step` not finite: every rank's batch, and the weights, which it left alone.
+        """Write every rank's batch of an update whose loss is not finite, and the weights, which it has not changed.
 
         Returns:
             The folder, which :func:`codeprior.checkpoint.load_prior` reads.
@@ -292,7 +287,7 @@ class Trainer:
         if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             ckpt.write_weights(folder, self.run, weights)
-            atomic_write_json(folder / ckpt.SCALARS, {"step": step, "precision": self.precision})
+            write_json(folder / ckpt.SCALARS, {"step": step, "precision": self.precision})
         barrier()
         batch = {name: tensor.contiguous() for name, tensor in self._batch(step).tensors().items()}
         save_tensors(folder / f"batch-rank-{rank()}.safetensors", batch, PriorError)
