@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from runkit.configs import check_value
+from runkit.configs import check_value, from_dict
 from runkit.devices import Device, Precision, pick_device
 from runkit.errors import UserError
 
@@ -94,3 +94,18 @@ def test_arguments_are_checked_like_fields(value: Any) -> None:
         resolve_precision(value, pick_device("cpu"))
     with pytest.raises(InputError, match="device is"):
         pick_device(value, InputError)
+
+
+def test_plain_values_become_a_config() -> None:
+    from codeprior.config import PriorError, TrainConfig
+
+    config = from_dict(TrainConfig, {"learning_rate": 1, "betas": [0, 0.5], "model": {"n_layer": 2}})
+    assert (config.learning_rate, config.betas, config.model.n_layer) == (1.0, (0, 0.5), 2)
+    for values, words in (
+        ({"stepz": 1}, r"codeprior.config.TrainConfig: .*stepz.*its docstring lists the fields"),
+        ({"learning_rate": "1"}, "learning_rate"),
+        ({"learning_rate": True}, "learning_rate"),
+        ({"model": {"n_layer": 0}}, "n_layer is 0"),
+    ):
+        with pytest.raises(PriorError, match=words):
+            from_dict(TrainConfig, values, PriorError)

@@ -75,8 +75,8 @@ def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def picture(run):
-    """All that a run left, but for the times in it and its hidden lock file."""
+def snapshot(run):
+    """Return all files of a run, without times and its hidden lock file."""
     found = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
@@ -131,7 +131,7 @@ def test_a_complete_run_is_not_run_again_and_needs_no_lock(splits, run):
     "name", ["best/x.txt", "checkpoints/step-00000001/x", "tensorboard/x", "metrics.jsonl", "config.json",
              "model.safetensors", "summary.json", "reconstructions/x.png", "non-finite-step-00000001/x"],
 )  # fmt: skip
-def test_what_no_training_made_is_refused_untouched(splits, tmp_path, name):
+def test_foreign_files_are_refused_and_kept(splits, tmp_path, name):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
@@ -143,17 +143,17 @@ def test_what_no_training_made_is_refused_untouched(splits, tmp_path, name):
 
 def test_a_tokenizer_of_another_command_is_never_trained_over(splits, tmp_path):
     fit_palette(splits["train"], tmp_path, colours=8, resolution=16)
-    before = picture(tmp_path)
+    before = snapshot(tmp_path)
     with pytest.raises(InputError, match="was not made by train-vqgan"):
         train_tokenizer(CONFIG, splits, tmp_path)
-    assert picture(tmp_path) == before
+    assert snapshot(tmp_path) == before
     fit_palette(splits["train"], tmp_path, colours=9, resolution=16)  # its own it may replace
     assert load_model(tmp_path)[0].model.codebook_size == 9
 
 
 def test_a_finished_run_without_checkpoints_is_never_trained_over(splits, run):
     shutil.rmtree(run / "checkpoints")
-    before = picture(run)
+    before = snapshot(run)
     assert train_tokenizer(CONFIG, splits, run)["steps"] == 6
     for left in ("", "summary.json"):
         if left:
@@ -161,7 +161,7 @@ def test_a_finished_run_without_checkpoints_is_never_trained_over(splits, run):
             del before[left]
         with pytest.raises(InputError, match="its checkpoints are gone: choose another output folder"):
             train_tokenizer(dataclasses.replace(CONFIG, steps=8), splits, run)
-        assert picture(run) == before
+        assert snapshot(run) == before
 
 
 def test_foreign_files_in_a_run_survive(splits, run):
@@ -194,7 +194,7 @@ def damaged(path, kind):
     [*((name, kind) for name in FILES for kind in ("empty", "cut", "zeros", "bit", "missing")),
      ("model.safetensors", "nan"), ("state.safetensors", "nan")],
 )  # fmt: skip
-def test_a_damaged_checkpoint_costs_its_steps_only(splits, finished, run, caplog, name, kind):
+def test_a_damaged_checkpoint_loses_only_its_steps(splits, finished, run, caplog, name, kind):
     for published in ("summary.json", "config.json", "model.safetensors"):
         (run / published).unlink()
     damaged(checkpoints(run)[-1] / name, kind)
@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_costs_its_steps_only(splits, finished, run, caplog
         train_tokenizer(CONFIG, splits, run)
     assert any(f"step-00000006/{name}" in message for message in caplog.messages)
     shutil.rmtree(run / "checkpoints" / "damaged-step-00000006")
-    assert picture(run) == picture(finished)
+    assert snapshot(run) == snapshot(finished)
 
 
 def test_with_all_checkpoints_damaged_another_folder_works(splits, run):
@@ -229,19 +229,19 @@ def test_another_config_or_fewer_steps_are_no_damage(splits, run):
 def test_a_damaged_result_is_published_again(splits, finished, run, name, kind):
     damaged(run / name, kind)
     train_tokenizer(CONFIG, splits, run)
-    assert picture(run) == picture(finished)
+    assert snapshot(run) == snapshot(finished)
 
 
 @pytest.mark.parametrize("tail", [b'{"step": 6, "tr', b"\0" * 64, b"\xff\xfe\n", b"[1]\n", b"{}\n", b'{"step": "x"}\n'])
-def test_a_damaged_log_costs_its_damaged_lines(splits, finished, run, tail):
+def test_a_damaged_log_loses_only_its_damaged_lines(splits, finished, run, tail):
     (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes() + tail)
     (run / "summary.json").unlink()
     train_tokenizer(CONFIG, splits, run)
-    assert picture(run) == picture(finished)
+    assert snapshot(run) == snapshot(finished)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"val_loss": null}', '{"val_loss": "x"}', "\0" * 40])
-def test_damaged_figures_of_the_best_are_written_anew(splits, run, text):
+def test_damaged_figures_of_the_best_are_rewritten(splits, run, text):
     (run / "best" / "figures.json").write_text(text)
     train_tokenizer(dataclasses.replace(CONFIG, steps=9), splits, run)
     assert json.loads((run / "best" / "figures.json").read_text())["step"] == 9
@@ -335,8 +335,8 @@ def test_a_signal_ends_an_evaluation_with_a_checkpoint(splits, finished, tmp_pat
             train_tokenizer(config, splits, tmp_path)
     assert not (tmp_path / "best").exists()
     train_tokenizer(config, splits, tmp_path)
-    assert picture(tmp_path)["metrics.jsonl"] == picture(finished)["metrics.jsonl"]
-    assert picture(tmp_path)["model.safetensors"] == picture(finished)["model.safetensors"]
+    assert snapshot(tmp_path)["metrics.jsonl"] == snapshot(finished)["metrics.jsonl"]
+    assert snapshot(tmp_path)["model.safetensors"] == snapshot(finished)["model.safetensors"]
 
 
 def test_a_run_resumes_in_the_precision_that_auto_picked(splits, tmp_path, monkeypatch):
@@ -401,14 +401,14 @@ def check_kills(data, finished, folder, sample):
     """Kill runs at `sample` of their file operations (0: at each), resume them, and compare all that they leave."""
     splits = open_splits("demo", data)
     operations = killed_at(0, folder / "whole", train_tokenizer, CONFIG, splits, folder / "whole")
-    assert picture(folder / "whole") == picture(finished)
+    assert snapshot(folder / "whole") == snapshot(finished)
     moments = range(1, operations + 1)
     for at in random.sample(moments, sample) if sample else moments:
         run = folder / f"run-{at}"
         killed_at(at, run, train_tokenizer, CONFIG, splits, run)
         with contextlib.suppress(StoppedError):
             train_tokenizer(CONFIG, splits, run)
-        assert picture(run) == picture(finished), at
+        assert snapshot(run) == snapshot(finished), at
 
 
 def test_a_kill_at_a_file_operation_leaves_no_trace(data, finished, tmp_path):

@@ -318,7 +318,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(splits, tmp_path, c
         assert torch.equal(value, load_model(tmp_path / "parts")[1].state_dict()[name]), name
 
 
-def test_run_killed_at_a_random_moment_loses_only_what_its_last_checkpoint_lacks(splits, tmp_path):
+def test_run_killed_at_a_random_moment_loses_only_the_steps_after_its_last_checkpoint(splits, tmp_path):
     every, config = 3, tiny_config(steps=18, checkpoint_every=3)
 
     def start(out):
@@ -380,7 +380,7 @@ def test_weights_are_averaged_over_the_steps():
     assert all(parameter.grad_fn is None for parameter in trainer.shipped.parameters())
 
 
-def test_a_mask_of_a_label_that_the_model_lacks_costs_itself_alone(tmp_path, caplog):
+def test_a_mask_with_an_unknown_label_loses_only_its_own_sample(tmp_path, caplog):
     for split, count in (("train", 12), ("val", 3)):
         for number in range(count):
             for folder, mask in ((split, False), (f"{split}_segmentation", True)):
@@ -473,7 +473,7 @@ def test_a_signal_saves_and_the_next_run_continues(number, splits, tmp_path, def
     assert summary["steps"] == step + 1
 
 
-def test_palette_gives_one_code_a_pixel(splits, tmp_path):
+def test_palette_gives_one_code_per_pixel(splits, tmp_path):
     fit_palette(splits["train"], tmp_path, colours=64, resolution=16)
     tokenizer = Tokenizer.load(tmp_path)
     picture = splits["val"].read(0, 16).image

@@ -61,7 +61,7 @@ def test_it_resumes_anywhere_without_a_replay(dataset: ShardDataset) -> None:
 
 
 @pytest.mark.parametrize("loader", ["memory_map", "stream"])
-def test_one_view_of_each_sample_is_drawn_anew_each_epoch(make_dataset, loader: str) -> None:
+def test_one_view_of_each_sample_is_drawn_every_epoch(make_dataset, loader: str) -> None:
     dataset = make_dataset(rows={"train": 80, "val": 4}, views=2, shard_rows=30)
     sequence = sequence_from_dataset(dataset, "zcurve", "none")
     options = {"batch_size": 8, "seed": 1}

@@ -283,7 +283,7 @@ def test_a_run_on_decoded_codes_reads_no_shard_again(
         assert found[name] == expected[name]
 
 
-def test_a_run_goes_on_in_the_precision_that_auto_picked(dataset: ShardDataset, tmp_path: Path) -> None:
+def test_a_run_resumes_in_the_precision_that_auto_picked(dataset: ShardDataset, tmp_path: Path) -> None:
     config = replace(TINY, steps=2, precision="auto")
     here = train_prior(config, dataset.path, tmp_path / "run")["precision"]
     other = "float32" if here == "bfloat16" else "bfloat16"
@@ -461,7 +461,7 @@ def test_it_trains_and_samples_with_pixel_packages_blocked(dataset: ShardDataset
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_sigterm_saves_a_checkpoint_from_which_training_goes_on(dataset: ShardDataset, tmp_path: Path) -> None:
+def test_sigterm_saves_a_checkpoint_from_which_training_resumes(dataset: ShardDataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [sys.executable, "-c", TRAIN_WITHOUT_PIXELS, str(dataset.path), str(run)]
     started = subprocess.Popen([*arguments, "1000000"], stderr=subprocess.PIPE, text=True)
@@ -495,7 +495,7 @@ def test_a_signal_ends_an_evaluation_with_a_checkpoint(
         with pytest.raises(StoppedError):
             train_prior(config, dataset.path, tmp_path)
         assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004"]
-        with pytest.raises(StoppedError):  # it goes on with the evaluation of that step
+        with pytest.raises(StoppedError):  # it resumes with the evaluation of that step
             train_prior(config, dataset.path, tmp_path)
     assert not (tmp_path / "best").exists()
     train_prior(config, dataset.path, tmp_path)
@@ -503,7 +503,7 @@ def test_a_signal_ends_an_evaluation_with_a_checkpoint(
     assert final_bytes(tmp_path) == final_bytes(finished)
 
 
-def test_what_a_killed_run_left_half_written_goes(dataset: ShardDataset, tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(dataset: ShardDataset, tmp_path: Path) -> None:
     train_prior(replace(TINY, steps=1), dataset.path, tmp_path)
     folders = [".tmp-best", ".best.tmp-1-ab", "checkpoints/.tmp-step-00000004-1", "checkpoints/.step-00000004.tmp-1-ab"]
     left = [tmp_path / name for name in (*folders, ".model.safetensors.tmp-1-ab")]
