@@ -118,7 +118,7 @@ def test_a_run_of_two_processes_leaves_one_folder(tmp_path, data):
     summary = json.loads((out / "summary.json").read_text())
     assert sum(summary["code_counts"]) == 5 * 64  # every validation image once, although 5 is odd
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [4]
+    assert steps == [4, 4]  # the metrics of the training and of the evaluation
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
     assert all(value.isfinite().all() for value in load_model(out)[1].state_dict().values())
     alone = json.loads((launch(tmp_path, data, RUN, 1) / "summary.json").read_text())
@@ -126,10 +126,15 @@ def test_a_run_of_two_processes_leaves_one_folder(tmp_path, data):
 
 
 STOP = """
+def stop_once_it_trains():
+    while not list(out.glob("checkpoints/step-*")):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
+
 if int(os.environ["RANK"]) == 1:  # one of the processes only
-    threading.Timer(2.0, signal.raise_signal, [signal.SIGTERM]).start()
+    threading.Thread(target=stop_once_it_trains, daemon=True).start()
 try:
-    train_tokenizer(config(steps=10**6, checkpoint_every=10**9), open_splits("demo", data), out)
+    train_tokenizer(config(steps=10**6, checkpoint_every=3, keep_checkpoints=1), open_splits("demo", data), out)
 except StoppedError as stopped:
     print(stopped, flush=True)
     (out / f"exit-{rank()}-{os.environ['RANK']}").write_text(str(stopped.exit_code))

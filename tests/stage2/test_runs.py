@@ -319,7 +319,7 @@ def test_sampling_settings_are_finite(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("name", ["n_layer", "n_head", "n_embd"])
 def test_sizes_that_no_machine_holds_are_refused_at_once(name: str) -> None:
-    with pytest.raises(PriorError, match=f"{name} = 10000000: use 1 to"):
+    with pytest.raises(PriorError, match=f"{name} is 10000000: use 1 to"):
         ModelConfig(**{name: 10**7})
     with pytest.raises(PriorError, match="codebook_size"):
         SequenceSpec(height=4, width=4, codebook_size=10**12, order="row_major", fingerprint="")
