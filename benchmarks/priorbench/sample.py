@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from codeprior.compat import prior_from_mingpt
-from codeprior.config import SampleConfig, SequenceSpec, TrainConfig
+from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.model import Prior
-from codeprior.optim import resolve_precision
-from codeprior.sample import ready, sample_sequences
+from codeprior.sample import prepare, sample_sequences
+from codeprior.speed import resolve_precision
 from priorbench import harness, peers
 from priorbench.harness import RESULTS
 from runkit.machine import ALLOCATOR
@@ -59,7 +59,7 @@ def _prior() -> Prior:
 def ours(precision: str, compiled: bool = False) -> Draw:
     """Our sampler; where it is greedy it draws all codes and cuts, else it takes the others as given."""
     options: dict[str, Any] = {"precision": precision, "compile": compiled}
-    prior = ready(_prior(), SampleConfig(**options))  # the copy in bfloat16 is made once
+    prior = prepare(_prior(), SampleConfig(**options))  # the copy in bfloat16 is made once
 
     def draw(batch: int, steps: int, greedy: bool) -> Tensor:
         config = SampleConfig(batch_size=batch, top_k=1 if greedy else 100, **options)
@@ -119,7 +119,7 @@ def contenders() -> list[Contender]:
     """What is worth measuring here: bfloat16 where it is faster, and there compiled code on a GPU alone."""
     cuda = harness.device() == "cuda"
     found = [(name, "float32") for name in CONTENDERS]
-    if resolve_precision(TrainConfig(), torch.device(harness.device())) == "bfloat16":
+    if resolve_precision("auto", torch.device(harness.device())) == "bfloat16":
         slow = {_UNCACHED} if cuda else {_UNCACHED, "imagepriors, compiled"}
         found += [(name, "bfloat16") for name in CONTENDERS if name not in slow]
     return found

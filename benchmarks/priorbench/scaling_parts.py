@@ -15,9 +15,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from codeprior.config import TrainConfig
-from codeprior.optim import resolve_precision
-from codeprior.speed import measured_flops
+from codeprior.speed import measured_flops, resolve_precision
 from codeshards.config import TokenizeConfig
 from codeshards.format import GridSpec, Manifest, Plan, ShardSpec, Sidecar, build_plan
 from codeshards.format.contents import EVENTS_FILE, save_dataset
@@ -196,7 +194,7 @@ def train(length: int, batch: int, steps: int) -> dict[str, float]:
     """
     size = train_prior.Size(layers=4, heads=4, width=256, codes=length, batch=batch)
     torch.manual_seed(0)
-    precision = resolve_precision(TrainConfig(), torch.device(harness.device()))
+    precision = resolve_precision("auto", torch.device(harness.device()))
     before_gib = 0.0 if harness.device() == "cuda" else harness.resident_gib("VmRSS")
     step = train_prior.ours(size, precision, compiled=False)
     for _ in range(2):

@@ -23,13 +23,15 @@ from codeshards.config import TokenizeConfig
 from codeshards.job.progress import read_events
 from priorbench import harness, peers
 from priorbench.train_vqgan import published, random_weights
+from runkit.devices import pick_device
 from runkit.machine import ALLOCATOR, usable_cores
 from vqgan.checkpoint import load_model, save_model
 from vqgan.compat.diffusers import export_diffusers
 from vqgan.config import TrainConfig
+from vqgan.cpu_kernels import resolve_precision
 from vqgan.data import open_splits
 from vqgan.errors import InputError
-from vqgan.tokenizer import Tokenizer, pick_device, pick_dtype
+from vqgan.tokenizer import Tokenizer
 
 _SIZE = 256
 _BATCH = {"cpu": 8, "cuda": 128}
@@ -61,7 +63,7 @@ CONTENDERS = {
 
 def contenders() -> list[str]:
     """Who takes part: no bfloat16 where nobody would choose it, no second allocator on a GPU, which has its own."""
-    native = pick_dtype("auto", pick_device("auto")) == torch.bfloat16
+    native = resolve_precision("auto", pick_device("auto")) == "bfloat16"
     gpu = harness.device() == "cuda"
     return [
         name for name, (_, precision, _) in CONTENDERS.items()
@@ -90,7 +92,7 @@ def bare(work: Path, precision: str) -> dict[str, Any]:
     start = time.perf_counter()
     waiting: list[Callable[[], Any]] = []
     for index in range(total // batch):
-        waiting.append(tokenizer.start(batches[index % len(batches)]))
+        waiting.append(tokenizer.encode_async(batches[index % len(batches)]))
         if len(waiting) > 1:
             waiting.pop(0)()
     for finish in waiting:

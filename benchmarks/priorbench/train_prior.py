@@ -22,8 +22,8 @@ from codeprior.compat import prior_from_mingpt
 from codeprior.config import ModelConfig, SequenceSpec, TrainConfig
 from codeprior.data import Batch
 from codeprior.model import Prior
-from codeprior.optim import make_optimizer, resolve_precision
-from codeprior.speed import step_flops_per_sequence
+from codeprior.optim import make_optimizer
+from codeprior.speed import resolve_precision, step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
 from priorbench import harness, peers
 from priorbench.harness import RESULTS
@@ -319,7 +319,7 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
     needed = sorted({module for name in contenders(first) for module in CONTENDERS[name][3]} - {"xformers"})
     peers.require(*needed)
     agreement = _agreement(first) if needed else ""
-    native = resolve_precision(TrainConfig(), torch.device(device))  # where bfloat16 is slower nobody would choose it
+    native = resolve_precision("auto", torch.device(device))  # where bfloat16 is slower nobody would choose it
     precisions = sorted({native, "float32"} if device == "cpu" else {native}, reverse=True)
     groups = itertools.product(SIZES[device], precisions)
     packages = peers.packages(module for module in needed if module != "einops")

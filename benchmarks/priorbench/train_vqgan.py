@@ -26,10 +26,11 @@ from runkit.machine import ALLOCATOR
 from vqgan.checkpoint import load_model, save_model
 from vqgan.compat.diffusers import export_diffusers
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
+from vqgan.cpu_kernels import resolve_precision
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN
 from vqgan.quantize import VectorQuantizer
-from vqgan.tokenizer import Tokenizer, pick_dtype
+from vqgan.tokenizer import Tokenizer
 
 _MODEL = ModelConfig()
 _BATCH = {"cpu": {"train": 1, "encode": 4, "decode": 2}, "cuda": {"train": 8, "encode": 64, "decode": 64}}
@@ -78,7 +79,7 @@ def _as_published(job: str) -> Contender:
 
 
 def _native() -> str:
-    return "bfloat16" if pick_dtype("auto", torch.device(harness.device())) == torch.bfloat16 else "float32"
+    return resolve_precision("auto", torch.device(harness.device()))
 
 
 def _pictures(count: int, seed: int = 0) -> list[Array]:

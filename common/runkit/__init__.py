@@ -1,1 +1,1 @@
-"""What every run needs and no stage owns: errors, names, JSON, whole-or-absent files, folders held by one command."""
+"""Foundation of all stages: errors, configs, atomic files, folders, checkpoints, devices, ranks, training loop."""

@@ -1,10 +1,10 @@
-"""Checkpoints of a training run: written whole, checked before use, set aside where they are damaged.
+"""Checkpoints of a training run: written atomically, checked before use, and renamed if they are damaged.
 
 RUN/checkpoints/step-00000500/
     config.json          what is trained
     model.safetensors    the weights
-    state.safetensors    all other tensors that decide later steps
-    state.json           the step and other plain values; sealed, with the sha256 of config.json
+    state.safetensors    all other tensors that determine later steps
+    state.json           the step and other plain values, with their sha256 and that of config.json
 
 This module imports torch.
 """
@@ -34,23 +34,23 @@ CONFIG, WEIGHTS, TENSORS, SCALARS = "config.json", "model.safetensors", "state.s
 SUMMARY = "summary.json"
 FOLDER = "checkpoints"
 UNFINISHED = f".*{TEMP_MARK}*"
-"""Files that a killed process left in a folder of ours."""
+"""Temporary files of killed processes."""
 FILES = (CONFIG, WEIGHTS, TENSORS, SCALARS, UNFINISHED)
 _SEAL, _CONFIG_SEAL = "sha256", "config_sha256"
 
 
 class DamagedError(UserError):
-    """A file of a run that is not as it was written."""
+    """A file of a run that is missing or differs from what was written."""
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoints, oldest first."""
+    """Return the run's checkpoints, oldest first."""
     found = (path for path in (run / FOLDER).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def damaged_checkpoints(run: Path) -> list[Path]:
-    """What :func:`newest_intact` has set aside."""
+    """Return the damaged checkpoints that :func:`newest_intact` has renamed."""
     return sorted((run / FOLDER).glob("damaged-step-*"))
 
 
@@ -64,10 +64,10 @@ def save_checkpoint(
     scalars: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write RUN/checkpoints/step-NNNNNNNN, whole or not at all, then remove all but the last `keep`.
+    """Write RUN/checkpoints/step-NNNNNNNN atomically, then remove all but the last `keep`.
 
     Raises:
-        UserError: it cannot be written, or a tensor is not finite: what could not be used is not saved.
+        UserError: It cannot be written, or a tensor is not finite.
     """
     for what in (weights, tensors):
         if (name := first_non_finite(what)) is not None:
@@ -94,14 +94,14 @@ def remove_old(run: Path, keep: int) -> None:
 
 @contextmanager
 def new_folder(final: Path, files: Collection[str]) -> Iterator[Path]:
-    """A temporary folder that gets its name, in place of an earlier one, only when the block has succeeded.
+    """Yield a temporary folder that replaces `final` when the block succeeds.
 
     Args:
         final: The folder.
         files: Names (glob patterns) of the files that an earlier one may hold; others are kept beside it.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: It cannot be written.
     """
     temp = temp_beside(final)
     with writing(final):
@@ -118,10 +118,10 @@ def new_folder(final: Path, files: Collection[str]) -> Iterator[Path]:
 
 
 def read_values(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the plain values of a checkpoint.
+    """Return the config and the plain values of a checkpoint.
 
     Raises:
-        DamagedError: a file is missing or is not as it was written.
+        DamagedError: A file is missing or damaged.
     """
     config_text, text = (_content(checkpoint / name) for name in (CONFIG, SCALARS))
     config = parse_object(config_text, checkpoint / CONFIG, DamagedError)
@@ -137,14 +137,14 @@ def read_values(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_tensors(checkpoint: Path, *, verify: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights and the other tensors of a checkpoint.
+    """Return the weights and the other tensors of a checkpoint.
 
     Args:
         checkpoint: Its folder.
         verify: Compare them with their sha256, and refuse values that are not finite.
 
     Raises:
-        DamagedError: a file is missing, damaged or not finite.
+        DamagedError: A file is missing, damaged or not finite.
     """
     weights, tensors = (load_tensors(checkpoint / name, DamagedError, verify=verify) for name in (WEIGHTS, TENSORS))
     if verify:
@@ -154,10 +154,10 @@ def read_tensors(checkpoint: Path, *, verify: bool = True) -> tuple[dict[str, Te
 
 
 def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors of a checkpoint's file that lack an expected one, or have it in another shape.
+    """Refuse tensors of a checkpoint's file if an expected one is missing or has another shape.
 
     Raises:
-        DamagedError: naming the first.
+        DamagedError: A tensor does not fit; the message names the first.
     """
     for name, tensor in sorted(expected.items()):
         if name not in found:
@@ -167,16 +167,16 @@ def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
 
 
 def newest_intact(run: Path, check: Callable[[Path], None]) -> Path | None:
-    """The newest checkpoint that a run can continue from; None where it has none.
+    """Return the newest checkpoint from which a run can continue; None if it has no checkpoint.
 
-    Damaged ones are named in a warning and renamed to `damaged-step-NNNNNNNN`.
+    Damaged ones are renamed to `damaged-step-NNNNNNNN`, with a warning.
 
     Args:
         run: The run's folder.
-        check: Raises DamagedError for a checkpoint that is damaged, and other errors for what is no damage.
+        check: Raises DamagedError for a damaged checkpoint, and other errors for other reasons.
 
     Raises:
-        UserError: the check's other errors; or there are damaged checkpoints only.
+        UserError: Another error of the check; or all checkpoints are damaged.
     """
     for path in reversed(checkpoints(run)):
         try:
@@ -184,7 +184,7 @@ def newest_intact(run: Path, check: Callable[[Path], None]) -> Path | None:
             return path
         except DamagedError as error:
             if is_passing(error):
-                raise  # nobody knows whether it is damaged
+                raise  # it may be intact
             aside = set_aside(path, f"damaged-{path.name}")
             log.warning("%s; %s was renamed to %s, and the one before it is used", error, path, aside.name)
     if damaged := damaged_checkpoints(run):
@@ -196,7 +196,7 @@ def newest_intact(run: Path, check: Callable[[Path], None]) -> Path | None:
 
 
 def read_finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The summary and the config of a run that is complete; None where it is not, or where a file of it is damaged."""
+    """Return the summary and the config of a complete run; None if it is not complete, or a file is damaged."""
     if not (run / SUMMARY).exists():
         return None
     try:
@@ -209,18 +209,18 @@ def read_finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
 
 
 def remove_unfinished(run: Path, files: Collection[str], folders: Mapping[str, Collection[str]]) -> None:
-    """Remove what killed processes left half-written. Call it only from the process that holds the run.
+    """Remove the temporary files of killed processes. Call it only from the process that holds the run.
 
     Args:
         run: The run's folder.
         files: Names of the files that the run writes.
-        folders: Names of the folders that it replaces as a whole → names of the files in them.
+        folders: Name of each folder that it replaces atomically → names of the files in it.
     """
     for name in files:
         for temp in run.glob(f".{name}{TEMP_MARK}*"):
             if temp.is_file():
                 temp.unlink()
-    # The second pattern of each is that of earlier versions.
+    # The second patterns are those of earlier versions.
     for pattern in (f".step-*{TEMP_MARK}*", ".tmp-step-*"):
         for temp in (run / FOLDER).glob(pattern):
             remove_made(temp, FILES)
@@ -241,16 +241,16 @@ def _content(path: Path) -> bytes:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object that a run has written.
+    """Return a JSON object that a run has written.
 
     Raises:
-        DamagedError: the file is missing, is not JSON, or holds something else.
+        DamagedError: The file is missing, or is not a JSON object.
     """
     return parse_object(_content(path), path, DamagedError)
 
 
 def _sealed(values: Mapping[str, Any]) -> bytes:
-    """JSON with the sha256 of all else in it."""
+    """Return JSON that includes the sha256 of its other values."""
     try:
         return pretty_json({**values, _SEAL: hashlib.sha256(pretty_json(values)).hexdigest()})
     except ValueError:  # 1e999 is read as JSON, but cannot be written

@@ -1,4 +1,4 @@
-"""What torch.compile needs beside torch."""
+"""The compiler that torch.compile requires."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from runkit.errors import UserError
 
 
 def check_compiler(device: str, error: type[UserError] = UserError) -> None:
-    """Refuse torch.compile on a machine without the compiler that it calls; call it before the work.
+    """Refuse torch.compile on a machine without a compiler. Call it before the work.
 
     Args:
         device: cpu or cuda.
         error: Class of the error.
 
     Raises:
-        UserError: there is none.
+        UserError: No compiler is found.
     """
-    # As torch's inductor looks for it on CPUs, and Triton on GPUs.
+    # The same search as that of inductor on CPUs and Triton on GPUs.
     kind, variable, usual = ("C", "CC", ["gcc", "clang"]) if device == "cuda" else ("C++", "CXX", ["g++"])
     if device != "cuda" and sys.platform == "darwin":
         usual = ["clang++"]

@@ -1,4 +1,4 @@
-"""The base of all errors that a person can mend, and the words for those that the system raises."""
+"""The base class of errors that a user can fix, and messages for errors of the system."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ _NO_MEMORY = (
     "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc",
     "bad allocation", "storage size calculation overflowed",
 )  # fmt: skip
-"""How the allocators of torch, CUDA and C++ say it, which raise RuntimeError."""
+"""Messages of the RuntimeErrors that the allocators of torch, CUDA and C++ raise."""
 
 
 class UserError(ValueError):
-    """Something that a person can mend: a file, a setting or an argument.
+    """An error that a user can fix: a file, a setting or an argument.
 
-    The message says what is wrong, which value was found and what to do. The CLI prints it alone and exits with code 2;
-    every other exception is a bug and keeps its traceback.
+    The message says what is wrong, which value was found and what to do. A command prints it without a traceback; every
+    other exception is a bug.
     """
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether torch, numpy or Python had no memory left."""
+    """Return whether torch, numpy or Python ran out of memory."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def user_message(error: Exception) -> str | None:
-    """What to print in place of a traceback; None for a bug, which keeps it.
+    """Return the message to print instead of a traceback; None for a bug.
 
-    Every error of the file system, of text that is not UTF-8, and of memory is one that a person can mend.
+    A user can fix every error of the file system, of the encoding of a text, and of memory.
     """
     if isinstance(error, UserError):
         return str(error)
     if is_out_of_memory(error):
         return f"out of memory ({error or 'MemoryError'}): choose smaller sizes or batches, or a larger machine"
     if isinstance(error, UnicodeError):
-        return f"a text is not in the encoding that is expected ({error}): write the file anew as UTF-8"
+        return f"a text is not in the encoding that is expected ({error}): save the file as UTF-8"
     if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename is not None else ""
-        return f"{place}{error.strerror or error}; choose another path, or mend the place"
+        path = f"{error.filename}: " if error.filename is not None else ""
+        return f"{path}{error.strerror or error}; choose another path, or repair this one"
     return None

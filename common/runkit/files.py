@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files that are written atomically."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from runkit.errors import UserError
+from runkit.jsonfiles import finite_or_none
 from runkit.retries import patient
 
 log = logging.getLogger(__name__)
 
 TEMP_MARK = ".tmp-"
-"""Part of the name of a file or folder that is still being written."""
+"""Part of the name of a temporary file or folder."""
 
 
 def temp_beside(path: Path) -> Path:
-    """A hidden name beside a local file that no other process has, on this machine or another with the same ids."""
+    """Return a hidden temporary path beside a local file that no other process uses, on this machine or another."""
     return path.with_name(f".{path.name}{TEMP_MARK}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def fsync_path(path: Path) -> None:
-    """Bring a file or folder to the disk; without a folder's a power cut may undo a rename of safe bytes in it."""
+    """Flush a file or folder to the disk. A power failure may undo a rename in a folder that was not flushed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -38,14 +39,14 @@ def fsync_path(path: Path) -> None:
 
 @patient
 def write_file(path: Path, *content: bytes | memoryview) -> None:
-    """Write a file whole or not at all: a temporary file, fsync, rename, fsync of the folder, which is made.
+    """Write a file atomically: temporary file, fsync, rename, fsync of the folder, which is created.
 
     Args:
         path: The file.
-        content: Its bytes, in as many pieces as they come in.
+        content: Its bytes, in any number of pieces.
 
     Raises:
-        UserError: it cannot be written; nothing of it was left behind.
+        UserError: It cannot be written; no part of it is left.
     """
     temp = temp_beside(path)
     with writing(path):
@@ -64,10 +65,10 @@ def write_file(path: Path, *content: bytes | memoryview) -> None:
 
 @patient
 def append_file(path: Path, content: bytes) -> None:
-    """Append to a file, whole or not at all; it and its folder are made.
+    """Append to a file, completely or not at all. The file and its folder are created.
 
     Raises:
-        UserError: it cannot be written; it is as it was before.
+        UserError: It cannot be written; it is unchanged.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +86,10 @@ def append_file(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file or folder that a block could not write, and the remedy.
+    """Convert an OSError of a block that writes a file or folder to a UserError that names the path and the remedy.
 
     Raises:
-        UserError: in place of the OSError.
+        UserError: The block raised an OSError.
     """
     try:
         yield
@@ -100,29 +101,34 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def pretty_json(value: Any) -> bytes:
-    """JSON with sorted keys, indent 2 and a final newline: same value, same bytes.
+    """Return JSON with sorted keys, indent 2 and a final newline; equal values give equal bytes.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: A number is not finite.
     """
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write :func:`pretty_json` atomically; numbers that are not finite become null."""
+    write_file(path, pretty_json(finite_or_none(value)))
+
+
 def sha256_of(path: Path) -> str:
-    """sha256 (hex) of a file's content."""
+    """Return the sha256 of a file's content, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_made(folder: Path, names: Collection[str]) -> None:
-    """Remove a folder that this process may remove: its files of these names, and then the folder itself.
+    """Remove the files of these names in a folder, and then the folder.
 
-    It is renamed first, so that a kill leaves no half of it under its name. Where it holds other files too, those are
-    kept in `leftover-NAME` beside it. Links to folders and missing folders are left alone.
+    The folder is renamed first, so that a kill leaves no part of it under its name. Other files are kept in
+    `leftover-NAME` beside it. Links to folders and missing folders are ignored.
 
     Args:
         folder: The folder.
-        names: Names (glob patterns) of the files that were written into it.
+        names: Names (glob patterns) of the files.
     """
     if folder.is_symlink() or not folder.is_dir():
         return
@@ -133,7 +139,7 @@ def remove_made(folder: Path, names: Collection[str]) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if not is_made(path))
     if foreign:
         aside = _unused(folder.with_name(f"leftover-{folder.name.lstrip('.')}"))
-        log.warning("%s holds %s, which was not made here: kept in %s", folder, foreign[0], aside)
+        log.warning("%s holds %s, which is a foreign file: kept in %s", folder, foreign[0], aside)
     else:
         aside = folder if folder.name.startswith(".") else temp_beside(folder)
     if aside != folder:
@@ -145,7 +151,7 @@ def remove_made(folder: Path, names: Collection[str]) -> None:
 
 
 def set_aside(path: Path, name: str) -> Path:
-    """Rename a file or folder within its folder, to `name` or, where that is taken, `name-2` and so on."""
+    """Rename a file or folder within its folder to `name` or, if that exists, `name-2` and so on."""
     aside = _unused(path.with_name(name))
     path.rename(aside)
     return aside

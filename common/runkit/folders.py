@@ -1,4 +1,4 @@
-"""Output folders: apart from inputs, held by one process, and replaced only where the same command made them."""
+"""Output folders: separate from inputs, held by one process, and replaced only by the command that wrote them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 
 def check_apart(out: object, **inputs: object) -> None:
-    """Refuse an output folder that is, holds or is inside an input, so that no write can reach what is read.
+    """Refuse an output folder that is, contains or is inside an input, so that no input is overwritten.
 
     Args:
         out: Path or URL of the output.
-        inputs: Name → path or URL of an input, or several of them; None and empty ones are passed over.
+        inputs: Name → path or URL of an input, or a list of them; None and empty ones are ignored.
 
     Raises:
-        UserError: naming both.
+        UserError: They overlap; the message names both.
     """
     place = _place(out)
     for name, given in inputs.items():
@@ -43,7 +43,7 @@ def check_apart(out: object, **inputs: object) -> None:
 
 
 def _place(where: object) -> tuple[str, ...]:
-    """Parts of a path with its links resolved, or of a URL."""
+    """Return the parts of a path, with links resolved, or of a URL."""
     text = str(where)
     scheme, mark, rest = text.partition(":/")
     if mark and "/" not in scheme and scheme != "file":
@@ -55,22 +55,20 @@ def _place(where: object) -> tuple[str, ...]:
 def held(
     folder: Path, command: str, *, reserved: Collection[str] = (), is_ours: Callable[[], bool] = lambda: False
 ) -> Iterator[None]:
-    """Hold a folder for one process of a command, for the length of a block.
+    """Hold a folder for one process of a command during a block.
 
-    The hidden file `.COMMAND.lock` says that the command works there, and is locked while it does; the system lets go
-    of the lock when the process dies. Where a file system knows no locks, nothing is held. The file stays where names
-    are reserved, and folders that were made here and are empty at the end go.
+    The hidden file `.COMMAND.lock` marks a folder of the command and is locked during the block; the system releases
+    the lock when the process dies. On a file system without locks, nothing is held. The file is kept if names are
+    reserved. Folders that were created for it and are empty at the end are removed.
 
     Args:
-        folder: The folder; it is made.
+        folder: The folder, which is created.
         command: Name of the command.
-        reserved: Names (glob patterns) that the command writes. Where it has not worked in the folder before, none of
-            them may be there.
-        is_ours: Whether a folder without the hidden file was written by this command all the same, as earlier versions
-            did.
+        reserved: Names (glob patterns) that the command writes. In a folder without the lock file they may not exist.
+        is_ours: Returns whether a folder without the lock file was written by an earlier version of the command.
 
     Raises:
-        UserError: another process holds the folder, or it holds what the command has not made.
+        UserError: Another process holds the folder, or it contains foreign files of reserved names.
     """
     path = folder / f".{command}.lock"
     if not path.exists():
@@ -95,7 +93,7 @@ def held(
 
 @contextlib.contextmanager
 def _locked(path: Path, command: str) -> Iterator[None]:
-    """Hold a lock file; the block may remove it."""
+    """Hold a lock file, which the block may remove."""
     while True:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +101,7 @@ def _locked(path: Path, command: str) -> Iterator[None]:
         with file:
             _lock(file, path, command)
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue  # whoever held it has removed the file meanwhile
+                continue  # the process that held it has removed the file
             with writing(path):
                 path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
             yield
@@ -120,16 +118,17 @@ def _lock(file: BinaryIO, path: Path, command: str) -> None:
             f"{path.parent} is in use by {command} ({holder}): wait until it has ended, or choose another folder"
         ) from None
     except OSError as error:
-        log.warning("%s: this file system knows no locks (%s): start no second %s there", path, error, command)
+        log.warning("%s: this file system has no locks (%s): do not start a second %s there", path, error, command)
 
 
 def check_publish(folder: Path, names: Collection[str], command: str) -> None:
-    """Make sure that :func:`publish` may write these files; call it before the work that makes them.
+    """Make sure that :func:`publish` may write these files. Call it before the work.
 
     Raises:
-        UserError: one is there that the command has not made, or was changed since; or the folder cannot be written.
+        UserError: A file exists that the command has not written or that has changed since, or the folder cannot be
+            written.
     """
-    with held(folder, command):  # which writes there
+    with held(folder, command):  # tests that it can be written
         record = _read_record(folder, command)
         _check_replaceable(folder, {name: record.get(name, []) for name in names}, command)
 
@@ -147,25 +146,25 @@ def _check_replaceable(folder: Path, hashes: Mapping[str, Collection[str]], comm
 def publish(
     folder: Path, files: Mapping[str, bytes], command: str, *, last: str = "", keep_others: bool = False
 ) -> None:
-    """Write a set of files into a folder in place of the set that the same command wrote there before.
+    """Write a set of files into a folder, replacing the set that the same command wrote there before.
 
-    The hidden file `.COMMAND.json` records each file's name and sha256, before it is written: whenever the process is
-    killed, the next call knows what is its own. What is not in the record, or was changed since, is never touched.
+    The hidden file `.COMMAND.json` records the name and sha256 of each file before it is written, so that the next call
+    recognises its files after a kill at any moment. Other files, and files that have changed since, are not touched.
 
     Args:
-        folder: The folder; it is made.
+        folder: The folder, which is created.
         files: Name, with slashes for folders below it → content.
         command: Name of the command.
-        last: The file that is written last, as a sign that all are there.
+        last: The file that is written last and marks the set as complete.
         keep_others: Keep the files of earlier sets that are not in this one.
 
     Raises:
-        UserError: as :func:`check_publish`, or a file cannot be written.
+        UserError: As :func:`check_publish`, or a file cannot be written.
     """
     with held(folder, command):
         before = _read_record(folder, command)
         new = {name: [hashlib.sha256(content).hexdigest()] for name, content in files.items()}
-        # A file of somebody else with the very same bytes stays, and stays theirs.
+        # A foreign file with the same bytes is kept and not recorded.
         new = {name: sha for name, sha in new.items() if name in before or not _is_recorded(folder / name, sha)}
         both = {name: sorted({*before.get(name, []), *new.get(name, [])}) for name in {*before, *new}}
         _check_replaceable(folder, {name: both[name] for name in new}, command)
@@ -180,7 +179,7 @@ def publish(
 
 
 def publish_file(path: Path, content: bytes, command: str) -> None:
-    """Write one file that a person named, in place of one that the same command wrote; errors as :func:`publish`."""
+    """Write one file, replacing one that the same command wrote; errors as :func:`publish`."""
     publish(path.parent, {path.name: content}, command, keep_others=True)
 
 

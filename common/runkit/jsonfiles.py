@@ -1,4 +1,4 @@
-"""Reading JSON that may be damaged or hostile."""
+"""Reading of JSON that may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from runkit.errors import UserError
 
 
 def parse_json(text: str | bytes, where: object, error: type[UserError] = UserError) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Args:
-        text: The text, UTF-8 where it is bytes.
-        where: What it was read from, for the message.
+        text: The text; bytes are UTF-8.
+        where: Its source, for the message.
         error: Class of the error.
 
     Raises:
-        UserError: it is no JSON, or nested too deep to be read.
+        UserError: It is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)
     except RecursionError:
         raise error(
-            f"{where} cannot be read as JSON (it is nested too deep): it is damaged, or no file of ours"
+            f"{where} cannot be read as JSON (it is nested too deep): it is damaged, or another kind of file"
         ) from None
     except ValueError as problem:
         raise error(f"{where} cannot be read as JSON ({problem})") from problem
 
 
 def parse_object(text: str | bytes, where: object, error: type[UserError] = UserError) -> dict[str, Any]:
-    """The object of a JSON text; arguments as :func:`parse_json`.
+    """Return the object of a JSON text; arguments as :func:`parse_json`.
 
     Raises:
-        UserError: as :func:`parse_json`, or it holds something else than an object.
+        UserError: As :func:`parse_json`, or the value is not an object.
     """
     value = parse_json(text, where, error)
     if not isinstance(value, dict):
@@ -43,7 +43,7 @@ def parse_object(text: str | bytes, where: object, error: type[UserError] = User
 
 
 def finite_or_none(value: Any) -> Any:
-    """A JSON value with every NaN and infinity replaced by None, which JSON has no other word for."""
+    """Return a JSON value with every NaN and infinity, which JSON cannot represent, replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,11 +1,11 @@
-"""Names that are read from files: each is one plain path component, or a path of such, before it becomes a path."""
+"""Checks of file names that are read from files, before they are used in paths."""
 
 from __future__ import annotations
 
 from runkit.errors import UserError
 
 _MAX_BYTES = 255
-"""Longest name that common file systems take."""
+"""Longest name that common file systems allow."""
 
 
 def plain_name(name: object, where: object, error: type[UserError] = UserError) -> str:
@@ -17,7 +17,7 @@ def plain_name(name: object, where: object, error: type[UserError] = UserError) 
         error: Class of the error.
 
     Raises:
-        UserError: it is no string, empty, hidden or too long, or has a slash, a backslash or a control character.
+        UserError: It is not a string, is empty, hidden or too long, or has a slash, a backslash or a control character.
     """
     if (
         not isinstance(name, str)

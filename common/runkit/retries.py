@@ -1,4 +1,4 @@
-"""Trying again what fails in passing, as reads and writes on a network's file system or in an object store do."""
+"""Retries of transient errors, as of network file systems and object stores."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before the second and each further try: network file systems and stores come back within seconds, or after
-minutes, which is for the caller to wait."""
+"""Seconds before the second and each further attempt. Outages of network file systems and stores last seconds, or
+minutes, for which the caller has to wait."""
 
 _PASSING = {
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN,
@@ -27,19 +27,19 @@ _PASSING = {
     errno.EPIPE, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
 }  # fmt: skip
 _NAMES = {"ClientConnectionError", "ConnectionError", "IncompleteRead", "ProtocolError", "Timeout", "TimeoutError"}
-"""Classes of the errors of fsspec's and requests' connections, which are not imported here."""
+"""Error classes of the connections of fsspec and requests, which are not imported here."""
 _WORDS = re.compile(
     r"HTTP status (408|429|5\d\d)|\b(INTERNAL_FAILURE|NETWORK_CONNECTION|REQUEST_TIMEOUT|SERVICE_UNAVAILABLE|SLOW_DOWN"
     r"|THROTTLING|UNAVAILABLE|DEADLINE_EXCEEDED)\b"
 )
-"""How Arrow's S3 and Google clients name them, whose errors have no number."""
+"""Names of transient errors in messages of Arrow's S3 and Google clients, which have no error number."""
 _IN_VAIN = "tried_in_vain"
 _FAILING_DISK = 8
-"""Files in a row that are lost to EIO until it is tried once only: of a disk that is failing nothing comes back."""
+"""Number of consecutive files lost to EIO after which there are no retries, because the disk is failing."""
 
 
 class _Lost:
-    """Files in a row that this process has given up, since they gave EIO each time."""
+    """Number of consecutive files for which every attempt of this process ended in EIO."""
 
     count = 0
 
@@ -48,24 +48,24 @@ _lost_in_a_row = _Lost()
 
 
 class PassingError(UserError):
-    """A read or write that failed in a way that may pass, each time that it was tried."""
+    """A read or write of which every attempt failed with a transient error."""
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, may be gone when the same is tried again."""
+    """Return whether an error, or a cause of it, is transient."""
     return any(map(_may_pass, _causes(error)))
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether it is one of a storage that is away, and not of one file: a bad sector gives EIO however often."""
+    """Return whether an error is a transient one of the whole storage; EIO may be a bad sector of one file."""
     return any(_may_pass(cause) and getattr(cause, "errno", None) != errno.EIO for cause in _causes(error))
 
 
 def patient(work: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Decorate a function that may be called again: where it fails in passing it is, after growing pauses.
+    """Decorate an idempotent function: after transient errors it is called again, with growing pauses.
 
-    The error of the last try is raised as it is, and that of a permanent failure at once. Such functions may call each
-    other: what one has tried in vain another does not try again.
+    The error of the last attempt is raised unchanged, and a permanent error at once. Decorated functions may call each
+    other; an error that one of them has retried is not retried by another.
     """
 
     @functools.wraps(work)
@@ -86,13 +86,13 @@ def patient(work: Callable[_P, _T]) -> Callable[_P, _T]:
                 _lost_in_a_row.count = 0
                 return answer
             time.sleep(pause_s)
-        raise AssertionError  # the last try returns or raises
+        raise AssertionError  # the last attempt returns or raises
 
     return tried
 
 
 def resumed(begin: Callable[[], Iterator[_T]]) -> Iterator[_T]:
-    """The items of an iterator that is begun again, and wound forward to where it was, when it fails in passing.
+    """Yield the items of an iterator; after a transient error it is created again and advanced to the same position.
 
     Args:
         begin: Returns the iterator, with the same items each time.

@@ -1,7 +1,7 @@
-"""Reading Parquet files that may be damaged or hostile: none becomes much more in memory than its own size.
+"""Reading of Parquet files that may be damaged or malicious, with memory in proportion to their size.
 
-A value that is repeated costs a Parquet file a few bits each time, and memory its whole size. Texts and bytes are
-therefore read as dictionaries, which hold a repeated value once, and counted before they are decoded.
+A repeated value takes a few bits in a Parquet file, but its full size in memory. Texts and bytes are therefore read as
+dictionaries, which hold a repeated value once, and their size is computed before they are decoded.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from pyarrow import parquet
 from runkit.errors import UserError
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)
-"""What pyarrow raises for a damaged file; names of columns that are not UTF-8 are a plain ValueError."""
+"""Errors of pyarrow for damaged files; column names that are not UTF-8 raise a plain ValueError."""
 _FREE_BYTES = 256 * 2**20
 _FACTOR = 16
-"""A table, and each column of a row group, may become this many times the file's size, or `_FREE_BYTES`."""
+"""A table, and each column of a row group, may take this many times the file's size in memory, or `_FREE_BYTES`."""
 _FREE_ROWS = 100_000
-"""Rows that a table may have besides one for each byte of its file."""
+"""Number of rows that a table may have in addition to one per byte of its file."""
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 """Parquet's physical type → bytes of a value."""
 
 
 def check_table(path: Path, error: type[UserError] = UserError) -> Any:
-    """The metadata of a Parquet file whose columns will fit the memory.
+    """Return the metadata of a Parquet file after checking that its columns fit the memory.
 
     Args:
         path: The file.
         error: Class of the error.
 
     Raises:
-        UserError: it is no regular file or no Parquet file, or what it announces is out of proportion to its size.
+        UserError: It is not a regular Parquet file, or its announced content is out of proportion to its size.
     """
     try:
         status = path.stat()
@@ -61,13 +61,13 @@ def check_table(path: Path, error: type[UserError] = UserError) -> Any:
 
 
 def open_table(path: Path, metadata: Any) -> parquet.ParquetFile:
-    """A Parquet file whose texts and bytes, in structs and lists too, are read as dictionaries.
+    """Open a Parquet file so that texts and bytes, also in structs and lists, are read as dictionaries.
 
-    Any of its row groups can be read without further care, as long as its dictionaries are not decoded whole.
+    Any of its row groups can be read safely, as long as its dictionaries are not decoded as a whole.
 
     Args:
         path: The file.
-        metadata: What :func:`check_table` gave.
+        metadata: The result of :func:`check_table`.
     """
     leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
@@ -75,15 +75,15 @@ def open_table(path: Path, metadata: Any) -> parquet.ParquetFile:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, error: type[UserError] = UserError) -> pa.Table:
-    """Read columns of a Parquet file, None for all of them, whole; the result has no dictionaries.
+    """Read columns of a Parquet file, None for all; the result has no dictionaries.
 
     Raises:
-        UserError: as :func:`check_table`, or it would become more than 16 times its size and 256 MiB.
+        UserError: As :func:`check_table`, or the table would exceed 16 times the file's size and 256 MiB.
     """
     metadata = check_table(path, error)
     try:
         file = open_table(path, metadata)
-        # Group by group: Arrow joins no dictionaries in structs.
+        # Group by group, because Arrow does not merge dictionaries in structs.
         groups = [file.read_row_group(group, columns) for group in range(file.num_row_groups)]
         table = pa.concat_tables(groups) if groups else file.read(columns)
         _check_bytes(path, sum(map(_decoded_bytes, table.itercolumns())), "the table", path.stat().st_size, error)
@@ -94,11 +94,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None, error: type[Use
 
 
 class _DataReachedError(Exception):
-    """The reader asked for data, so what describes them is sound."""
+    """The reader requested data, so their description is valid."""
 
 
 class _NoData(io.RawIOBase):
-    """A file of a size that gives no data."""
+    """A file of a given size whose data cannot be read."""
 
     def __init__(self, size: int) -> None:
         self._size, self._position = size, 0
@@ -121,10 +121,10 @@ class _NoData(io.RawIOBase):
 
 
 def _check_columns(metadata: Any, size: int) -> None:
-    """Raise what pyarrow finds wrong with the description of a column of a row group.
+    """Raise pyarrow's error if the description of a column of a row group is invalid.
 
-    `RowGroupMetaData.column` ends the whole process where it finds something wrong. A read raises it, and one that
-    buffers looks at all of them before it asks for data.
+    `RowGroupMetaData.column` aborts the process in that case. A read raises an error instead, and a buffered one checks
+    all descriptions before it requests data.
     """
     file = parquet.ParquetFile(pa.PythonFile(_NoData(size), mode="r"), metadata=metadata, pre_buffer=True)
     with contextlib.suppress(_DataReachedError):
@@ -132,7 +132,7 @@ def _check_columns(metadata: Any, size: int) -> None:
 
 
 def check_rows(path: Path, rows: int, error: type[UserError] = UserError) -> None:
-    """Refuse a table of more rows than a file of its size has, which lists of them would fill the memory."""
+    """Refuse a table with more rows than is plausible for its size, because lists of them would fill the memory."""
     size = path.stat().st_size
     if rows > _FREE_ROWS + size:
         raise error(
@@ -150,7 +150,7 @@ def _check_bytes(path: Path, nbytes: int, what: str, size: int, error: type[User
 
 
 def _decoded_bytes(values: Any) -> int:
-    """Bytes of a column once its dictionaries are decoded."""
+    """Return the bytes of a column after decoding its dictionaries."""
     if isinstance(values, pa.ChunkedArray):
         return sum(map(_decoded_bytes, values.chunks))
     if pa.types.is_dictionary(values.type):
@@ -168,7 +168,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _plain(kind: Any) -> Any:
-    """A type without dictionaries."""
+    """Return a type without dictionaries."""
     if pa.types.is_dictionary(kind):
         return kind.value_type
     if pa.types.is_struct(kind):

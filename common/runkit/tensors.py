@@ -1,6 +1,6 @@
-"""Tensors in safetensors files that carry the sha256 of their content; this module imports torch.
+"""Tensors in safetensors files with the sha256 of their content. This module imports torch.
 
-Any safetensors reader reads them. Files without the sha256, of other programs and earlier versions, are read as well.
+Any safetensors reader can read them. Files without the sha256, of other programs and earlier versions, are read too.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from runkit.files import write_file
 from runkit.retries import patient
 
 _DIGEST = "sha256"
-"""Key in the metadata. It is the only one in files of save_tensors: safetensors writes several in a random sequence."""
+"""Key in the metadata. save_tensors writes no other, because safetensors writes several in random order."""
 _NAMES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
     torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
 }  # fmt: skip
-"""safetensors' names of the types that we store. A file has the last of them first."""
+"""safetensors' names of the types. A file stores the last of them first."""
 _POSITION = {dtype: position for position, dtype in enumerate(_NAMES)}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], error: type[UserError] = UserError) -> None:
-    """Write a file of tensors whole or not at all: the bytes of :func:`pack_tensors`, of which no copy is made.
+    """Write a file of tensors atomically: the bytes of :func:`pack_tensors`, without a copy of them.
 
-    safetensors' own writer has a temporary file of a name that nobody can tell from a stranger's after a kill.
+    safetensors' own writer is not used, because its temporary files cannot be recognised after a kill.
 
     Args:
         path: The file.
@@ -41,7 +41,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], error: type[UserErro
         error: Class of the error.
 
     Raises:
-        UserError: it cannot be written; nothing of it was left behind.
+        UserError: It cannot be written; no part of it is left.
     """
     content = dict(sorted(_plain(tensors).items(), key=lambda item: (-_POSITION[item[1].dtype], item[0])))
     try:
@@ -51,7 +51,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], error: type[UserErro
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The content of a safetensors file: same tensors and metadata, same bytes."""
+    """Return the content of a safetensors file; equal tensors and metadata give equal bytes."""
     content = _plain(tensors)
     packed = save(content, metadata={_DIGEST: _digest(content), **(metadata or {})})
     if not metadata:
@@ -65,7 +65,7 @@ def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
 
 
 def bare_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """The content of a safetensors file without metadata: a function of the tensors alone, whoever stored them."""
+    """Return the content of a safetensors file without metadata, which depends on the tensors only."""
     return save(_plain(tensors))
 
 
@@ -76,38 +76,38 @@ def load_tensors(path: Path, error: type[UserError] = UserError, *, verify: bool
     Args:
         path: The file.
         error: Class of the error.
-        verify: Compare the content with the sha256 in the file, where there is one.
+        verify: Compare the content with the sha256 in the file, if it has one.
 
     Raises:
-        UserError: it is missing, cannot be read, or is not as it was written.
+        UserError: It is missing, damaged or cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
             digest = (file.metadata() or {}).get(_DIGEST)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
     except (OSError, SafetensorError, ValueError) as problem:
-        raise error(f"{path} cannot be read ({problem}): it is damaged, or no safetensors file") from problem
+        raise error(f"{path} cannot be read ({problem}): it is damaged, or not a safetensors file") from problem
     if verify and digest is not None and digest != _digest(tensors):
-        raise error(f"{path} is damaged: its content and the sha256 that it carries differ")
+        raise error(f"{path} is damaged: its content and its sha256 differ")
     return tensors
 
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor, by name, that has a NaN or an infinite value; None where all are finite."""
+    """Return the name of the first tensor with a NaN or an infinite value; None if all are finite."""
     for name, tensor in sorted(tensors.items()):
-        # A sum is ten times as fast, and finite only where all values are; it may overflow where they are.
+        # A sum is ten times as fast. It is finite only if all values are, but it may overflow.
         if tensor.is_floating_point() and not (tensor.sum().isfinite() or tensor.isfinite().all()):
             return name
     return None
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path, error: type[UserError] = UserError) -> None:
-    """Refuse tensors of a file that are not finite, by name.
+    """Refuse tensors of a file that are not finite.
 
     Raises:
-        UserError: naming the first.
+        UserError: A tensor is not finite; the message names the first.
     """
     if (name := first_non_finite(tensors)) is not None:
         raise error(
@@ -120,12 +120,12 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor in main memory, which are not copied."""
+    """Return a view of the bytes of a contiguous tensor in main memory."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(content: Mapping[str, Tensor]) -> bytes:
-    """What a safetensors file has before the bytes of these tensors."""
+    """Return the header of a safetensors file of these tensors."""
     fields: dict[str, Any] = {"__metadata__": {_DIGEST: _digest(content)}}
     end = 0
     for name, tensor in content.items():
@@ -137,7 +137,7 @@ def _header(content: Mapping[str, Tensor]) -> bytes:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over the sorted names, types, shapes and bytes of tensors in main memory."""
+    """Return the sha256 over the sorted names, types, shapes and bytes of tensors in main memory."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

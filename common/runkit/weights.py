@@ -1,8 +1,8 @@
-"""Reading files of weights that may be damaged or hostile; torch is imported when a file is read.
+"""Reading of weights from files that may be damaged or malicious. torch is imported when a file is read.
 
-A pickle is a program, and torch's weights-only unpickler runs the harmless part of that language. What is read here is
-less still: containers and tensors, with inert stand-ins for the classes of a few packages that training checkpoints
-mention. Nothing of a file is executed, and no file makes much more of itself in memory than its own size.
+A pickle is a program, of which torch's weights-only unpickler allows a harmless subset. The subset here is smaller:
+containers and tensors, and inert placeholders for the classes of a few packages that training checkpoints mention.
+Nothing in a file is executed, and the memory is in proportion to the size of the file.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ _PLAIN = frozenset(
         "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
     }
 )  # fmt: skip
-"""What a pickle may name: containers and tensors. Of what torch allows besides, `_codecs.encode` can double a string
-again and again, and others allocate what they are asked for."""
+"""Names that a pickle may use: containers and tensors. torch also allows `_codecs.encode`, which can double a string
+repeatedly, and functions that allocate any size."""
 _STAND_INS = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "taming", "ldm")
-"""Packages whose classes a training checkpoint may mention; instances of them become inert."""
+"""Packages whose classes a training checkpoint may mention; their instances become inert placeholders."""
 _NESTED = ("state_dict", "model")
-"""Where Lightning's and torchvision's training checkpoints have the weights."""
+"""Keys of the weights in training checkpoints of Lightning and torchvision."""
 _LEGACY_PICKLES = 5
-"""Magic number, protocol, system, the object, its storages: what torch wrote before 1.6, with raw bytes after them."""
+"""Pickles in a file of torch before 1.6, followed by raw bytes: magic number, protocol, system, object, storages."""
 _ZIP = b"PK\x03\x04"
-"""How files of the format since torch 1.6 start, by which torch distinguishes the two."""
+"""First bytes of files since torch 1.6, by which torch distinguishes the formats."""
 _FREE_BYTES = 64 * 2**20
 _FACTOR = 4
-"""A file may become this many times its size, or `_FREE_BYTES`. torch compresses nothing, and weights that layers share
-count once for each layer."""
+"""A file may take this many times its size in memory, or `_FREE_BYTES`. torch does not compress, and shared weights
+count once per layer."""
 
 
 class _Inert:
-    """Takes the place of a class that the file mentions: accepts anything, does nothing."""
+    """Placeholder of a class that the file mentions; it accepts any arguments and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -53,15 +53,15 @@ class _Inert:
 
 
 def load_weights(path: Path, error: type[UserError] = UserError) -> dict[str, Tensor]:
-    """The tensors of a file that torch (either format) or safetensors wrote, on the CPU; nothing in it is executed.
+    """Return the tensors of a file of torch (either format) or safetensors, on the CPU. Nothing in it is run.
 
     Args:
         path: The file: a state dict, or a checkpoint that has one as "state_dict" or "model".
         error: Class of the error.
 
     Raises:
-        UserError: no such file, no weights, a file that mentions a class that has no place in weights, or one that
-            would become larger than 4 times its size and 64 MiB.
+        UserError: The file does not exist, has no weights, mentions a class that is not allowed, or would exceed 4
+            times its size and 64 MiB in memory.
     """
     if not path.is_file():
         raise error(f"{path} does not exist: pass the path of a file of weights, such as last.ckpt")
@@ -69,7 +69,7 @@ def load_weights(path: Path, error: type[UserError] = UserError) -> dict[str, Te
         data = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except MemoryError:
         raise error(f"{path} cannot be read as plain weights: there is too little memory for what it holds") from None
-    except Exception as problem:  # the readers raise whatever the bytes provoke
+    except Exception as problem:  # damaged bytes may raise anything
         reason = (str(problem) or repr(problem)).splitlines()[0]
         raise error(f"{path} cannot be read as plain weights: {reason}") from problem
     return _tensors(path, data, error)
@@ -103,7 +103,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    """The file's pickles, each to be read to its end before the next is asked for."""
+    """Yield the file's pickles; each must be read to its end before the next one."""
     with path.open("rb") as file:
         if file.read(len(_ZIP)) != _ZIP:
             file.seek(0)
@@ -113,16 +113,16 @@ def _pickles(path: Path) -> Iterator[IO[bytes]]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         _check_size(path, sum(member.file_size for member in members))
-        # Bytes before the first member would let torch's reader find another table of contents than this one.
+        # With bytes before the first member, torch's reader could find another table of contents.
         if min((member.header_offset for member in members), default=0) > 0:
-            raise ValueError("something stands before its first record")
+            raise ValueError("it has bytes before its first record")
         for member in members:
             if member.filename.endswith(".pkl"):
                 yield io.BytesIO(archive.read(member))
 
 
 def _names_in(pickle: IO[bytes]) -> Iterator[str]:
-    """Classes and functions that a pickle names."""
+    """Yield the classes and functions that a pickle names."""
     for operation, argument, _ in pickletools.genops(pickle):
         if operation.name == "GLOBAL":
             yield str(argument).replace(" ", ".").replace("__builtin__.", "builtins.")
@@ -140,7 +140,7 @@ def _check_size(path: Path, nbytes: int) -> None:
 
 
 def _tensors(path: Path, data: Any, error: type[UserError]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, checked to be plain ones that take no more memory than the file may."""
+    """Return the tensors of a checkpoint after checking their kind and size."""
     import torch
 
     for name in _NESTED:
@@ -155,7 +155,7 @@ def _tensors(path: Path, data: Any, error: type[UserError]) -> dict[str, Tensor]
             kind = type(value).__name__
             raise error(f"{path} holds no state_dict of tensors ({name!r} is a {kind}): is it a model's checkpoint?")
     try:
-        # Not the storages' sizes: a tensor of stride 0 is larger than its storage.
+        # Not the size of the storages, because a tensor of stride 0 is larger than its storage.
         _check_size(path, sum(value.numel() * value.element_size() for value in data.values()))
     except ValueError as problem:
         raise error(f"{path} cannot be read as plain weights: {problem}") from None
@@ -163,16 +163,16 @@ def _tensors(path: Path, data: Any, error: type[UserError]) -> dict[str, Tensor]
 
 
 def download_weights(url: str, *, sha256: str = "", otherwise: str, error: type[UserError] = UserError) -> Path:
-    """The file of a URL in torch's cache, downloaded where it is not there. What is there is not trusted any more.
+    """Return the path of a URL's file in torch's cache, downloaded if it is missing. The file is not trusted.
 
     Args:
-        url: Where it is published.
-        sha256: First hex digits of its hash, checked after a download.
-        otherwise: What to do without a download other than to put the file into the cache, for the message.
+        url: The URL.
+        sha256: First hex digits of its sha256, checked after a download.
+        otherwise: An alternative to copying the file into the cache, for the message.
         error: Class of the error.
 
     Raises:
-        UserError: it could not be downloaded.
+        UserError: It cannot be downloaded.
     """
     import torch
 

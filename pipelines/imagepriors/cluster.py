@@ -10,10 +10,11 @@ from typing import Any
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.format import ShardDataset, Where, absolute
 from codeshards.format.files import read_json
+from runkit.devices import Device
 from runkit.errors import UserError, user_message
 from runkit.folders import check_apart
 from runkit.ray_session import connected
-from vqgan.config import Device, TrainConfig
+from vqgan.config import TrainConfig
 from vqgan.data import open_splits
 from vqgan.errors import InputError
 
@@ -30,9 +31,9 @@ def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path,
     data, out = data.resolve(), out.resolve()
 
     def worker(device: Device) -> None:
-        from vqgan.train import train
+        from vqgan.train import train_tokenizer
 
-        train(replace(config, device=device), open_splits(dataset, data), out)
+        train_tokenizer(replace(config, device=device), open_splits(dataset, data), out)
 
     return train_on_ray(worker, out, workers, name="train-vqgan", device=config.device)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from runkit.configs import check_fields
-from vqgan.config import Device
+from runkit.devices import Device
 from vqgan.errors import InputError
 
 Kind = Literal["depth", "segmentation"]

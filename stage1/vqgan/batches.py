@@ -1,13 +1,13 @@
-"""Training batches: which pictures a step sees, and reading them ahead."""
+"""Training batches: the pictures of each step, read ahead."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vqgan import distributed
+from runkit.ranks import rank, world_size
 from vqgan.config import TrainConfig
 from vqgan.data import CENTRE, Split, View
 
@@ -15,13 +15,12 @@ from vqgan.data import CENTRE, Split, View
 def training_pictures(
     split: Split, config: TrainConfig, step: int, pool: ThreadPoolExecutor, *, rank: int = 0, world: int = 1
 ) -> list[npt.NDArray[Any]]:
-    """This rank's share of one step's batch.
+    """Return this rank's part of the batch of a step.
 
-    The batch is a pure function of (seed, step), so that resuming is exact and free and any number of ranks sees the
-    same pictures.
+    The batch is a function of (seed, step), so a run resumes exactly, and any number of ranks reads the same pictures.
 
     Raises:
-        InputError: ten files in a row cannot be decoded.
+        InputError: Ten files in a row cannot be decoded.
     """
     size = config.batch_size
     epoch, position = divmod(step, max(1, len(split) // size))
@@ -52,13 +51,12 @@ def training_pictures(
     return list(pool.map(read, range(rank * share, (rank + 1) * share)))
 
 
-def prefetched(split: Split, config: TrainConfig, first: int) -> Iterator[list[npt.NDArray[Any]]]:
-    """This rank's pictures from step `first` on, the next ones decoded while the current ones train."""
-    rank, world = distributed.rank(), distributed.world()
+def prefetched(split: Split, config: TrainConfig, first: int) -> Generator[list[npt.NDArray[Any]]]:
+    """Yield this rank's pictures of each step from `first` on; the next ones are decoded meanwhile."""
     with ThreadPoolExecutor(config.reader_threads) as pool, ThreadPoolExecutor(1) as ahead:
 
         def load(step: int) -> list[npt.NDArray[Any]]:
-            return training_pictures(split, config, step, pool, rank=rank, world=world)
+            return training_pictures(split, config, step, pool, rank=rank(), world=world_size())
 
         future = ahead.submit(load, first)
         for step in range(first, config.steps):

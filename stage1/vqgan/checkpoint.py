@@ -1,16 +1,11 @@
-"""Saving and loading: a model is a folder with config.json and model.safetensors; nothing is pickled.
+"""Saving and loading. A model is a folder with config.json and model.safetensors; nothing is pickled.
 
-RUN/
-  checkpoints/           see :mod:`runkit.checkpoints`; config.json is a TrainConfig, and state.safetensors has the
-                         discriminator, the optimisers' tensors and the random state
-  best/                  the tokenizer with the lowest validation loss, and its figures
+RUN/                     see :mod:`runkit.runs`
+  checkpoints/           config.json is a TrainConfig; state.safetensors holds the discriminator, the optimisers'
+                         tensors and the random state
+  best/                  the tokenizer with the lowest validation loss, and its metrics
   non-finite-step-…/     every rank's batch of the step that failed, and the weights before it
   reconstructions/       originals above reconstructions
-  metrics.jsonl          and tensorboard/: the same figures as curves
-  model.safetensors      of the finished run
-  config.json
-  summary.json           written last: the run is complete
-  .train-vqgan.lock      held while a process trains here
 """
 
 import contextlib
@@ -25,49 +20,48 @@ import torch
 from torch import Tensor
 
 from runkit import checkpoints as stored
-from runkit.checkpoints import FOLDER, UNFINISHED, DamagedError, checkpoints, new_folder, read_finished, read_object
+from runkit.checkpoints import UNFINISHED, DamagedError, new_folder, read_object
+from runkit.configs import from_dict
 from runkit.errors import UserError
-from runkit.files import TEMP_MARK, pretty_json, write_file
+from runkit.files import TEMP_MARK, pretty_json, write_json
 from runkit.folders import check_publish, publish
-from runkit.jsonfiles import finite_or_none
+from runkit.runs import BEST, RESERVED, RunFolder
 from runkit.tensors import bare_tensors, check_finite, load_tensors, pack_tensors, save_tensors
-from vqgan.config import LossConfig, ModelConfig, TrainConfig, from_dict, inapplicable
+from vqgan.config import LossConfig, ModelConfig, TrainConfig, inapplicable
 from vqgan.errors import InputError
 from vqgan.model import VQGAN, Palette, build_model
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, SUMMARY = stored.CONFIG, stored.WEIGHTS, stored.SUMMARY
-METRICS, CURVES, BEST, PICTURES = "metrics.jsonl", "tensorboard", "best", "reconstructions"
-FIGURES = "figures.json"
-RESERVED = (SUMMARY, CONFIG, WEIGHTS, METRICS, CURVES, BEST, PICTURES, FOLDER, "non-finite-step-*")
-"""Names of what a run writes into its folder, but for hidden files."""
+PICTURES, FIGURES = "reconstructions", "figures.json"
 BEST_FILES = (CONFIG, WEIGHTS, FIGURES, UNFINISHED)
 
-FREE_TO_CHANGE = {
-    "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device", "compile",
-}  # fmt: skip
-"""Fields that a continued run may change: they decide how long and where it runs, not what it computes."""
+FREE_ON_RESUME = frozenset(
+    {
+        "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device",
+        "compile",
+    }
+)  # fmt: skip
+"""Fields of TrainConfig that a resumed run may change: none alters what a step computes.
+
+The cosine decay and the restarts of codes depend on `steps`, so a resume with another number warns.
+"""
 _FIRST_FIELDS = {
     "modality", "n_labels", "resolution", "ch", "ch_mult", "num_res_blocks", "attn_resolutions", "z_channels",
     "embed_dim", "quantizer", "codebook_size",
 }  # fmt: skip
-"""Fields of ModelConfig that are part of every fingerprint. Never add one: stored fingerprints would change."""
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON whole or not at all; numbers that are not finite become null."""
-    write_file(path, pretty_json(finite_or_none(data)))
+"""Fields of ModelConfig that are part of every fingerprint. A new one would change stored fingerprints."""
 
 
 def saved_config(config: TrainConfig) -> dict[str, Any]:
-    """What config.json holds."""
+    """Return the content of config.json."""
     return {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
 
 
 def save_model(folder: Path, config: TrainConfig, model: VQGAN | Palette) -> None:
-    """Write config.json and model.safetensors into a folder of ours, each whole or not at all, the config last.
+    """Write config.json and model.safetensors into a folder of a run, each atomically, the config last.
 
-    A folder that a person has named is written by :func:`publish_model`, which replaces nothing foreign.
+    :func:`publish_model` writes into other folders, where it replaces no foreign file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS, model.state_dict(), InputError)
@@ -78,7 +72,7 @@ def check_model_folder(folder: Path, command: str) -> None:
     """Make sure that :func:`publish_model` may write a folder; call it before the work.
 
     Raises:
-        InputError: it holds a model that the command has not made, or cannot be written.
+        InputError: It holds a model of another origin, or cannot be written.
     """
     check_files(folder, (WEIGHTS, CONFIG), command)
 
@@ -89,14 +83,14 @@ def publish_model(
     """Write config.json and model.safetensors into a folder, in place of those that the same command wrote there.
 
     Args:
-        folder: The folder; it is made.
+        folder: The folder, which is created.
         config: The architecture.
         model: The weights.
         command: Name of the command.
-        loss: What it was trained with; None where that is not known.
+        loss: Its training loss; None if it is unknown.
 
     Raises:
-        InputError: as :func:`check_model_folder`.
+        InputError: As :func:`check_model_folder`.
     """
     known = {"model": dataclasses.asdict(config)} | ({"loss": dataclasses.asdict(loss)} if loss else {})
     values = pretty_json({"format_version": FORMAT_VERSION, **known})
@@ -127,7 +121,7 @@ def load_config(folder: Path) -> TrainConfig:
     """Read a tokenizer's config.
 
     Raises:
-        InputError: the folder holds no tokenizer, a damaged one, or one of another version.
+        InputError: The folder holds no tokenizer, a damaged one, or one of another version.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -139,35 +133,35 @@ def load_config(folder: Path) -> TrainConfig:
 
 
 def parse_config(data: Mapping[str, Any], path: Path) -> TrainConfig:
-    """The config that a config.json at `path` holds.
+    """Return the config of a config.json at `path`, given its content.
 
     Raises:
-        InputError: it is of another version, or does not describe a tokenizer.
+        InputError: It is of another version, or does not describe a tokenizer.
     """
     version, fields = data.get("format_version"), {name: data[name] for name in data if name != "format_version"}
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}, this release reads {FORMAT_VERSION}")
     try:
-        config: TrainConfig = from_dict(TrainConfig, _as_trained(fields))
+        config: TrainConfig = from_dict(TrainConfig, _as_trained(fields), InputError)
     except InputError as error:
         raise InputError(f"{path} does not describe a tokenizer: {error}") from error
     return config
 
 
 def _as_trained(fields: dict[str, Any]) -> dict[str, Any]:
-    """A config without the terms of a loss that cannot apply: earlier versions saved them, and trained without."""
+    """Return a config without inapplicable terms of the loss: earlier versions saved but did not use them."""
     model, loss = fields.get("model", {}), fields.get("loss", {})
     if not isinstance(model, dict) or not isinstance(loss, dict):
-        return fields  # which is refused
-    asked = inapplicable(from_dict(ModelConfig, model), from_dict(LossConfig, loss))
+        return fields  # it is refused later
+    asked = inapplicable(from_dict(ModelConfig, model, InputError), from_dict(LossConfig, loss, InputError))
     return {**fields, "loss": {**loss, **{name: off for name, (off, _) in asked.items()}}}
 
 
 def trained_against(folder: Path) -> str | None:
-    """The perceptual network in a tokenizer's training loss, or "none"; None where its config does not tell.
+    """Return the perceptual network of a tokenizer's training loss, or "none"; None if it is unknown.
 
     Raises:
-        InputError: as load_config.
+        InputError: As load_config.
     """
     config = load_config(folder)
     if config.model.quantizer == "palette":
@@ -181,7 +175,7 @@ def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette]:
     """Read a tokenizer's config and weights, strictly, in evaluation mode on the CPU.
 
     Raises:
-        InputError: as load_config; or the weights are damaged, not finite or do not fit the config.
+        InputError: As load_config; or the weights are damaged, not finite or do not fit the config.
     """
     config, path = load_config(folder), folder / WEIGHTS
     weights = load_tensors(path, InputError)
@@ -195,17 +189,17 @@ def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette]:
 
 
 def fingerprint(folder: Path, known: str = "") -> str:
-    """Identity of a tokenizer: sha256 over its architecture and tensors, 16 hex digits.
+    """Return the fingerprint of a tokenizer: sha256 over its architecture and tensors, 16 hex digits.
 
-    It is the same for the same weights, however they were saved, and in a version whose ModelConfig has more fields.
+    It depends neither on how the weights were saved nor on later fields of ModelConfig with their default values.
 
     Args:
         folder: The tokenizer.
-        known: A fingerprint that a dataset, a plan or a prior has stored. Earlier versions hashed the bytes of the
-            file of weights, metadata included; where `known` is this tokenizer's by that rule, it is returned.
+        known: A stored fingerprint. Earlier versions hashed the file of weights with its metadata; if `known` is the
+            fingerprint of this tokenizer by that rule, it is returned.
 
     Raises:
-        InputError: no tokenizer there, or its weights cannot be read.
+        InputError: The folder holds no tokenizer, or its weights cannot be read.
     """
     architecture, path = architecture_of(load_config(folder).model), folder / WEIGHTS
     tensors = load_tensors(path, InputError)
@@ -222,7 +216,7 @@ def fingerprint(folder: Path, known: str = "") -> str:
 
 
 def architecture_of(model: ModelConfig) -> bytes:
-    """What of a config is part of a fingerprint; a later field is, where its value is not the default."""
+    """Return the part of a config that a fingerprint covers; later fields are covered if they are not the default."""
     usual = dataclasses.asdict(type(model)())
     values = {
         name: value
@@ -232,66 +226,20 @@ def architecture_of(model: ModelConfig) -> bytes:
     return json.dumps(values, sort_keys=True).encode()
 
 
-def check_same_run(saved: TrainConfig, wanted: TrainConfig, run: Path) -> None:
-    """Refuse to continue a run with another config.
-
-    Raises:
-        InputError: naming every field that decides the result and differs.
-    """
-    before, now = (_flat(dataclasses.asdict(config)) for config in (saved, wanted))
-    changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
-    if changed:
-        parts = ", ".join(f"{name}: {before.get(name)} → {now[name]}" for name in changed)
-        raise InputError(f"{run} was started with another config ({parts}): choose another output folder")
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names, so that a message names the field that differs."""
-    found: dict[str, Any] = {}
-    for name, value in data.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
-def is_run(folder: Path) -> bool:
-    """Whether this stage has trained in a folder, also in a version that left no lock file."""
-    finished = [folder] if (folder / SUMMARY).is_file() else []
-    for place in (*checkpoints(folder), *finished):
-        try:
-            load_config(place)
-            return True
-        except InputError:
-            continue
-    return False
-
-
-def finished_summary(run: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The summary of a run that has done all its steps and is whole, else None.
-
-    Raises:
-        InputError: it is another run.
-    """
-    found = read_finished(run)
-    if found is None:
-        return None
-    summary, values = found
-    check_same_run(parse_config(values, run / CONFIG), config, run)
-    return summary if summary.get("steps") == config.steps else None
-
-
-def remove_unfinished(run: Path) -> None:
-    """Remove what a killed process left half-written. Call it only from the process that holds the run."""
-    stored.remove_unfinished(run, (SUMMARY, CONFIG, WEIGHTS, METRICS), {BEST: BEST_FILES})
-    for pattern in (f"{PICTURES}/.step-*.png{TEMP_MARK}*", ".model.tmp-[0-9]*"):  # the second is of earlier versions
-        for temp in run.glob(pattern):
-            temp.unlink()
+def run_folder(path: Path) -> RunFolder:
+    """Return the folder of a tokenizer's run."""
+    return RunFolder(
+        path=path, command="train-vqgan", product="tokenizer", read_config=parse_config, free_on_resume=FREE_ON_RESUME,
+        best_files=BEST_FILES, error=InputError, reserved=(*RESERVED, PICTURES),
+        temporary=(f"{PICTURES}/.step-*.png{TEMP_MARK}*", ".model.tmp-[0-9]*"),  # the second is of earlier versions
+    )  # fmt: skip
 
 
 def save_best(run: Path, config: TrainConfig, model: VQGAN, figures: Mapping[str, Any]) -> None:
-    """Write RUN/best in place of an earlier one, if these figures are better than its."""
+    """Replace RUN/best if these metrics are better."""
     try:
         lowest = read_object(run / BEST / FIGURES).get("val_loss")
-    except DamagedError:  # missing, or to be written anew
+    except DamagedError:  # missing, or to be replaced
         lowest = None
     if isinstance(lowest, int | float) and not figures["val_loss"] < lowest:
         return
@@ -301,13 +249,13 @@ def save_best(run: Path, config: TrainConfig, model: VQGAN, figures: Mapping[str
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as flat tensors."""
+    """Return an optimiser's state as flat tensors."""
     state = optimizer.state_dict()["state"]
     return {f"{prefix}.{i}.{name}": value.cpu() for i, part in state.items() for name, value in part.items()}
 
 
 def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Restore the state that `optimizer_tensors` returned."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -315,7 +263,7 @@ def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: di
             _, index, name = key.split(".")
             like = parameters[int(index)]
             if value.shape == like.shape:
-                # The fused kernel walks memory, not indices: a moment must have its parameter's strides.
+                # The fused kernel ignores strides, so a moment must have those of its parameter.
                 value = torch.empty_like(like).copy_(value)
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,9 +1,11 @@
-"""Configuration of stage 1. Imports no torch, so that the CLI can build its flags in milliseconds."""
+"""Configuration of stage 1: the model, the loss, training. It imports no torch."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
-from runkit.configs import check_fields
+from runkit.configs import check_fields, require
+from runkit.devices import Device, Precision
 from vqgan.errors import InputError
 
 Modality = Literal["rgb", "segmentation", "depth", "pose"]
@@ -11,15 +13,13 @@ Geometry = Literal["crop", "pad", "stretch"]
 Quantizer = Literal["vq", "l2", "gumbel", "palette"]
 DiscLoss = Literal["hinge", "vanilla"]
 Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
-Precision = Literal["auto", "float32", "bfloat16"]
-Device = Literal["auto", "cpu", "cuda"]
 ScalesFrom = Literal["quantised", "continuous"]
-"""What is pooled for the codes of coarser scales: code vectors, or the encoder's output before it is quantised."""
-_GEOMETRIES: dict[str, Geometry] = {"deepfashion": "pad"}  # whose people stand from edge to edge of tall photos
+"""What is pooled for the codes of coarser scales: code vectors, or the encoder's output before quantisation."""
+_GEOMETRIES: dict[str, Geometry] = {"deepfashion": "pad"}  # its tall photos show people from head to foot
 
 
 def dataset_geometry(dataset: str) -> Geometry:
-    """The geometry that suits a dataset, where nobody has named one.
+    """Return the default geometry of a dataset.
 
     Args:
         dataset: Name of its reader.
@@ -27,13 +27,11 @@ def dataset_geometry(dataset: str) -> Geometry:
     return _GEOMETRIES.get(dataset, "crop")
 
 
-def _require(ok: bool, field_name: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise InputError(f"{field_name} is {value!r}: {remedy}")
+_require = partial(require, error=InputError)
 
 
 _MOST = {"num_res_blocks": 64, "ch": 4096, "z_channels": 65_536, "embed_dim": 65_536, "resolution": 65_536}
-"""Upper bounds, far above real models: a slip of ten millions must not end in an allocation."""
+"""Upper bounds, far above real models, so that a typing error is not followed by a huge allocation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,14 +39,14 @@ class ModelConfig:
     """The VQGAN's architecture (Esser et al. 2021; the defaults are its f16 model with 1024 codes)."""
 
     modality: Modality = "rgb"
-    """What is encoded: RGB images, one-hot segmentation maps, one-channel depth, or drawn poses."""
+    """What is encoded: RGB images, one-hot segmentation maps, one-channel depth, or rendered poses."""
     n_labels: int = 0
     """Labels of a segmentation map, label 0 (unlabelled) included; 0 for every other modality."""
     resolution: int = 256
     """Side of the square picture in pixels."""
     geometry: Geometry = "crop"
-    """How a picture that is not square becomes one, and its condition with it. crop: the centre square is kept. pad:
-    all is kept, and the shorter side filled (white, label 0, the lowest depth). stretch: each side is resized."""
+    """How a picture and its conditions become square. crop: the centre square is kept. pad: the shorter side is filled
+    (white, label 0, the lowest depth). stretch: each side is resized."""
     ch: int = 128
     """Channels at full resolution."""
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -56,16 +54,16 @@ class ModelConfig:
     num_res_blocks: int = 2
     """Residual blocks per encoder level (the decoder has one more)."""
     attn_resolutions: tuple[int, ...] = (16,)
-    """Feature-map sides, in cells, at which the levels have self-attention."""
+    """Sides of feature maps, in cells, that have self-attention."""
     z_channels: int = 256
     """Channels of the latent before quantisation."""
     embed_dim: int = 256
     """Dimension of a code vector."""
     quantizer: Quantizer = "vq"
-    """vq: nearest code; l2: nearest on the unit sphere, best with a low embed_dim. Not trained by gradient: gumbel, of
-    the released models, and palette, whose codes are colours (train-palette)."""
+    """vq: nearest code; l2: nearest on the unit sphere, best with a low embed_dim. Not for training: gumbel, of
+    released models, and palette, whose codes are colours."""
     codebook_size: int = 1024
-    """Number of code vectors; at most 65,536, since shards store uint16."""
+    """Number of code vectors; at most 65,536, because shards store uint16."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -83,7 +81,7 @@ class ModelConfig:
         _require(ok, "ch_mult", self.ch_mult, "give 1 to 12 factors of 1 … 64")
         for width in (self.ch * factor for factor in (1, *self.ch_mult)):
             fits = width < 128 or width % 32 == 0
-            _require(fits, "ch", self.ch, f"ch · ch_mult is {width}: from 128 on GroupNorm wants a multiple of 32")
+            _require(fits, "ch", self.ch, f"ch · ch_mult is {width}: from 128 on GroupNorm requires a multiple of 32")
         _require(
             self.resolution % self.factor == 0,
             "resolution",
@@ -122,10 +120,10 @@ class LossConfig:
     """Terms of the training loss (VQGAN paper, equations 2 to 7)."""
 
     l2_weight: float = 0.0
-    """Factor of the mean squared error, added to the mean absolute error; masks have neither."""
+    """Factor of the mean squared error, added to the mean absolute error; not for masks."""
     perceptual: Perceptual = "lpips-vgg"
-    """Perceptual distance; depth is three equal channels to it, and masks have none. efficientnet-lite0 ships with its
-    weights and needs no download."""
+    """Perceptual distance; not for masks. Depth becomes three equal channels. The weights of efficientnet-lite0 are
+    in its package; the others are downloaded."""
     perceptual_weight: float = 1.0
     """Factor of the perceptual distance, per image."""
     trunk: str = ""
@@ -133,19 +131,19 @@ class LossConfig:
     beta: float = 0.25
     """Factor of the commitment term, the one that pulls the encoder towards the codes."""
     swap_beta: bool = False
-    """Put beta on the other term, the one that pulls the codes: how the released VQGAN checkpoints were trained."""
+    """Apply beta to the other term, which pulls the codes, as in the training of the released VQGAN checkpoints."""
     codebook_decay: float = 0.0
-    """Decay of an EMA codebook, such as 0.99; 0 trains the codes by gradient."""
+    """Decay of an EMA codebook, such as 0.99; 0: the codes are trained by gradient."""
     codebook_weight: float = 1.0
     """Factor of the whole quantisation loss."""
     disc_weight: float = 0.8
-    """Factor of the adversarial term, on top of the adaptive weight."""
+    """Factor of the adversarial term, in addition to the adaptive weight."""
     disc_loss: DiscLoss = "hinge"
     """The discriminator's loss: hinge, or the vanilla cross-entropy."""
     disc_start: int = 10_000
-    """Step at which the patch discriminator starts; a value past `steps` switches it off."""
+    """Step at which the patch discriminator starts; a value beyond `steps` disables it."""
     disc_ramp: int = 1_000
-    """Steps over which the adversarial term grows from zero to its weight."""
+    """Steps over which the adversarial term increases from zero to its weight."""
     disc_ch: int = 64
     """Channels of the discriminator's first layer."""
     disc_layers: int = 3
@@ -174,7 +172,7 @@ class TrainConfig:
     batch_size: int = 12
     """Images per step, over all processes."""
     accumulate: int = 1
-    """Parts in which a process works off its share of a batch, to save memory."""
+    """Parts in which a process computes its part of a batch one after the other, to save memory."""
     steps: int = 100_000
     """Optimiser steps."""
     learning_rate: float = 5.4e-5
@@ -182,40 +180,40 @@ class TrainConfig:
     betas: tuple[float, float] = (0.5, 0.9)
     """Adam's decay rates, those of taming-transformers; short runs learn faster with (0.9, 0.99)."""
     warmup_steps: int = 0
-    """Steps over which the learning rate grows linearly from zero."""
+    """Steps over which the learning rate increases linearly from zero."""
     decay: bool = False
     """Cosine decay of the learning rate to a tenth over the run."""
     clip_grad: float = 0.0
-    """Largest norm of the gradient, for each of both optimisers; 0: not clipped."""
+    """Largest norm of the gradient, for each optimiser; 0: no clipping."""
     ema_decay: float = 0.0
-    """Decay of a moving average of the weights, which is then what is evaluated and saved; 0: none."""
+    """Decay of a moving average of the weights, which is then evaluated and saved; 0: no average."""
     compile: bool = False
-    """Compile encoder and decoder with torch.compile: minutes once, then faster steps."""
+    """Compile encoder and decoder with torch.compile, which takes minutes; later steps are faster."""
     crop_scale: float = 0.0
-    """Random resized crop: the window's side is at least this share of the shorter side (geometry pad: of the longer
-    one; stretch: of each); 0: the whole picture as its geometry has it."""
+    """Random resized crop: smallest side of the window as a fraction of the shorter side (geometry pad: of the longer
+    side; stretch: of each side); 0: the whole picture."""
     crop: int = 0
-    """Side of the random crop to train on, in pixels; 0 trains on the whole picture."""
+    """Side of the random crop to train on, in pixels; 0: the whole picture."""
     mirror: bool = True
     """Mirror half of the training images at random."""
     restart_every: int = 0
-    """Every so many steps, codes unused since the last time restart at random encoder outputs; 0: never."""
+    """Steps between restarts of unused codes at random encoder outputs; 0: no restarts."""
     seed: int = 0
     """Seed of initialisation, data order and augmentation."""
     precision: Precision = "auto"
-    """Autocast type; auto takes bfloat16 where the machine computes it natively."""
+    """Type of the computation. auto: bfloat16 if the GPU supports it or the CPU is faster in it, else float32."""
     device: Device = "auto"
-    """Device; auto takes a GPU where there is one."""
+    """Where to train. auto: a GPU if one is available."""
     eval_every: int = 1_000
     """Steps between evaluations, each with a grid of reconstructions."""
     eval_images: int = 0
-    """Validation images per evaluation, at most; 0: all of them."""
+    """Largest number of validation images per evaluation; 0: all."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept, beside best/, the tokenizer with the lowest validation loss."""
+    """Number of the latest checkpoints that are kept, besides best/, the tokenizer with the lowest validation loss."""
     reader_threads: int = 2
-    """Threads of each process that decode pictures ahead."""
+    """Threads per process that decode pictures ahead."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -235,7 +233,7 @@ class TrainConfig:
         _require(self.eval_images >= 0, "eval_images", self.eval_images, "choose 0 (all) or more")
         _require(self.clip_grad >= 0, "clip_grad", self.clip_grad, "choose 0 (off) or more")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "choose a number in [0, 1)")
-        _require(0 <= self.crop_scale <= 1, "crop_scale", self.crop_scale, "choose a share from 0 to 1")
+        _require(0 <= self.crop_scale <= 1, "crop_scale", self.crop_scale, "choose a fraction from 0 to 1")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "choose a positive rate")
         for name in ("seed", "warmup_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "choose 0 or more")
@@ -251,10 +249,10 @@ class TrainConfig:
 
 
 def inapplicable(model: ModelConfig, loss: LossConfig) -> dict[str, tuple[Any, str]]:
-    """Fields of a loss that ask for what cannot be had: field → the value that does not ask, and the reason."""
+    """Return the fields of a loss that do not apply to a model: field → the value that disables it, and the reason."""
     found: dict[str, tuple[Any, str]] = {}
     if model.modality == "segmentation" and loss.perceptual != "none" and loss.perceptual_weight:
-        found["perceptual"] = "none", "masks are planes of labels, which no perceptual network reads"
+        found["perceptual"] = "none", "perceptual networks do not apply to masks"
     if model.modality == "segmentation" and loss.l2_weight:
         found["l2_weight"] = 0.0, "masks are compared by cross-entropy"
     if loss.trunk and not loss.perceptual.startswith("lpips-"):
@@ -262,15 +260,3 @@ def inapplicable(model: ModelConfig, loss: LossConfig) -> dict[str, tuple[Any, s
     if loss.swap_beta and loss.codebook_decay:
         found["swap_beta"] = False, "no term pulls the codes of an EMA codebook"
     return found
-
-
-def from_dict(cls: type[Any], data: dict[str, Any]) -> Any:
-    """Build a config dataclass from plain data, strictly: unknown fields and wrong types raise InputError."""
-    import dacite
-
-    try:
-        return dacite.from_dict(cls, data, config=dacite.Config(strict=True, cast=[tuple]))
-    except dacite.DaciteError as error:
-        raise InputError(
-            f"{cls.__module__}.{cls.__name__}: {error}; its docstring lists the fields, --help the flags"
-        ) from error

@@ -1,7 +1,7 @@
-"""Data parallelism in a few lines: with one process every function here is the identity.
+"""The mean of tensors over all ranks; with one process it is the identity.
 
-Gradients are averaged once a step in one flat buffer. That gives up the overlap of DistributedDataParallel, and in
-turn the step may differentiate its terms one by one, which the adaptive weight of the discriminator wants.
+Gradients are averaged once per step in one flat buffer. That gives up the overlap of DistributedDataParallel; in return
+a step can differentiate its terms one by one, which the adaptive weight of the discriminator requires.
 """
 
 from collections.abc import Iterable
@@ -10,18 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from runkit.ranks import barrier, from_first, process_group, rank, total, world
-
-__all__ = ["average", "barrier", "from_first", "process_group", "rank", "total", "world"]
+from runkit.ranks import world_size
 
 
 def average(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its mean over all ranks, in place."""
     tensors = list(tensors)
-    if world() == 1 or not tensors:
+    if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    flat /= world()
+    flat /= world_size()
     for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view(tensor.shape))

@@ -1,7 +1,7 @@
-"""The one error class that stage 1 raises for bad input."""
+"""The error class of stage 1 for invalid input."""
 
 from runkit.errors import UserError
 
 
 class InputError(UserError):
-    """Bad input from a person: says what is wrong, which value, and what to do. The CLI exits with code 2."""
+    """Invalid input; the message says what is wrong, which value was found, and what to do."""

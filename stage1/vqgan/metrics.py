@@ -6,14 +6,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vqgan import distributed
+from runkit.ranks import sum_over_ranks
 
 
 class TokenizerMetrics:
-    """Accumulates over batches of (reconstruction, original, codes); `result` has the figures.
+    """Metrics that accumulate over batches of reconstructions, originals and codes.
 
-    PSNR is the mean over images, in dB, of pictures in 0 … 255 (depth: in [0, 1]). mIoU averages over the labels
-    that occur in the originals or reconstructions. Usage, entropy (bits) and perplexity are those of all codes seen.
+    PSNR, in dB, is the mean over images in 0 … 255 (depth: in [0, 1]). mIoU is the mean over the labels that occur in
+    the originals or reconstructions. Usage, entropy (bits) and perplexity are those of all codes.
     """
 
     def __init__(self, modality: str, codebook_size: int, n_labels: int = 0) -> None:
@@ -30,7 +30,7 @@ class TokenizerMetrics:
         *,
         loss: float = 0.0,
     ) -> None:
-        """Add a batch; pictures as `to_pictures` gives them, and the mean loss over the batch."""
+        """Add a batch of images, as `to_pictures` returns them, with its mean loss."""
         self.counts_K += np.bincount(codes_BHW.ravel(), minlength=len(self.counts_K))
         self._sums += len(output), loss * len(output), 0.0
         if self.modality == "segmentation":
@@ -43,13 +43,13 @@ class TokenizerMetrics:
         self._sums[2] += (10 * np.log10(peak**2 / np.maximum(mse_B, 1e-10))).sum()
 
     def reduce(self, device: torch.device) -> None:
-        """Add up what all ranks have seen."""
+        """Sum the metrics over all ranks."""
         for name in ("counts_K", "_sums", "_confusion"):
             array = getattr(self, name)
-            setattr(self, name, distributed.total(torch.from_numpy(array).to(device)).cpu().numpy())
+            setattr(self, name, sum_over_ranks(torch.from_numpy(array).to(device)).cpu().numpy())
 
     def result(self) -> dict[str, float]:
-        """The figures, with the keys of metrics.jsonl."""
+        """Return the metrics, with the keys of metrics.jsonl."""
         images, loss, psnr_db = self._sums
         p = self.counts_K[self.counts_K > 0] / max(1, self.counts_K.sum())
         entropy_bits = float(-(p * np.log2(p)).sum())

@@ -1,4 +1,4 @@
-"""What differs between RGB, segmentation, depth and pose: model input, reconstruction loss, decoded picture.
+"""Differences between RGB, segmentation, depth and pose: model input, reconstruction loss, decoded image.
 
 Axes: B batch, C channels, H W pixels.
 """
@@ -19,12 +19,12 @@ from vqgan.errors import InputError
 def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig, device: torch.device | None = None) -> Tensor:
     """Stack pictures into the model's input, float32 [B, C, H, W] on `device` (default: the CPU).
 
-    A GPU gets the pictures as they are (a quarter of the bytes, of masks less) from pinned memory, without waiting.
+    Images are converted on the GPU, after an asynchronous copy from pinned memory of at most a quarter of the bytes.
 
-    RGB and pose: x / 127.5 - 1. Depth, which is in [0, 1] where it was read: 2x - 1. Segmentation: one-hot planes.
+    RGB and pose: x / 127.5 - 1. Depth, which is in [0, 1]: 2x - 1. Segmentation: one-hot planes.
 
     Raises:
-        InputError: a label is not below `n_labels`, or depth is not in [0, 1].
+        InputError: A label is not below `n_labels`, or depth is not in [0, 1].
     """
     stack = torch.from_numpy(np.stack(pictures))
     if config.modality == "segmentation":
@@ -38,7 +38,7 @@ def to_input(pictures: Sequence[npt.NDArray[Any]], config: ModelConfig, device: 
     if config.modality == "depth":
         low, high = (float(value) for value in stack.aminmax())
         if not (low >= 0 and high <= 1):
-            raise InputError(f"depth goes from {low:g} to {high:g}: stretch each whole map to 0 … 1, as readers do")
+            raise InputError(f"depth goes from {low:g} to {high:g}: scale each map to 0 … 1, as the readers do")
         return _move(stack, device).float().mul(2).sub_(1).unsqueeze(1)
     stack = _move(stack, device)
     return stack.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
@@ -53,7 +53,7 @@ def _move(stack: Tensor, device: torch.device | None) -> Tensor:
 def reconstruction_loss(
     output_BCHW: Tensor, target_BCHW: Tensor, config: ModelConfig, l2_weight: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy per pixel for segmentation, else mean absolute error plus `l2_weight` · mean squared error."""
+    """Return the mean cross-entropy for segmentation, else mean absolute + `l2_weight` · mean squared error."""
     if config.modality == "segmentation":
         return F.cross_entropy(output_BCHW.float(), target_BCHW.argmax(1))
     loss = F.l1_loss(output_BCHW.float(), target_BCHW)
@@ -61,7 +61,7 @@ def reconstruction_loss(
 
 
 def to_pictures(output_BCHW: Tensor, config: ModelConfig) -> npt.NDArray[Any]:
-    """Model output as pictures: uint8 [B, H, W, 3]; label maps uint8 [B, H, W]; depth float32 [B, H, W] in [0, 1]."""
+    """Return images uint8 [B, H, W, 3], label maps uint8 [B, H, W] or depth float32 [B, H, W] in [0, 1]."""
     if config.modality == "segmentation":
         return output_BCHW.argmax(1).to(torch.uint8).cpu().numpy()
     unit = output_BCHW.float().add(1).div(2).clamp(0, 1)

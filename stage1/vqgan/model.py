@@ -1,7 +1,7 @@
 """The VQGAN (Esser, Rombach, Ommer 2021): CNN encoder, vector quantiser, CNN decoder.
 
-Axes: B batch, C channels, H W pixels, h w grid cells, K codes, D code dimension. Module names follow the published
-checkpoints, key for key.
+Axes: B batch, C channels, H W pixels, h w grid cells, K codes, D code dimension. Module names are those of the
+published checkpoints.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqgan.config import LossConfig, ModelConfig, ScalesFrom
-from vqgan.groupnorm import GroupNorm
+from vqgan.cpu_kernels import GroupNorm
 from vqgan.quantize import GumbelQuantizer, VectorQuantizer, pooled_codes
 
 
 def norm(channels: int) -> GroupNorm:
-    """GroupNorm, eps 1e-6: 32 groups as published, fewer in narrow models so that a group has 4 channels or more.
+    """Return a GroupNorm, eps 1e-6, with 32 groups as published, or fewer so that a group has 4 or more channels.
 
-    One channel a group would be instance normalisation, which erases each picture's flat colours.
+    One channel per group would be instance normalisation, which removes the flat colours of an image.
     """
     return GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
-    """Two 3×3 convolutions behind norm and swish, with a residual path (1×1 where the channels change)."""
+    """Two 3×3 convolutions after norm and swish, with a residual path (1×1 if the number of channels changes)."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: residual blocks, each followed by attention where asked, then a change of resolution."""
+    """One resolution: residual blocks, each optionally followed by attention, then a change of resolution."""
 
     def __init__(
         self, channels_in: int, channels: int, blocks: int, attention: bool, resample: nn.Module | None
@@ -93,7 +93,9 @@ class Level(nn.Module):
             self.downsample = resample
         elif isinstance(resample, Upsample):
             self.upsample = resample
-        self._resample = [resample] if resample else []  # in a list: registered once, under its published name
+        self._resample = (
+            [resample] if resample else []
+        )  # in a list, so that it is registered only under its published name
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] → [B, C, H', W']."""
@@ -123,7 +125,7 @@ class Mid(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels → latent."""
+    """The network from pixels to the latent."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantised latent → pixels; the encoder's mirror image with one more block per level."""
+    """The network from the quantised latent to pixels: the encoder reversed, with one more block per level."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -183,9 +185,9 @@ class Decoder(nn.Module):
 def scale_codes(
     quantize: VectorQuantizer | GumbelQuantizer, z_BDhw: Tensor, sides: Sequence[int], scales_from: ScalesFrom
 ) -> list[Tensor]:
-    """Codes int64 [B, h, w] of a latent, then those of each coarser side S, [B, S, S].
+    """Return the codes int64 [B, h, w] of a latent, then those of each coarser side S, [B, S, S].
 
-    The coarser scales of the multiscale prior (paper section 3): the quantised latent, or the continuous one, is
+    For the coarser scales of the multiscale prior (paper section 3), the quantised or the continuous latent is
     average-pooled with kernel = stride, and quantised with the same codebook.
     """
     height, width = z_BDhw.shape[2:]
@@ -198,7 +200,7 @@ def scale_codes(
 
 
 class VQGAN(nn.Module):
-    """The autoencoder: encode to code indices, decode code indices."""
+    """The autoencoder, which encodes images to code indices and decodes them."""
 
     def __init__(self, config: ModelConfig, loss: LossConfig | None = None) -> None:
         super().__init__()
@@ -230,14 +232,14 @@ class VQGAN(nn.Module):
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes_Bhw)))  # type: ignore[no-any-return]
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction [B, C, H, W], quantisation loss, latent [B, D, h, w]."""
+        """Return the reconstruction [B, C, H, W], the quantisation loss and the latent [B, D, h, w]."""
         z_BDhw = self.latent(x_BCHW)
         q_BDhw, loss, _ = self.quantize(z_BDhw)
         return self.decoder(self.post_quant_conv(q_BDhw)), loss, z_BDhw
 
 
 class Palette(nn.Module):
-    """The paper's pixel baseline: the codebook is a dictionary of colours and there is no network."""
+    """The paper's pixel baseline, without a network: the codebook is a dictionary of colours."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -251,7 +253,7 @@ class Palette(nn.Module):
     def encode_scales(
         self, x_BCHW: Tensor, sides: Sequence[int] = (), scales_from: ScalesFrom = "quantised"
     ) -> list[Tensor]:
-        """As VQGAN.encode_scales; the latent is the picture itself."""
+        """Encode as VQGAN.encode_scales; the latent is the image itself."""
         return scale_codes(self.quantize, x_BCHW, sides, scales_from)
 
     def decode(self, codes_BHW: Tensor) -> Tensor:
@@ -260,5 +262,5 @@ class Palette(nn.Module):
 
 
 def build_model(config: ModelConfig, loss: LossConfig | None = None) -> VQGAN | Palette:
-    """The network that a config describes."""
+    """Return the network that a config describes."""
     return Palette(config) if config.quantizer == "palette" else VQGAN(config, loss)

@@ -1,4 +1,4 @@
-"""The palette tokenizer: k-means over the pixels of small pictures (the paper's pixel baseline, after iGPT)."""
+"""The palette tokenizer: k-means over the pixels of small images (the pixel baseline of the paper, after iGPT)."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from vqgan.model import Palette
 
 _COMMAND = "train-palette"
 _PIXELS = 200_000
-"""Pixels that k-means sees: more move no colour visibly."""
+"""Number of pixels for k-means; more do not change the colours visibly."""
 
 
 def fit_palette(
@@ -27,7 +27,7 @@ def fit_palette(
     images: int = 2_000,
     seed: int = 0,
 ) -> Path:
-    """Fit a dictionary of RGB colours and write it as a tokenizer folder; one code a pixel.
+    """Fit a dictionary of RGB colours and write it as a tokenizer with one code per pixel.
 
     Args:
         split: Training pictures.
@@ -35,11 +35,11 @@ def fit_palette(
         colours: Size of the dictionary.
         resolution: Side of the pictures, in pixels and in codes.
         geometry: How a picture that is not square becomes one.
-        images: Pictures to take pixels from, at most, drawn at random.
+        images: Largest number of pictures from which pixels are drawn.
         seed: Seed of the draw and of k-means.
 
     Raises:
-        InputError: a number is out of range, ten pictures in a row cannot be read, there are fewer distinct pixels than
+        InputError: A number is out of range, ten pictures in a row cannot be read, there are fewer distinct pixels than
             colours, or `out` holds a model that this function has not written.
     """
     from scipy.cluster.vq import kmeans2
@@ -64,7 +64,7 @@ def fit_palette(
     if len(np.unique(pixels_N3, axis=0)) < colours:
         raise InputError(f"the pictures have fewer than {colours} different colours: choose fewer colours")
     centres_K3, _ = kmeans2(pixels_N3.astype(np.float64) / 127.5 - 1, colours, minit="++", rng=rng, iter=20)
-    # Sorted by brightness, so that equal inputs give equal files and a code says something by itself.
+    # Sorted by brightness, so that equal inputs give equal files and similar codes have similar brightness.
     centres_K3 = centres_K3[np.argsort(centres_K3 @ [0.299, 0.587, 0.114], kind="stable")]
     model = Palette(config)
     with torch.no_grad():

@@ -1,10 +1,8 @@
-"""The tokenizer: pictures in, code indices out, and back. This is all that later stages need of stage 1."""
+"""The tokenizer: encodes pictures to code indices and decodes them. Later stages need nothing else of stage 1."""
 
-import functools
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,54 +10,16 @@ import torch
 
 from runkit.compiling import check_compiler
 from runkit.configs import check_value
+from runkit.devices import Autocast, Device, Precision, make_autocast, pick_device
 from vqgan import checkpoint
-from vqgan.config import Device, ModelConfig, Precision, ScalesFrom
+from vqgan.config import ModelConfig, ScalesFrom
+from vqgan.cpu_kernels import resolve_precision
 from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN, Palette
 
 _DECODED = 64
-"""Pictures decoded at once, however many are asked for: at 256×256 one activation of them has 2 GiB."""
-
-
-def pick_device(name: Device) -> torch.device:
-    """The device that `name` means here.
-
-    Raises:
-        InputError: cuda is asked for and there is no usable GPU; or another name than those of Device.
-    """
-    check_value("device", name, Device, InputError)
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device = 'cuda', but torch sees no GPU: use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The autocast type; auto is bfloat16 on GPUs and on CPUs that are faster in it.
-
-    Raises:
-        InputError: another name than those of Precision.
-    """
-    check_value("precision", precision, Precision, InputError)
-    native = precision == "auto" and (device.type == "cuda" or _cpu_gains_from_bfloat16())
-    return torch.bfloat16 if precision == "bfloat16" or native else torch.float32
-
-
-@functools.cache
-def _cpu_gains_from_bfloat16() -> bool:
-    """Whether a convolution is faster: no flag tells, since with AVX512-BF16 alone some CPUs are slower in it."""
-
-    def best_s(dtype: torch.dtype) -> float:
-        x_BCHW = torch.ones(1, 128, 64, 64, dtype=dtype).to(memory_format=torch.channels_last)
-        kernel = torch.ones(128, 128, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            torch.nn.functional.conv2d(x_BCHW, kernel, padding=1)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return best_s(torch.float32) > 1.2 * best_s(torch.bfloat16)
+"""Pictures that are decoded at once: at 256×256 one activation of 64 takes 2 GiB."""
 
 
 class Tokenizer:
@@ -71,12 +31,12 @@ class Tokenizer:
         model: VQGAN | Palette,
         fingerprint: str,
         device: torch.device,
-        dtype: torch.dtype,
+        precision: Autocast,
         compiled: bool = False,
     ) -> None:
         self.config = config
         self.fingerprint = fingerprint
-        self._device, self._dtype = device, dtype
+        self._device, self._precision = device, precision
         self._model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if compiled:
             check_compiler(device.type, InputError)
@@ -89,43 +49,47 @@ class Tokenizer:
         path: Path,
         *,
         device: Device = "auto",
-        precision: Literal["auto", "float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
         compiled: bool = False,
         known: str = "",
     ) -> "Tokenizer":
-        """Load a tokenizer folder. Float32 is the default, since bfloat16 changes a few per cent of the codes.
+        """Load a tokenizer from its folder.
 
-        With `compiled` the encoder goes through torch.compile, once for every batch size it meets. `known` is a stored
-        fingerprint; if an earlier version gave it to this tokenizer, it is the tokenizer's `fingerprint` here too.
+        Args:
+            path: The folder.
+            device: Where to compute.
+            precision: Float32 is the default, because bfloat16 changes a few per cent of the codes.
+            compiled: Compile the encoder with torch.compile, once for every batch size.
+            known: A stored fingerprint. If an earlier version gave it to this tokenizer, it is its `fingerprint`.
 
         Raises:
-            InputError: no tokenizer there, or weights that do not fit.
+            InputError: The folder holds no tokenizer, or its weights do not fit its config.
         """
         config, model = checkpoint.load_model(path)
-        place = pick_device(device)
+        place = pick_device(device, InputError)
         fingerprint = checkpoint.fingerprint(path, known)
-        return cls(config.model, model, fingerprint, place, pick_dtype(precision, place), compiled)
+        return cls(config.model, model, fingerprint, place, resolve_precision(precision, place), compiled)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
+        return make_autocast(self._device, self._precision)
 
     def _exact_convolutions(self) -> Any:
-        # On a GPU torch's float32 convolutions are TF32 by default, whose codes differ. The rest stays as it is set.
+        # By default torch's float32 convolutions are TF32 on a GPU, which gives other codes. Other settings are kept.
         cudnn = torch.backends.cudnn
         return cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
     def encode(self, pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.uint16]:
-        """Pictures of one modality at `config.resolution` → codes uint16 [N, h, w], raster order."""
-        return self.start(pictures)()[0]
+        """Return the codes, uint16 [N, h, w] in raster order, of pictures of one modality at `config.resolution`."""
+        return self.encode_async(pictures)()[0]
 
     @torch.inference_mode()
-    def start(
+    def encode_async(
         self,
         pictures: Sequence[npt.NDArray[Any]],
         sides: Sequence[int] = (),
         scales_from: ScalesFrom = "quantised",
     ) -> Callable[[], list[npt.NDArray[np.uint16]]]:
-        """Start encoding, and return what waits for the codes: a GPU works on them while the caller does other things.
+        """Start encoding, and return a function that waits for the codes; a GPU computes them meanwhile.
 
         Args:
             pictures: N pictures of one modality at `config.resolution`.
@@ -133,10 +97,10 @@ class Tokenizer:
             scales_from: What is pooled for them.
 
         Returns:
-            A function that gives uint16 [N, h, w], then [N, S, S] for each side, all from one encoder pass.
+            A function that returns uint16 [N, h, w], then [N, S, S] for each side, all from one encoder pass.
 
         Raises:
-            InputError: a label is not below `n_labels`, depth is not in [0, 1], or `scales_from` is no choice.
+            InputError: A label is not below `n_labels`, depth is not in [0, 1], or `scales_from` is no choice.
         """
         check_value("scales_from", scales_from, ScalesFrom, InputError)
         x = to_input(pictures, self.config, self._device).contiguous(memory_format=torch.channels_last)
@@ -144,7 +108,7 @@ class Tokenizer:
             found = self._encode_scales(x, tuple(sides), scales_from)
         if self._device.type == "cpu":
             return lambda: [codes.numpy().astype(np.uint16) for codes in found]
-        # int32, since torch has no arithmetic in uint16; the copy ends when the event has passed.
+        # int32, because torch has no arithmetic in uint16; the copy is complete when the event is.
         copies = [codes.to(torch.int32).to("cpu", non_blocking=True) for codes in found]
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
@@ -157,10 +121,10 @@ class Tokenizer:
 
     @torch.inference_mode()
     def decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Codes [N, h, w] → pictures as `to_pictures` gives them: RGB, label maps or depth in [0, 1].
+        """Return the pictures of codes [N, h, w], as `to_pictures` does: RGB, label maps or depth in [0, 1].
 
         Raises:
-            InputError: a code is not in the codebook.
+            InputError: A code is not in the codebook.
         """
         highest = int(codes_NHW.max(initial=0))
         if highest >= self.config.codebook_size:

@@ -1,12 +1,11 @@
-"""Stage-1 training: the loop around the step, with evaluation, logs, checkpoints and clean stops."""
+"""Training a tokenizer: the loop around the step, with its metrics and evaluation."""
 
 import contextlib
 import io
-import json
 import logging
-import signal
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,17 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from runkit.checkpoints import newest_intact, remove_old
-from runkit.compiling import check_compiler
-from runkit.files import write_file
-from runkit.folders import held
-from runkit.runlog import RunLog
+from runkit.files import write_file, write_json
+from runkit.ranks import process_group, rank, world_size
 from runkit.tensors import save_tensors
-from vqgan import checkpoint, distributed
+from runkit.training import TrainingLoop, run_training
+from vqgan import checkpoint
 from vqgan.batches import prefetched
 from vqgan.config import TrainConfig
 from vqgan.data import Split, spread
-from vqgan.errors import InputError
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
-from vqgan.tokenizer import pick_device
 from vqgan.trainer import NonFiniteLossError, Trainer
 
 log = logging.getLogger(__name__)
@@ -41,14 +35,28 @@ _EVAL_BATCH = 32
 
 
 @torch.inference_mode()
-def evaluate(trainer: Trainer, split: Split) -> tuple[TokenizerMetrics, Any, Any]:
-    """Metrics over the validation images in float32, shared out over the ranks; some originals and outputs."""
+def evaluate(
+    trainer: Trainer, split: Split, before_batch: Callable[[], None] = lambda: None
+) -> tuple[TokenizerMetrics, npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return metrics over the validation images in float32, and some originals and reconstructions.
+
+    Each rank evaluates its part of the images; the metrics are the same on all ranks.
+
+    Args:
+        trainer: The model, as it is shipped.
+        split: The images.
+        before_batch: Called before every batch; an exception that it raises on all ranks ends the evaluation.
+    """
     config = trainer.config
     metrics = TokenizerMetrics(config.model.modality, config.model.codebook_size, config.model.n_labels)
-    mine = spread(len(split), config.eval_images or len(split))[distributed.rank() :: distributed.world()]
+    indices = spread(len(split), config.eval_images or len(split))
+    mine = indices[rank() :: world_size()]
     with ThreadPoolExecutor(config.reader_threads) as pool:
-        for start in range(0, len(mine), _EVAL_BATCH):
-            x, decoded, codes = _reconstruct(trainer, split, mine[start : start + _EVAL_BATCH], pool)
+        for batch in range(math.ceil(len(indices) / (world_size() * _EVAL_BATCH))):
+            before_batch()  # also on a rank whose images have run out
+            if not (part := mine[batch * _EVAL_BATCH : (batch + 1) * _EVAL_BATCH]):
+                continue
+            x, decoded, codes = _reconstruct(trainer, split, part, pool)
             loss = reconstruction_loss(decoded, x, config.model, config.loss.l2_weight)
             if trainer.perceptual is not None:
                 loss = loss + config.loss.perceptual_weight * trainer.perceptual(decoded, x)
@@ -62,7 +70,7 @@ def evaluate(trainer: Trainer, split: Split) -> tuple[TokenizerMetrics, Any, Any
 def _reconstruct(
     trainer: Trainer, split: Split, indices: list[int], pool: ThreadPoolExecutor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Input, reconstruction and codes of a few validation images."""
+    """Return the input, the reconstruction and the codes of a few validation images."""
     net, model = trainer.config.model, trainer.shipped.eval()
     wanted = () if net.modality == "rgb" else (net.modality,)
 
@@ -76,11 +84,11 @@ def _reconstruct(
 
 
 def save_grid(path: Path, originals: npt.NDArray[Any], outputs: npt.NDArray[Any]) -> None:
-    """Originals above reconstructions, as a PNG."""
+    """Write originals above reconstructions, as a PNG."""
     rows = []
     for pictures in (originals, outputs):
         row = np.concatenate(list(pictures), axis=1)
-        if row.ndim == 2:  # depth is in [0, 1]; labels are stretched to grey levels
+        if row.ndim == 2:  # depth is in [0, 1]; labels are scaled to grey levels
             top = 1.0 if row.dtype.kind == "f" else max(1, row.max())
             row = np.repeat((row / top * 255).astype(np.uint8)[..., None], 3, axis=2)
         rows.append(row)
@@ -89,168 +97,129 @@ def save_grid(path: Path, originals: npt.NDArray[Any], outputs: npt.NDArray[Any]
     write_file(path, content.getvalue())
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT in a list; only a process's main thread can."""
-    stop: list[int] = []
-    try:
-        names = (signal.SIGTERM, signal.SIGINT)
-        previous = {name: signal.signal(name, lambda number, _: stop.append(number)) for name in names}
-    except ValueError:  # a Ray Train worker runs this in another thread and handles signals itself
-        previous = {}
-    try:
-        yield stop
-    finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
+class Run(TrainingLoop):
+    """The loop of one tokenizer's run."""
+
+    def __init__(self, trainer: Trainer, splits: Mapping[str, Split], path: Path) -> None:
+        self.trainer, self.config, self.splits = trainer, trainer.config, splits
+        config = trainer.config
+        super().__init__(
+            checkpoint.run_folder(path), steps=config.steps, log_every=_LOG_EVERY, eval_every=config.eval_every,
+            checkpoint_every=config.checkpoint_every, keep=config.keep_checkpoints,
+        )  # fmt: skip
+        self._started_s = time.monotonic()
+        self._timed_steps, self._interval_s = 0, 0.0
+        self._terms: dict[str, float] = {}
+        self._results: dict[str, Any] = {}
+
+    @property
+    def step(self) -> int:
+        """Number of steps that are done."""
+        return self.trainer.step_done
+
+    def check(self, path: Path) -> None:
+        """Refuse a checkpoint from which the run cannot continue; see :meth:`Trainer.check`."""
+        self.trainer.check(path, self.folder)
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint."""
+        self.trainer.restore(path)
+
+    def state(self) -> dict[str, Any]:
+        """Return the config, weights, tensors and scalars of a checkpoint."""
+        return self.trainer.state()
+
+    def fit(self) -> None:
+        """Train up to the last step.
+
+        Raises:
+            NonFiniteLossError: A loss is not finite.
+            StoppedError: after a signal, with a checkpoint saved.
+        """
+        with contextlib.closing(prefetched(self.splits["train"], self.config, self.step)) as self._batches:
+            super().fit()
+
+    def advance(self) -> None:
+        """Do one step."""
+        start = time.monotonic()
+        batch = to_input(next(self._batches), self.config.model, self.trainer.device)
+        try:
+            self._terms = self.trainer.step(batch)
+        except NonFiniteLossError as error:
+            evidence = _save_evidence(self.trainer, batch, self.folder.path)
+            raise NonFiniteLossError(f"{error}; the batch and the weights are in {evidence}") from error
+        self._timed_steps += 1
+        self._interval_s += time.monotonic() - start
+
+    def metrics(self) -> tuple[Mapping[str, float], Mapping[str, str]]:
+        """Return the loss terms of the last step and the speed since the last call; and those for the progress bar."""
+        images_per_s = self._timed_steps * self.config.batch_size / self._interval_s
+        self._timed_steps, self._interval_s = 0, 0.0
+        figures = {**self._terms, "learning_rate": self.trainer.learning_rate(), "images_per_s": images_per_s}
+        return figures, {"loss": f"{self._terms['loss']:.3f}", "images_per_s": f"{images_per_s:.1f}"}
+
+    def evaluate(self, check_stop: Callable[[], None]) -> None:
+        """Evaluate on the validation split, write reconstructions, and keep the weights if they are the best."""
+        metrics, originals, outputs = evaluate(self.trainer, self.splits["val"], check_stop)
+        figures = metrics.result()
+        if self.log is not None:
+            self.log.write(self.step, figures)
+            run = self.folder.path
+            save_grid(run / checkpoint.PICTURES / f"step-{self.step:08d}.png", originals, outputs)
+            log.info("step %d: %s", self.step, ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+            if figures["val_usage"] < 0.25:
+                log.warning(
+                    "only %.0f%% of the codes are used: try restart_every = 50, loss.codebook_decay = 0.99, or "
+                    "model.quantizer = 'l2' with model.embed_dim = 8",
+                    100 * figures["val_usage"],
+                )
+            checkpoint.save_best(run, self.config, self.trainer.shipped, {"step": self.step, **figures})
+        self._results = {**figures, "code_counts": metrics.counts_K.tolist()}
+
+    def finish(self) -> dict[str, Any]:
+        """Publish the final weights and the summary, and return the summary."""
+        wall_s = round(time.monotonic() - self._started_s, 1)
+        summary = {"steps": self.step, "wall_s": wall_s, **self._results}
+        if self.first:
+            checkpoint.save_model(self.folder.path, self.config, self.trainer.shipped)
+            write_json(self.folder.path / checkpoint.SUMMARY, summary)
+        return summary
 
 
-def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str, Any]:
-    """Train a VQGAN in `run`, continuing from its newest intact checkpoint if there is one; returns the summary.
+def _save_evidence(trainer: Trainer, batch: Tensor, run: Path) -> Path:
+    """Write the batch of a step that failed, and the weights, which it has not changed; return the folder."""
+    folder = run / f"non-finite-step-{trainer.step_done:08d}" / f"rank-{rank()}"
+    checkpoint.save_model(folder, trainer.config, trainer.model)
+    save_tensors(folder / "batch.safetensors", {"batch": batch})
+    return folder
+
+
+def train_tokenizer(config: TrainConfig, splits: Mapping[str, Split], run: Path) -> dict[str, Any]:
+    """Train a VQGAN, or resume a run that was stopped.
 
     Writes metrics.jsonl, tensorboard/, reconstructions/, checkpoints/, best/ (the tokenizer with the lowest validation
     loss) and at the end model.safetensors, config.json and, last, summary.json. Under `torchrun`, or in a process
-    group that exists already, each process trains on its share of every batch. A run that is complete is not run
-    again.
+    group that exists already, each process trains on its part of every batch.
+
+    Args:
+        config: The run. On resume only the fields in `checkpoint.FREE_ON_RESUME` may differ.
+        splits: The splits "train" and "val".
+        run: The run's folder; all processes must see it.
+
+    Returns:
+        The summary, which is also RUN/summary.json. A run that is complete is not run again.
 
     Raises:
-        InputError: bad data or a config that contradicts the run; the loss is not finite; another process
-            trains in `run`, or it holds files of these names that no training has made.
-        SystemExit: (143) stopped by SIGTERM, after a checkpoint.
-        KeyboardInterrupt: stopped by Ctrl-C, after a checkpoint.
+        InputError: The data are unusable, or the config contradicts the run; the loss is not finite; another process
+            trains in `run`, or it holds files of these names that were not made by training.
+        StoppedError: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
-    with distributed.process_group(), contextlib.ExitStack() as stack, _stop_signals() as stop:
+    with process_group():
         if config.model.modality != "rgb":
             splits = {name: split.having(config.model.modality) for name, split in splits.items()}
         if config.mirror:
             splits["train"].check_mirror((config.model.modality,), "set mirror = false")
         if config.model.modality == "segmentation":
             splits = {name: split.within(config.model.n_labels) for name, split in splits.items()}
-        summary = distributed.from_first(lambda: checkpoint.finished_summary(run, config), InputError)
-        if summary is not None:
-            log.info("%s is complete", run)
-            return summary
-        if config.compile:
-            check_compiler(pick_device(config.device).type, InputError)
-        trainer = Trainer(config)
-        distributed.from_first(lambda: stack.enter_context(_held(run)), InputError)
-        found = distributed.from_first(lambda: _starting_point(trainer, run), InputError)
-        if found is not None:
-            trainer.restore(found)
-            log.info("continuing %s from step %d", run, trainer.step_done)
-        return _train(trainer, splits, run, stop)
-
-
-def _held(run: Path) -> contextlib.AbstractContextManager[None]:
-    return held(run, "train-vqgan", reserved=checkpoint.RESERVED, is_ours=lambda: checkpoint.is_run(run))
-
-
-def _starting_point(trainer: Trainer, run: Path) -> Path | None:
-    """The checkpoint to continue from, if any; what killed processes left is removed."""
-    checkpoint.remove_unfinished(run)
-    found = newest_intact(run, trainer.check)
-    if found is None and (run / checkpoint.WEIGHTS).exists():
-        raise InputError(f"{run} holds a trained tokenizer, but its checkpoints are gone: choose another output folder")
-    remove_old(run, trainer.config.keep_checkpoints)  # of a run that ended between writing one and that
-    return found
-
-
-def _train(trainer: Trainer, splits: dict[str, Split], run: Path, stop: list[int]) -> dict[str, Any]:
-    first = distributed.rank() == 0
-    if first:
-        (run / checkpoint.SUMMARY).unlink(missing_ok=True)
-    lines = _run_log(run, trainer.step_done, trainer.config.steps) if first else None
-    started = time.monotonic()
-    figures = _loop(trainer, splits, run, lines, stop)
-    summary = {"steps": trainer.step_done, "wall_s": round(time.monotonic() - started, 1), **figures}
-    if first:
-        checkpoint.save_model(run, trainer.config, trainer.shipped)
-        checkpoint.write_json(run / checkpoint.SUMMARY, summary)
-    distributed.barrier()
-    return summary
-
-
-def _loop(
-    trainer: Trainer, splits: dict[str, Split], run: Path, lines: RunLog | None, stop: list[int]
-) -> dict[str, Any]:
-    config, first = trainer.config, distributed.rank() == 0
-    figures: dict[str, Any] = {}
-    bar = tqdm(
-        total=config.steps, initial=trainer.step_done, desc="train-vqgan", unit="step", disable=None if first else True
-    )
-    with bar:
-        last = time.monotonic()
-        for pictures in prefetched(splits["train"], config, trainer.step_done):
-            batch = to_input(pictures, config.model, trainer.device)
-            try:
-                terms = trainer.step(batch)
-            except NonFiniteLossError as error:
-                evidence = _save_evidence(trainer, batch, run)
-                raise NonFiniteLossError(f"{error}; the batch and the weights are in {evidence}") from error
-            step = trainer.step_done
-            bar.update()
-            if step % _LOG_EVERY == 0:
-                rate = _LOG_EVERY * config.batch_size / (time.monotonic() - last)
-                last = time.monotonic()
-                if lines is not None:
-                    lines.write(step, {**terms, "learning_rate": trainer.learning_rate(), "images_per_s": rate})
-                bar.set_postfix(loss=f"{terms['loss']:.3f}", images_per_s=f"{rate:.1f}")
-            if step % config.eval_every == 0 or step == config.steps:
-                figures = _evaluate_and_log(trainer, splits["val"], run, lines)
-                last = time.monotonic()
-            # One process alone need not wait for its GPU to know.
-            stopping = bool(stop)
-            if distributed.world() > 1:
-                stopping = bool(distributed.total(torch.tensor(float(stopping), device=trainer.device)))
-            if first and (stopping or step % config.checkpoint_every == 0 or step == config.steps):
-                trainer.save(run)
-            if stopping:
-                told = f"stopped at step {step}; run again to continue"
-                if signal.SIGINT in stop:
-                    raise KeyboardInterrupt(told)
-                log.warning(told)  # batch systems tell by the exit code what may be started again
-                raise SystemExit(128 + signal.SIGTERM)
-    return figures or _evaluate_and_log(trainer, splits["val"], run, lines)
-
-
-def _evaluate_and_log(trainer: Trainer, split: Split, run: Path, lines: RunLog | None) -> dict[str, Any]:
-    step = trainer.step_done
-    metrics, originals, outputs = evaluate(trainer, split)
-    figures = metrics.result()
-    if lines is not None:
-        lines.write(step, figures)
-        save_grid(run / checkpoint.PICTURES / f"step-{step:08d}.png", originals, outputs)
-        log.info("step %d: %s", step, ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-        if figures["val_usage"] < 0.25:
-            log.warning(
-                "only %.0f%% of the codes are used: try --restart-every 50, --loss.codebook-decay 0.99 or "
-                "--model.quantizer l2 --model.embed-dim 8",
-                100 * figures["val_usage"],
-            )
-        checkpoint.save_best(run, trainer.config, trainer.shipped, {"step": step, **figures})
-    return {**figures, "code_counts": metrics.counts_K.tolist()}
-
-
-def _save_evidence(trainer: Trainer, batch: Tensor, run: Path) -> Path:
-    """The state in which a step failed: the batch, and the weights, which the failed step left alone."""
-    folder = run / f"non-finite-step-{trainer.step_done:08d}" / f"rank-{distributed.rank()}"
-    checkpoint.save_model(folder, trainer.config, trainer.model)
-    save_tensors(folder / "batch.safetensors", {"batch": batch})
-    return folder
-
-
-def _run_log(run: Path, step: int, steps: int) -> RunLog:
-    """The log without the lines past the checkpoint that a run continues from, and those that a kill has damaged.
-
-    A run that continues from its last step evaluates it once more, so that this evaluation is dropped too.
-    """
-
-    def stays(line: bytes) -> bool:
-        try:
-            value = json.loads(line)
-            at = value["step"]
-            return line.endswith(b"\n") and (at < step or (at == step and (step < steps or "val_loss" not in value)))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return False
-
-    return RunLog(run / checkpoint.METRICS, run / checkpoint.CURVES, step, stays)
+        folder = checkpoint.run_folder(run)
+        return run_training(folder, config, config.steps, lambda: Run(Trainer(config), splits, run))

@@ -5,65 +5,46 @@ Axes: B batch, C channels, H W pixels, h w grid cells, D code dimension.
 
 import copy
 import math
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from runkit.checkpoints import CONFIG, TENSORS, WEIGHTS, check_shapes, read_tensors, read_values, save_checkpoint
+from runkit.checkpoints import CONFIG, SCALARS, TENSORS, WEIGHTS, DamagedError, check_shapes, read_tensors, read_values
+from runkit.devices import make_autocast, resumed_precision
+from runkit.runs import RunFolder, warn_of_other_steps
+from runkit.training import place_run, update_average
 from vqgan import checkpoint, distributed
 from vqgan.config import TrainConfig
+from vqgan.cpu_kernels import resolve_precision, training_layout
 from vqgan.errors import InputError
 from vqgan.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, perceptual_loss
 from vqgan.modalities import reconstruction_loss
 from vqgan.model import VQGAN
 from vqgan.quantize import VectorQuantizer
-from vqgan.tokenizer import pick_device, pick_dtype
 
 
 class NonFiniteLossError(InputError):
-    """A loss term is not a number; nothing was updated by the step that found it."""
-
-
-def training_layout(device: torch.device) -> torch.memory_format:
-    """How pictures and kernels lie in memory: channels last, but for CPUs that have AVX2 and no more.
-
-    There oneDNN's gradient of a kernel takes three to four times as long channels last (128 channels, 256×256: 996 ms
-    against 237 ms on two cores); the forward pass and the other gradient do not care.
-    """
-    avx2 = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return torch.contiguous_format if avx2 else torch.channels_last
+    """A loss term is not finite; the step has updated nothing."""
 
 
 class Trainer:
-    """Model, discriminator, losses and optimisers of one run, with everything that a step changes."""
+    """Model, discriminator, losses and optimisers of one run: all that a step changes."""
 
     def __init__(self, config: TrainConfig) -> None:
         if config.model.quantizer not in ("vq", "l2"):
-            raise InputError(
-                f"quantizer is {config.model.quantizer!r}, which has no gradient: to train choose vq or l2"
-            )
-        parts = distributed.world() * config.accumulate
-        if config.batch_size % parts:
-            raise InputError(
-                f"batch_size is {config.batch_size}: choose a multiple of {parts} "
-                f"({distributed.world()} processes × accumulate = {config.accumulate})"
-            )
+            raise InputError(f"quantizer is {config.model.quantizer!r}, which cannot be trained: choose vq or l2")
         side, layers = config.crop or config.model.resolution, config.loss.disc_layers
         if config.loss.disc_weight and config.loss.disc_start < config.steps and side < 3 * 2**layers:
             raise InputError(
                 f"loss.disc_layers is {layers}: too many for pictures of {side} pixels, its last layer sees "
-                f"{side} / 2^{layers} of them and wants 3 or more"
+                f"{side} / 2^{layers} of them and requires 3 or more"
             )
         torch.manual_seed(config.seed)
         self.config = config
-        self.device = pick_device(config.device)
-        gpus = torch.cuda.device_count()
-        if self.device.type == "cuda" and int(os.environ.get("LOCAL_RANK", "0")) >= gpus:
-            raise InputError(f"this machine has {gpus} GPUs for more processes: start fewer, or use device 'cpu'")
-        self.dtype = pick_dtype(config.precision, self.device)
+        self.device, self.precision = place_run(config, resolve_precision, InputError)
         self.layout = training_layout(self.device)
         layout = {"device": self.device, "memory_format": self.layout}
         self.model: VQGAN = VQGAN(config.model, config.loss).to(**layout)  # type: ignore[call-overload]
@@ -80,37 +61,41 @@ class Trainer:
         self.disc_optimizer = torch.optim.Adam(self.disc.parameters(), **adam)
         self.step_done = 0
         if config.compile:
-            # The last layer stays outside: the adaptive weight differentiates it alone.
+            # The last layer is not compiled, because the adaptive weight differentiates it separately.
             self.model.encoder.compile()
             self.model.decoder.body = torch.compile(self.model.decoder.body)
 
     @property
     def shipped(self) -> VQGAN:
-        """The model that is evaluated and saved: the moving average where there is one."""
+        """The model that is evaluated and saved: the moving average, if there is one."""
         return self.averaged if self.averaged is not None else self.model
 
     def learning_rate(self) -> float:
-        """Learning rate of the coming step."""
+        """Return the learning rate of the next step."""
         config, step = self.config, self.step_done
         warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
         cosine = 0.55 + 0.45 * math.cos(math.pi * min(1.0, step / config.steps)) if config.decay else 1.0
         return config.learning_rate * warm * cosine
 
-    def adversarial(self) -> bool:
-        """Whether the coming step trains the discriminator."""
+    def is_adversarial(self) -> bool:
+        """Return whether the next step trains the discriminator."""
         return self.config.loss.disc_weight > 0 and self.step_done >= self.config.loss.disc_start
 
     def autocast(self, enabled: bool = True) -> torch.autocast:
-        """Mixed precision as configured."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled and self.dtype != torch.float32)
+        """Return the context of mixed precision."""
+        return make_autocast(self.device, self.precision if enabled else "float32")
 
     def step(self, x_BCHW: Tensor) -> dict[str, float]:
-        """One update of the autoencoder and, from `disc_start` on, of the discriminator, from one forward pass.
+        """Update the autoencoder and, from `disc_start` on, the discriminator, from one forward pass.
 
-        Takes this rank's share of the batch; returns the loss terms, averaged over the ranks.
+        Args:
+            x_BCHW: This rank's part of the batch.
+
+        Returns:
+            The loss terms, averaged over the ranks.
 
         Raises:
-            NonFiniteLossError: a term is not finite; no weight was changed.
+            NonFiniteLossError: A term is not finite; no weight was changed.
         """
         config = self.config
         self.model.train()
@@ -126,17 +111,14 @@ class Trainer:
             raise NonFiniteLossError(
                 f"loss is not finite at step {self.step_done} ({', '.join(bad)}): lower the learning rate"
             )
-        self.quantizer.follow()
+        self.quantizer.update_ema()
         self._update(self.optimizer, self.trained)
-        if self.adversarial():
+        if self.is_adversarial():
             self._update(self.disc_optimizer, list(self.disc.parameters()))
         self.step_done += 1
         if self.averaged is not None:
-            # Ramped, so that the first averages are not the random initialisation.
-            decay = min(config.ema_decay, self.step_done / (10 + self.step_done))
-            with torch.no_grad():  # else the average is a function of all weights so far, and holds on to them
-                torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
-        # The last quarter runs without restarts, so that the decoder settles on the codebook it is shipped with.
+            update_average(self.averaged, self.model, config.ema_decay, self.step_done)
+        # The last quarter has no restarts, so that the decoder adapts to the final codebook.
         if config.restart_every and self.step_done % config.restart_every == 0 and self.step_done < 0.75 * config.steps:
             self.quantizer.restart_unused(z_BDhw.detach())
         return figures
@@ -151,10 +133,10 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
 
     def _backward(self, x_BCHW: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients of one micro-batch; returns the terms and the latent.
+        """Compute the gradients of one part of a batch; return the loss terms and the latent.
 
-        The losses are differentiated at the reconstruction, each once; only their weighted sum goes back through the
-        autoencoder. The adaptive weight then costs no second pass through the perceptual network.
+        Each loss is differentiated once at the reconstruction, and their weighted sum is propagated through the
+        autoencoder. The adaptive weight then requires no second pass through the perceptual network.
         """
         config = self.config.loss
         with self.autocast():
@@ -166,12 +148,12 @@ class Trainer:
         }
         loss = terms["reconstruction"]
         if self.perceptual is not None:
-            # Depthwise convolutions are twice as slow in bfloat16 on a CPU: there the offline trunk stays in float32.
+            # Depthwise convolutions are twice as slow in bfloat16 on CPUs, so EfficientNet is in float32 there.
             with self.autocast(self.device.type == "cuda" or config.perceptual != "efficientnet-lite0"):
                 terms["perceptual"] = self.perceptual(output, x_BCHW)
             loss = loss + config.perceptual_weight * terms["perceptual"]
         (gradient,) = torch.autograd.grad(loss, output)
-        if self.adversarial():
+        if self.is_adversarial():
             gradient = gradient + self._adversarial(x_BCHW, reconstruction, output, gradient, terms)
         terms = {"loss": loss + config.codebook_weight * quantization, **terms}
         share = 1 / self.config.accumulate
@@ -182,33 +164,33 @@ class Trainer:
     def _adversarial(
         self, x_BCHW: Tensor, reconstruction: Tensor, output: Tensor, gradient: Tensor, terms: dict[str, Tensor]
     ) -> Tensor:
-        """Add the discriminator's gradients to its parameters; return the generator's weighted one at the output.
+        """Add the discriminator's gradients to its parameters; return the weighted adversarial gradient at the output.
 
-        One pass of the discriminator over the detached reconstruction serves both.
+        Both are computed from one pass of the discriminator over the detached reconstruction.
         """
         config = self.config.loss
         with self.autocast():
-            # Masks are planes of zeros and ones: what is compared with them are probabilities.
+            # Masks are planes of zeros and ones, so they are compared with probabilities.
             shown = output.softmax(1) if self.config.model.modality == "segmentation" else output
             real, fake = self.disc(x_BCHW).float(), self.disc(shown).float()
         terms["adversarial"] = -fake.mean()
         terms["discriminator"] = discriminator_loss(config.disc_loss, real, fake)
-        (of_adversarial,) = torch.autograd.grad(terms["adversarial"], output, retain_graph=True)
+        (adversarial_gradient,) = torch.autograd.grad(terms["adversarial"], output, retain_graph=True)
         share = terms["discriminator"] / self.config.accumulate
         torch.autograd.backward(share, inputs=list(self.disc.parameters()))
         last = self.model.decoder.conv_out.weight
         pair = [
             torch.autograd.grad(reconstruction, last, part.to(reconstruction.dtype), retain_graph=True)[0].float()
-            for part in (gradient, of_adversarial)
+            for part in (gradient, adversarial_gradient)
         ]
         distributed.average(pair)
         weight = adaptive_weight(*pair)
         ramp = min(1.0, (self.step_done - config.disc_start + 1) / config.disc_ramp)
         terms["adaptive_weight"] = weight
-        return ramp * config.disc_weight * weight * of_adversarial
+        return ramp * config.disc_weight * weight * adversarial_gradient
 
     def _state(self) -> dict[str, Tensor]:
-        """What decides later steps beside the weights and the optimisers."""
+        """Return what determines later steps, besides the weights and the optimisers."""
         tensors = {
             **{f"disc.{key}": value for key, value in self.disc.state_dict().items()},
             **{f"quantizer.{name}": value for name, value in self.quantizer.named_buffers()},
@@ -218,48 +200,38 @@ class Trainer:
             tensors |= {f"averaged.{key}": value for key, value in self.averaged.state_dict().items()}
         return tensors
 
-    def save(self, run: Path) -> None:
-        """Write a checkpoint after the last finished step.
-
-        Raises:
-            UserError: it cannot be written, or a weight is not finite.
-        """
-        save_checkpoint(
-            run,
-            self.step_done,
-            config=checkpoint.saved_config(self.config),
-            weights=self.model.state_dict(),
-            tensors={
+    def state(self) -> dict[str, Any]:
+        """Return the config, weights, tensors and scalars of a checkpoint after the last finished step."""
+        return {
+            "config": checkpoint.saved_config(self.config),
+            "weights": self.model.state_dict(),
+            "tensors": {
                 **self._state(),
                 **checkpoint.optimizer_tensors("optimizer", self.optimizer),
                 **checkpoint.optimizer_tensors("disc_optimizer", self.disc_optimizer),
             },
-            scalars={},
-            keep=self.config.keep_checkpoints,
-        )
+            "scalars": {"precision": self.precision},
+        }
 
-    def check(self, folder: Path) -> None:
-        """Make sure that :meth:`restore` can continue from a checkpoint; of all ranks one needs to.
+    def check(self, folder: Path, run: RunFolder) -> None:
+        """Make sure that :meth:`restore` can continue from a checkpoint of a run; one rank is enough.
 
         Raises:
-            DamagedError: the checkpoint is damaged.
-            InputError: it belongs to another config, or to more steps.
+            DamagedError: The checkpoint is damaged.
+            InputError: It belongs to another config, or to more steps.
         """
         config, values = read_values(folder)
-        run = folder.parent.parent
-        checkpoint.check_same_run(checkpoint.parse_config(config, folder / CONFIG), self.config, run)
+        run.check_same_run(checkpoint.parse_config(config, folder / CONFIG), self.config, run.path)
+        if values.get("precision", "float32") not in ("float32", "bfloat16"):
+            raise DamagedError(f"{folder / SCALARS} is damaged: precision is {values['precision']!r}")
         weights, tensors = read_tensors(folder)
         check_shapes(weights, self.model.state_dict(), folder / WEIGHTS)
         check_shapes(tensors, self._state(), folder / TENSORS)
-        if values["step"] > self.config.steps:
-            raise InputError(
-                f"steps is {self.config.steps}: {run} is already at step {values['step']}; choose at least that, or "
-                "another output folder"
-            )
+        run.check_steps(values["step"], self.config.steps)
 
     def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint that :meth:`check` has passed, exactly."""
-        _, values = read_values(folder)
+        """Continue exactly from a checkpoint that :meth:`check` has accepted."""
+        config, values = read_values(folder)
         weights, tensors = read_tensors(folder, verify=False)
         self.model.load_state_dict(weights)
 
@@ -275,3 +247,11 @@ class Trainer:
         for name, buffer in self.quantizer.named_buffers():
             buffer.copy_(tensors[f"quantizer.{name}"])
         self.step_done = values["step"]
+        self.precision = resumed_precision(self.config.precision, self.precision, values.get("precision"))
+        warn_of_other_steps(config["steps"], self.config.steps, self.step_done, self._depends_on_steps())
+
+    def _depends_on_steps(self) -> Iterator[str]:
+        if self.config.decay:
+            yield "the learning rate (decay)"
+        if self.config.restart_every:
+            yield "the restarts of unused codes (restart_every)"

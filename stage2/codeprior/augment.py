@@ -1,7 +1,7 @@
-"""What training does to a batch: hidden conditions, replaced inputs, permuted sequences.
+"""Augmentation of training batches: dropped conditions, replaced inputs, permuted sequences.
 
-Every draw is a function of (seed, step, row of the global batch): nothing has to be saved to resume, and the number
-of ranks changes nothing.
+Every random number is a function of (seed, step, row of the global batch). A resumed run therefore needs no saved
+state, and the result does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HIDE, _PERMUTE, _KEYS, _REPLACE, _CODES = 11, 12, 13, 14, 15  # a stream of ran
 
 
 def permuted_fraction(config: TrainConfig, step: int) -> float:
-    """Probability that a sequence of update `step` is permuted: 1, then a line down to 0 (RAR, section 3.2)."""
+    """Return the probability that a sequence of update `step` is permuted: 1, then linear to 0 (RAR, section 3.2)."""
     if not config.random_order:
         return 0.0
     start, end = config.anneal_start * config.steps, config.anneal_end * config.steps
@@ -28,14 +28,14 @@ def permuted_fraction(config: TrainConfig, step: int) -> float:
 
 
 def augment(batch: Batch, config: TrainConfig, sequence: SequenceSpec, *, step: int, mine: slice) -> Batch:
-    """Apply what the config asks for to this rank's part of global batch `step`.
+    """Augment this rank's part of global batch `step`.
 
     Args:
-        batch: the rows `mine` of the global batch, in main memory.
-        config: the run.
-        sequence: what its sequences mean.
-        step: number of the update.
-        mine: this rank's rows of the global batch.
+        batch: The rows `mine` of the global batch, in main memory.
+        config: The run.
+        sequence: The meaning of its sequences.
+        step: Number of the update.
+        mine: This rank's rows of the global batch.
     """
 
     def bits(purpose: int, width: int = 1) -> NDArray[np.uint64]:
@@ -51,10 +51,10 @@ def augment(batch: Batch, config: TrainConfig, sequence: SequenceSpec, *, step: 
     T = sequence.length
     fraction = permuted_fraction(config, step)
     if config.random_order:
-        straight_T = torch.arange(T)
+        ordered_T = torch.arange(T)
         shuffled_BT = torch.from_numpy(np.argsort(bits(_KEYS, T), axis=1, kind="stable"))
         permuted_B1 = happens(_PERMUTE, fraction) if fraction < 1 else torch.tensor(True)
-        positions_BT = torch.where(permuted_B1, shuffled_BT, straight_T)
+        positions_BT = torch.where(permuted_B1, shuffled_BT, ordered_T)
         codes_BT = codes_BT.gather(1, positions_BT)
     if config.pkeep < 1:
         replaced_BT = happens(_REPLACE, 1 - config.pkeep, T)

@@ -1,4 +1,4 @@
-"""Columns of shards decoded once into flat files, which are then memory-mapped.
+"""Columns of shards, decoded once into flat files that are memory-mapped.
 
 Axes: N rows of a split.
 """
@@ -28,20 +28,20 @@ from runkit.retries import patient
 
 logger = logging.getLogger(__name__)
 CACHE_VERSION = 2
-"""Part of every cache file's address: raise it when the bytes in the files change meaning."""
+"""Part of every cache file's name; it is raised when the content of the files changes."""
 _STALE_S = 3600
 _CHECKED: set[tuple[str, str, str]] = set()
-"""Place and fingerprint of datasets, and splits, whose bytes this process has checked: once for all columns."""
+"""Path, fingerprint and split of the datasets that this process has checked, once for all columns."""
 _DIGEST_BYTES = 32
-"""Length of the sha256 with which a cache file ends, of all bytes before it; numpy reads no further than its data."""
+"""Length of the sha256 at the end of a cache file, over all bytes before it; numpy does not read beyond its data."""
 _INTACT: set[tuple[str, int, int, int]] = set()
-"""Path, inode, size and time of cache files whose bytes this process has compared with their sha256."""
+"""Path, inode, size and time of the cache files whose sha256 this process has checked."""
 
 
 def cache_root(dataset: ShardDataset) -> Path:
-    """Where decoded columns live: $IMAGEPRIORS_CACHE if set, else `.cache` inside the dataset.
+    """Return the folder of decoded columns: $IMAGEPRIORS_CACHE if set, else `.cache` inside the dataset.
 
-    A memory map needs a local file: of a dataset in an object store they go to ~/.cache/imagepriors.
+    A memory map requires a local file, so the columns of a dataset in an object store go to ~/.cache/imagepriors.
     """
     if chosen := os.environ.get("IMAGEPRIORS_CACHE"):
         return Path(chosen)
@@ -50,16 +50,16 @@ def cache_root(dataset: ShardDataset) -> Path:
 
 
 def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
-    """One column of a split as a read-only array [N, ...] that stays on disk until it is read.
+    """Return one column of a split as a read-only memory map [N, ...].
 
-    The first call decodes the column into one .npy file; its name carries a hash of all that decides its
-    bytes, so a changed dataset can never be served from an old file. Of processes that start together one
-    decodes and the others wait. Where a file system knows no locks, or none between machines, several decode; the first
-    complete file stays, for over NFS one that is replaced is lost to those who have mapped it.
+    The first call decodes the column into one .npy file. Its name contains a hash of all that determines its content,
+    so a changed dataset is never read from an old file. Of processes that start together, one decodes and the others
+    wait. On a file system without locks, or without locks between machines, several decode. The first complete file is
+    kept, because over NFS a file that is replaced is lost to the processes that have mapped it.
 
     Raises:
-        ShardError: the split or column is unknown or the split empty, a shard is damaged, or the cache
-            cannot be written.
+        ShardError: The split or column is unknown, the split is empty, a shard is damaged, or the cache cannot be
+            written.
     """
     rows = dataset.rows(split)
     if rows == 0:
@@ -71,26 +71,26 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(path.parent):
-                _remove_half_files(path.parent)
+                _remove_stale(path.parent)
                 if not path.exists():
                     _decode(dataset, split, column, path)
         except (OSError, WriteError) as error:
             raise PriorError(
                 f"cannot write the decoded codes to {path.parent} ({error}): "
-                "set IMAGEPRIORS_CACHE to a writable folder with room"
+                "set IMAGEPRIORS_CACHE to a writable folder with enough free space"
             ) from error
     try:
         _check_intact(path)
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:  # a header that is none, or fewer bytes than it promises
+    except (OSError, ValueError) as error:  # an invalid header, or fewer bytes than it announces
         raise PriorError(f"{path} is damaged ({error}): delete the file and try again") from error
     if len(array) != rows:
         raise PriorError(f"{path} holds {len(array)} rows, the dataset {rows}: delete the file and try again")
-    return np.asarray(array)  # a plain view of the map: np.memmap's own indexing is slower
+    return np.asarray(array)  # a plain view, because np.memmap's own indexing is slower
 
 
 def _check_intact(path: Path) -> None:
-    """Compare a cache file with the sha256 at its end, once in a process."""
+    """Compare a cache file with the sha256 at its end, once per process."""
     found = path.stat()
     known = (str(path), found.st_ino, found.st_size, found.st_mtime_ns)
     if known in _INTACT:
@@ -101,13 +101,13 @@ def _check_intact(path: Path) -> None:
             total.update(piece)
             left -= len(piece)
         if left or file.read() != total.digest():
-            raise ValueError("its content and the sha256 that it carries differ")
+            raise ValueError("its content and its sha256 differ")
     _INTACT.add(known)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system lets go of it when a process dies, so none is ever left behind."""
+    """Hold the folder's lock; the system releases it when the process dies."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -121,10 +121,11 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_half_files(folder: Path) -> None:
-    """Remove what starters left that were killed as they decoded.
+def _remove_stale(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed while they decoded.
 
-    By age, since NFS and Lustre lock a folder on one machine only: who decodes now, there too, writes all the time.
+    They are recognised by age, because NFS and Lustre lock a folder on one machine only: a process that decodes on
+    another machine writes all the time.
     """
     for temp in folder.glob(f".*.npy{TEMP_MARK}*"):
         with contextlib.suppress(FileNotFoundError):
@@ -140,7 +141,7 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
         try:
             os.link(own, path)
         except FileExistsError:
-            pass  # another machine's, with the same bytes
+            pass  # written by another machine, with the same bytes
         except OSError:  # a file system without hard links
             own.replace(path)
     finally:
@@ -148,11 +149,11 @@ def _decode(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
 
 
 def _write_column(dataset: ShardDataset, split: str, column: str, path: Path) -> None:
-    # Every byte, here: what is decoded is read for as long as the file lies there.
-    here = (str(dataset.path), dataset.fingerprint, split)
-    if here not in _CHECKED:
+    # Every byte is checked here, because the decoded file is used from now on.
+    key = (str(dataset.path), dataset.fingerprint, split)
+    if key not in _CHECKED:
         dataset.check(split)
-        _CHECKED.add(here)
+        _CHECKED.add(key)
     rows = dataset.rows(split)
     bar = tqdm(total=rows, desc=f"decode {split}/{column}", unit="row", unit_scale=True, disable=None)
     with bar, atomic_write(path) as file:
@@ -178,7 +179,7 @@ def _write_column(dataset: ShardDataset, split: str, column: str, path: Path) ->
             bar.update(len(chunk))
         if written != rows:
             raise PriorError(
-                f"{dataset.path}: dataset.json promises {rows} rows in {split!r}, the shards hold {written}; "
+                f"{dataset.path}: dataset.json announces {rows} rows in {split!r}, the shards hold {written}; "
                 "verify the dataset"
             )
         file.write(total.digest())

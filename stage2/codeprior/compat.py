@@ -1,9 +1,9 @@
-"""Weights of other people's transformers as a prior: minGPT as taming-transformers trained it.
+"""Import of released transformers as a prior: minGPT as taming-transformers trained it.
 
-What maps exactly: blocks, norms, positions, the head's rows of image codes, and as embeddings of image codes and of
-conditions the rows of minGPT's one table that they share. What has no place here and is left out: rows of the table
-and of the head that are neither (in the original they take a little probability from the codes), positions beyond the
-sequence, the attention masks. What the checkpoint lacks: a null condition, so there is no guidance.
+Blocks, norms, positions and the head's rows of image codes are used unchanged. minGPT has one embedding table; its rows
+become the embeddings of image codes and of conditions. Other rows of the table and of the head are dropped (in the
+original they take a little probability from the codes), as are positions beyond the sequence and the attention masks.
+The checkpoint has no null condition, so guidance is not possible.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _BLOCK = {
 def prior_from_mingpt(
     weights: Mapping[str, Tensor], *, n_head: int, sequence: SequenceSpec, condition_tokens: Sequence[int]
 ) -> Prior:
-    """A prior that computes what minGPT does.
+    """Return a prior that computes the same as minGPT.
 
     Args:
         weights: minGPT's state_dict: tok_emb, pos_emb, blocks.*, ln_f.*, head.
-        n_head: attention heads, which the weights do not tell.
-        sequence: what the sequences mean: no condition, or one.
-        condition_tokens: minGPT's token for each condition token 0, 1, …; the start token alone without a condition.
+        n_head: Number of attention heads, which the weights do not determine.
+        sequence: The meaning of the sequences, with at most one condition.
+        condition_tokens: minGPT's token for each condition token 0, 1, …; without a condition, the start token.
 
     Returns:
         The prior in eval mode, with exact GELU; its logits are minGPT's for the image codes.
 
     Raises:
-        PriorError: weights are missing, left over or of a size that does not fit.
+        PriorError: Weights are missing, unknown or of another size.
     """
     left = {name: value.float() for name, value in weights.items() if not name.endswith(".attn.mask")}
     _refuse_unmasked(weights)
@@ -66,12 +66,12 @@ def prior_from_mingpt(
     if len(table) < needed or len(head) < sequence.codebook_size or len(positions) < prior.max_tokens:
         raise PriorError(
             f"minGPT knows {len(table)} tokens and {len(positions)} positions; "
-            f"this sequence wants {needed} and {prior.max_tokens}"
+            f"this sequence requires {needed} and {prior.max_tokens}"
         )
-    name = sequence.condition  # one part at most: minGPT has one table
+    name = sequence.condition  # at most one, because minGPT has one table
     rows = table[torch.tensor(list(condition_tokens))]
     if sequence.conditions:
-        rows = torch.cat((rows, rows.mean(dim=0, keepdim=True)))  # the null token, which nothing here was trained on
+        rows = torch.cat((rows, rows.mean(dim=0, keepdim=True)))  # the null token, which was never trained
     state |= {
         f"condition_embeddings.{name}.weight": rows,
         "code_embedding.weight": table[: sequence.codebook_size],

@@ -1,12 +1,10 @@
-"""What a prior is made of and how it is trained and sampled: plain values, no torch.
-
-The command line builds its flags from these classes, so importing this module stays cheap.
-"""
+"""Configuration of stage 2: the model, training, sampling, and the sequences. It imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
@@ -14,21 +12,22 @@ from numpy.typing import NDArray
 from codeshards.format import CONDITION_NAMES, OrderName, ShardError, ShardSpec, order
 from codeshards.format.orders import Permutation
 from codeshards.format.schema import MAX_CODEBOOK_SIZE
-from runkit.configs import check_fields
+from runkit.configs import check_fields, require
+from runkit.devices import Autocast, Device, Precision
 
 CONDITIONS = ("class", *CONDITION_NAMES)
-"""What may stand before the image codes, in the sequence in which combinations put them."""
+"""Conditions that may precede the image codes, in the order in which combinations use them."""
 
 
 class PriorError(ShardError):
-    """A config, checkpoint or request that cannot work; the message says what to change."""
+    """An invalid config, checkpoint or request; the message says what to change."""
 
 
 def condition_parts(condition: str) -> tuple[str, ...]:
-    """The parts of a condition: "none" has none, "class+segmentation" two, always in the order of `CONDITIONS`.
+    """Return the parts of a condition, in the order of `CONDITIONS`: "none" has 0, "class+segmentation" has 2.
 
     Raises:
-        PriorError: a name that is unknown or occurs twice.
+        PriorError: A name is unknown or occurs twice.
     """
     names = () if condition == "none" else tuple(condition.split("+"))
     if len(set(names)) != len(names) or not set(names) <= set(CONDITIONS):
@@ -37,9 +36,7 @@ def condition_parts(condition: str) -> tuple[str, ...]:
     return tuple(name for name in CONDITIONS if name in names)
 
 
-def _require(ok: bool, field_name: str, found: object, remedy: str) -> None:
-    if not ok:
-        raise PriorError(f"{field_name} = {found!r}: {remedy}")
+_require = partial(require, error=PriorError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,26 +48,26 @@ class ModelConfig:
     n_layer: int = 6
     """Transformer blocks."""
     n_head: int = 6
-    """Attention heads in a block; divides n_embd."""
+    """Attention heads per block; divides n_embd."""
     n_embd: int = 192
     """Width of the residual stream, in channels."""
     dropout: float = 0.0
     """Probability of zeroing a channel of the embedded input and of each residual branch, in training."""
     position: Literal["learned", "rotary"] = "learned"
-    """How a token's place in the sequence is told: an embedding, or keys and queries that turn with it (RoPE)."""
+    """How a token's position is encoded: an embedding, or a rotation of keys and queries (RoPE)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before each branch, and at the end."""
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
-    """The exact GELU (minGPT), GPT-2's tanh approximation (four times as slow on CPUs), or a gated SiLU of as many
+    """The exact GELU (minGPT), GPT-2's tanh approximation (four times as slow on CPUs), or a gated SiLU with as many
     weights."""
     qk_norm: bool = False
-    """Normalise the queries and keys of every head: attention logits stay bounded in long or low-precision runs."""
+    """Normalise the queries and keys of every head, which bounds attention logits in long or low-precision runs."""
     tie_head: bool = False
-    """Predict codes with the weights that embed them."""
+    """Use the weights of the code embedding for the head."""
     attention: Literal["sdpa", "xformers", "math"] = "sdpa"
     """Attention in training: torch's fused kernels, xformers' (NVIDIA GPUs only), or plain matrix products."""
     target_positions: bool = False
-    """Tell every token the place of the code that it predicts: what training on random orders needs (RAR)."""
+    """Add an embedding of the position of the code that each token predicts; required for random orders (RAR)."""
 
     def __post_init__(self) -> None:
         check_fields(self, PriorError)
@@ -80,7 +77,7 @@ class ModelConfig:
         _require(ok, "n_embd", self.n_embd, f"use a positive multiple of n_head = {self.n_head}")
         _require(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "use a probability in [0, 1)")
         ok = self.position != "rotary" or self.n_embd // self.n_head % 2 == 0
-        _require(ok, "n_embd", self.n_embd, f"position 'rotary' wants an even width of each of {self.n_head} heads")
+        _require(ok, "n_embd", self.n_embd, f"position 'rotary' requires an even width of each of {self.n_head} heads")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,29 +89,29 @@ class TrainConfig:
     order: OrderName = "row_major"
     """The order in which the image codes are generated."""
     condition: str = "none"
-    """What stands before the image codes: none, class, segmentation, depth, pose, or several joined by "+"."""
+    """What precedes the image codes: none, class, segmentation, depth, pose, or several joined by "+"."""
     multiscale: bool = False
     """Generate the coarser scales of the shards before the full grid (the paper's section 3)."""
     views: Literal["all", "one"] = "all"
-    """Rows of an epoch: all views of a sample, or one view of each sample, drawn anew every epoch."""
+    """Rows of an epoch: all views of each sample, or one random view of each."""
     loader: Literal["memory_map", "stream"] = "memory_map"
-    """memory_map decodes the split once to disk and shuffles exactly; stream reads the shards again each epoch."""
+    """memory_map decodes the split once to disk and shuffles exactly; stream reads the shards again every epoch."""
     shuffle_rows: int = 65_536
-    """Rows that the stream shuffles among themselves (whole shards, at least this many); sets its memory."""
+    """Rows that the stream shuffles together (whole shards, at least this many); determines its memory."""
     batch_size: int = 64
-    """Sequences in one optimizer step, over all ranks and accumulated parts together."""
+    """Sequences per optimizer step, over all ranks and accumulated parts."""
     accumulate: int = 1
-    """Parts of a rank's share of the batch that go through the model one after the other; bounds the memory."""
+    """Parts of a rank's batch that are processed one after the other; bounds the memory."""
     cond_dropout: float = 0.0
-    """Probability of hiding a sequence's whole condition: the null condition that guidance needs, e.g. 0.1."""
+    """Probability of replacing a sequence's condition by the null condition, which guidance requires, e.g. 0.1."""
     pkeep: float = 1.0
-    """Probability of keeping an input code; others are replaced by random codes, the targets are not (taming)."""
+    """Probability of keeping an input code; others are replaced by random codes, but not the targets (taming)."""
     random_order: bool = False
     """Start with a fresh permutation for each sequence and anneal to `order` (RAR, arXiv 2411.00776)."""
     anneal_start: float = 0.5
     """Fraction of the steps up to which every sequence is permuted (random_order only)."""
     anneal_end: float = 0.75
-    """Fraction of the steps from which none is; between the two the probability falls linearly."""
+    """Fraction of the steps from which no sequence is permuted; the probability decreases linearly in between."""
     steps: int = 2000
     """Optimizer steps of the whole run."""
     learning_rate: float = 1e-3
@@ -122,7 +119,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
     weight_decay: float = 0.1
-    """AdamW's decay of the weight matrices; biases, LayerNorms and embeddings are never decayed."""
+    """AdamW's decay of the weight matrices; biases, norms and embeddings are not decayed."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from zero."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -130,29 +127,29 @@ class TrainConfig:
     final_fraction: float = 0.1
     """Learning rate of the last step as a fraction of the peak (cosine only)."""
     grad_clip: float = 1.0
-    """Largest global norm of the gradient; 0 switches clipping off."""
+    """Largest global norm of the gradient; 0 disables clipping."""
     ema_decay: float = 0.0
-    """Decay of the moving average of the weights, which is then evaluated and published; 0 for none."""
+    """Decay of the moving average of the weights, which is then evaluated and saved; 0: no average."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes: copies of the model (DDP), or weights and optimizer shared out (FSDP2)."""
+    """With several processes: copies of the model (DDP), or sharded weights and optimizer (FSDP2)."""
     compile: bool = False
     """Compile the forward and backward pass with torch.compile; the first step then takes about a minute."""
     checkpoint_activations: bool = False
-    """Compute each block's activations again in the backward pass instead of keeping them."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Matrix products' type. auto: bfloat16 where the GPU or CPU multiplies it natively, else float32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train. auto: the first GPU if there is one."""
+    """Recompute each block's activations in the backward pass instead of storing them."""
+    precision: Precision = "auto"
+    """Type of matrix products. auto: bfloat16 if the GPU supports it or the CPU is faster in it, else float32."""
+    device: Device = "auto"
+    """Where to train. auto: a GPU if one is available."""
     seed: int = 0
-    """Fixes the initial weights, the dropout and the order of the data."""
+    """Determines the initial weights, the dropout and the order of the data."""
     log_every: int = 10
     """Steps between lines of training metrics."""
     eval_every: int = 500
-    """Steps between passes over the validation split (there is always one at the end)."""
+    """Steps between evaluations on the validation split; there is one at the end too."""
     checkpoint_every: int = 500
-    """Steps between checkpoints (there is always one at the end)."""
+    """Steps between checkpoints; there is one at the end too."""
     keep_checkpoints: int = 2
-    """How many of the latest checkpoints stay on disk, beside the best weights."""
+    """Number of the latest checkpoints that are kept, besides the best weights."""
 
     def __post_init__(self) -> None:
         check_fields(self, PriorError)
@@ -165,7 +162,12 @@ class TrainConfig:
         for name in ("cond_dropout", "ema_decay"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "use a number in [0, 1)")
         ok = self.cond_dropout == 0 or self.condition != "none"
-        _require(ok, "cond_dropout", self.cond_dropout, "there is no condition to hide; use 0, or set condition")
+        _require(
+            ok,
+            "cond_dropout",
+            self.cond_dropout,
+            "without a condition there is nothing to drop; use 0, or set condition",
+        )
         _require(0 < self.pkeep <= 1, "pkeep", self.pkeep, "use a probability in (0, 1]")
         self._check_random_order()
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number")
@@ -182,7 +184,7 @@ class TrainConfig:
         ok = 0 <= self.anneal_start <= self.anneal_end <= 1
         _require(ok, "(anneal_start, anneal_end)", found, "use fractions with 0 ≤ start ≤ end ≤ 1")
         if self.random_order:
-            remedy = "random_order must tell tokens which code they predict: set it to true"
+            remedy = "random_order requires target positions: set it to true"
             _require(self.model.target_positions, "model.target_positions", False, remedy)
             remedy = "scales go from coarse to fine: train them without random_order"
             _require(not self.multiscale, "multiscale", True, remedy)
@@ -190,26 +192,26 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleConfig:
-    """How codes are drawn from a trained prior. Temperature and top-k are by default the paper's."""
+    """How codes are drawn from a trained prior. The default temperature and top-k are those of the paper."""
 
     temperature: float = 1.0
-    """Divides the logits: below 1 sharper, above 1 more varied."""
+    """Divides the logits: below 1 gives less variety, above 1 more."""
     top_k: int | None = 100
-    """Draw among the k most probable codes only; None for all of them, 1 for greedy."""
+    """Draw from the k most probable codes; None: from all, 1: greedy."""
     top_p: float = 1.0
-    """Then among the fewest of them whose probabilities sum to this; 1 for all."""
+    """Of these, keep the fewest whose probabilities sum to this; 1: all."""
     min_p: float = 0.0
-    """Then among those at least this fraction as probable as the most probable one; 0 for all."""
+    """Of these, keep those at least this fraction as probable as the most probable one; 0: all."""
     guidance: float = 1.0
-    """Classifier-free guidance: logits move this many times the way from without the condition to with it; 1 is off."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights and of the cache. bfloat16 halves what every code reads from memory; samples differ."""
+    """Classifier-free guidance: factor of the difference that the condition makes to the logits; 1: off."""
+    precision: Autocast = "float32"
+    """Type of the weights and of the cache. bfloat16 halves the memory traffic per code; samples differ."""
     compile: bool = False
-    """Compile the step of one code, with CUDA graphs on a GPU: worth it from a few batches on."""
+    """Compile the step of one code, with CUDA graphs on a GPU; pays off for more than a few batches."""
     seed: int = 0
-    """Sample i is fixed by (seed, i) and its condition, whatever the batch size or the number drawn."""
+    """Sample i is determined by (seed, i) and its condition, for any batch size and number of samples."""
     batch_size: int = 25
-    """Samples drawn together; bounds the memory of the key/value cache."""
+    """Samples per batch; bounds the memory of the key/value cache."""
 
     def __post_init__(self) -> None:
         check_fields(self, PriorError)
@@ -229,7 +231,7 @@ def _check_grid(height: int, width: int) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConditionSpec:
-    """One kind of condition tokens: 0 … vocabulary - 1, and -1 for "not given", what guidance needs."""
+    """One kind of condition tokens: 0 … vocabulary - 1, and -1 for "not given", which guidance requires."""
 
     name: str
     """One of `CONDITIONS`."""
@@ -238,9 +240,9 @@ class ConditionSpec:
     width: int
     """Columns of the condition's grid of codes; 1 for class."""
     vocabulary: int
-    """Classes, or entries of the condition's codebook."""
+    """Number of classes, or size of the condition's codebook."""
     fingerprint: str
-    """Identity of the tokenizer that made the condition codes; empty for class."""
+    """Fingerprint of the tokenizer of the condition codes; empty for class."""
 
     def __post_init__(self) -> None:
         check_fields(self, PriorError)
@@ -249,21 +251,21 @@ class ConditionSpec:
 
     @property
     def length(self) -> int:
-        """Tokens, in row-major order."""
+        """Number of tokens, in row-major order."""
         return self.height * self.width
 
     @property
     def column(self) -> str:
-        """The shards' column that holds these tokens."""
+        """Column of the shards that holds these tokens."""
         return "label" if self.name == "class" else f"cond_{self.name}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceSpec:
-    """What a prior's sequences mean: stored with the weights, so that a checkpoint explains itself.
+    """The meaning of a prior's sequences, stored with its weights.
 
     A sequence is `condition_length` condition tokens, then `length` image codes: those of the coarser scales, if
-    any, from the coarsest on, then those of the full grid, each grid on its own in `order`. Without a condition the
+    any, coarsest first, then those of the full grid, each grid in `order`. Without a condition the
     first token is a constant, 0.
     """
 
@@ -276,11 +278,11 @@ class SequenceSpec:
     order: OrderName
     """Order of the image codes."""
     fingerprint: str
-    """Identity of the tokenizer that made the image codes."""
+    """Fingerprint of the tokenizer of the image codes."""
     conditions: tuple[ConditionSpec, ...] = ()
-    """What the condition tokens are, in their sequence; empty for an unconditional prior."""
+    """Kinds of condition tokens, in their order in the sequence; empty for an unconditional prior."""
     class_names: tuple[str, ...] = ()
-    """Names of the classes, where class is a condition and the shards have names; else empty."""
+    """Names of the classes, if class is a condition and the shards have names; else empty."""
     scales: tuple[int, ...] = ()
     """Sides of the coarser grids that come before the full one, ascending (multiscale prior, paper section 3)."""
 
@@ -297,7 +299,7 @@ class SequenceSpec:
 
     @property
     def condition_length(self) -> int:
-        """Condition tokens before the image codes, at least 1."""
+        """Number of condition tokens before the image codes, at least 1."""
         return sum(part.length for part in self.conditions) or 1
 
     @property
@@ -312,16 +314,16 @@ class SequenceSpec:
 
     @property
     def length(self) -> int:
-        """Image codes in a sequence, over all grids."""
+        """Number of image codes per sequence, over all grids."""
         return sum(height * width for height, width in self.grids)
 
     def permutation(self, height: int, width: int) -> Permutation:
-        """Where in a grid of this size the codes of a sequence lie: `sequence[t] = raster[permutation[t]]`."""
-        # A grid of one cell has one order only, also where the order is not defined on it.
+        """Return the order on a grid of this size: `sequence[t] = raster[permutation[t]]`."""
+        # A grid of one cell has one order only, even if the order is not defined on it.
         return order("row_major" if height == width == 1 else self.order, height, width)
 
     def in_sequence(self, grids_NT: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
-        """What :attr:`columns` hold as they stand in a sequence: the coarser scales, stored row by row, in `order`."""
+        """Return the content of :attr:`columns` in sequence order; the coarser scales are stored row by row."""
         coarse = (grid[:, self.permutation(side, side)] for side, grid in zip(self.scales, grids_NT, strict=False))
         return (*coarse, *grids_NT[len(self.scales) :])
 
@@ -336,18 +338,18 @@ class SequenceSpec:
         class_names: Sequence[str] = (),
         scales: bool = False,
     ) -> Self:
-        """The sequences that shards of this spec give.
+        """Return the spec of the sequences of shards.
 
         Args:
-            shards: what the shards hold.
-            order: the order of the image codes.
+            shards: The spec of the shards.
+            order: The order of the image codes.
             condition: "none", a condition, or several joined by "+".
-            class_count: classes of the dataset.
-            class_names: their names, if they have any.
-            scales: whether the coarser scales of the shards come first.
+            class_count: Number of classes of the dataset.
+            class_names: Their names, if they have names.
+            scales: Whether the coarser scales of the shards come first.
 
         Raises:
-            PriorError: the shards lack the order, a condition or the scales; the message names what they have.
+            PriorError: The shards do not have the order, a condition or the scales; the message names what they have.
         """
         if order not in shards.orders:
             raise PriorError(f"order {order!r} is not in these shards; they have {', '.join(shards.orders)}")

@@ -1,4 +1,4 @@
-"""From token shards to batches: rows at random from memory maps of decoded columns.
+"""Batches of token shards: random rows of memory-mapped columns.
 
 Axes: N rows of a split, B batch, T image codes of a sequence, C condition tokens.
 """
@@ -21,8 +21,8 @@ from codeprior.config import PriorError, SequenceSpec, condition_parts
 from codeshards.format import OrderName, ShardDataset
 from runkit.jsonfiles import parse_json
 
-_PIECE_ROWS = 8192  # bounds the memory of going through a split
-_VIEWS = 1  # a key of its own for the draw of views, beside the epoch's permutation
+_PIECE_ROWS = 8192  # bounds the memory of a pass over a split
+_VIEWS = 1  # separates the draw of views from the epoch's permutation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,19 +32,19 @@ class Batch:
     condition_BC: Tensor
     """int64 condition tokens; zeros [B, 1] where there is no condition."""
     codes_BT: Tensor
-    """int64 image codes in sequence order: what is predicted."""
+    """int64 image codes in sequence order, the targets."""
     inputs_BT: Tensor | None = None
-    """What the model reads in place of codes_BT, where some input codes are replaced."""
+    """The inputs, if some of them are replaced; else codes_BT is read."""
     positions_BT: Tensor | None = None
-    """Places of the codes in the prior's order, where the sequences are permuted."""
+    """Positions of the codes in the prior's order, if the sequences are permuted."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields that are there, by name: the arguments of `Prior.nll`."""
+        """Return the fields that are set, by name: the arguments of `Prior.nll`."""
         found = {name: getattr(self, name) for name in ("condition_BC", "codes_BT", "inputs_BT", "positions_BT")}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on another device; does not wait for the copy, which pinned memory makes possible."""
+        """Return the batch on another device; the copy from pinned memory is asynchronous."""
         if device.type == "cuda":
             moved = {name: t.pin_memory().to(device, non_blocking=True) for name, t in self.tensors().items()}
         else:
@@ -53,42 +53,42 @@ class Batch:
 
     @classmethod
     def join(cls, parts: list[Self]) -> Self:
-        """Several batches as one."""
+        """Concatenate batches."""
         return cls(**{name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()})
 
     def split(self, parts: int) -> list[Self]:
-        """The batch in equal parts, for gradient accumulation."""
+        """Split the batch into equal parts, for gradient accumulation."""
         chunks = {name: tensor.chunk(parts) for name, tensor in self.tensors().items()}
         return [type(self)(**{name: chunk[i] for name, chunk in chunks.items()}) for i in range(parts)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeData:
-    """One split of a dataset as the sequences a prior reads."""
+    """One split of a dataset, as the sequences that a prior reads."""
 
     sequence: SequenceSpec
-    """What the sequences are."""
+    """The meaning of the sequences."""
     grids_NT: tuple[NDArray[np.uint16], ...]
-    """Image codes as `sequence.columns` hold them, one array for each grid of a sequence: [N, codes of the grid]."""
+    """Image codes in the layout of `sequence.columns`, one array [N, codes of the grid] for each grid of a sequence."""
     conditions_NC: tuple[NDArray[Any], ...]
     """Condition tokens (uint16 codes or int32 class ids), one array for each condition."""
     identity: str
-    """What the rows are: the dataset's fingerprint and the split."""
+    """Fingerprint of the dataset, and the split."""
     views_N: NDArray[np.uint8] | None = None
-    """View number of every row, where views are drawn; a sample's rows follow one another from view 0 on."""
+    """View number of every row, if views are drawn; the rows of a sample are consecutive, view 0 first."""
 
     @property
     def rows(self) -> int:
-        """Sequences in the split."""
+        """Number of sequences in the split."""
         return len(self.grids_NT[-1])
 
     @classmethod
     def open(cls, dataset: ShardDataset, split: str, sequence: SequenceSpec, *, views: bool = False) -> Self:
-        """Map the columns that this sequence needs, and with `views` that of the views.
+        """Map the columns that this sequence requires, and with `views` the view numbers.
 
         Raises:
-            ShardError: the shards are not what the sequence says, a class label is missing or beyond the
-                classes, or the split cannot be mapped.
+            ShardError: The shards do not fit the sequence, a class label is missing or out of range, or the split
+                cannot be mapped.
         """
         check_shards(dataset, sequence)
         conditions = []
@@ -107,8 +107,8 @@ class CodeData:
         )
 
     def take(self, rows: NDArray[np.int64] | slice) -> Batch:
-        """These rows as int64 tensors; :func:`checked` looks at their codes."""
-        # Grids are permuted here, not in `open`: of a memory map that would be a copy of the whole column.
+        """Return these rows as int64 tensors; :func:`checked` checks their codes."""
+        # Grids are permuted here and not in `open`, where it would copy the whole memory map.
         grids = self.sequence.in_sequence([grid[rows] for grid in self.grids_NT])
         conditions = [condition[rows] for condition in self.conditions_NC]
         codes_BT = _join(grids)
@@ -116,7 +116,7 @@ class CodeData:
         return Batch(condition_BC=condition_BC, codes_BT=codes_BT)
 
     def codes(self, part: int = 0, parts: int = 1) -> Iterator[NDArray[np.uint16]]:
-        """All image codes in pieces of some rows, [n, codes of a grid]; with `parts`, only one part of the pieces."""
+        """Yield all image codes in pieces [n, codes of a grid]; with `parts`, only one part of the pieces."""
         for grid_NT in self.grids_NT:
             for start in range(part * _PIECE_ROWS, len(grid_NT), parts * _PIECE_ROWS):
                 yield grid_NT[start : start + _PIECE_ROWS]
@@ -128,19 +128,19 @@ def _join(columns: Sequence[NDArray[Any]]) -> Tensor:
 
 
 def check_codes(codes: NDArray[Any], size: int, what: str) -> None:
-    """Refuse codes beyond their codebook: as an index they would end in a message that says nothing."""
+    """Refuse codes that are not in their codebook, because an index error would not say which."""
     if codes.size and (highest := int(codes.max())) >= size:
         raise PriorError(
-            f"{what} holds the code {highest}, its codebook 0 … {size - 1}: verify the dataset; if it is whole, "
-            "delete what was decoded from it, in $IMAGEPRIORS_CACHE, its .cache, or for URLs ~/.cache/imagepriors"
+            f"{what} holds the code {highest}, its codebook 0 … {size - 1}: verify the dataset; if it is intact, "
+            "delete its decoded columns in $IMAGEPRIORS_CACHE, its .cache, or for URLs ~/.cache/imagepriors"
         )
 
 
 def checked(batch: Batch, sequence: SequenceSpec) -> Batch:
-    """The batch, on the CPU.
+    """Return a batch on the CPU after checking its codes.
 
     Raises:
-        PriorError: a code is beyond its codebook.
+        PriorError: A code is not in its codebook.
     """
     check_codes(batch.codes_BT.numpy(), sequence.codebook_size, " or ".join(sequence.columns))
     widths = [part.length for part in sequence.conditions]
@@ -152,26 +152,26 @@ def checked(batch: Batch, sequence: SequenceSpec) -> Batch:
 
 
 def check_shards(dataset: ShardDataset, sequence: SequenceSpec) -> None:
-    """Refuse shards that are not what a prior's sequences are made of, naming all that differs.
+    """Refuse shards that do not fit a prior's sequences, naming all differences.
 
-    The order tables need no check here: shards with other tables than this package's do not open at all.
+    The order tables are not checked here, because shards with other tables cannot be opened.
 
     Raises:
-        PriorError: another grid, codebook or tokenizer, or no such order, scale or condition.
+        PriorError: The grid, codebook or tokenizer is another one, or an order, a scale or a condition is missing.
     """
     spec, wrong = dataset.spec, []
 
     def compare(what: str, expected: object, found: object) -> None:
         if expected != found:
-            wrong.append(f"{what}: the prior wants {expected}, the shards have {found}")
+            wrong.append(f"{what}: the prior requires {expected}, the shards have {found}")
 
     compare("grid", f"{sequence.height}×{sequence.width}", f"{spec.image.height}×{spec.image.width}")
     compare("codebook_size", sequence.codebook_size, spec.image.codebook_size)
     compare("tokenizer", sequence.fingerprint, spec.image.fingerprint)
     if sequence.order not in spec.orders:
-        wrong.append(f"order: the prior wants {sequence.order}, the shards have {', '.join(spec.orders)}")
+        wrong.append(f"order: the prior requires {sequence.order}, the shards have {', '.join(spec.orders)}")
     if not set(sequence.scales) <= set(spec.scales):
-        wrong.append(f"scales: the prior wants {sequence.scales}, the shards have {spec.scales}")
+        wrong.append(f"scales: the prior requires {sequence.scales}, the shards have {spec.scales}")
     for part in sequence.conditions:
         grid = spec.conditions.get(part.name)
         if part.name == "class" and sequence.class_names and dataset.class_names:
@@ -187,13 +187,13 @@ def check_shards(dataset: ShardDataset, sequence: SequenceSpec) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Class names short enough for a message, and no two lists alike."""
+    """Return class names in a form that is short and differs for any two lists."""
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     return f"{len(names)} ({', '.join(names[:3])}{', …' * (len(names) > 3)}; {digest})"
 
 
 def check_labels(labels_N1: NDArray[np.int32], split: str, class_count: int) -> None:
-    """Refuse rows without a label, or with one beyond the classes."""
+    """Refuse rows whose label is missing or out of range."""
     missing = int((labels_N1 < 0).sum())
     if missing:
         raise PriorError(
@@ -207,7 +207,7 @@ def check_labels(labels_N1: NDArray[np.int32], split: str, class_count: int) -> 
 def sequence_from_dataset(
     dataset: ShardDataset, order: OrderName, condition: str, *, scales: bool = False
 ) -> SequenceSpec:
-    """The sequence spec of a dataset; unnamed classes are counted from the training labels."""
+    """Return the sequence spec of a dataset; classes without names are counted by the training labels."""
     class_count = len(dataset.class_names)
     if "class" in condition_parts(condition) and class_count == 0:
         class_count = 1 + max(int(batch["label"].max()) for batch in dataset.batches("train", ["label"]))
@@ -224,19 +224,19 @@ def sequence_from_dataset(
 class Batches(ABC):
     """Endless training batches; batch t of epoch e is a pure function of (seed, e, t).
 
-    An epoch's ragged tail is dropped, so all batches are equal. The rows of a global batch do not depend on
-    world_size: rank r gets the r-th equal part of them, so a run may go on with another number of ranks.
+    The last incomplete batch of an epoch is dropped. The rows of a global batch do not depend on world_size: rank r
+    gets the r-th equal part of them, so a run may resume with another number of ranks.
 
     Args:
-        rows: rows of an epoch.
-        identity: what the rows are.
-        batch_size: sequences in a global batch, over all ranks.
-        seed: decides the permutations.
-        rank: this process, 0 … world_size - 1.
-        world_size: processes that share a global batch; divides batch_size.
+        rows: Rows per epoch.
+        identity: Fingerprint of the rows.
+        batch_size: Sequences per global batch, over all ranks.
+        seed: Determines the permutations.
+        rank: This process, 0 … world_size - 1.
+        world_size: Number of processes; divides batch_size.
 
     Raises:
-        PriorError: fewer rows than a batch, or a batch that does not divide over the ranks.
+        PriorError: There are fewer rows than a batch, or the batch cannot be divided among the ranks.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class Batches(ABC):
             raise PriorError(f"batch_size = {batch_size}: an epoch has only {rows} rows; use at most that")
         if batch_size % world_size or not 0 <= rank < world_size:
             raise PriorError(
-                f"batch_size = {batch_size}, rank {rank} of {world_size}: use a batch that divides over the ranks"
+                f"batch_size = {batch_size}, rank {rank} of {world_size}: use a multiple of the number of ranks"
             )
         self.epoch_rows, self.identity, self.batch_size, self.seed = rows, identity, batch_size, seed
         self.rank, self.world_size = rank, world_size
@@ -255,15 +255,15 @@ class Batches(ABC):
         self.mine = slice(rank * share, (rank + 1) * share)
         """This rank's rows of a global batch."""
         self.step = 0
-        """Batches handed out so far, over all epochs."""
+        """Number of batches returned so far, over all epochs."""
 
     @abstractmethod
     def at(self, step: int) -> Batch:
-        """This rank's part of global batch `step`."""
+        """Return this rank's part of global batch `step`."""
 
     @abstractmethod
     def codes(self) -> Iterator[NDArray[np.uint16]]:
-        """Image codes of the whole split in pieces, [n, codes of a grid]: this rank's, of which no other has any."""
+        """Yield this rank's part of the image codes of the split, in pieces [n, codes of a grid]."""
 
     def __iter__(self) -> Self:
         return self
@@ -274,14 +274,14 @@ class Batches(ABC):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the next batch, as plain values."""
+        """Return all that determines the next batch, as plain values."""
         return {"step": self.step, "seed": self.seed, "batch_size": self.batch_size, "data": self.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken; costs the same at any step.
+        """Continue from a state; takes the same time at any step.
 
         Raises:
-            PriorError: the state belongs to other data, another seed or another batch size.
+            PriorError: The state belongs to other data, another seed or another batch size.
         """
         mine = self.state_dict()
         for name in mine.keys() - {"step"}:
@@ -291,7 +291,7 @@ class Batches(ABC):
 
 
 class CodeBatches(Batches):
-    """Batches from a memory map: every epoch is an exact shuffle of the split, or of one view of each sample."""
+    """Batches of a memory map: every epoch is an exact shuffle of the split, or of one view per sample."""
 
     def __init__(self, data: CodeData, **options: Any) -> None:
         self.data = data
@@ -301,7 +301,7 @@ class CodeBatches(Batches):
         self._shuffled: tuple[int, NDArray[np.int64]] | None = None
 
     def rows_of(self, step: int) -> NDArray[np.int64]:
-        """Row numbers of global batch `step`, the same on every rank."""
+        """Return the row numbers of global batch `step`, the same on every rank."""
         epoch, index = divmod(step, self.batches_per_epoch)
         if self._shuffled is None or self._shuffled[0] != epoch:
             rows = epoch_permutation(self.epoch_rows, self.seed, epoch)
@@ -311,23 +311,23 @@ class CodeBatches(Batches):
         return self._shuffled[1][index * self.batch_size : (index + 1) * self.batch_size]
 
     def at(self, step: int) -> Batch:
-        """This rank's part of global batch `step`."""
+        """Return this rank's part of global batch `step`."""
         return self.data.take(self.rows_of(step)[self.mine])
 
     def codes(self) -> Iterator[NDArray[np.uint16]]:
-        """Image codes of the whole split in pieces: this rank's."""
+        """Yield this rank's part of the image codes of the split, in pieces."""
         return self.data.codes(self.rank, self.world_size)
 
 
 def sample_starts(views_N: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """First row of every sample, and the number of rows at the end: [samples + 1]. View 0 starts a sample."""
+    """Return the first row of every sample, then the number of rows, [samples + 1]. View 0 starts a sample."""
     if len(views_N) == 0 or views_N[0] != 0:
         raise PriorError("views = 'one': the first row is not a view 0; use views 'all', or tokenize again")
     return np.append(np.flatnonzero(views_N == 0), len(views_N))
 
 
 def draw_views(starts: NDArray[np.int64], seed: int, *keys: int) -> NDArray[np.int64]:
-    """A random row of each sample, fixed by (seed, keys)."""
+    """Return a random row of each sample, determined by (seed, keys)."""
     return starts[:-1] + (random_bits(len(starts) - 1, seed, *keys, _VIEWS) % np.diff(starts).astype(np.uint64)).astype(
         np.int64
     )
@@ -344,14 +344,14 @@ def random_bits(count: int, seed: int, *keys: int) -> NDArray[np.uint64]:
 
 
 def epoch_permutation(rows: int, seed: int, *keys: int) -> NDArray[np.int64]:
-    """A uniformly random permutation of range(rows), fixed by (seed, keys)."""
+    """Return a uniformly random permutation of range(rows), determined by (seed, keys)."""
     return np.argsort(random_bits(rows, seed, *keys), kind="stable").astype(np.int64, copy=False)
 
 
 def pixel_dims(dataset: ShardDataset) -> int | None:
-    """Numbers in one picture, height · width · channels, from the tokenizer's config beside the shards, if it is there.
+    """Return height · width · channels of an image, from the tokenizer's config beside the shards; None without it.
 
-    Bits a dimension count the codes alone: a rate of the compressed picture, not a likelihood of the pixels.
+    Bits per dimension count the codes only: the rate of the compressed image, not a likelihood of the pixels.
     """
     try:
         place = dataset.path / "tokenizer" / "config.json"
@@ -359,4 +359,4 @@ def pixel_dims(dataset: ShardDataset) -> int | None:
         channels = {"rgb": 3, "depth": 1}.get(model["modality"])
         return None if channels is None else int(model["resolution"]) ** 2 * channels
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # a tokenizer of another kind, or shards that came without theirs
+        return None  # another kind of tokenizer, or none beside the shards

@@ -1,7 +1,7 @@
-"""Several processes as one: with a single process every function here is the identity.
+"""DDP and FSDP2 for a prior; with a single process every function is the identity.
 
-DDP keeps a copy of the model on each rank; FSDP2 shares weights, gradients and optimizer state out over the ranks.
-Either way a checkpoint holds whole tensors, so it loads into any number of processes.
+DDP keeps a copy of the model on each rank; FSDP2 shards weights, gradients and optimizer state over the ranks. In both
+cases a checkpoint holds full tensors, so that any number of processes can load it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -18,87 +17,62 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from codeprior.model import Prior
-from runkit.ranks import barrier, from_first, process_group, rank, total, world
-
-__all__ = [
-    "barrier", "from_first", "gathered", "gradients_stay_local", "host_group", "least", "placed_like", "process_group",
-    "rank", "replicate", "shard", "total", "whole", "world",
-]  # fmt: skip
-
-
-def least(value: float, device: torch.device) -> float:
-    """The smallest of what all ranks pass."""
-    tensor = torch.tensor(value, device=device)
-    if world() > 1:
-        dist.all_reduce(tensor, dist.ReduceOp.MIN)
-    return float(tensor)
-
-
-def host_group() -> dist.ProcessGroup | None:
-    """A further group of all ranks, for tensors in main memory whatever the first one's backend; None for one process.
-
-    Every rank must call it.
-    """
-    if world() == 1:
-        return None
-    group = dist.new_group(backend="gloo")
-    assert isinstance(group, dist.ProcessGroup)  # what ranks outside the group get is no group
-    return group
+from runkit.ranks import rank, world_size
 
 
 def shard(prior: Prior) -> None:
-    """Share the prior's weights out over the ranks, a block at a time (FSDP2).
+    """Shard the prior's weights over the ranks, block by block (FSDP2).
 
-    They are gathered in float32, as DDP has them, also for bfloat16: the residual stream stays in float32 so.
+    They are gathered in float32, as in DDP, also for bfloat16, so that the residual stream is in float32.
     """
-    mesh = init_device_mesh(prior.device.type, (world(),))
+    mesh = init_device_mesh(prior.device.type, (world_size(),))
     for block in prior.blocks:
         fully_shard(block, mesh=mesh)
-    # Resharded also after the outermost forward: an evaluation must not leave whole weights behind.
+    # Resharded after the outermost forward pass too: an evaluation must not leave full weights on every rank.
     fully_shard(prior, mesh=mesh, reshard_after_forward=True)
 
 
 def replicate(loss: nn.Module, device: torch.device) -> nn.Module:
-    """Average the gradients over the ranks while the backward pass still runs (DDP)."""
+    """Average the gradients over the ranks during the backward pass (DDP)."""
     ids = [device.index or torch.cuda.current_device()] if device.type == "cuda" else None
     return DistributedDataParallel(loss, device_ids=ids, gradient_as_bucket_view=True)
 
 
 @contextlib.contextmanager
-def gradients_stay_local(loss: nn.Module, local: bool) -> Iterator[None]:
-    """Leave gradients unaveraged in all but the last part of an accumulated batch."""
-    if isinstance(loss, DistributedDataParallel) and local:
+def skip_gradient_sync(loss: nn.Module, skip: bool) -> Iterator[None]:
+    """Do not average the gradients in the block; for all but the last part of an accumulated batch."""
+    if isinstance(loss, DistributedDataParallel) and skip:
         with loss.no_sync():
             yield
         return
     for module in loss.modules():
         if isinstance(module, FSDPModule):
-            module.set_requires_gradient_sync(not local, recurse=False)
+            module.set_requires_gradient_sync(not skip, recurse=False)
     yield
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor with the parts of all ranks; every rank must call it. Plain tensors come back as they are."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the tensor with the shards of all ranks, which must all call it; a plain tensor is returned as it is."""
     found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return found
 
 
-def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Named tensors on rank 0, nothing on the others; every rank must call it.
+def gather(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return named full tensors on rank 0, and nothing on the others; every rank must call it.
 
-    What is shared out is made whole one tensor at a time and goes to main memory: a model that fills the GPUs together
-    must not have to fit on each of them.
+    Sharded tensors are gathered one at a time and moved to main memory, because a model that fills all GPUs does not
+    fit on one of them.
     """
     found = {}
     for name, tensor in tensors:
-        complete = whole(tensor)
+        complete = full_tensor(tensor)
         if rank() == 0:
             found[name] = complete.cpu() if isinstance(tensor, DTensor) else complete
     return found
 
 
-def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor where `like` is: on its device, and this rank's part of it where it is shared out."""
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a full tensor on the device of `like`, sharded over the ranks if `like` is."""
     tensor = tensor.to(like.device)
     if isinstance(like, DTensor):
         return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

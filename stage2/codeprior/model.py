@@ -1,12 +1,12 @@
-"""The prior: a GPT-2 decoder over condition tokens followed by image codes, with modern parts as options.
+"""The prior: a GPT-2 decoder over condition tokens followed by image codes, with later improvements as options.
 
 Axes: B batch, N = B · T, C condition tokens, T image codes, S = C + T tokens that enter a block, P tokens of a full
-cache, D channels, H heads, E channels of a head, V image codebook. A token's place is its number in a
-sequence in the prior's order: 0 … C - 1 for condition tokens, C + t for image code t.
+cache, D channels, H heads, E channels per head, V image codebook. A token's place is its index in a sequence in
+the prior's order: 0 … C - 1 for condition tokens, C + t for image code t.
 
 After Rombach, Esser and Ommer, "An Image is Worth 16x16 Tokens: Visual Priors for Efficient Image
 Synthesis with Transformers", section 3, and Radford et al., "Language Models are Unsupervised Multitask
-Learners" (pre-LN blocks, learned positions, residual projections scaled at the start).
+Learners" (pre-LN blocks, learned positions, residual projections scaled at initialisation).
 Target positions after Yu et al., "Randomized Autoregressive Visual Generation" (arXiv 2411.00776).
 """
 
@@ -20,47 +20,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeprior.config import ModelConfig, PriorError, SequenceSpec
-from codeprior.linear import Linear, linear
+from codeprior.cpu_kernels import Linear, linear
 
 _SHORT = 512
-"""Tokens up to which attention may hold all scores of a layer."""
-_BFLOAT16_CPU = torch.cpu._is_avx512_bf16_supported()  # a constant, which compiled code can know
+"""Number of tokens up to which attention may keep all scores of a layer in memory."""
+_BFLOAT16_CPU = torch.cpu._is_avx512_bf16_supported()  # a constant for compiled code
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines [..., S, E/2] of the angles by which queries and keys turn."""
+"""Cosines and sines [..., S, E/2] of the angles by which queries and keys are rotated."""
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, in tensors allocated once.
+    """Keys and values of the tokens read so far, in tensors that are allocated once.
 
-    Growing a cache by concatenation copies all of it for every token; writing into place does not.
+    A cache that grows by concatenation would be copied for every token.
 
     Args:
-        prior: whose layers, type and device it takes.
-        batch: sequences.
-        static: give every step the same shapes, attending to all places under a mask, as compiled code and
-            CUDA graphs want; otherwise attend to the filled places only, which reads less.
+        prior: Determines the number of layers, the type and the device.
+        batch: Number of sequences.
+        static: Attend to all places under a mask, so that every step has the same shapes, as compiled code and CUDA
+            graphs require. Otherwise attend to the filled places only, which reads less memory.
     """
 
     def __init__(self, prior: Prior, batch: int, *, static: bool = False) -> None:
         config, weight = prior.config, prior.code_embedding.weight
         shape = (batch, config.n_head, prior.max_tokens, config.n_embd // config.n_head)
         self.batch = batch
-        # Zeros: a mask hides what is not written yet, but 0 · NaN would show. A tensor for each layer: compiled code
-        # writes into a part of a tensor by copying all of it.
+        # Zeros, because 0 · NaN of a masked place would be NaN. One tensor per layer, because compiled code copies a
+        # whole tensor to write into a part of it.
         zeros = functools.partial(torch.zeros, shape, device=weight.device, dtype=weight.dtype)
         self.keys = [zeros() for _ in range(config.n_layer)]
         self.values = [zeros() for _ in range(config.n_layer)]
         self.length = 0
-        """Tokens whose keys and values are valid, in every layer."""
+        """Number of tokens whose keys and values are valid, in every layer."""
         self.static = static
         self.place_1 = torch.zeros(1, device=weight.device, dtype=torch.int64)
-        """Place of the token that a step reads: a tensor, so that compiled code need not know its value."""
+        """Place of the token that a step reads; a tensor, so that it is no constant of compiled code."""
         if static:
             for tensor in (*self.keys, *self.values, self.place_1):
                 torch._dynamo.mark_static_address(tensor)  # CUDA graphs then write into it instead of a copy
 
     def extend(self, layer: int, k_BHSE: Tensor, v_BHSE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store the new tokens' keys and values; return those to attend to, and which places count (None: all)."""
+        """Store keys and values of new tokens; return those to attend to, and a mask of valid places (None: all)."""
         keys_BHPE, values_BHPE = self.keys[layer], self.values[layer]
         if self.static and k_BHSE.shape[2] == 1:
             keys_BHPE.index_copy_(2, self.place_1, k_BHSE)
@@ -74,17 +74,17 @@ class KVCache:
 
 
 def attend_sdpa(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Attention [B, H, S, E]: causal from several queries, from a single one to all or to the places in `seen`.
+    """Return attention [B, H, S, E]: causal for several queries; for a single one, to all places or those in `seen`.
 
-    Without dropout on the attention weights, which would switch the fused kernels off.
+    There is no dropout on the attention weights, which would disable the fused kernels.
     """
     causal = q_BHSE.shape[2] > 1
     if not causal and q_BHSE.device.type == "cpu":  # torch's kernel takes up to four times as long for one query
         return attend_math(q_BHSE, k_BHSE, v_BHSE, seen)
     if q_BHSE.device.type == "cuda" or q_BHSE.dtype != torch.bfloat16 or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, attn_mask=seen, is_causal=causal)
-    # torch's bfloat16 kernel for CPUs: never faster than its float32 one, backward up to four times slower. Plain
-    # products take half the float32 kernel's time where the CPU has bfloat16, and memory for all scores.
+    # torch's bfloat16 kernel for CPUs is never faster than its float32 kernel, and backward up to four times slower.
+    # Plain products take half the time of the float32 kernel if the CPU has bfloat16, and memory for all scores.
     if q_BHSE.shape[2] <= _SHORT and _BFLOAT16_CPU:
         return _attend_short(q_BHSE, k_BHSE, v_BHSE)
     with torch.autocast(q_BHSE.device.type, enabled=False):
@@ -93,7 +93,7 @@ def attend_sdpa(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | N
 
 
 def _attend_short(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
-    """Causal attention as two batches of products, scale and mask in the first."""
+    """Return causal attention by two batched products, with scale and mask in the first."""
     q_NSE, k_NSE, v_NSE = (x.flatten(0, 1) for x in (q_BHSE, k_BHSE, v_BHSE))
     S, E = q_NSE.shape[1:]
     hidden_SS = torch.full((S, S), -math.inf, dtype=v_BHSE.dtype, device=v_BHSE.device).triu(1)
@@ -102,7 +102,7 @@ def _attend_short(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
 
 
 def attend_math(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
-    """The same, written out: what the fused kernels are tested against."""
+    """Return the same by plain products, the reference of the fused kernels."""
     S = q_BHSE.shape[2]
     scores_BHSS = q_BHSE @ k_BHSE.transpose(-2, -1) / math.sqrt(q_BHSE.shape[3])
     if S > 1:
@@ -113,7 +113,7 @@ def attend_math(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | N
 
 
 def attend_xformers(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
-    """The same by xformers' memory_efficient_attention.
+    """Return the same by xformers' memory_efficient_attention.
 
     Raises:
         PriorError: xformers is not installed, or the tensors are not on an NVIDIA GPU.
@@ -124,9 +124,9 @@ def attend_xformers(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor
         from xformers.ops import LowerTriangularMask, memory_efficient_attention
     except ImportError as error:
         raise PriorError(f"attention = 'xformers': {error}; pip install 'imagepriors[cuda]', or use 'sdpa'") from error
-    if q_BHSE.shape[2] == 1:  # one query: nothing to gain
+    if q_BHSE.shape[2] == 1:  # not faster for one query
         return attend_sdpa(q_BHSE, k_BHSE, v_BHSE, seen)
-    # Rotary angles and autocast may leave queries in float32 beside bfloat16 values.
+    # Rotary angles and autocast may give queries in float32 and values in bfloat16.
     q, k, v = (x.transpose(1, 2).to(v_BHSE.dtype) for x in (q_BHSE, k_BHSE, v_BHSE))
     out_BSHE: Tensor = memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask())
     return out_BSHE.transpose(1, 2)
@@ -136,27 +136,27 @@ ATTENTION = {"sdpa": attend_sdpa, "math": attend_math, "xformers": attend_xforme
 
 
 def rotate(x_BHSE: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the pairs (channel e, channel e + E/2) of queries or keys (RoPE, arXiv 2104.09864)."""
+    """Rotate the pairs (channel e, channel e + E/2) of queries or keys (RoPE, arXiv 2104.09864)."""
     cos, sin = rotation
     a, b = x_BHSE.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BHSE.dtype)
 
 
 def rotation_at(places: Tensor, width: int) -> Rotation:
-    """RoPE's angles at places [S] or [B, S] for heads of `width` channels, always in float32."""
+    """Return RoPE's angles at places [S] or [B, S] for heads of `width` channels, in float32."""
     exponents = torch.arange(0, width, 2, device=places.device) / width
     angles = places[..., None] * torch.pow(10_000.0, -exponents)
-    angles = angles[:, None] if places.ndim == 2 else angles  # one axis for the heads
+    angles = angles[:, None] if places.ndim == 2 else angles  # an axis for the heads
     return angles.cos(), angles.sin()
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
-    """The config's normalisation over the last axis."""
+    """Return the config's normalisation over the last axis."""
     return nn.LayerNorm(width) if config.norm == "layernorm" else nn.RMSNorm(width, eps=1e-5)
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which token s sees tokens 0 … s."""
+    """Multi-head attention in which token s attends to tokens 0 … s."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class CausalSelfAttention(nn.Module):
         self.key_norm = make_norm(config, head) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BSD: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None) -> Tensor:
-        """Attend from x_BSD to itself and to what the cache holds; the same shape comes back."""
+        """[B, S, D] → [B, S, D]: attend to the same tokens and to those in the cache."""
         B, S, D = x_BSD.shape
         qkv_3BHSE = self.qkv(x_BSD).view(B, S, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)
         q_BHSE, k_BHSE, v_BHSE = qkv_3BHSE.unbind(0)
@@ -178,7 +178,7 @@ class CausalSelfAttention(nn.Module):
             q_BHSE, k_BHSE = rotate(q_BHSE, rotation), rotate(k_BHSE, rotation)
         seen = None
         if cache is not None:
-            # A causal mask aligns to the first key, so several tokens at once only fit an empty cache.
+            # A causal mask is aligned to the first key, so several tokens at once require an empty cache.
             assert S == 1 or cache.length == 0
             k_BHSE, v_BHSE, seen = cache.extend(self.layer, k_BHSE, v_BHSE)
         out_BHSE = self.attend(q_BHSE, k_BHSE, v_BHSE, seen)
@@ -187,18 +187,18 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between, four times as wide inside; or SwiGLU of about as many weights."""
+    """Two linear layers with a GELU between them, four times as wide inside; or a SwiGLU of about as many weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.kind = config.mlp
-        # 2/3 · 4 · D, rounded up to what matrix kernels like: three matrices weigh what two did.
+        # 2/3 · 4 · D, rounded up to a multiple of 64: three matrices have as many weights as two had.
         hidden = -(-8 * config.n_embd // (3 * 64)) * 64 if self.kind == "swiglu" else 4 * config.n_embd
         self.fc = Linear(config.n_embd, 2 * hidden if self.kind == "swiglu" else hidden)
         self.proj = Linear(hidden, config.n_embd)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        """Token by token; the same shape comes back."""
+        """[B, S, D] → [B, S, D], for each token separately."""
         h = self.fc(x_BSD)
         if self.kind == "swiglu":
             gate, up = h.chunk(2, dim=-1)
@@ -221,7 +221,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BSD: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None) -> Tensor:
-        """The residual stream after this block."""
+        """[B, S, D] → [B, S, D], the residual stream after this block."""
         x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), rotation, cache))
         out_BSD: Tensor = x_BSD + self.dropout(self.mlp(self.mlp_norm(x_BSD)))
         return out_BSD
@@ -230,9 +230,9 @@ class Block(nn.Module):
 class Prior(nn.Module):
     """p(image codes | condition), one code at a time in the order of `sequence.order`.
 
-    Every condition and the image codes have embeddings of their own and the head knows image codes only, so
-    no probability is ever spent on a token that cannot come next. A condition token of -1 says "not given": the last
-    row of the condition's embedding, which training teaches by hiding conditions and guidance uses.
+    Every condition and the image codes have separate embeddings, and the head predicts image codes only, so no
+    probability is assigned to other tokens. A condition token of -1 means "not given" and selects the last row of the
+    condition's embedding. It is trained by dropping conditions, and is used for guidance.
     """
 
     scale_T: Tensor
@@ -241,7 +241,7 @@ class Prior(nn.Module):
         super().__init__()
         self.config, self.sequence = config, sequence
         C, T, D = sequence.condition_length, sequence.length, config.n_embd
-        # In the prior's own order the last image code is predicted but never read; in another any code may be.
+        # In the prior's own order the last image code is predicted but not read; in another order any code may be last.
         self.max_tokens = C + T - (not config.target_positions)
         vocabularies = {part.name: part.vocabulary for part in sequence.conditions} or {"none": 0}
         self.condition_embeddings = nn.ModuleDict({k: nn.Embedding(v + 1, D) for k, v in vocabularies.items()})
@@ -254,12 +254,12 @@ class Prior(nn.Module):
         self.norm = make_norm(config, D)
         self.head = None if config.tie_head else Linear(D, sequence.codebook_size, bias=False)
         scales = [torch.full((height * width,), index) for index, (height, width) in enumerate(sequence.grids)]
-        # Only where it is used: DDP sends every buffer around before every step.
+        # Only if it is used, because DDP broadcasts every buffer before every step.
         self.register_buffer("scale_T", torch.cat(scales) if sequence.scales else None, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """GPT-2's start: N(0, 0.02²), biases zero, residual projections smaller by √(2 · layers)."""
+        """Initialise as GPT-2: N(0, 0.02²), biases zero, residual projections divided by √(2 · layers)."""
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2:
@@ -269,40 +269,40 @@ class Prior(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.code_embedding.weight.device
 
     @property
     def parameter_count(self) -> int:
-        """Trainable numbers, embeddings included."""
+        """Number of trainable parameters, including embeddings."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, condition_BC: Tensor, codes_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Logits for every next image code.
+        """Return logits for every next image code.
 
         Args:
-            condition_BC: int64 condition tokens; zeros [B, 1] where there is no condition.
+            condition_BC: int64 condition tokens; zeros [B, 1] without a condition.
             codes_BT: int64, the first T ≥ 0 image codes of the sequence. Training passes all but the last.
-            positions_BT: int64 [B, T + 1], for sequences in another order than the prior's: the number t, in the
-                prior's order, of every code that is read or predicted. Wants `target_positions`.
+            positions_BT: int64 [B, T + 1], for sequences in another order than the prior's: the index t, in the prior's
+                order, of every code that is read or predicted. Requires `target_positions`.
 
         Returns:
             [B, T + 1, V] logits: position t predicts code t from the condition and codes 0 … t - 1.
 
         Raises:
-            PriorError: positions for a prior that cannot be told its targets.
+            PriorError: Positions are given, but the prior has no target positions.
         """
         C, S = condition_BC.shape[1], condition_BC.shape[1] + codes_BT.shape[1]
         places_S = torch.arange(S, device=codes_BT.device)
         targets = places_S[C - 1 :] - (C - 1)
         if positions_BT is not None:
             if self.target_embedding is None:
-                raise PriorError("positions: this prior is not told its targets; train with target_positions")
+                raise PriorError("positions: this prior has no target positions; train with target_positions")
             before_BC = places_S[:C].expand(len(codes_BT), C)
             places_S, targets = torch.cat((before_BC, positions_BT[:, :-1] + C), dim=1), positions_BT
         x_BSD = torch.cat((self._embed_condition(condition_BC), self._embed_codes(codes_BT, places_S[..., C:])), dim=1)
         x_BSD = self._run_blocks(x_BSD, places_S, targets)
-        # Positions before the last condition token predict nothing that is trained or sampled.
+        # The outputs before the last condition token are neither trained nor sampled.
         return self._logits(x_BSD[:, C - 1 :])
 
     def nll(
@@ -313,21 +313,21 @@ class Prior(nn.Module):
         inputs_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> Tensor:
-        """Negative log-likelihood of whole code sequences, float32 [B, T], in nats.
+        """Return the negative log-likelihood of code sequences, float32 [B, T], in nats.
 
         Args:
-            condition_BC: as for :meth:`forward`.
-            codes_BT: what is predicted.
-            inputs_BT: what is read in place of codes_BT, where some codes are replaced in training.
-            positions_BT: as for :meth:`forward`.
+            condition_BC: As for :meth:`forward`.
+            codes_BT: The targets.
+            inputs_BT: The inputs, if some codes are replaced in training; else codes_BT is read.
+            positions_BT: As for :meth:`forward`.
         """
         read_BT = (codes_BT if inputs_BT is None else inputs_BT)[:, :-1]
-        # float32 whatever the products' precision: a softmax over many codes loses digits in bfloat16.
+        # Always float32, because a softmax over many codes loses digits in bfloat16.
         logits_NV = self(condition_BC, read_BT, positions_BT).float().flatten(0, 1)
         return F.cross_entropy(logits_NV, codes_BT.flatten(), reduction="none").view_as(codes_BT)
 
     def prefill(self, condition_BC: Tensor, cache: KVCache, codes_BT: Tensor | None = None) -> Tensor:
-        """Read the condition and the first T ≥ 0 image codes into an empty cache; logits [B, V] of the next code."""
+        """Read the condition and T ≥ 0 image codes into an empty cache; return the logits [B, V] of the next code."""
         assert cache.length == 0
         cache.place_1.zero_()
         x_BSD = self._embed_condition(condition_BC)
@@ -337,7 +337,7 @@ class Prior(nn.Module):
         return self._append(x_BSD, places_S, cache)
 
     def decode(self, codes_B: Tensor, cache: KVCache) -> Tensor:
-        """Read one more image code into the cache; logits [B, V] of the next one."""
+        """Read one more image code into the cache; return the logits [B, V] of the next one."""
         cache.place_1.fill_(cache.length)
         if cache.static:
             logits_BV = self.decode_static(codes_B, cache)
@@ -346,7 +346,7 @@ class Prior(nn.Module):
         return self._append(self._embed_codes(codes_B[:, None], cache.place_1), cache.place_1, cache)
 
     def decode_static(self, codes_B: Tensor, cache: KVCache) -> Tensor:
-        """:meth:`decode` at `cache.place_1`, all shapes and addresses fixed; the caller counts `cache.length`."""
+        """Do :meth:`decode` at `cache.place_1` with fixed shapes and addresses; the caller updates `cache.length`."""
         x_B1D = self._embed_codes(codes_B[:, None], cache.place_1)
         targets = cache.place_1 - (self.sequence.condition_length - 1)
         return self._logits(self._run_blocks(x_B1D, cache.place_1, targets, cache)[:, -1])
@@ -377,15 +377,15 @@ class Prior(nn.Module):
         return x_BTD
 
     def _run_blocks(self, x_BSD: Tensor, places_S: Tensor, targets: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The residual stream after all blocks; `targets` are those of the last tokens, as many as it has."""
+        """Return the residual stream after all blocks; `targets` are the target positions of the last tokens."""
         rotation = None
         if self.position_embedding is not None:
             x_BSD = x_BSD + self.position_embedding(places_S)
         else:
             rotation = rotation_at(places_S, self.config.n_embd // self.config.n_head)
         if self.target_embedding is not None:
-            told = x_BSD.shape[1] - targets.shape[-1]
-            x_BSD = torch.cat((x_BSD[:, :told], x_BSD[:, told:] + self.target_embedding(targets)), dim=1)
+            first = x_BSD.shape[1] - targets.shape[-1]
+            x_BSD = torch.cat((x_BSD[:, :first], x_BSD[:, first:] + self.target_embedding(targets)), dim=1)
         x_BSD = self.dropout(x_BSD)
         for block in self.blocks:
             x_BSD = block(x_BSD, rotation, cache)

@@ -1,4 +1,4 @@
-"""Drawing codes from a prior.
+"""Sampling of codes from a prior.
 
 Axes: N samples, B samples drawn together, R rows that enter the model (B, or 2 · B under guidance), C condition
 tokens, T image codes, P given image codes, V image codebook, K codes kept by top-k, H × W the code grid.
@@ -22,7 +22,7 @@ from codeshards.format import defined_orders, order
 from runkit.compiling import check_compiler
 
 Condition = Tensor | Mapping[str, Tensor]
-"""Tokens of the one condition [N] or [N, C] or [N, h, w], or such tokens for each condition by name."""
+"""Tokens [N], [N, C] or [N, h, w] of a single condition, or a mapping from name to such tokens."""
 Watch = Callable[[int, int, Tensor], None]
 """Called after every code with the index of the batch's first sample, t, and the codes so far [B, t + 1]."""
 
@@ -36,10 +36,10 @@ def sample_codes(
     prefix_NP: Tensor | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
-    """Draw n grids of image codes: :func:`sample_sequences`, laid out.
+    """Draw n grids of image codes; arguments and errors as :func:`sample_sequences`.
 
     Returns:
-        int64 [n, H, W] codes on the CPU, in raster order whatever the prior's own order.
+        int64 [n, H, W] codes on the CPU, in raster order for any order of the prior.
     """
     codes_NT = sample_sequences(prior, n, condition=condition, config=config, prefix_NP=prefix_NP, watch=watch)
     return to_grids(prior.sequence, codes_NT)[-1]
@@ -56,29 +56,29 @@ def sample_sequences(
 ) -> Tensor:
     """Draw n sequences of image codes.
 
-    Sample i depends on (seed, i), its own condition and its own prefix: drawing it in another batch, or among more
-    samples, gives the same codes, up to the rounding of matrix products of another shape.
+    Sample i depends on (seed, i), its condition and its prefix only. Another batch size or more samples give the same
+    codes, up to the rounding of matrix products of another shape.
 
     Args:
-        prior: the model, on the device that shall do the work; left in eval mode.
-        n: how many samples.
-        condition: class ids [n], condition codes [n, C] or [n, h, w] in raster order, a mapping from name to such
-            where there are several conditions, None for an unconditional prior.
-        config: temperature, top-k, guidance, seed, batch size …; the paper's by default.
-        prefix_NP: the first P codes of every sequence, to be completed; see :func:`prefix_of_region` and
+        prior: The model, on the device to use; it is set to eval mode.
+        n: Number of samples.
+        condition: Class ids [n], condition codes [n, C] or [n, h, w] in raster order, or a mapping from name to such
+            tokens if there are several conditions; None for an unconditional prior.
+        config: Temperature, top-k, guidance, seed, batch size …; by default those of the paper.
+        prefix_NP: The first P codes of every sequence, to be completed; see :func:`prefix_of_region` and
             :func:`prefix_of_scales`.
-        watch: is shown the codes while they are drawn.
+        watch: Called after every code.
 
     Returns:
         int64 [n, T] codes on the CPU, in sequence order.
 
     Raises:
-        PriorError: the condition, the prefix or the guidance does not fit the prior.
+        PriorError: The condition, the prefix or the guidance does not fit the prior.
     """
     config = config or SampleConfig()
     condition_NC = condition_tokens(prior.sequence, n, condition)
     prefix_NP = _checked_prefix(prior.sequence, n, prefix_NP)
-    prior = ready(prior, config)
+    prior = prepare(prior, config)
     sampled, T = [], prior.sequence.length
     batches = -(-n // config.batch_size)
     with tqdm(total=batches * (T - prefix_NP.shape[1]), desc="sample", unit="code", disable=None) as bar:
@@ -89,7 +89,7 @@ def sample_sequences(
 
 
 def to_grids(sequence: SequenceSpec, codes_NT: Tensor) -> list[Tensor]:
-    """Sequences as grids [N, h, w] in raster order, from the coarsest scale to the full grid."""
+    """Return sequences as grids [N, h, w] in raster order, from the coarsest scale to the full grid."""
     grids, sizes = [], [height * width for height, width in sequence.grids]
     for (height, width), part_NT in zip(sequence.grids, torch.split(codes_NT, sizes, dim=1), strict=True):
         raster_NT = torch.empty_like(part_NT)
@@ -99,10 +99,10 @@ def to_grids(sequence: SequenceSpec, codes_NT: Tensor) -> list[Tensor]:
 
 
 def prefix_of_scales(sequence: SequenceSpec, grids: Sequence[Tensor]) -> Tensor:
-    """The first scales [N, s, s] of a multiscale prior, fixed: a prefix [N, P] to be completed.
+    """Return given scales [N, s, s] of a multiscale prior, coarsest first, as a prefix [N, P] to be completed.
 
     Raises:
-        PriorError: the prior has no such scales.
+        PriorError: The prior has no such scales.
     """
     wanted = sequence.grids[: len(grids)]
     found = tuple(tuple(grid.shape[1:]) for grid in grids)
@@ -118,15 +118,15 @@ def prefix_of_scales(sequence: SequenceSpec, grids: Sequence[Tensor]) -> Tensor:
 
 
 def prefix_of_region(sequence: SequenceSpec, codes_NHW: Tensor, region_HW: Tensor) -> Tensor:
-    """The codes in a region, to be completed to whole pictures: a prefix [N, P] of the prior's order.
+    """Return the codes in a region as a prefix [N, P] of the prior's order, to be completed to whole images.
 
     Args:
-        sequence: the prior's.
-        codes_NHW: grids of codes; only those in the region matter.
-        region_HW: bool, the cells that are given.
+        sequence: That of the prior.
+        codes_NHW: Grids of codes; codes outside the region are ignored.
+        region_HW: Bool, the given cells.
 
     Raises:
-        PriorError: the region is not what the prior's order begins with; the message names the orders that do.
+        PriorError: The prior's order does not begin with the region; the message names the orders that do.
     """
     height, width = sequence.height, sequence.width
     if sequence.scales:
@@ -147,10 +147,10 @@ def prefix_of_region(sequence: SequenceSpec, codes_NHW: Tensor, region_HW: Tenso
 
 
 def conditions_by_name(sequence: SequenceSpec, condition: Condition | None) -> Mapping[str, Tensor]:
-    """What a caller gave as condition, by name.
+    """Return the tokens of each condition by name.
 
     Raises:
-        PriorError: not the conditions that the prior was trained on.
+        PriorError: They are not the conditions that the prior was trained on.
     """
     if not sequence.conditions and condition is not None:
         raise PriorError("this prior was trained without a condition; pass condition=None")
@@ -162,12 +162,12 @@ def conditions_by_name(sequence: SequenceSpec, condition: Condition | None) -> M
         condition = {sequence.conditions[0].name: condition}
     condition = condition or {}
     if set(condition) != {part.name for part in sequence.conditions}:
-        raise PriorError(f"conditions {', '.join(condition)} are given; this prior wants {sequence.condition!r}")
+        raise PriorError(f"conditions {', '.join(condition)} are given; this prior requires {sequence.condition!r}")
     return condition
 
 
 def condition_tokens(sequence: SequenceSpec, n: int, condition: Condition | None) -> Tensor:
-    """The condition as int64 tokens [n, C], checked against what the prior was trained on."""
+    """Return the condition as int64 tokens [n, C] after checking that it is that of the prior."""
     if n < 0:
         raise PriorError(f"n = {n}: use 0 or more samples")
     by_name = conditions_by_name(sequence, condition)
@@ -189,11 +189,11 @@ def condition_tokens(sequence: SequenceSpec, n: int, condition: Condition | None
     return torch.cat(tokens, dim=1)
 
 
-def ready(prior: Prior, config: SampleConfig) -> Prior:
-    """The prior in eval mode and with weights of the config's precision: itself, where they are that already.
+def prepare(prior: Prior, config: SampleConfig) -> Prior:
+    """Return the prior in eval mode with weights of the config's precision; a copy only if the precision differs.
 
     Raises:
-        PriorError: guidance for a prior without a condition.
+        PriorError: Guidance is requested for a prior without a condition.
     """
     if config.guidance != 1 and not prior.sequence.conditions:
         raise PriorError(f"guidance = {config.guidance}: this prior has no condition to guide by; use 1")
@@ -228,7 +228,7 @@ def _sample_batch(
     bar: tqdm[NoReturn],
     watch: Watch | None,
 ) -> Tensor:
-    """Codes [B, T] on the CPU, in sequence order, of samples first … first + B - 1."""
+    """Return the codes [B, T] of samples first … first + B - 1, on the CPU, in sequence order."""
     (B, P), T = prefix_BP.shape, prior.sequence.length
     keys_B = sample_keys(config.seed, first, B).to(prior.device)
     codes_BT = torch.empty((B, T), dtype=torch.int64, device=prior.device)
@@ -250,14 +250,14 @@ def _sample_batch(
 
 
 def with_null(condition_BC: Tensor, config: SampleConfig) -> Tensor:
-    """Condition tokens [R, C]: under guidance the same samples follow once more, without their condition."""
+    """Return condition tokens [R, C]; under guidance, the samples are repeated with the null condition."""
     if config.guidance == 1:
         return condition_BC
     return torch.cat((condition_BC, torch.full_like(condition_BC, -1)))
 
 
 def guide(logits_RV: Tensor, config: SampleConfig) -> Tensor:
-    """Logits [B, V] after classifier-free guidance (Ho and Salimans, arXiv 2207.12598)."""
+    """Return logits [B, V] after classifier-free guidance (Ho and Salimans, arXiv 2207.12598)."""
     if config.guidance == 1:
         return logits_RV.float()
     with_BV, without_BV = logits_RV.float().chunk(2)
@@ -267,7 +267,7 @@ def guide(logits_RV: Tensor, config: SampleConfig) -> Tensor:
 def next_codes(
     prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor
 ) -> Tensor:
-    """Read codes t - 1, draw codes t [B]."""
+    """Read codes t - 1 and return codes t, [B]."""
     if not cache.static:
         codes_R = codes_B.repeat(cache.batch // len(codes_B))
         return draw(guide(prior.decode(codes_R, cache), config), config, keys_B, t_1)
@@ -285,22 +285,21 @@ def _static_step(
 
 @functools.cache
 def _compiled(device: str) -> Callable[..., Tensor]:
-    # CUDA graphs: a step of hundreds of small kernels is launched as one.
+    # CUDA graphs launch the hundreds of small kernels of a step at once.
     return torch.compile(_static_step, dynamic=False, mode="reduce-overhead" if device == "cuda" else "default")
 
 
 def draw(logits_BV: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor) -> Tensor:
-    """Code t [B] for each row of logits, by an exponential race: argmax p / Exp(1) is a draw from p.
+    """Return code t for each row of logits, [B], by an exponential race: argmax p / Exp(1) is distributed as p.
 
-    The race needs one number for each code that is still in it and nothing from the other rows, which is what
-    frees a sample from its batch.
+    The race requires one random number per remaining code and no other rows, so a sample does not depend on its batch.
     """
     V = logits_BV.shape[1]
     kept_BK, codes_BK = logits_BV.topk(min(config.top_k or V, V))
     kept_BK = kept_BK / config.temperature
     if config.top_p < 1 or config.min_p > 0:
         p_BK = kept_BK.softmax(dim=1)  # descending
-        # A code stays while those before it have not filled top_p; the first one always does.
+        # A code is kept if those before it sum to less than top_p; the first one always is.
         out_BK = p_BK.cumsum(dim=1) - p_BK >= config.top_p
         p_BK = p_BK.masked_fill(out_BK, 0.0)
         out_BK = out_BK | (p_BK < config.min_p * p_BK[:, :1])
@@ -310,27 +309,27 @@ def draw(logits_BV: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor) -
 
 
 def sample_keys(seed: int, first: int, count: int) -> Tensor:
-    """int64 [count]: what decides the random numbers of samples first … first + count - 1."""
+    """Return int64 [count], the keys of the random numbers of samples first … first + count - 1."""
     words = [np.random.SeedSequence((seed, first + i)).generate_state(1, np.uint64)[0] for i in range(count)]
     return torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64))
 
 
 def race_noise(keys_B: Tensor, t_1: Tensor, codes_BK: Tensor) -> Tensor:
-    """Exponentially distributed numbers [B, K], each a pure function of (key, t, code) on every device.
+    """Return exponentially distributed numbers [B, K], each a function of (key, t, code), the same on every device.
 
-    No generator's state to keep, none to draw for codes that top-k dropped: SplitMix64 (Steele et al., "Fast
-    Splittable Pseudorandom Number Generators") from a start that is itself such a number.
+    SplitMix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators") has no state to keep and computes no
+    numbers for codes that top-k has dropped. Its start is itself such a number.
     """
     start_B1 = _mix(keys_B + t_1 * _GOLDEN)[:, None]
     bits_BK = _mix(start_B1 + codes_BK * _GOLDEN)
-    # 53 bits in the middle of their interval: never 0. Rounding gives 1 once in 2**53 numbers; that code then wins.
+    # 53 bits at the middle of their interval are never 0. Rounding gives 1 once in 2**53 numbers; that code then wins.
     uniform_BK = (_shift(bits_BK, 11).double() + 0.5) * 2.0**-53
     return -uniform_BK.log().float()
 
 
 _GOLDEN, _FACTOR_1, _FACTOR_2 = (
     value - (1 << 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)  # as signed integers, the only ones of 64 bits that torch multiplies everywhere
+)  # as signed integers, because torch does not multiply unsigned ones on every device
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -340,4 +339,4 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # zeros come in from the left
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift

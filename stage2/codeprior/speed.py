@@ -1,4 +1,4 @@
-"""How much of the hardware a training step uses: model FLOPs over what the device could do in the same time."""
+"""FLOPs of a training step, and FLOP/s of the device: for the utilisation (MFU) and the choice of the precision."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import time
 import torch
 from torch import nn
 
-from codeprior.linear import linear
+from codeprior.config import PriorError
+from codeprior.cpu_kernels import linear
 from codeprior.model import Prior
+from runkit.devices import Autocast, Precision, pick_precision
 
 PEAK_TFLOPS_BFLOAT16 = {
     "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "GH200": 989, "B200": 2250, "A100": 312, "A800": 312,
     "L40S": 362, "L40": 181, "L4": 121, "A10G": 70, "A10": 125, "A40": 150, "A30": 165, "RTX 4090": 165,
     "RTX 3090": 71,
 }  # fmt: skip
-"""Dense bfloat16 TFLOP/s from the makers' data sheets, by part of the device's name; the first that fits counts."""
+"""Dense bfloat16 TFLOP/s of the data sheets, by part of the device's name; the first match counts."""
 
 
 def step_flops_per_sequence(prior: Prior) -> float:
-    """Floating-point operations of the forward and backward pass of one sequence, recomputation not counted.
+    """Return the floating-point operations of the forward and backward pass of one sequence, without recomputation.
 
-    Two for each weight of a matrix product and each token that passes it, and 4 · width · tokens a token and block
-    for attention, without a discount for its causal half; three times that with the backward pass (PaLM, appendix B).
+    Two per weight of a matrix product and token, and 4 · width · tokens per token and block for attention, whose causal
+    half is not discounted; three times as many with the backward pass (PaLM, appendix B).
     """
     sequence, width = prior.sequence, prior.config.n_embd
     tokens = sequence.condition_length + sequence.length - 1
@@ -35,18 +37,18 @@ def step_flops_per_sequence(prior: Prior) -> float:
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of matrix products on this device: from the table for a known GPU in bfloat16, else measured."""
+    """Return the FLOP/s of matrix products on this device: of the table for known GPUs in bfloat16, else measured."""
     if device.type == "cuda" and precision == "bfloat16":
         name = torch.cuda.get_device_name(device)
         for part, tflops in PEAK_TFLOPS_BFLOAT16.items():
-            if re.search(rf"\b{part}\b", name):  # an RTX A1000 is no A100
+            if re.search(rf"\b{part}\b", name):  # an RTX A1000 is not an A100
                 return tflops * 1e12
     return measured_flops(device.type, precision)
 
 
 @functools.cache
 def measured_flops(device: str, precision: str) -> float:
-    """FLOP/s of a large linear layer on this device in this precision: the best of four."""
+    """Return the FLOP/s of a large linear layer on this device in this precision: the best of four runs."""
     side = 8192 if device == "cuda" else 1024
     matrix = torch.ones(side, side, device=device, dtype=getattr(torch, precision))
     best_s = float("inf")
@@ -58,3 +60,8 @@ def measured_flops(device: str, precision: str) -> float:
         best_s = min(best_s, time.perf_counter() - start)
     del product
     return 2 * side**3 / best_s
+
+
+def resolve_precision(name: Precision, device: torch.device) -> Autocast:
+    """Return the precision that a config's `precision` means on this device."""
+    return pick_precision(name, device, lambda precision: measured_flops("cpu", precision), PriorError)

@@ -1,10 +1,10 @@
-"""Batches straight from the shards, for sets that fit neither memory nor a disk cache.
+"""Batches read directly from the shards, for datasets that fit neither the memory nor a disk cache.
 
-An epoch's shards come in a random sequence and are cut into windows of whole shards; the rows of a window are
-permuted among themselves. Which rows make batch t follows from the manifest and (seed, epoch, t) alone, so a run
-resumes anywhere by reading one window. Every rank reads the whole stream and keeps its part of each batch: that
-costs decoding (over 100 M codes/s a core) world_size times, and in turn no rank ever runs dry, global batches are
-the same for any number of ranks, and a run may go on with another number.
+The shards of an epoch are shuffled and divided into windows of whole shards; the rows of a window are permuted. The
+rows of batch t are a function of the manifest and (seed, epoch, t), so a run resumes at any step by reading one window.
+Every rank reads the whole stream and keeps its part of each batch. The shards are therefore decoded world_size times
+(at over 100 M codes/s per core), but all ranks have equally many batches, global batches are the same for any number of
+ranks, and a run may resume with another number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from codeprior.data import Batch, Batches, CodeData, check_labels, check_shards,
 from codeprior.data import sample_starts as starts_of
 from codeshards.format import ShardDataset
 
-_WINDOW = 2  # keys of its own for the permutation of a window, beside those of the epoch and the views
+_WINDOW = 2  # separates the permutation of a window from those of the epoch and the views
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,26 +31,26 @@ class Window:
     """Shards that are shuffled among themselves."""
 
     number: int
-    """Counted from the epoch's start."""
+    """Number of the window in its epoch."""
     shards: tuple[int, ...]
     """Numbers of the shards."""
     start: int
     """Rows of the epoch before this window."""
     rows: int
-    """Rows that the window gives: of its shards, or one of each of their samples."""
+    """Rows of the window: those of its shards, or one per sample."""
 
 
 class StreamBatches(Batches):
     """Batches that are read from the shards as they are needed.
 
     Args:
-        dataset: finished shards, wherever `ShardDataset.open` reads them.
-        split: the split to draw from.
-        sequence: what a batch's sequences are.
-        shuffle_rows: rows of a window, at least; memory holds two windows, one being read ahead, and while a batch is
-            taken from two, three.
-        views: draw one view of each sample each epoch.
-        options: as for :class:`codeprior.data.Batches`.
+        dataset: Finished shards.
+        split: The split.
+        sequence: The meaning of the sequences.
+        shuffle_rows: Smallest number of rows of a window. The memory holds two windows, one of which is read ahead, and
+            three while a batch is taken from two.
+        views: Draw one view of each sample per epoch.
+        options: As for :class:`codeprior.data.Batches`.
     """
 
     def __init__(
@@ -75,33 +75,33 @@ class StreamBatches(Batches):
         self._epoch_windows: tuple[int, list[Window]] | None = None
 
     def at(self, step: int) -> Batch:
-        """This rank's part of global batch `step`."""
+        """Return this rank's part of global batch `step`."""
         epoch, index = divmod(step, self.batches_per_epoch)
         first = index * self.batch_size + self.mine.start
         end = index * self.batch_size + self.mine.stop
         windows = [w for w in self.windows(epoch) if w.start < end and w.start + w.rows > first]
         needed = [(epoch, window.number) for window in windows]
         following = self._following(epoch, windows[-1].number)
-        # What lies behind is let go before the next window is read.
+        # Earlier windows are released before the next one is read.
         self._loading = {key: data for key, data in self._loading.items() if key in (*needed, following)}
         parts = [
-            self._asked(epoch, w).result().take(slice(max(first - w.start, 0), min(end - w.start, w.rows)))
+            self._requested(epoch, w).result().take(slice(max(first - w.start, 0), min(end - w.start, w.rows)))
             for w in windows
         ]
         batch = parts[0] if len(parts) == 1 else Batch.join(parts)
         for key in needed[:-1]:
             del self._loading[key]
-        self._asked(following[0], self.windows(following[0])[following[1]])
+        self._requested(following[0], self.windows(following[0])[following[1]])
         return batch
 
     def codes(self) -> Iterator[NDArray[np.uint16]]:
-        """Image codes of the whole split in pieces: those of this rank's shards."""
+        """Yield the image codes of this rank's shards, in pieces."""
         mine = range(self.rank, len(self._shard_rows), self.world_size)
         for batch in self.dataset.batches(self.split, self.sequence.columns, shards=mine):
             yield from batch.values()
 
     def windows(self, epoch: int) -> list[Window]:
-        """The windows of an epoch, in sequence."""
+        """Return the windows of an epoch, in order."""
         if self._epoch_windows is not None and self._epoch_windows[0] == epoch:
             return self._epoch_windows[1]
         windows: list[Window] = []
@@ -119,14 +119,14 @@ class StreamBatches(Batches):
         return windows
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides the next batch, as plain values."""
+        """Return all that determines the next batch, as plain values."""
         return {**super().state_dict(), "shuffle_rows": self.shuffle_rows, "views": self.views}
 
     def _following(self, epoch: int, number: int) -> tuple[int, int]:
         return (epoch, number + 1) if number + 1 < len(self.windows(epoch)) else (epoch + 1, 0)
 
-    def _asked(self, epoch: int, window: Window) -> Future[CodeData]:
-        """The window's rows in their shuffled sequence, which another thread reads."""
+    def _requested(self, epoch: int, window: Window) -> Future[CodeData]:
+        """Return the future of a window's shuffled rows, which another thread reads."""
         key = (epoch, window.number)
         if key not in self._loading:
             self._loading[key] = self._reader.submit(self._read, epoch, window)
@@ -140,7 +140,7 @@ class StreamBatches(Batches):
         if self.views:
             views = np.concatenate([self._views_of(shard) for shard in window.shards])
             rows = draw_views(starts_of(views), self.seed, epoch, window.number)[rows]
-        # Each row goes to its place as it comes: memory holds the window once, not in pieces and as a whole beside.
+        # Each row is written to its place as it is read, so that the memory holds the window only once.
         place = np.full(sum(self.dataset.shards(self.split)[shard].rows for shard in window.shards), -1)
         place[rows] = np.arange(len(rows))
         found: dict[str, NDArray[Any]] = {}

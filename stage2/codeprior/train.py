@@ -1,15 +1,13 @@
-"""Training a prior from token shards: the loop around the step, with evaluation, logs and exact resume.
+"""Training a prior from token shards: the loop around the step, with its metrics and evaluation.
 
 Axes: T image codes of a sequence.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,26 +19,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codeprior import checkpoint as ckpt
-from codeprior import distributed
 from codeprior.config import PriorError, TrainConfig
 from codeprior.data import CodeData, checked, pixel_dims, sequence_from_dataset
-from codeprior.interrupt import GracefulStop
 from codeprior.model import Prior
-from codeprior.optim import learning_rate_at, resolve_device
+from codeprior.optim import learning_rate_at
 from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.trainer import Trainer
 from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ShardDataset, Where
-from runkit.checkpoints import checkpoints, newest_intact, remove_old, save_checkpoint
-from runkit.compiling import check_compiler
-from runkit.folders import check_apart, held
-from runkit.runlog import RunLog
-
-logger = logging.getLogger(__name__)
-
-
-class _StopError(Exception):
-    """A signal came during an evaluation."""
+from runkit.checkpoints import checkpoints
+from runkit.folders import check_apart
+from runkit.ranks import barrier, process_group, rank, sum_over_ranks, world_size
+from runkit.training import TrainingLoop, run_training
 
 
 @torch.no_grad()
@@ -52,127 +42,95 @@ def evaluate(
     autocast: torch.autocast,
     before_batch: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
-    """Mean negative log-likelihood in nats at each position of the sequence, [T], over all rows.
+    """Return the mean negative log-likelihood in nats at each position of the sequence, [T], over all rows.
 
-    Each rank takes its part of every batch; the result is the same on all.
+    Each rank evaluates its part of every batch; the result is the same on all ranks.
 
     Args:
-        prior: What is evaluated.
-        data: On these rows.
-        batch_size: Rows at once, of all ranks together.
+        prior: The prior.
+        data: The rows.
+        batch_size: Rows per batch, over all ranks.
         autocast: The precision.
-        before_batch: Called before every batch; what it raises, on all ranks alike, ends the evaluation.
+        before_batch: Called before every batch; an exception that it raises on all ranks ends the evaluation.
     """
     was_training = prior.training
     prior.eval()
-    rank, world = distributed.rank(), distributed.world()
+    first = rank() == 0
     total_T = torch.zeros(prior.sequence.length, dtype=torch.float32, device=prior.device).double()
     batches = range(0, data.rows, batch_size)
-    for start in tqdm(batches, desc="evaluate", leave=False, disable=True if rank else None):
+    for start in tqdm(batches, desc="evaluate", leave=False, disable=None if first else True):
         before_batch()
-        mine = np.arange(start, min(start + batch_size, data.rows))[rank::world]
-        # With FSDP all ranks must enter every forward pass: one without rows takes the first and does not count it.
+        mine = np.arange(start, min(start + batch_size, data.rows))[rank() :: world_size()]
+        # With FSDP all ranks must run every forward pass: one without rows takes the first row and does not count it.
         batch = checked(data.take(mine if len(mine) else np.zeros(1, np.int64)), data.sequence).to(prior.device)
         with autocast:
             nll_BT = prior.nll(**batch.tensors())
         if len(mine):
             total_T += nll_BT.double().sum(dim=0)
     prior.train(was_training)
-    return (distributed.total(total_T) / data.rows).cpu().numpy()
+    return (sum_over_ranks(total_T) / data.rows).cpu().numpy()
 
 
-class Run:
-    """The loop of one run: what happens around the steps."""
+class Run(TrainingLoop):
+    """The loop of one prior's run."""
 
     def __init__(self, trainer: Trainer, dataset: ShardDataset) -> None:
         self.trainer, self.dataset, self.config = trainer, dataset, trainer.config
-        sequence = trainer.run.sequence
+        config, sequence = trainer.config, trainer.run.sequence
+        super().__init__(
+            trainer.folder, steps=config.steps, log_every=config.log_every, eval_every=config.eval_every,
+            checkpoint_every=config.checkpoint_every, keep=config.keep_checkpoints,
+        )  # fmt: skip
         self.val_data = CodeData.open(dataset, "val", sequence) if "val" in dataset.splits else None
-        self.first = distributed.rank() == 0
-        self._hidden = None if self.first else True  # of progress bars
-        self.log: RunLog | None = None
-        """Of the first rank."""
-        self._hosts = distributed.host_group()
         self.recent: list[tuple[Tensor, Tensor]] = []
-        """Loss and gradient norm of the steps since the last line of metrics, still on the device."""
+        """Loss and gradient norm of the steps since the last line of metrics, on the device."""
         self.train_seconds = 0.0
         self.best_nats = math.inf
         self.val_nll_T: NDArray[np.float64] | None = None
-        """Validation loss at each position, where it was measured at this very step."""
+        """Validation loss at each position, if it was measured at this step."""
         self._timed_steps, self._interval_s, self._mark_s = 0, 0.0, 0.0
-        self._flops_per_step = self.config.batch_size * step_flops_per_sequence(trainer.prior)
+        self._flops_per_step = config.batch_size * step_flops_per_sequence(trainer.prior)
 
-    def resume(self, checkpoint: Path | None) -> None:
-        """Continue from a checkpoint, or begin."""
-        length_bytes = 0
-        if checkpoint is not None:
-            values, device = self.trainer.load(checkpoint), self.trainer.device
-            self.recent = [tuple(torch.tensor(x, device=device) for x in pair) for pair in values["recent"]]  # type: ignore[misc]
-            self.train_seconds, length_bytes = values["train_seconds"], values["metrics_bytes"]
-            self.best_nats = math.inf if values["best_nats"] is None else values["best_nats"]
-            logger.info("resumed from %s", checkpoint)
-        if self.first:
-            self.log = ckpt.run_log(self.trainer.out, self.trainer.step, length_bytes)
+    @property
+    def step(self) -> int:
+        """Number of steps that are done."""
+        return self.trainer.step
 
-    def fit(self, stop: GracefulStop) -> None:
-        """Train up to `config.steps`.
+    def check(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint from which the run cannot continue; see :meth:`Trainer.check`."""
+        self.trainer.check(checkpoint)
+
+    def load(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint."""
+        values, device = self.trainer.load(checkpoint), self.trainer.device
+        self.recent = [tuple(torch.tensor(x, device=device) for x in pair) for pair in values["recent"]]  # type: ignore[misc]
+        self.train_seconds = values["train_seconds"]
+        self.best_nats = math.inf if values["best_nats"] is None else values["best_nats"]
+
+    def fit(self) -> None:
+        """Train up to the last step.
 
         Raises:
-            PriorError: the loss stopped being a finite number.
-            SystemExit, KeyboardInterrupt: after a signal, with a checkpoint saved.
+            PriorError: A loss is not finite.
+            StoppedError: after a signal, with a checkpoint saved.
         """
-        trainer, config = self.trainer, self.config
-        trainer.prior.train()
+        self.trainer.prior.train()
         self._mark_s = time.perf_counter()
-        if trainer.step > 0 and self._is_due(config.eval_every) and not self._evaluate(stop):
-            self._leave(stop)  # a checkpoint is written before the evaluation of its step
-        with tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", disable=self._hidden) as bar:
-            while trainer.step < config.steps:
-                self.recent.append(trainer.advance())
-                self._timed_steps += 1
-                self.val_nll_T = None
-                bar.update()
-                stopping = self._agree_to_stop(stop)
-                if self._is_due(config.log_every):
-                    bar.set_postfix(self._log())
-                if self._is_due(config.checkpoint_every) or stopping:
-                    self._save()
-                if self._is_due(config.eval_every) and not stopping and not self._evaluate(stop):
-                    stopping = True
-                    if not self._is_due(config.checkpoint_every):
-                        self._save()
-                if stopping:
-                    self._leave(stop)
+        super().fit()
 
-    def _leave(self, stop: GracefulStop) -> None:
-        logger.warning("stopped at step %d; the same command resumes there", self.trainer.step)
-        stop.leave()
+    def advance(self) -> None:
+        """Do one step."""
+        self.recent.append(self.trainer.advance())
+        self._timed_steps += 1
+        self.val_nll_T = None
 
-    def _is_due(self, every: int) -> bool:
-        return self.trainer.step % every == 0 or self.trainer.step == self.config.steps
-
-    def _agree_to_stop(self, stop: GracefulStop) -> bool:
-        """Whether any rank was asked to stop.
-
-        The ranks ask each other after every step, for torchrun kills them 30 s after its SIGTERM; in main memory, where
-        it takes a fraction of a millisecond and waits for no GPU.
-        """
-        if distributed.world() == 1:
-            return bool(stop.signal)
-        highest = torch.tensor(stop.signal or 0)
-        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=self._hosts)
-        agreed = int(highest)
-        if agreed:  # a signal that came while the others were asked counts at the next agreement
-            stop.signal = agreed
-        return agreed > 0
-
-    def _settle(self) -> tuple[list[float], list[float]]:
-        """Wait for the device, stop the clock, and refuse losses that are not finite; losses and gradient norms."""
+    def _synchronize(self) -> tuple[list[float], list[float]]:
+        """Wait for the device, stop the clock, refuse losses that are not finite; return losses and gradient norms."""
         if not self.recent:
             return [], []
         losses_T, norms_T = (torch.stack(column) for column in zip(*self.recent, strict=True))
-        # The norm is the same on all ranks: it is that of the averaged gradient.
-        losses, norms = (distributed.total(losses_T.clone()) / distributed.world()).tolist(), norms_T.tolist()
+        # The norm, that of the averaged gradient, is the same on all ranks.
+        losses, norms = (sum_over_ranks(losses_T.clone()) / world_size()).tolist(), norms_T.tolist()
         now_s = time.perf_counter()
         self._interval_s += now_s - self._mark_s
         self._mark_s = now_s
@@ -186,8 +144,9 @@ class Run:
                 )
         return losses, norms
 
-    def _log(self) -> dict[str, str]:
-        losses, norms = self._settle()
+    def metrics(self) -> tuple[Mapping[str, float], Mapping[str, str]]:
+        """Return the metrics since the last call, and those for the progress bar."""
+        losses, norms = self._synchronize()
         steps_per_s = self._timed_steps / self._interval_s
         figures = {
             "train_nll_nats": float(np.mean(losses)),
@@ -197,60 +156,42 @@ class Run:
         }
         if self.first:
             peak = peak_flops(self.trainer.device, self.trainer.precision)
-            processes = distributed.world() if self.trainer.device.type == "cuda" else 1  # CPU ranks share the cores
+            processes = world_size() if self.trainer.device.type == "cuda" else 1  # ranks on CPUs share the cores
             figures["mfu"] = round(steps_per_s * self._flops_per_step / (peak * processes), 4)
-        if self.log is not None:
-            self.log.write(self.trainer.step, figures)
         self.train_seconds += self._interval_s
         self.recent, self._timed_steps, self._interval_s = [], 0, 0.0
         self._mark_s = time.perf_counter()
         shown = {"nll": f"{figures['train_nll_nats']:.3f}", "tokens_per_s": f"{figures['tokens_per_s']:.0f}"}
-        return shown | ({"mfu": f"{figures['mfu']:.0%}"} if "mfu" in figures else {})
+        return figures, shown | ({"mfu": f"{figures['mfu']:.0%}"} if "mfu" in figures else {})
 
-    def _save(self) -> None:
-        losses, norms = self._settle()
+    def state(self) -> dict[str, Any]:
+        """Return the config, weights, tensors and scalars of a checkpoint."""
+        losses, norms = self._synchronize()
         tensors, scalars = self.trainer.state_dict()
-        weights = self.trainer.weights()
         scalars |= {
-            # Means over the ranks, so that after a resume their mean over however many ranks is the same.
+            # Means over the ranks, so that their mean after a resume is the same with any number of ranks.
             "recent": [list(pair) for pair in zip(losses, norms, strict=True)],
-            "metrics_bytes": self.log.bytes if self.log is not None else 0,
             "train_seconds": self.train_seconds + self._interval_s,
             "best_nats": self.best_nats if math.isfinite(self.best_nats) else None,
         }
-        if self.first:
-            save_checkpoint(
-                self.trainer.out,
-                self.trainer.step,
-                config=asdict(self.trainer.run),
-                weights=weights,
-                tensors=tensors,
-                scalars=scalars,
-                keep=self.config.keep_checkpoints,
-            )
-        distributed.barrier()
-        self._mark_s = time.perf_counter()  # disk time is not training time
+        config = asdict(self.trainer.run)
+        return {"config": config, "weights": self.trainer.weights(), "tensors": tensors, "scalars": scalars}
 
-    def _evaluate(self, stop: GracefulStop) -> bool:
-        """Validate; False where a signal came meanwhile: over many rows that may take longer than who sent it waits."""
+    def _save(self) -> None:
+        super()._save()
+        self._mark_s = time.perf_counter()  # writing is not training time
+
+    def evaluate(self, check_stop: Callable[[], None]) -> None:
+        """Evaluate on the validation split, and keep the weights if they are the best."""
         if self.val_data is None:
-            return True
-        self._settle()
+            return
+        self._synchronize()
         trainer = self.trainer
-        # As many rows at once as a step reads: what trains within memory must not run out of it here.
+        # As many rows per batch as a step reads, so that a run that trains within the memory also evaluates within it.
         rows = self.config.batch_size // self.config.accumulate
-
-        def look_for_signals() -> None:
-            if self._agree_to_stop(stop):
-                raise _StopError
-
-        try:
-            self.val_nll_T = evaluate(
-                trainer.shipped, self.val_data, batch_size=rows, autocast=trainer.autocast,
-                before_batch=look_for_signals,
-            )  # fmt: skip
-        except _StopError:
-            return False
+        self.val_nll_T = evaluate(
+            trainer.shipped, self.val_data, batch_size=rows, autocast=trainer.autocast, before_batch=check_stop
+        )
         figures = self._val_figures(float(self.val_nll_T.mean()))
         if self.log is not None:
             self.log.write(trainer.step, figures)
@@ -259,10 +200,17 @@ class Run:
             weights = trainer.weights()
             if self.first:
                 by_position = {"val_nll_nats_by_position": self.val_nll_T.tolist()}
-                ckpt.save_best(trainer.out, trainer.run, weights, {"step": trainer.step, **figures, **by_position})
-        distributed.barrier()
+                summary = {"step": trainer.step, **figures, **by_position}
+                ckpt.save_best(self.folder.path, trainer.run, weights, summary)
+        barrier()
         self._mark_s = time.perf_counter()
-        return True
+
+    def finish(self) -> dict[str, Any]:
+        """Publish the weights of the last checkpoint and the summary, and return the summary."""
+        summary = self.summary()
+        if self.first:
+            ckpt.finish_run(self.folder.path, checkpoints(self.folder.path)[-1], summary)
+        return summary
 
     def _val_figures(self, nll: float) -> dict[str, float]:
         figures = {"val_nll_nats": nll, "val_bits_per_code": nll / math.log(2)}
@@ -272,7 +220,7 @@ class Run:
         return figures
 
     def summary(self) -> dict[str, Any]:
-        """What the finished run reached. Losses are means per image code; without a val split, None."""
+        """Return the results of the finished run. Losses are means per image code, and None without a val split."""
         trainer, sequence = self.trainer, self.trainer.run.sequence
         counts = self._count("train", trainer.batches.codes())
         trained = trainer.step * self.config.batch_size
@@ -280,7 +228,7 @@ class Run:
             ("val_nll_nats", "val_bits_per_code", "val_nll_nats_by_position", "unigram_val_nll_nats")
         )
         if self.val_data is not None and self.val_nll_T is not None:
-            val_counts = self._count("val", self.val_data.codes(distributed.rank(), distributed.world()))
+            val_counts = self._count("val", self.val_data.codes(rank(), world_size()))
             val = {
                 **self._val_figures(float(self.val_nll_T.mean())),
                 "val_nll_nats_by_position": self.val_nll_T.tolist(),
@@ -297,92 +245,57 @@ class Run:
             "train_seconds": round(self.train_seconds, 3),
             "tokens_per_s": round(trained * sequence.length / self.train_seconds, 1),
             "device": trainer.device.type,
-            "processes": distributed.world(),
+            "processes": world_size(),
             "precision": trainer.precision,
         }
 
-    def _count(self, split: str, mine: Iterable[NDArray[np.uint16]]) -> NDArray[np.int64]:
-        """How often each image code occurs in a split, of which every rank counts its part."""
+    def _count(self, split: str, pieces: Iterable[NDArray[np.uint16]]) -> NDArray[np.int64]:
+        """Return how often each image code occurs in a split, of which every rank counts its part."""
         sequence = self.trainer.run.sequence
-        total = self.dataset.rows(split) * sequence.length // distributed.world()
-        with tqdm(total=total, desc=f"count {split}", unit="code", unit_scale=True, disable=self._hidden) as bar:
-            counts = torch.from_numpy(code_counts(_shown(mine, bar), sequence.codebook_size))
-        return distributed.total(counts.to(self.trainer.device)).cpu().numpy()
+        total = self.dataset.rows(split) * sequence.length // world_size()
+        hidden = None if self.first else True
+        with tqdm(total=total, desc=f"count {split}", unit="code", unit_scale=True, disable=hidden) as bar:
+            counts = torch.from_numpy(code_counts(_with_progress(pieces, bar), sequence.codebook_size))
+        return sum_over_ranks(counts.to(self.trainer.device)).cpu().numpy()
 
 
-def _shown(pieces: Iterable[NDArray[np.uint16]], bar: tqdm[NoReturn]) -> Iterator[NDArray[np.uint16]]:
+def _with_progress(pieces: Iterable[NDArray[np.uint16]], bar: tqdm[NoReturn]) -> Iterator[NDArray[np.uint16]]:
     for piece in pieces:
         yield piece
         bar.update(piece.size)
 
 
 def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: bool = True) -> dict[str, Any]:
-    """Train a prior from a dataset of shards; run it again to go on where it stopped.
+    """Train a prior from a dataset of shards, or resume a run that was stopped.
 
     Under `torchrun`, or in a process group that exists already, each process trains on its part of every batch.
 
     Args:
-        config: the run. On resume only the fields in `checkpoint.FREE_ON_RESUME` may differ; more steps continue a
-            finished run, as another run than one of so many steps from the start where its schedule counts them.
-        shards: folder or URL of a finished dataset.
-        out: the run's folder, see :mod:`codeprior.checkpoint`; all processes must see it.
+        config: The run. On resume only the fields in `checkpoint.FREE_ON_RESUME` may differ. With more steps a finished
+            run continues; if its schedule depends on the steps, the result is not that of as many steps from the start.
+        shards: Folder or URL of a finished dataset.
+        out: The run's folder, see :mod:`codeprior.checkpoint`; all processes must see it.
         resume: False removes an earlier run in `out`, file by file, and starts over.
 
     Returns:
-        The summary, which is also RUN/summary.json. A run that is complete already is not run again.
+        The summary, which is also RUN/summary.json. A run that is complete is not run again.
 
     Raises:
         UserError: `out` is, holds or is in the shards' folder.
-        ShardError: the dataset, the config or the earlier run in `out` does not allow it; another process trains in
-            `out`; or `out` holds files of these names that no training has made.
-        SystemExit, KeyboardInterrupt: stopped by SIGTERM or Ctrl-C, after a checkpoint.
+        ShardError: The dataset, the config or the earlier run in `out` does not allow it; another process trains in
+            `out`; or `out` holds files of these names that were not made by training.
+        StoppedError: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
     check_apart(out, shards=shards)
-    with distributed.process_group(), contextlib.ExitStack() as stack:
+    with process_group():
         out = Path(out)
         dataset = ShardDataset.open(shards, known=ckpt.dataset_of(out) if resume else "")
         sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)
         run = ckpt.RunConfig(train=config, sequence=sequence, data=dataset.fingerprint)
-        summary = distributed.from_first(lambda: ckpt.finished_summary(out, run) if resume else None, PriorError)
-        if summary is not None:
-            logger.info("%s is complete", out)
-            return summary
-        if config.compile:
-            check_compiler(resolve_device(config.device).type, PriorError)
-        distributed.from_first(lambda: stack.enter_context(_held(out)), PriorError)
-        trainer = Trainer(run, dataset, out)
-        saved = distributed.from_first(lambda: _starting_point(trainer, resume), PriorError)
-        return _train(Run(trainer, dataset), saved)
-
-
-def _held(out: Path) -> contextlib.AbstractContextManager[None]:
-    return held(out, "train-prior", reserved=ckpt.RESERVED, is_ours=lambda: ckpt.is_run(out))
-
-
-def _starting_point(trainer: Trainer, resume: bool) -> Path | None:
-    """The checkpoint to continue from, if any; what killed processes left is removed."""
-    out = trainer.out
-    if not resume:
-        ckpt.remove_run(out)
-    ckpt.remove_unfinished(out)
-    saved = newest_intact(out, trainer.check)
-    if saved is None:
-        if (out / ckpt.WEIGHTS).exists():
-            raise PriorError(f"{out} holds a trained prior, but its checkpoints are gone: use another output folder")
-        ckpt.remove_curves(out)  # of a run that was killed before its first checkpoint
-    remove_old(out, trainer.config.keep_checkpoints)  # of a run that ended between writing one and that
-    return saved
-
-
-def _train(run: Run, checkpoint: Path | None) -> dict[str, Any]:
-    out = run.trainer.out
-    run.resume(checkpoint)
-    if run.first:
-        (out / ckpt.SUMMARY).unlink(missing_ok=True)
-    with GracefulStop() as stop:
-        run.fit(stop)
-    summary = run.summary()
-    if run.first:
-        ckpt.finish_run(out, checkpoints(out)[-1], summary)
-    distributed.barrier()
-    return summary
+        return run_training(
+            ckpt.run_folder(out),
+            run,
+            config.steps,
+            lambda: Run(Trainer(run, dataset, out), dataset),
+            clear=None if resume else lambda: ckpt.remove_run(out),
+        )

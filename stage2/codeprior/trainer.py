@@ -1,4 +1,4 @@
-"""One run: model, optimizer, average, data and position, and the step that changes them.
+"""The state of a run (model, optimizer, average, data) and the step that updates it.
 
 Axes: B batch, C condition tokens, T image codes of a sequence.
 """
@@ -9,7 +9,7 @@ import copy
 import functools
 import itertools
 import logging
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,17 @@ from codeprior.augment import augment
 from codeprior.config import PriorError
 from codeprior.data import Batch, Batches, CodeBatches, CodeData, checked, random_bits
 from codeprior.model import Prior
-from codeprior.optim import (
-    Precision,
-    learning_rate_at,
-    make_autocast,
-    make_optimizer,
-    resolve_device,
-    resolve_precision,
-)
+from codeprior.optim import learning_rate_at, make_optimizer
+from codeprior.speed import resolve_precision
 from codeprior.stream import StreamBatches
 from codeshards.format import ShardDataset
-from codeshards.format.files import atomic_write_json
 from runkit.checkpoints import TENSORS, DamagedError, check_shapes, read_tensors, read_values
+from runkit.devices import Autocast, make_autocast, resumed_precision
+from runkit.files import write_json
+from runkit.ranks import barrier, rank, world_size
+from runkit.runs import warn_of_other_steps
 from runkit.tensors import save_tensors
+from runkit.training import place_run, update_average
 
 logger = logging.getLogger(__name__)
 _DROPOUT = 21  # the stream of random numbers that seeds a step's dropout
@@ -50,15 +48,14 @@ class _Values:
 
     step: int
     loader: dict[str, Any]
-    precision: Precision
+    precision: Autocast
     recent: list[list[float]]
-    metrics_bytes: int
     train_seconds: float
     best_nats: float | None
 
 
 class SequenceLoss(nn.Module):
-    """The mean negative log-likelihood as a module, for what hooks into a forward pass: DDP and torch.compile."""
+    """The mean negative log-likelihood as a module, for DDP and torch.compile."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
@@ -71,7 +68,7 @@ class SequenceLoss(nn.Module):
         inputs_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
     ) -> Tensor:
-        """Mean over all image codes of the batch, in nats."""
+        """Return the mean over all image codes of the batch, in nats."""
         return self.prior.nll(condition_BC, codes_BT, inputs_BT=inputs_BT, positions_BT=positions_BT).mean()
 
 
@@ -84,36 +81,38 @@ def train_step(
     grad_clip: float,
     autocast: torch.autocast,
 ) -> tuple[Tensor, Tensor]:
-    """One update of the weights from one batch.
+    """Update the weights from one batch.
 
-    A gradient that is not finite changes nothing, neither now nor in later steps with this optimizer, so that the
-    weights that led to it can be looked at; nothing waits for the device to find out.
+    After a gradient that is not finite, neither this step nor later ones with this optimizer change the weights, so
+    that they can be examined. Nothing waits for the device to detect it.
 
     Args:
-        loss: a :class:`SequenceLoss` in train mode, or DDP around one.
-        optimizer: fused, over the prior's parameters.
-        parts: equal parts of this rank's batch, on the prior's device; gradients are averaged over them.
-        learning_rate: of this update, for every parameter group.
-        grad_clip: largest global gradient norm, 0 for no clipping.
-        autocast: precision of the forward pass, see :func:`codeprior.optim.make_autocast`.
+        loss: A :class:`SequenceLoss` in train mode, or DDP around one.
+        optimizer: Fused, over the parameters of the prior.
+        parts: Equal parts of this rank's batch, on the device of the prior; gradients are averaged over them.
+        learning_rate: That of this update, for every parameter group.
+        grad_clip: Largest global norm of the gradient; 0: no clipping.
+        autocast: Precision of the forward pass, see :func:`runkit.devices.make_autocast`.
 
     Returns:
-        Mean negative log-likelihood of this rank's image codes in nats, before the update, and the norm of the
-        gradient before clipping: detached scalars that are still on the device.
+        The mean negative log-likelihood of this rank's image codes in nats, before the update, and the norm of the
+        gradient before clipping, as detached scalars on the device.
     """
     optimizer.zero_grad(set_to_none=True)
     nll = torch.zeros((), device=parts[0].codes_BT.device)
     for number, part in enumerate(parts, start=1):
-        with distributed.gradients_stay_local(loss, number < len(parts)):
+        with distributed.skip_gradient_sync(loss, number < len(parts)):
             with autocast:
                 mean = loss(**part.tensors()) / len(parts)
             mean.backward()
         nll += mean.detach()
     gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
-    norm = distributed.whole(nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+    norm = distributed.full_tensor(
+        nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+    )
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    # The fused kernel divides by grad_scale and obeys found_inf as it goes: clipping costs no pass of its own.
+    # The fused kernel divides by grad_scale and checks found_inf, so clipping requires no separate pass.
     bad = (~torch.isfinite(norm)).float()
     optimizer.found_inf = torch.maximum(getattr(optimizer, "found_inf", bad), bad)  # type: ignore[attr-defined]
     clip = ((norm + 1e-6) / grad_clip).clamp(min=1.0) if grad_clip > 0 else None
@@ -123,25 +122,14 @@ def train_step(
 
 
 class Trainer:
-    """Everything that a step changes, on this rank's device."""
+    """All that a step changes, on this rank's device."""
 
     def __init__(self, run: ckpt.RunConfig, dataset: ShardDataset, out: Path) -> None:
         self.run, self.config, self.out = run, run.train, out
         config = run.train
-        self.device = resolve_device(config.device)
-        gpus = torch.cuda.device_count()
-        if self.device.type == "cuda" and int(os.environ.get("LOCAL_RANK", "0")) >= gpus:
-            raise PriorError(f"this machine has {gpus} GPUs for more processes: start fewer, or use device 'cpu'")
-        # Ranks that measure for themselves might disagree: one in float32 is all in float32.
-        native = float(resolve_precision(config, self.device) == "bfloat16")
-        self.precision: Precision = "bfloat16" if distributed.least(native, self.device) else "float32"
-        self.autocast = make_autocast(self.device, self.precision)
-        parts = distributed.world() * config.accumulate
-        if config.batch_size % parts:
-            raise PriorError(
-                f"batch_size = {config.batch_size}: use a multiple of {parts} "
-                f"({distributed.world()} processes × accumulate = {config.accumulate})"
-            )
+        self.folder = ckpt.run_folder(out)
+        self.device, precision = place_run(config, resolve_precision, PriorError)
+        self._set_precision(precision)
         self.batches = self._open_batches(dataset)
         torch.manual_seed(config.seed)
         self.prior = Prior(config.model, run.sequence).to(self.device)
@@ -158,15 +146,15 @@ class Trainer:
         shares: dict[str, Any] = {
             "batch_size": config.batch_size,
             "seed": config.seed,
-            "rank": distributed.rank(),
-            "world_size": distributed.world(),
+            "rank": rank(),
+            "world_size": world_size(),
         }
         if config.loader == "stream":
             return StreamBatches(dataset, "train", sequence, shuffle_rows=config.shuffle_rows, views=views, **shares)
         return CodeBatches(CodeData.open(dataset, "train", sequence, views=views), **shares)
 
     def _wrap(self) -> nn.Module:
-        several, loss = distributed.world() > 1, SequenceLoss(self.prior)
+        several, loss = world_size() > 1, SequenceLoss(self.prior)
         fsdp = self.config.parallel == "fsdp"
         if several and fsdp:
             for prior in (self.prior, self.averaged):
@@ -178,21 +166,21 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Updates done."""
+        """Number of updates that are done."""
         return self.batches.step
 
     @property
     def shipped(self) -> Prior:
-        """The prior that is evaluated and published: the moving average where there is one."""
+        """The prior that is evaluated and published: the moving average, if there is one."""
         return self.prior if self.averaged is None else self.averaged
 
     def advance(self) -> tuple[Tensor, Tensor]:
-        """One update; see :func:`train_step` for what comes back."""
+        """Do one update; returns as :func:`train_step`."""
         config, step = self.config, self.step
         parts = self._batch(step).to(self.device).split(config.accumulate)
         if config.model.dropout > 0:
-            # Seeded anew each step: a run resumes into the same dropout without saving any rank's generator.
-            torch.manual_seed(int(random_bits(1, config.seed, step, distributed.rank(), _DROPOUT)[0] >> 1))
+            # Seeded in every step, so that a run resumes with the same dropout without a saved generator.
+            torch.manual_seed(int(random_bits(1, config.seed, step, rank(), _DROPOUT)[0] >> 1))
         found = train_step(
             self.loss,
             self.optimizer,
@@ -203,11 +191,7 @@ class Trainer:
         )
         self.batches.step += 1
         if self.averaged is not None:
-            # Ramped, so that the first averages are not the random initialisation.
-            decay = min(config.ema_decay, self.step / (10 + self.step))
-            pairs = zip(self.averaged.parameters(), self.prior.parameters(), strict=True)
-            averaged, trained = zip(*pairs, strict=True)
-            torch._foreach_lerp_([p.detach() for p in averaged], [p.detach() for p in trained], 1 - decay)
+            update_average(self.averaged, self.prior, config.ema_decay, self.step)
         return found
 
     def _batch(self, step: int) -> Batch:
@@ -215,11 +199,11 @@ class Trainer:
         return augment(batch, self.config, self.run.sequence, step=step, mine=self.batches.mine)
 
     def weights(self) -> dict[str, Tensor]:
-        """The shipped weights, on rank 0; every rank must call it."""
-        return distributed.gathered(self.shipped.state_dict().items())
+        """Return the published weights on rank 0; every rank must call it."""
+        return distributed.gather(self.shipped.state_dict().items())
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors, on rank 0, and plain values that, with the shipped weights, decide every later step.
+        """Return tensors (on rank 0) and plain values that, with the published weights, determine all later steps.
 
         Every rank must call it.
         """
@@ -229,15 +213,15 @@ class Trainer:
             for key in _MOMENTS
         )
         trained = ((f"trained/{name}", tensor) for name, tensor in self.prior.state_dict().items())
-        tensors = distributed.gathered(itertools.chain(moments, trained if self.averaged is not None else ()))
+        tensors = distributed.gather(itertools.chain(moments, trained if self.averaged is not None else ()))
         return tensors, {"loader": self.batches.state_dict(), "precision": self.precision}
 
     def check(self, checkpoint: Path) -> None:
-        """Make sure that :meth:`load` can continue from a checkpoint; of all ranks one needs to.
+        """Make sure that :meth:`load` can continue from a checkpoint; one rank is enough.
 
         Raises:
-            DamagedError: the checkpoint is damaged.
-            PriorError: it belongs to another config or dataset, or to more steps.
+            DamagedError: The checkpoint is damaged.
+            PriorError: It belongs to another config or dataset, or to more steps.
         """
         values = self._values(checkpoint)
         weights, tensors = read_tensors(checkpoint)
@@ -246,16 +230,12 @@ class Trainer:
         if self.averaged is not None:
             expected |= {f"trained/{name}": tensor for name, tensor in self.prior.state_dict().items()}
         check_shapes(tensors, expected, checkpoint / TENSORS)
-        if values["step"] > self.config.steps:
-            raise PriorError(
-                f"steps = {self.config.steps}: {self.out} is already at step {values['step']}; use at least that, "
-                "or another output folder"
-            )
+        self.folder.check_steps(values["step"], self.config.steps)
 
     def _values(self, checkpoint: Path) -> dict[str, Any]:
         config, values = read_values(checkpoint)
         saved = ckpt.RunConfig.from_values(config, checkpoint / ckpt.CONFIG)
-        ckpt.check_same_run(saved, self.run, checkpoint)
+        self.folder.check_same_run(saved, self.run, checkpoint)
         try:
             dacite.from_dict(_Values, values)
         except dacite.DaciteError as error:
@@ -263,63 +243,52 @@ class Trainer:
         return {**values, "saved_steps": saved.train.steps}
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Continue from a checkpoint as if the run had never stopped; returns its plain values.
+        """Continue exactly from a checkpoint that :meth:`check` has accepted; return its plain values.
 
-        The number of processes may differ from the one that wrote it: batches stay the same, dropout does not.
-
-        It is one that :meth:`check` has passed.
+        With another number of processes the batches are the same, but dropout is not.
 
         Raises:
-            PriorError: the loader's state belongs to other data.
+            PriorError: The loader's state belongs to other data.
         """
         values = self._values(checkpoint)
         weights, tensors = read_tensors(checkpoint, verify=False)
-        ckpt.place_weights(self.shipped, weights, checkpoint / ckpt.WEIGHTS)
-        self._go_on_in(values["precision"])
+        ckpt.set_weights(self.shipped, weights, checkpoint / ckpt.WEIGHTS)
+        self._set_precision(resumed_precision(self.config.precision, self.precision, values["precision"]))
         self.batches.load_state_dict(values["loader"])
         if self.averaged is not None:
             for name, target in self.prior.state_dict().items():
-                target.copy_(distributed.placed_like(tensors[f"trained/{name}"], target))
+                target.copy_(distributed.distribute_like(tensors[f"trained/{name}"], target))
         for name, parameter in self.prior.named_parameters():
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(self.step), device=parameter.device),
-                **{key: distributed.placed_like(tensors[f"{key}/{name}"], parameter) for key in _MOMENTS},
+                **{key: distributed.distribute_like(tensors[f"{key}/{name}"], parameter) for key in _MOMENTS},
             }
-        self._warn_of_other_steps(values["saved_steps"])
+        warn_of_other_steps(values["saved_steps"], self.config.steps, self.step, self._depends_on_steps())
         return values
 
-    def _warn_of_other_steps(self, saved: int) -> None:
-        config, changed = self.config, []
-        if config.schedule == "cosine":
-            changed.append("the learning rate (schedule 'cosine')")
-        if config.random_order and config.anneal_start < 1:
-            changed.append("the share of permuted sequences (random_order)")
-        if changed and config.steps != saved:
-            logger.warning(
-                "steps was %d and is %d now: from step %d on that changes %s, so the result is not that of %d steps "
-                "from the start; for that, train in another output folder",
-                saved, config.steps, self.step, " and ".join(changed), config.steps,
-            )  # fmt: skip
+    def _depends_on_steps(self) -> Iterator[str]:
+        if self.config.schedule == "cosine":
+            yield "the learning rate (schedule 'cosine')"
+        if self.config.random_order and self.config.anneal_start < 1:
+            yield "the share of permuted sequences (random_order)"
 
-    def _go_on_in(self, precision: Precision) -> None:
-        """What `auto` has picked holds for the whole run, on whatever machine it goes on."""
-        if self.config.precision == "auto" and precision != self.precision:
-            logger.warning("going on in %s, as begun, though this machine is faster in %s", precision, self.precision)
-            self.precision, self.autocast = precision, make_autocast(self.device, precision)
+    def _set_precision(self, precision: Autocast) -> None:
+        self.precision: Autocast = precision
+        self.autocast = make_autocast(self.device, precision)
 
     def save_evidence(self, step: int) -> Path:
-        """What made the loss of update `step` not finite: every rank's batch, and the weights, which it left alone.
+        """Write every rank's batch of an update whose loss is not finite, and the weights, which it has not changed.
 
         Returns:
             The folder, which :func:`codeprior.checkpoint.load_prior` reads.
         """
         folder = self.out / f"non-finite-step-{step:08d}"
-        weights = distributed.gathered(self.prior.state_dict().items())
-        if distributed.rank() == 0:
+        weights = distributed.gather(self.prior.state_dict().items())
+        if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             ckpt.write_weights(folder, self.run, weights)
-            atomic_write_json(folder / ckpt.SCALARS, {"step": step, "precision": self.precision})
-        distributed.barrier()
+            write_json(folder / ckpt.SCALARS, {"step": step, "precision": self.precision})
+        barrier()
         batch = {name: tensor.contiguous() for name, tensor in self._batch(step).tensors().items()}
-        save_tensors(folder / f"batch-rank-{distributed.rank()}.safetensors", batch, PriorError)
+        save_tensors(folder / f"batch-rank-{rank()}.safetensors", batch, PriorError)
         return folder

@@ -1,4 +1,4 @@
-"""How often codes occur, and what a model that knows no more than that pays for a code: the baseline of every prior."""
+"""Frequencies of codes, and the loss of the unigram model, which is the baseline of every prior."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from codeprior.data import check_codes
 
 
 def code_counts(pieces: Iterable[NDArray[Any]], codebook_size: int) -> NDArray[np.int64]:
-    """How often each image code occurs in these arrays of codes, [codebook_size].
+    """Return how often each image code occurs in arrays of codes, [codebook_size].
 
     Raises:
-        PriorError: a code is beyond the codebook.
+        PriorError: A code is not in the codebook.
     """
     counts = np.zeros(codebook_size, dtype=np.int64)
     for codes in pieces:
@@ -26,15 +26,15 @@ def code_counts(pieces: Iterable[NDArray[Any]], codebook_size: int) -> NDArray[n
 
 
 def entropy_nats(counts: NDArray[np.int64]) -> float:
-    """Entropy of the codes' frequencies: what a model that knows only them pays for each code."""
+    """Return the entropy of the frequencies: the loss per code of the unigram model on its training data."""
     p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log(p)).sum())
 
 
 def unigram_nll_nats(train_counts: NDArray[np.int64], val_counts: NDArray[np.int64]) -> float:
-    """Mean cost of the validation codes under the training frequencies.
+    """Return the mean negative log-likelihood of the validation codes under the training frequencies.
 
-    One is added to every count: a code that training never saw must not cost infinitely much.
+    One is added to every count, so that the loss of codes that do not occur in training is finite.
     """
     log_p = np.log(train_counts + 1) - math.log(train_counts.sum() + len(train_counts))
     return float(-(val_counts * log_p).sum() / val_counts.sum())

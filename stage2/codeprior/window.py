@@ -1,4 +1,4 @@
-"""Sampling grids larger than the training grid with a window that slides over them (Esser et al. 2021).
+"""Sampling of grids larger than the training grid by a sliding window (Esser et al. 2021).
 
 Axes: B samples drawn together, R rows that enter the model, C condition tokens, T codes of a window, H × W the
 training grid, h × w the larger one.
@@ -19,7 +19,7 @@ from codeprior.sample import (
     draw,
     guide,
     next_codes,
-    ready,
+    prepare,
     sample_keys,
     with_null,
 )
@@ -36,33 +36,33 @@ def sample_larger(
 ) -> Tensor:
     """Draw n grids of codes larger than those the prior was trained on, row by row.
 
-    Every code is predicted inside a window of the training grid's size, with the code as near to the window's
-    centre as the borders allow.
+    Every code is predicted inside a window of the size of the training grid. The code is as near to the centre of the
+    window as the borders allow.
 
     Args:
-        prior: of order row_major, without scales.
-        n: how many samples.
-        height: rows of the larger grid.
-        width: columns of the larger grid.
-        condition: as for :func:`codeprior.sample.sample_codes`; pictures' codes as grids [n, …, …] that grow in the
-            same proportion, of which every window sees its part.
-        config: how to draw.
+        prior: The prior, of order row_major and without scales.
+        n: Number of samples.
+        height: Rows of the larger grid.
+        width: Columns of the larger grid.
+        condition: As for :func:`codeprior.sample.sample_codes`. Codes of images are grids [n, …, …] that are larger in
+            the same proportion; every window uses its part of them.
+        config: How to draw.
 
     Returns:
         int64 [n, height, width] on the CPU.
 
     Raises:
-        PriorError: the prior's order is another one, the grid is smaller, or the condition does not fit.
+        PriorError: The prior has another order, the grid is smaller, or the condition does not fit.
     """
     config, sequence = config or SampleConfig(), prior.sequence
     if sequence.order != "row_major" or sequence.scales:
         raise PriorError(
-            f"larger grids need a prior of order row_major without scales; this one has order {sequence.order!r}"
+            f"larger grids require a prior of order row_major without scales; this one has order {sequence.order!r}"
             + (f" and scales {sequence.scales}" if sequence.scales else "")
         )
     if height < sequence.height or width < sequence.width:
         raise PriorError(f"{height}×{width} codes: use at least the training grid, {sequence.height}×{sequence.width}")
-    prior = ready(prior, config)
+    prior = prepare(prior, config)
     windows = _Conditions(sequence, n, height, width, condition)
     batches = [
         _draw_batch(prior, windows, range(start, min(n, start + config.batch_size)), height, width, config)
@@ -81,11 +81,11 @@ class _Conditions:
             wanted = [n, part.height * height // sequence.height, part.width * width // sequence.width]
             found = list(self.given[part.name].shape)
             if part.name != "class" and found != wanted:
-                raise PriorError(f"condition {part.name!r} is {found}: this grid of codes wants {wanted}")
-        self.at(0, 0)  # refuses what does not fit before anything is drawn
+                raise PriorError(f"condition {part.name!r} is {found}: this grid of codes requires {wanted}")
+        self.at(0, 0)  # refuse a condition that does not fit before anything is drawn
 
     def at(self, top: int, left: int) -> Tensor:
-        """Tokens [n, C] for the window whose first cell is (top, left)."""
+        """Return the tokens [n, C] for the window whose first cell is (top, left)."""
         seen = dict(self.given)
         for part in self.sequence.conditions:
             if part.name != "class":
@@ -108,7 +108,7 @@ def _draw_batch(
         left = min(max(column - W // 2, 0), width - W)
         local = (row - top) * W + column - left
         t_1 = torch.full((1,), t, device=prior.device)
-        if cache is not None and before == (top, left, local - 1):  # the window stands still: the cache holds
+        if cache is not None and before == (top, left, local - 1):  # same window: the cache is valid
             codes_Bhw[:, row, column] = next_codes(prior, cache, codes_Bhw.flatten(1)[:, t - 1], config, keys_B, t_1)
         else:
             condition_BC = windows.at(top, left)[samples.start : samples.stop]

@@ -122,7 +122,7 @@ def test_only_files_that_were_made_are_removed(tmp_path, caplog):
     assert mine.is_dir()
     assert not mixed.exists()
     assert [path.name for path in (tmp_path / "checkpoints" / "leftover-step-00000002").iterdir()] == ["notes.txt"]
-    assert "notes.txt, which was not made here" in caplog.text
+    assert "notes.txt, which is a foreign file" in caplog.text
     remove_made(mine, FILES)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["leftover-step-00000002"]
 

@@ -23,7 +23,7 @@ from vqgan.config import TrainConfig as TokenizerConfig
 from vqgan.data import open_splits
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
-from vqgan.train import train
+from vqgan.train import train_tokenizer
 
 REFUSED = (
     r"compile requires a C\+\+ compiler, and this machine has no .*install one, name it in CXX, or leave compile off"
@@ -59,7 +59,7 @@ def test_training_a_tokenizer(no_compiler: None, tmp_path: Path) -> None:
         model=MODEL, loss=LossConfig(perceptual="none"), batch_size=4, steps=2, compile=True, device="cpu"
     )
     with pytest.raises(InputError, match=REFUSED):
-        train(config, splits, tmp_path / "run")
+        train_tokenizer(config, splits, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from runkit.configs import check_value
+from runkit.configs import check_value, from_dict
+from runkit.devices import Device, Precision, pick_device
 from runkit.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -82,15 +83,29 @@ def test_what_is_no_choice_is_refused_by_name(cls: type[Any], name: str, value: 
 
 @pytest.mark.parametrize("value", ["bf16", "gpu", None, 1])
 def test_arguments_are_checked_like_fields(value: Any) -> None:
-    from vqgan.config import Device, Precision
+    from vqgan.cpu_kernels import resolve_precision
     from vqgan.errors import InputError
-    from vqgan.tokenizer import pick_device, pick_dtype
 
     check_value("device", "cpu", Device)
     for name, kind in (("device", Device), ("precision", Precision)):
         with pytest.raises(UserError, match=rf"^{name} is {value!r}: choose one of auto, "):
             check_value(name, value, kind)
     with pytest.raises(InputError, match="precision is"):
-        pick_dtype(value, pick_device("cpu"))
+        resolve_precision(value, pick_device("cpu"))
     with pytest.raises(InputError, match="device is"):
-        pick_device(value)
+        pick_device(value, InputError)
+
+
+def test_plain_values_become_a_config() -> None:
+    from codeprior.config import PriorError, TrainConfig
+
+    config = from_dict(TrainConfig, {"learning_rate": 1, "betas": [0, 0.5], "model": {"n_layer": 2}})
+    assert (config.learning_rate, config.betas, config.model.n_layer) == (1.0, (0, 0.5), 2)
+    for values, words in (
+        ({"stepz": 1}, r"codeprior.config.TrainConfig: .*stepz.*its docstring lists the fields"),
+        ({"learning_rate": "1"}, "learning_rate"),
+        ({"learning_rate": True}, "learning_rate"),
+        ({"model": {"n_layer": 0}}, "n_layer is 0"),
+    ):
+        with pytest.raises(PriorError, match=words):
+            from_dict(TrainConfig, values, PriorError)

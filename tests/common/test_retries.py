@@ -94,7 +94,7 @@ def test_what_one_has_tried_in_vain_another_does_not_try_again() -> None:
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 4, 5])
-def test_an_iterator_goes_on_where_it_failed(fails_at: int) -> None:
+def test_an_iterator_resumes_where_it_failed(fails_at: int) -> None:
     failures = [numbered(errno.ETIMEDOUT), numbered(errno.ECONNRESET)]
 
     def five() -> Iterator[int]:

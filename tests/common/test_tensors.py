@@ -58,7 +58,7 @@ def test_no_flipped_bit_changes_a_tensor_unnoticed(tmp_path):
     assert refused > 0.8 * len(whole)
     size = int.from_bytes(whole[:8], "little")
     (tmp_path / "x").write_bytes(whole[: 8 + size] + bytes(len(whole) - 8 - size))
-    with pytest.raises(UserError, match="its content and the sha256 that it carries differ"):
+    with pytest.raises(UserError, match="its content and its sha256 differ"):
         load_tensors(tmp_path / "x")
 
 

@@ -67,7 +67,7 @@ def test_a_pickle_before_or_after_an_archive_is_not_what_is_looked_at(tmp_path, 
     with pytest.raises(UserError, match="which no weights need"):
         load_weights(tmp_path / "both.pth")
     (tmp_path / "prefix.pth").write_bytes(good + good)
-    with pytest.raises(UserError, match="something stands before its first record"):
+    with pytest.raises(UserError, match="it has bytes before its first record"):
         load_weights(tmp_path / "prefix.pth")
     assert not (tmp_path / "executed").exists()
 

@@ -19,7 +19,7 @@ from imagepriors.cli import COMMANDS, _given, _preset_of, main
 from imagepriors.decode.samples import given_codes, read_rows
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.reports.figures import colorize, picture_grid
-from vqgan.config import from_dict
+from runkit.configs import from_dict
 from vqgan.data import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,9 +120,9 @@ def test_samples_that_cannot_be_drawn_are_refused(run, tmp_path, capsys):
         ("--given", "centre"): "orders that begin with it: spiral_out",
         ("--given", "scales-1"): "this prior has 0 scales",
         ("--given", "lower"): "use a number of codes, upper, corner, centre, or scales-K",
-        ("--size", "8", "8"): "larger grids need a prior of order row_major",
+        ("--size", "8", "8"): "larger grids require a prior of order row_major",
         ("--guidance", "2.0"): "trained with cond_dropout = 0",
-        ("--top-p", "0"): "top_p = 0.0: use above 0 to 1",
+        ("--top-p", "0"): "top_p is 0.0: use above 0 to 1",
     }.items():
         assert main([*words, "--out", str(tmp_path), *flags]) == 2
         assert message in capsys.readouterr().err
@@ -286,7 +286,7 @@ def test_an_interrupt_says_so(error, told, monkeypatch, capsys):
         (FileNotFoundError(2, "No such file or directory", "a/b"), "a/b: No such file or directory"),
         (OSError(36, "File name too long", "x"), "x: File name too long"),
         (OSError("odd"), "odd"),
-        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid byte"), "write the file anew as UTF-8"),
+        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid byte"), "save the file as UTF-8"),
         (MemoryError(), "out of memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
         (RuntimeError("Storage size calculation overflowed with sizes=[9999999999]"), "out of memory"),
@@ -316,7 +316,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["train-prior", "--preset", "latin.toml"], "write the file anew as UTF-8"),
+        (["train-prior", "--preset", "latin.toml"], "save the file as UTF-8"),
         (["demo-data", "x" * 300], "File name too long"),
         (["demo-data", "/proc/demo"], "choose another folder"),
         (["shards", "verify", "deep"], "nested too deep"),

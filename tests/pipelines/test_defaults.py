@@ -12,7 +12,8 @@ from imagepriors.cli import main
 from imagepriors.cli.defaults import beside, preset_for_data, preset_for_shards
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.presets import load_preset, preset_names
-from vqgan.config import TrainConfig, from_dict
+from runkit.configs import from_dict
+from vqgan.config import TrainConfig
 from vqgan.errors import InputError
 
 ROOT = Path(__file__).parents[2]

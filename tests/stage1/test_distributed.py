@@ -16,19 +16,24 @@ from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
 
 PREAMBLE = """
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from vqgan import distributed
+from runkit.ranks import process_group, rank
+from runkit.signals import StoppedError
 from vqgan.batches import prefetched
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.data import open_splits
 from vqgan.modalities import to_input
-from vqgan.train import train
+from vqgan.train import train_tokenizer
 from vqgan.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -82,14 +87,14 @@ def gradients(accumulate):
     terms = trainer.step(batch)
     return found | {"terms": torch.tensor(list(terms.values()))}
 
-with distributed.process_group():
+with process_group():
     found = gradients(1)
     parts = gradients(2)
     # λ is a ratio of norms, so that of a part differs from that of the whole batch; the discriminator's does not.
     for name in found:
         if name.startswith("disc."):
             torch.testing.assert_close(parts[name], found[name], rtol=1e-3, atol=1e-6)
-    if distributed.rank() == 0:
+    if rank() == 0:
         save_file(found, out.with_suffix(".safetensors"))
 """
 
@@ -105,7 +110,7 @@ def test_two_processes_compute_the_gradients_of_one(tmp_path, data):
 
 RUN = """
 changes = dict(restart_every=2, checkpoint_every=2, ema_decay=0.9, clip_grad=1.0, accumulate=2)
-result = train(config(loss={"codebook_decay": 0.9}, **changes), open_splits("demo", data), out)
+result = train_tokenizer(config(loss={"codebook_decay": 0.9}, **changes), open_splits("demo", data), out)
 """
 
 
@@ -114,11 +119,34 @@ def test_a_run_of_two_processes_leaves_one_folder(tmp_path, data):
     summary = json.loads((out / "summary.json").read_text())
     assert sum(summary["code_counts"]) == 5 * 64  # every validation image once, although 5 is odd
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [4]
+    assert steps == [4, 4]  # the metrics of the training and of the evaluation
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
     assert all(value.isfinite().all() for value in load_model(out)[1].state_dict().values())
     alone = json.loads((launch(tmp_path, data, RUN, 1) / "summary.json").read_text())
     assert abs(alone["val_loss"] - summary["val_loss"]) < 0.1
+
+
+STOP = """
+def stop_once_it_trains():
+    while not list(out.glob("checkpoints/step-*")):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+if int(os.environ["RANK"]) == 1:  # one of the processes only
+    threading.Thread(target=stop_once_it_trains, daemon=True).start()
+try:
+    train_tokenizer(config(steps=10**6, checkpoint_every=3, keep_checkpoints=1), open_splits("demo", data), out)
+except StoppedError as stopped:
+    print(stopped, flush=True)
+    (out / f"exit-{rank()}-{os.environ['RANK']}").write_text(str(stopped.exit_code))
+"""
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path, data):
+    out = launch(tmp_path, data, STOP, 2)
+    assert [(out / f"exit-0-{number}").read_text() for number in (0, 1)] == ["143", "143"]
+    assert len(list((out / "checkpoints").glob("step-*"))) == 1
+    assert not (out / "summary.json").exists()
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():

@@ -21,7 +21,7 @@ from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN
 from vqgan.palette import fit_palette
-from vqgan.train import train
+from vqgan.train import train_tokenizer
 
 GEOMETRIES = ("crop", "pad", "stretch")
 MAPS = ("segmentation", "depth")
@@ -217,7 +217,7 @@ def test_resizing_depth_leaves_no_value_outside_its_range(seed, size, geometry, 
 def test_depth_that_nobody_has_stretched_is_refused(value):
     depth = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
     depth[0, 0] = value
-    with pytest.raises(InputError, match="stretch each whole map"):
+    with pytest.raises(InputError, match="scale each map"):
         to_input([depth], ModelConfig(modality="depth"))
 
 
@@ -249,9 +249,9 @@ def test_training_on_drawn_poses_says_at_once_what_to_do(tmp_path):
     loss = LossConfig(perceptual="none", disc_weight=0.0)
     config = TrainConfig(model=NET, loss=loss, steps=1, batch_size=1, device="cpu")
     with pytest.raises(InputError, match="set mirror = false, or give keypoints"):
-        train(config, splits, tmp_path / "run")
+        train_tokenizer(config, splits, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert train(dataclasses.replace(config, mirror=False), splits, tmp_path / "run")["steps"] == 1
+    assert train_tokenizer(dataclasses.replace(config, mirror=False), splits, tmp_path / "run")["steps"] == 1
 
 
 # Configs

@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from imagepriors.config import AnnotateConfig, EvaluateConfig, EvaluatePriorConf
 from imagepriors.demo.layouts import write_demo_data
 from runkit.checkpoints import checkpoints
 from runkit.folders import held
+from runkit.signals import StoppedError
 from vqgan.checkpoint import load_model, publish_model, save_model
 from vqgan.compat.diffusers import export_diffusers, import_diffusers
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
@@ -26,7 +28,8 @@ from vqgan.data import open_splits
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
 from vqgan.palette import fit_palette
-from vqgan.train import train
+from vqgan.train import _reconstruct as reconstruct
+from vqgan.train import train_tokenizer
 
 TINY = ModelConfig(
     resolution=16, ch=8, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=8, embed_dim=4,
@@ -63,7 +66,7 @@ def splits(data):
 @pytest.fixture(scope="module")
 def finished(splits, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
-    train(CONFIG, splits, out)
+    train_tokenizer(CONFIG, splits, out)
     return out
 
 
@@ -72,8 +75,8 @@ def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def picture(run):
-    """All that a run left, but for the times in it and its hidden lock file."""
+def snapshot(run):
+    """Return all files of a run, without times and its hidden lock file."""
     found = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
@@ -93,16 +96,16 @@ def test_a_second_process_is_refused_untouched(splits, tmp_path):
         held(tmp_path / "run", "train-vqgan"),
         pytest.raises(InputError, match=r"is in use by train-vqgan .* wait until"),
     ):
-        train(CONFIG, splits, tmp_path / "run")
+        train_tokenizer(CONFIG, splits, tmp_path / "run")
     assert not [path for path in (tmp_path / "run").rglob("*") if not path.name.startswith(".")]
-    assert train(dataclasses.replace(CONFIG, steps=1), splits, tmp_path / "run")["steps"] == 1
+    assert train_tokenizer(dataclasses.replace(CONFIG, steps=1), splits, tmp_path / "run")["steps"] == 1
 
 
 def test_all_ranks_end_with_the_refusal(data, tmp_path):
     config = f"config = TrainConfig(model={TINY!r}, loss={CONFIG.loss!r}, batch_size=4, device='cpu')"
     lines = ["import sys", "from pathlib import Path", "from vqgan.config import LossConfig, ModelConfig, TrainConfig"]
-    lines += ["from vqgan.data import open_splits", "from vqgan.train import train", config]
-    lines += ["train(config, open_splits('demo', Path(sys.argv[1])), Path(sys.argv[2]))"]
+    lines += ["from vqgan.data import open_splits", "from vqgan.train import train_tokenizer", config]
+    lines += ["train_tokenizer(config, open_splits('demo', Path(sys.argv[1])), Path(sys.argv[2]))"]
     (tmp_path / "script.py").write_text("\n".join(lines))
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     with held(tmp_path / "run", "train-vqgan"):
@@ -118,7 +121,7 @@ def test_all_ranks_end_with_the_refusal(data, tmp_path):
 def test_a_complete_run_is_not_run_again_and_needs_no_lock(splits, run):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     with held(run, "train-vqgan"):
-        summary = train(CONFIG, splits, run)
+        summary = train_tokenizer(CONFIG, splits, run)
     assert summary == json.loads((run / "summary.json").read_text())
     del before[run / ".train-vqgan.lock"]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".train-vqgan.lock"} == before
@@ -128,37 +131,37 @@ def test_a_complete_run_is_not_run_again_and_needs_no_lock(splits, run):
     "name", ["best/x.txt", "checkpoints/step-00000001/x", "tensorboard/x", "metrics.jsonl", "config.json",
              "model.safetensors", "summary.json", "reconstructions/x.png", "non-finite-step-00000001/x"],
 )  # fmt: skip
-def test_what_no_training_made_is_refused_untouched(splits, tmp_path, name):
+def test_foreign_files_are_refused_and_kept(splits, tmp_path, name):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
     with pytest.raises(InputError, match="was not made by train-vqgan"):
-        train(CONFIG, splits, tmp_path / "run")
+        train_tokenizer(CONFIG, splits, tmp_path / "run")
     assert [found for found in (tmp_path / "run").rglob("*") if found.is_file()] == [path]
     assert path.read_text() == "mine"
 
 
 def test_a_tokenizer_of_another_command_is_never_trained_over(splits, tmp_path):
     fit_palette(splits["train"], tmp_path, colours=8, resolution=16)
-    before = picture(tmp_path)
+    before = snapshot(tmp_path)
     with pytest.raises(InputError, match="was not made by train-vqgan"):
-        train(CONFIG, splits, tmp_path)
-    assert picture(tmp_path) == before
+        train_tokenizer(CONFIG, splits, tmp_path)
+    assert snapshot(tmp_path) == before
     fit_palette(splits["train"], tmp_path, colours=9, resolution=16)  # its own it may replace
     assert load_model(tmp_path)[0].model.codebook_size == 9
 
 
 def test_a_finished_run_without_checkpoints_is_never_trained_over(splits, run):
     shutil.rmtree(run / "checkpoints")
-    before = picture(run)
-    assert train(CONFIG, splits, run)["steps"] == 6
+    before = snapshot(run)
+    assert train_tokenizer(CONFIG, splits, run)["steps"] == 6
     for left in ("", "summary.json"):
         if left:
             (run / left).unlink()
             del before[left]
         with pytest.raises(InputError, match="its checkpoints are gone: choose another output folder"):
-            train(dataclasses.replace(CONFIG, steps=8), splits, run)
-        assert picture(run) == before
+            train_tokenizer(dataclasses.replace(CONFIG, steps=8), splits, run)
+        assert snapshot(run) == before
 
 
 def test_foreign_files_in_a_run_survive(splits, run):
@@ -167,7 +170,7 @@ def test_foreign_files_in_a_run_survive(splits, run):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("mine")
     (run / "best" / "figures.json").unlink()
-    train(dataclasses.replace(CONFIG, steps=8, keep_checkpoints=1), splits, run)
+    train_tokenizer(dataclasses.replace(CONFIG, steps=8, keep_checkpoints=1), splits, run)
     kept = [*foreign, "checkpoints/leftover-step-00000002/notes", "leftover-best/notes"]
     assert [(run / name).read_text() for name in kept] == ["mine"] * len(kept)
 
@@ -191,15 +194,15 @@ def damaged(path, kind):
     [*((name, kind) for name in FILES for kind in ("empty", "cut", "zeros", "bit", "missing")),
      ("model.safetensors", "nan"), ("state.safetensors", "nan")],
 )  # fmt: skip
-def test_a_damaged_checkpoint_costs_its_steps_only(splits, finished, run, caplog, name, kind):
+def test_a_damaged_checkpoint_loses_only_its_steps(splits, finished, run, caplog, name, kind):
     for published in ("summary.json", "config.json", "model.safetensors"):
         (run / published).unlink()
     damaged(checkpoints(run)[-1] / name, kind)
     with caplog.at_level(logging.WARNING):
-        train(CONFIG, splits, run)
+        train_tokenizer(CONFIG, splits, run)
     assert any(f"step-00000006/{name}" in message for message in caplog.messages)
     shutil.rmtree(run / "checkpoints" / "damaged-step-00000006")
-    assert picture(run) == picture(finished)
+    assert snapshot(run) == snapshot(finished)
 
 
 def test_with_all_checkpoints_damaged_another_folder_works(splits, run):
@@ -208,16 +211,16 @@ def test_with_all_checkpoints_damaged_another_folder_works(splits, run):
     (run / "summary.json").unlink()
     for _ in range(2):
         with pytest.raises(InputError, match=r"no intact checkpoint .* Train again in another output folder"):
-            train(CONFIG, splits, run)
-    assert train(CONFIG, splits, run.with_name("another"))["steps"] == 6
+            train_tokenizer(CONFIG, splits, run)
+    assert train_tokenizer(CONFIG, splits, run.with_name("another"))["steps"] == 6
 
 
 def test_another_config_or_fewer_steps_are_no_damage(splits, run):
     (run / "summary.json").unlink()
-    with pytest.raises(InputError, match=r"started with another config \(seed: 0 → 1\): choose another output folder"):
-        train(dataclasses.replace(CONFIG, seed=1), splits, run)
+    with pytest.raises(InputError, match=r"differently: seed was 0 and is 1 now. Use the same settings, or another"):
+        train_tokenizer(dataclasses.replace(CONFIG, seed=1), splits, run)
     with pytest.raises(InputError, match=r"steps is 4: .* is already at step 6"):
-        train(dataclasses.replace(CONFIG, steps=4), splits, run)
+        train_tokenizer(dataclasses.replace(CONFIG, steps=4), splits, run)
     assert len(checkpoints(run)) == 3
 
 
@@ -225,22 +228,22 @@ def test_another_config_or_fewer_steps_are_no_damage(splits, run):
 @pytest.mark.parametrize("kind", ["empty", "zeros", "missing"])
 def test_a_damaged_result_is_published_again(splits, finished, run, name, kind):
     damaged(run / name, kind)
-    train(CONFIG, splits, run)
-    assert picture(run) == picture(finished)
+    train_tokenizer(CONFIG, splits, run)
+    assert snapshot(run) == snapshot(finished)
 
 
 @pytest.mark.parametrize("tail", [b'{"step": 6, "tr', b"\0" * 64, b"\xff\xfe\n", b"[1]\n", b"{}\n", b'{"step": "x"}\n'])
-def test_a_damaged_log_costs_its_damaged_lines(splits, finished, run, tail):
+def test_a_damaged_log_loses_only_its_damaged_lines(splits, finished, run, tail):
     (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes() + tail)
     (run / "summary.json").unlink()
-    train(CONFIG, splits, run)
-    assert picture(run) == picture(finished)
+    train_tokenizer(CONFIG, splits, run)
+    assert snapshot(run) == snapshot(finished)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"val_loss": null}', '{"val_loss": "x"}', "\0" * 40])
-def test_damaged_figures_of_the_best_are_written_anew(splits, run, text):
+def test_damaged_figures_of_the_best_are_rewritten(splits, run, text):
     (run / "best" / "figures.json").write_text(text)
-    train(dataclasses.replace(CONFIG, steps=9), splits, run)
+    train_tokenizer(dataclasses.replace(CONFIG, steps=9), splits, run)
     assert json.loads((run / "best" / "figures.json").read_text())["step"] == 9
 
 
@@ -254,7 +257,7 @@ def test_runs_of_earlier_versions_continue(splits, finished, run):
         (path / "state.json").write_text(json.dumps({"step": step}))
         for name in ("model.safetensors", "state.safetensors"):
             save_file(load_file(path / name), path / name)
-    train(CONFIG, splits, run)
+    train_tokenizer(CONFIG, splits, run)
     for name in ("model.safetensors", "checkpoints/step-00000006/state.safetensors"):
         assert (run / name).read_bytes() == (finished / name).read_bytes()
     assert not list((run / "checkpoints").glob(".*"))
@@ -313,9 +316,59 @@ def test_a_model_that_was_changed_since_is_not_replaced(tmp_path):
 
 def test_figures_that_are_not_finite_cost_no_run(splits, tmp_path, monkeypatch):
     monkeypatch.setattr("vqgan.metrics.TokenizerMetrics.result", lambda _: {"val_loss": math.nan, "val_usage": 1.0})
-    train(CONFIG, splits, tmp_path)
+    train_tokenizer(CONFIG, splits, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["val_loss"] is None
     assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_signal_ends_an_evaluation_with_a_checkpoint(splits, finished, tmp_path, monkeypatch, default_handlers):
+    config = dataclasses.replace(CONFIG, checkpoint_every=100)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "vqgan.train._reconstruct", lambda *args: signal.raise_signal(signal.SIGTERM) or reconstruct(*args)
+        )
+        patched.setattr("vqgan.train._EVAL_BATCH", 1)
+        with pytest.raises(StoppedError):
+            train_tokenizer(config, splits, tmp_path)
+        assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003"]
+        with pytest.raises(StoppedError):  # it resumes with the evaluation of that step
+            train_tokenizer(config, splits, tmp_path)
+    assert not (tmp_path / "best").exists()
+    train_tokenizer(config, splits, tmp_path)
+    assert snapshot(tmp_path)["metrics.jsonl"] == snapshot(finished)["metrics.jsonl"]
+    assert snapshot(tmp_path)["model.safetensors"] == snapshot(finished)["model.safetensors"]
+
+
+def test_a_run_resumes_in_the_precision_that_auto_picked(splits, tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, steps=2, precision="auto", restart_every=0)
+    for precision in ("bfloat16", "float32"):
+        with monkeypatch.context() as patched:
+            patched.setattr("vqgan.trainer.resolve_precision", lambda *_, picked=precision: picked)
+            train_tokenizer(config, splits, tmp_path / precision)
+        train_tokenizer(dataclasses.replace(config, steps=4), splits, tmp_path / precision)
+        fixed = dataclasses.replace(config, steps=4, precision=precision)
+        train_tokenizer(fixed, splits, tmp_path / f"fixed-{precision}")
+        resumed, whole = (
+            load_file(tmp_path / name / "model.safetensors") for name in (precision, f"fixed-{precision}")
+        )
+        assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"restart_every": 0}, []),
+        ({"restart_every": 2, "decay": True}, ["changes the learning rate (decay) and the restarts of unused codes"]),
+    ],
+)
+def test_other_steps_are_warned_of_where_the_run_depends_on_them(splits, tmp_path, caplog, changes, words):
+    config = dataclasses.replace(CONFIG, steps=2, **changes)
+    train_tokenizer(config, splits, tmp_path)
+    with caplog.at_level(logging.WARNING, "runkit"):
+        train_tokenizer(dataclasses.replace(config, steps=3), splits, tmp_path)
+    found = [message for message in caplog.messages if message.startswith("steps was 2 and is 3 now")]
+    assert len(found) == len(words)
+    assert all(word in message for word, message in zip(words, found, strict=True))
 
 
 CONFIGS = (TrainConfig, LossConfig, ModelConfig, EvaluateConfig, EvaluatePriorConfig, AnnotateConfig)
@@ -347,15 +400,15 @@ def test_sizes_that_no_machine_holds_are_refused_at_once(name):
 def check_kills(data, finished, folder, sample):
     """Kill runs at `sample` of their file operations (0: at each), resume them, and compare all that they leave."""
     splits = open_splits("demo", data)
-    operations = killed_at(0, folder / "whole", train, CONFIG, splits, folder / "whole")
-    assert picture(folder / "whole") == picture(finished)
+    operations = killed_at(0, folder / "whole", train_tokenizer, CONFIG, splits, folder / "whole")
+    assert snapshot(folder / "whole") == snapshot(finished)
     moments = range(1, operations + 1)
     for at in random.sample(moments, sample) if sample else moments:
         run = folder / f"run-{at}"
-        killed_at(at, run, train, CONFIG, splits, run)
-        with contextlib.suppress(SystemExit):
-            train(CONFIG, splits, run)
-        assert picture(run) == picture(finished), at
+        killed_at(at, run, train_tokenizer, CONFIG, splits, run)
+        with contextlib.suppress(StoppedError):
+            train_tokenizer(CONFIG, splits, run)
+        assert snapshot(run) == snapshot(finished), at
 
 
 def test_a_kill_at_a_file_operation_leaves_no_trace(data, finished, tmp_path):

@@ -72,10 +72,10 @@ def test_without_options_a_batch_is_left_alone(batch: Batch, dataset: ShardDatas
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": ModelConfig()}, r"model.target_positions = False: random_order must tell tokens"),
+        ({"model": ModelConfig()}, r"model.target_positions is False: random_order requires target positions"),
         ({"multiscale": True}, "train them without random_order"),
         ({"anneal_end": 0.4}, "use fractions with 0 ≤ start ≤ end ≤ 1"),
-        ({"condition": "none"}, "there is no condition to hide"),
+        ({"condition": "none"}, "without a condition there is nothing to drop"),
         ({"accumulate": 3}, "use a divisor of batch_size = 200"),
         ({"pkeep": 0.0}, "pkeep"),
         ({"ema_decay": 1.0}, "ema_decay"),

@@ -108,7 +108,7 @@ def test_global_batches_do_not_depend_on_the_world_size(world_size: int) -> None
         assert torch.equal(torch.cat(parts), next(single).codes_BT)
 
 
-def test_resume_continues_exactly_and_costs_the_same_anywhere() -> None:
+def test_resume_continues_exactly_and_takes_the_same_time_anywhere() -> None:
     one = CodeBatches(toy_data(50), batch_size=8, seed=1)
     for _ in range(9):
         next(one)
@@ -179,7 +179,7 @@ def test_concurrent_starters_all_read_a_whole_cache(make_dataset) -> None:
     assert [path.suffix for path in (dataset.path.local / ".cache").iterdir()] == [".npy"]
 
 
-def test_a_killed_starters_half_file_goes_and_a_live_ones_stays(make_dataset) -> None:
+def test_temporary_files_of_killed_processes_are_removed_and_those_of_live_ones_kept(make_dataset) -> None:
     dataset = make_dataset()
     folder = dataset.path.local / ".cache"
     folder.mkdir()

@@ -18,16 +18,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codeprior import distributed
 from codeprior.checkpoint import checkpoints, load_prior
 from codeprior.config import ModelConfig, PriorError, TrainConfig
 from codeprior.data import sequence_from_dataset
-from codeprior.interrupt import GracefulStop
 from codeprior.model import Prior
 from codeprior.speed import peak_flops, step_flops_per_sequence
-from codeprior.train import Run, train_prior
+from codeprior.train import train_prior
 from codeshards.format import ShardDataset
+from runkit import training
 from runkit.errors import user_message
+from runkit.signals import GracefulStop
+from runkit.training import TrainingLoop
 from vqgan.errors import InputError
 
 # Permuted throughout: an annealed order would depend on the number of steps, which some runs here extend.
@@ -41,11 +42,11 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import dacite
-from codeprior import distributed
 from codeprior.config import TrainConfig
-from codeprior.train import Run, train_prior
+from codeprior.train import train_prior
+from runkit.ranks import process_group
 
-with distributed.process_group():
+with process_group():
     for out, config in json.loads(Path(sys.argv[2]).read_text()).items():
         config = dacite.from_dict(TrainConfig, config, dacite.Config(cast=[tuple]))
         train_prior(config, sys.argv[1], out)
@@ -132,18 +133,18 @@ def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(dataset: S
 
 
 def test_a_signal_that_comes_while_the_ranks_agree_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    stop, run = GracefulStop(), SimpleNamespace(_hosts="hosts")
+    loop = SimpleNamespace(_stop=GracefulStop(), _hosts="hosts")
     late = iter((signal.SIGTERM, None))
 
     def all_reduce(highest: torch.Tensor, op: object, group: object) -> None:
         assert (highest.device.type, group) == ("cpu", "hosts")  # nothing here waits for a GPU
-        stop.signal = next(late) or stop.signal
+        loop._stop.signal = next(late) or loop._stop.signal
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    assert not Run._agree_to_stop(run, stop)  # type: ignore[arg-type]
-    assert Run._agree_to_stop(run, stop)  # type: ignore[arg-type]
-    assert stop.signal == signal.SIGTERM
+    monkeypatch.setattr(training, "world_size", lambda: 2)
+    assert not TrainingLoop._stop_requested(loop)  # type: ignore[arg-type]
+    assert TrainingLoop._stop_requested(loop)  # type: ignore[arg-type]
+    assert loop._stop.signal == signal.SIGTERM
 
 
 @pytest.mark.slow
@@ -162,7 +163,7 @@ def test_a_batch_that_does_not_divide_is_refused(dataset: ShardDataset, tmp_path
     runs = command(tmp_path, dataset, {tmp_path / "run": config})
     done = subprocess.run(runs, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
-    assert "batch_size = 15: use a multiple of 2 (2 processes × accumulate = 1)" in done.stderr
+    assert "batch_size is 15: choose a multiple of 2 (2 processes × accumulate = 1)" in done.stderr
     with pytest.raises(PriorError, match="accumulate"):
         replace(CONFIG, accumulate=5)
 
@@ -203,7 +204,7 @@ def test_a_bug_in_a_worker_of_ray_train_keeps_its_traceback(local_ray_cores: obj
 def test_flops_are_those_of_the_matrix_products(dataset: ShardDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    monkeypatch.setattr("codeprior.linear._BY_ONEDNN", False)  # the counter knows torch's products only
+    monkeypatch.setattr("codeprior.cpu_kernels._BY_ONEDNN", False)  # the counter knows torch's products only
     sequence = sequence_from_dataset(dataset, "zcurve", "class")
     prior = Prior(replace(CONFIG.model, attention="math"), sequence)
     condition, codes = torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 16, dtype=torch.long)

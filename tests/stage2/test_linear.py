@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from codeprior import linear as module
-from codeprior.linear import Linear, linear
+from codeprior.cpu_kernels import Linear, linear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 

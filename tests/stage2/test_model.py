@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpec, condition_parts
 from codeprior.model import KVCache, Prior, rotate, rotation_at
-from codeprior.optim import make_autocast
+from runkit.devices import make_autocast
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16)
 
@@ -174,10 +174,10 @@ def test_dropout_acts_in_training_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_layer": 0}, "n_layer = 0: use 1 to 1024"),
-        ({"n_embd": 20, "n_head": 6}, "n_embd = 20: use a positive multiple of n_head = 6"),
-        ({"dropout": 1.0}, "dropout = 1.0"),
-        ({"position": "rotary", "n_embd": 6, "n_head": 2}, "'rotary' wants an even width"),
+        ({"n_layer": 0}, "n_layer is 0: use 1 to 1024"),
+        ({"n_embd": 20, "n_head": 6}, "n_embd is 20: use a positive multiple of n_head = 6"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"position": "rotary", "n_embd": 6, "n_head": 2}, "'rotary' requires an even width"),
         ({"mlp": "relu"}, "mlp is 'relu': choose one of gelu, gelu_tanh, swiglu"),
         ({"attention": "flash"}, "choose one of sdpa, xformers, math"),
     ],

@@ -34,8 +34,8 @@ TINY = TrainConfig(
 FILES = ("config.json", "model.safetensors", "state.safetensors", "state.json")
 
 
-def picture(run: Path) -> dict[str, Any]:
-    """All that a run left, but for the times in it and its hidden lock file."""
+def snapshot(run: Path) -> dict[str, Any]:
+    """Return all files of a run, without times and its hidden lock file."""
     times = {"tokens_per_s", "mfu", "train_seconds", "sha256", "metrics_bytes"}
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
@@ -69,13 +69,17 @@ from pathlib import Path
 import dacite
 from codeprior.config import TrainConfig
 from codeprior.train import train_prior
+from runkit.signals import StoppedError
 
 config = dacite.from_dict(TrainConfig, json.loads(sys.argv[3]), dacite.Config(cast=[tuple]))
-train_prior(config, sys.argv[1], sys.argv[2])
+try:
+    train_prior(config, sys.argv[1], sys.argv[2])
+except StoppedError as stopped:
+    sys.exit(stopped.exit_code)
 """
 
 
-def test_a_second_process_is_refused_and_the_first_goes_on(dataset: ShardDataset, finished, tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_the_first_continues(dataset: ShardDataset, finished, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = replace(TINY, steps=10**6, schedule="constant")
     arguments = [sys.executable, "-c", SCRIPT, str(dataset.path), str(run), json.dumps(asdict(config))]
@@ -116,7 +120,7 @@ def test_a_complete_run_needs_no_lock(dataset: ShardDataset, run: Path) -> None:
              "summary.json", "model.safetensors", "non-finite-step-00000001/x"],
 )  # fmt: skip
 @pytest.mark.parametrize("resume", [True, False])
-def test_what_no_training_made_is_refused_untouched(dataset, tmp_path: Path, name: str, resume: bool) -> None:
+def test_foreign_files_are_refused_and_kept(dataset, tmp_path: Path, name: str, resume: bool) -> None:
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
@@ -152,7 +156,7 @@ def test_foreign_files_in_a_run_survive_all_that_it_removes(dataset: ShardDatase
 def test_no_resume_gives_what_a_new_folder_gives(dataset: ShardDataset, run: Path, finished: Path) -> None:
     shutil.copytree(run / "checkpoints" / "step-00000002", run / "checkpoints" / "damaged-step-00000001")
     train_prior(TINY, dataset.path, run, resume=False)
-    assert picture(run) == picture(finished)
+    assert snapshot(run) == snapshot(finished)
 
 
 def damaged(path: Path, kind: str) -> None:
@@ -174,9 +178,7 @@ def damaged(path: Path, kind: str) -> None:
     [*((name, kind) for name in FILES for kind in ("empty", "cut", "zeros", "bit", "missing")),
      ("model.safetensors", "nan"), ("state.safetensors", "nan")],
 )  # fmt: skip
-def test_a_damaged_checkpoint_costs_its_own_steps_only(
-    dataset, finished, run: Path, caplog, name: str, kind: str
-) -> None:
+def test_a_damaged_checkpoint_loses_only_its_steps(dataset, finished, run: Path, caplog, name: str, kind: str) -> None:
     for published in ("summary.json", "config.json", "model.safetensors"):
         (run / published).unlink()
     path = checkpoints(run)[-1] / name
@@ -189,7 +191,7 @@ def test_a_damaged_checkpoint_costs_its_own_steps_only(
     assert any(f"step-00000006/{name}" in message for message in caplog.messages)
     assert (run / "checkpoints" / "damaged-step-00000006").is_dir()
     shutil.rmtree(run / "checkpoints" / "damaged-step-00000006")
-    assert picture(run) == picture(finished)
+    assert snapshot(run) == snapshot(finished)
 
 
 def test_with_all_checkpoints_damaged_another_folder_works(dataset: ShardDataset, run: Path) -> None:
@@ -220,20 +222,20 @@ def test_a_damaged_result_is_published_again(dataset, finished, run: Path, caplo
     else:
         damaged(run / name, kind)
     train_prior(TINY, dataset.path, run)
-    assert picture(run) == picture(finished)
+    assert snapshot(run) == snapshot(finished)
 
 
 def test_a_finished_run_without_checkpoints_is_never_trained_over(dataset: ShardDataset, run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
-    before = picture(run)
+    before = snapshot(run)
     assert train_prior(TINY, dataset.path, run)["steps"] == 6
     for left in (run, run / "summary.json"):
         if left != run:
             left.unlink()
             del before["summary.json"]
-        with pytest.raises(PriorError, match="its checkpoints are gone: use another output folder"):
+        with pytest.raises(PriorError, match="its checkpoints are gone: choose another output folder"):
             train_prior(replace(TINY, steps=8), dataset.path, run)
-        assert picture(run) == before
+        assert snapshot(run) == before
 
 
 def test_runs_of_earlier_versions_continue(dataset: ShardDataset, finished: Path, run: Path) -> None:
@@ -266,12 +268,14 @@ def test_another_licence_or_card_is_the_same_data(dataset: ShardDataset, run: Pa
 
 
 @pytest.mark.parametrize("tail", [b'{"step": 6, "tr', b"\0" * 64, b"\xff\xfe\n", b"[1]\n"])
-def test_a_damaged_log_costs_its_damaged_lines(dataset: ShardDataset, finished: Path, run: Path, tail: bytes) -> None:
+def test_a_damaged_log_loses_only_its_damaged_lines(
+    dataset: ShardDataset, finished: Path, run: Path, tail: bytes
+) -> None:
     log = run / "metrics.jsonl"
     log.write_bytes(log.read_bytes() + tail)
     (run / "summary.json").unlink()
     train_prior(TINY, dataset.path, run)
-    assert picture(run) == picture(finished)
+    assert snapshot(run) == snapshot(finished)
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(lines[0] + tail)  # shorter than at the checkpoint
     (run / "summary.json").unlink()
@@ -316,7 +320,7 @@ def test_sampling_settings_are_finite(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("name", ["n_layer", "n_head", "n_embd"])
 def test_sizes_that_no_machine_holds_are_refused_at_once(name: str) -> None:
-    with pytest.raises(PriorError, match=f"{name} = 10000000: use 1 to"):
+    with pytest.raises(PriorError, match=f"{name} is 10000000: use 1 to"):
         ModelConfig(**{name: 10**7})
     with pytest.raises(PriorError, match="codebook_size"):
         SequenceSpec(height=4, width=4, codebook_size=10**12, order="row_major", fingerprint="")
@@ -326,13 +330,13 @@ def check_kills(dataset: ShardDataset, finished: Path, folder: Path, sample: int
     """Kill runs at `sample` of their file operations (0: at each), resume them, and compare all that they leave."""
     whole = folder / "whole"
     operations = killed_at(0, whole, train_prior, TINY, dataset.path, whole)
-    assert picture(whole) == picture(finished)
+    assert snapshot(whole) == snapshot(finished)
     moments = range(1, operations + 1)
     for at in random.sample(moments, sample) if sample else moments:
         run = folder / f"run-{at}"
         killed_at(at, run, train_prior, TINY, dataset.path, run)
         train_prior(TINY, dataset.path, run)
-        assert picture(run) == picture(finished), at
+        assert snapshot(run) == snapshot(finished), at
 
 
 def test_a_kill_at_a_file_operation_leaves_no_trace(dataset: ShardDataset, finished: Path, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_larger_grids_that_cannot_work_are_refused() -> None:
     with pytest.raises(PriorError, match="at least the training grid, 4×4"):
         sample_larger(random_prior(), 1, 3, 8)
     with pytest.raises(
-        PriorError, match=r"condition 'segmentation' is \[1, 2, 2\]: this grid of codes wants \[1, 4, 4\]"
+        PriorError, match=r"condition 'segmentation' is \[1, 2, 2\]: this grid of codes requires \[1, 4, 4\]"
     ):
         sample_larger(random_prior("segmentation"), 1, 8, 8, condition=torch.zeros(1, 2, 2, dtype=torch.int64))
 
@@ -312,7 +312,7 @@ def test_several_conditions_are_given_by_name() -> None:
     assert condition_tokens(sequence, 2, given).tolist() == [[3, 1, 1, 1, 1], [4, 1, 1, 1, 1]]
     with pytest.raises(PriorError, match="pass a mapping"):
         condition_tokens(sequence, 2, torch.zeros(2, 5, dtype=torch.int64))
-    with pytest.raises(PriorError, match="this prior wants 'class\\+segmentation'"):
+    with pytest.raises(PriorError, match="this prior requires 'class\\+segmentation'"):
         condition_tokens(sequence, 2, {"class": torch.tensor([3, 4])})
 
 
@@ -421,7 +421,7 @@ def test_conditions_that_do_not_fit_are_refused(condition: str, given: Tensor | 
     ("changes", "message"),
     [
         ({"temperature": 0.0}, "top_k=1 is greedy"),
-        ({"top_k": 0}, "top_k = 0"),
+        ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0.0}, "top_p"),
         ({"min_p": 2.0}, "min_p"),
         ({"guidance": -1.0}, "guidance"),

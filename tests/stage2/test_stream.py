@@ -61,7 +61,7 @@ def test_it_resumes_anywhere_without_a_replay(dataset: ShardDataset) -> None:
 
 
 @pytest.mark.parametrize("loader", ["memory_map", "stream"])
-def test_one_view_of_each_sample_is_drawn_anew_each_epoch(make_dataset, loader: str) -> None:
+def test_one_view_of_each_sample_is_drawn_every_epoch(make_dataset, loader: str) -> None:
     dataset = make_dataset(rows={"train": 80, "val": 4}, views=2, shard_rows=30)
     sequence = sequence_from_dataset(dataset, "zcurve", "none")
     options = {"batch_size": 8, "seed": 1}
@@ -103,9 +103,9 @@ def test_shards_of_another_tokenizer_are_refused_by_what_differs(make_dataset) -
     other = replace(other, conditions=(sequence.conditions[0], part), class_names=("cat", *sequence.class_names[1:]))
     with pytest.raises(PriorError) as error:
         CodeData.open(dataset, "train", other)
-    for words in ("grid: the prior wants 8×4, the shards have 4×4", "codebook_size: the prior wants 99", "alternate",
-                  "tokenizer: the prior wants other, the shards have image-tokenizer", "other-masks",
-                  f"classes: the prior wants {len(other.class_names)} (cat, "):  # fmt: skip
+    for words in ("grid: the prior requires 8×4, the shards have 4×4", "codebook_size: the prior wants 99", "alternate",
+                  "tokenizer: the prior requires other, the shards have image-tokenizer", "other-masks",
+                  f"classes: the prior requires {len(other.class_names)} (cat, "):  # fmt: skip
         assert words in str(error.value)
 
 

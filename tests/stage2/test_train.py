@@ -25,11 +25,14 @@ from codeprior.checkpoint import checkpoints, load_prior
 from codeprior.config import ModelConfig, PriorError, SampleConfig, TrainConfig
 from codeprior.data import CodeBatches, CodeData, checked, sequence_from_dataset
 from codeprior.model import Prior
-from codeprior.optim import learning_rate_at, make_autocast, make_optimizer, resolve_precision
+from codeprior.optim import learning_rate_at, make_optimizer
 from codeprior.sample import prefix_of_scales, sample_codes, sample_sequences, to_grids
+from codeprior.speed import resolve_precision
 from codeprior.train import evaluate, train_prior
 from codeprior.trainer import SequenceLoss, train_step
 from codeshards.format import ShardDataset, ShardError
+from runkit.devices import make_autocast
+from runkit.signals import StoppedError
 
 TINY = TrainConfig(
     model=ModelConfig(n_layer=2, n_head=2, n_embd=32, dropout=0.1),
@@ -204,7 +207,7 @@ def test_resume_equals_uninterrupted_to_the_bit(
 
     steps: list[int] = []
     monkeypatch.setattr("codeprior.trainer.train_step", interrupted_step)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(StoppedError):
         train_prior(TINY, dataset.path, tmp_path / "run")
     monkeypatch.undo()
     assert checkpoints(tmp_path / "run")[-1].name == f"step-{stop_at:08d}"
@@ -243,7 +246,7 @@ def test_more_steps_continue_a_finished_run(dataset: ShardDataset, tmp_path: Pat
     assert train_prior(short, dataset.path, tmp_path / "parts")["steps"] == 12
     assert train_prior(long, dataset.path, tmp_path / "parts")["steps"] == 20
     assert final_bytes(tmp_path / "parts", 20) == final_bytes(tmp_path / "whole", 20)
-    with pytest.raises(PriorError, match=r"steps = 12: .* already at step 20"):
+    with pytest.raises(PriorError, match=r"steps is 12: .* already at step 20"):
         train_prior(short, dataset.path, tmp_path / "parts")
     assert (tmp_path / "parts" / "summary.json").exists()
 
@@ -280,7 +283,7 @@ def test_a_run_on_decoded_codes_reads_no_shard_again(
         assert found[name] == expected[name]
 
 
-def test_a_run_goes_on_in_the_precision_that_auto_picked(dataset: ShardDataset, tmp_path: Path) -> None:
+def test_a_run_resumes_in_the_precision_that_auto_picked(dataset: ShardDataset, tmp_path: Path) -> None:
     config = replace(TINY, steps=2, precision="auto")
     here = train_prior(config, dataset.path, tmp_path / "run")["precision"]
     other = "float32" if here == "bfloat16" else "bfloat16"
@@ -352,7 +355,7 @@ def test_unfinished_datasets_and_missing_priors_are_refused(tmp_path: Path) -> N
         (("train", "model", "n_heads"), 2, "n_heads"),
         (("sequence", "codebook_size"), None, "codebook_size"),
         (("train", "order"), "diagonal", "order"),
-        (("train", "model", "n_layer"), 0, "n_layer = 0"),
+        (("train", "model", "n_layer"), 0, "n_layer is 0"),
         (("train", "model", "n_layer"), 3, r"lacks blocks\.2\."),
         (("train", "model", "n_layer"), 1, r"has unknown blocks\.1\."),
         (("sequence", "codebook_size"), 17, r"code_embedding.weight is \[16, 32\], expected \[17, 32\]"),
@@ -390,18 +393,18 @@ def test_whole_numbers_in_a_config_survive_json(tmp_path: Path, dataset: ShardDa
 
 def test_auto_precision_is_decided_by_the_machine() -> None:
     cpu = torch.device("cpu")
-    assert resolve_precision(replace(TINY, precision="float32"), cpu) == "float32"
-    assert resolve_precision(replace(TINY, precision="auto"), cpu) in ("float32", "bfloat16")
+    assert resolve_precision("float32", cpu) == "float32"
+    assert resolve_precision("auto", cpu) in ("float32", "bfloat16")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps = 0: use at least 1"),
+        ({"steps": 0}, "steps is 0: use at least 1"),
         ({"order": "diagonal"}, "choose one of row_major, spiral_out, zcurve, subsample, alternate"),
         ({"condition": "caption"}, "use one of none, class, segmentation, depth, pose"),
         ({"betas": (0.9, 1.0)}, "betas"),
-        ({"betas": (0.9, 0.95, 0.99)}, r"betas is \(0.9, 0.95, 0.99\): give 2 values"),
+        ({"betas": (0.9, 0.95, 0.99)}, r"betas is \(0.9, 0.95, 0.99\): pass 2 values"),
         ({"parallel": "fsdp2"}, "parallel is 'fsdp2': choose one of ddp, fsdp"),
         ({"loader": "mmap"}, "loader is 'mmap': choose one of memory_map, stream"),
         ({"views": "two"}, "views is 'two': choose one of all, one"),
@@ -435,13 +438,17 @@ from codeprior.checkpoint import load_prior
 from codeprior.config import ModelConfig, TrainConfig
 from codeprior.sample import sample_codes
 from codeprior.train import train_prior
+from runkit.signals import StoppedError
 
 steps = int(sys.argv[3])
 config = TrainConfig(
     model=ModelConfig(n_layer=1, n_head=2, n_embd=16), batch_size=8, steps=steps, condition="class",
     precision="float32", device="cpu", log_every=1, checkpoint_every=10**9, eval_every=10**9,
 )
-train_prior(config, Path(sys.argv[1]), Path(sys.argv[2]))
+try:
+    train_prior(config, Path(sys.argv[1]), Path(sys.argv[2]))
+except StoppedError as stopped:
+    sys.exit(stopped.exit_code)
 codes = sample_codes(load_prior(sys.argv[2]), 2, condition=torch.tensor([0, 1]))
 assert codes.shape == (2, 4, 4) and not BLOCKED & {name.partition(".")[0] for name in sys.modules}
 """
@@ -454,7 +461,7 @@ def test_it_trains_and_samples_with_pixel_packages_blocked(dataset: ShardDataset
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_sigterm_saves_a_checkpoint_from_which_training_goes_on(dataset: ShardDataset, tmp_path: Path) -> None:
+def test_sigterm_saves_a_checkpoint_from_which_training_resumes(dataset: ShardDataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [sys.executable, "-c", TRAIN_WITHOUT_PIXELS, str(dataset.path), str(run)]
     started = subprocess.Popen([*arguments, "1000000"], stderr=subprocess.PIPE, text=True)
@@ -485,10 +492,10 @@ def test_a_signal_ends_an_evaluation_with_a_checkpoint(
     config = replace(TINY, checkpoint_every=100)
     with monkeypatch.context() as patched:
         patched.setattr(train, "checked", lambda *batch: signal.raise_signal(signal.SIGTERM) or checked(*batch))
-        with pytest.raises(SystemExit):
+        with pytest.raises(StoppedError):
             train_prior(config, dataset.path, tmp_path)
         assert [path.name for path in checkpoints(tmp_path)] == ["step-00000004"]
-        with pytest.raises(SystemExit):  # it goes on with the evaluation of that step
+        with pytest.raises(StoppedError):  # it resumes with the evaluation of that step
             train_prior(config, dataset.path, tmp_path)
     assert not (tmp_path / "best").exists()
     train_prior(config, dataset.path, tmp_path)
@@ -496,7 +503,7 @@ def test_a_signal_ends_an_evaluation_with_a_checkpoint(
     assert final_bytes(tmp_path) == final_bytes(finished)
 
 
-def test_what_a_killed_run_left_half_written_goes(dataset: ShardDataset, tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(dataset: ShardDataset, tmp_path: Path) -> None:
     train_prior(replace(TINY, steps=1), dataset.path, tmp_path)
     folders = [".tmp-best", ".best.tmp-1-ab", "checkpoints/.tmp-step-00000004-1", "checkpoints/.step-00000004.tmp-1-ab"]
     left = [tmp_path / name for name in (*folders, ".model.safetensors.tmp-1-ab")]

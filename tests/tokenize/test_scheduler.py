@@ -288,7 +288,7 @@ def test_scales_equal_those_of_the_tokenizer(local_ray_cores, data, tokenizer, t
     split = open_splits("folder", data)["val"]
     first = [split.read(index, 32).image for index in range(2)]
     pictures = [picture for image in first for picture in (image, image[:, ::-1].copy())]
-    codes, *scales = Tokenizer.load(tokenizer, device="cpu").start(pictures, (1, 2, 4))()
+    codes, *scales = Tokenizer.load(tokenizer, device="cpu").encode_async(pictures, (1, 2, 4))()
     np.testing.assert_array_equal(batch["codes_row_major"][:4], codes.reshape(4, -1))
     for side, scale in zip((1, 2, 4), scales, strict=True):
         np.testing.assert_array_equal(batch[f"scale_{side}"][:4], scale.reshape(4, -1))

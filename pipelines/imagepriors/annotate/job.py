@@ -28,6 +28,7 @@ from codeshards.job.scheduler import run_shards
 from imagepriors.annotate.maptree import MapTree, encode_map
 from imagepriors.annotate.networks import DEFAULT_MODEL, Annotator, find_model, fingerprint
 from imagepriors.config import AnnotateConfig, Kind
+from runkit.devices import pick_device
 from runkit.files import append_file, sha256_of
 from runkit.folders import held
 from runkit.retries import patient
@@ -35,7 +36,6 @@ from vqgan.data import Split, open_splits, resolve
 from vqgan.data.conditions import read_map
 from vqgan.data.files import Memory, Source
 from vqgan.errors import InputError
-from vqgan.tokenizer import pick_device
 
 _WINDOW = 4
 """Number of batches of samples that are read together and grouped by input size, so that few batches are small."""
@@ -93,7 +93,7 @@ def annotate(
     model = find_model(kind, config.model or DEFAULT_MODEL[kind])
     # Loaded here too, so that a broken model is an error before workers start.
     labels = Annotator.load(kind, model, device="cpu").label_names
-    device = pick_device(config.device).type
+    device = pick_device(config.device, InputError).type
     plan = _plan(config, kind, dataset, splits, fingerprint(model), labels, device)
     folders = tree.folders(splits)
     with held(tree.book, "annotate"):

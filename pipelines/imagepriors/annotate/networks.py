@@ -19,11 +19,11 @@ from torch import Tensor
 
 from codeshards.format.files import sha256_file
 from imagepriors.config import Kind
+from runkit.devices import Device, pick_device
 from runkit.jsonfiles import parse_json
 from runkit.weights import download_weights, load_weights
-from vqgan.config import Device
+from vqgan.cpu_kernels import resolve_precision
 from vqgan.errors import InputError
-from vqgan.tokenizer import pick_device, pick_dtype
 
 DEFAULT_MODEL: dict[Kind, str] = {"depth": "Intel/dpt-large", "segmentation": "deeplabv3_resnet101"}
 _MAX_LABELS = 256
@@ -125,8 +125,8 @@ class Annotator:
             InputError: no such model there, weights that it needs are missing, or it tells too many labels apart.
         """
         model, prepare, output, names = _from_file(kind, path) if path.is_file() else _from_folder(kind, path)
-        place = pick_device(device)
-        return cls(kind, model, prepare, output, names, place, pick_dtype(precision, place))
+        place = pick_device(device, InputError)
+        return cls(kind, model, prepare, output, names, place, getattr(torch, resolve_precision(precision, place)))
 
     def prepare(self, picture_HW3: npt.NDArray[np.uint8]) -> Tensor:
         """The network's input for one picture: float32 [3, h, w].

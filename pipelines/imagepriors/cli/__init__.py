@@ -27,9 +27,11 @@ from imagepriors.cli.shards import shards
 from imagepriors.config import AnnotateConfig, EvaluateConfig, EvaluatePriorConfig, Kind
 from imagepriors.experiments import experiment
 from imagepriors.presets import load_preset, preset_names
+from runkit.configs import from_dict
 from runkit.errors import UserError, user_message
 from runkit.folders import check_apart
-from vqgan.config import Geometry, dataset_geometry, from_dict
+from runkit.signals import StoppedError
+from vqgan.config import Geometry, dataset_geometry
 from vqgan.config import TrainConfig as VqganConfig
 
 _LEAST_COLUMNS = 40
@@ -116,7 +118,7 @@ def train_vqgan(
         preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
     """
     from vqgan.data import open_splits, sources_of
-    from vqgan.train import train
+    from vqgan.train import train_tokenizer
 
     out = out or run_folder(data) / "tokenizer"
     splits = open_splits(dataset, data)
@@ -127,7 +129,7 @@ def train_vqgan(
 
         summary = train_vqgan_on_ray(config, dataset, data, out, workers)
     else:
-        summary = train(config, splits, out)
+        summary = train_tokenizer(config, splits, out)
     return f"tokenizer in {out}: " + _figures(summary)
 
 
@@ -576,7 +578,7 @@ def _check_working_folder() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     _prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -590,6 +592,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage() if wants_help else _run(argv), flush=True)
     except BrokenPipeError:  # whoever read the answer has left: nothing to say, and nobody to hear it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except StoppedError as stopped:  # the trainer has logged where the run resumes
+        return stopped.exit_code
     except KeyboardInterrupt as error:
         print(f"imagepriors{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130

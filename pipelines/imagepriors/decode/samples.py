@@ -16,11 +16,11 @@ from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
 from codeprior.config import PriorError, SampleConfig, SequenceSpec
 from codeprior.data import check_shards
 from codeprior.model import Prior
-from codeprior.optim import resolve_device
 from codeprior.sample import prefix_of_region, sample_codes, to_grids
 from codeprior.window import sample_larger
 from codeshards.format import ShardDataset, ShardError, Where, inverse, open_store
 from imagepriors.reports.figures import colorize, picture_grid, png_bytes
+from runkit.devices import pick_device
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
 from vqgan.data import spread
@@ -242,7 +242,7 @@ def draw_samples(
         ShardError: prior, shards and tokenizer do not belong together, or the prior cannot do what is asked for.
     """
     _check_count(n)
-    prior = load_prior(prior_run, device=resolve_device("auto"))
+    prior = load_prior(prior_run, device=pick_device("auto"))
     sequence = prior.sequence
     if config.guidance != 1 and RunConfig.load(prior_folder(prior_run) / CONFIG).train.cond_dropout == 0:
         raise ShardError(

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codeprior.optim import resolve_device
+from runkit.devices import pick_device
 from vqgan.config import ModelConfig
+from vqgan.cpu_kernels import training_layout
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
-from vqgan.trainer import training_layout
 
 Pictures = npt.NDArray[Any]
 MEASURES = {
@@ -82,7 +82,7 @@ class Reader:
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes = dict(sizes)
-        self._device = resolve_device("auto")
+        self._device = pick_device("auto")
         channels = {"depth": 1, "pose": 3}
         self._net = ReadingNet({name: channels.get(name, n) for name, n in sizes.items()}).to(self._device)
         # The tokenizers' own conventions for each kind of condition picture.

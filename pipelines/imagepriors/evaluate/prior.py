@@ -22,7 +22,6 @@ from torch import Tensor
 from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
 from codeprior.config import ConditionSpec, SampleConfig, SequenceSpec
 from codeprior.data import CodeData, check_shards, pixel_dims
-from codeprior.optim import make_autocast, resolve_device
 from codeprior.train import evaluate
 from codeshards.format import ShardDataset, open_store
 from imagepriors.config import EvaluatePriorConfig
@@ -38,6 +37,7 @@ from imagepriors.evaluate.tokenizer import (
     lite0_features,
     unused,
 )
+from runkit.devices import make_autocast, pick_device
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
@@ -112,7 +112,7 @@ def _likelihood(
     """Mean over all validation rows."""
     if "val" not in dataset.splits:
         return {}
-    prior = load_prior(prior_run, device=resolve_device("auto"))
+    prior = load_prior(prior_run, device=pick_device("auto"))
     autocast = make_autocast(prior.device, "float32")
     data = CodeData.open(dataset, "val", sequence)
     nll = float(evaluate(prior, data, batch_size=config.batch_size, autocast=autocast).mean())

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from imagepriors.config import EvaluateConfig
+from runkit.devices import pick_device
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
@@ -35,7 +36,7 @@ from vqgan.data import Split, open_splits, resolve, sources_of, spread
 from vqgan.errors import InputError
 from vqgan.losses import LpipsLoss, lite0, lite0_input
 from vqgan.metrics import TokenizerMetrics
-from vqgan.tokenizer import Tokenizer, pick_device
+from vqgan.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 LITE0 = "frechet_efficientnet_lite0"
@@ -182,7 +183,7 @@ def _figures(
     tokenizer: Tokenizer, split: Split, indices: list[int], others: Sequence[Split], config: EvaluateConfig
 ) -> tuple[dict[str, float], int]:
     """Figures of the reconstructions of these pictures, and how many of them could be read."""
-    net, device = tokenizer.config, pick_device(config.device)
+    net, device = tokenizer.config, pick_device(config.device, InputError)
     rgb = net.channels == 3
     metrics = TokenizerMetrics(net.modality, net.codebook_size, net.n_labels)
     frechet = frechet_distance(config.frechet, config.inception, device) if rgb else None

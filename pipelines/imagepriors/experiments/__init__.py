@@ -12,9 +12,9 @@ from codeshards.format.files import read_json
 from imagepriors.cli.defaults import run_folder
 from imagepriors.config import ExperimentConfig
 from imagepriors.presets import read_preset
+from runkit.configs import from_dict
 from runkit.folders import check_apart, publish_file
 from runkit.names import plain_name
-from vqgan.config import from_dict
 
 EXPERIMENTS = {
     "orders": "five priors that differ in the order only (Fig. 2)",

@@ -21,7 +21,6 @@ from codeprior.checkpoint import CONFIG, RunConfig, load_prior, load_summary
 from codeprior.config import SampleConfig
 from codeprior.data import sequence_from_dataset
 from codeprior.model import Prior
-from codeprior.optim import resolve_device
 from codeprior.sample import draw, sample_keys, sample_sequences, to_grids
 from codeprior.speed import step_flops_per_sequence
 from codeshards.format import ShardDataset
@@ -31,6 +30,7 @@ from imagepriors.evaluate.prior import reference_of, trained_loss
 from imagepriors.evaluate.tokenizer import LITE0, judges
 from imagepriors.experiments.lab import Lab, Plan
 from imagepriors.reports.figures import bars_figure, picture_grid
+from runkit.devices import pick_device
 
 PAPER = {"sampling": 14.08, "frechet_lower_by": 0.1863}
 """Sampling is 14.08× as fast and FID 18.63% lower with codes (section 2)."""
@@ -76,7 +76,7 @@ def run(lab: Lab) -> None:
     """Time both, compare."""
     measured = lab.measures()
     reference = reference_of(lab.config.dataset, lab.data, 32, measured, lab.geometry)
-    device = resolve_device("auto")
+    device = pick_device("auto")
     seconds = seconds_per_picture({
         name: (load_prior(run_folder(lab, name), device=device), lab.decoder(kind).decode)
         for name, kind in _KINDS.items()

@@ -34,19 +34,20 @@ from imagepriors.decode.samples import load_shard_tokenizer
 from imagepriors.presets import load_preset
 from imagepriors.reports.figures import png_bytes
 from imagepriors.reports.run import curve
+from runkit.configs import from_dict
 from runkit.errors import user_message
 from runkit.files import pretty_json
 from runkit.folders import publish
 from runkit.jsonfiles import finite_or_none
 from runkit.machine import usable_cores
 from runkit.ray_session import connected
-from vqgan.checkpoint import FREE_TO_CHANGE, load_config
-from vqgan.config import Geometry, TrainConfig, dataset_geometry, from_dict
+from vqgan.checkpoint import FREE_ON_RESUME, load_config
+from vqgan.config import Geometry, TrainConfig, dataset_geometry
 from vqgan.data import open_splits
 from vqgan.errors import InputError
 from vqgan.palette import fit_palette
 from vqgan.tokenizer import Tokenizer
-from vqgan.train import train
+from vqgan.train import train_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -168,9 +169,9 @@ class Lab:
             )
         config = self._tokenizer_config(preset)
         if not (folder / "summary.json").exists():
-            return lambda device: train(replace(config, device=device), open_splits(dataset, data), folder)
+            return lambda device: train_tokenizer(replace(config, device=device), open_splits(dataset, data), folder)
         found = load_config(folder)
-        for part in (field.name for field in fields(config) if field.name not in FREE_TO_CHANGE - {"steps"}):
+        for part in (field.name for field in fields(config) if field.name not in FREE_ON_RESUME - {"steps"}):
             if getattr(found, part) != getattr(config, part):
                 raise InputError(
                     f"{folder} was trained with {part} = {getattr(found, part)}, the experiment asks for "

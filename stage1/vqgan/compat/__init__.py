@@ -1,1 +1,1 @@
-"""Tokenizers of other projects: CompVis checkpoints, diffusers' VQModel."""
+"""Import and export of tokenizers of other projects: CompVis checkpoints, diffusers' VQModel."""

@@ -1,6 +1,6 @@
-"""Read released CompVis VQGAN checkpoints (taming-transformers): f16/1024, f16/16384, Gumbel f8/8192 and their kin.
+"""Import of released CompVis VQGAN checkpoints (taming-transformers), such as f16/1024, f16/16384, Gumbel f8/8192.
 
-The files are Lightning pickles that name classes of packages long gone; nothing in them is executed.
+The files are Lightning pickles that name classes of old packages; nothing in them is executed.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from vqgan.model import VQGAN
 
 _PARTS = ("first_stage_model.", "cond_stage_model.", "")
 _DROPPED = ("loss.", "image_key", "colorize")
-"""Beginnings of keys that have no place in a tokenizer: the discriminator, LPIPS, a picture of the label colours."""
+"""Prefixes of keys that a tokenizer does not have: the discriminator, LPIPS, an image of the label colours."""
 _DDCONFIG = {
     "ch": "ch", "ch_mult": "ch_mult", "num_res_blocks": "num_res_blocks", "attn_resolutions": "attn_resolutions",
     "z_channels": "z_channels", "resolution": "resolution",
@@ -25,15 +25,15 @@ _DDCONFIG = {
 
 
 def load_pickled_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a released checkpoint; errors as :func:`runkit.weights.load_weights`, as InputError."""
+    """Return the tensors of a released checkpoint; raises InputError, as :func:`runkit.weights.load_weights`."""
     return load_weights(path, InputError)
 
 
 def read_project_config(path: Path, part: str) -> ModelConfig:
-    """The architecture from a project's yaml; `part` is "first_stage_model.", "cond_stage_model." or "".
+    """Return the architecture in a project's yaml; `part` is "first_stage_model.", "cond_stage_model." or "".
 
     Raises:
-        InputError: the yaml lacks a field, or describes a network that this package does not have.
+        InputError: A field is missing, or the network is not supported.
     """
     import yaml
 
@@ -62,17 +62,17 @@ def read_project_config(path: Path, part: str) -> ModelConfig:
 
 
 def import_tokenizer(checkpoint: Path, project: Path, out: Path, part: str | None = None) -> dict[str, Any]:
-    """Turn a released checkpoint and its yaml into a tokenizer folder; returns what was used and what was dropped.
+    """Convert a released checkpoint and its yaml to a tokenizer; return what was used and dropped.
 
     Args:
         checkpoint: The `.ckpt` file.
         project: The project's `.yaml`.
         out: Folder to write.
-        part: For a transformer's checkpoint, which of its tokenizers: "first_stage" or "cond_stage"; None takes the
-            first stage of a transformer's checkpoint and the whole of a VQGAN's.
+        part: Tokenizer of a transformer's checkpoint, "first_stage" or "cond_stage". None: its first stage, or a whole
+            VQGAN checkpoint.
 
     Raises:
-        InputError: as the readers; or a key that is missing, left over or of another shape.
+        InputError: As the readers; or a key is missing, unknown or of another shape.
     """
     check_apart(out, checkpoint=checkpoint, project=project)
     state = load_pickled_weights(checkpoint)
@@ -95,7 +95,7 @@ def import_tokenizer(checkpoint: Path, project: Path, out: Path, part: str | Non
     if wrong:
         raise InputError(f"{checkpoint} does not fit {project} in {len(wrong)} keys: {'; '.join(sorted(wrong)[:3])} …")
     model.load_state_dict(kept)
-    # Pictures were trained with LPIPS over VGG; of masks and depth the checkpoint does not tell.
+    # Image tokenizers were trained with LPIPS over VGG; for masks and depth the loss is unknown.
     loss = LossConfig(swap_beta=True) if config.modality == "rgb" else None
     publish_model(out, config, model, "import-tokenizer", loss)
     return {"tensors": len(kept), "dropped": dropped, "other_parts": len(state) - len(mine), "config": config}

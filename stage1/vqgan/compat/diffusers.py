@@ -1,6 +1,6 @@
-"""Exchange tokenizers with diffusers: its `VQModel` is the same network under other names, key for key.
+"""Exchange of tokenizers with diffusers, whose `VQModel` is the same network with other names.
 
-Neither direction needs diffusers installed: a folder is a config.json and a safetensors file.
+diffusers need not be installed: its format is a folder with config.json and a safetensors file.
 """
 
 import json
@@ -21,7 +21,7 @@ from vqgan.model import VQGAN
 
 _EXPORT, _IMPORT = "export-diffusers", "import-diffusers"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
-# Ours → theirs; the decoder's levels are counted from the other end and are handled apart.
+# Our names → theirs. The decoder's levels, which are counted in reverse, are handled separately.
 _RENAMED = (
     (r"^encoder\.down\.", "encoder.down_blocks."),
     (r"\.block\.(\d+)\.", r".resnets.\1."),
@@ -69,13 +69,13 @@ def _their_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def export_diffusers(tokenizer: Path, out: Path) -> Path:
-    """Write a tokenizer as a folder that `diffusers.VQModel.from_pretrained` loads; returns the folder.
+    """Write a tokenizer as a folder that `diffusers.VQModel.from_pretrained` loads; return the folder.
 
-    Codes on the unit sphere are written normalised: the nearest of them is the same for a latent of any length.
+    Codes on the unit sphere are written normalised, so that the nearest one does not depend on the latent's norm.
 
     Raises:
-        InputError: no tokenizer there, or one that VQModel cannot express; `out` holds files of these names that this
-            function has not written.
+        InputError: The folder holds no tokenizer, or VQModel does not support it; or `out` holds files of these names
+            that this function has not written.
     """
     check_apart(out, tokenizer=tokenizer)
     check_files(out, (_WEIGHTS, "config.json"), _EXPORT)
@@ -97,11 +97,11 @@ def export_diffusers(tokenizer: Path, out: Path) -> Path:
 
 
 def import_diffusers(folder: Path, out: Path) -> Path:
-    """Turn a saved diffusers `VQModel` into a tokenizer folder; returns the folder.
+    """Convert a saved diffusers `VQModel` to a tokenizer; return its folder.
 
     Raises:
-        InputError: not a VQModel, or one whose network this package does not have; `out` holds a model that this
-            function has not written.
+        InputError: It is not a VQModel, or its network is not supported; or `out` holds a model that this function has
+            not written.
     """
     check_apart(out, folder=folder)
     check_model_folder(out, _IMPORT)

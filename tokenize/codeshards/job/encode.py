@@ -296,7 +296,7 @@ def _start_encoding(
         views += [views[-1]] * (config.batch_samples * config.views - len(views))
     try:
         started = {
-            name: tokenizer.start(
+            name: tokenizer.encode_async(
                 [view.picture(tokenizer.config.modality) for view in views],
                 spec.scales if name == IMAGE else (),
                 config.scales_from,

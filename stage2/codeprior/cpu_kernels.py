@@ -1,9 +1,8 @@
-"""Linear layers at the CPU's full speed: the same product, by oneDNN where torch's own choice is slow.
+"""Linear layers for CPUs, computed by oneDNN where MKL is slow.
 
-torch multiplies float32 matrices by MKL, which on some of AMD's CPUs reaches less than half of what they can do: on a
-Zen 5 core 105 GFLOP/s where oneDNN reaches 220, in the forward product and in both products of the backward pass; the
-narrow products of sampling (4 rows) take 2.8 times as long. Two Zen 4 cores do 155 to 190 and 200 to 215. Sums go in
-another order: results differ in the last digits.
+torch multiplies float32 matrices by MKL, which is slow on some AMD CPUs. A Zen 5 core reaches 105 GFLOP/s with MKL and
+220 with oneDNN, forward and backward; the narrow products of sampling (4 rows) take 2.8 times as long with MKL. Two
+Zen 4 cores reach 155 to 190 and 200 to 215. Sums have another order, so results differ in the last digits.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from torch import Tensor, nn
 
 
 def _amd_with_mkl() -> bool:
-    """Whether float32 products would go to MKL on an AMD CPU: by its name, so that no run depends on a clock."""
+    """Return whether torch uses MKL on an AMD CPU, by its name, so that no run depends on a measurement."""
     cpu = Path("/proc/cpuinfo")
     both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return both and cpu.is_file() and "AuthenticAMD" in cpu.read_text()
 
 
-_BY_ONEDNN = _amd_with_mkl()  # a constant, which compiled code can know
+_BY_ONEDNN = _amd_with_mkl()  # a constant for compiled code
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., D] times weight [K, D], transposed, plus bias [K], by oneDNN."""
+    """Return x [..., D] times the transpose of weight [K, D], plus bias [K], by oneDNN."""
     if torch.compiler.is_compiling():
         return torch.ops.codeprior.onednn_linear(x, weight, bias)  # type: ignore[no-any-return]
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-# The compiler wants oneDNN's weights to be constants, which no training has: it gets a closed box instead.
-_BOX = torch.library.Library("codeprior", "DEF")  # type: ignore[no-untyped-call]
-_BOX.define("onednn_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
-_BOX.impl("onednn_linear", _product, "CPU")  # type: ignore[no-untyped-call]
-_BOX.impl("onednn_linear", lambda x, weight, _: x.new_empty(*x.shape[:-1], len(weight)), "Meta")  # type: ignore[no-untyped-call]
+# The compiler requires constant weights for oneDNN, which training does not have, so the product is opaque to it.
+_LIBRARY = torch.library.Library("codeprior", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("onednn_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("onednn_linear", _product, "CPU")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("onednn_linear", lambda x, weight, _: x.new_empty(*x.shape[:-1], len(weight)), "Meta")  # type: ignore[no-untyped-call]
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -53,11 +52,11 @@ class _OneDNNLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (grad,) = gradients
         rows_NK, rows_ND = grad.flatten(0, -2), x.flatten(0, -2)
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            _product(grad, weight.t()) if wants_x else None,
-            _product(rows_NK.t(), rows_ND.t()) if wants_weight else None,
-            rows_NK.sum(0) if wants_bias else None,
+            _product(grad, weight.t()) if needs_x else None,
+            _product(rows_NK.t(), rows_ND.t()) if needs_weight else None,
+            rows_NK.sum(0) if needs_bias else None,
         )
 
 
