@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vqgan.data import CENTRE, Item, Split, View, open_splits, spread, views_of
-from vqgan.data.conditions import JOINTS, LIMBS, Keypoints, draw_pose
-from vqgan.data.files import File, Memory, find_files, make_key
+from vqgan.data.files import find_files, make_key
+from vqgan.data.poses import JOINTS, LIMBS, Keypoints, draw_pose
+from vqgan.data.sources import File, Memory
 from vqgan.errors import InputError
 
 

@@ -15,8 +15,8 @@ from vqgan.batches import training_pictures
 from vqgan.checkpoint import fingerprint, load_config, save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, dataset_geometry
 from vqgan.data import CENTRE, Item, Split, View, views_of
-from vqgan.data.conditions import JOINTS, Keypoints
-from vqgan.data.files import Memory
+from vqgan.data.poses import JOINTS, Keypoints
+from vqgan.data.sources import Memory
 from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN
@@ -113,6 +113,7 @@ def test_a_window_beside_the_image_is_all_filled():
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(GEOMETRIES), st.integers(40, 60), st.integers(20, 39), views, st.integers(8, 64))
 def test_maps_follow_the_image_at_any_size(geometry, height, width, view, size):
+    assume(view.scale >= 0.9 or not view.within_centre)  # a smaller window may be beside the image
     sample = split_of(scene(height, width)).read(0, size, conditions=MAPS, view=view, geometry=geometry)
     inside = sample.conditions["segmentation"] > 0
     window = view.window(width, height, geometry)

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from vqgan.data import Item, Split
-from vqgan.data.conditions import JOINTS, Keypoints
-from vqgan.data.files import File, Memory
 from vqgan.data.pictures import FORMATS
+from vqgan.data.poses import JOINTS, Keypoints
+from vqgan.data.sources import File, Memory
 from vqgan.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def test_postscript_starts_no_other_program_whatever_its_suffix(tmp_path, monkey
 def test_pictures_are_opened_in_one_place():
     """Elsewhere Pillow would take a file for any of its 40 formats."""
     found = []
-    for folder in ("common", "stage1", "tokenize", "stage2", "pipelines"):
+    for folder in ("common", "stage1", "tokenize", "stage2", "pipelines", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value) == "Image":
@@ -202,7 +202,7 @@ LOOPS = {
 READ = """
 import sys
 from vqgan.data import Item, Split
-from vqgan.data.files import File
+from vqgan.data.sources import File
 
 for path in sys.argv[1:]:
     split = Split([Item(key="k", image=File(path))])
@@ -223,7 +223,7 @@ def test_tiffs_whose_directories_form_a_loop_end(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     lines = done.stdout.splitlines()
     assert lines[: len(LOOPS)] == ["(4, 4) (8, 8, 3) (4, 4, 3)"] * len(LOOPS)
-    assert lines[len(LOOPS) :] == ["k: pipe.png: it is no regular file", "k: zero: it is no regular file"]
+    assert lines[len(LOOPS) :] == ["k: pipe.png: it is not a regular file", "k: zero: it is not a regular file"]
     assert time.monotonic() - start < 30
 
 

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import re
 import tarfile
 import time
 import tracemalloc
@@ -22,8 +21,7 @@ from imagepriors.demo.layouts import write_demo_data
 from imagepriors.demo.scenes import CLASS_NAMES, render_scene
 from runkit.errors import UserError
 from runkit.folders import check_apart
-from vqgan import data as datasets
-from vqgan.data import DATASETS, open_splits, sources_of
+from vqgan.data import open_splits, sources_of
 from vqgan.data.imagenet import SUPER_CLASSES
 from vqgan.errors import InputError
 
@@ -442,23 +440,6 @@ def test_huggingface_without_images_or_damaged_is_refused(tmp_path):
         open_splits("huggingface", tmp_path)
 
 
-def test_the_page_on_adding_a_dataset_works(tmp_path, monkeypatch):
-    text = (Path(datasets.__file__).parent / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    monkeypatch.setitem(DATASETS, "scored", lambda root: {})  # the page replaces it; it is gone after the test
-    exec(compile(code, "README.md", "exec"), {"__name__": "page"})
-    with pytest.raises(InputError, match=r"scores\.tsv is missing"):
-        open_splits("scored", tmp_path)
-    for number in range(30):
-        put(tmp_path / "photos" / f"{number}.png", picture(number))
-        put(tmp_path / "depth" / f"{number}.png", gradient())
-    (tmp_path / "scores.tsv").write_text("\n".join(f"{n}.png\t{'high' if n > 9 else 'low'}" for n in range(30)))
-    splits = open_splits("scored", tmp_path)
-    found = shades(splits["train"]) | shades(splits["val"])
-    assert found == {str(n): (n, int(n < 10)) for n in range(30)}
-    assert splits["train"].conditions == ("depth",)
-
-
 def flood(path: Path, member: str, nbytes: int) -> None:
     """A small tar.gz whose member is so many zeros."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -595,7 +576,7 @@ def test_pipes_among_the_files_are_refused(tmp_path):
         folder = tmp_path / file
         folder.mkdir()
         os.mkfifo(folder / file)
-        with pytest.raises(InputError, match="no regular file"):
+        with pytest.raises(InputError, match=r"(no|not a) regular file"):
             open_splits(name, folder)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vqgan.data import Item, Split
-from vqgan.data.files import File, Memory
+from vqgan.data.sources import File, Memory
 from vqgan.errors import InputError
 
 UNDO = {

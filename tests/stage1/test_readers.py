@@ -18,7 +18,7 @@ from PIL import Image
 
 from vqgan.data import AUTO, open_splits, resolve
 from vqgan.data.labels import read_labels
-from vqgan.data.splits import SPLIT_NAMES, by_split
+from vqgan.data.split_names import SPLIT_NAMES, by_split
 from vqgan.errors import InputError
 
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from vqgan.data.base import Split
-from vqgan.data.files import folders_in, make_key, read_text
-from vqgan.data.splits import SPLIT_NAMES, split_names, split_word
+from vqgan.data.files import folders_in, make_key
+from vqgan.data.sources import read_text
+from vqgan.data.split import Split
+from vqgan.data.split_names import SPLIT_NAMES, split_names, split_word
 from vqgan.data.trees import class_items, split_folders, with_maps
 from vqgan.errors import InputError
 

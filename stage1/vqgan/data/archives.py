@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vqgan.data.files import Blob, Source, is_system_name, open_regular
+from vqgan.data.files import is_system_name
+from vqgan.data.sources import Blob, Source, open_regular
 from vqgan.errors import InputError
 
 _ARCHIVE_BYTES = 512 * 2**20

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vqgan.data.archives import read_archive
-from vqgan.data.base import Item, Split
-from vqgan.data.files import File, Memory
 from vqgan.data.folder import folder
+from vqgan.data.samples import Item
+from vqgan.data.sources import File, Memory
+from vqgan.data.split import Split
 from vqgan.errors import InputError
 
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "val": ["test_batch"]}

@@ -5,10 +5,12 @@ import io
 import re
 from pathlib import Path
 
-from vqgan.data.base import Item, Split
-from vqgan.data.conditions import Keypoints
-from vqgan.data.files import File, find_files, make_key
-from vqgan.data.splits import SPLIT_NAMES, split_word
+from vqgan.data.files import find_files, make_key
+from vqgan.data.poses import Keypoints
+from vqgan.data.samples import Item
+from vqgan.data.sources import File
+from vqgan.data.split import Split
+from vqgan.data.split_names import SPLIT_NAMES, split_word
 from vqgan.data.trees import split_folders
 from vqgan.errors import InputError
 

@@ -5,10 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vqgan.data.base import Item, Split
-from vqgan.data.files import CONDITIONS, File, make_key, read_text
+from vqgan.data.conditions import CONDITIONS
+from vqgan.data.files import make_key
 from vqgan.data.labels import read_labels
-from vqgan.data.splits import SPLIT_NAMES, choose_splits, split_word
+from vqgan.data.samples import Item
+from vqgan.data.sources import File, read_text
+from vqgan.data.split import Split
+from vqgan.data.split_names import SPLIT_NAMES, choose_splits, split_word
 from vqgan.data.trees import image_tree, split_folders
 from vqgan.errors import InputError
 

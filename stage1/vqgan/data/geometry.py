@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vqgan.config import Geometry
-from vqgan.data.conditions import draw_pose
+from vqgan.data.poses import draw_pose
 
 Array = npt.NDArray[Any]
 _RESIZED = {

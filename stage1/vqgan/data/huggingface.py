@@ -15,10 +15,12 @@ from pyarrow import ipc
 from runkit.jsonfiles import parse_json
 from runkit.names import plain_name
 from runkit.tables import check_rows, check_table, open_table
-from vqgan.data.base import Item, Split
-from vqgan.data.files import find_files, make_key, open_regular, read_text
+from vqgan.data.files import find_files, make_key
 from vqgan.data.labels import read_labels
-from vqgan.data.splits import by_split
+from vqgan.data.samples import Item
+from vqgan.data.sources import open_regular, read_text
+from vqgan.data.split import Split
+from vqgan.data.split_names import by_split
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)

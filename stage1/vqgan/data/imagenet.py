@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vqgan.data.archives import inner_tar_members, read_archive, tar_members
-from vqgan.data.base import Item, Split
-from vqgan.data.files import IMAGE_SUFFIXES, folders_in, is_system_name, make_key, read_text
+from vqgan.data.files import IMAGE_SUFFIXES, folders_in, is_system_name, make_key
+from vqgan.data.samples import Item
+from vqgan.data.sources import read_text
+from vqgan.data.split import Split
 from vqgan.data.trees import class_items, image_tree, split_folders
 from vqgan.errors import InputError
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vqgan.data.files import IMAGE_SUFFIXES, find_files, folders_in, is_system_name
-from vqgan.data.splits import split_names, split_word
+from vqgan.data.split_names import split_names, split_word
 from vqgan.data.trees import without_maps
 from vqgan.errors import InputError
 
@@ -23,7 +23,7 @@ def recognise(root: Path) -> tuple[str, str]:
         InputError: the folder is not there, or no reader fits.
     """
     if not root.is_dir():
-        raise InputError(f"dataset folder {root} does not exist: pass the folder in which the data are (DATA=…)")
+        raise InputError(f"the dataset folder {root} does not exist: pass the folder that holds the data")
     here = _Folder(root)
     for name, test in _TESTS:
         why = test(here)
@@ -31,7 +31,7 @@ def recognise(root: Path) -> tuple[str, str]:
             return name, why
     raise InputError(
         f"no dataset is recognised in {root}: no image, tar, Parquet or Arrow file and no images.csv is in it. "
-        f"Name its layout: {', '.join(sorted({name for name, _ in _TESTS}))}; README describes them"
+        f"Name its layout: {', '.join(sorted({name for name, _ in _TESTS}))}"
     )
 
 

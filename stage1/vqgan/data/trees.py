@@ -6,12 +6,10 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from vqgan.data.base import Item, Split
+from vqgan.data.conditions import CONDITIONS
 from vqgan.data.files import (
-    CONDITIONS,
     IMAGE_SUFFIXES,
     MAP_SUFFIXES,
-    File,
     find_files,
     folders_in,
     is_image_name,
@@ -19,7 +17,10 @@ from vqgan.data.files import (
     map_folder,
     walk,
 )
-from vqgan.data.splits import choose_splits, counted, names_both, split_names, split_word
+from vqgan.data.samples import Item
+from vqgan.data.sources import File
+from vqgan.data.split import Split
+from vqgan.data.split_names import choose_splits, counted, names_both, split_names, split_word
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,12 @@ from typing import Any
 
 from runkit.jsonfiles import parse_json
 from vqgan.data.archives import tar_members
-from vqgan.data.base import Item, Split
-from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, Source, files_of_splits, make_key
+from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, make_key
 from vqgan.data.labels import read_labels
+from vqgan.data.samples import Item
+from vqgan.data.sources import Source
+from vqgan.data.split import Split
+from vqgan.data.split_names import by_split
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -34,7 +37,7 @@ def webdataset(root: Path) -> dict[str, Split]:
     """
     found = {
         split: [sample for path in paths for sample in _samples(root / path)]
-        for split, paths in files_of_splits(root, {".tar"}).items()
+        for split, paths in by_split(find_files(root, {".tar"}, count_others=True), root).items()
     }
     names, labels = read_labels(((item.key, value) for samples in found.values() for item, value in samples), root)
     of_each = iter(labels)
