@@ -66,6 +66,9 @@ class ModelConfig:
     the released models, and palette, whose codes are colours (train-palette)."""
     codebook_size: int = 1024
     """Number of code vectors; at most 65,536, since shards store uint16."""
+    kind: str = ""
+    """Network of another package: its name in the entry point group imagepriors.tokenizers. Empty: the networks of this
+    package."""
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqgan.config import LossConfig, ModelConfig, ScalesFrom
+from vqgan.errors import InputError
 from vqgan.groupnorm import GroupNorm
+from vqgan.plugins import find_plugin
 from vqgan.quantize import GumbelQuantizer, VectorQuantizer, pooled_codes
 
 
@@ -259,6 +261,48 @@ class Palette(nn.Module):
         return self.quantize.lookup(codes_BHW)
 
 
-def build_model(config: ModelConfig, loss: LossConfig | None = None) -> VQGAN | Palette:
-    """The network that a config describes."""
-    return Palette(config) if config.quantizer == "palette" else VQGAN(config, loss)
+class TokenizerModel(nn.Module):
+    """Base class of the tokenizer networks that other packages add.
+
+    A subclass is built from the config alone, defines `encode` and `decode`, and keeps all its weights in its state
+    dict. The config gives the size of the picture (resolution), of the grid (resolution over `config.factor`) and of
+    the codebook; the network uses the other fields as it likes.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def encode(self, x_BCHW: Tensor) -> Tensor:
+        """Encode pictures [B, C, H, W], in [-1, 1] or one-hot, to codes int64 [B, h, w]."""
+        raise NotImplementedError
+
+    def decode(self, codes_Bhw: Tensor) -> Tensor:
+        """Decode codes int64 [B, h, w] to pictures [B, C, H, W]; for segmentation, to logits."""
+        raise NotImplementedError
+
+    def encode_scales(
+        self, x_BCHW: Tensor, sides: Sequence[int] = (), scales_from: ScalesFrom = "quantised"
+    ) -> list[Tensor]:
+        """Encode as `encode`; a subclass that has coarser scales overrides this.
+
+        Raises:
+            InputError: a scale is asked for.
+        """
+        if sides:
+            raise InputError(f"tokenizers of kind {self.config.kind!r} have no coarser scales: leave scales empty")
+        return [self.encode(x_BCHW)]
+
+
+def build_model(config: ModelConfig, loss: LossConfig | None = None) -> VQGAN | Palette | TokenizerModel:
+    """Return the network that a config describes, with random weights.
+
+    Raises:
+        InputError: no installed package provides its kind, or what it provides is not a TokenizerModel.
+    """
+    if not config.kind:
+        return Palette(config) if config.quantizer == "palette" else VQGAN(config, loss)
+    model = find_plugin("tokenizer", config.kind, {}, paths=False)(config)
+    if not isinstance(model, TokenizerModel):
+        raise InputError(f"the tokenizer {config.kind!r} is a {type(model).__name__}: it must be a TokenizerModel")
+    return model

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
@@ -26,6 +27,7 @@ from runkit.retries import PassingError, is_passing
 
 log = logging.getLogger(__name__)
 
+_MISSING_MODULE = re.compile(r"No module named '([^']+)'")
 _POLL_S = 1.0
 """Seconds between two looks at the nodes and at what the workers have done."""
 _KILL_S = 20.0
@@ -278,6 +280,11 @@ class _Pool:
                 return
             if shard is not None and is_out_of_memory(error.cause):
                 raise ShardError(f"{shard.split}/{shard.name}: out of memory ({error.cause}). {_LESS}") from error
+            if missing := _MISSING_MODULE.search(str(error.cause)):
+                raise ShardError(
+                    f"the workers cannot import {missing[1]!r}, a module of the dataset: install it on every node, or "
+                    "put its folder on PYTHONPATH where Ray is started"
+                ) from error
             if shard is None or (message := user_message(error.cause)) is None:
                 raise  # a bug: keep its traceback
             raise ShardError(f"{shard.split}/{shard.name}: {message}") from error
