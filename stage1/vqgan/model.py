@@ -203,6 +203,8 @@ class VQGAN(nn.Module):
     """The autoencoder: encode to code indices, decode code indices."""
 
     def __init__(self, config: ModelConfig, loss: LossConfig | None = None) -> None:
+        if config.kind:
+            raise InputError(f"model.kind is {config.kind!r}: its package trains it; choose '' for a VQGAN")
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)

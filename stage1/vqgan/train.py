@@ -119,8 +119,6 @@ def train(config: TrainConfig, splits: dict[str, Split], run: Path) -> dict[str,
         SystemExit: (143) stopped by SIGTERM, after a checkpoint.
         KeyboardInterrupt: stopped by Ctrl-C, after a checkpoint.
     """
-    if config.model.kind:
-        raise InputError(f"model.kind is {config.model.kind!r}: its package trains it; choose '' to train a VQGAN here")
     with distributed.process_group(), contextlib.ExitStack() as stack, _stop_signals() as stop:
         if config.model.modality != "rgb":
             splits = {name: split.having(config.model.modality) for name, split in splits.items()}

@@ -68,7 +68,7 @@ def test_folder_with_a_list(tmp_path, form):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("picture,label\na.png,1\n", "no column 'image'|unknown column 'picture'"),
+        ("picture,label\na.png,1\n", "column 'image' is missing|unknown column 'picture'"),
         ("image,labels\na.png,1\n", "unknown column 'labels'"),
         ("image,label\n,1\n", "row 1: image is empty"),
         ("image,split\na.png,other\n", "split is 'other'"),
@@ -77,7 +77,7 @@ def test_folder_with_a_list(tmp_path, form):
         ("image,key\na.png,x\nb.png,x\n", "share the key 'x'"),
     ],
 )
-def test_a_wrong_list_is_refused_before_any_work(tmp_path, text, words):
+def test_an_invalid_list_is_refused_before_any_work(tmp_path, text, words):
     (tmp_path / "images.csv").write_text(text)
     with pytest.raises(InputError, match=words):
         open_splits("folder", tmp_path)
@@ -86,7 +86,7 @@ def test_a_wrong_list_is_refused_before_any_work(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("encoding", "read"), [("utf-8", True), ("utf-8-sig", True), ("latin-1", False), ("utf-16", False)]
 )
-def test_lists_in_other_encodings_are_right_or_one_message(tmp_path, encoding, read):
+def test_lists_in_other_encodings_are_read_or_refused(tmp_path, encoding, read):
     put(tmp_path / "1.png")
     put(tmp_path / "2.png")
     put(tmp_path / "images.csv", "image,label\n1.png,café\n2.png,bar\n".encode(encoding))
@@ -111,13 +111,13 @@ def test_a_list_from_windows_with_quoted_line_breaks_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ([("image", pa.array([b"1.png", b"2.png"]))], "row 1: image is no path but bytes"),
-        ([("image", pa.array([{"bytes": b"", "path": ""}] * 2))], "row 1: image is no path but dict"),
-        ([("image", pa.array([1, 2]))], "row 1: image is no path but int"),
-        ([("image", pa.array(["1.png", "2.png"]))] * 2, "column 'image' is there twice"),
+        ([("image", pa.array([b"1.png", b"2.png"]))], "row 1: image is not a path but bytes"),
+        ([("image", pa.array([{"bytes": b"", "path": ""}] * 2))], "row 1: image is not a path but dict"),
+        ([("image", pa.array([1, 2]))], "row 1: image is not a path but int"),
+        ([("image", pa.array(["1.png", "2.png"]))] * 2, "column 'image' occurs twice"),
     ],
 )
-def test_a_list_whose_images_are_no_paths_is_refused(tmp_path, columns, words):
+def test_a_list_whose_images_are_not_paths_is_refused(tmp_path, columns, words):
     pq.write_table(
         pa.table([values for _, values in columns], [name for name, _ in columns]), tmp_path / "images.parquet"
     )
@@ -141,7 +141,7 @@ def test_suffixes_that_pillow_reads_are_read_and_others_are_counted(tmp_path, ca
     assert "by suffix: 2 .heic, 1 without a suffix, 1 .mp4" in caplog.text
 
 
-def test_what_systems_add_is_neither_class_nor_picture_nor_table_nor_member(tmp_path):
+def test_files_of_operating_systems_are_never_read(tmp_path):
     junk = (
         "__MACOSX/._1.png",
         "@eaDir/1.png/THUMB.png",
@@ -171,7 +171,7 @@ def test_what_systems_add_is_neither_class_nor_picture_nor_table_nor_member(tmp_
     assert found["val"].keys == ["ILSVRC2012_val_00000001"]
 
 
-def test_a_link_to_itself_costs_its_sample_and_a_hidden_list_nothing(tmp_path):
+def test_a_link_to_itself_costs_its_sample_and_a_hidden_list_is_ignored(tmp_path):
     for number in range(3):
         put(tmp_path / f"train/n01440764/{number}.png")
     put(tmp_path / "val/ILSVRC2012_val_00000001.png")
@@ -184,7 +184,7 @@ def test_a_link_to_itself_costs_its_sample_and_a_hidden_list_nothing(tmp_path):
         splits["train"].read(3, 8)
 
 
-def test_maps_have_the_suffixes_of_lossless_pictures_and_one_file_for_an_image(tmp_path):
+def test_maps_are_lossless_and_one_per_image(tmp_path):
     for split in ("train", "val"):
         put(tmp_path / split / "1.png")
         for kind, suffix in (("TIFF", "tif"), ("GIF", "gif")):
@@ -195,19 +195,19 @@ def test_maps_have_the_suffixes_of_lossless_pictures_and_one_file_for_an_image(t
     for name in ("depth", "segmentation"):
         np.testing.assert_array_equal(sample.conditions[name], np.arange(64).reshape(8, 8))
     put(tmp_path / "train_depth/1.npy", b"")
-    with pytest.raises(InputError, match="are maps of one image"):
+    with pytest.raises(InputError, match="are maps of the same image"):
         open_splits("folder", tmp_path)
 
 
-def test_folders_of_maps_that_are_read_as_classes_are_named(tmp_path, caplog):
+def test_folders_of_maps_that_are_read_as_classes_are_reported(tmp_path, caplog):
     for split in ("train", "valid"):
         for folder in ("images", "masks"):
             put(tmp_path / split / folder / "1.png")
     open_splits("folder", tmp_path)
-    assert "images/, masks/ are read as classes; if one has the maps of another" in caplog.text
+    assert "images/, masks/ are read as classes; if one holds the maps of another" in caplog.text
 
 
-def test_where_samples_lie_and_where_an_output_may_go(tmp_path):
+def test_an_output_must_be_apart_from_the_folders_of_samples(tmp_path):
     for name in ("train/cat", "val/cat", "train_depth/cat"):
         (tmp_path / name).mkdir(parents=True)
         for number in range(2):
@@ -220,4 +220,7 @@ def test_where_samples_lie_and_where_an_output_may_go(tmp_path):
         with pytest.raises(UserError, match="the input data"):
             check_apart(tmp_path / out, data=found)
     flat = sources_of(open_splits("folder", tmp_path / "train"), tmp_path / "train")
-    assert flat == [tmp_path / "train", tmp_path / "train_depth"]  # classes: a further folder would be one
+    assert flat == [
+        tmp_path / "train",
+        tmp_path / "train_depth",
+    ]  # these are classes, and a further folder would be one

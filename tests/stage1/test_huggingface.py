@@ -78,7 +78,7 @@ def test_tables_that_would_fill_the_memory_are_refused(tmp_path):
     assert time.monotonic() - start < 20
 
 
-def test_features_of_any_shape_cost_the_names_alone(tmp_path):
+def test_invalid_features_lose_the_class_names_alone(tmp_path):
     for features in ([1], {"label": [{"dtype": "int64"}]}, {"label": {"names": {"a": 1}}}, {"label": 3}):
         table = pa.table({"image": [{"bytes": png(1), "path": None}] * 30, "label": [1] * 30})
         about = json.dumps({"info": {"features": features}})
@@ -86,7 +86,7 @@ def test_features_of_any_shape_cost_the_names_alone(tmp_path):
         assert open_splits("huggingface", tmp_path)["train"].items[0].label == 1
 
 
-def test_words_categories_lists_and_large_types_in_tables(tmp_path):
+def test_labels_and_images_of_many_column_types(tmp_path):
     one = {"bytes": png(), "path": None}
     words = pa.array(["b", "a", "b"], pa.large_string())
     large = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
@@ -164,7 +164,7 @@ def test_dates_beyond_the_calendar_and_tables_with_other_classes_are_refused(tmp
         open_splits("huggingface", tmp_path)
 
 
-def test_of_a_saved_dataset_the_listed_files_are_read(tmp_path):
+def test_the_listed_files_of_a_saved_dataset_are_read(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = {"image": [{"bytes": png(n), "path": None} for n in range(20)], "label": [n % 3 for n in range(20)]}
     saved = datasets.Dataset.from_dict(
@@ -178,5 +178,5 @@ def test_of_a_saved_dataset_the_listed_files_are_read(tmp_path):
     assert [item.label for item in splits["train"].items] == rows["label"]
     assert len(splits["val"]) == 5
     (tmp_path / "d/train/data-00000-of-00001.arrow").unlink()
-    with pytest.raises(InputError, match=r"is missing, though the state.json beside it names it"):
+    with pytest.raises(InputError, match=r"is missing, but the state.json beside it lists it"):
         open_splits("huggingface", tmp_path / "d")

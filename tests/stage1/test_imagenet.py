@@ -50,7 +50,7 @@ def put_devkit(root: Path, packed: bool) -> None:
             put(root / inside / name, data)
 
 
-def tell_val(root: Path, how: str) -> None:
+def write_val_labels(root: Path, how: str) -> None:
     if how == "kaggle":
         rows = "".join(f"{Path(name).stem},{synset} 1 2 3 4\n" for name, synset in VAL.items())
         put(root / "LOC_val_solution.csv", f"ImageId,PredictionString\n{rows}".encode())
@@ -66,7 +66,7 @@ def test_imagenet_with_a_flat_val(tmp_path, how):
     put_train(data / "train")
     for number, name in enumerate(VAL):
         put(data / "val" / name, png(number))
-    tell_val(tmp_path, how)
+    write_val_labels(tmp_path, how)
     splits = open_splits("imagenet", tmp_path)
     assert splits["train"].class_names == SYNSETS
     assert shades(splits["train"]) == EXPECTED_TRAIN
@@ -74,11 +74,11 @@ def test_imagenet_with_a_flat_val(tmp_path, how):
 
 
 @pytest.mark.parametrize("how", ["synsets", "devkit"])
-def test_imagenet_val_that_lacks_a_picture_keeps_its_labels(tmp_path, how):
+def test_imagenet_val_with_a_missing_image_keeps_its_labels(tmp_path, how):
     put_train(tmp_path / "train")
     for number, name in list(enumerate(VAL))[1:]:
         put(tmp_path / "val" / name, png(number))
-    tell_val(tmp_path, how)
+    write_val_labels(tmp_path, how)
     first = next(iter(EXPECTED_VAL))
     assert shades(open_splits("imagenet", tmp_path)["val"]) == {k: v for k, v in EXPECTED_VAL.items() if k != first}
 
@@ -101,14 +101,14 @@ def test_imagenet_from_the_official_tars_in_place(tmp_path):
         open_splits("imagenet", tmp_path)
 
 
-def test_imagenet_whose_val_nobody_can_label_is_refused(tmp_path):
+def test_imagenet_val_without_labels_is_refused(tmp_path):
     put_train(tmp_path / "train")
     put(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG", png(0))
-    with pytest.raises(InputError, match="lies flat and nothing tells its classes"):
+    with pytest.raises(InputError, match="no class folders and no list of classes"):
         open_splits("imagenet", tmp_path)
-    tell_val(tmp_path, "kaggle")
+    write_val_labels(tmp_path, "kaggle")
     put(tmp_path / "val" / "stranger.JPEG", png(0))
-    with pytest.raises(InputError, match="lacks 'stranger'"):
+    with pytest.raises(InputError, match="none for 'stranger'"):
         open_splits("imagenet", tmp_path)
 
 
@@ -127,7 +127,7 @@ def test_restricted_imagenet_is_nine_super_classes(tmp_path):
 
 
 def flood(path: Path, member: str, nbytes: int) -> None:
-    """A small tar.gz whose member is so many zeros."""
+    """Write a small tar.gz whose member is `nbytes` zeros."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz", compresslevel=9) as archive:
         info = tarfile.TarInfo(member)
@@ -136,7 +136,7 @@ def flood(path: Path, member: str, nbytes: int) -> None:
 
 
 class Zeros(io.RawIOBase):
-    """That many zeros."""
+    """A stream of `count` zeros."""
 
     def __init__(self, count: int) -> None:
         self.left = count

@@ -19,7 +19,7 @@ from vqgan.errors import InputError
         ([None, ""], [None, None], ()),
     ],
 )
-def test_numbers_stand_for_themselves_and_words_are_classes(values, labels, names):
+def test_numbers_are_labels_and_words_are_classes(values, labels, names):
     found = read_labels(((str(place), value) for place, value in enumerate(values)), "list")
     assert found[1] == labels
     assert found[0] == (tuple(map(str, range(names))) if isinstance(names, int) else names)
@@ -39,7 +39,7 @@ def test_numbers_stand_for_themselves_and_words_are_classes(values, labels, name
         ([1j], "is a complex"),
     ],
 )
-def test_other_labels_are_refused_by_name(values, words):
+def test_invalid_labels_are_refused_by_name(values, words):
     with pytest.raises(InputError, match=words):
         read_labels(((str(place), value) for place, value in enumerate(values)), "list")
 
@@ -53,7 +53,7 @@ def test_other_labels_are_refused_by_name(values, words):
         max_size=6,
     )
 )
-def test_any_label_is_read_or_one_message(values):
+def test_any_label_is_read_or_refused(values):
     try:
         names, labels = read_labels(((str(place), value) for place, value in enumerate(values)), "list")
     except InputError:

@@ -86,7 +86,7 @@ def test_deepfashion_lines(tmp_path):
         split.read(2, 8, conditions=("pose",))
     assert split.strays == ("fasion-resize-annotation-train.csv, line 4",)
     put(tmp_path / "fasion-annotation-train.csv", b"picture,x,y\n")
-    with pytest.raises(InputError, match="wanted the header"):
+    with pytest.raises(InputError, match="expected the header"):
         open_splits("deepfashion", tmp_path)
 
 
@@ -98,13 +98,13 @@ def test_deepfashion_lines(tmp_path):
         ("webdataset", {"train.tar": {"a.jpg": b"", "a.json": b'{"label": 1e999}'}}, "label inf of a is too large"),
         ("webdataset", {"train.tar": {"a.jpg": b"", "a.cls": b"\xff"}}, "label of a"),
         ("ade20k", {"images/training/a.jpg": b"", "sceneCategories.txt": b"a caf\xe9\n"}, "is not UTF-8"),
-        ("imagenet", {"LOC_val_solution.csv": b"a,b\n1,2\n"}, "no list of ImageId"),
-        ("imagenet", {"LOC_val_solution.csv": b"ImageId,PredictionString\nx,\n"}, "no list of ImageId"),
-        ("imagenet", {"LOC_val_solution.csv": b"ImageId,PredictionString\n" + b"x" * 200_000}, "no list of ImageId"),
+        ("imagenet", {"LOC_val_solution.csv": b"a,b\n1,2\n"}, "not a list of ImageId"),
+        ("imagenet", {"LOC_val_solution.csv": b"ImageId,PredictionString\nx,\n"}, "not a list of ImageId"),
+        ("imagenet", {"LOC_val_solution.csv": b"ImageId,PredictionString\n" + b"x" * 200_000}, "not a list of ImageId"),
         ("deepfashion", {"fasion-annotation-train.csv": b"name:keypoints_y:keypoints_x\n" + b"x" * 200_000}, "line 1"),
     ],
 )
-def test_texts_beside_the_images_are_one_message(tmp_path, name, files, words):
+def test_broken_texts_beside_the_images_are_refused(tmp_path, name, files, words):
     put(tmp_path / "train/n01/1.png", png(1))
     put(tmp_path / "val/ILSVRC2012_val_00000001.png", png(2))
     for path, content in files.items():
@@ -113,7 +113,7 @@ def test_texts_beside_the_images_are_one_message(tmp_path, name, files, words):
         open_splits(name, tmp_path)
 
 
-def test_a_byte_order_mark_and_other_encodings_of_names_cost_nothing(tmp_path):
+def test_byte_order_marks_and_other_encodings_of_names_are_accepted(tmp_path):
     put(tmp_path / "train/1.png", png(1))
     put(tmp_path / "val/ILSVRC2012_val_00000001.png", png(2))
     put(tmp_path / "train/n01/2.png", png(1))

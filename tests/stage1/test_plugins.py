@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from plugin_package import install, install_page, write_photos
 
 from vqgan.checkpoint import fingerprint, load_config, publish_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.data import AUTO, DATASETS, open_splits, resolve
 from vqgan.errors import InputError
-from vqgan.model import TokenizerModel
+from vqgan.model import TokenizerModel, build_model
 from vqgan.tokenizer import Tokenizer
-from vqgan.train import train
+from vqgan.trainer import Trainer
 
 
 @pytest.fixture
@@ -123,10 +124,10 @@ def test_the_tokenizer_of_the_page_encodes_and_decodes(tmp_path, site):
     assert len(np.unique(codes)) == 4
     np.testing.assert_array_equal(tokenizer.decode(codes)[0], picture)
     with pytest.raises(InputError, match="have no coarser scales: leave scales empty"):
-        tokenizer.start([picture], (1, 2))
+        build_model(tokenizer.config).encode_scales(torch.zeros(1, 3, 32, 32), (1, 2))
     assert tokenizer.fingerprint == fingerprint(tmp_path / "t")
     with pytest.raises(InputError, match=r"model\.kind is 'block-colours': its package trains it"):
-        train(TrainConfig(model=load_config(tmp_path / "t").model), {}, tmp_path / "run")
+        Trainer(TrainConfig(model=load_config(tmp_path / "t").model, device="cpu"))
     shutil.rmtree(site / "photo_scores-1.0.dist-info")
     with pytest.raises(
         InputError, match=r"unknown tokenizer 'block-colours': install the package.*\(installed: none\)"

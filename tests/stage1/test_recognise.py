@@ -31,7 +31,7 @@ def test_the_layout_is_recognised(tmp_path, caplog):
     put(tmp_path / "landscapes/images/a/1.jpg", png(1))
     put(tmp_path / "landscapes/images/a/2.jpg", png(2))
     open_splits(AUTO, tmp_path / "landscapes")
-    assert "is read as landscapes: images/ and segmentations/ are there" in caplog.text
+    assert "is read as landscapes: it has images/ and segmentations/" in caplog.text
     put(tmp_path / "list/images.csv", b"image\n")
     assert resolve(AUTO, tmp_path / "list") == "folder"
     (tmp_path / "nothing").mkdir()
@@ -41,12 +41,12 @@ def test_the_layout_is_recognised(tmp_path, caplog):
         open_splits(AUTO, tmp_path / "nowhere")
 
 
-def test_a_folder_that_looks_like_another_layout_is_named(tmp_path, caplog):
+def test_a_folder_that_looks_like_another_layout_is_reported(tmp_path, caplog):
     for number in range(3):
         put(tmp_path / f"images/a/{number}.png")
         put(tmp_path / f"segmentations/a/{number}.png", png())
     open_splits("folder", tmp_path)
-    assert "is read as folder, but looks like landscapes: images/ and segmentations/ are there" in caplog.text
+    assert "is read as folder, but looks like landscapes: it has images/ and segmentations/" in caplog.text
 
 
 @pytest.mark.skipif(not os.environ.get("IMAGEPRIORS_DATA"), reason="IMAGEPRIORS_DATA is unset: no real data")

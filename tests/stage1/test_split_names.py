@@ -32,7 +32,7 @@ def test_every_name_of_a_split_is_known_to_every_reader(tmp_path, kind, train, o
     assert {name: len(split) for name, split in open_splits(reader, tmp_path).items()} == {"train": 3, "val": 2}
 
 
-def test_the_year_behind_a_split_and_the_path_above_the_data_count_for_nothing(tmp_path):
+def test_a_year_after_a_split_and_the_path_above_the_data_are_ignored(tmp_path):
     root = tmp_path / "val" / "test-data"
     for name, count in (("train2017", 3), ("val2017", 2)):
         for number in range(count):
@@ -43,20 +43,20 @@ def test_the_year_behind_a_split_and_the_path_above_the_data_count_for_nothing(t
     assert sum(len(split) for split in open_splits("webdataset", tmp_path / "dev").values()) == 4
 
 
-def test_what_names_no_split_or_another_is_named(tmp_path, caplog):
+def test_files_that_name_no_split_or_another_are_reported(tmp_path, caplog):
     assert by_split(["train-0.tar", "train-1.tar", "extra.tar", "val.tar", "test.tar"], tmp_path) == {
         "train": ["train-0.tar", "train-1.tar"],
         "val": ["val.tar"],
     }
     assert "test.tar is not read, because val is val" in caplog.text
     assert "extra.tar is not read" in caplog.text
-    with pytest.raises(InputError, match=r"extra\.tar is not read.*nothing is called train"):
+    with pytest.raises(InputError, match=r"extra\.tar is not read.*nothing is named train"):
         by_split(["extra.tar", "val.tar"], tmp_path)
     with pytest.raises(InputError, match="names two splits, test and train"):
         by_split(["test-set/train.tar"], tmp_path)
 
 
-def test_folders_beside_the_splits_are_named(tmp_path, caplog):
+def test_folders_beside_the_splits_are_reported(tmp_path, caplog):
     for name in ("train/1", "train/2", "val/1", "extra/1", "4"):
         put(tmp_path / f"{name}.png")
     put(tmp_path / "documents/readme.txt", b"")
@@ -66,7 +66,7 @@ def test_folders_beside_the_splits_are_named(tmp_path, caplog):
     assert "4.png and 1 more are not read" in caplog.text
     assert "documents" not in caplog.text
     (tmp_path / "train").rename(tmp_path / "extra2")
-    with pytest.raises(InputError, match=r"not read.*nothing is called train"):
+    with pytest.raises(InputError, match=r"not read.*nothing is named train"):
         open_splits("folder", tmp_path)
 
 
@@ -79,14 +79,14 @@ def test_an_empty_or_missing_train_is_not_replaced_by_val(tmp_path, reader, capl
         open_splits(reader, tmp_path)
     (tmp_path / "train").rmdir()
     (tmp_path / "train").symlink_to(tmp_path / "unmounted")
-    with pytest.raises(InputError, match="train is a link to nothing"):
+    with pytest.raises(InputError, match="train is a dangling link"):
         open_splits(reader, tmp_path)
     (tmp_path / "train").unlink()
     assert sum(len(split) for split in open_splits(reader, tmp_path).values()) == 4
     assert "has no train: a part of its val is held out" in caplog.text
 
 
-def test_tars_of_classes_that_were_not_unpacked_are_not_read_without_labels(tmp_path, caplog):
+def test_packed_classes_are_not_read_without_labels(tmp_path, caplog):
     for number in range(3):
         put_tar(tmp_path / f"train/n0144076{number}.tar", (f"n0144076{number}_1.JPEG", png()))
     put(tmp_path / "val/n01440760/1.png")
@@ -95,10 +95,10 @@ def test_tars_of_classes_that_were_not_unpacked_are_not_read_without_labels(tmp_
     assert "3 .tar" in caplog.text
 
 
-def test_two_folders_of_one_name_are_refused(tmp_path):
+def test_two_folders_of_one_split_are_refused(tmp_path):
     for name in ("train", "Train"):
         put(tmp_path / name / "1.png")
-    with pytest.raises(InputError, match="name one split"):
+    with pytest.raises(InputError, match="name the same split"):
         open_splits("folder", tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_two_folders_of_one_name_are_refused(tmp_path):
         ("imagesTr_train", "imagesTr_valid"),
     ],
 )
-def test_splits_are_found_in_a_folder_of_their_own_and_by_longer_names(tmp_path, train, val):
+def test_splits_in_a_common_folder_and_with_longer_names_are_found(tmp_path, train, val):
     for folder in (train, val):
         for name in ("cat", "dog"):
             put(tmp_path / folder / name / "1.png")
@@ -130,7 +130,7 @@ def test_splits_are_found_in_a_folder_of_their_own_and_by_longer_names(tmp_path,
     assert [(split.keys, split.conditions) for split in splits.values()] == [(["cat/1", "dog/1"], ("depth",))] * 2
 
 
-def test_splits_of_several_folders_are_refused_and_classes_stay_classes(tmp_path, caplog):
+def test_splits_in_several_folders_are_refused_and_classes_remain_classes(tmp_path, caplog):
     for name in ("a/cat/train", "a/cat/test", "a/dog/train", "a/dog/test", "b/train_station", "b/bus", "c/data/val"):
         put(tmp_path / name / "1.png")
         put(tmp_path / name / "2.png")
@@ -149,7 +149,7 @@ def test_a_row_without_a_split_beside_rows_with_one_is_refused(tmp_path):
         open_splits("folder", tmp_path)
 
 
-def test_readers_with_folders_of_their_own_know_the_names_of_splits(tmp_path):
+def test_readers_of_masks_and_poses_know_all_names_of_splits(tmp_path):
     for split, masks in (("Train", "training"), ("VAL", "validation")):
         for number in range(2):
             put(tmp_path / f"ade/images/{split}/{number}.png")

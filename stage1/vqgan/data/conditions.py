@@ -15,7 +15,7 @@ CONDITIONS = ("segmentation", "depth", "pose")
 
 
 class DepthMap(NamedTuple):
-    """A depth map, stretched."""
+    """A depth map, scaled to [0, 1]."""
 
     unit: Image.Image
     """Mode F, from 0, the lowest value of the map, to 1, its highest."""
@@ -23,7 +23,7 @@ class DepthMap(NamedTuple):
     high: float
 
     def values(self, unit: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Stretched depth as the map has it."""
+        """Return scaled depth in the unit of the map."""
         return (self.low + unit.astype(np.float64) * (self.high - self.low)).astype(np.float32)
 
 
@@ -31,19 +31,19 @@ def read_map(name: str, source: Source, image_size: tuple[int, int], n_labels: i
     """Read one map as a Pillow image of the size of its image.
 
     Args:
-        name: segmentation, depth or pose (a picture that is drawn already).
+        name: segmentation, depth or pose (a drawn picture).
         source: The map: PNG, or for depth also .npy and .pfm.
         image_size: (width, height) of the image in pixels.
-        n_labels: Labels that a mask may hold.
+        n_labels: Number of labels that a mask may hold.
 
     Raises:
-        ValueError: the map does not fit the image or holds values that it must not.
+        ValueError: the map does not fit the image, or a value in it is invalid.
         OSError: it cannot be decoded.
     """
     if name == "depth":
-        return _stretched(read_depth(source, image_size))
+        return _scaled(read_depth(source, image_size))
     with source.open() as file, open_picture(file) as opened:
-        _check_size(name, upright_size(opened), image_size)  # a PNG alone is decoded already
+        _check_size(name, upright_size(opened), image_size)  # of a PNG only, the pixels are decoded here
         if name == "pose":
             return to_rgb(opened, "black")
         return _mask(to_labels(opened, file), n_labels)
@@ -60,8 +60,8 @@ def read_depth(source: Source, image_size: tuple[int, int]) -> npt.NDArray[np.fl
                 pixels = to_numbers(opened)
     packed = pixels.ndim == 3 and pixels.shape[2] == 4 and pixels.dtype == np.uint8
     if not packed and pixels.ndim != 2:
-        raise ValueError(f"depth map has shape {pixels.shape}, wanted grey or float32 packed in RGBA")
-    # Packed as the D-RIN release has it.
+        raise ValueError(f"depth map has shape {pixels.shape}, expected grey or float32 packed in RGBA")
+    # Packed as in the D-RIN release.
     return (np.ascontiguousarray(pixels).view("<f4")[..., 0] if packed else pixels).astype(np.float64)
 
 
@@ -71,24 +71,24 @@ def _check_size(name: str, size: tuple[int, int], image_size: tuple[int, int]) -
 
 
 def _read_npy(file: BinaryIO, image_size: tuple[int, int]) -> npt.NDArray[Any]:
-    """A depth map [H, W], or [H, W, 4] of bytes; what the header promises is compared with the image first.
+    """Read a depth map [H, W], or [H, W, 4] of bytes; the header is compared with the image first.
 
     Raises:
-        ValueError: another shape or type, or fewer bytes than the header promises.
+        ValueError: its shape or type is another, or it has fewer bytes than the header declares.
     """
     major, _ = np.lib.format.read_magic(file)
     read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}.get(major)
     if read_header is None:
-        raise ValueError(f"it is .npy of version {major}, which arrays of numbers do not need")
+        raise ValueError(f"it is .npy of version {major}, which arrays of numbers do not use")
     try:
         shape, is_fortran, dtype = read_header(file)
-    except (MemoryError, RecursionError):  # of the parser, whose stack is its own
+    except (MemoryError, RecursionError):  # of the parser, which has a stack of its own
         raise ValueError("its header is broken") from None
     if dtype.kind not in "biuf" or len(shape) not in (2, 3):
-        raise ValueError(f"depth map has shape {shape} of {dtype}, wanted numbers [H, W]")
+        raise ValueError(f"depth map has shape {shape} of {dtype}, expected numbers [H, W]")
     _check_size("depth", (shape[1], shape[0]), image_size)
     if len(shape) == 3 and (shape[2] != 4 or dtype != np.uint8):
-        raise ValueError(f"depth map has shape {shape}, wanted grey or float32 packed in RGBA")
+        raise ValueError(f"depth map has shape {shape}, expected grey or float32 packed in RGBA")
     data = file.read(math.prod(shape) * dtype.itemsize)
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
@@ -100,12 +100,12 @@ def _mask(labels: npt.NDArray[np.uint8], n_labels: int) -> Image.Image:
     return Image.fromarray(labels)
 
 
-def _stretched(depth: npt.NDArray[np.float64]) -> DepthMap:
+def _scaled(depth: npt.NDArray[np.float64]) -> DepthMap:
     if not np.isfinite(depth).all():
         raise ValueError("depth map holds NaN or infinite values")
     low, high = float(depth.min()), float(depth.max())
     if low == high:
         raise ValueError(f"depth map is constant ({low:g} everywhere): there is nothing to learn from it")
     if high - low == math.inf:
-        raise ValueError(f"depth map goes from {low:g} to {high:g}, further than numbers reach: divide it")
+        raise ValueError(f"depth map ranges from {low:g} to {high:g}, which overflows: divide it")
     return DepthMap(Image.fromarray(((depth - low) / (high - low)).astype(np.float32)), low, high)
