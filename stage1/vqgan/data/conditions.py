@@ -1,17 +1,18 @@
 """Maps beside an image: segmentation masks, depth maps, drawn poses."""
 
 import math
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vqgan.config import Modality
 from vqgan.data.pictures import open_picture, to_labels, to_numbers, to_rgb, upright_size
 from vqgan.data.sources import Source
 
-CONDITIONS = ("segmentation", "depth", "pose")
-"""All conditions. The shard format has a column for each, and no others."""
+CONDITIONS = tuple(name for name in get_args(Modality) if name != "rgb")
+"""segmentation, depth and pose: the set is closed, because the shard format has a column for each and no others."""
 
 
 class DepthMap(NamedTuple):

@@ -22,7 +22,7 @@ MAP_SUFFIXES = frozenset({".bmp", ".gif", ".npy", ".pfm", ".pgm", ".png", ".tif"
 _TEXT_SUFFIXES = frozenset(
     {".cfg", ".csv", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 )
-"""Suffixes of files beside images that nobody expects to be read as images."""
+"""Suffixes of texts beside images, which are not counted as unread."""
 _SYSTEM_NAMES = frozenset({
     "__macosx", "network trash folder", "temporary items", "icon\r", "lost+found", "__pycache__",
     "#recycle", "#snapshot", "@eadir", "@recently-snapshot", "@recycle", "@sharebin", "@synoresource", "@tmp",
