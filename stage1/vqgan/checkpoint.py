@@ -33,7 +33,7 @@ from runkit.jsonfiles import finite_or_none
 from runkit.tensors import bare_tensors, check_finite, load_tensors, pack_tensors, save_tensors
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, from_dict, inapplicable
 from vqgan.errors import InputError
-from vqgan.model import VQGAN, Palette, TokenizerModel, build_model
+from vqgan.model import VQGAN, TokenizerModel, build_model
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, SUMMARY = stored.CONFIG, stored.WEIGHTS, stored.SUMMARY
@@ -64,7 +64,7 @@ def saved_config(config: TrainConfig) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
 
 
-def save_model(folder: Path, config: TrainConfig, model: VQGAN | Palette | TokenizerModel) -> None:
+def save_model(folder: Path, config: TrainConfig, model: TokenizerModel) -> None:
     """Write config.json and model.safetensors into a folder of ours, each whole or not at all, the config last.
 
     A folder that a person has named is written by :func:`publish_model`, which replaces nothing foreign.
@@ -84,11 +84,7 @@ def check_model_folder(folder: Path, command: str) -> None:
 
 
 def publish_model(
-    folder: Path,
-    config: ModelConfig,
-    model: VQGAN | Palette | TokenizerModel,
-    command: str,
-    loss: LossConfig | None = None,
+    folder: Path, config: ModelConfig, model: TokenizerModel, command: str, loss: LossConfig | None = None
 ) -> None:
     """Write config.json and model.safetensors into a folder, in place of those that the same command wrote there.
 
@@ -181,7 +177,7 @@ def trained_against(folder: Path) -> str | None:
     return config.loss.perceptual if config.loss.perceptual_weight else "none"
 
 
-def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette | TokenizerModel]:
+def load_model(folder: Path) -> tuple[TrainConfig, TokenizerModel]:
     """Read a tokenizer's config and weights, strictly, in evaluation mode on the CPU.
 
     Raises:

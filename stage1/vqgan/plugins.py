@@ -15,14 +15,14 @@ from vqgan.errors import InputError
 Kind = Literal["dataset", "tokenizer"]
 
 
-def find_plugin(kind: Kind, name: str, built_in: Mapping[str, Any], *, paths: bool = True) -> Any:
+def find_plugin(kind: Kind, name: str, built_in: Mapping[str, Any], *, allow_path: bool = True) -> Any:
     """Return the object with this name: a built-in, an entry point, or what `package.module:name` names.
 
     Args:
         kind: What it is; the entry point group is `imagepriors.` and its plural.
         name: Name of the object.
         built_in: The objects of this package.
-        paths: Whether `package.module:name` is accepted. It is not where the name comes from a file, because a file
+        allow_path: Whether `package.module:name` is accepted. It is not where the name comes from a file, because a file
             that was downloaded must not choose what is imported.
 
     Raises:
@@ -40,11 +40,11 @@ def find_plugin(kind: Kind, name: str, built_in: Mapping[str, Any], *, paths: bo
         raise InputError(f"{packages} both register the {kind} {name!r}: uninstall one of them")
     if found:
         return _load(f"{found[0].module}:{found[0].attr}", f"the {kind} {name!r} of the package {packages}")
-    if ":" in name and paths:
+    if ":" in name and allow_path:
         return _load(name, f"the {kind} {name!r}")
     installed = sorted({point.name for point in entry_points(group=f"imagepriors.{kind}s")})
     choices = ", ".join([*built_in, *installed])
-    if paths:
+    if allow_path:
         remedy = f"choose one of {choices}, or name an importable function as package.module:function"
     else:
         remedy = f"install the package that provides it (installed: {choices or 'none'})"

@@ -16,7 +16,7 @@ from vqgan import checkpoint
 from vqgan.config import Device, ModelConfig, Precision, ScalesFrom
 from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
-from vqgan.model import VQGAN, Palette, TokenizerModel
+from vqgan.model import TokenizerModel
 
 _DECODED = 64
 """Pictures decoded at once, however many are asked for: at 256×256 one activation of them has 2 GiB."""
@@ -68,7 +68,7 @@ class Tokenizer:
     def __init__(
         self,
         config: ModelConfig,
-        model: VQGAN | Palette | TokenizerModel,
+        model: TokenizerModel,
         fingerprint: str,
         device: torch.device,
         dtype: torch.dtype,

@@ -90,7 +90,7 @@ def test_packed_classes_are_not_read_without_labels(tmp_path, caplog):
     for number in range(3):
         put_tar(tmp_path / f"train/n0144076{number}.tar", (f"n0144076{number}_1.JPEG", png()))
     put(tmp_path / "val/n01440760/1.png")
-    with pytest.raises(InputError, match=r"train of .* has no image, though its folder or file is there"):
+    with pytest.raises(InputError, match=r"train of .* has no image, although its folder or file exists"):
         open_splits(AUTO, tmp_path)
     assert "3 .tar" in caplog.text
 

@@ -20,10 +20,8 @@ def recognise(root: Path) -> tuple[str, str]:
     """Return the name of the reader that fits a folder, and the reason.
 
     Raises:
-        InputError: the folder does not exist, or no reader fits.
+        InputError: no reader fits.
     """
-    if not root.is_dir():
-        raise InputError(f"the dataset folder {root} does not exist: pass the folder that holds the data")
     here = _Folder(root)
     for name, test in _TESTS:
         why = test(here)

@@ -50,16 +50,18 @@ def resolve(name: str, root: Path) -> str:
     Raises:
         InputError: as `open_splits`, before any file is listed.
     """
-    if name != AUTO:
-        _reader(name)
+    return _select(name, root)[0]
+
+
+def _select(name: str, root: Path) -> tuple[str, Reader, str]:
+    """Return the name of a reader, the reader, and for "auto" the reason why it was chosen."""
+    reader = None if name == AUTO else find_plugin("dataset", name, {AUTO: None, **DATASETS})
     if not root.is_dir():
         raise InputError(f"the dataset folder {root} does not exist: pass the folder that holds the {name} data")
-    return recognise(root)[0] if name == AUTO else name
-
-
-def _reader(name: str) -> Reader:
-    reader: Reader = find_plugin("dataset", name, {AUTO: None, **DATASETS})
-    return reader
+    if reader is not None:
+        return name, reader, ""
+    name, reason = recognise(root)
+    return name, DATASETS[name], reason
 
 
 @patient
@@ -78,14 +80,11 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
         InputError: the name is unknown or cannot be imported, the folder is missing, nothing in it is readable, train
             has no images, or keys are not unique.
     """
-    if name == AUTO:
-        name, why = recognise(root)
-        reader = DATASETS[name]
-        log.info("%s is read as %s: %s", root, name, why)
-    else:
-        reader = _reader(resolve(name, root))
-        if name in DATASETS and (other := other_layout(name, root)):
-            log.warning("%s is read as %s, but looks like %s", root, name, other)
+    name, reader, reason = _select(name, root)
+    if reason:
+        log.info("%s is read as %s: %s", root, name, reason)
+    elif name in DATASETS and (other := other_layout(name, root)):
+        log.warning("%s is read as %s, but looks like %s", root, name, other)
     snapshots = folders_in(root / "snapshots") if {"refs", "snapshots"} <= set(folders_in(root)) else []
     if len(snapshots) > 1:
         raise InputError(f"{root} has {len(snapshots)} snapshots of one dataset: pass one, as snapshots/{snapshots[0]}")
@@ -94,15 +93,15 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
     if not splits:
         raise InputError(f"no images found in {root}: does it have the layout of {name}, and is it unpacked?")
     for split in found.keys() - splits.keys():
-        problem = f"{split} of {root} has no image, though its folder or file is there: is it whole, is it unpacked?"
+        problem = f"{split} of {root} has no image, although its folder or file exists: is it complete and unpacked?"
         if split == "train":
             raise InputError(problem)
-        log.warning("%s A part of train is held out", problem)
+        log.warning("%s A part of train is held out instead", problem)
     if set(_SPLITS) <= splits.keys():
         return splits
     only = next(iter(splits))
     if only != "train":
-        log.warning("%s has no train: a part of its val is held out, the rest is trained on", root)
+        log.warning("%s has no train: a part of its val is held out, and the rest is train", root)
     return hold_out(splits[only])
 
 
