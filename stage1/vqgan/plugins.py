@@ -22,8 +22,8 @@ def find_plugin(kind: Kind, name: str, built_in: Mapping[str, Any], *, allow_pat
         kind: What it is; the entry point group is `imagepriors.` and its plural.
         name: Name of the object.
         built_in: The objects of this package.
-        allow_path: Whether `package.module:name` is accepted. It is not where the name comes from a file, because a file
-            that was downloaded must not choose what is imported.
+        allow_path: Whether `package.module:name` is accepted. It is not if the name comes from a file, because a
+            downloaded file must not choose what is imported.
 
     Raises:
         InputError: no object has the name, two packages register it or one hides a built-in, or it cannot be imported.

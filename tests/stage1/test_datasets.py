@@ -322,5 +322,6 @@ def test_wrong_names_and_folders_are_refused(tmp_path):
         open_splits("cifar", tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         open_splits("folder", tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no images"):
-        open_splits("folder", tmp_path)
+    for name in ("folder", "webdataset", "huggingface", "imagenet"):
+        with pytest.raises(InputError, match="no images found"):
+            open_splits(name, tmp_path)

@@ -68,8 +68,8 @@ def _select(name: str, root: Path) -> tuple[str, Reader, str]:
 def open_splits(name: str, root: Path) -> dict[str, Split]:
     """Open the dataset `name` in the folder `root`; the result always has both "train" and "val".
 
-    Where the folder has only one of the two, every 20th sample in key order (by a hash of the key) is held out as
-    "val", so that the division stays the same when images are added.
+    If the folder has only one of the two, a twentieth of its samples, by a hash of the key, is held out as "val".
+    The division remains the same when images are added.
 
     Args:
         name: A name in `DATASETS`; one that an installed package registers; `package.module:function`, which must be
@@ -106,17 +106,18 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
 
 
 def _checked(found: Any, name: str) -> Mapping[str, Split]:
-    """Return what a reader returned, or refuse it where the reader of another package returns something else."""
-    parts = found if isinstance(found, Mapping) else {}
-    if not parts or any(split not in _SPLITS or not isinstance(data, Split) for split, data in parts.items()):
-        raise InputError(
-            f"the reader of {name} returned {_shape(found)}: it must return a dict of Split, with the keys train, val "
-            "or both"
-        )
-    return parts
+    """Return what a reader returned.
 
-
-def _shape(found: Any) -> str:
+    Raises:
+        InputError: it is not a mapping of splits, as the reader of another package may return.
+    """
     if isinstance(found, Mapping):
-        return "{" + ", ".join(f"{split!r}: {type(data).__name__}" for split, data in found.items()) + "}"
-    return f"a {type(found).__name__}"
+        kinds = {split: type(data).__name__ for split, data in found.items()}
+        if all(split in _SPLITS and isinstance(data, Split) for split, data in found.items()):
+            return found
+    else:
+        kinds = {"": type(found).__name__}
+    listed = ", ".join(f"{split} {kind}".strip() for split, kind in kinds.items())
+    raise InputError(
+        f"the reader of {name} returned {listed}: it must return a dict of Split, with the keys train, val or both"
+    )
