@@ -18,7 +18,8 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 from priorbench import harness
 from vqgan.data import CENTRE, Item, Split, open_splits, spread
-from vqgan.data.files import File, find_files
+from vqgan.data.files import find_files
+from vqgan.data.sources import File
 from vqgan.errors import InputError
 
 SIZE = 256

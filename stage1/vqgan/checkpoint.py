@@ -29,7 +29,7 @@ from runkit.runs import BEST, RESERVED, RunFolder
 from runkit.tensors import bare_tensors, check_finite, load_tensors, pack_tensors, save_tensors
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, inapplicable
 from vqgan.errors import InputError
-from vqgan.model import VQGAN, Palette, build_model
+from vqgan.model import VQGAN, TokenizerModel, build_model
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, SUMMARY = stored.CONFIG, stored.WEIGHTS, stored.SUMMARY
@@ -58,7 +58,7 @@ def saved_config(config: TrainConfig) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, **dataclasses.asdict(config)}
 
 
-def save_model(folder: Path, config: TrainConfig, model: VQGAN | Palette) -> None:
+def save_model(folder: Path, config: TrainConfig, model: TokenizerModel) -> None:
     """Write config.json and model.safetensors into a folder of a run, each atomically, the config last.
 
     :func:`publish_model` writes into other folders, where it replaces no foreign file.
@@ -78,7 +78,7 @@ def check_model_folder(folder: Path, command: str) -> None:
 
 
 def publish_model(
-    folder: Path, config: ModelConfig, model: VQGAN | Palette, command: str, loss: LossConfig | None = None
+    folder: Path, config: ModelConfig, model: TokenizerModel, command: str, loss: LossConfig | None = None
 ) -> None:
     """Write config.json and model.safetensors into a folder, in place of those that the same command wrote there.
 
@@ -171,7 +171,7 @@ def trained_against(folder: Path) -> str | None:
     return config.loss.perceptual if config.loss.perceptual_weight else "none"
 
 
-def load_model(folder: Path) -> tuple[TrainConfig, VQGAN | Palette]:
+def load_model(folder: Path) -> tuple[TrainConfig, TokenizerModel]:
     """Read a tokenizer's config and weights, strictly, in evaluation mode on the CPU.
 
     Raises:

@@ -38,6 +38,9 @@ _MOST = {"num_res_blocks": 64, "ch": 4096, "z_channels": 65_536, "embed_dim": 65
 class ModelConfig:
     """The VQGAN's architecture (Esser et al. 2021; the defaults are its f16 model with 1024 codes)."""
 
+    kind: str = ""
+    """Network of another package: its name in the entry point group imagepriors.tokenizers. Empty: the networks of this
+    package."""
     modality: Modality = "rgb"
     """What is encoded: RGB images, one-hot segmentation maps, one-channel depth, or rendered poses."""
     n_labels: int = 0

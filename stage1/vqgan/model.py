@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vqgan.config import LossConfig, ModelConfig, ScalesFrom
 from vqgan.cpu_kernels import GroupNorm
+from vqgan.errors import InputError
+from vqgan.plugins import find_plugin
 from vqgan.quantize import GumbelQuantizer, VectorQuantizer, pooled_codes
 
 
@@ -199,12 +201,46 @@ def scale_codes(
     return [codes_Bhw, *(quantize.codes(z) for z in pooled)]
 
 
-class VQGAN(nn.Module):
-    """The autoencoder, which encodes images to code indices and decodes them."""
+class TokenizerModel(nn.Module):
+    """Base class of all tokenizer networks, also of those that other packages add.
 
-    def __init__(self, config: ModelConfig, loss: LossConfig | None = None) -> None:
+    A subclass is built from its config, defines `encode` and `decode`, and keeps all its weights in its state dict. The
+    config gives the size of the picture (resolution), of the grid (resolution over `config.factor`) and of the
+    codebook; a subclass uses the other fields as it likes.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+
+    def encode(self, x_BCHW: Tensor) -> Tensor:
+        """Encode pictures [B, C, H, W], in [-1, 1] or one-hot, to codes int64 [B, h, w]."""
+        raise NotImplementedError
+
+    def encode_scales(
+        self, x_BCHW: Tensor, sides: Sequence[int] = (), scales_from: ScalesFrom = "quantised"
+    ) -> list[Tensor]:
+        """Encode as `encode`, then to each coarser side S, [B, S, S]; a subclass with coarser scales overrides this.
+
+        Raises:
+            InputError: a scale is asked for.
+        """
+        if sides:
+            raise InputError(f"tokenizers of kind {self.config.kind!r} have no coarser scales: leave scales empty")
+        return [self.encode(x_BCHW)]
+
+    def decode(self, codes_Bhw: Tensor) -> Tensor:
+        """Decode codes int64 [B, h, w] to pictures [B, C, H, W]; for segmentation, to logits."""
+        raise NotImplementedError
+
+
+class VQGAN(TokenizerModel):
+    """The autoencoder: encode to code indices, decode code indices."""
+
+    def __init__(self, config: ModelConfig, loss: LossConfig | None = None) -> None:
+        if config.kind:
+            raise InputError(f"model.kind is {config.kind!r}: its package trains it; choose '' for a VQGAN")
+        super().__init__(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = (
@@ -238,12 +274,11 @@ class VQGAN(nn.Module):
         return self.decoder(self.post_quant_conv(q_BDhw)), loss, z_BDhw
 
 
-class Palette(nn.Module):
-    """The paper's pixel baseline, without a network: the codebook is a dictionary of colours."""
+class Palette(TokenizerModel):
+    """The paper's pixel baseline: the codebook is a dictionary of colours and there is no network."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.quantize = VectorQuantizer(config, LossConfig())
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
@@ -261,6 +296,15 @@ class Palette(nn.Module):
         return self.quantize.lookup(codes_BHW)
 
 
-def build_model(config: ModelConfig, loss: LossConfig | None = None) -> VQGAN | Palette:
-    """Return the network that a config describes."""
-    return Palette(config) if config.quantizer == "palette" else VQGAN(config, loss)
+def build_model(config: ModelConfig, loss: LossConfig | None = None) -> TokenizerModel:
+    """Return the network that a config describes, with random weights.
+
+    Raises:
+        InputError: no installed package provides its kind, or what it provides is not a TokenizerModel.
+    """
+    if not config.kind:
+        return Palette(config) if config.quantizer == "palette" else VQGAN(config, loss)
+    model = find_plugin("tokenizer", config.kind, {}, allow_path=False)(config)
+    if not isinstance(model, TokenizerModel):
+        raise InputError(f"the tokenizer {config.kind!r} is a {type(model).__name__}: it must be a TokenizerModel")
+    return model

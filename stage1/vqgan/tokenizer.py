@@ -16,7 +16,7 @@ from vqgan.config import ModelConfig, ScalesFrom
 from vqgan.cpu_kernels import resolve_precision
 from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
-from vqgan.model import VQGAN, Palette
+from vqgan.model import TokenizerModel
 
 _DECODED = 64
 """Pictures that are decoded at once: at 256×256 one activation of 64 takes 2 GiB."""
@@ -28,7 +28,7 @@ class Tokenizer:
     def __init__(
         self,
         config: ModelConfig,
-        model: VQGAN | Palette,
+        model: TokenizerModel,
         fingerprint: str,
         device: torch.device,
         precision: Autocast,

@@ -26,7 +26,7 @@ from imagepriors.config import AnnotateConfig
 from imagepriors.demo.layouts import write_demo_data
 from vqgan.data import open_splits
 from vqgan.data.conditions import read_depth, read_map
-from vqgan.data.files import Memory
+from vqgan.data.sources import Memory
 from vqgan.errors import InputError
 
 transformers = pytest.importorskip("transformers")

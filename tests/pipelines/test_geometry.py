@@ -13,7 +13,7 @@ from imagepriors.experiments.lab import Lab
 from vqgan.checkpoint import load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.data import open_splits
-from vqgan.data.conditions import JOINTS
+from vqgan.data.poses import JOINTS
 from vqgan.model import VQGAN
 from vqgan.tokenizer import Tokenizer
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vqgan.data import CENTRE, Item, Split, View, open_splits, spread, views_of
-from vqgan.data.conditions import JOINTS, LIMBS, Keypoints, draw_pose
-from vqgan.data.files import File, Memory, find_files, make_key
+from vqgan.data.files import find_files, make_key
+from vqgan.data.poses import JOINTS, LIMBS, Keypoints, draw_pose
+from vqgan.data.sources import File, Memory
 from vqgan.errors import InputError
 
 
@@ -29,7 +30,7 @@ def png(pixels: np.ndarray | Image.Image, form: str = "PNG", **options) -> Memor
 
 
 def ramp(height: int, width: int) -> np.ndarray:
-    """Red tells the column, green the row."""
+    """Red is the column, green the row."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
     return pixels
@@ -162,7 +163,7 @@ def test_keys_are_dot_free_unique_and_reversible():
 
 def broken(kind: str) -> Memory:
     good = png(ramp(16, 16)).data
-    if kind == "bomb":  # a header that promises 400 million pixels
+    if kind == "bomb":  # a header that declares 400 million pixels
         header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
         chunk = b"IHDR" + header
         return Memory("bomb.png", good[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)))
@@ -171,7 +172,7 @@ def broken(kind: str) -> Memory:
 
 
 @pytest.mark.parametrize("kind", ["empty", "truncated", "not an image", "bomb"])
-def test_a_bad_image_costs_its_own_sample_and_is_named(kind):
+def test_a_bad_image_costs_its_sample_alone_and_is_named(kind):
     split = Split([Item(key=str(n), image=broken(kind) if n == 1 else png(ramp(16, 16))) for n in range(3)])
     with pytest.raises(InputError, match=f"1: {kind}.png"):
         split.read(1, 8)
@@ -187,7 +188,7 @@ def test_damaged_pictures_raise_input_errors_only(form, data):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(1, len(good)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow remarks on damaged metadata
+        warnings.simplefilter("ignore")  # Pillow warns of damaged metadata
         with contextlib.suppress(InputError):
             assert one(Memory("x", bytes(good[:cut]))).read(0, 8).image.shape == (8, 8, 3)
 
@@ -209,13 +210,13 @@ SLOPE = np.arange(256, dtype=np.float32).reshape(16, 16)
         ("depth", npy(SLOPE[:8]), "depth is"),
         ("depth", npy(np.zeros((16, 16, 3), np.float32)), "shape"),
         ("depth", Memory("map.npy", b"\x93NUMPY"), "map.npy"),
-        ("pose", Keypoints(ys="[1, 2]", xs="[1, 2]", name="line 2"), "line 2: .*keypoints, wanted 18"),
+        ("pose", Keypoints(ys="[1, 2]", xs="[1, 2]", name="line 2"), "line 2: .*keypoints, expected 18"),
         ("pose", Keypoints(ys="[1, 2", xs="", name="line 2"), "not two lists of numbers"),
-        ("pose", keypoints(nose=(16, 3)), "nose at x 16, y 3 lies outside the image of 16×16"),
+        ("pose", keypoints(nose=(16, 3)), "nose at x 16, y 3 is outside the image of 16×16"),
         ("pose", keypoints(neck=(-1, 3)), "neck at x -1"),
     ],
 )
-def test_a_bad_condition_costs_its_own_sample_and_says_why(name, source, words):
+def test_a_bad_condition_costs_its_sample_alone_and_is_explained(name, source, words):
     split = one(png(ramp(16, 16)), n_labels=9, **{name: source})
     with pytest.raises(InputError, match=words):
         split.read(0, 8, conditions=(name,))
@@ -235,7 +236,7 @@ def test_depth_comes_in_every_published_form(kind):
     np.testing.assert_allclose(depth, np.linspace(0, 1, 256).reshape(16, 16), atol=1e-7)
 
 
-def test_a_missing_condition_costs_its_own_sample():
+def test_a_missing_condition_costs_its_sample_alone():
     mask = png(np.zeros((16, 16), np.uint8))
     items = [Item(key="a", image=png(ramp(16, 16)), conditions={"segmentation": mask})]
     split = Split([*items, Item(key="b", image=png(ramp(16, 16)))])
@@ -247,7 +248,7 @@ def test_a_missing_condition_costs_its_own_sample():
         split.having("depth")
 
 
-def test_training_goes_past_bad_files_but_not_past_a_wrong_folder(caplog):
+def test_training_skips_bad_files_up_to_ten_in_a_row(caplog):
     split = Split([Item(key=str(n), image=broken("empty")) for n in range(20)])
     with pytest.raises(InputError, match="10 samples in a row"):
         split.read_good(0, 8)
@@ -311,7 +312,7 @@ def test_source_hash_follows_keys_labels_and_sizes(tmp_path):
     assert Split([item]).source_hash() != before
 
 
-def test_spread_takes_from_all_over():
+def test_spread_is_even():
     assert spread(10, 4) == [0, 3, 6, 9]
     assert spread(3, 10) == [0, 1, 2]
 
@@ -321,5 +322,6 @@ def test_wrong_names_and_folders_are_refused(tmp_path):
         open_splits("cifar", tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         open_splits("folder", tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no images"):
-        open_splits("folder", tmp_path)
+    for name in ("folder", "webdataset", "huggingface", "imagenet"):
+        with pytest.raises(InputError, match="no images found"):
+            open_splits(name, tmp_path)

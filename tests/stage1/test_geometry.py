@@ -15,8 +15,8 @@ from vqgan.batches import training_pictures
 from vqgan.checkpoint import fingerprint, load_config, save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, dataset_geometry
 from vqgan.data import CENTRE, Item, Split, View, views_of
-from vqgan.data.conditions import JOINTS, Keypoints
-from vqgan.data.files import Memory
+from vqgan.data.poses import JOINTS, Keypoints
+from vqgan.data.sources import Memory
 from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN
@@ -37,7 +37,7 @@ def stored(pixels: np.ndarray, form: str = "PNG", **options) -> Memory:
 
 
 def scene(height: int, width: int) -> np.ndarray:
-    """Red tells the column, green the row; nothing in it is white, or 0."""
+    """Red is the column, green the row; no pixel is white or 0."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = 1 + np.arange(width), 1 + np.arange(height)[:, None]
     return pixels
@@ -55,7 +55,7 @@ views = st.builds(View, st.floats(0.3, 1), st.floats(0, 1), st.floats(0, 1), st.
 
 @settings(max_examples=40, deadline=None)
 @given(sides, sides)
-def test_pad_keeps_all_of_the_picture_in_its_proportions_in_the_middle(height, width):
+def test_pad_keeps_the_whole_picture_centred_in_its_proportions(height, width):
     size = max(height, width)
     sample = split_of(scene(height, width)).read(0, size, conditions=MAPS, geometry="pad")
     filled = (sample.image == 255).all(-1)
@@ -78,7 +78,7 @@ def test_a_square_picture_is_the_same_in_every_geometry(geometry):
             np.testing.assert_array_equal(plain.conditions[name], other.conditions[name])
 
 
-def test_stretch_resizes_each_side_and_loses_nothing():
+def test_stretch_resizes_each_side_and_keeps_the_whole_picture():
     pixels = scene(30, 90)
     found = split_of(pixels).read(0, 45, conditions=("segmentation",), geometry="stretch")
     np.testing.assert_array_equal(found.image, Image.fromarray(pixels).resize((45, 45), Image.Resampling.BICUBIC))
@@ -102,7 +102,7 @@ def test_image_and_maps_show_the_same_window(geometry, height, width, view, numb
     np.testing.assert_allclose(rows, 1 + sample.picture("depth") * (height - 1), atol=1e-4)
 
 
-def test_a_window_beside_the_image_is_all_filled():
+def test_a_window_beside_the_image_is_filled():
     view = View(0.3, 0.0, 0.0, within_centre=True)
     sample = split_of(scene(4, 60)).read(0, 16, conditions=MAPS, view=view, geometry="pad")
     assert (sample.image == 255).all()
@@ -113,6 +113,7 @@ def test_a_window_beside_the_image_is_all_filled():
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(GEOMETRIES), st.integers(40, 60), st.integers(20, 39), views, st.integers(8, 64))
 def test_maps_follow_the_image_at_any_size(geometry, height, width, view, size):
+    assume(view.scale >= 0.9 or not view.within_centre)  # a smaller window may be beside the image
     sample = split_of(scene(height, width)).read(0, size, conditions=MAPS, view=view, geometry=geometry)
     inside = sample.conditions["segmentation"] > 0
     window = view.window(width, height, geometry)
@@ -157,7 +158,7 @@ def test_draft_shows_the_same_window(geometry, orientation):
         assert not np.array_equal(plain.image, drafted.image)  # it was coarser
 
 
-def test_extreme_proportions_cost_neither_memory_nor_the_picture():
+def test_extreme_proportions_are_read_in_little_memory():
     split = Split([Item(key="k", image=stored(np.full((1, 30_000), 9, np.uint8)))])
     image = split.read(0, 32, geometry="pad").image
     assert (image.min(-1) < 255).any(1).sum() == 1
@@ -185,7 +186,7 @@ def test_training_and_palettes_see_the_models_geometry(geometry, crop_scale, tmp
 # Depth
 
 
-def test_depth_is_stretched_over_the_whole_map_so_that_crops_agree():
+def test_depth_is_scaled_over_the_whole_map_so_that_crops_agree():
     depth = np.random.default_rng(0).normal(7, 3, (40, 60))
     depth[3, 2], depth[30, 59] = -500, 900  # the extremes are outside the centre square
     split = split_of(scene(40, 60), depth=stored(depth, "npy"))
@@ -214,17 +215,17 @@ def test_resizing_depth_leaves_no_value_outside_its_range(seed, size, geometry, 
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, float("nan"), float("inf")])
-def test_depth_that_nobody_has_stretched_is_refused(value):
+def test_depth_that_is_not_scaled_is_refused(value):
     depth = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
     depth[0, 0] = value
     with pytest.raises(InputError, match="scale each map"):
         to_input([depth], ModelConfig(modality="depth"))
 
 
-def test_depth_further_apart_than_numbers_reach_costs_its_own_sample():
+def test_depth_that_overflows_costs_its_sample_alone():
     depth = np.zeros((20, 30))
     depth[0, 0], depth[1, 1] = -1.5e308, 1.5e308
-    with pytest.raises(InputError, match=r"it\.npy: depth map goes from -1\.5e\+308"):
+    with pytest.raises(InputError, match=r"it\.npy: depth map ranges from -1\.5e\+308"):
         split_of(scene(20, 30), depth=stored(depth, "npy")).read(0, 8, conditions=("depth",))
 
 
@@ -244,7 +245,7 @@ def test_a_drawn_pose_is_not_mirrored():
     assert len(drawn.read_views(0, 16, views_of(2), conditions=MAPS)) == 2
 
 
-def test_training_on_drawn_poses_says_at_once_what_to_do(tmp_path):
+def test_training_on_drawn_poses_is_refused_at_once_with_a_remedy(tmp_path):
     splits = dict.fromkeys(("train", "val"), split_of(scene(20, 30), pose=stored(scene(20, 30))))
     loss = LossConfig(perceptual="none", disc_weight=0.0)
     config = TrainConfig(model=NET, loss=loss, steps=1, batch_size=1, device="cpu")

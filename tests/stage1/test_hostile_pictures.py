@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from vqgan.data import Item, Split
-from vqgan.data.conditions import JOINTS, Keypoints
-from vqgan.data.files import File, Memory
 from vqgan.data.pictures import FORMATS
+from vqgan.data.poses import JOINTS, Keypoints
+from vqgan.data.sources import File, Memory
 from vqgan.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def one(image, **conditions) -> Split:
 
 
 def test_postscript_starts_no_other_program_whatever_its_suffix(tmp_path, monkeypatch):
-    """Pillow hands it to Ghostscript, in which `{} loop` runs for ever."""
+    """Pillow hands it to Ghostscript, in which `{} loop` never ends."""
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -57,7 +57,7 @@ def test_postscript_starts_no_other_program_whatever_its_suffix(tmp_path, monkey
 def test_pictures_are_opened_in_one_place():
     """Elsewhere Pillow would take a file for any of its 40 formats."""
     found = []
-    for folder in ("common", "stage1", "tokenize", "stage2", "pipelines"):
+    for folder in ("common", "stage1", "tokenize", "stage2", "pipelines", "benchmarks"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value) == "Image":
@@ -67,13 +67,13 @@ def test_pictures_are_opened_in_one_place():
 
 
 @pytest.mark.parametrize("form", ["ICO", "PCX", "TGA", "SGI", "IM"])
-def test_rare_formats_are_no_pictures(form):
+def test_rare_formats_are_refused(form):
     assert form not in FORMATS
     with pytest.raises(InputError, match="cannot identify image file"):
         one(encoded(np.zeros((16, 16, 3), np.uint8), form)).read(0, 8)
 
 
-def test_the_formats_that_are_named_are_read():
+def test_the_listed_formats_are_read():
     for form in FORMATS:
         if form in Image.SAVE:
             assert one(encoded(PIXELS, form)).image_size(0) == (24, 16)
@@ -91,7 +91,7 @@ UNDO = {
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_deflate"])
 @pytest.mark.parametrize("orientation", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 65535])
-def test_a_tiff_is_put_upright_once_and_its_size_says_so(orientation, compression):
+def test_a_tiff_is_transposed_once_and_its_size_agrees(orientation, compression):
     stored = Image.fromarray(PIXELS)
     stored = stored.transpose(UNDO[orientation]) if orientation in UNDO else stored
     buffer = io.BytesIO()
@@ -106,7 +106,7 @@ def test_a_tiff_is_put_upright_once_and_its_size_says_so(orientation, compressio
     np.testing.assert_array_equal(sample.image[..., 0], sample.conditions["segmentation"])
 
 
-def test_the_orientation_of_a_map_is_honoured_too():
+def test_the_orientation_of_a_map_is_applied_too():
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = np.asarray(Image.fromarray(PIXELS).transpose(UNDO[6]))
@@ -137,7 +137,7 @@ ODD_EXIF = {
 
 @pytest.mark.parametrize("name", ODD_EXIF)
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_odd_exif_costs_nothing(name, form):
+def test_invalid_exif_is_ignored(name, form):
     options = {"lossless": True} if form == "WEBP" else {}
     if form == "PNG":  # Pillow would not write all of these
         plain = encoded(PIXELS)
@@ -166,7 +166,7 @@ REMARKS = {
 
 @pytest.mark.parametrize("name", REMARKS)
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_odd_remarks_in_a_png_cost_nothing(name, place):
+def test_invalid_texts_in_a_png_are_ignored(name, place):
     whole = encoded(PIXELS)
     at = 33 if place == "before" else -12
     split = one(whole[:at] + REMARKS[name] + whole[at:])
@@ -175,7 +175,7 @@ def test_odd_remarks_in_a_png_cost_nothing(name, place):
 
 
 def tiff(*tags: tuple[int, int, int, int], following: int) -> bytes:
-    """A grey TIFF of 4×4 pixels in one strip at 200, with more tags, whose directory says where the next one is."""
+    """A grey TIFF of 4×4 pixels in one strip at 200, with more tags, whose directory names the next one."""
     base = [
         (256, 3, 1, 4),
         (257, 3, 1, 4),
@@ -202,7 +202,7 @@ LOOPS = {
 READ = """
 import sys
 from vqgan.data import Item, Split
-from vqgan.data.files import File
+from vqgan.data.sources import File
 
 for path in sys.argv[1:]:
     split = Split([Item(key="k", image=File(path))])
@@ -223,7 +223,7 @@ def test_tiffs_whose_directories_form_a_loop_end(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     lines = done.stdout.splitlines()
     assert lines[: len(LOOPS)] == ["(4, 4) (8, 8, 3) (4, 4, 3)"] * len(LOOPS)
-    assert lines[len(LOOPS) :] == ["k: pipe.png: it is no regular file", "k: zero: it is no regular file"]
+    assert lines[len(LOOPS) :] == ["k: pipe.png: it is not a regular file", "k: zero: it is not a regular file"]
     assert time.monotonic() - start < 30
 
 
@@ -239,19 +239,19 @@ def header(shape: str, kind: str = "<f4", order: str = "False", version: bytes =
         (header("(10000000, 10000000)"), r"depth is \(10000000, 10000000\), its image \(24, 16\)"),
         (header("(10000000, 10000000)", order="True"), r"depth is \(10000000, 10000000\)"),
         (header("(16, 24)", kind="|O"), "object"),
-        (header("(16, 24)", kind="|V900000000"), "wanted numbers"),
-        (header("(16, 24)", kind="<U90000000"), "wanted numbers"),
-        (header("(16, 24)", kind="<c16"), "wanted numbers"),
+        (header("(16, 24)", kind="|V900000000"), "expected numbers"),
+        (header("(16, 24)", kind="<U90000000"), "expected numbers"),
+        (header("(16, 24)", kind="<c16"), "expected numbers"),
         (header("(16, 24)"), "map.npy"),  # no bytes follow
         (header("(-16, -24)"), "depth is"),
-        (header("(16, 24, 1000000000)"), "wanted grey"),
+        (header("(16, 24, 1000000000)"), "expected grey"),
         (header("(" + "-" * 7000 + "16, 24)", version=b"\x02\x00"), "map.npy"),
         (header("(" + "(" * 7000 + "16, 24)", version=b"\x02\x00"), "map.npy"),
         (header("(16, 24)", version=b"\x03\x00"), "version 3"),
         (b"PK\x03\x04" + bytes(100), "magic"),
     ],
 )
-def test_an_array_that_promises_too_much_costs_its_own_sample(data, words):
+def test_an_array_with_a_false_header_costs_its_sample_alone(data, words):
     split = one(encoded(PIXELS), depth=Memory("map.npy", data))
     with pytest.raises(InputError, match=words):
         split.read(0, 8, conditions=("depth",))
@@ -267,7 +267,7 @@ def test_arrays_of_either_order_are_read():
         np.testing.assert_allclose(found * (16 * 24 - 1), depth[:, 4:20], atol=1e-4)
 
 
-def test_a_map_of_absurd_size_costs_its_own_sample():
+def test_a_huge_map_costs_its_sample_alone():
     large = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 13_000, 13_000, 8, 0, 0, 0, 0))
     for name, source in (
         ("depth", Memory("m.pfm", b"Pf\n100000 1000\n-1.0\n")),
@@ -279,7 +279,7 @@ def test_a_map_of_absurd_size_costs_its_own_sample():
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "[1]", "null", "9" * 400, "[" * 100_000])
-def test_keypoints_that_are_no_numbers_cost_their_own_sample(value):
+def test_invalid_keypoints_cost_their_sample_alone(value):
     good = str([3] * len(JOINTS))
     bad = good.replace("3", value, 1)
     for xs, ys in ((bad, good), (good, bad)):
@@ -288,7 +288,7 @@ def test_keypoints_that_are_no_numbers_cost_their_own_sample(value):
 
 
 class Failing:
-    """A source whose reader raises something of its own."""
+    """A source that raises an exception of its own class."""
 
     name = "it.png"
 
@@ -305,7 +305,7 @@ class Failing:
 @pytest.mark.parametrize(
     "error", [RuntimeError("odd"), AttributeError("odd"), struct.error("odd"), ZeroDivisionError("odd")]
 )
-def test_whatever_a_decoder_raises_costs_one_sample(error):
+def test_any_exception_of_a_decoder_costs_one_sample(error):
     items = [
         Item(key=str(number), image=Failing(error) if number == 1 else Memory("p", encoded(PIXELS)))
         for number in range(3)
@@ -322,7 +322,7 @@ def test_a_machine_without_memory_ends_the_job_and_names_the_sample():
         one(Failing(MemoryError())).read(0, 8)
 
 
-def test_labels_beyond_all_bounds_are_refused(tmp_path):
+def test_huge_labels_are_refused(tmp_path):
     from vqgan.data import open_splits
 
     (tmp_path / "a.png").write_bytes(encoded(PIXELS))

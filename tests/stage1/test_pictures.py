@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vqgan.data import Item, Split
-from vqgan.data.files import File, Memory
+from vqgan.data.sources import File, Memory
 from vqgan.errors import InputError
 
 UNDO = {
@@ -29,7 +29,7 @@ MODES = {
 
 
 def blocks(height: int, width: int) -> np.ndarray:
-    """Grey levels that are another in each corner; in blocks of 8, so that JPEG keeps them."""
+    """Grey levels that differ in each corner, in blocks of 8, so that JPEG keeps them."""
     rows, columns = np.mgrid[:height, :width] // 8
     return (40 * (columns + 1) + 90 * (rows % 2)).clip(0, 255).astype(np.uint8)
 
@@ -69,7 +69,7 @@ def one(image, **conditions) -> Split:
     st.sampled_from(["PNG", "TIFF"]),
     st.integers(1, 8),
 )
-def test_size_pixels_and_maps_have_seen_the_same_transposition(kind, orientation, shape, map_form, map_orientation):
+def test_size_pixels_and_maps_are_transposed_alike(kind, orientation, shape, map_form, map_orientation):
     (form, mode), grey = kind, blocks(*shape)
     maps = {
         "segmentation": Memory("mask", encoded(Image.fromarray(grey), map_form, map_orientation)),
@@ -104,7 +104,7 @@ def png(bits: int, colour_type: int, row: bytes, *extra: bytes) -> bytes:
 
 
 def tiff(bits: int, row: bytes, *, end: str = "<", sample: int = 1, white: int = 1) -> bytes:
-    """A TIFF of two grey pixels; `sample` 1 is unsigned, 2 signed, 3 float; `white` 0 is the scanner's negative."""
+    """A TIFF of two grey pixels; `sample` 1 is unsigned, 2 signed, 3 float; `white` 0 is a negative."""
     tags = [(256, 3, 2), (257, 3, 1), (258, 3, bits), (259, 3, 1), (262, 3, white), (273, 4, 0), (277, 3, 1)]
     tags += [(278, 3, 1), (279, 4, len(row)), (339, 3, sample)]
     head = (b"II*\0" if end == "<" else b"MM\0*") + struct.pack(end + "IH", 8, len(tags))
@@ -157,7 +157,7 @@ def test_every_depth_of_grey_keeps_its_levels(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_pixels_without_a_black_and_white_are_refused_by_name(name, tmp_path):
+def test_pixels_without_a_defined_white_are_refused(name, tmp_path):
     data, kind = REFUSED[name]
     (tmp_path / name).write_bytes(data)
     split = one(File(str(tmp_path / name)))
@@ -168,8 +168,8 @@ def test_pixels_without_a_black_and_white_are_refused_by_name(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *(name for name in READ if "rgb" not in name and "png16" not in name)])
-def test_depth_needs_no_black_and_white(name):
-    """The same files as depth maps: the lower value is 0, the higher 1; a scanner's negative is turned."""
+def test_depth_requires_no_defined_white(name):
+    """The same files as depth maps: the lower value is 0, the higher 1; a negative is inverted."""
     data, _ = (REFUSED | READ)[name]
     falls = "negative" in name or name in ("int32.tif", "int16.tif", "int16big.tif")
     image = encoded(Image.new("RGB", (2, 1)), "PNG", 1)
@@ -192,7 +192,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_labels_of_fewer_bits_stand_for_themselves(name):
+def test_labels_of_fewer_bits_are_not_scaled(name):
     """Pillow makes white of the highest grey: tools that make PNG small would turn label 1 into 17 or 85."""
     data, labels = LABELS[name]
     image = encoded(Image.new("RGB", (2, 1)), "PNG", 1)
@@ -203,7 +203,7 @@ def test_labels_of_fewer_bits_stand_for_themselves(name):
     assert mask[0].tolist() == list(labels)
 
 
-def test_every_label_of_every_pgm_comes_back():
+def test_every_label_of_every_pgm_is_read():
     image = encoded(Image.new("RGB", (256, 1)), "PNG", 1)
     for highest in range(1, 256):
         labels = np.arange(256).clip(0, highest).astype(np.uint8)
@@ -225,7 +225,7 @@ def test_a_coloured_depth_map_is_refused_and_a_grey_palette_is_grey():
     np.testing.assert_array_equal(read["L"], read["P"])
     np.testing.assert_array_equal(read["L"], read["RGB"])
     palette.putpalette([channel for level in range(256) for channel in (level, 0, 255 - level)])
-    with pytest.raises(InputError, match=r"d\.png: it has colours \(mode P\), wanted grey levels"):
+    with pytest.raises(InputError, match=r"d\.png: it has colours \(mode P\), expected grey levels"):
         one(image, depth=Memory("d.png", encoded(palette, "PNG", 1))).read(0, 16, conditions=("depth",))
 
 

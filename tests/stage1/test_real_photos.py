@@ -1,4 +1,4 @@
-"""Readers on real photos; they lie in the folder that IMAGEPRIORS_DATA names."""
+"""Readers on real photos, in the folder that IMAGEPRIORS_DATA names."""
 
 import os
 from pathlib import Path

@@ -17,7 +17,7 @@ from codeshards.job.tokenize import tokenize
 from vqgan.checkpoint import save_model
 from vqgan.config import TrainConfig
 from vqgan.data import open_splits, views_of
-from vqgan.data.conditions import JOINTS
+from vqgan.data.poses import JOINTS
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
 from vqgan.tokenizer import Tokenizer

@@ -30,7 +30,7 @@ from imagepriors.decode.samples import load_shard_tokenizer
 from vqgan.checkpoint import architecture_of, fingerprint, load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.data import Item, Split, open_splits
-from vqgan.data.files import File
+from vqgan.data.sources import File
 from vqgan.model import VQGAN
 from vqgan.tokenizer import Tokenizer
 

@@ -34,7 +34,7 @@ from runkit.folders import held
 from runkit.retries import patient
 from vqgan.data import Split, open_splits, resolve
 from vqgan.data.conditions import read_map
-from vqgan.data.files import Memory, Source
+from vqgan.data.sources import Memory, Source
 from vqgan.errors import InputError
 
 _WINDOW = 4

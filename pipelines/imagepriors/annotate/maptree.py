@@ -21,7 +21,9 @@ from imagepriors.config import Kind
 from runkit.files import sha256_of
 from runkit.folders import check_apart, publish
 from vqgan.data import Item, Split, sources_of
-from vqgan.data.files import CONDITIONS, IMAGE_SUFFIXES, MAP_SUFFIXES, File, find_files, map_folder
+from vqgan.data.conditions import CONDITIONS
+from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, map_folder
+from vqgan.data.sources import File
 from vqgan.errors import InputError
 
 _READERS: dict[str, dict[Kind, str]] = {

@@ -16,7 +16,7 @@ from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
 from vqgan.config import Geometry, dataset_geometry
 from vqgan.data import Sample, Split, open_splits, resolve, sources_of, spread
-from vqgan.data.files import CONDITIONS
+from vqgan.data.conditions import CONDITIONS
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)

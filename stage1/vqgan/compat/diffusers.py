@@ -81,8 +81,8 @@ def export_diffusers(tokenizer: Path, out: Path) -> Path:
     check_files(out, (_WEIGHTS, "config.json"), _EXPORT)
     config, model = load_model(tokenizer)
     net = config.model
-    if net.quantizer not in ("vq", "l2"):
-        raise InputError(f"{tokenizer} has a {net.quantizer} quantiser: diffusers' VQModel has none")
+    if net.kind or net.quantizer not in ("vq", "l2"):
+        raise InputError(f"{tokenizer} has a {net.kind or net.quantizer} quantiser: diffusers' VQModel has none")
     if net.ch < 128:
         raise InputError(f"{tokenizer} has ch {net.ch}: below 128 its GroupNorms differ from diffusers' 32 groups")
     weights: dict[str, Tensor] = {}

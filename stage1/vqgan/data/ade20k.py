@@ -1,18 +1,23 @@
-"""`ade20k` and `landscapes`: photos with label masks."""
+"""Readers `ade20k` and `landscapes`: photos with segmentation masks."""
 
 from pathlib import Path
 
-from vqgan.data.base import Split
-from vqgan.data.files import folders_in, make_key, read_text
-from vqgan.data.splits import SPLIT_NAMES, split_names, split_word
+from vqgan.data.files import folders_in, make_key
+from vqgan.data.sources import read_text
+from vqgan.data.split import Split
+from vqgan.data.split_names import SPLIT_NAMES, split_names, split_word
 from vqgan.data.trees import class_items, split_folders, with_maps
 from vqgan.errors import InputError
 
 
 def ade20k(root: Path) -> dict[str, Split]:
-    """ADEChallengeData2016: `images/{training,validation}` with masks in `annotations/` (0 = unlabelled, 1 … 150).
+    """Read ADEChallengeData2016: `images/{training,validation}` with masks in `annotations/`.
 
-    The scene category of `sceneCategories.txt`, where the file is there, is the class label.
+    Labels of masks are 0 (unlabelled) to 150. The class label is the scene category in `sceneCategories.txt`, if that
+    file exists.
+
+    Raises:
+        InputError: `images/` is missing.
     """
     root = root / "ADEChallengeData2016" if (root / "ADEChallengeData2016").is_dir() else root
     listed = root / "sceneCategories.txt"
@@ -34,14 +39,14 @@ def ade20k(root: Path) -> dict[str, Split]:
 
 
 def _masks(folder: Path, name: str, split: str) -> Path:
-    """The folder of masks of a split; it may be called otherwise (`training`) than the images' (`Train`)."""
+    """Return the folder of masks of a split; its name may differ (`training`) from that of the images (`Train`)."""
     word_of = split_names(folders_in(folder)) if folder.is_dir() else {}
     same = [other for other, word in word_of.items() if SPLIT_NAMES[word] == split]
     return folder / min(same, key=lambda other: (other != name, word_of[other] != split_word(name)), default=name)
 
 
 def landscapes(root: Path) -> dict[str, Split]:
-    """`images/` with masks of 182 stuff-and-things labels (0 … 181) in `segmentations/`.
+    """Read `images/` with masks of 182 stuff-and-things labels (0 … 181) in `segmentations/`.
 
     Sub-folders are splits, classes, or splits with classes.
 

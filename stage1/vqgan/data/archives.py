@@ -1,4 +1,4 @@
-"""Tars, whose members are read in place, and small archives that are read whole."""
+"""Tars whose members are read in place, and small archives that are read whole."""
 
 import gzip
 import os
@@ -10,23 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vqgan.data.files import Blob, Source, is_system_name, open_regular
+from vqgan.data.files import is_system_name
+from vqgan.data.sources import Blob, Source, open_regular
 from vqgan.errors import InputError
 
 _ARCHIVE_BYTES = 512 * 2**20
-"""CIFAR-10 unpacks to 186 MB, ImageNet's development kit to less than 10."""
+"""Most bytes that an archive unpacks to: CIFAR-10 has 186 MB, ImageNet's development kit less than 10."""
 _SPARSE_BYTES = 2**30
-"""A sparse member may promise any size; no picture has more."""
-_LINKS = 16
-"""Links from one to the next, at most."""
+"""Largest sparse member; its header may declare any size."""
+_MAX_LINKS = 16
+"""Longest chain of links between members."""
 _CHUNK = 2**20
 _BROKEN = (tarfile.TarError, OSError, ValueError, LookupError, ArithmeticError, RecursionError)
-"""What Python's tarfile raises for headers that are broken or hostile."""
+"""Exceptions of Python's tarfile on broken or hostile headers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A member that cannot be read, which costs its sample alone."""
+    """A member that cannot be read; it costs its sample alone."""
 
     name: str
     reason: str
@@ -36,33 +37,33 @@ class Absent:
         raise OSError(self.reason)
 
     def nbytes(self) -> int:
-        """-1: there is nothing."""
+        """Return -1, because nothing can be read."""
         return -1
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, Source]]:
-    """The files of a tar as (name, bytes in place): in archive order, then its hard and symbolic links.
+    """Yield the files of a tar as (name, bytes in place): in archive order, then its hard and symbolic links.
 
-    Names are relative, without "." and "..". Members that operating systems add, such as `._x`, are left out. Of tars
-    that are joined (`cat a.tar b.tar`) all are read.
+    Names are relative, without "." and "..". Members that operating systems add, such as `._x`, are left out. All of
+    several concatenated tars (`cat a.tar b.tar`) are read.
 
     Raises:
-        InputError: not a tar, compressed, so that members cannot be read in place, cut short, or broken.
+        InputError: it is not a tar, is truncated or broken, or is compressed, so that members cannot be read in place.
     """
     try:
         with open_regular(path) as file:
             yield from _files(path, file, 0, os.fstat(file.fileno()).st_size)
     except _BROKEN as error:
         raise InputError(
-            f"{path} cannot be read as an uncompressed tar ({error}): unpack it, decompress it, or fetch it again"
+            f"{path} cannot be read as an uncompressed tar ({error}): unpack it, decompress it, or download it again"
         ) from error
 
 
 def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Source]]:
-    """The files of all tars inside a tar, as (inner tar, name, bytes in place): ImageNet's training archive.
+    """Yield the files of all tars in a tar as (inner tar, name, bytes in place): ImageNet's training archive.
 
     Raises:
-        InputError: as of `tar_members`.
+        InputError: as `tar_members`.
     """
     try:
         with open_regular(path) as whole:
@@ -70,21 +71,21 @@ def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Source]]:
                 if not inner.lower().endswith(".tar"):
                     continue
                 if not isinstance(found, Blob) or found.pieces is not None:
-                    raise OSError(f"{inner} in it is sparse or a link")
+                    raise OSError(f"its member {inner} is sparse or a link")
                 empty = True
                 for name, source in _files(path, whole, found.offset, found.offset + found.length):
                     empty = False
                     yield inner, name, source
-                if empty:  # its class would be left out, and those behind it would get other labels
-                    raise tarfile.ReadError(f"{inner} in it is empty")
+                if empty:  # without its class, the labels of all later classes would change
+                    raise tarfile.ReadError(f"its member {inner} is empty")
     except _BROKEN as error:
         raise InputError(
-            f"{path} cannot be read as a tar of uncompressed tars ({error}): unpack it, or fetch it again"
+            f"{path} cannot be read as a tar of uncompressed tars ({error}): unpack it, or download it again"
         ) from error
 
 
 def _files(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, Source]]:
-    """The files of the tars, one behind the other, in bytes `start` to `end` of a file."""
+    """Yield the files of concatenated tars in bytes `start` to `end` of a file."""
     if start >= end:
         raise tarfile.ReadError("it is empty")
     while start < end:
@@ -93,7 +94,7 @@ def _files(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[s
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
             for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # a million headers need not stay in memory
+                archive.members = []  # type: ignore[attr-defined]  # keeps memory constant over a million headers
                 name = _plain(member.name)
                 if member.islnk():
                     links[name] = _plain(member.linkname)
@@ -105,7 +106,7 @@ def _files(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[s
                         yield name, found[name]
             place = archive.offset
         yield from _linked(links, found)
-        start = _behind_end_mark(file, place, end)
+        start = _next_start(file, place, end)
 
 
 def _blob(path: Path, member: tarfile.TarInfo, end: int) -> Blob:
@@ -113,40 +114,40 @@ def _blob(path: Path, member: tarfile.TarInfo, end: int) -> Blob:
     pieces = None if stored_at is None else tuple((int(at), int(size)) for at, size in stored_at)
     stored = member.size if pieces is None else sum(size for _, size in pieces)
     if member.offset_data + stored > end:
-        raise tarfile.ReadError(f"{member.name} ends behind the archive, which is cut short")
+        raise tarfile.ReadError(f"{member.name} ends after the archive, which is truncated")
     if pieces is not None and member.size > _SPARSE_BYTES:
-        raise tarfile.ReadError(f"{member.name} is sparse and promises {member.size:,} bytes")
+        raise tarfile.ReadError(f"{member.name} is sparse and declares {member.size:,} bytes")
     if any(not 0 <= at <= at + length <= member.size for at, length in pieces or ()):
-        raise tarfile.ReadError(f"{member.name} is sparse, and its map leads out of it")
+        raise tarfile.ReadError(f"{member.name} is sparse, and its map points outside it")
     return Blob(str(path), member.offset_data, member.size, posixpath.basename(member.name), pieces)
 
 
 def _linked(links: dict[str, str], found: dict[str, Blob]) -> Iterator[tuple[str, Source]]:
     for name, target in links.items():
-        for _ in range(_LINKS):
+        for _ in range(_MAX_LINKS):
             target = links.get(target, target)
         base = posixpath.basename(name)
         if target in found:
             blob = found[target]
             source: Source = Blob(blob.path, blob.offset, blob.length, base, blob.pieces)
         else:
-            source = Absent(base, f"it is a link to {links[name]}, which is no file of the archive")
+            source = Absent(base, f"it is a link to {links[name]}, which is not a file of the archive")
         if not _is_system_path(name):
             yield name, source
 
 
-def _behind_end_mark(file: BinaryIO, place: int, end: int) -> int:
-    """Where the next tar begins behind the end mark of one, `end` where there is none.
+def _next_start(file: BinaryIO, place: int, end: int) -> int:
+    """Return where the next tar begins after the end mark at `place`, or `end` without a next tar.
 
     Raises:
-        tarfile.ReadError: there is no end mark, a block of zeros.
+        tarfile.ReadError: there is no end mark, which is a block of zeros.
     """
     file.seek(place)
     mark = file.read(tarfile.BLOCKSIZE)
     if len(mark) < tarfile.BLOCKSIZE or place + tarfile.BLOCKSIZE > end:
-        raise tarfile.ReadError(f"it ends at byte {place:,} without an end mark: it is cut short")
+        raise tarfile.ReadError(f"it ends at byte {place:,} without an end mark: it is truncated")
     if mark.strip(b"\0"):
-        raise tarfile.ReadError(f"there is no member's header at byte {place:,}: it is broken")
+        raise tarfile.ReadError(f"no header of a member at byte {place:,}: it is broken")
     while place < end:
         file.seek(place)
         chunk = file.read(min(_CHUNK, end - place))
@@ -160,7 +161,7 @@ def _behind_end_mark(file: BinaryIO, place: int, end: int) -> int:
 
 
 def _plain(name: str) -> str:
-    """A member's name as a relative path below the root."""
+    """Return the name of a member as a relative path below the root."""
     return posixpath.normpath("/" + name).lstrip("/")
 
 
@@ -169,14 +170,14 @@ def _is_system_path(name: str) -> bool:
 
 
 def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """Name → content of members of a tar, gzipped or not; at most `_ARCHIVE_BYTES` of it are unpacked.
+    """Return the content of members of a tar by name; the tar may be gzipped.
 
     Args:
         path: The archive.
-        wanted: Whether a member of this name is to be read.
+        wanted: Returns whether the member with a name is read.
 
     Raises:
-        InputError: it is cut off or broken, or unpacks to more.
+        InputError: it is truncated or broken, or unpacks to more than `_ARCHIVE_BYTES`.
     """
     try:
         with open_regular(path) as file:
@@ -193,27 +194,29 @@ def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                         content[name] = data.read()
             return content
     except (*_BROKEN, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read, is it whole? {error}") from error
+        raise InputError(f"{path} cannot be read, is it complete? {error}") from error
 
 
 class _Limited:
-    """The beginning of a file, `_ARCHIVE_BYTES` of it: who reads or seeks behind it learns that it is too large."""
+    """The first `_ARCHIVE_BYTES` of a file; reading or seeking further raises OSError."""
 
     def __init__(self, file: BinaryIO | gzip.GzipFile) -> None:
         self._file = file
         self.tell = file.tell
 
     def read(self, count: int) -> bytes:
-        """The next bytes."""
+        """Read the next bytes."""
         self.check(self.tell() + count)
         return self._file.read(count)
 
     def seek(self, place: int) -> int:
-        """Go to a place."""
+        """Seek to an offset."""
         self.check(place)
         return self._file.seek(place)
 
     def check(self, place: int) -> None:
-        """Raise OSError for a place behind the limit."""
+        """Raise OSError for an offset after the limit."""
         if place > _ARCHIVE_BYTES:
-            raise OSError(f"it unpacks to more than {_ARCHIVE_BYTES:,} bytes, more than any archive that is read whole")
+            raise OSError(
+                f"it unpacks to more than {_ARCHIVE_BYTES:,} bytes, the limit of an archive that is read whole"
+            )

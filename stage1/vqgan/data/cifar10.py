@@ -1,4 +1,4 @@
-"""`cifar10`: the official python and binary versions, packed or unpacked, or class folders."""
+"""Reader `cifar10`: the official Python and binary versions, packed or unpacked, or class folders."""
 
 import io
 import pickle
@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vqgan.data.archives import read_archive
-from vqgan.data.base import Item, Split
-from vqgan.data.files import File, Memory
 from vqgan.data.folder import folder
+from vqgan.data.samples import Item
+from vqgan.data.sources import File, Memory
+from vqgan.data.split import Split
 from vqgan.errors import InputError
 
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "val": ["test_batch"]}
@@ -22,9 +23,9 @@ _ROW = 3 * 32 * 32
 
 
 def cifar10(root: Path) -> dict[str, Split]:
-    """`cifar-10-batches-py/`, `cifar-10-batches-bin/`, either as its .tar.gz, or folders as the reader `folder` has.
+    """Read `cifar-10-batches-py/`, `cifar-10-batches-bin/`, the .tar.gz of either, or what the reader `folder` reads.
 
-    The pictures are held in memory (184 MB). Nothing in the pickles is executed.
+    All images are kept in memory (184 MB). Nothing in the pickles is executed.
 
     Raises:
         InputError: a batch is missing or broken.
@@ -70,25 +71,25 @@ def _python(data: bytes) -> tuple[npt.NDArray[np.uint8], Any]:
     batch = _unpickle(data)
     rows = np.asarray(batch[b"data"])
     if rows.dtype != np.uint8 or rows.shape[1:] != (_ROW,):
-        raise ValueError(f"data is {rows.dtype} {rows.shape}, wanted uint8 [N, {_ROW}]")
+        raise ValueError(f"data is {rows.dtype} {rows.shape}, expected uint8 [N, {_ROW}]")
     return rows, batch[b"labels"]
 
 
 class _Unpickler(pickle._Unpickler):
-    """Builds containers, numbers, strings and numpy arrays; refuses every other class and function.
+    """An unpickler of containers, numbers, strings and numpy arrays that refuses every other class and function.
 
-    Python's own, since the one in C allocates a table as large as the highest number that a pickle gives an object.
+    It is the one in Python, because the one in C allocates a table as large as the highest object number in a pickle.
     """
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few names that an array needs."""
+        """Return the few functions and classes that an array requires."""
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return _empty_array
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes in old protocols
             return lambda text, encoding: text.encode("latin1")
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR-10 has no need of")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR-10 does not require")
 
 
 def _empty_array(kind: type[npt.NDArray[Any]], shape: tuple[int, ...], typecode: bytes) -> npt.NDArray[Any]:

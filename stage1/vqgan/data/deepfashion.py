@@ -1,14 +1,16 @@
-"""`deepfashion`: the in-shop pose benchmark, photos with keypoints."""
+"""Reader `deepfashion`: the in-shop pose benchmark, photos with keypoints."""
 
 import csv
 import io
 import re
 from pathlib import Path
 
-from vqgan.data.base import Item, Split
-from vqgan.data.conditions import Keypoints
-from vqgan.data.files import File, find_files, make_key
-from vqgan.data.splits import SPLIT_NAMES, split_word
+from vqgan.data.files import find_files, make_key
+from vqgan.data.poses import Keypoints
+from vqgan.data.samples import Item
+from vqgan.data.sources import File
+from vqgan.data.split import Split
+from vqgan.data.split_names import SPLIT_NAMES, split_word
 from vqgan.data.trees import split_folders
 from vqgan.errors import InputError
 
@@ -16,13 +18,13 @@ _FIELDS = {"name", "keypoints_y", "keypoints_x"}
 
 
 def deepfashion(root: Path) -> dict[str, Split]:
-    """`train/`, `test/` and `fasion-annotation-{train,test}.csv` (the release's spelling; also fasion-resize-…).
+    """Read `train/`, `test/` and `fasion-annotation-{train,test}.csv`, or fasion-resize-…: the release's spelling.
 
     Lines are `name:keypoints_y:keypoints_x`, two lists of 18 numbers in OpenPose's COCO order, -1 for missing joints.
     A broken line costs its own image.
 
     Raises:
-        InputError: no annotation, or without its header.
+        InputError: the annotation of a split or its header is missing.
     """
     splits = {}
     for split, folder in split_folders(root).items():
@@ -40,7 +42,10 @@ def deepfashion(root: Path) -> dict[str, Split]:
 
 
 def _annotation(root: Path, split: str, folder: str) -> Path:
-    """The list of a split: rather that of the folder's own name, and rather that of photos that are not resized."""
+    """Return the annotation of a split.
+
+    One with the name of the folder is preferred, then one of photos that are not resized.
+    """
     found = []
     for path in sorted(root.iterdir()):
         name = re.fullmatch(r"fasion-(resize-)?annotation-(.+)\.csv", path.name.lower())
@@ -55,12 +60,14 @@ def _annotation(root: Path, split: str, folder: str) -> Path:
 
 def _read_keypoints(root: Path, split: str, folder: str) -> dict[str, Keypoints]:
     path = _annotation(root, split, folder)
-    # Names in another encoding stay the bytes that they are in the folder.
+    # Names in another encoding keep their bytes, so that they match the files.
     text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=":")
     try:
         if not set(reader.fieldnames or ()) >= _FIELDS:
-            raise InputError(f"{path} starts with {reader.fieldnames}: wanted the header name:keypoints_y:keypoints_x")
+            raise InputError(
+                f"{path} starts with {reader.fieldnames}: expected the header name:keypoints_y:keypoints_x"
+            )
         return {
             row["name"]: Keypoints(
                 ys=row["keypoints_y"] or "", xs=row["keypoints_x"] or "", name=f"{path.name}, line {reader.line_num}"

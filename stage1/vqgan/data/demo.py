@@ -1,19 +1,23 @@
-"""`demo`: the generated scenes, which lie in the layouts of three published datasets."""
+"""Reader `demo`: the generated scenes, in the layouts of three published datasets."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from vqgan.data.ade20k import ade20k
-from vqgan.data.base import Split
 from vqgan.data.deepfashion import deepfashion
 from vqgan.data.imagenet import imagenet_depth
+from vqgan.data.split import Split
 from vqgan.errors import InputError
 
 
 def demo(root: Path) -> dict[str, Split]:
-    """Image, class and mask from the demo data's ADE20K layout, depth and pose from its other two."""
+    """Read images, classes and masks from the ADE20K layout of the demo data, depth and poses from its other two.
+
+    Raises:
+        InputError: the demo data are missing or incomplete.
+    """
     if not (root / "demo.json").is_file():
-        raise InputError(f"no finished demo data in {root}: run `make demo-data`")
+        raise InputError(f"{root} holds no complete demo data (demo.json is missing): render it there first")
     depths, poses = imagenet_depth(root / "imagenet-depth"), deepfashion(root / "deepfashion")
     splits = {}
     for name, split in ade20k(root).items():

@@ -1,14 +1,17 @@
-"""`folder`: any folder of images, with optional class folders, parallel condition folders, or a list."""
+"""Reader `folder`: any folder of images, with optional class folders, folders of maps, or a list."""
 
 import io
 import os
 from pathlib import Path
 from typing import Any
 
-from vqgan.data.base import Item, Split
-from vqgan.data.files import CONDITIONS, File, make_key, read_text
+from vqgan.data.conditions import CONDITIONS
+from vqgan.data.files import make_key
 from vqgan.data.labels import read_labels
-from vqgan.data.splits import SPLIT_NAMES, choose_splits, split_word
+from vqgan.data.samples import Item
+from vqgan.data.sources import File, read_text
+from vqgan.data.split import Split
+from vqgan.data.split_names import SPLIT_NAMES, choose_splits, split_word
 from vqgan.data.trees import image_tree, split_folders
 from vqgan.errors import InputError
 
@@ -16,15 +19,15 @@ _COLUMNS = ("image", "label", "split", "key", *CONDITIONS)
 
 
 def folder(root: Path) -> dict[str, Split]:
-    """A folder of images: `train/` and `val/` (also validation, dev, eval, test, …, in any case), or the root itself.
+    """Read a folder of images: `train/` and `val/` (also validation, dev, eval, test, …, in any case), or the root.
 
-    Sub-folders are classes, labelled in the order of their sorted names. Maps lie beside the folder, under the images'
-    own names: `train_segmentation/`, `train_depth/`, `train_pose/`. A list `images.csv` or `images.parquet` in the root
-    replaces all that: columns image (path from the root) and, where wanted, label (a number or a name), split, key,
-    segmentation, depth, pose.
+    Sub-folders are classes, labelled in the order of their sorted names. Maps are in folders beside the images, under
+    the same names: `train_segmentation/`, `train_depth/`, `train_pose/`. A list `images.csv` or `images.parquet` in the
+    root replaces all of this: its columns are image (path from the root) and, optionally, label (a number or a name),
+    split, key, segmentation, depth and pose.
 
     Raises:
-        InputError: the list lacks a column or a value.
+        InputError: the list has no column of images, or a value is missing or invalid.
     """
     for suffix in ("parquet", "csv"):
         path = root / f"images.{suffix}"
@@ -48,7 +51,8 @@ def _listed(root: Path, path: Path) -> dict[str, Split]:
         }
         if not isinstance(image, str):
             raise InputError(
-                f"{path.name}, row {number}: image is no path but {type(image).__name__}: see `huggingface`"
+                f"{path.name}, row {number}: image is not a path but {type(image).__name__}: the dataset "
+                "huggingface reads tables of images"
             )
         relative, given = _relative(root, image), row.get("key")
         key = make_key(os.path.normpath(relative).lstrip("/") if given in (None, "") else f"{given}.")
@@ -60,7 +64,7 @@ def _listed(root: Path, path: Path) -> dict[str, Split]:
 
 
 def _relative(root: Path, path: object) -> str:
-    """A path of the list, with "/" where Windows has written "\\"."""
+    """Return a path of the list, with "/" in place of the "\\" of Windows."""
     text = str(path)
     return text.replace("\\", "/") if "\\" in text and not os.path.lexists(root / text) else text
 
@@ -73,7 +77,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
     try:
         if path.suffix == ".csv":
-            # Everything as text: a key of 007 is not the number 7.
+            # All columns are text: the key 007 is not the number 7.
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()), strings_can_be_null=True)
             quoting = csv.ParseOptions(newlines_in_values=True)
             content = io.BytesIO(read_text(path).encode())
@@ -86,8 +90,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     unknown = [f"unknown column {name!r}" for name in table.column_names if name not in _COLUMNS]
-    twice = [f"column {name!r} is there twice" for name in _COLUMNS if table.column_names.count(name) > 1]
-    missing = [] if "image" in table.column_names else ["there is no column 'image'"]
+    twice = [f"column {name!r} occurs twice" for name in _COLUMNS if table.column_names.count(name) > 1]
+    missing = [] if "image" in table.column_names else ["column 'image' is missing"]
     for problem in (*unknown, *twice, *missing):
         raise InputError(f"{path}: {problem}; columns are {', '.join(_COLUMNS)}")
     return rows

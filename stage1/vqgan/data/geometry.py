@@ -1,4 +1,4 @@
-"""How pictures become square: the windows that are cut from an image and its conditions alike."""
+"""How images become square: the windows that are cut from an image and from its conditions."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vqgan.config import Geometry
-from vqgan.data.conditions import draw_pose
+from vqgan.data.poses import draw_pose
 
 Array = npt.NDArray[Any]
 _RESIZED = {
@@ -16,12 +16,12 @@ _RESIZED = {
     "depth": (Image.Resampling.BILINEAR, 0),
     "pose": (Image.Resampling.BILINEAR, 0),
 }
-"""How each is resized, and what it has beyond the image: white as behind transparency, the label for unlabelled, the
-lowest depth, which most maps have for the farthest, and no limb."""
+"""Resampling of each, and its value beyond the image: white, as behind transparency; the label unlabelled; the lowest
+depth, which most maps give the farthest point; and no limb."""
 
 
 class Window(NamedTuple):
-    """A rectangle of an image in pixels, of which a square picture is made; it may reach beyond the image."""
+    """A rectangle of an image in pixels, which becomes a square picture; it may extend beyond the image."""
 
     left: int
     top: int
@@ -29,7 +29,7 @@ class Window(NamedTuple):
     height: int
 
     def inside(self, image_size: tuple[int, int], size: int) -> tuple[list[int], list[int]]:
-        """The part of the window within the image, and its place in a picture of `size` × `size` pixels.
+        """Return the part of the window within the image, and its place in a picture of `size` × `size` pixels.
 
         Returns:
             Left, top, right, bottom of the part in pixels of the image, and of its place in pixels of the picture.
@@ -46,22 +46,22 @@ class Window(NamedTuple):
 class View(NamedTuple):
     """A window of an image, and whether it is mirrored.
 
-    It is a square in the geometries crop, of the shorter side at most, and pad, of the longer side at most; of stretch
-    it has the image's proportions.
+    With the geometry crop it is a square, at most of the shorter side of the image; with pad, at most of the longer
+    side. With stretch it has the proportions of the image.
     """
 
     scale: float = 1.0
-    """Side of the window as a share of the largest."""
+    """Side of the window as a fraction of the largest."""
     x: float = 0.5
-    """Place from 0 (left) to 1 (right); a window that is wider than the image is flush with its left edge at 0."""
+    """Position from 0 (left) to 1 (right); at 0 a window that is wider than the image starts at its left edge."""
     y: float = 0.5
-    """Place from 0 (top) to 1 (bottom)."""
+    """Position from 0 (top) to 1 (bottom)."""
     mirror: bool = False
     within_centre: bool = False
-    """Whether x and y place the window within what the view CENTRE shows instead of the whole image."""
+    """Whether x and y are positions within the view CENTRE instead of the whole image."""
 
     def window(self, width: int, height: int, geometry: Geometry = "crop") -> Window:
-        """The window in an image of this size in pixels."""
+        """Return the window in an image of this size in pixels."""
         whole = (width, height)
         centre = {"crop": (min(whole),) * 2, "pad": (max(whole),) * 2, "stretch": whole}[geometry]
         sides = [max(1, int(side * self.scale)) for side in centre]
@@ -74,15 +74,16 @@ class View(NamedTuple):
 
 
 CENTRE = View()
+"""The largest view, in the middle of the image."""
 CROP_RANGE = 1.1
-"""Side of what the five crops are cut from over the side of a crop, as LlamaGen's extraction has it."""
+"""Side of the square that the five crops are cut from, relative to the side of a crop; as in LlamaGen's extraction."""
 
 
 def views_of(count: int) -> tuple[View, ...]:
-    """The first views of a sample: CENTRE, its mirror, then the ten-crop of it (each crop before its mirror).
+    """Return the first views of a sample: CENTRE, its mirror, then its ten-crop, each crop before its mirror.
 
     Args:
-        count: 1, 2 or 12. Odd views are mirrors of the view before.
+        count: 1, 2 or 12. Odd views are mirrors of the previous view.
     """
     corners = [(0.5, 0.5), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)]
     windows = [CENTRE, *(View(1 / CROP_RANGE, x, y, within_centre=True) for x, y in corners)]
@@ -98,13 +99,13 @@ def cut(
     *,
     mirror: bool = False,
 ) -> Array:
-    """A window of an image or of one of its conditions, as a picture of `size` × `size` pixels.
+    """Cut a window of an image or of one of its conditions, as a picture of `size` × `size` pixels.
 
     Args:
-        name: `image`, or the condition's.
-        part: The image, whose pixels may be coarser than `full_size` after a draft; a map; or joints, which are drawn.
+        name: `image`, or the name of the condition.
+        part: The image, which after a draft may have fewer pixels than `full_size`; a map; or joints, to draw.
         size: Side of the picture in pixels.
-        window: What to cut.
+        window: The window to cut.
         full_size: Width and height of the image in pixels.
         mirror: Flip left and right.
     """
@@ -113,7 +114,7 @@ def cut(
     how, fill = _RESIZED[name]
     box, (left, top, right, bottom) = window.inside(full_size, size)
     across, down = part.width / full_size[0], part.height / full_size[1]
-    # One resampling of the window: the same picture as resize-then-crop, without rounding the long side.
+    # One resampling of the window gives the picture of resize-then-crop, without rounding the long side.
     scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
     if box[0] >= box[2] or box[1] >= box[3]:  # the window is beside the image
         left, top, right, bottom = 0, 0, 0, 0
@@ -124,5 +125,5 @@ def cut(
         inner, pixels = pixels, np.full((size, size, *pixels.shape[2:]), fill, pixels.dtype)
         pixels[top:bottom, left:right] = inner
     if name == "depth":
-        pixels = pixels.clip(0, 1)  # sums of the resampling's weights are rounded
+        pixels = pixels.clip(0, 1)  # the weights of the resampling sum to about 1
     return np.ascontiguousarray(pixels[:, ::-1]) if mirror else pixels

@@ -1,4 +1,4 @@
-"""`huggingface`: a dataset on disk in Parquet or Arrow files, as downloaded from the hub or written by save_to_disk."""
+"""Reader `huggingface`: Parquet or Arrow files, as downloaded from the hub or written by save_to_disk."""
 
 import functools
 import io
@@ -15,10 +15,12 @@ from pyarrow import ipc
 from runkit.jsonfiles import parse_json
 from runkit.names import plain_name
 from runkit.tables import check_rows, check_table, open_table
-from vqgan.data.base import Item, Split
-from vqgan.data.files import find_files, make_key, open_regular, read_text
+from vqgan.data.files import find_files, make_key
 from vqgan.data.labels import read_labels
-from vqgan.data.splits import by_split
+from vqgan.data.samples import Item
+from vqgan.data.sources import open_regular, read_text
+from vqgan.data.split import Split
+from vqgan.data.split_names import by_split
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -27,18 +29,19 @@ _CONDITIONS = {
     "depth_map": "depth", "pose": "pose",
 }  # fmt: skip
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
-"""Names of columns whose bare bytes are images."""
+"""Names of columns whose bytes, without a struct around them, are images."""
 _LABELS = ("label", "labels", "fine_label")
 _CACHE = re.compile(r"(cache-|tmp)[^/]*\.arrow")
-"""What the datasets library keeps beside the tables that it has loaded."""
+"""Files that the datasets library caches beside tables that it has loaded."""
 _LARGE_GROUP = 1000
+"""Rows of a row group above which reading one image is slow."""
 _WRAPPERS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_dictionary)
-"""Types of a column, around that of its images."""
+"""Types of a column around the type of its images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """An image in a table; reading it from Parquet decodes its row group, of which a few stay in memory."""
+    """An image in a table. Reading it from Parquet decodes its row group; a few row groups are cached."""
 
     path: str
     group: int
@@ -49,15 +52,15 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """File, group and row."""
+        """File, group, row and column."""
         return f"{Path(self.path).name}, group {self.group}, row {self.row}, {self.column}"
 
     def open(self) -> BinaryIO:
-        """The image's bytes; where the table has only a path, that file, relative to the table."""
+        """Open the image; if the table has only a path, the file at that path, relative to the table."""
         value = _column(self.path, self.group, self.column)[self.row].as_py()
         if isinstance(value, list):
             if len(value) > 1:
-                raise OSError(f"the cell has {len(value)} images, wanted one")
+                raise OSError(f"the cell has {len(value)} images, expected one")
             value = value[0] if value else None
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if data is not None:
@@ -67,22 +70,22 @@ class Cell:
         return open_regular(Path(self.path).parent / path)
 
     def nbytes(self) -> int:
-        """Size of the whole file: that of a cell is not known without reading it."""
+        """Size of the whole file: the size of a cell is not known without reading it."""
         return Path(self.path).stat().st_size
 
 
 def huggingface(root: Path) -> dict[str, Split]:
-    """Parquet or Arrow files whose name or folder tells the split (`data/train-00000-of-00002.parquet`, `test/…arrow`).
+    """Read Parquet or Arrow files; a split is named by the file or its folder (`data/train-00000-of-00002.parquet`).
 
-    The first column of images is the image; of further ones, annotation, segmentation or mask, depth or depth_map, and
-    pose are conditions. label, labels or fine_label is the label: a number, with the names that the dataset's features
-    give, or a word. Of a folder that save_to_disk wrote, the files that its state.json names are read.
+    The first column of images is the image. Further ones named annotation, segmentation or mask, depth or depth_map,
+    and pose are conditions. label, labels or fine_label is the label: a number, with the class names in the dataset's
+    features, or a word. Of a folder that save_to_disk wrote, the files listed in its state.json are read.
 
     Raises:
         InputError: a file cannot be read or is missing, or has no column of images.
     """
     for cached in (_column, _metadata, _arrow):
-        cached.cache_clear()  # a file may have been written anew
+        cached.cache_clear()  # a file may have changed
     found: dict[str, list[tuple[Item, Any]]] = {}
     names: list[str] = []
     for split, paths in by_split(_tables(root), root).items():
@@ -92,7 +95,9 @@ def huggingface(root: Path) -> dict[str, Split]:
                 here = _class_names(root / path, schema)
                 names = names or here
                 if here and here != names:
-                    raise InputError(f"{root / path} names other classes than the files before it: write them alike")
+                    raise InputError(
+                        f"{root / path} names other classes than the files before it: save all with the same names"
+                    )
                 found.setdefault(split, []).extend(_items(root, path, schema, groups))
             except InputError:
                 raise
@@ -108,7 +113,7 @@ def huggingface(root: Path) -> dict[str, Split]:
 
 
 def _tables(root: Path) -> list[str]:
-    """Paths of the tables, of a saved dataset those that its state.json names."""
+    """Return the paths of all tables; of a saved dataset, those listed in its state.json."""
     paths = find_files(root, {".parquet", ".arrow"}, count_others=True)
     saved = {path.rpartition("/")[0] for path in find_files(root, {".json"}) if path.rpartition("/")[2] == "state.json"}
     listed = [
@@ -116,25 +121,25 @@ def _tables(root: Path) -> list[str]:
     ]
     missing = [path for path in listed if not (root / path).exists()]
     if missing:
-        raise InputError(f"{root / missing[0]} is missing, though the state.json beside it names it: copy it too")
+        raise InputError(f"{root / missing[0]} is missing, but the state.json beside it lists it: copy it too")
     return listed + [
         path for path in paths if path.rpartition("/")[0] not in saved and not _CACHE.fullmatch(path.rpartition("/")[2])
     ]
 
 
 def _saved(path: Path) -> list[str]:
-    """Names of the files that a state.json lists."""
+    """Return the names of the files that a state.json lists."""
     state = parse_json(read_text(path), path, InputError)
     if isinstance(state, dict) and state.get("_indices_data_files"):
         raise InputError(f"{path.parent} is a selection of rows: flatten_indices() before save_to_disk()")
     try:
         return [plain_name(entry["filename"], path, InputError) for entry in state["_data_files"]]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path} lists no _data_files: it is not what save_to_disk writes ({error!r})") from error
+        raise InputError(f"{path} lists no _data_files: save_to_disk did not write it ({error!r})") from error
 
 
 def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tuple[Item, Any]]:
-    """A table's items, each with the value of its label."""
+    """Yield the items of a table, each with the value of its label."""
     images = [field.name for field in schema if _is_image(field)]
     if not images:
         raise InputError(
@@ -151,7 +156,7 @@ def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tu
                 image=Cell(table, group, row, images[0]),
                 conditions={condition: Cell(table, group, row, name) for name, condition in conditions.items()},
             )
-            # A list of one label is that label.
+            # A list of one label is read as that label.
             yield item, value[0] if isinstance(value, list) and len(value) == 1 else value
         first += rows
 
@@ -167,7 +172,7 @@ def _is_image(field: Any) -> bool:
 
 
 def _class_names(path: Path, schema: Any) -> list[str]:
-    """Names of a ClassLabel in the features that the datasets library writes beside the schema."""
+    """Return the names of the ClassLabel in the features that the datasets library stores in the schema."""
     value = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), path, InputError)
     for step in ("info", "features"):
         value = value.get(step) if isinstance(value, dict) else None
@@ -178,14 +183,14 @@ def _class_names(path: Path, schema: Any) -> list[str]:
 
 
 def _describe(path: Path) -> tuple[Any, list[int]]:
-    """Schema, and rows of each group."""
+    """Return the schema, and the number of rows of each group."""
     if path.suffix.lower() == ".parquet":
         metadata = check_table(path, InputError)
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if max(rows, default=0) > _LARGE_GROUP:
             log.warning(
-                "%s has row groups of %d images, each of which is decoded whole for one image: write it anew with "
-                "row_group_size=100, or as Arrow with save_to_disk",
+                "%s has row groups of %d images, and reading one image decodes a whole group: save it again "
+                "with row_group_size=100, or as Arrow with save_to_disk",
                 path,
                 max(rows),
             )
@@ -195,14 +200,14 @@ def _describe(path: Path) -> tuple[Any, list[int]]:
     return schema, [batch.num_rows for batch in batches]
 
 
-@functools.lru_cache(maxsize=64)  # with row groups by the thousand a check takes longer than reading one
+@functools.lru_cache(maxsize=64)  # with thousands of row groups a check takes longer than reading one
 def _metadata(path: str) -> Any:
     return check_table(Path(path), InputError)
 
 
 @functools.lru_cache(maxsize=64)
 def _arrow(path: str) -> tuple[Any, list[Any]]:
-    """Schema and memory-mapped batches of Arrow, of the file or of the stream format."""
+    """Return schema and memory-mapped batches of Arrow, in the file or the stream format."""
     open_regular(path).close()
     source = pa.memory_map(path)
     try:

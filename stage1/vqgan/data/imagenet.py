@@ -1,4 +1,4 @@
-"""`imagenet` and `restricted-imagenet`: ILSVRC2012 as it is published, unpacked or in its tars."""
+"""Readers `imagenet`, `restricted-imagenet` and `imagenet-depth`: ILSVRC2012, unpacked or in its tars."""
 
 import csv
 import io
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vqgan.data.archives import inner_tar_members, read_archive, tar_members
-from vqgan.data.base import Item, Split
-from vqgan.data.files import IMAGE_SUFFIXES, folders_in, is_system_name, make_key, read_text
+from vqgan.data.files import IMAGE_SUFFIXES, folders_in, is_system_name, make_key
+from vqgan.data.samples import Item
+from vqgan.data.sources import read_text
+from vqgan.data.split import Split
 from vqgan.data.trees import class_items, image_tree, split_folders
 from vqgan.errors import InputError
 
@@ -23,18 +25,18 @@ SUPER_CLASSES: dict[str, range] = {
     "bird": range(80, 101), "primate": range(365, 383), "fish": range(389, 398), "crab": range(118, 122),
     "insect": range(300, 320),
 }  # fmt: skip
-"""The nine classes of restricted ImageNet (Tsipras et al. 2019) as ranges of ImageNet's labels."""
+"""The nine classes of restricted ImageNet (Tsipras et al. 2019) as ranges of ImageNet labels."""
 
 
 def imagenet(root: Path) -> dict[str, Split]:
-    """ILSVRC2012: `train/` and `val/`, Kaggle's download, or the two official tars, read in place.
+    """Read ILSVRC2012: `train/` and `val/`, Kaggle's download, or the two official tars, read in place.
 
-    Labels are the indices of the sorted synsets. A flat val needs one of these beside it: class folders, Kaggle's
-    LOC_val_solution.csv, a `*validation_synset_labels.txt` (a synset a line, in the images' order), or the devkit
-    (folder or .tar.gz).
+    Labels are the indices of the sorted synsets. A val without class folders requires one of these beside it: Kaggle's
+    LOC_val_solution.csv, a `*validation_synset_labels.txt` (one synset per line, in the order of the images), or the
+    devkit (folder or .tar.gz).
 
     Raises:
-        InputError: a flat val without any of these.
+        InputError: val has no class folders, and none of these.
     """
     places = (root / place / "CLS-LOC" for place in ("ILSVRC/Data", "Data"))
     data = next((place for place in places if place.is_dir()), root)
@@ -62,7 +64,9 @@ def imagenet(root: Path) -> dict[str, Split]:
         label_of = {name: label for label, name in enumerate(names)}
         missing = sorted(set(synset_of.values()) - label_of.keys())
         if missing:
-            raise InputError(f"val has images of {missing[0]}, a class that train lacks (of {len(names)}): complete it")
+            raise InputError(
+                f"val has images of {missing[0]}, which is not one of the {len(names)} classes of train: complete train"
+            )
         listed["val"] = [item.labelled(label_of[synset_of[item.key]]) for item in listed["val"]]
     return {split: Split(items, names) for split, items in listed.items()}
 
@@ -80,23 +84,23 @@ def _val_tar(path: Path) -> Iterator[Item]:
 
 
 def _validation_synsets(root: Path, keys: Sequence[str]) -> dict[str, str]:
-    """Key of each validation image → its synset."""
+    """Return the synset of each validation image by key."""
     listed = root / "LOC_val_solution.csv"
     if listed.is_file():
         try:
             rows = csv.DictReader(io.StringIO(read_text(listed), newline=""))
             synset_of = {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
         except (csv.Error, KeyError, IndexError, AttributeError) as error:
-            raise InputError(f"{listed} is no list of ImageId,PredictionString: {error!r}") from error
+            raise InputError(f"{listed} is not a list of ImageId,PredictionString: {error!r}") from error
     else:
-        # By the number in the name: of a val that lacks a picture all later ones would get their neighbours' classes.
+        # By the number in the name: if an image is missing, a count would give all later ones wrong classes.
         synsets = _synsets_in_order(root)
         numbers = {key: int(found[1]) for key in keys if (found := re.search(r"(\d{8})$", key))}
         synset_of = {key: synsets[number - 1] for key, number in numbers.items() if 1 <= number <= len(synsets)}
     missing = [key for key in keys if key not in synset_of]
     if missing:
         raise InputError(
-            f"the synset list of val has {len(synset_of)} entries and lacks {missing[0]!r}: "
+            f"the synset list of val has {len(synset_of)} entries and none for {missing[0]!r}: "
             f"is val complete ({len(keys)} images)?"
         )
     return synset_of
@@ -110,8 +114,8 @@ def _synsets_in_order(root: Path) -> list[str]:
     truth, meta = (_devkit_file(root, name) for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"))
     if truth is None or meta is None:
         raise InputError(
-            f"val of {root} lies flat and nothing tells its classes: put LOC_val_solution.csv, {_DEVKIT}.tar.gz or an "
-            "imagenet_2012_validation_synset_labels.txt beside it, or sort the images into class folders"
+            f"val of {root} has no class folders and no list of classes: put LOC_val_solution.csv, {_DEVKIT}.tar.gz "
+            "or an imagenet_2012_validation_synset_labels.txt beside it, or sort the images into class folders"
         )
     from scipy.io import loadmat
 
@@ -121,7 +125,7 @@ def _synsets_in_order(root: Path) -> list[str]:
         numbers = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
         wnid_of = {int(number): str(wnid) for number, wnid in numbers}
         return [wnid_of[int(number)] for number in truth.split()]
-    except Exception as error:  # the reader of .mat raises whatever the bytes provoke
+    except Exception as error:  # on broken bytes the reader of .mat raises any exception
         raise InputError(f"{_DEVKIT} cannot be read: {error!r}") from error
 
 
@@ -129,7 +133,7 @@ def _check_inflated(mat: bytes) -> None:
     """Refuse a .mat whose compressed parts would fill the memory.
 
     Raises:
-        ValueError: one inflates to more than `_MAT_BYTES`.
+        ValueError: a part inflates to more than `_MAT_BYTES`.
     """
     place = _MAT_HEADER
     while place + 8 <= len(mat):
@@ -153,16 +157,16 @@ def _devkit_file(root: Path, name: str) -> bytes | None:
 
 
 def restricted_imagenet(root: Path) -> dict[str, Split]:
-    """Nine super-classes of ImageNet, the other images left out.
+    """Read nine super-classes of ImageNet, without all other images.
 
     Raises:
-        InputError: the classes of the ImageNet there are not the 1000.
+        InputError: the folder does not have the 1000 classes of ImageNet.
     """
     splits = imagenet(root)
     found = len(next(iter(splits.values())).class_names)
     if found != 1000:
         raise InputError(
-            f"{root} has {found} classes: restricted-imagenet needs ImageNet's 1000, to tell them by index"
+            f"{root} has {found} classes: restricted-imagenet requires the 1000 of ImageNet, which it selects by index"
         )
     new_label = {old: new for new, members in enumerate(SUPER_CLASSES.values()) for old in members}
     return {
@@ -175,5 +179,5 @@ def restricted_imagenet(root: Path) -> dict[str, Split]:
 
 
 def imagenet_depth(root: Path) -> dict[str, Split]:
-    """ImageNet class folders with parallel trees of depth maps: `train` + `train_depth`, `val` + `val_depth`."""
+    """Read ImageNet class folders with depth maps beside them: `train` and `train_depth`, `val` and `val_depth`."""
     return image_tree(split_folders(root), conditions=("depth",))

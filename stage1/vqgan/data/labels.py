@@ -1,4 +1,4 @@
-"""Class labels as lists and tables have them: numbers stand for themselves, words become classes."""
+"""Class labels in lists and tables: numbers are labels, words become classes."""
 
 import math
 import re
@@ -9,26 +9,26 @@ from vqgan.errors import InputError
 
 _MAX_LABELS = 1_000_000
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_LONGEST_NUMBER = 30
+_MAX_DIGITS = 30
 _NO_LABEL = frozenset({"", "nan", "na", "n/a", "<na>", "null", "none"})
-"""How a missing number is written."""
+"""Spellings of a missing number."""
 
 
 def read_labels(
     values: Iterable[tuple[str, object]], where: object, names: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], list[int | None]]:
-    """Class names, and the label of each value.
+    """Return the class names, and the label of each value.
 
-    Whole numbers, also written as text or with a fraction of zero (`2`, ` 2`, `2.0`), stand for themselves; a negative
-    one, NaN and an empty text mean no label. Words are classes in the order of their sorted names.
+    Whole numbers, also as text or with a fraction of zero (`2`, ` 2`, `2.0`), are labels. Negative numbers, NaN and
+    empty text mean no label. Words are classes, labelled in the order of their sorted names.
 
     Args:
-        values: What messages call the sample, and its value, over all splits.
-        where: The file or folder, for messages.
-        names: Names of the labels, where the dataset gives them: words are looked up in them.
+        values: Name in messages and value of each sample of all splits.
+        where: File or folder, for messages.
+        names: Names of the labels, if the dataset gives them; words are looked up in them.
 
     Raises:
-        InputError: a value is neither a whole number nor a word, too large, or has no name, or words and numbers are
+        InputError: a value is neither a whole number nor a word, is too large or has no name, or words and numbers are
             mixed.
     """
     meaning: dict[object, int | str | None] = {}
@@ -38,7 +38,7 @@ def read_labels(
         try:
             if value not in meaning:
                 meaning[value], first[value] = _meaning(value), sample
-        except TypeError as error:  # it cannot be hashed
+        except TypeError as error:  # it is not hashable
             raise InputError(f"{where}: label {_short(value)} of {sample} is neither a number nor a name") from error
         except ValueError as error:
             raise InputError(f"{where}: label {_short(value)} of {sample} {error}") from error
@@ -55,7 +55,7 @@ def read_labels(
     for value, found in meaning.items():
         if found is not None and found not in label_of:
             raise InputError(
-                f"{where}: label {_short(value)} of {first[value]} is none of the {len(class_names)} named"
+                f"{where}: label {_short(value)} of {first[value]} is not one of the {len(class_names)} named classes"
             )
     label_of_value = {value: None if found is None else label_of[found] for value, found in meaning.items()}
     return class_names, [label_of_value[value] for _, value in listed]
@@ -66,10 +66,10 @@ def _short(value: object) -> str:
 
 
 def _meaning(value: object) -> int | str | None:
-    """A number, a word, or None for no label.
+    """Return a value as a number, a word, or None for no label.
 
     Raises:
-        ValueError: it is none of these; the message is the end of a sentence.
+        ValueError: it is none of these; the message completes a sentence.
     """
     if isinstance(value, bytes):
         value = value.decode()
@@ -77,7 +77,7 @@ def _meaning(value: object) -> int | str | None:
         text = value.strip()
         if not _NUMBER.fullmatch(text):
             return text or None
-        if len(text) > _LONGEST_NUMBER:
+        if len(text) > _MAX_DIGITS:
             raise ValueError("is too large for a label")
         value = Decimal(text)
     if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):

@@ -1,4 +1,4 @@
-"""The one place where picture files are opened: which formats, which way up, and what their numbers mean."""
+"""Opening image files, and only here: formats, orientation, and the meaning of pixel values."""
 
 import functools
 import io
@@ -9,56 +9,56 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What Pillow may take a file for, whatever its suffix. It starts another program for PostScript, and its decoders of
-rare formats are little used; a JPEG may be an MPO, and PPM is PBM, PGM and PFM as well."""
+"""Formats that Pillow may recognise, whatever the suffix. Of others, PostScript starts another program, and decoders of
+rare formats are little tested. JPEG includes MPO, and PPM includes PBM, PGM and PFM."""
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-"""EXIF orientation → what puts the picture upright; every other value means that it is."""
+"""EXIF orientation → the transposition that makes the image upright; with any other value it is upright."""
 _SIDEWAYS = tuple(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE = 256, 257, 258, 262, 339
 _WHITE_IS_ZERO, _UNSIGNED = 0, (1,)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
-"""Chunks of a PNG that decide its pixels and which way up they are."""
+"""Chunks of a PNG that determine its pixels and their orientation."""
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow has."""
+    """Return those of FORMATS that this Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def open_picture(file: BinaryIO) -> Image.Image:
-    """Open a picture of one of the FORMATS; use it as a context manager.
+    """Open an image of one of the FORMATS; use it as a context manager.
 
     Args:
         file: The bytes, seekable.
 
     Raises:
-        Exception: what Pillow raises for bytes that are no picture or announce too many pixels.
+        Exception: Pillow's, for bytes that are not an image or declare too many pixels.
     """
     try:
         image = Image.open(file, formats=_formats())
         if image.format == "PNG":
-            image.load()  # a chunk after the pixels may be the one that Pillow refuses
+            image.load()  # Pillow may refuse a chunk after the pixels
     except (ValueError, OSError) as error:
         file.seek(0)
         data = file.read()
         if not data.startswith(_PNG):
-            if isinstance(error, UnidentifiedImageError):  # whose message has an address, another one in each process
-                raise OSError(f"cannot identify image file: it is none of {', '.join(_formats())}") from error
+            if isinstance(error, UnidentifiedImageError):  # its message has an address, which differs per process
+                raise OSError(f"cannot identify image file: it is not one of {', '.join(_formats())}") from error
             raise
-        image = Image.open(io.BytesIO(_pixels_alone(data)), formats=("PNG",))
+        image = Image.open(io.BytesIO(_without_metadata(data)), formats=("PNG",))
     return image
 
 
-def _pixels_alone(png: bytes) -> bytes:
-    """A PNG without its texts and colour profile, for which Pillow refuses the whole where they are long or broken."""
+def _without_metadata(png: bytes) -> bytes:
+    """Return a PNG without texts and colour profile: Pillow refuses the whole image if these are long or broken."""
     kept, place = [_PNG], len(_PNG)
     while place < len(png):
         end = place + 12 + int.from_bytes(png[place : place + 4], "big")
@@ -69,7 +69,7 @@ def _pixels_alone(png: bytes) -> bytes:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height in pixels of what `upright` gives; of an image that has not been loaded."""
+    """Return the width and height of `upright(image)` in pixels, without loading the image."""
     size = image.size
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]  # some versions of Pillow swap `size` before loading, some not
@@ -78,20 +78,20 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The decoded image, transposed as its EXIF orientation says; its metadata are not touched."""
+    """Decode an image and transpose it as its EXIF orientation says; its metadata do not change."""
     method = None if image.format == "TIFF" else _method(image)  # Pillow transposes TIFFs itself
     image.load()
     return image if method is None else image.transpose(method)
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """The decoded image, upright, with 8 bits a channel.
+    """Decode an image, upright, to RGB with 8 bits per channel.
 
-    Grey of 12 or 16 bits keeps its upper 8, palettes and CMYK become RGB by Pillow's rules.
+    Grey of 12 or 16 bits keeps its upper 8 bits. Palettes and CMYK become RGB by Pillow's rules.
 
     Args:
-        image: The opened picture.
-        background: Colour onto which alpha composes.
+        image: The opened image.
+        background: Colour behind transparent pixels.
 
     Raises:
         ValueError: its pixels are floats, or signed or 32-bit integers.
@@ -100,9 +100,9 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     if picture.mode == "F" or (picture.mode == "I" and image.format == "TIFF"):
         kind = "floats" if picture.mode == "F" else "signed or 32-bit integers"
         raise ValueError(
-            f"its pixels are {kind}, and no rule says which are black and white: save it with 8 or 16 bits"
+            f"its pixels are {kind}, and no rule says which of them are black and white: save it with 8 or 16 bits"
         )
-    if picture.mode.startswith("I"):  # PGM's are scaled to 16 bits by Pillow
+    if picture.mode.startswith("I"):  # Pillow scales those of PGM to 16 bits
         levels = _levels(image, picture)
         grey = Image.fromarray((levels >> (_tiff_tag(image, _TIFF_BITS, (16,))[0] - 8)).astype(np.uint8))
         if "transparency" in picture.info:
@@ -115,7 +115,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
 
 
 def to_numbers(image: Image.Image) -> npt.NDArray[Any]:
-    """The decoded image, upright, as what its pixels count: grey levels or floats [H, W], or more channels.
+    """Decode an image, upright, to the numbers of its pixels: grey levels or floats [H, W], or more channels.
 
     Raises:
         ValueError: it has colours.
@@ -125,24 +125,24 @@ def to_numbers(image: Image.Image) -> npt.NDArray[Any]:
         return _levels(image, picture)
     pixels: npt.NDArray[np.uint8] = np.asarray(picture.convert("RGB"))
     if (pixels != pixels[..., :1]).any():
-        raise ValueError(f"it has colours (mode {picture.mode}), wanted grey levels")
+        raise ValueError(f"it has colours (mode {picture.mode}), expected grey levels")
     return pixels[..., 0]
 
 
 def to_labels(image: Image.Image, file: BinaryIO) -> npt.NDArray[np.uint8]:
-    """The decoded image, upright, as the labels that its pixels count; Pillow stretches grey of less than 8 bits.
+    """Decode an image, upright, to labels; this undoes Pillow's scaling of grey with less than 8 bits.
 
     Args:
-        image: The opened picture.
+        image: The opened image.
         file: Its bytes.
 
     Raises:
-        ValueError: it has more than one number of 8 bits a pixel.
+        ValueError: it has more than one number of 8 bits per pixel.
     """
     highest = _highest_grey(image, file)  # before the pixels are loaded
     picture = upright(image)
     if picture.mode not in ("L", "P"):
-        raise ValueError(f"mask has mode {picture.mode}, wanted one 8-bit label per pixel (L or P)")
+        raise ValueError(f"mask has mode {picture.mode}, expected one 8-bit label per pixel (L or P)")
     labels: npt.NDArray[np.uint8] = np.asarray(picture)
     if picture.mode == "L" and highest < 255:
         labels = np.round(labels * (highest / 255)).astype(np.uint8)
@@ -150,13 +150,13 @@ def to_labels(image: Image.Image, file: BinaryIO) -> npt.NDArray[np.uint8]:
 
 
 def _highest_grey(image: Image.Image, file: BinaryIO) -> int:
-    """The grey level, as it is stored, that Pillow makes 255."""
+    """Return the stored grey level that Pillow scales to 255."""
     bits = 8
     if image.format == "PPM":
         how = image.tile[0].args  # type: ignore[attr-defined]  # a raw mode, or one with the highest level
         return 255 if isinstance(how, str) else int(how[1])
     if image.format == "PNG":
-        file.seek(len(_PNG) + 16)  # of the first chunk: its length and name, width and height
+        file.seek(len(_PNG) + 16)  # skips length and name of the first chunk, width and height
         bits = file.read(1)[0]
     if image.format == "TIFF":
         bits = _tiff_tag(image, _TIFF_BITS, (1,))[0]
@@ -164,8 +164,10 @@ def _highest_grey(image: Image.Image, file: BinaryIO) -> int:
 
 
 def _levels(image: Image.Image, picture: Image.Image) -> npt.NDArray[Any]:
-    """The numbers of the upright `picture` of `image`, where Pillow forgets a TIFF's tags: 16 bits whose white is 0 are
-    a negative, and 32 bits may have no sign."""
+    """Return the numbers of the upright `picture` of `image`.
+
+    Pillow ignores two tags of TIFFs: 16 bits whose white is 0 are a negative, and 32 bits may be unsigned.
+    """
     levels: npt.NDArray[Any] = np.asarray(picture)
     if picture.mode.startswith("I;16") and _tiff_tag(image, _TIFF_PHOTOMETRIC, None) == _WHITE_IS_ZERO:
         levels = np.invert(levels).astype(np.uint16)
@@ -183,5 +185,5 @@ def _method(image: Image.Image) -> Image.Transpose | None:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - odd metadata raise anything, and the pixels may be whole
+    except Exception:  # noqa: BLE001 - broken metadata raise any exception, and the pixels may be intact
         return None

@@ -1,4 +1,4 @@
-"""Which layout a folder has, by what is in it."""
+"""The layout of a folder, recognised by its content."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -6,37 +6,35 @@ from functools import cached_property
 from pathlib import Path
 
 from vqgan.data.files import IMAGE_SUFFIXES, find_files, folders_in, is_system_name
-from vqgan.data.splits import split_names, split_word
+from vqgan.data.split_names import split_names, split_word
 from vqgan.data.trees import without_maps
 from vqgan.errors import InputError
 
 _CIFAR10_CLASSES = frozenset({"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"})
 _GENERAL = ("folder", "webdataset", "huggingface")
-"""Layouts of no dataset in particular."""
+"""Layouts that belong to no published dataset."""
 _KINDS = {".tar": "tars", ".parquet": "tables", ".arrow": "tables"}
 
 
 def recognise(root: Path) -> tuple[str, str]:
-    """Name of the reader that fits a folder, and why.
+    """Return the name of the reader that fits a folder, and the reason.
 
     Raises:
-        InputError: the folder is not there, or no reader fits.
+        InputError: no reader fits.
     """
-    if not root.is_dir():
-        raise InputError(f"dataset folder {root} does not exist: pass the folder in which the data are (DATA=…)")
     here = _Folder(root)
     for name, test in _TESTS:
         why = test(here)
         if why:
             return name, why
     raise InputError(
-        f"no dataset is recognised in {root}: no image, tar, Parquet or Arrow file and no images.csv is in it. "
-        f"Name its layout: {', '.join(sorted({name for name, _ in _TESTS}))}; README describes them"
+        f"no dataset is recognised in {root}: it has no image, tar, Parquet or Arrow file and no images.csv. "
+        f"Name its layout: {', '.join(sorted({name for name, _ in _TESTS}))}"
     )
 
 
 def other_layout(name: str, root: Path) -> str | None:
-    """Why a folder that is read as `name` looks like another, published dataset's; None where it does not."""
+    """Return why a folder that is read as `name` looks like another published dataset, or None if it does not."""
     here = _Folder(root)
     published = ((found, test(here)) for found, test in _TESTS if found not in _GENERAL)
     found, why = next(((found, why) for found, why in published if why), (name, ""))
@@ -45,7 +43,7 @@ def other_layout(name: str, root: Path) -> str | None:
 
 
 class _Folder:
-    """The names in a folder, and in the folders of its splits."""
+    """The names in a folder and in the folders of its splits."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -59,57 +57,57 @@ class _Folder:
 
     @cached_property
     def kinds(self) -> Counter[str]:
-        """How many images, tars and tables are in it, at any depth."""
+        """Number of images, tars and tables in it, at any depth."""
         files = find_files(self.root, IMAGE_SUFFIXES | _KINDS.keys())
         return Counter(_KINDS.get(path[path.rindex(".") :].lower(), "images") for path in files)
 
     def mostly(self, kind: str) -> str | None:
-        """Why it is of this kind, or None where another kind has more files."""
+        """Return why it is of this kind, or None if another kind has more files."""
         count = self.kinds[kind]
         return f"it has {count:,} {kind}" if count and count == max(self.kinds.values()) else None
 
 
 def _demo(here: _Folder) -> str | None:
-    return "demo.json is there" if "demo.json" in here.files else None
+    return "it has demo.json" if "demo.json" in here.files else None
 
 
 def _cifar10(here: _Folder) -> str | None:
     names = {"cifar-10-batches-py", "cifar-10-batches-bin", "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"}
     found = sorted(names & (here.folders | here.files)) or sorted({"test_batch", "test_batch.bin"} & here.files)
     if found:
-        return f"{found[0]} is there"
+        return f"it has {found[0]}"
     return "its class folders are the ten of CIFAR-10" if here.classes == _CIFAR10_CLASSES else None
 
 
 def _ade20k(here: _Folder) -> str | None:
     if "ADEChallengeData2016" in here.folders:
-        return "ADEChallengeData2016/ is there"
+        return "it has ADEChallengeData2016/"
     names = [name for name in ("images", "annotations") if name in here.folders]
     splits = [any(map(split_word, folders_in(here.root / name))) for name in names]
-    return "images/ and annotations/ with splits are there" if splits == [True, True] else None
+    return "it has images/ and annotations/ with splits" if splits == [True, True] else None
 
 
 def _landscapes(here: _Folder) -> str | None:
-    return "images/ and segmentations/ are there" if {"images", "segmentations"} <= here.folders else None
+    return "it has images/ and segmentations/" if {"images", "segmentations"} <= here.folders else None
 
 
 def _deepfashion(here: _Folder) -> str | None:
     found = sorted(name for name in here.files if name.lower().startswith("fasion-") and name.lower().endswith(".csv"))
-    return f"{found[0]} is there" if found else None
+    return f"it has {found[0]}" if found else None
 
 
 def _imagenet_depth(here: _Folder) -> str | None:
     found = sorted(name for name in here.splits if f"{name}_depth" in here.folders)
-    return f"{found[0]}/ and {found[0]}_depth/ are there, with synsets as classes" if found and _synsets(here) else None
+    return f"it has {found[0]}/ and {found[0]}_depth/ with synsets as classes" if found and _synsets(here) else None
 
 
 def _imagenet(here: _Folder) -> str | None:
     for place in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"):
         if (here.root / place).is_dir():
-            return f"{place}/ is there"
+            return f"it has {place}/"
     found = sorted(name for name in here.files if name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"))
     if found:
-        return f"{found[0]} is there"
+        return f"it has {found[0]}"
     if here.class_tars:
         return f"it has tars of classes, such as {min(here.class_tars)}.tar"
     return "its class folders are synsets (n01440764)" if _synsets(here) else None
@@ -125,7 +123,7 @@ def _is_synset(name: str) -> bool:
 
 def _folder_list(here: _Folder) -> str | None:
     found = sorted({"images.csv", "images.parquet"} & here.files)
-    return f"{found[0]} is there" if found else None
+    return f"it has {found[0]}" if found else None
 
 
 _TESTS: tuple[tuple[str, Callable[[_Folder], str | None]], ...] = (
@@ -141,4 +139,4 @@ _TESTS: tuple[tuple[str, Callable[[_Folder], str | None]], ...] = (
     ("huggingface", lambda here: here.mostly("tables")),
     ("folder", lambda here: here.mostly("images")),
 )
-"""Reader and what tells why a folder has its layout, or None; the first one that does is taken."""
+"""Name of a reader, and a test that returns why a folder has its layout, or None; the first match is chosen."""

@@ -1,4 +1,4 @@
-"""Folders of images: which are splits, which are classes, and the parallel trees of maps."""
+"""Folders of images: which are splits, which are classes, and which hold maps."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,12 +6,10 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from vqgan.data.base import Item, Split
+from vqgan.data.conditions import CONDITIONS
 from vqgan.data.files import (
-    CONDITIONS,
     IMAGE_SUFFIXES,
     MAP_SUFFIXES,
-    File,
     find_files,
     folders_in,
     is_image_name,
@@ -19,22 +17,25 @@ from vqgan.data.files import (
     map_folder,
     walk,
 )
-from vqgan.data.splits import choose_splits, counted, names_both, split_names, split_word
+from vqgan.data.samples import Item
+from vqgan.data.sources import File
+from vqgan.data.split import Split
+from vqgan.data.split_names import choose_splits, counted, names_both, split_names, split_word
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
 _NO_CLASSES = frozenset({"image", "images", "img", "imgs", "jpegimages"})
-"""What people call the folder of images that have a folder of maps beside them."""
+"""Common names of a folder of images that has a folder of maps beside it."""
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Split → its folder in `root`, by the usual names in any case; empty where no folder has such a name.
+    """Return the folder of each split in `root`, by the usual names in any case; empty if no folder has one.
 
-    They may be in a folder of their own (`images/train/`, `images/val/`), and in one of the same name (`train/train/`).
+    They may be in a common folder (`images/train/`, `images/val/`), and in a folder of the same name (`train/train/`).
 
     Raises:
-        InputError: two folders have one name, one is a link to nothing, images lie beside a split that is not train,
-            or several folders have splits of their own.
+        InputError: two folders name the same split, one is a dangling link, images are beside a split that is not
+            train, or several folders have splits of their own.
     """
     broken = {path.name for path in root.iterdir() if split_word(path.name) and path.is_symlink() and not path.exists()}
     word_of = split_names(without_maps(folders_in(root)) | broken)
@@ -43,27 +44,29 @@ def split_folders(root: Path) -> dict[str, Path]:
     found = choose_splits(word_of | dict.fromkeys(_beside(root, word_of)), root)
     for folders in found.values():
         if len(folders) > 1:
-            raise InputError(f"{root}: {folders[0]} and {folders[1]} name one split: pass a folder with one of them")
+            raise InputError(
+                f"{root}: {folders[0]} and {folders[1]} name the same split: pass a folder with one of them"
+            )
         if not (root / folders[0]).exists():
-            raise InputError(f"{root / folders[0]} is a link to nothing: is what it links to mounted?")
+            raise InputError(f"{root / folders[0]} is a dangling link: is its target mounted?")
     return {split: _unwrapped(root / folders[0]) for split, folders in found.items()}
 
 
 def without_maps(names: Iterable[str]) -> set[str]:
-    """Names of folders but those of maps: `train_depth` where `train` is there too."""
+    """Return names of folders without those of maps, such as `train_depth` if `train` is among them."""
     names = set(names)
     return names - {f"{name}_{condition}" for name in names for condition in CONDITIONS}
 
 
 def _splits_below(root: Path) -> dict[str, Path]:
-    """The splits of the one folder in `root` that has them."""
+    """Return the splits of the one folder in `root` that has splits."""
     folders = folders_in(root)
     holders = [name for name in folders if names_both(split_names(folders_in(root / name)).values())]
     holders = [name for name in holders if _holds_images(root / name)]
     if len(holders) > 1:
         raise InputError(
             f"{root}: {' and '.join(f'{name}/' for name in holders[:2])} have splits of their own: pass one of them as "
-            "the folder, or make train/ and val/ of them all"
+            "the folder, or sort all images into train/ and val/"
         )
     if holders:
         beside = _beside(root, holders)
@@ -77,7 +80,7 @@ def _splits_below(root: Path) -> dict[str, Path]:
 
 
 def _unwrapped(folder: Path) -> Path:
-    """The folder of the same split that is all there is in a folder, as when it was unpacked into one."""
+    """Return the folder of the same split that is the only content of a folder, as after unpacking into one."""
     inner = sorted(without_maps(folders_in(folder))) if folder.is_dir() else []
     same = len(inner) == 1 and folder.name.lower() in (inner[0].lower(), split_word(inner[0]))
     if not same or any(map_folder(folder, condition).exists() for condition in CONDITIONS):
@@ -86,7 +89,7 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _beside(root: Path, names: Iterable[str]) -> list[str]:
-    """Images in `root`, and folders with images but those of these names and their maps."""
+    """Return the images in `root`, and its folders with images, except these names and their maps."""
     names = set(names)
     folders = folders_in(root)
     others = without_maps({*folders, *names}) - names
@@ -99,7 +102,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def class_items(folder: Path, class_names: Sequence[str]) -> Iterator[Item]:
-    """Images below `folder`; the label is the index of the first folder's name, and None without one."""
+    """Yield the images below `folder`, labelled by the name of the first folder; without a folder the label is None."""
     label_of = {name: label for label, name in enumerate(class_names)}
     for path in find_files(folder, count_others=True):
         label = label_of[path.split("/", 1)[0]] if "/" in path else None
@@ -107,11 +110,11 @@ def class_items(folder: Path, class_names: Sequence[str]) -> Iterator[Item]:
 
 
 def with_maps(items: Iterable[Item], folders: dict[str, Path]) -> tuple[list[Item], tuple[str, ...]]:
-    """Attach the maps of parallel folders to the items of the same relative path, whatever the suffix.
+    """Attach maps to the items with the same relative path, whatever the suffix.
 
     Args:
         items: Items whose keys are relative paths.
-        folders: Condition → root of its parallel tree; missing folders are passed over.
+        folders: Condition → folder of its maps; a missing folder has none.
 
     Returns:
         The items, and the maps that belong to no item.
@@ -126,7 +129,7 @@ def with_maps(items: Iterable[Item], folders: dict[str, Path]) -> tuple[list[Ite
         for path in find_files(folder, suffixes, count_others=True):
             other = map_of.setdefault(make_key(path), f"{folder}/{path}")
             if other != f"{folder}/{path}":
-                raise InputError(f"{other} and {path} are maps of one image: move one of them away")
+                raise InputError(f"{other} and {path} are maps of the same image: move one of them away")
         items = [
             replace(item, conditions={**item.conditions, condition: File(map_of.pop(item.key))})
             if item.key in map_of
@@ -140,14 +143,14 @@ def with_maps(items: Iterable[Item], folders: dict[str, Path]) -> tuple[list[Ite
 def image_tree(
     folders: dict[str, Path], *, conditions: Sequence[str] = CONDITIONS, n_labels: int = 256
 ) -> dict[str, Split]:
-    """Splits from folders with an optional sub-folder per class and optional trees of maps beside them.
+    """Return splits of folders with an optional sub-folder per class and optional folders of maps beside them.
 
-    The maps of `train/` lie in `train_segmentation/`, `train_depth/`, `train_pose/`, under the images' own names.
+    The maps of `train/` are in `train_segmentation/`, `train_depth/` and `train_pose/`, under the names of the images.
 
     Args:
         folders: Split → its folder of images.
-        conditions: Conditions to look for.
-        n_labels: Labels that a mask may hold.
+        conditions: Conditions to search for.
+        n_labels: Number of labels that a mask may hold.
     """
     names = sorted({name for folder in folders.values() for name in folders_in(folder)})
     splits = {}
@@ -160,12 +163,12 @@ def image_tree(
 
 
 def _warn_of_maps(folder: Path, labels: set[int | None], names: Sequence[str]) -> None:
-    """Log that folders are read as classes, one of which is called as if the others were maps of its images."""
+    """Warn that folders are read as classes, if the name of one suggests that the others hold maps of its images."""
     classes = [name for label, name in enumerate(names) if label in labels]
     if len(classes) > 1 and any(name.lower() in _NO_CLASSES for name in classes):
         log.warning(
-            "%s: %s are read as classes; if one has the maps of another, put them into folders beside each other, such "
-            "as train/ and train_segmentation/",
+            "%s: %s are read as classes; if one holds the maps of another, put them into folders beside each other, "
+            "such as train/ and train_segmentation/",
             folder,
             ", ".join(f"{name}/" for name in classes[:10]),
         )

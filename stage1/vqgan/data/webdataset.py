@@ -1,4 +1,4 @@
-"""`webdataset`: tar shards of images, read in place."""
+"""Reader `webdataset`: tar shards of images, read in place."""
 
 import functools
 import logging
@@ -9,32 +9,35 @@ from typing import Any
 
 from runkit.jsonfiles import parse_json
 from vqgan.data.archives import tar_members
-from vqgan.data.base import Item, Split
-from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, Source, files_of_splits, make_key
+from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, make_key
 from vqgan.data.labels import read_labels
+from vqgan.data.samples import Item
+from vqgan.data.sources import Source
+from vqgan.data.split import Split
+from vqgan.data.split_names import by_split
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
 _CONDITIONS = {"seg": "segmentation", "segmentation": "segmentation", "depth": "depth", "pose": "pose"}
 _IMAGE_NAMES = ("", "image", "img", "input", "rgb")
-"""What may stand before the suffix of the image (`KEY.jpg`, `KEY.input.jpg`); the first of these that a sample has."""
+"""Names before the suffix of the image (`KEY.jpg`, `KEY.input.jpg`); the first that a sample has is read."""
 
 
 def webdataset(root: Path) -> dict[str, Split]:
-    """Tar shards whose name or folder tells the split (`train-000000.tar`, `val/000.tar`), all train where none does.
+    """Read tar shards; a split is named by the file or its folder (`train-000000.tar`, `val/000.tar`).
 
-    Of a sample `KEY.*`, whose members may be anywhere in the tar: the image (`.jpg`, `.input.jpg`, …), the label
-    (`.cls` as a number or a word, or "label" or "cls" in `.json`) and maps as `.segmentation.png` or `.seg.png`,
-    `.depth.png` or `.depth.npy`, `.pose.png`. Keys are unique over all shards of a split. The tars must not be
-    compressed: samples are read by their place in the file.
+    Without such a name all shards are train. The members of a sample, `KEY.*`, may be anywhere in the tar: the image
+    (`.jpg`, `.input.jpg`, …), the label (`.cls` as a number or a word, or "label" or "cls" in `.json`) and maps as
+    `.segmentation.png` or `.seg.png`, `.depth.png` or `.depth.npy`, `.pose.png`. Keys are unique over all shards of a
+    split. The tars must not be compressed, because samples are read in place.
 
     Raises:
-        InputError: a shard is not a tar, a member stands there twice, which picture is the image is not clear, or a
-            label is neither a number nor a word.
+        InputError: a shard is not a tar, a member occurs twice, the image of a sample is ambiguous, or a label is
+            neither a number nor a word.
     """
     found = {
         split: [sample for path in paths for sample in _samples(root / path)]
-        for split, paths in files_of_splits(root, {".tar"}).items()
+        for split, paths in by_split(find_files(root, {".tar"}, count_others=True), root).items()
     }
     names, labels = read_labels(((item.key, value) for samples in found.values() for item, value in samples), root)
     of_each = iter(labels)
@@ -44,21 +47,21 @@ def webdataset(root: Path) -> dict[str, Split]:
 
 
 def _samples(path: Path) -> Iterator[tuple[Item, Any]]:
-    """The samples of a tar, each with what it gives as label."""
+    """Yield the samples of a tar, each with the value of its label."""
     samples: dict[str, dict[str, Source]] = {}
     for name, source in tar_members(path):
         base, extension = _divide(name)
         parts = samples.setdefault(base, {})
         if extension in parts:
-            raise InputError(f"{path}: {name} stands there twice: remove one, or rename it")
+            raise InputError(f"{path}: {name} occurs twice: remove one, or rename it")
         parts[extension] = source
     imageless = []
     for base, parts in samples.items():
         images, maps = _roles(tuple(parts))
         if len(images) > 1:
             raise InputError(
-                f"{path}: {base} has pictures .{' and .'.join(sorted(images))}, and it is not clear which is the "
-                f"image: name it .jpg or .input.jpg alone, and maps .segmentation.png, .depth.png or .pose.png"
+                f"{path}: {base} has pictures .{' and .'.join(sorted(images))}, and which one is the image is "
+                f"ambiguous: name it .jpg or .input.jpg, and maps .segmentation.png, .depth.png or .pose.png"
             )
         if not images:
             imageless.append(base)
@@ -72,21 +75,21 @@ def _samples(path: Path) -> Iterator[tuple[Item, Any]]:
 
 
 def _divide(name: str) -> tuple[str, str]:
-    """A member's name at the first dot of its last part."""
+    """Divide the name of a member at the first dot of its last part."""
     folder, file = posixpath.split(name)
     stem, _, extension = file.partition(".")
     return posixpath.join(folder, stem), extension.lower()
 
 
 def _named(extension: str) -> tuple[str, str]:
-    """("depth", ".png") of "depth.png", ("", ".jpg") of "jpg"."""
+    """Divide an extension: "depth.png" is ("depth", ".png"), "jpg" is ("", ".jpg")."""
     name, _, suffix = extension.rpartition(".")
     return name, f".{suffix}"
 
 
 @functools.lru_cache(maxsize=1024)
 def _roles(extensions: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Extensions of the members of a sample that may be its image, and (condition, extension) of its maps."""
+    """Return the extensions of members that may be the image of a sample, and (condition, extension) of its maps."""
     named = {extension: _named(extension) for extension in extensions}
     choices = [
         extension for extension, (name, suffix) in named.items() if suffix in IMAGE_SUFFIXES and name not in _CONDITIONS

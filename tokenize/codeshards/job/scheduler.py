@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
@@ -26,6 +27,7 @@ from runkit.retries import PassingError
 
 log = logging.getLogger(__name__)
 
+_MISSING_MODULE = re.compile(r"No module named '([^']+)'")
 _POLL_S = 1.0
 """Seconds between two queries of the nodes and of the workers' progress."""
 _KILL_S = 20.0
@@ -251,6 +253,11 @@ class Scheduler:
                 return
             if shard is not None and is_out_of_memory(error.cause):
                 raise ShardError(f"{_name(shard)}: out of memory ({error.cause}). {_REMEDY}") from error
+            if missing := _MISSING_MODULE.search(str(error.cause)):
+                raise ShardError(
+                    f"the workers cannot import {missing[1]!r}, a module of the dataset: install it on every node, or "
+                    "put its folder on PYTHONPATH where Ray is started"
+                ) from error
             if shard is None or (message := user_message(error.cause)) is None:
                 raise  # a bug keeps its traceback
             raise ShardError(f"{_name(shard)}: {message}") from error

@@ -1,4 +1,4 @@
-"""Which split a folder, a file or a row belongs to, by what it is called."""
+"""The split of a folder, a file or a row, by its name."""
 
 import logging
 import re
@@ -13,26 +13,24 @@ SPLIT_NAMES = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "development": "val", "eval": "val",
     "evaluation": "val", "test": "val", "testing": "val",
 }  # fmt: skip
-"""What people call a split → what it is called here; of several names for one split, the first here is read."""
-
-
+"""Common names of splits → train or val. Of several names for one split, the first in this table is read."""
 _WORDS = "|".join(sorted(SPLIT_NAMES, key=len, reverse=True))
 
 
 def split_word(word: str) -> str | None:
-    """The one of `SPLIT_NAMES` that a word is, in any case, or None.
+    """Return the name in `SPLIT_NAMES` that a word is, in any case, or None.
 
-    What people append to it counts for nothing: `Train`, `val2017`, `testset`.
+    Common endings are ignored: `Train`, `val2017`, `testset`.
     """
     found = re.fullmatch(rf"({_WORDS})(set|data|split)?\d*", word.strip().lower())
     return found[1] if found else None
 
 
 def split_names(names: Iterable[str]) -> dict[str, str]:
-    """Name of a folder → its word for a split, without the folders that name none.
+    """Return the folders that name a split, with the name in `SPLIT_NAMES` of each.
 
-    Where no name is such a word, names count that differ in it alone: `train_images` and `test_images`, `trainA` and
-    `testA`. A class called `train_station` stays a class.
+    If no folder has such a name, those that differ in it alone count: `train_images` and `test_images`, `trainA` and
+    `testA`. A class named `train_station` remains a class.
     """
     names = sorted(names)
     found = {name: word for name in names if (word := split_word(name))}
@@ -46,18 +44,18 @@ def split_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def names_both(words: Iterable[str]) -> bool:
-    """Whether words for splits name train and val."""
+    """Return whether names of splits stand for both train and val."""
     return {SPLIT_NAMES[word] for word in words} == {"train", "val"}
 
 
 def by_split(paths: Iterable[str], where: Path) -> dict[str, list[str]]:
-    """Split → the files whose path names it with a word of any of its parts (`train-000.tar`, `data/test/0.parquet`).
+    """Group files by split: a word in any part of a path names it (`train-000.tar`, `data/test/0.parquet`).
 
-    All are "train" where none names a split.
+    All files are train if none names a split.
 
     Args:
         paths: Relative paths.
-        where: The dataset's folder, for messages.
+        where: Folder of the dataset, for messages.
 
     Raises:
         InputError: a path names two splits, or as `choose_splits`.
@@ -69,16 +67,16 @@ def by_split(paths: Iterable[str], where: Path) -> dict[str, list[str]]:
 
 
 def choose_splits(word_of: Mapping[str, str | None], where: Path) -> dict[str, list[str]]:
-    """Split → what is read for it: of several names for one split, the first in `SPLIT_NAMES`.
+    """Choose what is read for each split: of several names for one split, the first in `SPLIT_NAMES`.
 
-    What is not read, since another name comes first, or since it names no split, is logged.
+    What is not read, because another name comes first or because it names no split, is logged.
 
     Args:
-        word_of: File, folder or row → its name for its split, one of `SPLIT_NAMES`, or None.
-        where: The dataset's folder, for messages.
+        word_of: File, folder or row → its name of a split in `SPLIT_NAMES`, or None.
+        where: Folder of the dataset, for messages.
 
     Raises:
-        InputError: something names no split, and nothing is called train.
+        InputError: something names no split, and nothing is named train.
     """
     named: dict[str | None, list[str]] = {}
     for path, word in word_of.items():
@@ -92,15 +90,15 @@ def choose_splits(word_of: Mapping[str, str | None], where: Path) -> dict[str, l
             log.warning("%s: %s not read, because %s is %s", where, counted(named[word]), taken[split], split)
     if None in named:
         choices = ", ".join(SPLIT_NAMES)
-        problem = f"{where}: {counted(named[None])} not read: the name tells no split ({choices}), as others do"
+        problem = f"{where}: {counted(named[None])} not read: the name is not one of a split ({choices}), as others are"
         if "train" not in found:
-            raise InputError(f"{problem}, and nothing is called train: rename it, or move it away")
+            raise InputError(f"{problem}, and nothing is named train: rename it, or move it away")
         log.warning(problem)
     return found
 
 
 def counted(names: list[str]) -> str:
-    """The subject of a message: "a.tar and 3 more are"."""
+    """Return the subject of a message: "a.tar and 3 more are"."""
     return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
 
 
