@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from imagepriors.cli import main
-from imagepriors.config import ExperimentConfig
+from imagepriors.experiments.config import ExperimentConfig
 from imagepriors.experiments.lab import Lab
 from vqgan.checkpoint import load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig

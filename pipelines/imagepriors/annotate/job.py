@@ -33,9 +33,9 @@ from codeshards.format import (
 from codeshards.job.encode import ShardTask, attempt, fix_arithmetic, read_ahead
 from codeshards.job.resume import close_job, open_job
 from codeshards.job.scheduler import run_shards
+from imagepriors.annotate.config import AnnotateConfig, Kind
 from imagepriors.annotate.maptree import MapTree, encode_map
 from imagepriors.annotate.networks import DEFAULT_MODEL, Annotator, find_model, fingerprint
-from imagepriors.config import AnnotateConfig, Kind
 from runkit.files import append_file, sha256_of
 from runkit.folders import held
 from runkit.retries import patient

@@ -24,7 +24,7 @@ from codeshards.format import (
     open_store,
     sidecar_path,
 )
-from imagepriors.config import Kind
+from imagepriors.annotate.config import Kind
 from runkit.files import sha256_of
 from runkit.folders import check_apart, publish
 from vqgan.data import Item, Split, sources_of

@@ -22,9 +22,10 @@ from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
+from imagepriors.annotate.config import AnnotateConfig, Kind
 from imagepriors.cli.defaults import DEMO_DATA, beside, preset_for_data, preset_for_shards, run_folder
 from imagepriors.cli.shards import shards
-from imagepriors.config import AnnotateConfig, EvaluateConfig, EvaluatePriorConfig, Kind
+from imagepriors.evaluate.config import EvaluateConfig, EvaluatePriorConfig
 from imagepriors.experiments import experiment
 from imagepriors.presets import load_preset, preset_names
 from runkit.errors import UserError, user_message

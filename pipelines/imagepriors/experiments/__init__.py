@@ -9,7 +9,7 @@ import tyro
 
 from codeshards.format import ShardError, read_json
 from imagepriors.cli.defaults import run_folder
-from imagepriors.config import ExperimentConfig
+from imagepriors.experiments.config import ExperimentConfig
 from imagepriors.presets import read_preset
 from runkit.folders import check_apart, publish_file
 from runkit.names import plain_name

@@ -28,8 +28,9 @@ from codeshards.config import TokenizeConfig
 from codeshards.format import PLAN_FILE, ShardDataset, ShardError, load_plan
 from codeshards.job.session import connected, usable_cores
 from codeshards.job.tokenize import tokenize
-from imagepriors.config import EvaluatePriorConfig, ExperimentConfig, ShardKind
 from imagepriors.decode.samples import load_shard_tokenizer
+from imagepriors.evaluate.config import EvaluatePriorConfig
+from imagepriors.experiments.config import ExperimentConfig, ShardKind
 from imagepriors.presets import load_preset
 from imagepriors.reports.figures import png_bytes
 from imagepriors.reports.run import curve
