@@ -122,7 +122,7 @@ def digest(out: Path) -> dict[str, str]:
 def start_driver(root: Path, out: Path, address: str) -> subprocess.Popen[bytes]:
     """The job in a process of its own, through the CLI."""
     command = [
-        sys.executable, "-m", "imagepriors.cli", "tokenize", "--preset", "demo",
+        sys.executable, "-m", "imagepriors", "tokenize", "--preset", "demo",
         "--dataset", "folder", "--data", str(root / "data"),
         "--tokenizer", str(root / "tokenizer"), "--out", str(out), "--shard-rows", "16", "--batch-size", "4",
         "--threads", "1", "--max-failure-rate", "0.1", "--max-attempts", "5", "--scales", "1", "2",

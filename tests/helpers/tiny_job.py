@@ -50,7 +50,7 @@ def words(data: Path, tokenizer: Path, out: Path) -> list[str]:
 
 def command(data: Path, tokenizer: Path, out: Path) -> list[str]:
     """The job as a process."""
-    return [sys.executable, "-m", "imagepriors.cli", *words(data, tokenizer, out)]
+    return [sys.executable, "-m", "imagepriors", *words(data, tokenizer, out)]
 
 
 def hashes(out: Path) -> dict[str, str]:

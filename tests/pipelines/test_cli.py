@@ -15,7 +15,8 @@ from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, order
-from imagepriors.cli import COMMANDS, _given, _preset_of, main
+from imagepriors.cli import COMMANDS, main
+from imagepriors.cli.defaults import default_config, read_ahead
 from imagepriors.decode.samples import given_codes, read_rows
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.reports.figures import colorize, picture_grid
@@ -67,8 +68,8 @@ def run(local_ray_cores, tmp_path_factory):
 
 
 def test_the_last_preset_counts():
-    assert _preset_of("train-vqgan", _given(["--preset", "demo", "--preset=cifar10"])) == "cifar10"
-    assert _preset_of("train-vqgan", _given(["--preset", "auto", "--help"])) == "demo"
+    assert read_ahead(["--preset", "demo", "--preset=cifar10"]).preset == "cifar10"
+    assert default_config("sample", ["--preset", "auto", "--help"]) == SampleConfig()
 
 
 def test_samples_are_pictures_with_codes_and_metadata(run, tmp_path):

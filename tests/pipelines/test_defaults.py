@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from imagepriors.api.defaults import beside, preset_for_data, preset_for_shards
 from imagepriors.cli import main
-from imagepriors.cli.defaults import beside, preset_for_data, preset_for_shards
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.presets import load_preset, preset_names
 from vqgan.config import TrainConfig, from_dict

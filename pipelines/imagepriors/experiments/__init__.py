@@ -8,7 +8,7 @@ from typing import Any, Literal
 import tyro
 
 from codeshards.format import ShardError, read_json
-from imagepriors.cli.defaults import run_folder
+from imagepriors.api.defaults import run_folder
 from imagepriors.experiments.config import ExperimentConfig
 from imagepriors.presets import read_preset
 from runkit.folders import check_apart, publish_file

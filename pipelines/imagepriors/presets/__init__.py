@@ -59,10 +59,10 @@ def read_preset(
     base, below = str(tables.pop("base")), (*above, str(source))
     if str(source) in above:
         raise ShardError(f"preset {source}: base = {base!r} leads back to itself, through {', '.join(above)}")
-    return _merged(read_preset(base, package, beside=Path(str(source)).parent, above=below), tables)
+    return merged(read_preset(base, package, beside=Path(str(source)).parent, above=below), tables)
 
 
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Tables with others laid over them, key by key."""
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested tables with the values of others in place of their own."""
     both = [key for key in changes if isinstance(base.get(key), dict) and isinstance(changes[key], dict)]
-    return {**base, **changes, **{key: _merged(base[key], changes[key]) for key in both}}
+    return {**base, **changes, **{key: merged(base[key], changes[key]) for key in both}}
