@@ -37,18 +37,24 @@ def to_arrays(images: Any, config: ModelConfig) -> tuple[list[Array], bool]:
     raise _unusable(array, config)
 
 
-def to_codes(codes: Any) -> Array:
-    """Grids of codes [N, h, w] of an array, a tensor or a sequence of grids.
+def to_codes(codes: Any, side: int) -> tuple[Array, bool]:
+    """Grids of codes [N, h, w], and whether `codes` is a single grid.
+
+    Args:
+        codes: An array, a tensor or nested sequences: [h, w], [N, h, w], or rows [N, side · side] as shards have them.
+        side: Side of the tokenizer's own grid.
 
     Raises:
         InputError: They are not whole numbers from 0 in one or several grids.
     """
-    array = np.asarray([_numbers(grid) for grid in codes]) if isinstance(codes, list | tuple) else _numbers(codes)
+    array = np.stack([_numbers(grid) for grid in codes]) if isinstance(codes, list | tuple) else _numbers(codes)
     if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or (array.size and array.min() < 0):
         raise InputError(
             f"codes are {array.dtype} {list(array.shape)}: pass integers from 0 of the shape [h, w] or [N, h, w]"
         )
-    return array if array.ndim == 3 else array[None]
+    if array.ndim == 2 and array.shape[1] == side * side > side:
+        return array.reshape(-1, side, side), False
+    return (array, False) if array.ndim == 3 else (array[None], True)
 
 
 def _to_array(image: Any, config: ModelConfig) -> Array:

@@ -108,24 +108,26 @@ class ImageTokenizer:
     def decode(self, codes: Any) -> "Image.Image | list[Image.Image]":
         """Decode a grid of codes [h, w] to a PIL image, or several [N, h, w] to a list of them.
 
-        Label maps and depth are shown in colours; :meth:`decode_arrays` returns their values.
+        Rows [N, h · w] of a shard's row_major column are several as well. Label maps and depth are shown in colours;
+        :meth:`decode_arrays` returns their values.
 
         Raises:
-            InputError: A code is not in the codebook, or the shape is not a grid of this tokenizer.
+            InputError: A code is not in the codebook, or the shape is not that of grids.
         """
         from PIL import Image
 
+        from imagepriors.api.images import to_codes
         from imagepriors.reports.figures import colorize
 
-        single = np.ndim(codes) == 2
-        images = [Image.fromarray(picture) for picture in colorize(self.decode_arrays(codes))]
+        codes_NHW, single = to_codes(codes, self.config.grid)
+        images = [Image.fromarray(picture) for picture in colorize(self.loaded.decode(codes_NHW))]
         return images[0] if single else images
 
     def decode_arrays(self, codes: Any) -> npt.NDArray[Any]:
         """Decode grids of codes [N, h, w] to arrays: RGB uint8 [N, H, W, 3], labels [N, H, W] or depth in [0, 1]."""
         from imagepriors.api.images import to_codes
 
-        return self.loaded.decode(to_codes(codes))
+        return self.loaded.decode(to_codes(codes, self.config.grid)[0])
 
 
 def as_tokenizer(tokenizer: "PathLike | ImageTokenizer") -> ImageTokenizer:
