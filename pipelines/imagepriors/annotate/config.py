@@ -8,44 +8,44 @@ from vqgan.config import Device
 from vqgan.errors import InputError
 
 Kind = Literal["depth", "segmentation"]
-"""What annotation makes."""
+"""Maps that annotation makes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnnotateConfig:
-    """How images get depth maps or masks from a pretrained network.
+    """How a pretrained network makes depth maps or masks of images.
 
-    What decides the maps is part of the plan and cannot change when a job is resumed; the rest may.
+    Settings that decide the maps are part of the plan and cannot change when a job is resumed; the others can.
     """
 
     model: str = ""
     """Folder that transformers' save_pretrained wrote, a name on the Hugging Face hub, or for masks also a torchvision
-    segmentation model (deeplabv3_resnet101, …) or its .pth file. Empty: Intel/dpt-large; deeplabv3_resnet101.
-    A part of the plan."""
+    segmentation model (deeplabv3_resnet101, …) or its .pth file. Empty: Intel/dpt-large for depth,
+    deeplabv3_resnet101 for masks. Part of the plan."""
     format: Literal["rgba", "png16", "npy"] = "rgba"
-    """Files of depth: float32 packed in RGBA PNG (as D-RIN's release), 16-bit grey PNG stretched to each map's range,
-    or float32 .npy. Masks are 8-bit PNG whatever this says. A part of the plan."""
+    """Files of depth: float32 packed in RGBA PNG (as in D-RIN's release), 16-bit grey PNG stretched to the range of
+    each map, or float32 .npy. Masks are always 8-bit PNG. Part of the plan."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the network. A part of the plan."""
+    """Arithmetic of the network. Part of the plan."""
     device: Device = "auto"
-    """Device; auto takes a GPU where this machine has one. What it resolves to is part of the plan."""
+    """Device; auto takes a GPU if this machine has one. The device that it resolves to is part of the plan."""
     batch_size: int = 8
-    """Pictures of one input size that the network sees at once. A part of the plan: sums may round differently."""
+    """Pictures of one input size per batch. Part of the plan, because the batch changes rounding."""
     shard_samples: int = 256
-    """Samples of the unit of work, which is what a killed worker loses. A part of the plan."""
+    """Samples per shard, the unit of work; a killed worker loses at most one. Part of the plan."""
     threads: int = 2
-    """Torch threads of a worker. A part of the plan: sums may round differently with another number."""
+    """Torch threads per worker. Part of the plan, because their number changes rounding."""
     workers: int = 0
     """Worker processes; 0: one per GPU, or on the CPU one per `threads` cores."""
     decode_threads: int = 2
-    """Threads of a worker that read images, and as many that write maps."""
+    """Threads per worker that read images; as many others write maps."""
     max_failure_rate: float = 0.01
-    """Share of samples that may fail before the job counts as failed."""
+    """Largest share of samples that may fail in a job that succeeds."""
     max_attempts: int = 3
-    """Times that a shard may lose its worker process before the job gives up."""
+    """Maximum number of attempts per shard; an attempt fails when its worker process dies."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check all fields."""
         check_fields(self, InputError)
         bounds = {"batch_size": 65_536, "shard_samples": 1_000_000, "threads": 1024, "decode_threads": 1024}
         for name, most in {**bounds, "max_attempts": 1000, "workers": 65_536}.items():

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from codeprior.config import PriorError, SampleConfig, SequenceSpec
 from codeprior.config import TrainConfig as PriorConfig
-from codeshards.format import ShardDataset, read_json
+from codeshards.format import ShardDataset
+from codeshards.format.files import read_json
 from imagepriors.api.datasets import ImageDataset, PathLike, dataset_of
 from imagepriors.api.defaults import beside
 from imagepriors.api.memory import keep_freed_memory

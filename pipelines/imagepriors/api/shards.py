@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import MANIFEST_FILE, ShardDataset, ShardError, Where, open_store, read_json
+from codeshards.format import ShardDataset, ShardError, Where, open_store
+from codeshards.format.files import read_json
+from codeshards.format.manifest import MANIFEST_FILE
 from imagepriors.api.datasets import ImageDataset, PathLike, dataset_of
 from imagepriors.api.defaults import run_folder
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
+from vqgan.config import Geometry
 
 
 def tokenize(
@@ -57,7 +60,7 @@ def tokenize(
     run_job(
         settings,
         dataset=layout,
-        data=path,
+        data=path.absolute(),  # a Ray session that runs already may have another working folder
         tokenizers=folders | _by_modality(conditions),
         out=place,
         overwrite=overwrite,
@@ -94,7 +97,14 @@ def location(shards: PathLike | ShardDataset) -> Path:
 
 
 def inspect(
-    data: PathLike | ImageDataset | ShardDataset, *, out: PathLike | None = None, dataset: str = "auto", **options: Any
+    data: PathLike | ImageDataset | ShardDataset,
+    *,
+    out: PathLike | None = None,
+    dataset: str = "auto",
+    limit: int = 2_000,
+    shown: int = 24,
+    size: int = 128,
+    geometry: Geometry | None = None,
 ) -> dict[str, Any]:
     """Count what a dataset of pictures or of token shards holds.
 
@@ -103,7 +113,10 @@ def inspect(
         out: Folder for inspection.json and contact sheets of pictures; default: runs/NAME/inspect, where NAME is the
             name of the data's folder. Nothing is written about shards.
         dataset: Layout of the pictures; "auto" recognises it.
-        **options: For pictures: limit, shown, size, geometry.
+        limit: Pictures to decode per split, evenly spread over it; 0: all.
+        shown: Pictures on a contact sheet.
+        size: Side of these pictures, in pixels.
+        geometry: How pictures that are not square become square; default: as suits the dataset.
 
     Returns:
         Of pictures counts, sizes, labels, conditions and unreadable files of each split; of shards schema, counts,
@@ -122,5 +135,5 @@ def inspect(
 
     path, layout = dataset_of(data, dataset)
     folder = Path(out) if out else run_folder(path) / "inspect"
-    inspect_dataset(layout, path, folder, **options)
+    inspect_dataset(layout, path, folder, limit=limit, shown=shown, size=size, geometry=geometry)
     return read_json(folder / "inspection.json")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from codeshards.format import read_json
+from codeshards.format.files import read_json
 from imagepriors.api.datasets import ImageDataset, PathLike, dataset_of
 from imagepriors.api.defaults import run_folder
 from imagepriors.api.memory import keep_freed_memory

@@ -21,16 +21,17 @@ def annotate(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> str:
-    """Give a dataset's images depth maps or masks from a pretrained network, in parallel on Ray.
+    """Make depth maps or masks of a dataset's images with a pretrained network, in parallel on Ray.
 
     Args:
-        kind: What to make.
+        kind: Maps to make.
         config: Model and settings.
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder in which the dataset is.
-        out: Folder for the maps, which archives and tables need; default: beside the images, train_depth/ by train/.
-        overwrite: Delete the maps that this command made there first, and nothing else.
-        retry_failed: Make again what holds failures, e.g. after mending images.
+        data: Folder of the dataset.
+        out: Folder for the maps, required for archives and tables; default: beside the images, train_depth/ next to
+            train/.
+        overwrite: First delete the maps that this command made there, and nothing else.
+        retry_failed: Make shards with failures again, for example after images have been repaired.
     """
     from imagepriors.annotate.job import annotate as run
 

@@ -19,10 +19,10 @@ def demo_data(
 
     Args:
         out: Folder to write.
-        n_train: Training scenes.
-        n_val: Validation scenes.
+        n_train: Number of training scenes.
+        n_val: Number of validation scenes.
         size: Side of the square pictures, in pixels.
-        seed: Other seeds give other scenes.
+        seed: Seed of the scenes.
     """
     from imagepriors.demo.layouts import write_demo_data
 

@@ -21,17 +21,17 @@ def evaluate_prior(
     out: Path | None = None,
     sampling: SampleConfig = _SAMPLING,
 ) -> str:
-    """Measure a prior: likelihood, distance of its samples to pictures, precision, recall, faith to its condition.
+    """Measure a prior: likelihood, distance of its samples to pictures, precision, recall, match with its condition.
 
     Args:
-        config: What to measure.
+        config: Metrics to compute.
         prior: Run folder of the trained prior.
-        shards: Folder of token shards: holds the tokenizer, and the conditions of a conditional prior. Default: shards
+        shards: Folder of token shards, with the tokenizer and the conditions of a conditional prior. Default: shards
             beside the prior.
         dataset: Layout of the data.
-        data: Folder of pictures to compare samples with; without it decoded validation codes take their place.
+        data: Folder of pictures to compare samples with; default: decoded validation codes.
         out: JSON file; default: PRIOR/evaluation.json.
-        sampling: How samples are drawn.
+        sampling: How to sample.
     """
     import imagepriors as ip
     from imagepriors.evaluate.prior import as_table

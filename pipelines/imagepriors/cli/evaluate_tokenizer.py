@@ -18,13 +18,13 @@ def evaluate_tokenizer(
     data: Path = DEMO_DATA,
     out: Path | None = None,
 ) -> str:
-    """Reconstruction metrics of a tokenizer: PSNR, SSIM, LPIPS, Fréchet distance, codebook usage.
+    """Measure the reconstructions of a tokenizer: PSNR, SSIM, LPIPS, Fréchet distance, codebook usage.
 
     Args:
-        config: Which figures, over which images.
+        config: Metrics to compute, and the images.
         tokenizer: Folder of the tokenizer; default: runs/NAME/tokenizer, where NAME is the name of the data's folder.
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder in which the dataset is.
+        data: Folder of the dataset.
         out: JSON file to write; default: evaluation.json in the tokenizer's folder.
     """
     import imagepriors as ip

@@ -18,17 +18,17 @@ def inspect_data(
     size: int = 128,
     geometry: Geometry | None = None,
 ) -> str:
-    """Look at a dataset: counts, sizes, labels, conditions, bad files, a contact sheet.
+    """Inspect a dataset: counts, sizes, labels, conditions, unreadable files, a contact sheet.
 
     Args:
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder in which the dataset is.
+        data: Folder of the dataset.
         out: Folder for inspection.json and the contact sheets; default: runs/NAME/inspect, where NAME
             is the name of the data's folder.
-        limit: Samples of each split to decode, evenly over it; 0: all.
+        limit: Samples to decode per split, evenly spread over it; 0: all.
         shown: Samples on a contact sheet.
         size: Side of its pictures, in pixels.
-        geometry: How pictures that are not square become so; default: as suits the dataset (deepfashion: pad).
+        geometry: How pictures that are not square become square; default: as suits the dataset (deepfashion: pad).
     """
     from imagepriors.reports.dataset import inspect_dataset
 

@@ -13,13 +13,13 @@ def import_tokenizer(
     *,
     part: Literal["first_stage", "cond_stage"] | None = None,
 ) -> str:
-    """Turn a released CompVis VQGAN (last.ckpt and project.yaml) into a tokenizer folder.
+    """Convert a released CompVis VQGAN (last.ckpt and project.yaml) to a tokenizer folder.
 
     Args:
         checkpoint: The checkpoint file; nothing in it is executed.
         project: The yaml that came with it.
         out: Folder to write.
-        part: Which tokenizer of a transformer's checkpoint; default: the image's.
+        part: Tokenizer of a transformer's checkpoint to convert; default: that of the images.
     """
     from vqgan.compat.compvis import import_tokenizer as run
 
@@ -34,11 +34,11 @@ def import_tokenizer(
 def import_prior(
     checkpoint: tyro.conf.Positional[Path], project: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]
 ) -> str:
-    """Turn a released CompVis transformer (last.ckpt and project.yaml) into a prior with its tokenizer.
+    """Convert a released CompVis transformer (last.ckpt and project.yaml) to a prior with its tokenizer.
 
     Args:
         checkpoint: The checkpoint file; nothing in it is executed.
-        project: The yaml that came with it; class-conditional and unconditional models map.
+        project: The yaml that came with it; class-conditional and unconditional models are supported.
         out: Folder to write.
     """
     from imagepriors.released import import_prior as run
@@ -51,10 +51,10 @@ def import_prior(
 
 
 def import_diffusers(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> str:
-    """Turn a saved diffusers VQModel into a tokenizer folder.
+    """Convert a saved diffusers VQModel to a tokenizer folder.
 
     Args:
-        folder: What `VQModel.save_pretrained` wrote.
+        folder: Folder that `VQModel.save_pretrained` wrote.
         out: Folder to write.
     """
     from vqgan.compat.diffusers import import_diffusers as run

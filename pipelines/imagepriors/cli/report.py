@@ -14,7 +14,7 @@ def report(
 
     Args:
         run: Folder with tokenizer/, shards/ and prior-*/.
-        data: Folder in which the dataset is.
+        data: Folder of the dataset.
         dataset: Layout of the data.
     """
     from imagepriors.reports.run import write_report

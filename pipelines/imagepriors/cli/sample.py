@@ -19,19 +19,19 @@ def sample(
     frames: bool = False,
     preset: str = "auto",
 ) -> str:
-    """Draw code sequences from a prior and decode them to pictures.
+    """Sample codes from a prior and decode them to pictures.
 
     Args:
-        config: How to draw.
+        config: How to sample.
         prior: Run folder of the trained prior.
-        shards: Folder of token shards: holds the tokenizer, and the conditions of a conditional prior. Default: shards
+        shards: Folder of token shards, with the tokenizer and the conditions of a conditional prior. Default: shards
             beside the prior.
         out: Folder for grid.png, the single pictures, the codes and their metadata. Default: samples-PRIOR beside it.
         n: Number of pictures.
-        given: Complete validation pictures from this many first codes of the prior's sequence, or from their `upper`
-            half, upper left `corner`, `centre` (spiral_out), or from `scales-K`, the first K scales.
-        size: Rows and columns of codes, for pictures larger than the training pictures (order row_major).
-        frames: Also write frames.gif, the pictures while they are drawn.
+        given: Part of validation pictures to complete: this many first codes of the prior's sequence, the `upper` half,
+            the upper left `corner`, the `centre` (spiral_out), or `scales-K`, the first K scales.
+        size: Rows and columns of codes, for pictures that are larger than the training pictures (order row_major).
+        frames: Also write frames.gif, the pictures while they are sampled.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.
     """
     from imagepriors.api.priors import ImagePrior

@@ -23,15 +23,15 @@ def tokenize(
     """Encode a whole dataset into token shards, in parallel on Ray (RAY_ADDRESS names a cluster).
 
     Args:
-        config: The job.
+        config: Settings of the job.
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder in which the dataset is.
+        data: Folder of the dataset.
         tokenizer: Run folder of the trained image tokenizer; default: runs/NAME/tokenizer, where NAME is the name of
             the data's folder.
         condition: Run folders of tokenizers for conditions (masks, depth, poses) to encode beside the images.
-        out: Folder to write; an interrupted job continues. Default: runs/NAME/shards.
-        overwrite: Delete the dataset in `out` first, by its records; anything else there refuses it.
-        retry_failed: Make the shards with failures again.
+        out: Folder to write; an interrupted job resumes. Default: runs/NAME/shards.
+        overwrite: First delete the dataset in `out`; refused if `out` holds anything else.
+        retry_failed: Encode the shards with failures again.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
     """
     import imagepriors as ip

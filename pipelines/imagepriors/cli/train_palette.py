@@ -17,16 +17,16 @@ def train_palette(
     images: int = 2_000,
     seed: int = 0,
 ) -> str:
-    """Fit a palette tokenizer: a dictionary of colours, one code a pixel (the paper's pixel baseline).
+    """Fit a palette tokenizer: a dictionary of colours, one code per pixel (the paper's pixel baseline).
 
     Args:
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder in which the dataset is.
+        data: Folder of the dataset.
         out: Folder to write; default: runs/NAME/palette, where NAME is the name of the data's folder.
         colours: Colours of the dictionary.
         resolution: Side of the pictures, in pixels and in codes.
-        geometry: How pictures that are not square become so; default: as suits the dataset (deepfashion: pad).
-        images: Pictures to take pixels from, at most.
+        geometry: How pictures that are not square become square; default: as suits the dataset (deepfashion: pad).
+        images: Maximum number of pictures to take pixels from.
         seed: Seed of the draw and of k-means.
     """
     import imagepriors as ip

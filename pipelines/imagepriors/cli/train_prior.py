@@ -15,12 +15,12 @@ def train_prior(
     workers: int = 0,
     preset: str = "auto",
 ) -> str:
-    """Stage 2: train a transformer on token shards; no pixels are read (also under torchrun).
+    """Stage 2: train a transformer on token shards; pixels are never read (also under torchrun).
 
     Args:
-        config: The run.
-        shards: Folder that tokenize wrote.
-        out: Run folder; a run that was interrupted continues. Default: prior-ORDER, or prior-ORDER-CONDITION, beside
+        config: Settings of the run.
+        shards: Folder of token shards.
+        out: Run folder; an interrupted run resumes. Default: prior-ORDER, or prior-ORDER-CONDITION, beside
             the shards.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.

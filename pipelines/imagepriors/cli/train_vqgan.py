@@ -20,11 +20,11 @@ def train_vqgan(
     """Stage 1: train a VQGAN tokenizer on pictures (also under torchrun).
 
     Args:
-        config: The run.
+        config: Settings of the run.
         dataset: Layout of the data: ade20k, cifar10, deepfashion, demo, folder, huggingface, imagenet, imagenet-depth,
             landscapes, restricted-imagenet, webdataset; auto recognises it.
-        data: Folder in which the dataset is.
-        out: Run folder; a run that was interrupted continues. Default: runs/NAME/tokenizer, where NAME is the name of
+        data: Folder of the dataset.
+        out: Run folder; an interrupted run resumes. Default: runs/NAME/tokenizer, where NAME is the name of
             the data's folder.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.

@@ -10,14 +10,14 @@ from vqgan.errors import InputError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """Which figures to compute, over which images."""
+    """Metrics of a tokenizer and the images that they are computed over."""
 
     split: Literal["train", "val"] = "val"
     """Split to reconstruct."""
     limit: int = 0
-    """Images at most, evenly over the split; 0: all."""
+    """Maximum number of images, evenly spread over the split; 0: all."""
     lpips: Literal["none", "vgg", "alex", "squeeze"] = "none"
-    """Trunk of LPIPS; its weights come from torchvision's cache, or from `lpips_trunk`."""
+    """Trunk of LPIPS, whose weights come from torchvision's cache, or from `lpips_trunk`."""
     lpips_trunk: str = ""
     """Path of the LPIPS trunk's torchvision weights, for machines without internet."""
     frechet: Literal["none", "efficientnet-lite0", "inception"] = "efficientnet-lite0"
@@ -25,10 +25,10 @@ class EvaluateConfig:
     inception: str = ""
     """Path of torch-fidelity's weights-inception-2015-12-05-6726825d.pth; empty: its own cache or download."""
     device: Device = "auto"
-    """Device; auto takes a GPU where there is one."""
+    """Device; auto takes a GPU if one is available."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check all fields."""
         check_fields(self, InputError)
         if self.limit < 0:
             raise InputError(f"limit is {self.limit}: choose 0, for all images, or more")
@@ -36,29 +36,29 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluatePriorConfig:
-    """Which figures of a prior to compute, over how many samples."""
+    """Metrics of a prior and the number of samples that they are computed over."""
 
     n: int = 1000
-    """Samples; classes take turns, other conditions are those of validation rows, evenly spread."""
+    """Number of samples. Classes take turns; other conditions come from validation rows, evenly spread."""
     features: Literal["none", "efficientnet-lite0", "inception"] = "efficientnet-lite0"
     """Features of Fréchet distance, precision and recall: inception gives FID and IS; efficientnet-lite0 needs no
     download and is not FID."""
     inception: str = ""
     """Path of torch-fidelity's weights-inception-2015-12-05-6726825d.pth; empty: its own cache or download."""
     reference: Literal["train", "val"] = "train"
-    """Split of the pictures that samples are compared with."""
+    """Split of the pictures to compare samples with."""
     reference_limit: int = 50_000
-    """Pictures of it at most, evenly over the split, since they are held in memory; 0: all."""
+    """Maximum number of these pictures, evenly spread over the split; 0: all. They are held in memory."""
     reader_steps: int = 2000
-    """Batches of 8 pictures that the reader of conditions is taught on."""
+    """Training steps, of 8 pictures each, of the network that predicts conditions from pictures."""
     batch_size: int = 32
-    """Sequences at once while the likelihood is computed."""
+    """Sequences per batch while the likelihood is computed."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check all fields."""
         check_fields(self, InputError)
         if self.n > 1_000_000:
-            raise InputError(f"n is {self.n}: choose at most 1,000,000 samples, all of which are held in memory")
+            raise InputError(f"n is {self.n}: choose at most 1,000,000 samples; they are held in memory")
         for name in ("n", "reader_steps", "batch_size"):
             if getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 2 or more")

@@ -8,8 +8,8 @@ from vqgan.config import Device
 from vqgan.errors import InputError
 
 ShardKind = Literal["shards", "shards-palette", "shards-codes"]
-"""Shards of a dataset with all its conditions; of its small pictures as palette indices, the paper's pixels; of the
-codes of the same small pictures, a quarter as many."""
+"""Shards of a dataset with all its conditions; of its small pictures as palette indices, which are the paper's pixels;
+of the codes of the same small pictures, a quarter as many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,54 +17,54 @@ class ExperimentConfig:
     """A preset of the paper's experiments."""
 
     name: str
-    """The preset."""
+    """Name of the preset."""
     dataset: str
     """Layout of the data."""
     tokenizer: str
-    """Preset of the image tokenizer, and of the tokenize job."""
+    """Preset of the image tokenizer and the tokenize job."""
     small_tokenizer: str
     """Preset of the 32×32 → 16×16 tokenizer that `efficiency` compares with pixels."""
     prior: str
-    """Preset of the priors and of sampling."""
+    """Preset of the priors and sampling."""
     conditions: dict[str, str] = field(default_factory=dict)
-    """Picture condition → preset of its tokenizer; used where the dataset has it."""
+    """Picture condition → preset of its tokenizer; used if the dataset has the condition."""
     scales: tuple[int, ...] = ()
     """Coarser scales of the multiscale prior."""
     scales_of: Literal["shards", "shards-codes"] = "shards"
-    """Shards that have them: small pictures may have more codes than those of a small preset's dataset."""
+    """Shards that have these scales; small pictures can have more codes than those of a small preset."""
     seeds: int = 1
-    """Runs of every order."""
+    """Number of runs per order."""
     n: int = 1000
-    """Samples that distances and scores are computed over."""
+    """Number of samples that distances and scores are computed over."""
     prior_steps: int = 0
-    """Steps of every prior; 0: its preset's."""
+    """Training steps per prior; 0: those of its preset."""
     prior_batch: int = 0
-    """Batch of every prior; 0: its preset's."""
+    """Batch size of the priors; 0: that of the preset."""
     pixel_steps: int = 0
-    """Steps of the prior over pixels that `efficiency` compares with, whose sequences are long; 0: as every prior."""
+    """Training steps of the prior over pixels, whose sequences are long; 0: as for the other priors."""
     tokenizer_steps: int = 0
-    """Steps of every tokenizer; 0: its preset's."""
+    """Training steps per tokenizer; 0: those of its preset."""
     tokenizer_batch: int = 0
-    """Batch of every tokenizer; 0: its preset's."""
+    """Batch size of the tokenizers; 0: that of the preset."""
     perceptual: Literal["", "none", "efficientnet-lite0", "lpips-vgg"] = ""
-    """Perceptual loss of the tokenizers in place of their presets': LPIPS wants VGG's weights."""
+    """Perceptual loss of the tokenizers; empty: that of their presets. LPIPS requires the weights of VGG."""
     evaluations: int = 10
     """Points on the validation curves of `orders`."""
     features: Literal["inception", "efficientnet-lite0"] = "efficientnet-lite0"
     """Features of Fréchet distance, precision and recall: see EvaluatePriorConfig."""
     inception: str = ""
-    """Path of Inception's weights; empty: torch-fidelity's own cache or download."""
+    """Path of the weights of Inception; empty: the cache of torch-fidelity, or a download."""
     reader_steps: int = 2000
-    """Steps of the network that reads conditions back from samples."""
+    """Training steps of the network that predicts conditions from samples."""
     device: Device = "auto"
-    """Where tokenizers and priors are trained; auto: on a GPU each if any node of the Ray cluster has one now."""
+    """Device of tokenizers and priors; auto: one GPU each if any node of the Ray cluster has a GPU."""
     threads: int = 1
-    """Cores of one training on a machine without GPUs: small priors side by side beat one on all cores."""
+    """Cores per training on a machine without GPUs; small priors in parallel are faster than one on all cores."""
     workers: int = 0
-    """Workers of the tokenize job; 0: as many as fit."""
+    """Workers of the tokenize job; 0: as many as the cores and GPUs allow."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check all fields."""
         check_fields(self, InputError)
         for name in ("seeds", "evaluations", "threads"):
             if getattr(self, name) < 1:
