@@ -16,12 +16,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from runkit.checkpoints import newest_intact, remove_old
 from runkit.compiling import check_compiler
 from runkit.files import write_file
 from runkit.folders import held
+from runkit.progress import tqdm
 from runkit.runlog import RunLog
 from runkit.tensors import save_tensors
 from vqgan import checkpoint, distributed

@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from codeprior import checkpoint as ckpt
 from codeprior import distributed
@@ -34,6 +33,7 @@ from codeshards.format import ShardDataset, Where
 from runkit.checkpoints import checkpoints, newest_intact, remove_old, save_checkpoint
 from runkit.compiling import check_compiler
 from runkit.folders import check_apart, held
+from runkit.progress import tqdm
 from runkit.runlog import RunLog
 
 logger = logging.getLogger(__name__)
@@ -310,7 +310,7 @@ class Run:
         return distributed.total(counts.to(self.trainer.device)).cpu().numpy()
 
 
-def _shown(pieces: Iterable[NDArray[np.uint16]], bar: tqdm[NoReturn]) -> Iterator[NDArray[np.uint16]]:
+def _shown(pieces: Iterable[NDArray[np.uint16]], bar: tqdm) -> Iterator[NDArray[np.uint16]]:
     for piece in pieces:
         yield piece
         bar.update(piece.size)

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from codeprior.optim import resolve_device
+from runkit.progress import tqdm
 from vqgan.config import ModelConfig
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures

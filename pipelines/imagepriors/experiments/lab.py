@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
-from tqdm import tqdm
 
 from codeprior.checkpoint import CONFIG, RunConfig, load_summary
 from codeprior.config import SampleConfig
@@ -38,6 +37,7 @@ from runkit.errors import user_message
 from runkit.files import pretty_json
 from runkit.folders import publish
 from runkit.jsonfiles import finite_or_none
+from runkit.progress import tqdm
 from vqgan.checkpoint import FREE_TO_CHANGE, load_config
 from vqgan.config import Geometry, TrainConfig, dataset_geometry, from_dict
 from vqgan.data import open_splits

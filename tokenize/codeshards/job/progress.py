@@ -10,10 +10,9 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from codeshards.format import ShardError, Where, open_store
 from runkit.jsonfiles import parse_json
+from runkit.progress import tqdm
 
 log = logging.getLogger(__name__)
 
