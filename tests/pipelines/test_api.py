@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_job import write_images, write_tokenizer
 
 import imagepriors as ip
+from imagepriors.api.memory import keep_freed_memory
 from imagepriors.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,7 @@ def work(local_ray_cores, tmp_path_factory):
     shards = ip.tokenize(root / "photos", tokenizer, out=root / "run/shards", workers=1, threads=1, shard_rows=8)
     prior = ip.train_prior(shards, condition="class", cond_dropout=0.5, **PRIOR)
     assert prior.folder == root / "run/prior-row_major-class"
+    assert keep_freed_memory.cache_info().misses == 1  # training sets the allocator, whoever calls it
     return root, tokenizer, shards, prior
 
 
@@ -194,11 +196,12 @@ def test_a_prior_without_a_tokenizer_gives_codes(work, tmp_path):
         ({"condition": 0, "given": "upper"}, "leave one of them out"),
         ({"top_q": 0.5}, "unknown field top_q = 0.5: did you mean top_p"),
         ({"given": "lower"}, "use a number of codes, upper"),
+        ({"n": "2"}, "n is '2': choose a whole number"),
     ],
 )
 def test_samples_that_cannot_be_drawn_are_refused(work, options, words):
     with pytest.raises(ip.UserError, match=words):
-        work[3].sample(2, **options)
+        work[3].sample(**{"n": 2, **options})
 
 
 def test_the_api_and_the_command_line_give_the_same(work, tmp_path, monkeypatch, capsys):

@@ -23,6 +23,7 @@ from imagepriors.api.settings import build_config, stage_2_table
 from imagepriors.api.shards import location
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
 from imagepriors.evaluate.config import EvaluatePriorConfig
+from runkit.configs import check_value
 from vqgan.config import Device
 
 if TYPE_CHECKING:
@@ -131,16 +132,18 @@ class ImagePrior:
         Raises:
             PriorError: The prior cannot do what is asked for; the message says what it can.
         """
+        check_value("n", n, int, PriorError)
         settings = build_config(SampleConfig, fields, config=config, function=ImagePrior.sample)
         spec = self.sequence
-        from_rows = str(given) != "0" or any(part.name != "class" for part in spec.conditions)
-        if condition is None and (from_rows or size):
+        completes = str(given) != "0"
+        needs_rows = completes or any(part.name != "class" for part in spec.conditions)
+        if condition is None and (needs_rows or size):
             from imagepriors.decode.samples import draw_samples, given_codes
 
             known = given_codes(spec, str(given))
             drawn = draw_samples(self.folder, self.shards, n, config=settings, given=known, size=size, sources=False)
             return SampledImages(drawn.codes_NHW, drawn.conditions, self.tokenizer)
-        if (from_rows and str(given) != "0") or size:
+        if completes or size:
             raise PriorError("condition: given and size take their conditions from the shards; leave one of them out")
         self._check_guidance(settings)
         import torch

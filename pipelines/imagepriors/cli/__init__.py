@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     name = f" {argv[0]}" if argv and argv[0] in COMMANDS else ""
-    return print_answer(lambda: _answer(argv), f"imagepriors{name}")
+    return print_answer(functools.partial(_answer, argv), f"imagepriors{name}")
 
 
 def print_answer(answer: Callable[[], str], program: str) -> int:
@@ -80,7 +80,7 @@ def _usage() -> str:
     docs = {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in COMMANDS.items()}
     return "\n".join(
         [
-            "usage: imagepriors COMMAND [FLAGS]; every command explains itself with --help",
+            "usage: imagepriors COMMAND [FLAGS]; each command has --help",
             "",
             *(f"  {name:18} {doc}" for name, doc in docs.items()),
             "",
