@@ -237,7 +237,7 @@ def test_datasets_open_and_are_inspected(work, tmp_path):
         photos.images("test")
     found = ip.inspect(photos, out=tmp_path, limit=4)
     assert found["splits"]["train"]["samples"] == 12
-    assert ip.inspect(str(root / "run/shards"))["splits"]["val"]["rows"] == 6
+    assert ip.inspect(str(root / "run/shards"))["splits"]["val"]["samples"] == 6
 
 
 def test_figures_are_returned(work, tmp_path):
