@@ -1,4 +1,3 @@
-# ruff: noqa: F403, F405 - type checkers read the names from imagepriors.api
 """The public Python API: train tokenizers and priors, write token shards, sample images.
 
 >>> import imagepriors as ip
@@ -15,42 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imagepriors.api import *
-
-__all__ = [
-    "ImageDataset",
-    "ImagePrior",
-    "ImageTokenizer",
-    "PriorConfig",
-    "SampleConfig",
-    "SampledImages",
-    "TokenizeConfig",
-    "TokenizerConfig",
-    "UserError",
-    "evaluate_prior",
-    "evaluate_tokenizer",
-    "import_prior",
-    "import_tokenizer",
-    "inspect",
-    "load_prior",
-    "load_tokenizer",
-    "open_dataset",
-    "open_shards",
-    "preset_names",
-    "tokenize",
-    "train_palette",
-    "train_prior",
-    "train_tokenizer",
-]
+    from imagepriors.api import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use (PEP 562)."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(importlib.import_module("imagepriors.api"), name)
-    return value
+    """Import a public name, or the list of them, on first use (PEP 562)."""
+    if name == "__all__" or not name.startswith("_"):
+        api = importlib.import_module("imagepriors.api")
+        if name == "__all__" or name in api.__all__:
+            globals()[name] = value = getattr(api, name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})
