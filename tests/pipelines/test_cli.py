@@ -155,7 +155,7 @@ def test_report_is_one_self_contained_page(run):
     assert "https:" not in html
 
 
-def test_foreign_tokenizer_is_refused(run, tmp_path, capsys):
+def test_another_tokenizer_is_refused(run, tmp_path, capsys):
     import shutil
 
     _, out = run

@@ -41,7 +41,7 @@ def test_a_preset_overrides_fields_of_its_base(tmp_path):
     mine, published = (load_preset(name, "vqgan") for name in (str(tmp_path / "mine.toml"), "imagenet-f16-1024"))
     assert mine["model"] == {**published["model"], "ch": 64}
     assert {**mine, "model": 0} == {**published, "steps": 10, "model": 0}
-    # A base's base: the prior's table has been in none of these files.
+    # A base of the base: the prior's table is in neither of these files.
     assert load_preset(str(tmp_path / "mine.toml"), "prior") == load_preset("gpt2-medium", "prior")
 
 
