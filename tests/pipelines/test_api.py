@@ -104,7 +104,7 @@ def test_codes_of_an_image_are_those_in_the_shards(work):
     np.testing.assert_array_equal(codes.reshape(len(files), -1), batch["codes_row_major"])
 
 
-def test_encode_takes_what_a_person_has(tokenizer, tmp_path):
+def test_encode_takes_what_a_person_has(tokenizer, tmp_path, monkeypatch):
     array = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     images = [Image.fromarray(one) for one in array]
     images[0].save(tmp_path / "0.png")
@@ -116,6 +116,11 @@ def test_encode_takes_what_a_person_has(tokenizer, tmp_path):
     for one in (images[0], array[0], unit[0], tmp_path / "0.png", str(tmp_path / "0.png"), images[0].convert("RGBA")):
         np.testing.assert_array_equal(tokenizer.encode(one), expected[0])
     assert tokenizer.encode(images[0].resize((80, 50))).shape == (8, 8)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.testing.assert_array_equal(tokenizer.encode("~/0.png"), expected[0])
+    clear = np.concatenate([array[0], np.zeros((32, 32, 1), np.uint8)], axis=2)  # transparency shows white
+    white = np.full((32, 32, 3), 255, np.uint8)
+    np.testing.assert_array_equal(tokenizer.encode(clear), tokenizer.encode(white))
     assert tokenizer.encode([]).shape == (0, 8, 8)
 
 
@@ -123,7 +128,7 @@ def test_encode_takes_what_a_person_has(tokenizer, tmp_path):
     ("images", "words"),
     [
         ("nowhere.png", "nowhere.png does not exist: pass the path of an image"),
-        (3, "a int is no image: pass a PIL image"),
+        (3, "images is a value of type int: pass a PIL image"),
         (np.zeros((32, 32), np.uint8), r"uint8 \[32, 32\] is no image of this tokenizer"),
         (np.zeros((32, 32, 3), np.int64), r"int64 \[32, 32, 3\] is no image"),
         (np.full((32, 32, 3), 255.0), "floats from 255 to 255: scale them to 0 … 1, or pass uint8"),
@@ -148,6 +153,8 @@ def test_decode_takes_arrays_tensors_and_lists(tokenizer):
         (codes + 1, "code 64 is not in the codebook of 64"),
         (codes - 1, "pass integers from 0"),
         (codes / 2, "codes are float64"),
+        ([], "pass integers from 0"),
+        ([codes[0], codes[0, :4]], "cannot be read as an array"),
     ):
         with pytest.raises(ip.UserError, match=words):
             tokenizer.decode(wrong)
@@ -157,7 +164,7 @@ def test_samples_are_images_with_codes(work):
     _, tokenizer, shards, prior = work
     assert prior.summary["steps"] == 2
     assert tokenizer.summary["steps"] == 2
-    drawn = prior.sample(4, seed=3)
+    drawn = prior.sample(4, seed=3, temperature=1)
     assert drawn.codes.shape == (4, 8, 8)
     assert [image.size for image in drawn] == [(32, 32)] * len(drawn)
     assert drawn[0].tobytes() == tokenizer.decode(drawn.codes[0]).tobytes()
@@ -255,9 +262,11 @@ def test_figures_are_returned(work, tmp_path):
     [
         ({"step": 5}, "unknown field step = 5: did you mean steps"),
         ({"outt": "x"}, "unknown field outt = 'x': did you mean out"),
-        ({"ch": 8}, "unknown field ch: pass model={'ch': 8}"),
+        ({"ch": 8}, "unknown field ch = 8: it is a field of model: pass model={'ch': 8}"),
         ({"model": {"chs": 8}}, "unknown field model.chs = 8: did you mean ch"),
-        ({"steps": "many"}, "steps"),
+        ({"steps": "many"}, "steps is 'many': choose a whole number"),
+        ({"model": {"geometry": "fit"}}, "model.geometry is 'fit': choose one of crop, pad, stretch"),
+        ({"model": 3}, "model is 3: give a ModelConfig"),
         ({"steps": 0}, "steps is 0: choose 1 or more"),
         ({"config": 3}, "config is a int: pass a vqgan.config.TrainConfig"),
         ({"preset": "huge"}, "unknown preset 'huge': choose one of"),
@@ -278,7 +287,7 @@ def test_wrong_paths_are_user_errors(tmp_path):
 def test_a_config_object_takes_the_place_of_a_preset(work, tmp_path):
     config = ip.TokenizerConfig(steps=5, batch_size=2)
     photos = work[0] / "photos"
-    made = ip.train_tokenizer(photos, out=tmp_path / "t", config=config, **TINY)
+    made = ip.train_tokenizer(photos, out=tmp_path / "t", config=config, **{**TINY, "steps": np.int64(2)})
     assert made.config.ch == 8
     assert made.summary["steps"] == 2
     mine = tmp_path / "mine.toml"

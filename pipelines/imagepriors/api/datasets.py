@@ -1,18 +1,16 @@
 """Datasets of pictures."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imagepriors.api.defaults import PathLike, as_path
 from vqgan.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vqgan.data import Split
-
-PathLike = str | os.PathLike[str]
 
 
 class ImageDataset(dict[str, "Split"]):
@@ -57,7 +55,7 @@ def open_dataset(data: PathLike, dataset: str = "auto") -> ImageDataset:
     """
     from vqgan.data import open_splits, resolve
 
-    path = Path(data)
+    path = as_path(data)
     return ImageDataset(open_splits(dataset, path), path, resolve(dataset, path))
 
 
@@ -65,4 +63,4 @@ def dataset_of(data: "PathLike | ImageDataset", dataset: str) -> tuple[Path, str
     """The folder of a dataset and the name of its layout."""
     if isinstance(data, ImageDataset):
         return data.path, data.layout if dataset == "auto" else dataset
-    return Path(data), dataset
+    return as_path(data), dataset

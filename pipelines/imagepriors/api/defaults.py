@@ -1,10 +1,12 @@
 """Presets and folders that follow from the data, where the caller names none."""
 
 import logging
+import os
 from pathlib import Path
 
 from codeshards.format import ShardError, open_store, plan_settings
 
+PathLike = str | os.PathLike[str]
 log = logging.getLogger(__name__)
 RUNS = Path("runs")
 DEMO_DATA = Path("data/demo")
@@ -13,6 +15,11 @@ _SAMPLED = 64
 _PRESETS = ((48, "cifar10"), (128, "photos-64"))
 """Shorter side of the pictures, in pixels, up to which a preset is chosen; larger pictures are cropped to 256×256."""
 _LARGE = "imagenet-small"
+
+
+def as_path(path: PathLike) -> Path:
+    """A path with the user's home folder in place of "~"."""
+    return Path(path).expanduser()
 
 
 def run_folder(data: Path) -> Path:

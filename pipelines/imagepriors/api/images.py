@@ -1,13 +1,13 @@
 """Images and codes as people have them (paths, PIL, numpy, torch) in the form that tokenizers take."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from imagepriors.api.defaults import as_path
 from vqgan.config import ModelConfig
 from vqgan.data.geometry import CENTRE, cut
 from vqgan.data.pictures import open_picture, to_rgb
@@ -27,7 +27,7 @@ def to_arrays(images: Any, config: ModelConfig) -> tuple[list[Array], bool]:
         return [_to_array(images, config)], True
     if not hasattr(images, "shape"):
         if not hasattr(images, "__iter__"):
-            raise InputError(f"a {type(images).__name__} is no image: pass {_wanted(config)}")
+            raise InputError(f"images is a value of type {type(images).__name__}: pass {_wanted(config)}")
         return [_to_array(image, config) for image in images], False
     array = _numbers(images)
     if array.ndim == 2 + channels:
@@ -47,7 +47,7 @@ def to_codes(codes: Any, side: int) -> tuple[Array, bool]:
     Raises:
         InputError: They are not whole numbers from 0 in one or several grids.
     """
-    array = np.stack([_numbers(grid) for grid in codes]) if isinstance(codes, list | tuple) else _numbers(codes)
+    array = _numbers([_numbers(grid) for grid in codes] if isinstance(codes, list | tuple) else codes)
     if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or (array.size and array.min() < 0):
         raise InputError(
             f"codes are {array.dtype} {list(array.shape)}: pass integers from 0 of the shape [h, w] or [N, h, w]"
@@ -69,7 +69,7 @@ def _to_array(image: Any, config: ModelConfig) -> Array:
 def _to_picture(image: Any, config: ModelConfig) -> Image.Image:
     """One image as an RGB picture of its own size."""
     if isinstance(image, str | os.PathLike):
-        path = Path(image)
+        path = as_path(image)
         try:
             with path.open("rb") as file, open_picture(file) as opened:
                 return to_rgb(opened)
@@ -82,7 +82,7 @@ def _to_picture(image: Any, config: ModelConfig) -> Image.Image:
     array = _numbers(image)
     if array.ndim == 3 and array.shape[0] == 3 != array.shape[2]:
         array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+    if array.ndim != 3 or array.shape[2] not in (3, 4) or not array.size:
         raise _unusable(array, config)
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
@@ -91,7 +91,7 @@ def _to_picture(image: Any, config: ModelConfig) -> Image.Image:
         array = (array * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
         raise _unusable(array, config)
-    return Image.fromarray(np.ascontiguousarray(array))
+    return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
 
 
 def _square(picture: Image.Image, config: ModelConfig) -> Array:

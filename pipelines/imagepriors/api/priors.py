@@ -15,8 +15,8 @@ from codeprior.config import PriorError, SampleConfig, SequenceSpec
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.format import ShardDataset
 from codeshards.format.files import read_json
-from imagepriors.api.datasets import ImageDataset, PathLike, dataset_of
-from imagepriors.api.defaults import beside
+from imagepriors.api.datasets import ImageDataset, dataset_of
+from imagepriors.api.defaults import PathLike, as_path, beside
 from imagepriors.api.memory import keep_freed_memory
 from imagepriors.api.samples import SampledImages
 from imagepriors.api.settings import build_config, stage_2_table
@@ -184,7 +184,7 @@ class ImagePrior:
 
         settings = build_config(SampleConfig, fields, config=config, function=ImagePrior.save_samples)
         return write_samples(
-            self.folder, self.shards, Path(out), n, config=settings, given=given, size=size, frames=frames
+            self.folder, self.shards, as_path(out), n, config=settings, given=given, size=size, frames=frames
         )
 
     def _check_guidance(self, config: SampleConfig) -> None:
@@ -244,7 +244,7 @@ def load_prior(
         PriorError: The folder holds no prior, or its files are damaged.
     """
     prior = ImagePrior(
-        Path(folder),
+        as_path(folder),
         shards=location(shards) if shards is not None else None,
         tokenizer=None if tokenizer is None else as_tokenizer(tokenizer),
         device=device,
@@ -280,7 +280,7 @@ def train_prior(
     base = {} if config else stage_2_table(str(preset), "prior", place)
     settings = build_config(PriorConfig, fields, config=config, base=base, function=train_prior)
     condition = "" if settings.condition == "none" else f"-{settings.condition}"
-    folder = Path(out) if out else beside(place) / f"prior-{settings.order}{condition}"
+    folder = as_path(out) if out else beside(place) / f"prior-{settings.order}{condition}"
     keep_freed_memory()
     if workers:
         from imagepriors.cluster import train_prior_on_ray
@@ -322,10 +322,10 @@ def evaluate_prior(
     settings = build_config(EvaluatePriorConfig, fields, config=config, function=evaluate_prior)
     from imagepriors.evaluate.prior import evaluate_prior as evaluate
 
-    trained = prior if isinstance(prior, ImagePrior) else ImagePrior(Path(prior))
+    trained = prior if isinstance(prior, ImagePrior) else ImagePrior(as_path(prior))
     place = location(shards) if shards is not None else trained.shards
     path, layout = dataset_of(data, dataset) if data is not None else (None, dataset)
-    target = Path(out) if out else trained.folder / "evaluation.json"
+    target = as_path(out) if out else trained.folder / "evaluation.json"
     return evaluate(trained.folder, place, target, settings, sampling or SampleConfig(), dataset=layout, data=path)
 
 
@@ -342,5 +342,5 @@ def import_prior(checkpoint: PathLike, project: PathLike, out: PathLike) -> Imag
     """
     from imagepriors.released import import_prior as convert
 
-    convert(Path(checkpoint), Path(project), Path(out))
-    return ImagePrior(Path(out))
+    convert(as_path(checkpoint), as_path(project), as_path(out))
+    return ImagePrior(as_path(out))

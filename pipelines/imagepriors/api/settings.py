@@ -7,8 +7,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import numpy as np
+
 from imagepriors.api.defaults import preset_for_data, preset_for_shards
 from imagepriors.presets import load_preset, merged
+from runkit.configs import check_value
 from runkit.errors import UserError
 from vqgan.config import dataset_geometry, from_dict
 
@@ -39,7 +42,7 @@ def build_config(
         raise UserError(f"config is a {type(config).__name__}: pass a {cls.__module__}.{cls.__name__}")
     plain = _as_table(fields)
     parameters = [name for name in signature(function).parameters if name != "fields"] if function else []
-    _check_names(cls, plain, parameters)
+    _check_fields(cls, plain, parameters)
     if config is not None and not plain:
         return config
     start = _as_table(dataclasses.asdict(config)) if config is not None else dict(base or {})  # type: ignore[call-overload]
@@ -62,25 +65,30 @@ def stage_2_table(preset: str, table: str, shards: Path) -> dict[str, Any]:
 
 
 def _as_table(value: Any) -> Any:
-    """Nested configs and mappings as dicts, paths as strings, so that every caller passes what TOML can hold."""
+    """Nested configs and mappings as dicts, paths and numpy's numbers as Python's: values that TOML has as well."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {key: _as_table(item) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
     return str(value) if isinstance(value, Path) else value
 
 
-def _check_names(cls: type[Any], fields: Mapping[str, Any], parameters: list[str], prefix: str = "") -> None:
+def _check_fields(cls: type[Any], fields: Mapping[str, Any], parameters: list[str], prefix: str = "") -> None:
     kinds = get_type_hints(cls)
     nested = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
     for name, value in fields.items():
         if name in nested and isinstance(value, Mapping):
-            _check_names(nested[name], value, [], f"{prefix}{name}.")  # type: ignore[arg-type]
-        if name in kinds:
-            continue
-        for parent, kind in nested.items():
-            if name in get_type_hints(kind):
-                raise UserError(f"unknown field {prefix}{name}: pass {parent}={{{name!r}: {value!r}}}")
-        near = difflib.get_close_matches(name, [*kinds, *parameters])
-        remedy = f"did you mean {' or '.join(near)}?" if near else f"choose among {', '.join(kinds)}"
-        raise UserError(f"unknown field {prefix}{name} = {value!r}: {remedy}")
+            _check_fields(nested[name], value, [], f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif name in kinds:
+            check_value(f"{prefix}{name}", value, kinds[name])
+        else:
+            parents = [parent for parent, kind in nested.items() if name in get_type_hints(kind)]
+            near = difflib.get_close_matches(name, [*kinds, *parameters])
+            remedy = f"choose among {', '.join(kinds)}"
+            if near:
+                remedy = f"did you mean {' or '.join(near)}?"
+            if parents:
+                remedy = f"it is a field of {parents[0]}: pass {parents[0]}={{{name!r}: {value!r}}}"
+            raise UserError(f"unknown field {prefix}{name} = {value!r}: {remedy}")

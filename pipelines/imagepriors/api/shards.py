@@ -8,8 +8,8 @@ from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, Where, open_store
 from codeshards.format.files import read_json
 from codeshards.format.manifest import MANIFEST_FILE
-from imagepriors.api.datasets import ImageDataset, PathLike, dataset_of
-from imagepriors.api.defaults import run_folder
+from imagepriors.api.datasets import ImageDataset, dataset_of
+from imagepriors.api.defaults import PathLike, as_path, run_folder
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
 from vqgan.config import Geometry
@@ -55,7 +55,7 @@ def tokenize(
     settings = build_config(TokenizeConfig, fields, config=config, base=base, function=tokenize)
     from codeshards.job.tokenize import tokenize as run_job
 
-    place: Where = out if out is not None else run_folder(path) / "shards"
+    place: Where = as_path(out) if out is not None else run_folder(path) / "shards"
     folders = {"image": as_tokenizer(tokenizer).folder if tokenizer is not None else run_folder(path) / "tokenizer"}
     run_job(
         settings,
@@ -93,7 +93,7 @@ def open_shards(shards: PathLike) -> ShardDataset:
 
 def location(shards: PathLike | ShardDataset) -> Path:
     """The folder of a dataset of token shards; URLs survive as paths."""
-    return Path(str(shards.path) if isinstance(shards, ShardDataset) else shards)
+    return Path(str(shards.path)) if isinstance(shards, ShardDataset) else as_path(shards)
 
 
 def inspect(
@@ -134,6 +134,6 @@ def inspect(
     from imagepriors.reports.dataset import inspect_dataset
 
     path, layout = dataset_of(data, dataset)
-    folder = Path(out) if out else run_folder(path) / "inspect"
+    folder = as_path(out) if out else run_folder(path) / "inspect"
     inspect_dataset(layout, path, folder, limit=limit, shown=shown, size=size, geometry=geometry)
     return read_json(folder / "inspection.json")

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from codeshards.format.files import read_json
-from imagepriors.api.datasets import ImageDataset, PathLike, dataset_of
-from imagepriors.api.defaults import run_folder
+from imagepriors.api.datasets import ImageDataset, dataset_of
+from imagepriors.api.defaults import PathLike, as_path, run_folder
 from imagepriors.api.memory import keep_freed_memory
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.evaluate.config import EvaluateConfig
@@ -132,7 +132,7 @@ class ImageTokenizer:
 
 def as_tokenizer(tokenizer: "PathLike | ImageTokenizer") -> ImageTokenizer:
     """A tokenizer of itself or of its folder."""
-    return tokenizer if isinstance(tokenizer, ImageTokenizer) else ImageTokenizer(Path(tokenizer))
+    return tokenizer if isinstance(tokenizer, ImageTokenizer) else ImageTokenizer(as_path(tokenizer))
 
 
 def load_tokenizer(folder: PathLike, *, device: Device = "auto", precision: Precision = "float32") -> ImageTokenizer:
@@ -146,7 +146,7 @@ def load_tokenizer(folder: PathLike, *, device: Device = "auto", precision: Prec
     Raises:
         InputError: The folder holds no tokenizer, or its files are damaged.
     """
-    tokenizer = ImageTokenizer(Path(folder), device=device, precision=precision)
+    tokenizer = ImageTokenizer(as_path(folder), device=device, precision=precision)
     _ = tokenizer.loaded  # errors are raised here, not at the first image
     return tokenizer
 
@@ -181,7 +181,7 @@ def train_tokenizer(
     from vqgan.data import open_splits, sources_of
     from vqgan.train import train
 
-    folder = Path(out) if out else run_folder(path) / "tokenizer"
+    folder = as_path(out) if out else run_folder(path) / "tokenizer"
     splits = dict(data) if isinstance(data, ImageDataset) else open_splits(layout, path)
     check_apart(folder, data=sources_of(splits, path))
     keep_freed_memory()
@@ -224,7 +224,7 @@ def train_palette(
     from vqgan.palette import fit_palette
 
     path, layout = dataset_of(data, dataset)
-    folder = Path(out) if out else run_folder(path) / "palette"
+    folder = as_path(out) if out else run_folder(path) / "palette"
     splits = open_splits(layout, path)
     check_apart(folder, data=sources_of(splits, path))
     how = geometry or dataset_geometry(resolve(layout, path))
@@ -258,7 +258,7 @@ def evaluate_tokenizer(
     from imagepriors.evaluate.tokenizer import evaluate_tokenizer as evaluate
 
     folder, (path, layout) = as_tokenizer(tokenizer).folder, dataset_of(data, dataset)
-    return evaluate(folder, layout, path, Path(out) if out else folder / "evaluation.json", settings)
+    return evaluate(folder, layout, path, as_path(out) if out else folder / "evaluation.json", settings)
 
 
 def import_tokenizer(
@@ -277,5 +277,5 @@ def import_tokenizer(
     """
     from vqgan.compat.compvis import import_tokenizer as convert
 
-    convert(Path(checkpoint), Path(project), Path(out), part)
-    return ImageTokenizer(Path(out))
+    convert(as_path(checkpoint), as_path(project), as_path(out), part)
+    return ImageTokenizer(as_path(out))
