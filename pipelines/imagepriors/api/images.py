@@ -1,4 +1,4 @@
-"""Images and codes as people have them (paths, PIL, numpy, torch) in the form that tokenizers take."""
+"""Conversion of images and codes from paths, PIL, numpy and torch to the arrays that tokenizers take."""
 
 import os
 from typing import Any

@@ -84,7 +84,7 @@ class ImagePrior:
 
     @functools.cached_property
     def tokenizer(self) -> ImageTokenizer | None:
-        """The tokenizer of the codes: the given one, else the prior's own, else that of the shards; None without.
+        """The tokenizer of the codes: given, imported with the prior, or stored with the shards; else None.
 
         Raises:
             ShardError: It is not the tokenizer of the codes that the prior was trained on.
@@ -115,22 +115,22 @@ class ImagePrior:
         config: SampleConfig | None = None,
         **fields: Any,
     ) -> SampledImages:
-        """Draw `n` samples.
+        """Sample `n` images.
 
         Args:
-            n: How many.
+            n: Number of samples.
             condition: A class name or number, or one per sample; or the codes of a condition [N, h, w]; a mapping from
                 name to such where there are several conditions. Default: classes in turn, other conditions of
                 validation rows of the shards.
-            given: Complete validation rows from this many first codes, or from their "upper" half, upper left
-                "corner", "centre", or "scales-K".
+            given: Part of validation rows to complete: this many first codes, the "upper" half, the upper left
+                "corner", the "centre", or "scales-K", the first K scales.
             size: Rows and columns of codes, for images larger than those of training (order row_major).
             config: A complete config in place of the default one.
             **fields: Fields of :class:`SampleConfig` to override, such as ``temperature=0.9``, ``guidance=2`` or
                 ``seed=1``.
 
         Raises:
-            PriorError: The prior cannot do what is asked for; the message says what it can.
+            PriorError: The prior does not support the arguments; the message says what it supports.
         """
         check_value("n", n, int, PriorError)
         settings = build_config(SampleConfig, fields, config=config, function=ImagePrior.sample)
@@ -166,14 +166,14 @@ class ImagePrior:
         config: SampleConfig | None = None,
         **fields: Any,
     ) -> Path:
-        """Draw samples into a folder: grid.png, the single images, codes.npz, metadata.json and perhaps frames.gif.
+        """Write samples into a folder: grid.png, the single images, codes.npz, metadata.json and perhaps frames.gif.
 
         Args:
             out: The folder; samples of an earlier call are replaced, other files never.
-            n: How many.
+            n: Number of samples.
             given: See :meth:`sample`.
             size: See :meth:`sample`.
-            frames: Also write frames.gif, the images while they are drawn.
+            frames: Also write frames.gif, the images while they are sampled.
             config: A complete config in place of the default one.
             **fields: Fields of :class:`SampleConfig` to override.
 
@@ -309,10 +309,10 @@ def evaluate_prior(
     Args:
         prior: The prior or its run folder.
         shards: Token shards with the tokenizer and the conditions; default: "shards" beside the prior.
-        data: Pictures to compare samples with; without them decoded validation codes take their place.
+        data: Pictures to compare samples with; default: decoded validation codes.
         dataset: Layout of `data`; "auto" recognises it.
         out: JSON file to write; default: evaluation.json in the prior's folder.
-        sampling: How samples are drawn.
+        sampling: How to sample.
         config: A complete config in place of the default one.
         **fields: Fields of EvaluatePriorConfig to override, such as ``n=500``.
 
@@ -330,7 +330,7 @@ def evaluate_prior(
 
 
 def import_prior(checkpoint: PathLike, project: PathLike, out: PathLike) -> ImagePrior:
-    """Turn a released CompVis transformer into a prior with its tokenizer; nothing in the checkpoint is executed.
+    """Convert a released CompVis transformer to a prior with its tokenizer; nothing in the checkpoint is executed.
 
     Args:
         checkpoint: The checkpoint file, such as last.ckpt.
@@ -338,7 +338,7 @@ def import_prior(checkpoint: PathLike, project: PathLike, out: PathLike) -> Imag
         out: Folder to write.
 
     Raises:
-        InputError: The files are not those of such a model; the message says what does not map.
+        InputError: The files are of another kind of model; the message says what does not map.
     """
     from imagepriors.released import import_prior as convert
 

@@ -1,4 +1,4 @@
-"""What a prior has drawn.
+"""Samples of a prior.
 
 Axes: N samples, C tokens of a condition, h × w the grid of codes.
 """
@@ -69,7 +69,7 @@ class SampledImages(Sequence["Image.Image"]):
         return picture_grid(images, columns, scale=scale or max(1, round(96 / images.shape[2])))
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows."""
+        """PNG that a notebook displays, if the tokenizer is known."""
         from imagepriors.reports.figures import png_bytes
 
         return png_bytes(self.grid()) if self._tokenizer is not None and len(self) else None

@@ -94,7 +94,7 @@ class ImageTokenizer:
             Codes [h, w] of one image, [N, h, w] of several, in raster order.
 
         Raises:
-            InputError: They are not images of this tokenizer's modality.
+            InputError: The values are not images of this tokenizer's modality.
         """
         from imagepriors.api.images import to_arrays
 
@@ -139,7 +139,7 @@ def load_tokenizer(folder: PathLike, *, device: Device = "auto", precision: Prec
     """Load a trained or imported tokenizer.
 
     Args:
-        folder: What :func:`train_tokenizer` or :func:`import_tokenizer` wrote.
+        folder: Folder that :func:`train_tokenizer` or :func:`import_tokenizer` wrote.
         device: "auto" takes a GPU where this machine has one.
         precision: bfloat16 changes a few per cent of the codes.
 
@@ -264,16 +264,16 @@ def evaluate_tokenizer(
 def import_tokenizer(
     checkpoint: PathLike, project: PathLike, out: PathLike, part: Literal["first_stage", "cond_stage"] | None = None
 ) -> ImageTokenizer:
-    """Turn a released CompVis VQGAN into a tokenizer folder; nothing in the checkpoint is executed.
+    """Convert a released CompVis VQGAN to a tokenizer folder; nothing in the checkpoint is executed.
 
     Args:
         checkpoint: The checkpoint file, such as last.ckpt.
         project: The yaml that came with it.
         out: Folder to write.
-        part: Which tokenizer of a transformer's checkpoint; default: the image's.
+        part: Tokenizer of a transformer's checkpoint to convert; default: that of the images.
 
     Raises:
-        InputError: The files are not those of such a model; the message says what does not map.
+        InputError: The files are of another kind of model; the message says what does not map.
     """
     from vqgan.compat.compvis import import_tokenizer as convert
 
