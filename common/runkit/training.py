@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from runkit.checkpoints import SUMMARY, save_checkpoint
 from runkit.compiling import check_compiler
 from runkit.devices import Autocast, Precision, rank_device
 from runkit.errors import UserError
+from runkit.progress import tqdm
 from runkit.ranks import barrier, check_batch_size, from_rank_0, host_group, min_over_ranks, rank, world_size
 from runkit.runlog import RunLog
 from runkit.runs import RunFolder

@@ -1,7 +1,7 @@
 """Released CompVis transformers (Net2Net of taming-transformers) as a prior with its tokenizer.
 
-Class-conditional and unconditional models are read. Those conditioned on pictures, coordinates or an unmasked prefix
-are refused by name: they would need the codes of a second tokenizer in shards that do not exist yet.
+Class-conditional and unconditional models are read. Models that are conditioned on pictures, coordinates or an
+unmasked prefix are refused by name, because they require the codes of a second tokenizer.
 """
 
 from dataclasses import asdict
@@ -32,7 +32,7 @@ _PERMUTERS: dict[str, OrderName] = {
 
 
 def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
-    """Turn a released checkpoint and its yaml into a prior's folder, with the tokenizer in `out`/tokenizer.
+    """Convert a released checkpoint and its yaml to the folder of a prior, with the tokenizer in `out`/tokenizer.
 
     Args:
         checkpoint: The `.ckpt` file; nothing in it is executed.
@@ -40,15 +40,15 @@ def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
         out: Folder to write.
 
     Returns:
-        What the prior's sequences mean.
+        The specification of the prior's sequences.
 
     Raises:
-        InputError, ShardError: `out` holds a run; the checkpoint or the yaml is not of such a model: the message says
-            what does not map.
+        InputError, ShardError: `out` holds a run, or the checkpoint or the yaml is of another kind of model; the
+            message says what does not map.
     """
     check_apart(out, checkpoint=checkpoint, project=project)
     if any((out / name).exists() for name in (SUMMARY, CONFIG, WEIGHTS, "checkpoints")):
-        raise InputError(f"{out} holds a run already: choose another folder, or remove it")
+        raise InputError(f"{out} already holds a run: choose another folder, or remove it")
     params, transformer = _read_project(project)
     if int(transformer.get("n_unmasked", 0)):
         raise InputError(f"{project}: n_unmasked = {transformer['n_unmasked']}: a causal prior has no unmasked prefix")
@@ -91,13 +91,13 @@ def _read_project(project: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         transformer["n_head"]
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{project} is no yaml of a transformer (model.params.transformer_config …): {error!r}"
+            f"{project} is not the yaml of a transformer (model.params.transformer_config …): {error!r}"
         ) from error
     return dict(params), transformer
 
 
 def _condition(params: dict[str, Any], project: Path) -> tuple[int, int]:
-    """(classes, 0) of a class-conditional model, (0, start token) of an unconditional one."""
+    """(number of classes, 0) of a class-conditional model, (0, start token) of an unconditional one."""
     stage = params.get("cond_stage_config")
     if params.get("unconditional") or stage == "__is_unconditional__":
         return 0, int(params.get("sos_token", 0))
@@ -105,7 +105,7 @@ def _condition(params: dict[str, Any], project: Path) -> tuple[int, int]:
     if not target.endswith(".Labelator"):
         raise InputError(
             f"{project}: cond_stage {target!r} does not map: class-conditional (Labelator) and unconditional models "
-            "can be imported; tokenize your pictures and train a prior for others"
+            "can be imported. For others tokenize your pictures and train a prior"
         )
     return int(cast(dict[str, Any], stage)["params"]["n_classes"]), 0
 
@@ -114,13 +114,15 @@ def _order(params: dict[str, Any], project: Path) -> OrderName:
     target = (params.get("permuter_config") or {}).get("target", "Identity").rsplit(".", 1)[-1]
     if target not in _PERMUTERS:
         raise InputError(
-            f"{project}: permuter {target!r} is none of {', '.join(_PERMUTERS)} ({', '.join(ORDER_NAMES)})"
+            f"{project}: permuter {target!r} is not one of {', '.join(_PERMUTERS)} ({', '.join(ORDER_NAMES)})"
         )
     return _PERMUTERS[target]
 
 
 def _check_permuter(state: dict[str, Tensor], name: OrderName, side: int, checkpoint: Path) -> None:
-    """The order that the checkpoint itself carries must be ours."""
+    """Refuse a checkpoint whose stored permutation is not that of the order."""
     found = state.get("permuter.forward_shuffle_idx")
     if found is not None and not np.array_equal(found.numpy().ravel(), order(name, side, side)):
-        raise InputError(f"{checkpoint}: its permutation is not {name} on {side}×{side}: codes would be scrambled")
+        raise InputError(
+            f"{checkpoint}: its permutation is not {name} on {side}×{side}: use the yaml of this checkpoint"
+        )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from runkit.progress import tqdm
 from vqgan.checkpoint import check_model_folder, publish_model
 from vqgan.config import Geometry, ModelConfig
 from vqgan.data import Split

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from codeprior.config import PriorError
 from codeshards.format import ShardDataset, WriteError
 from codeshards.format.files import atomic_write
 from runkit.files import TEMP_MARK, temp_beside
+from runkit.progress import tqdm
 from runkit.retries import patient
 
 logger = logging.getLogger(__name__)

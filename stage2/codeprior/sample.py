@@ -9,17 +9,16 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from codeprior.config import PriorError, SampleConfig, SequenceSpec
 from codeprior.model import KVCache, Prior
 from codeshards.format import defined_orders, order
 from runkit.compiling import check_compiler
+from runkit.progress import tqdm
 
 Condition = Tensor | Mapping[str, Tensor]
 """Tokens [N], [N, C] or [N, h, w] of a single condition, or a mapping from name to such tokens."""
@@ -225,7 +224,7 @@ def _sample_batch(
     prefix_BP: Tensor,
     first: int,
     config: SampleConfig,
-    bar: tqdm[NoReturn],
+    bar: tqdm,
     watch: Watch | None,
 ) -> Tensor:
     """Return the codes [B, T] of samples first … first + B - 1, on the CPU, in sequence order."""

@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from codeprior import checkpoint as ckpt
 from codeprior.config import PriorError, TrainConfig
@@ -29,6 +28,7 @@ from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ShardDataset, Where
 from runkit.checkpoints import checkpoints
 from runkit.folders import check_apart
+from runkit.progress import tqdm
 from runkit.ranks import barrier, process_group, rank, sum_over_ranks, world_size
 from runkit.training import TrainingLoop, run_training
 
@@ -259,7 +259,7 @@ class Run(TrainingLoop):
         return sum_over_ranks(counts.to(self.trainer.device)).cpu().numpy()
 
 
-def _with_progress(pieces: Iterable[NDArray[np.uint16]], bar: tqdm[NoReturn]) -> Iterator[NDArray[np.uint16]]:
+def _with_progress(pieces: Iterable[NDArray[np.uint16]], bar: tqdm) -> Iterator[NDArray[np.uint16]]:
     for piece in pieces:
         yield piece
         bar.update(piece.size)

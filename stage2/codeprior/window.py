@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from codeprior.config import PriorError, SampleConfig, SequenceSpec
 from codeprior.model import KVCache, Prior
@@ -23,6 +22,7 @@ from codeprior.sample import (
     sample_keys,
     with_null,
 )
+from runkit.progress import tqdm
 
 
 def sample_larger(

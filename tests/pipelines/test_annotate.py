@@ -78,7 +78,7 @@ def test_dead_worker_killed_driver_and_lost_map_change_no_byte(annotated, dpt, t
     script = tmp_path / "job.py"
     script.write_text(
         "import os, pathlib, time\nimport imagepriors.annotate.job as job\n"
-        "from imagepriors.config import AnnotateConfig\n"
+        "from imagepriors.annotate.config import AnnotateConfig\n"
         f"marker = pathlib.Path({str(tmp_path / 'died')!r})\n"
         "class Mortal(job._Worker):\n"
         "    def run(self, task):\n"

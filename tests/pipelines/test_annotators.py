@@ -19,10 +19,10 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 from codeshards.format import Sidecar
 from codeshards.format.plan import PlannedShard
 from codeshards.job.encode import ShardTask
+from imagepriors.annotate.config import AnnotateConfig
 from imagepriors.annotate.job import annotate_shard
 from imagepriors.annotate.maptree import MapTree, encode_map
 from imagepriors.annotate.networks import Annotator, find_model, upsampled_argmax
-from imagepriors.config import AnnotateConfig
 from imagepriors.demo.layouts import write_demo_data
 from vqgan.data import open_splits
 from vqgan.data.conditions import read_depth, read_map

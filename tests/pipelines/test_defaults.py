@@ -1,4 +1,4 @@
-"""What a command does where a flag is not given: layout, preset and folders follow from the data."""
+"""Defaults of the commands: layout, preset and folders follow from the data."""
 
 import json
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from imagepriors.api.defaults import beside, preset_for_data, preset_for_shards
 from imagepriors.cli import main
-from imagepriors.cli.defaults import beside, preset_for_data, preset_for_shards
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.presets import load_preset, preset_names
 from runkit.configs import from_dict
@@ -37,7 +37,7 @@ def test_the_preset_follows_from_the_size_of_the_pictures(tmp_path, size, preset
     assert f"preset {preset}, because the shorter side of its pictures is {min(size)} pixels" in caplog.text
 
 
-def test_the_demo_preset_is_for_the_demo_alone(tmp_path):
+def test_the_demo_preset_is_only_for_the_demo_scenes(tmp_path):
     write_demo_data(tmp_path / "demo", n_train=4, n_val=2, size=64)
     assert preset_for_data("auto", tmp_path / "demo") == "demo"
     assert preset_for_data("ade20k", tmp_path / "demo") == "photos-64"
@@ -74,7 +74,7 @@ def test_outputs_follow_the_data_and_priors_the_shards(tmp_path, monkeypatch, ca
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["photos"]
 
 
-def test_shards_in_an_object_store_have_their_runs_here():
+def test_runs_on_shards_of_an_object_store_are_local():
     assert beside(Path("runs/photos/shards")) == Path("runs/photos")
     assert beside(Path("s3://bucket/photos/shards")) == Path("runs/photos")
     assert preset_for_shards(Path("nowhere")) == "imagenet-small"
@@ -84,7 +84,7 @@ def test_shards_in_an_object_store_have_their_runs_here():
     ("variables", "run"),
     [(("DATA=/x/photos/",), "runs/photos"), (("DATASET=cifar10", "DATA=/x/y"), "runs/cifar10"), ((), "runs/demo")],
 )
-def test_make_follows_the_data_too(variables, run):
+def test_make_derives_folders_from_the_data(variables, run):
     made = subprocess.run(
         ["make", "-C", ROOT, "-n", "train-vqgan", *variables], capture_output=True, text=True, check=True
     )

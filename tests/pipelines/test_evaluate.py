@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from imagepriors.cli import main
-from imagepriors.config import EvaluateConfig
 from imagepriors.demo.layouts import write_demo_data
+from imagepriors.evaluate.config import EvaluateConfig
 from imagepriors.evaluate.tokenizer import INCEPTION_FILE, Lite0Features, evaluate_tokenizer, frechet_distance, judges
 from vqgan.checkpoint import load_model, publish_model, save_model, trained_against
 from vqgan.config import LossConfig, ModelConfig, TrainConfig

@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.models import ResNet18_Weights
 
-from imagepriors.config import EvaluatePriorConfig
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.evaluate.conditions import Agreement, Reader, derangement
+from imagepriors.evaluate.config import EvaluatePriorConfig
 from imagepriors.evaluate.prior import check_features, distances, imagenet_accuracy, is_imagenet, reference_of
 from imagepriors.evaluate.tokenizer import INCEPTION_FILE, Lite0Features
 from vqgan.data import open_splits

@@ -1,4 +1,4 @@
-"""DeepFashion's tall photos keep head and feet without being asked, and commands use their tokenizer's geometry."""
+"""DeepFashion's tall photos keep head and feet by default, and commands use the geometry of their tokenizer."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from imagepriors.cli import main
-from imagepriors.config import ExperimentConfig
+from imagepriors.experiments.config import ExperimentConfig
 from imagepriors.experiments.lab import Lab
 from vqgan.checkpoint import load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig
@@ -39,7 +39,7 @@ disc_weight = 0.0
 
 @pytest.fixture
 def people(tmp_path) -> Path:
-    """Photos of 22×32 in DeepFashion's layout, with a red head at the top edge and blue feet at the lower."""
+    """Photos of 22×32 in DeepFashion's layout, with a red head at the upper edge and blue feet at the lower edge."""
     root, rng = tmp_path / "people", np.random.default_rng(0)
     for split in ("train", "test"):
         (root / split).mkdir(parents=True)
@@ -62,7 +62,7 @@ def has_head_and_feet(picture: np.ndarray) -> tuple[bool, bool]:
     return bool(((red > 200) & (green < 60)).any()), bool(((blue > 200) & (green < 60)).any())
 
 
-def test_inspect_shows_whole_people_unless_told_otherwise(people, tmp_path):
+def test_inspect_shows_whole_people_by_default(people, tmp_path):
     for flags, whole in (([], True), (["--geometry", "stretch"], True), (["--geometry", "crop"], False)):
         out = tmp_path / "-".join(["inspect", *flags])
         assert main(["inspect", "deepfashion", "--data", str(people), "--out", str(out), "--size", "32", *flags]) == 0
@@ -71,7 +71,7 @@ def test_inspect_shows_whole_people_unless_told_otherwise(people, tmp_path):
         assert json.loads((out / "inspection.json").read_text())["geometry"] == (flags[-1] if flags else "pad")
 
 
-def test_training_takes_what_suits_the_dataset_then_the_preset_then_the_flag(people, tmp_path):
+def test_geometry_follows_the_flag_then_the_preset_then_the_dataset(people, tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
     (tmp_path / "squeezed.toml").write_text(TINY.replace("[vqgan.model]", '[vqgan.model]\ngeometry = "stretch"'))
     for number, (dataset, preset, flags, expected) in enumerate((
@@ -96,15 +96,15 @@ def test_palettes_and_evaluations_use_the_geometry(people, tmp_path):
         assert main(["evaluate-tokenizer", *where, "--tokenizer", str(palette), "--frechet", "none"]) == 0
         report = json.loads((palette / "evaluation.json").read_text())
         assert report["geometry"] == expected
-        # Naively: what a palette gives back of the pictures as the geometry has them.
+        # A naive reference: the palette's reconstructions of the pictures in this geometry.
         split, encoder = open_splits("deepfashion", people)["val"], Tokenizer.load(palette, device="cpu")
         pictures = np.stack([split.read(index, 32, geometry=expected).image for index in range(4)])
         errors = np.square(encoder.decode(encoder.encode(list(pictures))).astype(float) - pictures).mean((1, 2, 3))
         np.testing.assert_allclose(report["figures"]["psnr_db"], np.mean(10 * np.log10(255**2 / errors)))
 
 
-def test_depth_is_judged_as_its_whole_map_has_it(tmp_path):
-    """The depths at the edges, which the crop leaves out, decide the scale of the figures."""
+def test_depth_is_scaled_by_its_whole_map(tmp_path):
+    """The depths at the edges, outside the crop, decide the scale of the metrics."""
     rng = np.random.default_rng(0)
     for number in range(4):
         depth = rng.normal(0, 1, (16, 40))

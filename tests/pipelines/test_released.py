@@ -1,4 +1,4 @@
-"""A released CompVis transformer becomes a prior with its tokenizer, and draws pictures."""
+"""A released CompVis transformer is imported as a prior with its tokenizer, and samples pictures."""
 
 import json
 
@@ -25,7 +25,7 @@ ZCURVE = "taming.modules.transformer.permuter.ZCurve"
 
 
 def write_release(folder, permutation, **params):
-    """last.ckpt and project.yaml as Net2NetTransformer has them."""
+    """Write last.ckpt and project.yaml as Net2NetTransformer has them."""
     torch.manual_seed(0)
     tokenizer = VQGAN(
         ModelConfig(
@@ -53,14 +53,14 @@ def write_release(folder, permutation, **params):
 
 
 @pytest.mark.parametrize("stage", [LABELS, "__is_unconditional__"], ids=["class", "none"])
-def test_an_imported_prior_draws_with_the_tokenizer_that_it_brings(tmp_path, capsys, stage):
+def test_an_imported_prior_samples_with_its_own_tokenizer(tmp_path, capsys, stage):
     params = {"cond_stage_config": stage, "permuter_config": {"target": ZCURVE}, "sos_token": 9}
     state = write_release(tmp_path, order("zcurve", 8, 8), **params)
     out = tmp_path / "prior"
     assert main(["import-prior", str(tmp_path / "last.ckpt"), str(tmp_path / "project.yaml"), str(out)]) == 0
     assert "8×8 codes of 32 in order zcurve" in capsys.readouterr().out
     assert main(["import-prior", str(tmp_path / "last.ckpt"), str(tmp_path / "project.yaml"), str(out)]) == 2
-    assert f"{out} holds a run already" in capsys.readouterr().err
+    assert f"{out} already holds a run" in capsys.readouterr().err
     prior = load_prior(out)
     rows = state["transformer.tok_emb.weight"][:6] if stage is LABELS else state["transformer.tok_emb.weight"][9:10]
     found = next(iter(prior.condition_embeddings.values())).weight
@@ -94,10 +94,10 @@ def test_an_imported_prior_draws_with_the_tokenizer_that_it_brings(tmp_path, cap
         ({"permuter_config": {"target": "taming.modules.transformer.permuter.SpiralIn"}}, "permuter 'SpiralIn'"),
         ({"permuter_config": {"target": ZCURVE}}, "its permutation is not zcurve"),
         ({"transformer_config": {"params": {**TRANSFORMER, "n_unmasked": 3}}}, "n_unmasked = 3"),
-        ({"transformer_config": {}}, "is no yaml of a transformer"),
+        ({"transformer_config": {}}, "is not the yaml of a transformer"),
     ],
 )
-def test_what_does_not_map_is_refused_by_name(tmp_path, capsys, params, message):
+def test_models_that_do_not_map_are_refused_by_name(tmp_path, capsys, params, message):
     write_release(tmp_path, np.arange(64), **{"cond_stage_config": LABELS, **params})
     assert main(["import-prior", str(tmp_path / "last.ckpt"), str(tmp_path / "project.yaml"), str(tmp_path / "p")]) == 2
     assert message in capsys.readouterr().err

@@ -37,7 +37,7 @@ def test_verify_encodes_again(made, capsys, tmp_path):
     )
     assert "encoded again in bfloat16" in answer
     assert main(["shards", "verify", shards, "--reencode", "8"]) == 2
-    assert "pass --data as tokenize had it" in capsys.readouterr().err
+    assert "pass the --data of tokenize" in capsys.readouterr().err
     for split in ("train", "val"):
         (tmp_path / "other" / split / "a").mkdir(parents=True)
         Image.new("RGB", (40, 40)).save(tmp_path / "other" / split / "a/0.png")
@@ -71,13 +71,13 @@ def test_inspect_and_preview_show_the_dataset(made, capsys, tmp_path):
     assert "no split 'test'" in capsys.readouterr().err
 
 
-def test_merge_wants_other_keys(made, capsys, tmp_path):
+def test_merge_refuses_keys_that_occur_twice(made, capsys, tmp_path):
     shards = str(made / "shards")
     assert main(["shards", "merge", shards, shards, "--out", str(tmp_path / "m")]) == 2
     assert "occurs more than once" in capsys.readouterr().err
 
 
-def test_the_job_writes_both_formats_alike(made):
+def test_the_job_writes_both_formats(made):
     manifest = ShardDataset.open(made / "shards").manifest
     assert manifest.formats == ("parquet", "webdataset")
     text = Path(made / "shards" / "README.md").read_text()

@@ -16,8 +16,10 @@ import torch
 from killing import killed_at
 from safetensors.torch import load_file, save_file
 
-from imagepriors.config import AnnotateConfig, EvaluateConfig, EvaluatePriorConfig, ExperimentConfig
+from imagepriors.annotate.config import AnnotateConfig
 from imagepriors.demo.layouts import write_demo_data
+from imagepriors.evaluate.config import EvaluateConfig, EvaluatePriorConfig
+from imagepriors.experiments.config import ExperimentConfig
 from runkit.checkpoints import checkpoints
 from runkit.folders import held
 from runkit.signals import StoppedError

@@ -10,7 +10,8 @@ from tiny_shards import SPEC, make_dataset
 
 from codeprior.data import memory_map, sequence_from_dataset
 from codeprior.stream import StreamBatches
-from codeshards.format import ShardDataset, ShardError, remove_stale_temps
+from codeshards.format import ShardDataset, ShardError
+from codeshards.format.files import remove_stale_temps
 from runkit.places import open_store
 
 

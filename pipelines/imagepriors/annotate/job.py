@@ -25,9 +25,9 @@ from codeshards.format.manifest import sidecar_path
 from codeshards.job.encode import ShardTask, fix_arithmetic, read_ahead, read_or_failure, task_maker
 from codeshards.job.resume import close_job, open_job
 from codeshards.job.scheduler import run_shards
+from imagepriors.annotate.config import AnnotateConfig, Kind
 from imagepriors.annotate.maptree import MapTree, encode_map
 from imagepriors.annotate.networks import DEFAULT_MODEL, Annotator, find_model, fingerprint
-from imagepriors.config import AnnotateConfig, Kind
 from runkit.devices import pick_device
 from runkit.files import append_file, sha256_of
 from runkit.folders import held

@@ -17,7 +17,7 @@ from PIL import Image
 from codeshards.format import ShardError, Sidecar, load_plan, open_store
 from codeshards.format.manifest import sidecar_path
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, PlannedShard
-from imagepriors.config import Kind
+from imagepriors.annotate.config import Kind
 from runkit.files import sha256_of
 from runkit.folders import check_apart, publish
 from vqgan.data import Item, Split, sources_of

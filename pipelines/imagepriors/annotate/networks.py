@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from codeshards.format.files import sha256_file
-from imagepriors.config import Kind
+from imagepriors.annotate.config import Kind
 from runkit.devices import Device, pick_device
 from runkit.jsonfiles import parse_json
 from runkit.weights import download_weights, load_weights

@@ -1,75 +1,56 @@
-"""Presets and folders that follow from the data, where a command is not given them."""
+"""Defaults of the flags: what `--preset` names, or what follows from the data.
 
-import logging
+The parser's defaults depend on some flags, which are therefore read ahead of it.
+"""
+
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from codeshards.format import ShardError, open_store
-from codeshards.format.plan import plan_settings
+from codeprior.config import SampleConfig
+from codeprior.config import TrainConfig as PriorConfig
+from codeshards.config import TokenizeConfig
+from imagepriors.api.defaults import DEMO_DATA
+from imagepriors.api.settings import stage_1_table, stage_2_table
+from imagepriors.presets import load_preset
+from runkit.configs import from_dict
+from vqgan.config import TrainConfig as TokenizerConfig
 
-log = logging.getLogger(__name__)
-RUNS = Path("runs")
-DEMO_DATA = Path("data/demo")
-_LOOKED_AT = 64
-"""Pictures whose sizes decide a preset."""
-_PRESETS = ((48, "cifar10"), (128, "photos-64"))
-"""Shorter side of the pictures up to which a preset is taken, in pixels; larger ones are cut to 256×256."""
-_LARGE = "imagenet-small"
-
-
-def run_folder(data: Path) -> Path:
-    """Where the runs on a dataset are: `runs/` and the name of its folder."""
-    return RUNS / data.resolve().name
-
-
-def preset_for_data(dataset: str, data: Path) -> str:
-    """Preset for a dataset: the demo's for the demo alone, otherwise by the size of its pictures; it is logged.
-
-    Raises:
-        InputError: the dataset cannot be opened, or none of the pictures that are looked at can be read.
-    """
-    from vqgan.data import open_splits, resolve, spread
-    from vqgan.errors import InputError
-
-    name = resolve(dataset, data)
-    if name == "demo":
-        return _chosen("demo", "of the demo scenes")
-    train, sides = open_splits(name, data)["train"], []
-    for index in spread(len(train), _LOOKED_AT):
-        try:
-            sides.append(min(train.image_size(index)))
-        except InputError as error:
-            problem = error
-    if not sides:
-        raise InputError(f"none of {_LOOKED_AT} images of {data} can be read (the last: {problem})")
-    side = sorted(sides)[len(sides) // 2]
-    return _chosen(_by_side(side), f"because the shorter side of its pictures is {side} pixels (median)")
+CONFIGS: dict[str, tuple[type[Any], str]] = {
+    "train-vqgan": (TokenizerConfig, "vqgan"),
+    "tokenize": (TokenizeConfig, "tokenize"),
+    "train-prior": (PriorConfig, "prior"),
+    "sample": (SampleConfig, "sample"),
+}
+"""Command → config class and the table of a preset that fills it."""
+HELP_PRESET = "demo"
+"""Preset whose values `--help` shows."""
 
 
-def preset_for_shards(shards: Path) -> str:
-    """Preset for priors on token shards, by what they were made of; it is logged."""
-    try:
-        settings = plan_settings(shards)
-    except ShardError:  # shards from elsewhere need no plan
-        settings = {}
-    if settings.get("dataset") == "demo":
-        return _chosen("demo", "of the demo scenes")
-    side = settings.get("resolution")
-    if not isinstance(side, int):
-        return _chosen(_LARGE, "because the shards do not tell of what pictures they are")
-    return _chosen(_by_side(side), f"because the pictures were encoded at {side}×{side} pixels")
+def read_ahead(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags that decide the parser's defaults."""
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--preset", "--dataset", "--data", "--shards", "--prior"):
+        ahead.add_argument(flag, nargs="?")
+    ahead.add_argument("--help", "-h", action="store_true")
+    found = ahead.parse_known_args(argv)[0]
+    found.preset = found.preset or "auto"
+    return found
 
 
-def _by_side(side: int) -> str:
-    return next((preset for most, preset in _PRESETS if side <= most), _LARGE)
-
-
-def _chosen(preset: str, why: str) -> str:
-    log.info("preset %s, %s; --preset chooses another", preset, why)
-    return preset
-
-
-def beside(shards: Path) -> Path:
-    """The run folder of shards: the folder in which they are, of shards in an object store `runs/` and its name."""
-    store = open_store(shards)
-    folder = Path(str(shards)).parent
-    return folder if store.local is not None else RUNS / folder.name
+def default_config(command: str, argv: Sequence[str]) -> Any:
+    """The config of a command where no flag changes it."""
+    cls, table = CONFIGS[command]
+    given = read_ahead(argv)
+    if given.help and given.preset == "auto":
+        given.preset = HELP_PRESET
+    if given.help:
+        fields = load_preset(given.preset, table)
+    elif command in ("train-vqgan", "tokenize"):
+        fields = stage_1_table(given.preset, table, given.dataset or "auto", Path(given.data or DEMO_DATA))
+    else:
+        beside_prior = command == "sample" and not given.shards
+        shards = Path(given.prior or "runs/demo/prior").parent / "shards" if beside_prior else given.shards
+        fields = stage_2_table(given.preset, table, Path(shards or "runs/demo/shards"))
+    return from_dict(cls, fields)

@@ -1,4 +1,4 @@
-"""`imagepriors shards …`: look into datasets of token shards, check them, write them anew, see what they show."""
+"""`imagepriors shards …`: inspect, verify, convert, merge and preview datasets of token shards."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -52,28 +52,28 @@ def inspect(dataset: _Dataset, *, out: Path | None = None) -> str:
 def verify(
     folder: _Dataset, *, reencode: int = 0, dataset: str = "auto", data: Path | None = None, least: float = 0.95
 ) -> str:
-    """Look at every byte; with --reencode also encode samples again and compare.
+    """Read every byte; with --reencode also encode samples again and compare.
 
     Args:
         folder: Folder or URL of the dataset.
-        reencode: Samples to encode again from their pixels; needs `data`.
-        dataset: Layout of the pictures that the shards were made of, as for tokenize.
+        reencode: Samples to encode again from their pixels; requires `data`.
+        dataset: Layout of the pictures from which the shards were made, as for tokenize.
         data: Folder of those pictures.
-        least: Share of codes that must come out the same when encoded again.
+        least: Share of codes that must be equal when encoded again.
     """
     from codeshards.tools.verify import verify as run
     from vqgan.checkpoint import fingerprint
 
     if reencode and data is None:
-        raise ShardError("--reencode needs the pictures: pass --data as tokenize had it")
+        raise ShardError("--reencode requires the pictures: pass the --data of tokenize")
     found = run(folder, fingerprint_of=fingerprint)
     if found.problems:
         count = len(found.problems)
         problems = "\n".join(f"  {problem}" for problem in found.problems)
         raise ShardError(f"{folder} has {count} problem{'s' * (count > 1)}:\n{problems}")
-    answer = f"{folder} is whole: {found.files:,} files, {found.rows:,} rows, every byte of them as it was written"
+    answer = f"{folder} is whole: {found.files:,} files, {found.rows:,} rows, every byte as it was written"
     if found.uncovered:
-        answer += f"\nnot covered, because nothing has their hashes: {', '.join(found.uncovered)}"
+        answer += f"\nnot covered, because no file has their hashes: {', '.join(found.uncovered)}"
     if data is None or not reencode:
         return answer
     return f"{answer}\n{_reencode(folder, dataset, data, reencode, least)}"
@@ -90,17 +90,17 @@ def _reencode(folder: str, dataset: str, data: Path, samples: int, least: float)
         lines.append(f"{found.samples} samples encoded again in {precision}, share of equal codes: {shares}")
     low = [name for name, rate in found.same.items() if rate < least]
     if low:
-        lines.append(f"under {least:.0%} of {', '.join(low)} are equal: other pixels, weights or device?")
+        lines.append(f"under {least:.0%} of {', '.join(low)} are equal: are the pixels, weights or device others?")
         raise ShardError("\n".join(lines))
     return "\n".join(lines)
 
 
 def convert(dataset: _Dataset, *, out: str, to: tuple[ShardFormat, ...]) -> str:
-    """Write a dataset again as Parquet, WebDataset or both; there and back gives the same bytes.
+    """Write a dataset again as Parquet, WebDataset or both; a conversion and its inverse give the same bytes.
 
     Args:
         dataset: Folder or URL of the dataset.
-        out: Folder or URL to write; an interrupted conversion continues.
+        out: Folder or URL to write; an interrupted conversion resumes.
         to: Formats of the new dataset.
     """
     from codeshards.tools.convert import convert as run
@@ -113,9 +113,9 @@ def merge(datasets: tyro.conf.Positional[tuple[str, ...]], *, out: str, to: tupl
     """Put several datasets of one tokenizer and the same settings into one.
 
     Args:
-        datasets: Folders or URLs, two or more; rows keep this sequence.
+        datasets: Folders or URLs, two or more; rows keep this order.
         out: Folder or URL to write.
-        to: Formats of the new dataset; none: as the first one.
+        to: Formats of the new dataset; default: those of the first one.
     """
     from codeshards.tools.merge import merge as run
 
@@ -131,7 +131,7 @@ def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = 
         dataset: Folder or URL of the dataset.
         out: The PNG to write.
         split: Split to show.
-        n: Rows, evenly spread over the split.
+        n: Number of rows, evenly spread over the split.
     """
     from imagepriors.reports.figures import picture_grid, png_bytes
 
@@ -160,35 +160,27 @@ def shards(argv: Sequence[str]) -> str:
 
 
 def _decode_rows(dataset: ShardDataset, split: str, n: int) -> tuple[Any, int]:
-    """Pictures [n · kinds, H, W, 3]: of each row the image and then each condition; and kinds."""
+    """Pictures [n · kinds, H, W, 3], of each row the image and then each condition; and the number of kinds."""
     import numpy as np
 
-    from codeshards.format.schema import column_to_numpy
-    from imagepriors.decode.samples import load_shard_tokenizer
+    from imagepriors.decode.samples import load_shard_tokenizer, rows_at
     from imagepriors.reports.figures import colorize
     from vqgan.data import spread
 
     spec, total = dataset.spec, dataset.rows(split)
     if n < 1 or total == 0:
         raise ShardError(f"n is {n} and split {split!r} of {dataset.path} has {total} rows: nothing can be shown")
-    chosen = np.array(spread(total, n))
-    first, tables = 0, []
-    for entry in dataset.manifest.splits[split].shards:
-        mine = chosen[(chosen >= first) & (chosen < first + entry.rows)] - first
-        if len(mine):
-            tables.append(dataset.table(split, entry).take(mine))
-        first += entry.rows
-    about = {f"codes_{spec.orders[0]}": (dataset.manifest.tokenizer, spec.image)}
-    about |= {f"cond_{name}": (dataset.manifest.conditions[name], grid) for name, grid in spec.conditions.items()}
+    image = f"codes_{spec.orders[0]}"
+    sources = {image: (dataset.manifest.tokenizer, spec.image)}
+    sources |= {f"cond_{name}": (dataset.manifest.conditions[name], grid) for name, grid in spec.conditions.items()}
+    rows = rows_at(dataset, split, list(sources), np.array(spread(total, n), np.int64))
+    rows[image] = rows[image][:, inverse(spec.orders[0], spec.image.height, spec.image.width)]
     shown = []
-    for column, (tokenizer, grid) in about.items():
-        codes_NL = np.concatenate([column_to_numpy(table[column].combine_chunks()) for table in tables])
-        if column.startswith("codes_"):
-            codes_NL = codes_NL[:, inverse(spec.orders[0], grid.height, grid.width)]
+    for column, (tokenizer, grid) in sources.items():
         if "folder" not in tokenizer:
             raise ShardError(f"{dataset.path} does not hold the tokenizer of {column}: nothing can be decoded")
         decoder = load_shard_tokenizer(dataset.path, tokenizer["folder"], grid.fingerprint)
-        shown.append(colorize(decoder.decode(codes_NL.reshape(-1, grid.height, grid.width))))
+        shown.append(colorize(decoder.decode(rows[column].reshape(-1, grid.height, grid.width))))
     pictures = np.stack(shown, axis=1)
     return pictures.reshape(-1, *pictures.shape[2:]), len(shown)
 
@@ -208,7 +200,7 @@ def _describe(found: "Inspection") -> list[str]:
         lines.append(
             f"{name}: {codes['used']:,} of {codes['codebook_size']:,} codes used, "
             f"perplexity {codes['perplexity']:,.1f}, entropy {codes['entropy_bits']:.2f} bits, "
-            f"{min(bits):.2f} … {max(bits):.2f} at a position"
+            f"{min(bits):.2f} … {max(bits):.2f} per position"
         )
     labels = _labels(found)
     most = max(labels.values(), default=1)
@@ -217,7 +209,7 @@ def _describe(found: "Inspection") -> list[str]:
 
 
 def _labels(found: "Inspection") -> dict[str, int]:
-    """Name of each label → its rows in all splits, the commonest first."""
+    """Name of each label → its rows in all splits, the most common first."""
     total: Counter[int] = sum(found.labels.values(), Counter())
     names = dict(enumerate(found.manifest.class_names)) | {NO_LABEL: "no label"}
     return {names.get(label, str(label)): count for label, count in total.most_common()}

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from codeshards.format import ShardError
 from codeshards.format.files import atomic_write_json, read_json
 from imagepriors.demo.scenes import CLASS_NAMES, SEGMENTATION_NAMES, render_scene
 from runkit.folders import held
+from runkit.progress import tqdm
 
 VERSION = 2
 # Our split → the folder names of ADE20K and DeepFashion (ImageNet's are our own).

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from runkit.devices import pick_device
+from runkit.progress import tqdm
 from vqgan.config import ModelConfig
 from vqgan.cpu_kernels import training_layout
 from vqgan.metrics import TokenizerMetrics

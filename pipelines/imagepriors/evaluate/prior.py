@@ -24,9 +24,9 @@ from codeprior.config import ConditionSpec, SampleConfig, SequenceSpec
 from codeprior.data import CodeData, check_shards, pixel_dims
 from codeprior.train import evaluate
 from codeshards.format import ShardDataset, open_store
-from imagepriors.config import EvaluatePriorConfig
 from imagepriors.decode.samples import decoded_at, draw_samples, load_shard_tokenizer, some_rows
 from imagepriors.evaluate.conditions import MEASURES, TAUGHT, Reader, derangement
+from imagepriors.evaluate.config import EvaluatePriorConfig
 from imagepriors.evaluate.tokenizer import (
     LITE0,
     SHOWN,

@@ -23,13 +23,13 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from imagepriors.config import EvaluateConfig
+from imagepriors.evaluate.config import EvaluateConfig
 from runkit.devices import pick_device
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
 from runkit.jsonfiles import finite_or_none
+from runkit.progress import tqdm
 from runkit.weights import download_weights, load_weights
 from vqgan.checkpoint import trained_against
 from vqgan.data import Split, open_splits, resolve, sources_of, spread

@@ -9,8 +9,8 @@ import tyro
 
 from codeshards.format import ShardError
 from codeshards.format.files import read_json
-from imagepriors.cli.defaults import run_folder
-from imagepriors.config import ExperimentConfig
+from imagepriors.api.defaults import run_folder
+from imagepriors.experiments.config import ExperimentConfig
 from imagepriors.presets import read_preset
 from runkit.configs import from_dict
 from runkit.folders import check_apart, publish_file

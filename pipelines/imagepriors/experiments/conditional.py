@@ -10,10 +10,10 @@ from PIL import Image
 
 from codeprior.checkpoint import CONFIG, RunConfig
 from codeshards.format import ShardDataset
-from imagepriors.config import ShardKind
 from imagepriors.decode.samples import Samples, decoded_at, draw_samples, read_rows, sample_grid
 from imagepriors.evaluate.conditions import MEASURES
 from imagepriors.evaluate.prior import Judge
+from imagepriors.experiments.config import ShardKind
 from imagepriors.experiments.lab import Lab, Plan
 from imagepriors.reports.figures import bars_figure, picture_grid
 

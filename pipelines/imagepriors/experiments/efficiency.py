@@ -24,10 +24,10 @@ from codeprior.model import Prior
 from codeprior.sample import draw, sample_keys, sample_sequences, to_grids
 from codeprior.speed import step_flops_per_sequence
 from codeshards.format import ShardDataset
-from imagepriors.config import ShardKind
 from imagepriors.decode.samples import draw_samples
 from imagepriors.evaluate.prior import reference_of, trained_loss
 from imagepriors.evaluate.tokenizer import LITE0, judges
+from imagepriors.experiments.config import ShardKind
 from imagepriors.experiments.lab import Lab, Plan
 from imagepriors.reports.figures import bars_figure, picture_grid
 from runkit.devices import pick_device

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
-from tqdm import tqdm
 
 from codeprior.checkpoint import CONFIG, RunConfig, load_summary
 from codeprior.config import SampleConfig
@@ -29,8 +28,9 @@ from codeshards.format import ShardDataset, ShardError, load_plan
 from codeshards.format.plan import PLAN_FILE
 from codeshards.job.tokenize import tokenize
 from imagepriors.cluster import PACKAGES
-from imagepriors.config import EvaluatePriorConfig, ExperimentConfig, ShardKind
 from imagepriors.decode.samples import load_shard_tokenizer
+from imagepriors.evaluate.config import EvaluatePriorConfig
+from imagepriors.experiments.config import ExperimentConfig, ShardKind
 from imagepriors.presets import load_preset
 from imagepriors.reports.figures import png_bytes
 from imagepriors.reports.run import curve
@@ -40,6 +40,7 @@ from runkit.files import pretty_json
 from runkit.folders import publish
 from runkit.jsonfiles import finite_or_none
 from runkit.machine import usable_cores
+from runkit.progress import tqdm
 from runkit.ray_session import connected
 from vqgan.checkpoint import FREE_ON_RESUME, load_config
 from vqgan.config import Geometry, TrainConfig, dataset_geometry

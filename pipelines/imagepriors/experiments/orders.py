@@ -15,8 +15,8 @@ from scipy import stats
 
 from codeprior.checkpoint import load_summary
 from codeshards.format import ORDER_NAMES, OrderName, order
-from imagepriors.config import ShardKind
 from imagepriors.decode.samples import draw_samples
+from imagepriors.experiments.config import ShardKind
 from imagepriors.experiments.lab import Lab, Plan, val_curve
 from imagepriors.reports.figures import picture_grid
 

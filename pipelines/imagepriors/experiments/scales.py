@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from codeshards.format import ShardDataset
-from imagepriors.config import ShardKind
 from imagepriors.decode.samples import draw_samples
 from imagepriors.evaluate.prior import trained_loss
 from imagepriors.evaluate.tokenizer import Lite0Features
+from imagepriors.experiments.config import ShardKind
 from imagepriors.experiments.lab import Lab, Plan
 from imagepriors.reports.figures import curves_figure, picture_grid
 

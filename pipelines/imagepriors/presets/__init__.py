@@ -1,6 +1,7 @@
 """Presets: plain TOML files, one table per stage, whose keys are the fields of that stage's config.
 
-`base = "NAME"` at the top takes everything from another preset, or TOML file beside it, that the file does not say.
+`base = "NAME"` at the top names another preset, or a TOML file in the same folder. Its fields hold where the file sets
+none.
 """
 
 import tomllib
@@ -12,16 +13,16 @@ from codeshards.format import ShardError
 
 
 def preset_names(package: str = __package__) -> list[str]:
-    """Names of the presets that ship with a package: these here, or the experiments'."""
+    """Names of the presets that are in a package: these here, or those of the experiments."""
     found = (path.name for path in files(package).iterdir())
     return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
 
 
 def load_preset(name: str, table: str) -> dict[str, Any]:
-    """Read the table of one stage from a preset, by name or from a TOML file of your own.
+    """Read the table of one stage from a preset, by name or from a TOML file.
 
     Raises:
-        ShardError: no such preset, or it has no such table.
+        ShardError: The preset does not exist, or has no such table.
     """
     tables = read_preset(name)
     if not isinstance(tables.get(table), dict):
@@ -30,22 +31,22 @@ def load_preset(name: str, table: str) -> dict[str, Any]:
 
 
 def read_preset(
-    name: str, package: str = __package__, *, beside: Path = Path(), above: tuple[str, ...] = ()
+    name: str, package: str = __package__, *, folder: Path = Path(), users: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Everything that a preset says, over what its base says.
+    """All tables of a preset, completed by those of its base.
 
     Args:
-        name: Of a preset that ships with the package, or a path ending in .toml.
-        package: Whose presets are meant.
-        beside: Where a path is looked up.
-        above: The presets that are built on this one.
+        name: A preset of the package, or a path ending in .toml.
+        package: The package that holds the presets.
+        folder: Folder that relative paths start from.
+        users: The presets whose base this one is, the first one first.
 
     Raises:
-        ShardError: it or its base is not there, cannot be read, or is its own base.
+        ShardError: The preset or its base does not exist, cannot be read, or is its own base.
     """
-    source = (beside / name).resolve() if name.endswith(".toml") else files(package) / f"{name}.toml"
+    source = (folder / name).resolve() if name.endswith(".toml") else files(package) / f"{name}.toml"
     if not source.is_file():
-        where = f"preset {above[-1]}: base: " if above else ""
+        where = f"preset {users[-1]}: base: " if users else ""
         raise ShardError(
             f"{where}unknown preset {name!r}: choose one of {', '.join(preset_names(package))}, "
             "or a path ending in .toml"
@@ -56,13 +57,14 @@ def read_preset(
         raise ShardError(f"preset {source}: {error}") from error
     if "base" not in tables:
         return tables
-    base, below = str(tables.pop("base")), (*above, str(source))
-    if str(source) in above:
-        raise ShardError(f"preset {source}: base = {base!r} leads back to itself, through {', '.join(above)}")
-    return _merged(read_preset(base, package, beside=Path(str(source)).parent, above=below), tables)
+    base = str(tables.pop("base"))
+    if str(source) in users:
+        raise ShardError(f"preset {source}: base = {base!r} leads back to itself, through {', '.join(users)}")
+    inherited = read_preset(base, package, folder=Path(str(source)).parent, users=(*users, str(source)))
+    return merged(inherited, tables)
 
 
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Tables with others laid over them, key by key."""
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested tables with the values of others in place of their own."""
     both = [key for key in changes if isinstance(base.get(key), dict) and isinstance(changes[key], dict)]
-    return {**base, **changes, **{key: _merged(base[key], changes[key]) for key in both}}
+    return {**base, **changes, **{key: merged(base[key], changes[key]) for key in both}}

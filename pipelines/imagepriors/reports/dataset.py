@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from imagepriors.reports.figures import colorize, picture_grid, png_bytes
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
+from runkit.progress import tqdm
 from vqgan.config import Geometry, dataset_geometry
 from vqgan.data import Sample, Split, open_splits, resolve, sources_of, spread
 from vqgan.data.conditions import CONDITIONS

@@ -51,6 +51,11 @@ class ShardDataset:
     def __reduce__(self) -> tuple[Callable[[Store, Manifest, str], ShardDataset], tuple[Store, Manifest, str]]:
         return ShardDataset, (self.path, self.manifest, self._known)  # locks cannot be pickled
 
+    def __repr__(self) -> str:
+        rows = " and ".join(f"{self.rows(split):,} {split}" for split in self.splits)
+        grid = self.spec.image
+        return f"ShardDataset({str(self.path)!r}: {rows} rows of {grid.height}×{grid.width} codes)"
+
     @classmethod
     def open(cls, path: Where, *, known: str = "") -> ShardDataset:
         """Open a dataset at a path or URL, see :func:`open_store`. Shard files are checked when they are read.

@@ -10,11 +10,10 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from codeshards.format.errors import ShardError
 from runkit.jsonfiles import parse_json
 from runkit.places import Where, open_store
+from runkit.progress import tqdm
 
 log = logging.getLogger(__name__)
 

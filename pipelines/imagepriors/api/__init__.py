@@ -1,0 +1,46 @@
+"""The functions and objects of `import imagepriors`; torch and Ray are imported where they are used."""
+
+from codeprior.config import SampleConfig
+from codeprior.config import TrainConfig as PriorConfig
+from codeshards.config import TokenizeConfig
+from imagepriors.api.datasets import ImageDataset, open_dataset
+from imagepriors.api.priors import ImagePrior, evaluate_prior, import_prior, load_prior, train_prior
+from imagepriors.api.samples import SampledImages
+from imagepriors.api.shards import inspect, open_shards, tokenize
+from imagepriors.api.tokenizers import (
+    ImageTokenizer,
+    evaluate_tokenizer,
+    import_tokenizer,
+    load_tokenizer,
+    train_palette,
+    train_tokenizer,
+)
+from imagepriors.presets import preset_names
+from runkit.errors import UserError
+from vqgan.config import TrainConfig as TokenizerConfig
+
+__all__ = [
+    "ImageDataset",
+    "ImagePrior",
+    "ImageTokenizer",
+    "PriorConfig",
+    "SampleConfig",
+    "SampledImages",
+    "TokenizeConfig",
+    "TokenizerConfig",
+    "UserError",
+    "evaluate_prior",
+    "evaluate_tokenizer",
+    "import_prior",
+    "import_tokenizer",
+    "inspect",
+    "load_prior",
+    "load_tokenizer",
+    "open_dataset",
+    "open_shards",
+    "preset_names",
+    "tokenize",
+    "train_palette",
+    "train_prior",
+    "train_tokenizer",
+]

@@ -1,0 +1,82 @@
+"""Presets and folders that follow from the data, where the caller names none."""
+
+import logging
+import os
+from pathlib import Path
+
+from codeshards.format import ShardError, open_store
+from codeshards.format.plan import plan_settings
+
+PathLike = str | os.PathLike[str]
+log = logging.getLogger(__name__)
+RUNS = Path("runs")
+DEMO_DATA = Path("data/demo")
+_SAMPLED = 64
+"""Pictures whose sizes decide the preset."""
+_PRESETS = ((48, "cifar10"), (128, "photos-64"))
+"""Shorter side of the pictures, in pixels, up to which a preset is chosen; larger pictures are cropped to 256×256."""
+_LARGE = "imagenet-small"
+
+
+def as_path(path: PathLike) -> Path:
+    """A path with the user's home folder in place of "~"."""
+    return Path(path).expanduser()
+
+
+def run_folder(data: Path) -> Path:
+    """Folder of the runs on a dataset: `runs/` and the name of the data's folder."""
+    return RUNS / data.resolve().name
+
+
+def preset_for_data(dataset: str, data: Path) -> str:
+    """Choose the preset for a dataset, and log it: "demo" for the demo scenes, otherwise by the size of the pictures.
+
+    Raises:
+        InputError: The dataset cannot be opened, or none of the sampled pictures can be read.
+    """
+    from vqgan.data import open_splits, resolve, spread
+    from vqgan.errors import InputError
+
+    name = resolve(dataset, data)
+    if name == "demo":
+        return _chosen("demo", "because these are the demo scenes")
+    train, sides = open_splits(name, data)["train"], []
+    for index in spread(len(train), _SAMPLED):
+        try:
+            sides.append(min(train.image_size(index)))
+        except InputError as error:
+            problem = error
+    if not sides:
+        raise InputError(f"none of {_SAMPLED} images of {data} can be read (the last: {problem})")
+    side = sorted(sides)[len(sides) // 2]
+    return _chosen(_by_side(side), f"because the shorter side of its pictures is {side} pixels (median)")
+
+
+def preset_for_shards(shards: Path) -> str:
+    """Choose the preset for a prior on token shards by the pictures they were made from, and log it."""
+    try:
+        settings = plan_settings(shards)
+    except ShardError:  # shards of other programs have no plan
+        settings = {}
+    if settings.get("dataset") == "demo":
+        return _chosen("demo", "because these are the demo scenes")
+    side = settings.get("resolution")
+    if not isinstance(side, int):
+        return _chosen(_LARGE, "because the shards do not record the size of their pictures")
+    return _chosen(_by_side(side), f"because the pictures were encoded at {side}×{side} pixels")
+
+
+def _by_side(side: int) -> str:
+    return next((preset for most, preset in _PRESETS if side <= most), _LARGE)
+
+
+def _chosen(preset: str, why: str) -> str:
+    log.info("preset %s, %s; set preset to choose another", preset, why)
+    return preset
+
+
+def beside(shards: Path) -> Path:
+    """The run folder of shards: the folder that holds them, or for an object store `runs/` and that folder's name."""
+    store = open_store(shards)
+    folder = Path(str(shards)).parent
+    return folder if store.local is not None else RUNS / folder.name

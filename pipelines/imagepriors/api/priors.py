@@ -1,0 +1,346 @@
+"""Transformer priors over image codes: train, load, sample, evaluate, import.
+
+Axes: N samples, h × w the grid of codes.
+"""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codeprior.config import PriorError, SampleConfig, SequenceSpec
+from codeprior.config import TrainConfig as PriorConfig
+from codeshards.format import ShardDataset
+from codeshards.format.files import read_json
+from imagepriors.api.datasets import ImageDataset, dataset_of
+from imagepriors.api.defaults import PathLike, as_path, beside
+from imagepriors.api.memory import keep_freed_memory
+from imagepriors.api.samples import SampledImages
+from imagepriors.api.settings import build_config, stage_2_table
+from imagepriors.api.shards import location
+from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
+from imagepriors.evaluate.config import EvaluatePriorConfig
+from runkit.configs import check_value
+from runkit.devices import Device
+
+if TYPE_CHECKING:
+    from codeprior.checkpoint import RunConfig
+    from codeprior.model import Prior
+
+
+class ImagePrior:
+    """A trained prior, with the tokenizer of its codes where that is known. Make one with :func:`load_prior`.
+
+    Weights are loaded on first use.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        shards: Path | None = None,
+        tokenizer: ImageTokenizer | None = None,
+        device: Device = "auto",
+    ) -> None:
+        self.folder = folder
+        self.shards = shards or folder.parent / "shards"
+        """Folder of the token shards: with their tokenizers, and the rows that conditions come from."""
+        self._given_tokenizer, self._device = tokenizer, device
+
+    def __repr__(self) -> str:
+        spec = self.sequence
+        return (
+            f"ImagePrior({str(self.folder)!r}: {spec.height}×{spec.width} codes of {spec.codebook_size:,} in order "
+            f"{spec.order}, condition {spec.condition})"
+        )
+
+    @functools.cached_property
+    def loaded(self) -> "Prior":
+        """The transformer with its weights, in evaluation mode."""
+        from codeprior.checkpoint import load_prior as load
+        from runkit.devices import pick_device
+
+        return load(self.folder, device=pick_device(self._device))
+
+    @functools.cached_property
+    def _run(self) -> "RunConfig":
+        from codeprior.checkpoint import CONFIG, RunConfig, prior_folder
+
+        return RunConfig.load(prior_folder(self.folder) / CONFIG)
+
+    @property
+    def sequence(self) -> SequenceSpec:
+        """What the prior's sequences mean: grid, codebook, order, conditions, names of classes."""
+        return self._run.sequence
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Final figures of the training run; empty while it is not finished."""
+        path = self.folder / "summary.json"
+        return read_json(path) if path.is_file() else {}
+
+    @functools.cached_property
+    def tokenizer(self) -> ImageTokenizer | None:
+        """The tokenizer of the codes: given, imported with the prior, or stored with the shards; else None.
+
+        Raises:
+            ShardError: It is not the tokenizer of the codes that the prior was trained on.
+        """
+        expected = self.sequence.fingerprint
+        if self._given_tokenizer is not None:
+            if self._given_tokenizer.fingerprint != expected:
+                raise PriorError(
+                    f"{self._given_tokenizer.folder} has fingerprint {self._given_tokenizer.fingerprint}, the codes "
+                    f"were made by {expected}: decode with the tokenizer that made them"
+                )
+            return self._given_tokenizer
+        from codeshards.format import open_store
+        from imagepriors.decode.samples import load_shard_tokenizer
+
+        home = self.folder if (self.folder / "tokenizer").is_dir() else self.shards
+        if (open_store(home) / "tokenizer/config.json").size() is None:
+            return None
+        return ImageTokenizer.of(load_shard_tokenizer(home, "tokenizer", expected), home / "tokenizer")
+
+    def sample(
+        self,
+        n: int = 16,
+        *,
+        condition: Any = None,
+        given: str | int = 0,
+        size: tuple[int, int] | None = None,
+        config: SampleConfig | None = None,
+        **fields: Any,
+    ) -> SampledImages:
+        """Sample `n` images.
+
+        Args:
+            n: Number of samples.
+            condition: A class name or number, or one per sample; or the codes of a condition [N, h, w]; a mapping from
+                name to such where there are several conditions. Default: classes in turn, other conditions of
+                validation rows of the shards.
+            given: Part of validation rows to complete: this many first codes, the "upper" half, the upper left
+                "corner", the "centre", or "scales-K", the first K scales.
+            size: Rows and columns of codes, for images larger than those of training (order row_major).
+            config: A complete config in place of the default one.
+            **fields: Fields of :class:`SampleConfig` to override, such as ``temperature=0.9``, ``guidance=2`` or
+                ``seed=1``.
+
+        Raises:
+            PriorError: The prior does not support the arguments; the message says what it supports.
+        """
+        check_value("n", n, int, PriorError)
+        settings = build_config(SampleConfig, fields, config=config, function=ImagePrior.sample)
+        spec = self.sequence
+        completes = str(given) != "0"
+        needs_rows = completes or any(part.name != "class" for part in spec.conditions)
+        if condition is None and (needs_rows or size):
+            from imagepriors.decode.samples import draw_samples, given_codes
+
+            known = given_codes(spec, str(given))
+            drawn = draw_samples(self.folder, self.shards, n, config=settings, given=known, size=size, sources=False)
+            return SampledImages(drawn.codes_NHW, drawn.conditions, self.tokenizer)
+        if completes or size:
+            raise PriorError("condition: given and size take their conditions from the shards; leave one of them out")
+        self._check_guidance(settings)
+        import torch
+
+        from codeprior.sample import sample_codes
+
+        tokens = self._condition_tokens(condition, n)
+        tensors = {name: torch.from_numpy(values) for name, values in tokens.items()} or None
+        codes_NHW = sample_codes(self.loaded, n, condition=tensors, config=settings).numpy()
+        return SampledImages(codes_NHW, tokens, self.tokenizer)
+
+    def save_samples(
+        self,
+        out: PathLike,
+        n: int,
+        *,
+        given: str = "0",
+        size: tuple[int, int] | None = None,
+        frames: bool = False,
+        config: SampleConfig | None = None,
+        **fields: Any,
+    ) -> Path:
+        """Write samples into a folder: grid.png, the single images, codes.npz, metadata.json and perhaps frames.gif.
+
+        Args:
+            out: The folder; samples of an earlier call are replaced, other files never.
+            n: Number of samples.
+            given: See :meth:`sample`.
+            size: See :meth:`sample`.
+            frames: Also write frames.gif, the images while they are sampled.
+            config: A complete config in place of the default one.
+            **fields: Fields of :class:`SampleConfig` to override.
+
+        Returns:
+            The path of grid.png.
+        """
+        from imagepriors.decode.samples import write_samples
+
+        settings = build_config(SampleConfig, fields, config=config, function=ImagePrior.save_samples)
+        return write_samples(
+            self.folder, self.shards, as_path(out), n, config=settings, given=given, size=size, frames=frames
+        )
+
+    def _check_guidance(self, config: SampleConfig) -> None:
+        if config.guidance != 1 and self._run.train.cond_dropout == 0:
+            raise PriorError(
+                f"guidance = {config.guidance}: {self.folder} was trained with cond_dropout = 0 and knows no null "
+                "condition; use 1, or train with cond_dropout = 0.1"
+            )
+
+    def _condition_tokens(self, condition: Any, n: int) -> dict[str, npt.NDArray[np.int64]]:
+        """The condition of each sample by name."""
+        parts = {part.name: part for part in self.sequence.conditions}
+        if condition is None and "class" in parts:
+            condition = np.arange(n) % parts["class"].vocabulary
+        if condition is None:
+            return {}
+        if not parts:
+            raise PriorError("this prior was trained without a condition: leave condition out")
+        if not isinstance(condition, Mapping):
+            if len(parts) > 1:
+                raise PriorError(f"this prior has the conditions {', '.join(parts)}: pass a mapping with each of them")
+            condition = {next(iter(parts)): condition}
+        return {
+            name: self._class_ids(values, n) if name == "class" else np.asarray(values, np.int64)
+            for name, values in condition.items()
+        }
+
+    def _class_ids(self, classes: Any, n: int) -> npt.NDArray[np.int64]:
+        names = self.sequence.class_names
+        listed = [classes] * n if np.ndim(classes) == 0 else list(classes)
+        found = []
+        for value in listed:
+            if isinstance(value, str) and value not in names:
+                raise PriorError(f"condition = {value!r}: choose a class among {', '.join(names) or 'numbers'}")
+            found.append(names.index(value) if isinstance(value, str) else int(value))
+        if len(found) != n:
+            raise PriorError(f"condition has {len(found)} classes for n = {n} samples: pass one, or {n}")
+        return np.array(found, np.int64)
+
+
+def load_prior(
+    folder: PathLike,
+    *,
+    shards: PathLike | ShardDataset | None = None,
+    tokenizer: PathLike | ImageTokenizer | None = None,
+    device: Device = "auto",
+) -> ImagePrior:
+    """Load a trained or imported prior.
+
+    Args:
+        folder: Its run folder, or one checkpoint.
+        shards: Token shards with the tokenizer and the conditions; default: "shards" beside the prior.
+        tokenizer: The tokenizer of the codes, in place of that of the shards.
+        device: "auto" takes a GPU where this machine has one.
+
+    Raises:
+        PriorError: The folder holds no prior, or its files are damaged.
+    """
+    prior = ImagePrior(
+        as_path(folder),
+        shards=location(shards) if shards is not None else None,
+        tokenizer=None if tokenizer is None else as_tokenizer(tokenizer),
+        device=device,
+    )
+    _ = prior.loaded  # errors are raised here, not at the first sample
+    return prior
+
+
+def train_prior(
+    shards: PathLike | ShardDataset,
+    *,
+    out: PathLike | None = None,
+    preset: PathLike = "auto",
+    workers: int = 0,
+    config: PriorConfig | None = None,
+    **fields: Any,
+) -> ImagePrior:
+    """Train a transformer on token shards; an interrupted run resumes, and a finished one is not repeated.
+
+    Args:
+        shards: Token shards, or their folder or URL.
+        out: Run folder; default: prior-ORDER, or prior-ORDER-CONDITION, beside the shards.
+        preset: Name or TOML file of the preset; "auto" chooses it by the pictures of the shards.
+        workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
+        config: A complete config in place of a preset.
+        **fields: Fields of :class:`PriorConfig` to override, such as ``order="zcurve"`` or ``model={"n_layer": 4}``.
+
+    Raises:
+        PriorError: A field is not allowed, the shards do not fit it, or `out` holds another run.
+        ShardError: There are no finished shards.
+    """
+    place = location(shards)
+    base = {} if config else stage_2_table(str(preset), "prior", place)
+    settings = build_config(PriorConfig, fields, config=config, base=base, function=train_prior)
+    condition = "" if settings.condition == "none" else f"-{settings.condition}"
+    folder = as_path(out) if out else beside(place) / f"prior-{settings.order}{condition}"
+    keep_freed_memory()
+    if workers:
+        from imagepriors.cluster import train_prior_on_ray
+
+        train_prior_on_ray(settings, place, folder, workers)
+    else:
+        from codeprior.train import train_prior as train
+
+        train(settings, place, folder)
+    return ImagePrior(folder, shards=place)
+
+
+def evaluate_prior(
+    prior: PathLike | ImagePrior,
+    *,
+    shards: PathLike | ShardDataset | None = None,
+    data: PathLike | ImageDataset | None = None,
+    dataset: str = "auto",
+    out: PathLike | None = None,
+    sampling: SampleConfig | None = None,
+    config: EvaluatePriorConfig | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Measure a prior: likelihood, distance of its samples to pictures, precision, recall, agreement with conditions.
+
+    Args:
+        prior: The prior or its run folder.
+        shards: Token shards with the tokenizer and the conditions; default: "shards" beside the prior.
+        data: Pictures to compare samples with; default: decoded validation codes.
+        dataset: Layout of `data`; "auto" recognises it.
+        out: JSON file to write; default: evaluation.json in the prior's folder.
+        sampling: How to sample.
+        config: A complete config in place of the default one.
+        **fields: Fields of EvaluatePriorConfig to override, such as ``n=500``.
+
+    Returns:
+        The content of the JSON file; "figures" has the metrics.
+    """
+    settings = build_config(EvaluatePriorConfig, fields, config=config, function=evaluate_prior)
+    from imagepriors.evaluate.prior import evaluate_prior as evaluate
+
+    trained = prior if isinstance(prior, ImagePrior) else ImagePrior(as_path(prior))
+    place = location(shards) if shards is not None else trained.shards
+    path, layout = dataset_of(data, dataset) if data is not None else (None, dataset)
+    target = as_path(out) if out else trained.folder / "evaluation.json"
+    return evaluate(trained.folder, place, target, settings, sampling or SampleConfig(), dataset=layout, data=path)
+
+
+def import_prior(checkpoint: PathLike, project: PathLike, out: PathLike) -> ImagePrior:
+    """Convert a released CompVis transformer to a prior with its tokenizer; nothing in the checkpoint is executed.
+
+    Args:
+        checkpoint: The checkpoint file, such as last.ckpt.
+        project: The yaml that came with it.
+        out: Folder to write.
+
+    Raises:
+        InputError: The files are of another kind of model; the message says what does not map.
+    """
+    from imagepriors.released import import_prior as convert
+
+    convert(as_path(checkpoint), as_path(project), as_path(out))
+    return ImagePrior(as_path(out))

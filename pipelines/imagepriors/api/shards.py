@@ -1,0 +1,139 @@
+"""Datasets of token shards: write, open, inspect."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from codeshards.config import TokenizeConfig
+from codeshards.format import ShardDataset, ShardError, Where, open_store
+from codeshards.format.files import read_json
+from codeshards.format.manifest import MANIFEST_FILE
+from imagepriors.api.datasets import ImageDataset, dataset_of
+from imagepriors.api.defaults import PathLike, as_path, run_folder
+from imagepriors.api.settings import build_config, stage_1_table
+from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
+from vqgan.config import Geometry
+
+
+def tokenize(
+    data: PathLike | ImageDataset,
+    tokenizer: PathLike | ImageTokenizer | None = None,
+    *,
+    out: PathLike | None = None,
+    conditions: Sequence[PathLike | ImageTokenizer] = (),
+    dataset: str = "auto",
+    preset: PathLike = "auto",
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    config: TokenizeConfig | None = None,
+    **fields: Any,
+) -> ShardDataset:
+    """Encode a whole dataset into token shards, in parallel on Ray; an interrupted job resumes.
+
+    Args:
+        data: Folder of the pictures, or an open dataset.
+        tokenizer: The image tokenizer or its folder; default: runs/NAME/tokenizer, where NAME is the name of the
+            data's folder.
+        out: Folder or URL to write; default: runs/NAME/shards.
+        conditions: Tokenizers of conditions (masks, depth, poses) that are encoded beside the images.
+        dataset: Layout of the data; "auto" recognises it.
+        preset: Name or TOML file of the preset; "auto" chooses it by the size of the pictures.
+        overwrite: Delete the dataset in `out` first.
+        retry_failed: Encode the shards with failures again.
+        config: A complete config in place of a preset.
+        **fields: Fields of :class:`TokenizeConfig` to override, such as ``views=2`` or ``workers=1``.
+
+    Returns:
+        The finished dataset.
+
+    Raises:
+        InputError: The data or a tokenizer cannot be opened.
+        ShardError: They do not fit, a field is not allowed, or `out` holds something else.
+    """
+    path, layout = dataset_of(data, dataset)
+    base = {} if config else stage_1_table(str(preset), "tokenize", layout, path)
+    settings = build_config(TokenizeConfig, fields, config=config, base=base, function=tokenize)
+    from codeshards.job.tokenize import tokenize as run_job
+
+    place: Where = as_path(out) if out is not None else run_folder(path) / "shards"
+    folders = {"image": as_tokenizer(tokenizer).folder if tokenizer is not None else run_folder(path) / "tokenizer"}
+    run_job(
+        settings,
+        dataset=layout,
+        data=path.absolute(),  # a Ray session that runs already may have another working folder
+        tokenizers=folders | _by_modality(conditions),
+        out=place,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+    )
+    return ShardDataset.open(place)
+
+
+def _by_modality(conditions: Sequence[PathLike | ImageTokenizer]) -> dict[str, Path]:
+    from vqgan.checkpoint import load_config
+
+    folders = [as_tokenizer(tokenizer).folder for tokenizer in conditions]
+    found: dict[str, Path] = {load_config(folder).model.modality: folder for folder in folders}
+    if len(found) < len(folders):
+        raise ShardError(f"two tokenizers of conditions have one modality: {', '.join(map(str, folders))}")
+    return found
+
+
+def open_shards(shards: PathLike) -> ShardDataset:
+    """Open a finished dataset of token shards.
+
+    Args:
+        shards: Its folder or URL (s3://…, gs://…).
+
+    Raises:
+        ShardError: There is no dataset, or its job did not finish.
+    """
+    return ShardDataset.open(shards)
+
+
+def location(shards: PathLike | ShardDataset) -> Path:
+    """The folder of a dataset of token shards; URLs survive as paths."""
+    return Path(str(shards.path)) if isinstance(shards, ShardDataset) else as_path(shards)
+
+
+def inspect(
+    data: PathLike | ImageDataset | ShardDataset,
+    *,
+    out: PathLike | None = None,
+    dataset: str = "auto",
+    limit: int = 2_000,
+    shown: int = 24,
+    size: int = 128,
+    geometry: Geometry | None = None,
+) -> dict[str, Any]:
+    """Count what a dataset of pictures or of token shards holds.
+
+    Args:
+        data: Folder of pictures, or an open dataset; or token shards.
+        out: Folder for inspection.json and contact sheets of pictures; default: runs/NAME/inspect, where NAME is the
+            name of the data's folder. Nothing is written about shards.
+        dataset: Layout of the pictures; "auto" recognises it.
+        limit: Pictures to decode per split, evenly spread over it; 0: all.
+        shown: Pictures on a contact sheet.
+        size: Side of these pictures, in pixels.
+        geometry: How pictures that are not square become square; default: as suits the dataset.
+
+    Returns:
+        Of pictures counts, sizes, labels, conditions and unreadable files of each split; of shards schema, counts,
+        code usage, entropy and labels.
+
+    Raises:
+        UserError: It is no dataset, or it is damaged.
+    """
+    if isinstance(data, ShardDataset) or (
+        not isinstance(data, ImageDataset) and (open_store(data) / MANIFEST_FILE).size() is not None
+    ):
+        from codeshards.tools.toolbox import inspect as inspect_shards
+
+        return inspect_shards(data.path if isinstance(data, ShardDataset) else data).to_json()
+    from imagepriors.reports.dataset import inspect_dataset
+
+    path, layout = dataset_of(data, dataset)
+    folder = as_path(out) if out else run_folder(path) / "inspect"
+    inspect_dataset(layout, path, folder, limit=limit, shown=shown, size=size, geometry=geometry)
+    return read_json(folder / "inspection.json")

@@ -1,0 +1,22 @@
+"""`imagepriors report`."""
+
+from pathlib import Path
+
+import tyro
+
+from imagepriors.api.defaults import DEMO_DATA
+
+
+def report(
+    run: tyro.conf.Positional[Path] = Path("runs/demo"), *, data: Path = DEMO_DATA, dataset: str = "auto"
+) -> str:
+    """Write one self-contained HTML page about a run folder.
+
+    Args:
+        run: Folder with tokenizer/, shards/ and prior-*/.
+        data: Folder of the dataset.
+        dataset: Layout of the data.
+    """
+    from imagepriors.reports.run import write_report
+
+    return f"open {write_report(run, data, dataset)}"

@@ -1,0 +1,41 @@
+"""`imagepriors sample`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from codeprior.config import SampleConfig
+from imagepriors.cli.common import FLAT
+
+
+def sample(
+    config: Annotated[SampleConfig, FLAT],
+    *,
+    prior: Path = Path("runs/demo/prior-row_major"),
+    shards: Path | None = None,
+    out: Path | None = None,
+    n: int = 25,
+    given: str = "0",
+    size: tuple[int, int] | None = None,
+    frames: bool = False,
+    preset: str = "auto",
+) -> str:
+    """Sample codes from a prior and decode them to pictures.
+
+    Args:
+        config: How to sample.
+        prior: Run folder of the trained prior.
+        shards: Folder of token shards, with the tokenizer and the conditions of a conditional prior. Default: shards
+            beside the prior.
+        out: Folder for grid.png, the single pictures, the codes and their metadata. Default: samples-PRIOR beside it.
+        n: Number of pictures.
+        given: Part of validation pictures to complete: this many first codes of the prior's sequence, the `upper` half,
+            the upper left `corner`, the `centre` (spiral_out), or `scales-K`, the first K scales.
+        size: Rows and columns of codes, for pictures that are larger than the training pictures (order row_major).
+        frames: Also write frames.gif, the pictures while they are sampled.
+        preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.
+    """
+    from imagepriors.api.priors import ImagePrior
+
+    out = out or prior.parent / f"samples-{prior.name}"
+    grid = ImagePrior(prior, shards=shards).save_samples(out, n, given=given, size=size, frames=frames, config=config)
+    return f"{n} samples in {out}; look at {grid}"

@@ -1,0 +1,51 @@
+"""`imagepriors tokenize`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from codeshards.config import TokenizeConfig
+from imagepriors.api.defaults import DEMO_DATA
+from imagepriors.cli.common import FLAT
+
+
+def tokenize(
+    config: Annotated[TokenizeConfig, FLAT],
+    *,
+    dataset: str = "auto",
+    data: Path = DEMO_DATA,
+    tokenizer: Path | None = None,
+    condition: tuple[Path, ...] = (),
+    out: Path | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    preset: str = "auto",
+) -> str:
+    """Encode a whole dataset into token shards, in parallel on Ray (RAY_ADDRESS names a cluster).
+
+    Args:
+        config: Settings of the job.
+        dataset: Layout of the data, as for train-vqgan.
+        data: Folder of the dataset.
+        tokenizer: Run folder of the trained image tokenizer; default: runs/NAME/tokenizer, where NAME is the name of
+            the data's folder.
+        condition: Run folders of tokenizers for conditions (masks, depth, poses) to encode beside the images.
+        out: Folder to write; an interrupted job resumes. Default: runs/NAME/shards.
+        overwrite: First delete the dataset in `out`; refused if `out` holds anything else.
+        retry_failed: Encode the shards with failures again.
+        preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
+    """
+    import imagepriors as ip
+    from imagepriors.reports.shards import summarize, write_tokenize_report
+
+    shards = ip.tokenize(
+        data,
+        tokenizer,
+        out=out,
+        conditions=condition,
+        dataset=dataset,
+        overwrite=overwrite,
+        retry_failed=retry_failed,
+        config=config,
+    )
+    page = write_tokenize_report(shards.path)
+    return f"token shards in {shards.path}\n{summarize(shards.path)}\n  look at          {page}"

@@ -1,0 +1,31 @@
+"""`imagepriors train-prior`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from codeprior.config import TrainConfig
+from imagepriors.cli.common import FLAT, figures
+
+
+def train_prior(
+    config: Annotated[TrainConfig, FLAT],
+    *,
+    shards: Path = Path("runs/demo/shards"),
+    out: Path | None = None,
+    workers: int = 0,
+    preset: str = "auto",
+) -> str:
+    """Stage 2: train a transformer on token shards; pixels are never read (also under torchrun).
+
+    Args:
+        config: Settings of the run.
+        shards: Folder of token shards.
+        out: Run folder; an interrupted run resumes. Default: prior-ORDER, or prior-ORDER-CONDITION, beside
+            the shards.
+        workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
+        preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.
+    """
+    import imagepriors as ip
+
+    trained = ip.train_prior(shards, out=out, workers=workers, config=config)
+    return f"prior in {trained.folder}: {figures(trained.summary)}"

@@ -1,0 +1,35 @@
+"""`imagepriors train-vqgan`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from imagepriors.api.defaults import DEMO_DATA
+from imagepriors.cli.common import FLAT, figures
+from vqgan.config import TrainConfig
+
+
+def train_vqgan(
+    config: Annotated[TrainConfig, FLAT],
+    *,
+    dataset: str = "auto",
+    data: Path = DEMO_DATA,
+    out: Path | None = None,
+    workers: int = 0,
+    preset: str = "auto",
+) -> str:
+    """Stage 1: train a VQGAN tokenizer on pictures (also under torchrun).
+
+    Args:
+        config: Settings of the run.
+        dataset: Layout of the data: ade20k, cifar10, deepfashion, demo, folder, huggingface, imagenet, imagenet-depth,
+            landscapes, restricted-imagenet, webdataset; auto recognises it.
+        data: Folder of the dataset.
+        out: Run folder; an interrupted run resumes. Default: runs/NAME/tokenizer, where NAME is the name of
+            the data's folder.
+        workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
+        preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
+    """
+    import imagepriors as ip
+
+    trained = ip.train_tokenizer(data, out=out, dataset=dataset, workers=workers, config=config)
+    return f"tokenizer in {trained.folder}: {figures(trained.summary)}"
