@@ -1,4 +1,4 @@
-"""Reading photos: ours against torchvision's ImageFolder with the same resize and crop: `imagepriors bench decode`.
+"""Reading photos: ours against torchvision's ImageFolder with the same resize and crop: `python -m priorbench decode`.
 
 Both decode with Pillow, make the shorter side 256 pixels (bicubic, antialiased) and cut the centre square. Contenders
 take turns in one process, one thread each; decoding alone, with nothing done to the picture, is the limit.

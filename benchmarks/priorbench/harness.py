@@ -351,7 +351,7 @@ def rounds(count: int) -> str:
 
 def command(suite: str, repeats: int, data: bool = False) -> str:
     """What measures a suite again, as it was measured: with every flag but the place of the photos."""
-    return f"imagepriors bench {suite} --repeats {repeats} --device {device()}{' --data PHOTOS' * data}"
+    return f"python -m priorbench {suite} --repeats {repeats} --device {device()}{' --data PHOTOS' * data}"
 
 
 def save(

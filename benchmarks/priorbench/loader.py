@@ -1,4 +1,4 @@
-"""Loading shuffled batches of codes against the loaders people use: `imagepriors bench loader`.
+"""Loading shuffled batches of codes against the loaders people use: `python -m priorbench loader`.
 
 The same sequences in each one's own format; each contender in a process of its own, timed from its opening of the data
 to int64 torch batches [256, 256]. First on one core without worker processes, from files that the page cache has

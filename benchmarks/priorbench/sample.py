@@ -1,4 +1,4 @@
-"""Drawing codes against taming-transformers and transformers at the same weights: `imagepriors bench sample`.
+"""Drawing codes against taming-transformers and transformers at the same weights: `python -m priorbench sample`.
 
 Contenders live side by side, each in a process of its own with our allocator settings, and take turns; ratios are taken
 within a round. Random weights of minGPT (GPT-2 small, exact GELU, untied head), which the importer turns into a prior;

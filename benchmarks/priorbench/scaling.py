@@ -1,4 +1,4 @@
-"""How time and memory grow: `imagepriors bench scaling`.
+"""How time and memory grow: `python -m priorbench scaling`.
 
 Four reports: the tokenize driver over shards, the job over workers, the loader over rows, and a training step over the
 length of its sequences. A measurement is a process of its own, and a contender here is a size; growth is the slope of a

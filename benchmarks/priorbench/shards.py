@@ -1,4 +1,4 @@
-"""What the shard format costs: five orders against one, Parquet against WebDataset: `imagepriors bench shards`.
+"""What the shard format costs: five orders against one, Parquet against WebDataset: `python -m priorbench shards`.
 
 The codes are drawn independently from a skewed distribution over 1,024 entries (16×16 a picture), which no
 compressor can shrink below their entropy: real pictures are not harder. The contenders take turns in one process on one

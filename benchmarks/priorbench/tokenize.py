@@ -1,4 +1,4 @@
-"""The tokenize job against the bare encoder and LlamaGen's extraction loop: `imagepriors bench tokenize`.
+"""The tokenize job against the bare encoder and LlamaGen's extraction loop: `python -m priorbench tokenize`.
 
 All contenders have the same weights (f16/1024, random) and the same photos at 256×256. They take turns, each in a
 process of its own, so that what else the machine does meets all of them; a round's ratios are taken within the round,

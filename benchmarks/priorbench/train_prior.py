@@ -1,4 +1,4 @@
-"""Training steps of GPT-2 on image codes against its rivals: `imagepriors bench train-prior`.
+"""Training steps of GPT-2 on image codes against its rivals: `python -m priorbench train-prior`.
 
 In every round each contender gets a process of its own, so that peak memory and the allocator's settings are its own;
 ratios are taken within a round. The C library's allocator has our settings (those of every command of ours), or its own

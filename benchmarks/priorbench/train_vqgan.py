@@ -1,4 +1,4 @@
-"""Training step, encoding and decoding of the published VQGAN, f16/1024 at 256×256: `imagepriors bench train-vqgan`.
+"""Training step, encoding and decoding of the published VQGAN, f16/1024 at 256×256: `python -m priorbench train-vqgan`.
 
 Every contender has the same weights, LPIPS included, and its outputs are compared with the published ones: codes,
 pictures, and the loss before the first update. In every round each gets a process of its own, so that peak memory and

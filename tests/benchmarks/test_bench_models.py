@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagepriors.cli import main
 from priorbench import harness, peers, readme, sample, train_prior, train_vqgan
+from priorbench.__main__ import main
 from vqgan.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def test_our_vqgan_is_measured(monkeypatch, tmp_path):
     assert [row[0] for row in report["rows"]] == [one.name for one in ours]
     assert all(len(row) == len(report["columns"]) for row in report["rows"])
     assert all(found[0]["flops"] > 0 for found in report["figures"].values())
-    assert report["command"] == "imagepriors bench train-vqgan --repeats 1 --device cpu"
+    assert report["command"] == "python -m priorbench train-vqgan --repeats 1 --device cpu"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -145,13 +145,13 @@ def test_only_peers_with_time_take_part_in_all_rounds():
 def test_missing_rivals_are_named_before_anything_is_measured(suite, monkeypatch, capsys):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delattr(harness, "spawn")
-    assert main(["bench", suite]) == 2
+    assert main([suite]) == 2
     told = capsys.readouterr().err
     assert "taming-transformers-rom1504" in told
     assert "`make bench`" in told
     pinned = Path(told.partition("--no-deps -r ")[2].strip()).read_text()
     assert "taming-transformers-rom1504==" in pinned
-    assert "benchmarks/rivals.txt" in (ROOT / "Makefile").read_text()
+    assert "benchmarks/priorbench/rivals.txt" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.slow

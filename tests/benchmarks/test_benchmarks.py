@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from codeshards.format import ShardDataset
-from imagepriors.cli import main
 from priorbench import decode, harness, loader, peers, readme, scaling, scaling_parts, shards, tokenize
+from priorbench.__main__ import main
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
@@ -27,7 +27,7 @@ def test_decode_compares_the_same_photos(place, tmp_path, capsys):
         path.parent.mkdir(parents=True, exist_ok=True)
         smooth = Image.linear_gradient("L").resize((400 + number, 300)).rotate(30 * number)
         Image.merge("RGB", (smooth, smooth.rotate(90), smooth)).save(path)
-    argv = ["bench", "decode", "--data", str(tmp_path / "photos"), "--repeats", "1", "--out", str(tmp_path / "out")]
+    argv = ["decode", "--data", str(tmp_path / "photos"), "--repeats", "1", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
     table = capsys.readouterr().out
     found = json.loads(harness.result_path(tmp_path / "out", "decode", ".json").read_text())
@@ -46,7 +46,7 @@ def test_decode_renders_pictures_of_a_photo_s_size(tmp_path):
 
 def test_decode_wants_photos(tmp_path, capsys):
     for data in (tmp_path / "nowhere", tmp_path):
-        assert main(["bench", "decode", "--data", str(data)]) == 2
+        assert main(["decode", "--data", str(data)]) == 2
         assert "--data" in capsys.readouterr().err
 
 
@@ -68,7 +68,7 @@ def test_ratios_are_taken_within_rounds():
 def save(out, name="things", headlines=None, **changes):
     table = harness.table_of(["", "× other"], [["ours", "2.5"], ["other", "1"]], headlines or {"things": "2.5"})
     report = {
-        "command": "imagepriors bench things", "text": "What was measured.", "figures": {"seconds": [1.0, 2.5]},
+        "command": "python -m priorbench things", "text": "What was measured.", "figures": {"seconds": [1.0, 2.5]},
     }  # fmt: skip
     return harness.save(out, name, table, **{**report, **changes})
 
@@ -80,7 +80,7 @@ def test_reports_are_files_that_tables_are_made_of(tmp_path):
     assert list(found["versions"]) == ["numpy", "torch"]
     assert harness.markdown(found) == table
     assert "| ours | 2.5 |" in table.splitlines()
-    assert "`imagepriors bench things`" in table
+    assert "`python -m priorbench things`" in table
 
 
 def test_documents_take_their_tables_and_claims_from_the_results(tmp_path):
@@ -90,8 +90,8 @@ def test_documents_take_their_tables_and_claims_from_the_results(tmp_path):
     filled = readme.with_tables(text, tmp_path)
     assert filled.startswith(f"a\n<!-- table things-{device} -->\n{table.strip()}\n<!-- end -->\nb\n")
     here = harness.machine()
-    assert filled.endswith(f"| things | 2.5 | `imagepriors bench things` | {here} |\n<!-- end -->\nc\n")
-    assert f"| others | 3 (2–4) over a<br>5 over b | `imagepriors bench things` | {here} |" in filled
+    assert filled.endswith(f"| things | 2.5 | `python -m priorbench things` | {here} |\n<!-- end -->\nc\n")
+    assert f"| others | 3 (2–4) over a<br>5 over b | `python -m priorbench things` | {here} |" in filled
     assert "old" not in filled
     assert readme.with_tables(filled, tmp_path) == filled
 
