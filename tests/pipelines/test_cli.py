@@ -16,7 +16,8 @@ from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, order
 from imagepriors.cli import COMMANDS, _given, _preset_of, main
-from imagepriors.decode.samples import given_codes, read_rows
+from imagepriors.decode.prefix import prefix_length
+from imagepriors.decode.rows import read_rows
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.reports.figures import colorize, picture_grid
 from vqgan.config import from_dict
@@ -155,7 +156,7 @@ def test_rows_of_a_sorted_split_are_spread_and_those_of_a_shuffled_one_are_the_f
 )
 def test_regions_and_scales_are_numbers_of_first_codes(order_name, scales, given, codes):
     sequence = SequenceSpec(height=16, width=16, codebook_size=8, order=order_name, fingerprint="f", scales=scales)
-    assert given_codes(sequence, given) == codes
+    assert prefix_length(sequence, given) == codes
 
 
 def test_report_is_one_self_contained_page(run):

@@ -10,7 +10,8 @@ from PIL import Image
 from imagepriors.cli import main
 from imagepriors.config import EvaluateConfig
 from imagepriors.demo.layouts import write_demo_data
-from imagepriors.evaluate.tokenizer import INCEPTION_FILE, Lite0Features, evaluate_tokenizer, frechet_distance, judges
+from imagepriors.evaluate.networks import INCEPTION_FILE, Lite0Features, frechet_distance, network_notes
+from imagepriors.evaluate.tokenizer import evaluate_tokenizer
 from vqgan.checkpoint import load_model, publish_model, save_model, trained_against
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
@@ -39,26 +40,26 @@ def test_figures_of_a_palette_are_written_with_what_they_are_of(data, tmp_path, 
     assert 0.8 < figures["ssim"] < 1
     assert 0.5 < figures["usage"] <= 1
     assert 0 < figures["frechet_efficientnet_lite0"] < figures["frechet_efficientnet_lite0, real"]
-    assert report["judges"] == {
-        "frechet_efficientnet_lite0": "efficientnet-lite0 judges; the tokenizer: its perceptual training loss is none"
+    assert report["networks"] == {
+        "frechet_efficientnet_lite0": "computed by efficientnet-lite0; the tokenizer's perceptual training loss is none"
     }
     assert not any("fid" in name for name in figures)  # offline features are never called FID
     assert f"{figures['psnr_db']:.4f}" in printed
 
 
-def test_a_network_that_judges_what_was_trained_against_it_says_so(tmp_path):
+def test_a_report_names_figures_of_the_network_in_the_training_loss(tmp_path):
     net = ModelConfig(resolution=16, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), codebook_size=8)
-    for loss, told in (
-        (LossConfig(perceptual="efficientnet-lite0"), "loss is efficientnet-lite0, the same network, which flatters"),
+    for loss, words in (
+        (LossConfig(perceptual="efficientnet-lite0"), "loss is efficientnet-lite0, the same network"),
         (LossConfig(perceptual="lpips-vgg"), "loss is lpips-vgg"),
         (LossConfig(perceptual="lpips-vgg", perceptual_weight=0.0), "loss is none"),
-        (None, "loss is not known"),
+        (None, "loss is unknown"),
     ):
         publish_model(tmp_path, net, VQGAN(net), "some-command", loss)
-        (judge,) = judges(["psnr_db", "frechet_efficientnet_lite0"], trained_against(tmp_path)).values()
-        assert judge.startswith("efficientnet-lite0 judges; ")
-        assert told in judge
-        assert ("flatters" in judge) == ("flatters" in told)
+        (note,) = network_notes(["psnr_db", "frechet_efficientnet_lite0"], trained_against(tmp_path)).values()
+        assert note.startswith("computed by efficientnet-lite0; ")
+        assert words in note
+        assert ("optimistic" in note) == ("the same network" in words)
 
 
 def test_the_frechet_distance_ranks_distortions():

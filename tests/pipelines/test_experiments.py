@@ -16,10 +16,12 @@ from codeprior.model import Prior
 from codeprior.sample import sample_sequences
 from codeshards.format import ShardError, order
 from imagepriors.cli import main
-from imagepriors.experiments import EXPERIMENTS, conditional, load, write_page
-from imagepriors.experiments.efficiency import sample_uncached, seconds_per_picture, told_training
-from imagepriors.experiments.lab import Lab, side_by_side
+from imagepriors.experiments import EXPERIMENTS, conditional, training
+from imagepriors.experiments.command import load_config
+from imagepriors.experiments.efficiency import describe_training, sample_uncached, seconds_per_picture
 from imagepriors.experiments.orders import describe, position_map, ranking
+from imagepriors.experiments.page import write_page
+from imagepriors.experiments.workspace import Workspace
 from imagepriors.presets import load_preset, preset_names
 from vqgan.errors import InputError
 
@@ -92,7 +94,7 @@ def test_experiments_leave_results_figures_and_one_page(words, capsys):
     assert f"open {run}/experiments/index.html" in capsys.readouterr().out
     found = {name: leaves_results(run, name) for name in names}
     assert sorted(found["orders"]["ranking"]) == sorted(found["orders"]["val_nll_nats"])
-    assert set(found["conditional"]["faith"]) == {"class", "segmentation"}
+    assert set(found["conditional"]["agreement"]) == {"class", "segmentation"}
 
 
 @pytest.mark.slow
@@ -105,15 +107,15 @@ def test_all_experiments_in_one_call(words):
 
 
 def test_scales_are_made_of_the_pictures_that_the_preset_says(tmp_path):
-    small, paper = (Lab(load(name), tmp_path, tmp_path) for name in ("small", "paper"))
+    small, paper = (Workspace(load_config(name), tmp_path, tmp_path) for name in ("small", "paper"))
     assert small.tokenize_config("shards-codes").scales == paper.tokenize_config("shards").scales == (1, 2, 4, 8)
     assert small.tokenize_config("shards").scales == paper.tokenize_config("shards-codes").scales == ()
 
 
 def test_the_papers_learning_rate_follows_the_batch(tmp_path):
-    lab = Lab(load("paper"), tmp_path, tmp_path)
-    assert [lab.learning_rate(batch) for batch in (12, 16)] == pytest.approx([12 * 4.5e-6, 16 * 4.5e-6])
-    fewer = Lab(replace(load("paper"), prior_batch=4), tmp_path, tmp_path)
+    workspace = Workspace(load_config("paper"), tmp_path, tmp_path)
+    assert [workspace.learning_rate(batch) for batch in (12, 16)] == pytest.approx([12 * 4.5e-6, 16 * 4.5e-6])
+    fewer = Workspace(replace(load_config("paper"), prior_batch=4), tmp_path, tmp_path)
     assert fewer.learning_rate(12) == pytest.approx(12 * 4.5e-6)
 
 
@@ -122,8 +124,8 @@ def test_too_few_steps_to_compare_are_told():
         "steps": 40, "tokens": 256, "epochs": 2.0, "val_nll_nats": 5.0, "unigram_entropy_nats": 6.0, "batch": 16,
         "learning_rate": 7.2e-5,
     }  # fmt: skip
-    enough = told_training({"pixels": one, "codes": one})
-    few = told_training({"pixels": {**one, "epochs": 0.21}, "codes": one})
+    enough = describe_training({"pixels": one, "codes": one})
+    few = describe_training({"pixels": {**one, "epochs": 0.21}, "codes": one})
     assert "too few" not in enough
     assert "too few steps to say which of the two is better: pixels saw less than the training set once" in few
 
@@ -161,8 +163,8 @@ def test_what_was_trained_otherwise_is_not_taken_for_what_is_asked(words, capsys
 def test_a_dataset_without_conditions_is_told_and_costs_no_other_experiment(words, monkeypatch):
     flags, run = words
     monkeypatch.setattr(conditional, "names", lambda _: ())
-    lab = Lab(load(flags[1]), run, Path(flags[3]))
-    conditional.run(lab)
+    workspace = Workspace(load_config(flags[1]), run, Path(flags[3]))
+    conditional.run(workspace)
     assert "demo has one class and none of the" in write_page(run).read_text()
 
 
@@ -205,7 +207,7 @@ def test_a_refused_training_is_one_error_and_says_which(local_ray_cores):
         raise InputError(f"no {device} today")
 
     with pytest.raises(ShardError, match="second: no cpu today"):
-        side_by_side({"first": lambda device: None, "second": refuse}, "train", device="cpu", threads=1)
+        training.run_parallel({"first": lambda device: None, "second": refuse}, "train", device="cpu", threads=1)
 
 
 def test_unknown_names_and_presets_are_user_errors(words, capsys):
@@ -218,7 +220,7 @@ def test_unknown_names_and_presets_are_user_errors(words, capsys):
 
 @pytest.mark.parametrize("name", preset_names("imagepriors.experiments"))
 def test_presets_name_presets_that_are_there(name):
-    config = load(name)
+    config = load_config(name)
     for preset in (config.tokenizer, config.small_tokenizer, *config.conditions.values()):
         load_preset(preset, "vqgan")
     for table in ("prior", "sample"):
@@ -241,17 +243,17 @@ def test_the_papers_configs_take_a_step(tmp_path, name):
             mask[:2] = 181
             Image.fromarray(mask).save(path)
     config = replace(
-        load("paper"), dataset=name, tokenizer_steps=1, tokenizer_batch=1, prior_steps=1, prior_batch=1,
+        load_config("paper"), dataset=name, tokenizer_steps=1, tokenizer_batch=1, prior_steps=1, prior_batch=1,
         perceptual="none", threads=2,
     )  # fmt: skip
-    lab = Lab(config, tmp_path / "run", place)
-    lab.prepare(("shards",))
-    condition = next(iter(lab.conditions()), "class")
+    workspace = Workspace(config, tmp_path / "run", place)
+    training.prepare(workspace, ("shards",))
+    condition = next(iter(workspace.conditions()), "class")
     assert condition == {"imagenet": "class", "imagenet-depth": "depth", "deepfashion": "pose"}.get(
         name, "segmentation"
     )
-    prior = lab.prior(condition=condition)
+    prior = workspace.prior_config(condition=condition)
     assert (prior.model.n_layer, prior.model.n_head, prior.model.n_embd) == (24, 16, 1024)
-    folder = lab.out("conditional") / condition
-    lab.train({folder: (prior, lab.shards())})
+    folder = workspace.out("conditional") / condition
+    training.train_priors(workspace, {folder: (prior, workspace.shards())})
     assert json.loads((folder / "summary.json").read_text())["steps"] == 1

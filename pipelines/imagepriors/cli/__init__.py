@@ -25,7 +25,7 @@ from codeshards.format import ShardError
 from imagepriors.cli.defaults import DEMO_DATA, beside, preset_for_data, preset_for_shards, run_folder
 from imagepriors.cli.shards import shards
 from imagepriors.config import AnnotateConfig, EvaluateConfig, EvaluatePriorConfig, Kind
-from imagepriors.experiments import experiment
+from imagepriors.experiments.command import experiment
 from imagepriors.presets import load_preset, preset_names
 from runkit.errors import UserError, user_message
 from runkit.folders import check_apart

@@ -168,7 +168,7 @@ def _decode_rows(dataset: ShardDataset, split: str, n: int) -> tuple[Any, int]:
     import numpy as np
 
     from codeshards.format.schema import column_to_numpy
-    from imagepriors.decode.samples import load_shard_tokenizer
+    from imagepriors.decode.rows import load_shard_tokenizer
     from imagepriors.reports.figures import colorize
     from vqgan.data import spread
 

@@ -13,7 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from codeprior.checkpoint import RunConfig
 from codeprior.config import SampleConfig
 from codeshards.format import ShardDataset, ShardError, read_json
-from imagepriors.decode.samples import decoded_at, draw_samples, read_rows, sample_grid
+from imagepriors.decode.draw import draw_samples
+from imagepriors.decode.rows import decode_rows, read_rows
+from imagepriors.decode.samples import sample_grid
 from imagepriors.reports.figures import colorize, curves_figure, orders_figure, picture_grid, png_bytes, usage_figure
 from runkit.folders import check_apart, check_publish, publish
 from runkit.jsonfiles import parse_json
@@ -115,7 +117,7 @@ def _reconstruction_section(split: Split, data: Path, run: Path, shards: ShardDa
     whole = np.flatnonzero(read_rows(shards, "val", ["view"], 0)["view"] == 0)
     if not len(whole):
         raise ShardError(f"{run / 'shards'} has no validation rows to show")
-    decoded, batch = decoded_at(shards, "val", whole[spread(len(whole), _SHOWN)], ["key"])
+    decoded, batch = decode_rows(shards, "val", whole[spread(len(whole), _SHOWN)], ["key"])
     index_of = {key: index for index, key in enumerate(split.keys)}
     if missing := [key for key in batch["key"] if key not in index_of]:
         raise ShardError(

@@ -20,7 +20,7 @@ from codeshards.format import (
     open_store,
 )
 from codeshards.job.progress import kind_of, read_events
-from imagepriors.decode.samples import load_shard_tokenizer
+from imagepriors.decode.rows import load_shard_tokenizer
 from imagepriors.reports.figures import curves_figure, picture_grid, png_bytes, usage_figure
 from imagepriors.reports.run import render_page
 from vqgan.data import spread
