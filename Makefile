@@ -33,6 +33,10 @@ CONDS    := none class segmentation depth pose
 BIN      := .venv/bin
 CLI      := $(BIN)/imagepriors
 READY    := .venv/.ready
+DEV      := .venv/.ready-dev
+# uv installs the same pins in a fraction of pip's time; it is installed into .venv where the machine has none.
+UV       := $(or $(shell command -v uv),$(BIN)/uv)
+INSTALL   = $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
 
 define one_of
 $(if $(filter $($(1)),$(2)),,$(error $(1)=$($(1)) is unknown: choose one of $(2)))
@@ -57,13 +61,21 @@ help: ## List targets and variables
 	@echo "                   RUN=$(RUN) WORKERS=$(WORKERS) RAY_ADDRESS=$(RAY_ADDRESS) N=$(N) SET='$(SET)'"
 	@echo "  SET takes any flags of the command, e.g. SET='--steps 100 --model.n-layer 4'"
 
-setup: $(READY) ## Make .venv from the pinned versions
+setup: $(DEV) ## Make .venv from the pinned versions, with all that tests and lint require
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: set PYTHON=" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	@command -v $(UV) >/dev/null || $(BIN)/python -m pip install --quiet --progress-bar off uv
+	$(INSTALL) -e .
 	@touch $@
+
+$(DEV): $(READY)
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+lock: $(DEV) ## Pin every version anew in constraints.txt, as far as pyproject.toml's have changed (SET=--upgrade: all)
+	$(UV) pip compile --quiet --no-header --no-annotate --all-extras --universal pyproject.toml -o constraints.txt $(SET)
 
 quickstart: $(READY) ## Demo data → tokenizers → shards → two priors → report
 	@$(MAKE) --no-print-directory DATASET=demo COND=class train-prior
@@ -121,31 +133,31 @@ figures: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## The p
 	$(NEEDDATA)
 	$(CLI) experiment $(FIGURES) --preset $(SIZE) $(SOURCE) --run $(RUN) --workers $(WORKERS) $(SET)
 
-bench: $(READY) ## Measure against the rivals on this machine (SUITE='loader sample', DATA=photos; all without)
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev,bench]'
-	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps -r benchmarks/priorbench/rivals.txt
+bench: $(DEV) ## Measure against the rivals on this machine (SUITE='loader sample', DATA=photos; all without)
+	$(INSTALL) -e '.[dev,bench]'
+	$(INSTALL) --no-deps -r benchmarks/priorbench/rivals.txt
 	$(BIN)/python -m priorbench $(SUITE) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) $(SET)
 
-readme: $(READY) ## Put the tables that bench has measured into README.md and docs/benchmarks.md
-	$(BIN)/python -m priorbench.readme README.md docs/benchmarks.md
+readme: $(READY) ## Put the tables that bench has measured into docs/benchmarks.md
+	$(BIN)/python -m priorbench.readme docs/benchmarks.md
 
-faults: $(READY) ## Kill workers, nodes and drivers of small jobs at random, and compare the bytes (KILLS=)
+faults: $(DEV) ## Kill workers, nodes and drivers of small jobs at random, and compare the bytes (KILLS=)
 	$(BIN)/python -m priorbench.faults --kills $(KILLS) $(SET)
 
 check: lint test ## Lint, types, import contracts, tests
 
-lint: $(READY) ## ruff, mypy strict, import contracts
+lint: $(DEV) ## ruff, mypy strict, import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(READY) ## Run the tests (slow ones: .venv/bin/pytest -m slow)
+test: $(DEV) ## Run the tests (slow ones: .venv/bin/pytest -m slow)
 	$(BIN)/pytest -m "not slow"
 
 clean: ## Remove build products and caches (keeps .venv, runs and data)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
+.PHONY: help setup lock quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
         evaluate-prior figures \
         sample report bench readme faults check lint test clean

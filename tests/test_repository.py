@@ -84,7 +84,7 @@ def test_wheel_holds_exactly_the_five_packages_and_its_cli_runs(tmp_path):
     assert "train-prior" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+@pytest.mark.parametrize("name", ["docs/benchmarks.md"])
 def test_documents_show_the_tables_as_they_were_measured(name):
     """`make readme` puts them there."""
     from priorbench.readme import with_tables

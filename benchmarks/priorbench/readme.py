@@ -1,4 +1,4 @@
-"""Measured tables into a document: `python -m priorbench.readme README.md docs/benchmarks.md`.
+"""Measured tables into a document: `python -m priorbench.readme docs/benchmarks.md`.
 
 Between `<!-- table NAME -->` and `<!-- end -->` comes the report NAME out of the results; `<!-- claims DEVICE -->`
 takes the headlines of all reports of that device. No figure there is typed.
