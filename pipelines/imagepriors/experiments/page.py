@@ -5,7 +5,7 @@ from typing import Any
 
 from codeshards.format import read_json
 from imagepriors.experiments import EXPERIMENTS
-from imagepriors.reports.run import render_page
+from imagepriors.reports.page import render_page
 from runkit.folders import publish_file
 from runkit.names import plain_name
 
