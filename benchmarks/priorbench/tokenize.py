@@ -1,8 +1,7 @@
-"""The tokenize job against the bare encoder and LlamaGen's extraction loop: `python -m priorbench tokenize`.
+"""The tokenize job, compared with the encoder alone and LlamaGen's extraction loop: `python -m priorbench tokenize`.
 
-All contenders have the same weights (f16/1024, random) and the same photos at 256×256. They take turns, each in a
-process of its own, so that what else the machine does meets all of them; a round's ratios are taken within the round,
-and the job's over the mean of the bare encoder before and after it.
+All contenders have the same weights (f16/1024, random) and the same photos at 256×256, and each runs in a separate
+process. Ratios are taken within a round; that of the job is over the mean of the encoder before and after it.
 """
 
 import functools
@@ -33,10 +32,10 @@ from vqgan.tokenizer import Tokenizer, pick_device, pick_dtype
 
 _SIZE = 256
 _BATCH = {"cpu": 8, "cuda": 128}
-# Pictures of one measurement: enough for tens of seconds.
+# Pictures per measurement, which takes tens of seconds.
 _PICTURES = {"cpu": {"loop": 16, "bare": 64, "job": 192}, "cuda": {"loop": 600, "bare": 10_240, "job": 24_000}}
 _EXACT_SHARE = 6
-"""On a GPU float32, without TF32, gets so many times fewer: its products take some ten times as long."""
+"""Reduction of the number of pictures for float32 without TF32 on a GPU, which is about ten times as slow."""
 _SHARDS = 6
 _AS_IS, _AGAIN = ", as it is", ", again"
 _LOOP = "LlamaGen's loop around the same network, float32"
@@ -44,7 +43,7 @@ _RIVALS = {
     "that loop around taming's network, float32": ("taming", ("taming", "einops")),
     "that loop around diffusers' network, float32": ("diffusers", ("taming", "einops", "diffusers")),
 }
-"""Name → whose network, and the modules that it wants."""
+"""Name → owner of the network, and required modules."""
 # Name → (measurement, precision, with our allocator settings).
 CONTENDERS = {
     _LOOP + _AS_IS: ("loop", "float32", False),
@@ -52,7 +51,7 @@ CONTENDERS = {
     **{name: (f"loop {who}", "float32", True) for name, (who, _) in _RIVALS.items()},
     "bare encoder, float32": ("bare", "float32", True),
     "job, float32": ("job", "float32", True),
-    f"bare encoder, float32{_AGAIN}": ("bare", "float32", True),  # since the machine drifts
+    f"bare encoder, float32{_AGAIN}": ("bare", "float32", True),  # because the speed of the machine drifts
     "bare encoder, bfloat16": ("bare", "bfloat16", True),
     "job, bfloat16": ("job", "bfloat16", True),
     f"bare encoder, bfloat16{_AGAIN}": ("bare", "bfloat16", True),
@@ -60,7 +59,7 @@ CONTENDERS = {
 
 
 def contenders() -> list[str]:
-    """Who takes part: no bfloat16 where nobody would choose it, no second allocator on a GPU, which has its own."""
+    """Contenders on this device: bfloat16 only where it is faster, one allocator setting on a GPU."""
     native = pick_dtype("auto", pick_device("auto")) == torch.bfloat16
     gpu = harness.device() == "cuda"
     return [
@@ -71,14 +70,14 @@ def contenders() -> list[str]:
 
 
 def pictures_of(what: str, precision: str) -> int:
-    """Pictures that one measurement encodes on this device."""
+    """Number of pictures per measurement on this device."""
     device = harness.device()
     few = device == "cuda" and precision == "float32" and what != "loop"
     return _PICTURES[device][what] // (_EXACT_SHARE if few else 1)
 
 
 def bare(work: Path, precision: str) -> dict[str, Any]:
-    """The encoder alone: pictures that are decoded and in memory, all threads, one process."""
+    """Measure the encoder alone on decoded pictures in memory, with all threads of one process."""
     batch, total = _BATCH[harness.device()], pictures_of("bare", precision)
     tokenizer = Tokenizer.load(work / "tokenizer", precision=precision)  # type: ignore[arg-type]
     split = open_splits("folder", work / precision / "data")["train"]
@@ -103,7 +102,7 @@ def bare(work: Path, precision: str) -> dict[str, Any]:
 
 
 def job(work: Path, precision: str) -> dict[str, Any]:
-    """`tokenize` from JPEG files to shards; timed from the end of its first shard, in which its worker warms up."""
+    """Measure `tokenize` from JPEG files to shards, from the end of its first shard, in which its worker warms up."""
     from codeshards.format import EVENTS_FILE
     from codeshards.job.tokenize import tokenize
 
@@ -129,13 +128,13 @@ def job(work: Path, precision: str) -> dict[str, Any]:
 
 
 def loop(work: Path, precision: str, who: str = "") -> dict[str, Any]:
-    """How LlamaGen extracts codes: one photo at a time, encoded with its mirror, an .npy of codes and one of label.
+    """Measure LlamaGen's loop: encode one photo and its mirror, and write an .npy of codes and one of the label.
 
-    Both pictures of a photo count, though it is decoded once. Weights and photos are those of the others; the network
-    is ours, or that of `who`.
+    Both pictures of a photo count, although it is decoded once. Weights and photos are those of the other contenders;
+    the network is that of this project or of `who`.
     """
     device = harness.device()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # its own flags
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # LlamaGen's flags
     encode: Callable[[torch.Tensor], torch.Tensor]
     if who:
         theirs = published(work, who).eval()
@@ -165,13 +164,13 @@ def loop(work: Path, precision: str, who: str = "") -> dict[str, Any]:
             np.save(f"{folder}/codes-{index}.npy", codes.cpu().numpy())
             np.save(f"{folder}/label-{index}.npy", y.numpy())
             if index == photos + 1:
-                seconds = time.perf_counter() - start  # before the loader ends its workers, which is none of the loop
+                seconds = time.perf_counter() - start  # excludes the end of the loader's workers
                 break
     return {"images_per_s": 2 * photos / seconds}
 
 
 def _prepare(data: Path | None, work: Path) -> str:
-    """The photos of `data` as often as needed, and a tokenizer; what the photos are."""
+    """Write links to the photos of `data`, repeated as required, and a tokenizer; return a description."""
     source = data or harness.photos(work / "photos", 32)
     photos = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in (".jpeg", ".jpg", ".png")]
     if len(photos) < 8:
@@ -199,15 +198,15 @@ def _measure(work: Path, name: str) -> dict[str, Any]:
 
 
 def run(repeats: int = 3, *, data: Path | None = None, out: Path = harness.RESULTS) -> str:
-    """Measure all contenders in turns, write the report, and return it as Markdown.
+    """Measure all contenders, write the report, and return it as Markdown.
 
     Raises:
-        InputError: `data` holds too few photos.
+        InputError: `data` has too few photos.
     """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         photos = _prepare(data, work)
-        return harness.in_turns(
+        return harness.run_rounds(
             "bench tokenize",
             contenders(),
             lambda name: _measure(work, name),
@@ -216,17 +215,19 @@ def run(repeats: int = 3, *, data: Path | None = None, out: Path = harness.RESUL
         )
 
 
-def _rates(figures: dict[str, harness.Found]) -> dict[str, list[float]]:
-    """Images/s of who lives, of the bare encoder the mean of before and after."""
-    rates = {name: [of_round["images_per_s"] for of_round in found] for name, found in harness.alive(figures).items()}
+def _rates(figures: dict[str, harness.Rounds]) -> dict[str, list[float]]:
+    """Images/s of contenders that did not fail; of the encoder the mean of before and after."""
+    rates = {
+        name: [of_round["images_per_s"] for of_round in found] for name, found in harness.finished(figures).items()
+    }
     return {
         name: [statistics.mean(pair) for pair in zip(before, rates.get(name + _AGAIN, before), strict=False)]
         for name, before in rates.items()
     }
 
 
-def table(figures: dict[str, harness.Found]) -> harness.Table:
-    """Images/s, shares of the bare encoder, ratios over the loop."""
+def table(figures: dict[str, harness.Rounds]) -> harness.Table:
+    """Table of images/s, shares of the encoder, ratios over the loop."""
     rates = _rates(figures)
     rows: list[list[str]] = []
     headlines: dict[str, str] = {}
@@ -246,9 +247,9 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
             if what == "job":
                 whole = f"{harness.median([of_round['images_per_s_with_start'] for of_round in found]):.3g}"
                 share = harness.ratio(rates[name], rates[bare]) if bare in rates else ""
-                told = {f"of its {bare.partition(',')[0]}'s speed": share}
-                told |= {f"over {rival}": value for rival, value in zip(loops, over, strict=True)}
-                headlines |= {f"tokenize job in {precision}, {what}": value for what, value in told.items() if value}
+                ratios = {f"of its {bare.partition(',')[0]}'s speed": share}
+                ratios |= {f"over {rival}": value for rival, value in zip(loops, over, strict=True)}
+                headlines |= {f"tokenize job in {precision}, {what}": value for what, value in ratios.items() if value}
             rate = harness.median(rates[name])
             rows.append([name, f"{rate:.3g}", whole, f"{flops * rate / floors[precision]:.0%}", share, *over])
     heads = [f"× {name.replace(' around the same network', '').replace(', float32', '')}" for name in loops]
@@ -257,7 +258,7 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
     )
 
 
-def _report(figures: dict[str, harness.Found], photos: str, out: Path) -> str:
+def _report(figures: dict[str, harness.Rounds], photos: str, out: Path) -> str:
     count = max(map(len, figures.values()))
     jobs = {name: rates for name, rates in _rates(figures).items() if name.startswith("job")}
     images = ", ".join(f"{pictures_of('job', CONTENDERS[name][1]):,} in {CONTENDERS[name][1]}" for name in jobs)
@@ -285,4 +286,4 @@ if __name__ == "__main__":
     jobs: dict[str, Callable[[Path, str], dict[str, Any]]] = {
         "bare": bare, "job": job, "loop": functools.partial(loop, who=whose),
     }  # fmt: skip
-    harness.answer(lambda: jobs[job_name](Path(sys.argv[2]), sys.argv[3]))
+    harness.write_answer(lambda: jobs[job_name](Path(sys.argv[2]), sys.argv[3]))

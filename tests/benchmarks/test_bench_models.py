@@ -1,4 +1,4 @@
-"""The benchmarks of the models run and compare equal outputs; their figures are no matter of a test."""
+"""The benchmarks of the models run and compare equal outputs; tests do not check their figures."""
 
 import importlib.util
 import json
@@ -107,9 +107,9 @@ def test_pixels_encoded_in_the_step_are_quoted_with_and_without_our_allocator(as
     """A GPU has no second allocator."""
     found, names = [{"s": 1.0, "floor": 1e12, "peak_gib": 1.0}], [train_prior._PIXELS, "imagepriors"]
     names += [train_prior._PIXELS + train_prior._AS_IS] * as_it_is
-    told = train_prior.table({"GPT-2 small, float32": dict.fromkeys(names, found)}, "cpu").headlines
-    assert len(told) == 1 + as_it_is
-    assert told[f"Training step of GPT-2 small, float32, over {train_prior._PIXELS}"] == "1 (1 round)"
+    result = train_prior.table({"GPT-2 small, float32": dict.fromkeys(names, found)}, "cpu").headlines
+    assert len(result) == 1 + as_it_is
+    assert result[f"Training step of GPT-2 small, float32, over {train_prior._PIXELS}"] == "1 (1 round)"
 
 
 def sampled(name, precision, *seconds):
@@ -146,10 +146,10 @@ def test_missing_rivals_are_named_before_anything_is_measured(suite, monkeypatch
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delattr(harness, "spawn")
     assert main([suite]) == 2
-    told = capsys.readouterr().err
-    assert "taming-transformers-rom1504" in told
-    assert "`make bench`" in told
-    pinned = Path(told.partition("--no-deps -r ")[2].strip()).read_text()
+    result = capsys.readouterr().err
+    assert "taming-transformers-rom1504" in result
+    assert "`make bench`" in result
+    pinned = Path(result.partition("--no-deps -r ")[2].strip()).read_text()
     assert "taming-transformers-rom1504==" in pinned
     assert "benchmarks/priorbench/rivals.txt" in (ROOT / "Makefile").read_text()
 
