@@ -42,7 +42,7 @@ def _small(monkeypatch):
 
 
 class InProcess:
-    """A server's stand-in: the same contender, in this process."""
+    """Replacement of a server: the same contender in this process."""
 
     def __init__(self, name, precision):
         self.draw = sample.CONTENDERS[name](precision)
@@ -65,17 +65,17 @@ def test_our_vqgan_is_measured(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_vqgan_meets_both_rivals_in_its_precision(device, monkeypatch):
+def test_each_vqgan_is_compared_with_both_rivals_in_its_precision(device, monkeypatch):
     monkeypatch.setattr(harness, "device", lambda: device)
     monkeypatch.setattr(train_vqgan, "_native", lambda: "bfloat16")
     taking_part = train_vqgan.contenders()
-    assert len({one.key for one in taking_part}) == len(taking_part)  # and with it each one's file of outputs
+    assert len({one.key for one in taking_part}) == len(taking_part)  # so their output files differ too
     keys = {one.key for one in taking_part}
     for one in taking_part:
         assert {f"{one.job}, {their}" for their in train_vqgan._rivals(one.precision).values()} <= keys
 
 
-def test_compiled_code_is_not_said_to_meet_its_like():
+def test_comparisons_with_uncompiled_rivals_are_marked():
     found = [{"s": 1.0, "flops": 1e9, "floor": 1e10, "peak_gib": 1.0, "likeness": ""}]
     slow = [{**found[0], "s": 2.0, "floor": 2e10}]
     figures = {
@@ -103,8 +103,8 @@ def test_nanogpt_and_our_prior_are_measured(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("as_it_is", [True, False])
-def test_pixels_encoded_in_the_step_are_quoted_with_and_without_our_allocator(as_it_is):
-    """A GPU has no second allocator."""
+def test_pixels_encoded_in_the_step_are_reported_with_both_allocator_settings(as_it_is):
+    """A GPU has only one allocator setting."""
     found, names = [{"s": 1.0, "floor": 1e12, "peak_gib": 1.0}], [train_prior._PIXELS, "imagepriors"]
     names += [train_prior._PIXELS + train_prior._AS_IS] * as_it_is
     result = train_prior.table({"GPT-2 small, float32": dict.fromkeys(names, found)}, "cpu").headlines
@@ -136,7 +136,7 @@ def test_samplers_are_compared_in_the_same_precision(monkeypatch):
     assert [row[columns.index("s over the floor")] for row in rows[:1] + rows[-2:-1]] == ["5.00", "2.00"]
 
 
-def test_only_peers_with_time_take_part_in_all_rounds():
+def test_slow_contenders_have_fewer_rounds():
     assert [sample.rounds_of(((name, "float32"), batch), 3) for name in (sample._UNCACHED, "imagepriors")
             for batch in (1, 16)] == [1, 1, 3, 2]  # fmt: skip
 

@@ -38,7 +38,7 @@ def test_decode_compares_the_same_photos(place, tmp_path, capsys):
     assert found["figures"]["grey_levels"] < 3  # half a pixel's shift at most: the same resize and crop
 
 
-def test_decode_renders_pictures_of_a_photo_s_size(tmp_path):
+def test_decode_renders_scenes_without_photos(tmp_path):
     table = decode.run(1, out=tmp_path, images=6)
     assert "6 rendered scenes" in table
     assert "--data" not in table
@@ -73,7 +73,7 @@ def save(out, name="things", headlines=None, **changes):
     return harness.save(out, name, table, **{**report, **changes})
 
 
-def test_reports_are_files_that_tables_are_made_of(tmp_path):
+def test_tables_are_generated_from_report_files(tmp_path):
     table = save(tmp_path / "new", packages=("numpy", "torch"))
     found = json.loads(harness.result_path(tmp_path / "new", "things", ".json").read_text())
     assert found["figures"] == {"seconds": [1.0, 2.5]}
@@ -167,7 +167,7 @@ def test_servers_continue_after_a_failed_request(monkeypatch, capsys):
         harness._answer_in("", -9)
 
 
-def test_the_tokenize_job_is_quoted_over_the_loop_with_both_allocators():
+def test_the_tokenize_job_is_compared_with_the_loop_with_both_allocator_settings():
     def found(rate):
         return [{"images_per_s": rate, "images_per_s_with_start": rate / 2, "flops": 2.0, "floor": 12.0}]
 

@@ -1,4 +1,4 @@
-"""evaluate-tokenizer, train-palette and training on a Ray cluster, through the functions that the CLI calls."""
+"""evaluate-tokenizer, train-palette and training on a Ray cluster."""
 
 import json
 
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
     return out
 
 
-def test_figures_of_a_palette_are_written_with_what_they_are_of(data, tmp_path, capsys):
+def test_figures_of_a_palette_are_written_with_their_settings(data, tmp_path, capsys):
     palette = tmp_path / "palette"
     flags = ["--data", str(data)]
     assert main(["train-palette", *flags, "--out", str(palette), "--colours", "64"]) == 0
@@ -76,7 +76,7 @@ def test_the_frechet_distance_ranks_distortions():
 
 
 def test_offline_features_classify_as_published():
-    """The pooled features, put through the network's own classifier, give its logits: the trunk is wired as trained."""
+    """The network's own classifier on the pooled features gives its logits."""
     features = Lite0Features().eval()
     x = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     with torch.inference_mode():
@@ -98,7 +98,7 @@ def test_missing_weights_are_named(data, tmp_path, config, words):
         evaluate_tokenizer(tmp_path, "demo", data, tmp_path / "out.json", EvaluateConfig(**config))
 
 
-def test_a_bad_picture_costs_itself_in_a_palette_and_its_figures(tmp_path):
+def test_a_bad_picture_is_skipped_in_a_palette_and_its_figures(tmp_path):
     for split in ("train", "val"):
         for number in range(8):
             path = tmp_path / "data" / split / f"{number}.png"
@@ -113,7 +113,7 @@ def test_a_bad_picture_costs_itself_in_a_palette_and_its_figures(tmp_path):
     assert (report["images"], report["unreadable"]) == (7, 1)
 
 
-def test_a_mask_of_labels_that_a_tokenizer_lacks_costs_itself(tmp_path):
+def test_a_mask_with_labels_unknown_to_the_tokenizer_is_skipped(tmp_path):
     tokenizer, data = tmp_path / "tokenizer", tmp_path / "data"
     for number in range(4):
         for folder, picture in (
@@ -134,7 +134,7 @@ def test_a_mask_of_labels_that_a_tokenizer_lacks_costs_itself(tmp_path):
 
 
 class Marker:
-    """Unpickled, it leaves a mark in the current folder."""
+    """Creates a file in the current folder when it is unpickled."""
 
     def __reduce__(self):
         import os
@@ -146,7 +146,7 @@ LPIPS_VGG = {"frechet": "none", "lpips": "vgg"}
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_no_file_of_weights_is_executed_where_it_is_named_or_cached(data, tmp_path, monkeypatch, form):
+def test_no_named_or_cached_file_of_weights_is_executed(data, tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     main(["train-palette", "--data", str(data), "--out", str(tmp_path / "tok"), "--colours", "16"])
@@ -168,7 +168,7 @@ def test_no_file_of_weights_is_executed_where_it_is_named_or_cached(data, tmp_pa
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_cached_trunk_gives_the_distance_that_the_package_gives(tmp_path, monkeypatch):
+def test_a_cached_trunk_gives_the_distance_of_the_package(tmp_path, monkeypatch):
     """torchvision's files of this age are in torch's old format."""
     import lpips
     from torchvision.models import alexnet
@@ -184,7 +184,7 @@ def test_a_cached_trunk_gives_the_distance_that_the_package_gives(tmp_path, monk
         assert torch.equal(LpipsLoss("alex", str(path))(*pair), expected)
 
 
-def test_the_inception_that_is_named_is_the_one_that_is_used(tmp_path, monkeypatch):
+def test_the_named_inception_weights_are_used(tmp_path, monkeypatch):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
 
     torch.save({}, tmp_path / "none.pth")
