@@ -114,8 +114,8 @@ def _report(out: Path, found: dict[str, harness.Rounds], what: str, gap: float) 
     count = len(rates[RIVAL])
     text = (
         f"Decode, resize the shorter side to {SIZE} (bicubic), centre crop: {what}, one thread, page cache warm, "
-        f"{harness.rounds(count)}. Pixels differ from the rival's by {gap:.2f} grey levels on average; draft "
-        "changes large photos alone."
+        f"{harness.rounds(count)}. Pixels differ from the rival's by {gap:.2f} grey levels on average; draft decoding "
+        "affects only large photos."
     )
     return harness.save(
         out, "decode", table(figures), command=harness.command("decode", count, "--data" in what), text=text,

@@ -357,10 +357,10 @@ def _report(figures: dict[str, harness.Rounds], out: Path) -> str:
     count = max(map(len, figures.values()))
     text = (
         f"Shuffled batches of {_BATCH} × {_LENGTH} codes as int64 tensors, {ROWS:,} rows, one core, "
-        f"{harness.rounds(count)}. Cold: the files dropped from the page cache (posix_fadvise), from opening them over "
-        f"one epoch, or {_COLD_SECONDS:g} s of it; the first batch is that of this start. Warm: the files in the page "
-        "cache. Memory: the resident set at its highest, over that with the libraries alone; mapped files count. With "
-        "workers: processes of a DataLoader beside its own, on two cores; no command of ours uses any."
+        f"{harness.rounds(count)}. Cold: with an empty page cache (posix_fadvise), from opening the files over one "
+        f"epoch, or {_COLD_SECONDS:g} s of it; the first batch is part of it. Warm: with the files in the page cache. "
+        "Memory: peak resident set above that with the imported libraries, including mapped files. With workers: "
+        "additional processes of a DataLoader, on two cores; the commands of imagepriors use none."
     )
     return harness.save(
         out, "loader", table(figures), command=harness.command("loader", count), text=text, figures=figures,

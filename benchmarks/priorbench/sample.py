@@ -274,13 +274,14 @@ def _report(found: dict[tuple[Contender, int], harness.Rounds], floors: dict[str
     return harness.save(
         out, "sample", table(figures),
         command=harness.command("sample", count),
-        text=f"{_SIDE**2} codes by GPT-2 small, top-k 100, the same weights and our allocator settings for all. × is "
-        "codes per second over the rival's in the same precision and round, median and range over "
-        f"{harness.rounds(count)}{rare}. Without a cache: one round, float32, batches up to {_UNCACHED_UP_TO}, since "
-        "its cost grows with the square of the length. Floor: reading the weights once for each code at the "
-        f"{floors['read'] / 1e9:.3g} GB/s that one large sum reads, or multiplying by them at the speed of a large "
-        f"product ({peaks}), whichever takes longer. Peak GiB: of the process, in this and the smaller batches. Greedy "
-        "codes: share that equals taming's with its cache in float32 (close calls part, and what follows them too).",
+        text=f"{_SIDE**2} codes by GPT-2 small, top-k 100. All have the same weights and the allocator settings of "
+        "imagepriors. × is codes per second over the rival's in the same precision and round, median and range over "
+        f"{harness.rounds(count)}{rare}. Without a cache: one round, float32, batches up to {_UNCACHED_UP_TO}, "
+        "because its cost grows with the square of the length. Floor: a lower bound of the time, reading the weights "
+        f"once per code at the {floors['read'] / 1e9:.3g} GB/s of a large sum, or multiplying by them at the speed of "
+        f"a large product ({peaks}), whichever takes longer. Peak GiB: of the process, in this and the smaller "
+        "batches. Greedy codes: share equal to those of taming with its cache in float32 (rounding changes near "
+        "ties, and all codes after them).",
         figures=figures,
         packages=("torch", *peers.packages(("taming", "transformers"))),
     )  # fmt: skip

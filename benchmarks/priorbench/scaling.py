@@ -192,10 +192,10 @@ def driver_table(found: Mapping[Any, harness.Rounds]) -> harness.Table:
 
 def _driver_text(found: RoundsBySize) -> str:
     return (
-        f"The tokenize driver's own work for {SAMPLES:,} samples ({HANDED_OUT:,} while handing out to two workers that "
-        f"do nothing, from the first that is ready), local disk, {_rounds(found)}. Memory: the resident set at its "
-        "highest, over that of the idle process; the synthetic list of keys is in it. Resume: every shard is made, and "
-        f"looked at.{_grows(found, _SECONDS)}"
+        f"The tokenize driver's own work for {SAMPLES:,} samples ({HANDED_OUT:,} while handing out shards to two idle "
+        f"workers, from the first ready worker on), local disk, {_rounds(found)}. Memory: peak resident set above "
+        "that of the idle process, including the synthetic list of keys. Resume: all shards exist and are "
+        f"checked.{_grows(found, _SECONDS)}"
     )
 
 
@@ -220,8 +220,8 @@ def _workers_text(found: RoundsBySize) -> str:
     return (
         f"`tokenize` from {IMAGES_PER_CORE * max(found)} JPEG files of 500×375 to shards of {SHARD_ROWS} rows, a "
         f"narrow f16 tokenizer at {TOKENIZER.resolution}×{TOKENIZER.resolution}, one torch thread and one decoding "
-        f"thread a worker, on the CPU, {_rounds(found)}. From the first shard that is done once all workers are ready "
-        f"to the last; with start: all of it, Ray's included. Of matmul speed: the network's FLOPs over those of a "
+        f"thread per worker, on the CPU, {_rounds(found)}. Measured from the first shard after all workers are ready "
+        "to the last; with start: the whole job, including Ray. Of matmul speed: the network's FLOPs over those of a "
         f"large product on as many cores.{_grows(found, {'images_per_s': 'images/s'})}"
     )
 
@@ -255,11 +255,10 @@ def _loader_text(found: RoundsBySize) -> str:
     names = {"first_s": "the first batch", "decode_s": "the first opening ever", "m_codes_per_s": "codes/s"}
     return (
         "Batches of 256 random rows of 64 codes as int64 tensors from the memory map, exact shuffle, one core, page "
-        f"cache warm, {_rounds(found)}. Of a copy's speed: bytes of the tensors over those of one large copy. All "
-        "sizes go through the real decoding; their shards are one file under many names. First batch: a later start, "
-        "the epoch's permutation of all rows included; first opening ever: once, with decoding. Memory: the resident "
-        "set at its highest, over that before opening; the mapped file's pages "
-        f"count.{_grows(found, names)}"
+        f"cache warm, {_rounds(found)}. Of a copy's speed: bytes of the tensors over those of a large copy. Shards "
+        "are hard links to one file. First batch: at a later start, including the epoch's permutation of all rows; "
+        "first opening ever: including decoding. Memory: peak resident set above that before opening, including "
+        f"pages of the mapped file.{_grows(found, names)}"
     )
 
 
@@ -280,10 +279,9 @@ def length_table(found: Mapping[Any, harness.Rounds]) -> harness.Table:
 def _length_text(found: RoundsBySize) -> str:
     return (
         f"A training step of a prior of 4 layers, 4 heads and width 256 on a batch of {BATCH}, {_rounds(found)} of "
-        f"{STEPS} steps. Share: FLOPs over those of a large product in the same precision, the fastest in all "
-        "processes of the run; our allocator settings; attention's causal half is counted in full. Memory: what the "
-        "process has held at most, over that before there was a model."
-        f"{_grows(found, {'step_s': 'time', 'gib': 'memory'})}"
+        f"{STEPS} steps. Share: FLOPs over those of a large product in the same precision, the fastest of all "
+        "processes of the run; allocator settings of imagepriors; attention is counted without its causal mask. "
+        f"Memory: peak above that before the model is created.{_grows(found, {'step_s': 'time', 'gib': 'memory'})}"
     )
 
 

@@ -84,7 +84,7 @@ def plan(folder: Path, samples: int, shards: int) -> dict[str, float]:
 
     made = timed("plan_s", lambda: plan_of(samples, shards))
     missing: MissingShards = timed("open_s", lambda: open_job(made, folder))
-    with mock.patch("os.fsync"):  # what was made is no part of this
+    with mock.patch("os.fsync"):  # writing the shards is not measured
         for shard in missing:
             _pretend(shard, made.hash, folder)
     if left := len(timed("resume_s", lambda: open_job(made, folder))):

@@ -145,8 +145,9 @@ def _report(figures: dict[str, Any], out: Path) -> str:
     count = len(figures["seconds"][_BASE]["write_s"])
     text = (
         f"Shards of {figures['rows']:,} rows of 16×16 skewed codes of {_CODEBOOK:,}, one core, "
-        f"{harness.rounds(count)}. Write: permute, check, compress, hash, fsync. Read: one order of every row, here "
-        "and by plain `webdataset`; share of a copy: of the same codes, two bytes each, from memory to memory."
+        f"{harness.rounds(count)}. Write: permute, check, compress, hash, fsync. Read: one order of all rows, by "
+        "codeshards and by `webdataset`. Share of a copy: relative to a copy in memory of the same codes, two bytes "
+        "each."
     )
     return harness.save(
         out, "shards", table(figures), command=harness.command("shards", count), text=text, figures=figures,

@@ -44,7 +44,7 @@ _RIVALS = {
     "that loop around diffusers' network, float32": ("diffusers", ("taming", "einops", "diffusers")),
 }
 """Name → owner of the network, and required modules."""
-# Name → (measurement, precision, with our allocator settings).
+# Name → (measurement, precision, with the allocator settings of this project).
 CONTENDERS = {
     _LOOP + _AS_IS: ("loop", "float32", False),
     _LOOP: ("loop", "float32", True),
@@ -265,15 +265,15 @@ def _report(figures: dict[str, harness.Rounds], photos: str, out: Path) -> str:
     fastest = max(map(harness.median, jobs.values()), default=float("nan"))
     text = (
         f"Tokenize, f16/1024 at 256×256, batch {_BATCH[harness.device()]}, {photos}; medians of "
-        f"{harness.rounds(count)}, ratios within a round (range). Of matmul speed: the network's FLOPs over those of a "
-        f"large product in the same precision, the fastest in all processes of the run. Job: JPEG files ({images}) to "
-        "shards of five orders on local Ray, from the end of its first shard to that of its last; with start: all of "
-        "it. The bare encoder and the loop are warm too. LlamaGen's loop encodes a photo and its mirror in a batch of "
-        "two and saves an .npy: both pictures count, so it decodes half as many files for them as the job does; it "
-        "runs around taming's and diffusers' networks too, where they are installed; on a GPU it allows "
-        "TF32, as published, where the others are exact. As it is: with the C library's allocator as it comes, else "
-        "all have our settings of it. Random weights. At the fastest job's rate ImageNet-1k, 1,281,167 pictures, "
-        f"takes {1_281_167 / fastest / 3600:.2g} h."
+        f"{harness.rounds(count)}, ratios within a round (range). Of matmul speed: the network's FLOPs over those of "
+        f"a large product in the same precision, the fastest of all processes of the run. Job: JPEG files ({images}) "
+        "to shards of five orders on local Ray, from the end of its first shard to that of its last; with start: the "
+        "whole job. The encoder and the loop are warm too. LlamaGen's loop encodes a photo and its mirror in a batch "
+        "of two and saves an .npy: both pictures count, so it decodes half as many files per picture as the job. It "
+        "is also run with the networks of taming and diffusers if they are installed. On a GPU it uses TF32, as "
+        "published; the others do not. As it is: with the default allocator settings of the C library; all others "
+        "have those of imagepriors. Random weights. At the fastest job's rate ImageNet-1k, 1,281,167 pictures, takes "
+        f"{1_281_167 / fastest / 3600:.2g} h."
     )
     return harness.save(
         out, "tokenize", table(figures), command=harness.command("tokenize", count, "--data" in photos), text=text,

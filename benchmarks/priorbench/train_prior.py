@@ -384,12 +384,12 @@ def _report(found: dict[tuple[str, str, str], harness.Rounds], setup: str, packa
     return harness.save(
         out, "train-prior", table(figures, harness.device()),
         command=harness.command("train-prior", count),
-        text=f"One step (forward, backward, clipping, AdamW); {setup}Timed are each one's own step and optimizer; "
-        "nanoGPT is its model and step, written down here. As it is: with the C library's allocator as it comes, else "
-        "all have our settings of it. × is tokens per second over the rival's in the same round, median and range over "
-        f"{harness.rounds(count)}, each in fresh processes. MFU: the FLOPs that the transformer needs (attention not "
-        "halved, encoding not counted) over those of a large matrix product in the same precision, the fastest in all "
-        "processes of the run.",
+        text=f"One step (forward, backward, clipping, AdamW); {setup}Each has its own step and optimizer; model and "
+        "step of nanoGPT are reimplemented. As it is: with the default allocator settings of the C library; all "
+        "others have those of imagepriors. × is tokens per second over the rival's in the same round, median and "
+        f"range over {harness.rounds(count)}, each in fresh processes. MFU: the FLOPs that the transformer needs "
+        "(attention not halved, encoding not counted) over those of a large matrix product in the same precision, "
+        "the fastest of all processes of the run.",
         figures=figures,
         packages=["torch", *packages],
     )  # fmt: skip

@@ -351,13 +351,13 @@ def _report(figures: dict[str, harness.Rounds], rivals: list[str], parameters: i
         command=harness.command("train-vqgan", count),
         text=f"VQGAN f16/1024 at {_MODEL.resolution}×{_MODEL.resolution}, {parameters:,} parameters, the same random "
         f"weights for all; batch: {batches}. Training: L1 + LPIPS (VGG) + discriminator with its adaptive weight; the "
-        "loss is L1 + LPIPS before the first update. The discriminators have the same layers, but theirs normalise by "
-        "BatchNorm and ours by GroupNorm. diffusers' network trains in taming's trainer. × is images per second over "
-        f"the rival's in the same round, median and range over {harness.rounds(count)}, each in fresh processes; no "
-        "rival is compiled. As it is: with the C library's allocator as it comes, and on a GPU with TF32 in "
-        "convolutions, torch's default, so that the share may pass 100%; else all have our settings of the allocator, "
-        "and float32 is exact. Of matmul speed: the FLOPs it runs a second over those of a large matrix product in the "
-        "same precision, the fastest in all processes of the run.",
+        "loss is L1 + LPIPS before the first update. The discriminators have the same layers, but that of taming has "
+        "BatchNorm and that of imagepriors GroupNorm. diffusers' network is trained by taming's trainer. × is images "
+        f"per second over the rival's in the same round, median and range over {harness.rounds(count)}, each in fresh "
+        "processes; no rival is compiled. As it is: with the default allocator settings of the C library, and on a "
+        "GPU with TF32 in convolutions (torch's default), so the share may exceed 100%; all others have the "
+        "allocator settings of imagepriors and exact float32. Of matmul speed: FLOPs per second over those of a "
+        "large matrix product in the same precision, the fastest of all processes of the run.",
         figures=figures,
         packages=["torch", *peers.packages(rivals)],
     )  # fmt: skip

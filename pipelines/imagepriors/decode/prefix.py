@@ -16,7 +16,7 @@ Codes = npt.NDArray[np.int64]
 
 
 def prefix_length(sequence: SequenceSpec, given: str) -> int:
-    """Number of codes that a description of a prefix stands for.
+    """Number of codes that a description of a prefix denotes.
 
     Args:
         sequence: Layout of the prior's sequences.
