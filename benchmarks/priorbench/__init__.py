@@ -49,11 +49,11 @@ def bench(
         raise InputError(f"no photos in {data}: pass --data, a folder of photos, or leave it out")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported in this and the contenders' processes
-    from priorbench import harness
+    from priorbench import harness, processes
 
     if device == "cuda" and harness.device() != "cuda":
         raise InputError("--device cuda: torch sees no GPU here; choose cpu, or look at nvidia-smi")
-    harness.use_all_cores()  # speed limits are measured in this process
+    processes.use_all_cores()  # speed limits are measured in this process
     tables: list[str] = []
     failed: list[str] = []
     for suite in suites or SUITES:
@@ -62,7 +62,7 @@ def bench(
         arguments: dict[str, Any] = {"out": out or harness.RESULTS, **photos}
         try:
             tables.append(str(run(repeats, **arguments)))
-        except (InputError, harness.ContenderError) as error:  # for example a missing rival: run the other suites
+        except (InputError, processes.ContenderError) as error:  # for example a missing rival: run the other suites
             failed.append(f"{suite}: {error}")
     if failed:
         raise InputError("\n".join([*tables, f"not measured: {'; '.join(failed)}"]))

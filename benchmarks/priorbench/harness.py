@@ -1,12 +1,10 @@
-"""Shared code of the suites: contenders in separate processes, rounds, speed limits of the machine, and reports.
+"""Shared code of the suites: measurements, speed limits of the machine, rounds, and reports.
 
 A suite measures all contenders in each round and compares them within a round, so that other load on the machine
 affects all of them. Its report is a JSON file that is rewritten after each round. The table in it is a function of its
 figures, and all Markdown is generated from this file.
 """
 
-import contextlib
-import functools
 import importlib.metadata
 import json
 import logging
@@ -15,10 +13,7 @@ import platform
 import re
 import resource
 import statistics
-import subprocess
-import sys
 import time
-import traceback
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -30,16 +25,13 @@ from tqdm import tqdm
 from codeprior.speed import measured_flops
 from codeshards.format import atomic_write
 from codeshards.job.session import usable_cores
+from priorbench.processes import ContenderError
 
 log = logging.getLogger(__name__)
 RESULTS = Path(__file__).parent / "results"
 Rounds = list[dict[str, Any]]
 """Figures of a contender in each round; only {"failed": reason} if it failed in the first round."""
 Key = TypeVar("Key", bound=Hashable)
-
-
-class ContenderError(RuntimeError):
-    """A contender ended without an answer; the message is one line with the reason."""
 
 
 class Table(NamedTuple):
@@ -168,115 +160,6 @@ def copy_floor() -> float:
     return source.nbytes / min(seconds(lambda: np.copyto(target, source)) for _ in range(4))
 
 
-def _command(suite: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"{__package__}.{suite}", *arguments]
-
-
-def spawn(suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> Any:
-    """Run `python -m priorbench.SUITE ARGUMENTS…` in a separate process and return its answer.
-
-    Raises:
-        ContenderError: the process failed or was killed; its own message is in stderr.
-    """
-    done = subprocess.run(_command(suite, *arguments), env={**os.environ, **(env or {})}, stdout=subprocess.PIPE)
-    return _answer_in(done.stdout, done.returncode)
-
-
-def _answer_in(reply: str | bytes, code: int) -> Any:
-    found = json.loads(reply) if reply else {"failed": f"killed by signal {-code}" if code < 0 else f"exit code {code}"}
-    if "failed" in found:
-        raise ContenderError(found["failed"])
-    return found["answer"]
-
-
-def _reply(work: Callable[[], Any], file: Any) -> bool:
-    """Print the result of `work` or the reason of its failure as a line of JSON; return whether it succeeded."""
-    try:
-        reply = {"answer": work()}
-    except Exception as error:  # noqa: BLE001 an error of a rival must not stop the others
-        traceback.print_exc()
-        message = str(error).strip().partition("\n")[0].replace("|", "/")
-        reply = {"failed": f"{type(error).__name__}: {message:.150}"}
-    print(json.dumps(reply), file=file, flush=True)
-    return "answer" in reply
-
-
-def use_all_cores() -> None:
-    """Let torch use all cores of this process; its default is the cores of the machine, above a container's quota."""
-    torch.set_num_threads(usable_cores())
-
-
-def _as_contender() -> Any:
-    """Use all cores of this process, and return its stdout, which libraries cannot print to any more."""
-    use_all_cores()
-    stdout, sys.stdout = sys.stdout, sys.stderr
-    return stdout
-
-
-def write_answer(work: Callable[[], Any]) -> None:
-    """Counterpart of `spawn`: run `work` and print its result as JSON, separated from the output of libraries."""
-    _reply(work, _as_contender())
-
-
-class Server:
-    """A contender in a long-running process; its counterpart is `serve`.
-
-    Args:
-        suite: Module of this package.
-        arguments: Command line.
-        env: Additional environment variables.
-    """
-
-    def __init__(self, suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            _command(suite, *arguments), env={**os.environ, **(env or {})},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._to, self._from = self._process.stdin, self._process.stdout
-        self._ready = False
-
-    def ask(self, **request: Any) -> Any:
-        """Send a request and return the answer.
-
-        Raises:
-            ContenderError: the process failed or was killed; its own message is in stderr.
-        """
-        self.wait_until_ready()
-        with contextlib.suppress(BrokenPipeError):  # it died after its last answer
-            print(json.dumps(request), file=self._to, flush=True)
-        reply = self._from.readline()
-        return _answer_in(reply, 0 if reply else self._process.wait())
-
-    def wait_until_ready(self) -> None:
-        """Wait until the process is ready or has died, which `ask` reports."""
-        if not self._ready:
-            self._from.readline()
-            self._ready = True
-
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._to.close()  # end of input stops the process
-        self._process.wait()
-        self._from.close()
-
-
-def serve(work: Callable[..., Any]) -> None:
-    """Counterpart of `Server`: answer each request with `work(**request)` until the end of input.
-
-    A request that fails, for example because memory is short, does not affect later ones.
-    """
-    answers = _as_contender()
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        if not _reply(functools.partial(work, **json.loads(line)), answers) and device() == "cuda":
-            torch.cuda.empty_cache()
-
-
 def run_rounds(
     what: str,
     contenders: Iterable[Key],
@@ -327,6 +210,11 @@ def failure(found: Rounds) -> str:
 def finished(figures: Mapping[Key, Rounds]) -> dict[Key, Rounds]:
     """Contenders that finished a round."""
     return {one: found for one, found in figures.items() if not failure(found)}
+
+
+def values_of(figures: Mapping[Key, Rounds], name: str) -> dict[Key, list[float]]:
+    """Contender → its values of a figure; without failed contenders."""
+    return {one: [of_round[name] for of_round in found] for one, found in finished(figures).items()}
 
 
 def median(values: Sequence[float]) -> float:

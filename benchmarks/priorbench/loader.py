@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from priorbench import harness, peers
+from priorbench import harness, peers, processes
 from priorbench.shards import skewed_codes, write
 
 ROWS = 50_000
@@ -318,7 +318,7 @@ def _measure(one: Contender, folder: Path) -> dict[str, Any]:
 
 
 def _spawn(mode: str, job: str, folder: Path, workers: int) -> Any:
-    return harness.spawn("loader", mode, job, str(folder), str(workers), str(ROWS), str(SECONDS), env=_ENVIRONMENT)
+    return processes.spawn("loader", mode, job, str(folder), str(workers), str(ROWS), str(SECONDS), env=_ENVIRONMENT)
 
 
 def table(figures: dict[str, harness.Rounds]) -> harness.Table:
@@ -373,9 +373,9 @@ def _serve(mode: str, job: str, folder: Path, workers: int, rows: int, seconds: 
     code = 1
     try:
         if mode == "write":
-            harness.write_answer(lambda: _contender(job).write(folder, skewed_codes(rows).reshape(-1, _LENGTH)))
+            processes.write_answer(lambda: _contender(job).write(folder, skewed_codes(rows).reshape(-1, _LENGTH)))
         else:
-            harness.write_answer(lambda: measure(job, folder, workers, rows, seconds))
+            processes.write_answer(lambda: measure(job, folder, workers, rows, seconds))
         code = 0
     except Exception:
         logging.exception("%s cannot %s", job, mode)

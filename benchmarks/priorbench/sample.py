@@ -22,7 +22,7 @@ from codeprior.model import Prior
 from codeprior.optim import resolve_precision
 from codeprior.sample import ready, sample_sequences
 from codeshards.job.session import ALLOCATOR
-from priorbench import harness, peers
+from priorbench import harness, peers, processes
 from priorbench.harness import RESULTS
 
 _SIDE, _CODEBOOK = 16, 1024
@@ -154,13 +154,13 @@ def serve(name: str, precision: str) -> None:
         # The codes are on the CPU, so no synchronisation is required.
         return {"s": harness.seconds(lambda: draw(batch, _SIDE**2, False)), "peak_gib": harness.peak_gib()}
 
-    harness.serve(work)
+    processes.serve(work)
 
 
 class Turns:
     """Measures contenders; greedy codes are compared before a contender is first timed at a batch."""
 
-    def __init__(self, servers: Mapping[Contender, harness.Server]) -> None:
+    def __init__(self, servers: Mapping[Contender, processes.Server]) -> None:
         self._servers = servers
         self._exact: dict[int, Tensor] = {}
         self._compared: set[tuple[Contender, int]] = set()
@@ -199,7 +199,7 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
     floors = {precision: harness.flops_floor(precision) for precision in {precision for _, precision in taking_part}}
     floors["read"] = harness.read_floor()
     with contextlib.ExitStack() as stack:
-        servers = {one: stack.enter_context(harness.Server("sample", *one, env=ALLOCATOR)) for one in taking_part}
+        servers = {one: stack.enter_context(processes.Server("sample", *one, env=ALLOCATOR)) for one in taking_part}
         for server in servers.values():
             server.wait_until_ready()  # nothing is timed while a contender loads
         return harness.run_rounds(
@@ -236,7 +236,7 @@ def table(figures: dict[str, Any]) -> harness.Table:
     rows: list[list[str]] = []
     headlines: dict[str, str] = {}
     for batch, founds in figures["batches"].items():
-        seconds = {key: [of_round["s"] for of_round in found] for key, found in harness.finished(founds).items()}
+        seconds = harness.values_of(founds, "s")
         for key, found in founds.items():
             name, _, precision = key.rpartition(", ")
             if key not in seconds:

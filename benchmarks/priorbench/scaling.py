@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from codeshards.job.session import ALLOCATOR, usable_cores
 from imagepriors.reports.figures import png_bytes
-from priorbench import harness
+from priorbench import harness, processes
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.model import VQGAN
@@ -65,7 +65,7 @@ def growth(values: Mapping[int, float]) -> float:
 
 
 def _part(name: str, env: Mapping[str, str] | None = None, **arguments: Any) -> dict[str, float]:
-    found: dict[str, float] = harness.spawn("scaling_parts", name, json.dumps(arguments, default=str), env=env)
+    found: dict[str, float] = processes.spawn("scaling_parts", name, json.dumps(arguments, default=str), env=env)
     return found
 
 
@@ -185,7 +185,8 @@ def driver_table(found: Mapping[Any, harness.Rounds]) -> harness.Table:
         ]  # fmt: skip
 
     columns = [
-        "shards", "plan, s", "start, s", "resume, s", "commit, s", "MiB", "handed out, shards/s", "MiB then",
+        "shards", "plan, s", "start, s", "resume, s", "commit, s", "MiB", "handed out, shards/s",
+        "MiB while handing out",
     ]  # fmt: skip
     return _table(columns, found, cells)
 

@@ -37,7 +37,7 @@ from codeshards.job.progress import EventLog, read_events
 from codeshards.job.resume import MissingShards, close_job, open_job
 from codeshards.job.scheduler import run_shards
 from codeshards.job.tokenize import tokenize
-from priorbench import harness, loader, train_prior
+from priorbench import harness, loader, processes, train_prior
 from priorbench.shards import skewed_codes
 from vqgan.tokenizer import Tokenizer
 
@@ -220,4 +220,4 @@ _PARTS: dict[str, Callable[..., dict[str, float]]] = {
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
     place = {"folder": Path(given.pop("folder"))} if "folder" in given else {}
-    harness.write_answer(lambda: _PARTS[sys.argv[1]](**place, **given))
+    processes.write_answer(lambda: _PARTS[sys.argv[1]](**place, **given))

@@ -27,7 +27,7 @@ from codeshards.format import (
     sidecar_path,
     write_shard,
 )
-from priorbench import harness
+from priorbench import harness, processes
 
 ROWS, _WARM = 16_384, 256
 _SHARD_ROWS, _CODEBOOK = 4096, 1024
@@ -99,7 +99,7 @@ def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
     found: list[dict[str, Any]] = []
     report = ""
     for _ in range(repeats):
-        found.append(harness.spawn("shards", str(ROWS)))
+        found.append(processes.spawn("shards", str(ROWS)))
         report = _report(_joined(found), out)
     return report
 
@@ -170,7 +170,7 @@ def table(figures: dict[str, Any]) -> harness.Table:
             f"{codes / harness.median(theirs) / 1e6:.1f}" if theirs else "",
         ])  # fmt: skip
     columns = [
-        "", "MB", "bytes a row", "× bytes", "rows/s written", "× write time", "M codes/s read", "share of a copy",
+        "", "MB", "bytes per row", "× bytes", "rows/s written", "× write time", "M codes/s read", "share of a copy",
         "by `webdataset`",
     ]  # fmt: skip
     theirs = found[tars]["read_webdataset_s"]
@@ -181,4 +181,4 @@ def table(figures: dict[str, Any]) -> harness.Table:
 
 
 if __name__ == "__main__":
-    harness.write_answer(lambda: measure(int(sys.argv[1])))
+    processes.write_answer(lambda: measure(int(sys.argv[1])))

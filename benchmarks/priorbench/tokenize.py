@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from codeshards.config import TokenizeConfig
 from codeshards.job.progress import read_events
 from codeshards.job.session import ALLOCATOR, usable_cores
-from priorbench import harness, peers
+from priorbench import harness, peers, processes
 from priorbench.train_vqgan import published, random_weights
 from vqgan.checkpoint import load_model, save_model
 from vqgan.compat.diffusers import export_diffusers
@@ -191,7 +191,7 @@ def _prepare(data: Path | None, work: Path) -> str:
 
 def _measure(work: Path, name: str) -> dict[str, Any]:
     what, precision, allocator = CONTENDERS[name]
-    found: dict[str, Any] = harness.spawn(
+    found: dict[str, Any] = processes.spawn(
         "tokenize", what, str(work), precision, env=ALLOCATOR if allocator else {}
     )  # fmt: skip
     return found
@@ -217,9 +217,7 @@ def run(repeats: int = 3, *, data: Path | None = None, out: Path = harness.RESUL
 
 def _rates(figures: dict[str, harness.Rounds]) -> dict[str, list[float]]:
     """Images/s of contenders that did not fail; of the encoder the mean of before and after."""
-    rates = {
-        name: [of_round["images_per_s"] for of_round in found] for name, found in harness.finished(figures).items()
-    }
+    rates = harness.values_of(figures, "images_per_s")
     return {
         name: [statistics.mean(pair) for pair in zip(before, rates.get(name + _AGAIN, before), strict=False)]
         for name, before in rates.items()
@@ -286,4 +284,4 @@ if __name__ == "__main__":
     jobs: dict[str, Callable[[Path, str], dict[str, Any]]] = {
         "bare": bare, "job": job, "loop": functools.partial(loop, who=whose),
     }  # fmt: skip
-    harness.write_answer(lambda: jobs[job_name](Path(sys.argv[2]), sys.argv[3]))
+    processes.write_answer(lambda: jobs[job_name](Path(sys.argv[2]), sys.argv[3]))

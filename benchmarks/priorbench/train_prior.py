@@ -25,7 +25,7 @@ from codeprior.optim import make_optimizer, resolve_precision
 from codeprior.speed import step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
 from codeshards.job.session import ALLOCATOR
-from priorbench import harness, peers
+from priorbench import harness, peers, processes
 from priorbench.harness import RESULTS
 from vqgan.config import ModelConfig as VqganConfig
 
@@ -289,9 +289,11 @@ def losses(model: str) -> dict[str, float]:
 
 def _agreement(model: str) -> str:
     """Describe the losses at the same weights; raises ContenderError if they differ."""
-    found = harness.spawn("train_prior", "losses", model)
+    found = processes.spawn("train_prior", "losses", model)
     if max(found.values()) - min(found.values()) > 1e-3:
-        raise harness.ContenderError(f"at the same weights the losses differ, so nothing here can be compared: {found}")
+        raise processes.ContenderError(
+            f"at the same weights the losses differ, so nothing here can be compared: {found}"
+        )
     listed = ", ".join(f"{name} {value:.5f}" for name, value in found.items())
     return f"At the same weights one batch's losses are equal: {listed}. "
 
@@ -323,7 +325,7 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
 
 def _measure(contender: tuple[str, str, str]) -> dict[str, Any]:
     env = ALLOCATOR if CONTENDERS[contender[0]][2] else {}
-    found: dict[str, Any] = harness.spawn("train_prior", "measure", *contender, env=env)
+    found: dict[str, Any] = processes.spawn("train_prior", "measure", *contender, env=env)
     return found
 
 
@@ -352,7 +354,7 @@ def table(figures: dict[str, dict[str, harness.Rounds]], device: str) -> harness
             found for other, of_group in figures.items() if other.endswith(precision) for found in of_group.values()
         )
         floor = harness.best_floor(same)
-        seconds = {name: [of_round["s"] for of_round in found] for name, found in harness.finished(founds).items()}
+        seconds = harness.values_of(founds, "s")
         for name, found in founds.items():
             if name not in seconds:
                 rows.append([name, model, precision, harness.failure(found)])
@@ -397,4 +399,4 @@ def _report(found: dict[tuple[str, str, str], harness.Rounds], setup: str, packa
 
 if __name__ == "__main__":
     jobs: dict[str, Callable[..., dict[str, float]]] = {"measure": measure, "losses": losses}
-    harness.write_answer(lambda: jobs[sys.argv[1]](*sys.argv[2:]))
+    processes.write_answer(lambda: jobs[sys.argv[1]](*sys.argv[2:]))

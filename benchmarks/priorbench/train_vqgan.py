@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from codeshards.job.session import ALLOCATOR
-from priorbench import harness, peers
+from priorbench import harness, peers, processes
 from priorbench.harness import RESULTS
 from vqgan.checkpoint import load_model, save_model
 from vqgan.compat.diffusers import export_diffusers
@@ -292,7 +292,7 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
 
 def _measure(work: Path, one: Contender) -> dict[str, Any]:
     env = {} if one.as_it_is else ALLOCATOR
-    found: dict[str, Any] = harness.spawn("train_vqgan", str(work), json.dumps(one), env=env)
+    found: dict[str, Any] = processes.spawn("train_vqgan", str(work), json.dumps(one), env=env)
     return found
 
 
@@ -310,7 +310,7 @@ _WHAT = {"train": "VQGAN training step", "encode": "VQGAN encoding", "decode": "
 
 def table(figures: dict[str, harness.Rounds]) -> harness.Table:
     """Table of images/s, ratios and the share of a matrix product's speed; `figures` has the contenders' keys."""
-    seconds = {key: [of_round["s"] for of_round in found] for key, found in harness.finished(figures).items()}
+    seconds = harness.values_of(figures, "s")
     rows: list[list[str]] = []
     headlines: dict[str, str] = {}
     for key, found in figures.items():
@@ -337,7 +337,7 @@ def table(figures: dict[str, harness.Rounds]) -> harness.Table:
                 what, other = f"{what}, compiled", " (not compiled)"
             headlines |= {f"{what}, over {rival}{other}": value for rival, value in over.items() if value}
     columns = [
-        "", "precision", "images/s", *(f"× {rival}" for rival in _rivals("")), "TFLOP an image", "of matmul speed",
+        "", "precision", "images/s", *(f"× {rival}" for rival in _rivals("")), "TFLOP per image", "of matmul speed",
         "peak GiB", "output against the published",
     ]  # fmt: skip
     return harness.table_of(columns, rows, headlines)
@@ -364,4 +364,4 @@ def _report(figures: dict[str, harness.Rounds], rivals: list[str], parameters: i
 
 
 if __name__ == "__main__":
-    harness.write_answer(lambda: measure(*sys.argv[1:]))
+    processes.write_answer(lambda: measure(*sys.argv[1:]))

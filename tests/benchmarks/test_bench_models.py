@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from priorbench import harness, peers, readme, sample, train_prior, train_vqgan
+from priorbench import harness, peers, processes, readme, sample, train_prior, train_vqgan
 from priorbench.__main__ import main
 from vqgan.config import ModelConfig
 
@@ -38,7 +38,7 @@ def _small(monkeypatch):
             return train_vqgan.measure(*arguments)
         return getattr(train_prior, arguments[0])(*arguments[1:])
 
-    monkeypatch.setattr(harness, "spawn", spawn)
+    monkeypatch.setattr(processes, "spawn", spawn)
 
 
 class InProcess:
@@ -144,7 +144,7 @@ def test_slow_contenders_have_fewer_rounds():
 @pytest.mark.parametrize("suite", ["train-vqgan", "train-prior", "sample"])
 def test_missing_rivals_are_named_before_anything_is_measured(suite, monkeypatch, capsys):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.delattr(harness, "spawn")
+    monkeypatch.delattr(processes, "spawn")
     assert main([suite]) == 2
     result = capsys.readouterr().err
     assert "taming-transformers-rom1504" in result
@@ -192,6 +192,6 @@ def test_published_samplers_draw_our_greedy_codes():
 @pytest.mark.slow
 @rivals
 def test_a_server_answers_until_its_input_ends():
-    with harness.Server("sample", sample._CACHED, "float32") as server:
+    with processes.Server("sample", sample._CACHED, "float32") as server:
         codes = torch.tensor(server.ask(batch=2, greedy_steps=3))
         assert codes.shape == (2, 3)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from codeshards.format import ShardDataset
-from priorbench import decode, harness, loader, peers, readme, scaling, scaling_parts, shards, tokenize
+from priorbench import decode, harness, loader, peers, processes, readme, scaling, scaling_parts, shards, tokenize
 from priorbench.__main__ import main
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
@@ -120,9 +120,9 @@ def test_all_rounds_are_kept_and_failures_are_named(tmp_path):
 
     def measure(name):
         if name == "weak" and reports:
-            raise harness.ContenderError("killed by signal 9")
+            raise processes.ContenderError("killed by signal 9")
         if name == "stillborn":
-            raise harness.ContenderError("no memory")
+            raise processes.ContenderError("no memory")
         return {"s": 2.0 if name == "ours" else 4.0, "floor": len(reports)}
 
     def report(found):
@@ -144,27 +144,27 @@ def test_all_rounds_are_kept_and_failures_are_named(tmp_path):
 
 
 def test_the_reason_of_a_failed_process_is_reported(tmp_path):
-    with pytest.raises(harness.ContenderError, match="KeyError: 'no_such_part'"):
-        harness.spawn("scaling_parts", "no_such_part", "{}")
-    with pytest.raises(harness.ContenderError, match="exit code 1"):
-        harness.spawn("no_such_suite")
-    with harness.Server("no_such_suite") as server:
+    with pytest.raises(processes.ContenderError, match="KeyError: 'no_such_part'"):
+        processes.spawn("scaling_parts", "no_such_part", "{}")
+    with pytest.raises(processes.ContenderError, match="exit code 1"):
+        processes.spawn("no_such_suite")
+    with processes.Server("no_such_suite") as server:
         for _ in range(2):
-            with pytest.raises(harness.ContenderError, match="exit code 1"):
+            with pytest.raises(processes.ContenderError, match="exit code 1"):
                 server.ask(batch=1)
 
 
 def test_servers_continue_after_a_failed_request(monkeypatch, capsys):
-    monkeypatch.setattr(harness.sys, "stdin", iter(['{"x": 2}\n', '{"x": 0}\n', '{"x": 4}\n']))
-    harness.serve(lambda x: 1 / x)
+    monkeypatch.setattr(processes.sys, "stdin", iter(['{"x": 2}\n', '{"x": 0}\n', '{"x": 4}\n']))
+    processes.serve(lambda x: 1 / x)
     result = capsys.readouterr()
     ready, first, failed, last = result.out.splitlines()
-    assert (ready, harness._answer_in(first, 0), harness._answer_in(last, 0)) == ("ready", 0.5, 0.25)
+    assert (ready, processes._answer_in(first, 0), processes._answer_in(last, 0)) == ("ready", 0.5, 0.25)
     assert "Traceback" in result.err
-    with pytest.raises(harness.ContenderError, match="ZeroDivisionError"):
-        harness._answer_in(failed, 0)
-    with pytest.raises(harness.ContenderError, match="signal 9"):
-        harness._answer_in("", -9)
+    with pytest.raises(processes.ContenderError, match="ZeroDivisionError"):
+        processes._answer_in(failed, 0)
+    with pytest.raises(processes.ContenderError, match="signal 9"):
+        processes._answer_in("", -9)
 
 
 def test_the_tokenize_job_is_compared_with_the_loop_with_both_allocator_settings():
@@ -217,8 +217,8 @@ def test_contenders_answer_from_separate_processes(tmp_path):
     """Whatever they print, and whatever memory this process has had."""
     here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     arguments = (RANDOM_ROWS.job, str(tmp_path / "codes"), "0", "1024", "0.05")
-    assert harness.spawn("loader", "write", *arguments) is None
-    found = harness.spawn("loader", "read", *arguments, env={"OMP_NUM_THREADS": "1"})
+    assert processes.spawn("loader", "write", *arguments) is None
+    found = processes.spawn("loader", "read", *arguments, env={"OMP_NUM_THREADS": "1"})
     assert set(found) == {"first_s", "cold", "warm", "mib"}
     assert min(found["first_s"], found["cold"], found["warm"]) > 0
     assert -1 < found["mib"] < 500

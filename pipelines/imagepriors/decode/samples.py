@@ -70,16 +70,11 @@ def write_samples(
     files |= {name: png_bytes(Image.fromarray(tile)) for name, tile in zip(names, samples.pictures, strict=True)}
     if frames:
         files["frames.gif"] = _gif_bytes([sample_grid(samples, columns, frame=t) for t in range(len(samples.frames))])
-    metadata = {
-        "prior": str(prior_run),
-        "n": n,
-        "sampling": asdict(config),
+    files["metadata.json"] = pretty_json({
+        "prior": str(prior_run), "n": n, "sampling": asdict(config),
         "samples": [{"file": name, "seed": [config.seed, i]} for i, name in enumerate(names)],
-        "given_codes": n_given,
-        "size": size,
-        "sequence": asdict(samples.sequence),
-    }
-    files["metadata.json"] = pretty_json(metadata)
+        "given_codes": n_given, "size": size, "sequence": asdict(samples.sequence),
+    })  # fmt: skip
     publish(out, files, _COMMAND, last="metadata.json")
     return out / "grid.png"
 
