@@ -8,7 +8,6 @@ from typing import Any, Literal
 import tyro
 
 from codeshards.format import ShardError
-from imagepriors.cli.defaults import run_folder
 from imagepriors.config import ExperimentConfig
 from imagepriors.experiments import EXPERIMENTS
 from imagepriors.presets import read_preset
@@ -84,6 +83,7 @@ def experiment(
 
 def _run(names: tuple[str, ...], config: ExperimentConfig, data: Path | None, dataset: str, run: Path | None) -> str:
     from codeshards.job.session import connected
+    from imagepriors.cli.defaults import run_folder
     from imagepriors.evaluate.networks import check_features
     from imagepriors.experiments import training
     from imagepriors.experiments.page import read_results, write_page
