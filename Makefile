@@ -125,7 +125,7 @@ sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
-evaluate-prior: $(PRIOR)/summary.json ## Likelihood, distances and faith to conditions of the prior (ORDER=, COND=)
+evaluate-prior: $(PRIOR)/summary.json ## Likelihood, distances and agreement with conditions of the prior (ORDER=, COND=)
 	$(NEEDDATA)
 	$(CLI) evaluate-prior --prior $(PRIOR) --shards $(RUN)/shards $(SOURCE) $(if $(filter evaluate-prior,$(MAKECMDGOALS)),$(SET))
 

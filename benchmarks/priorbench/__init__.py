@@ -1,4 +1,4 @@
-"""Measurements of this machine against rivals, behind one command. Imports no torch, so that the CLI stays quick."""
+"""Benchmarks against other packages. Imports no torch, because the device is chosen before it is imported."""
 
 import importlib
 import inspect
@@ -13,12 +13,12 @@ from vqgan.errors import InputError
 SUITES = {
     "decode": "reading photos, against torchvision's ImageFolder",
     "train-vqgan": "VQGAN training steps, encoding and decoding, against taming-transformers and diffusers",
-    "tokenize": "the tokenize job, against the bare encoder and LlamaGen's loop around the same network",
-    "shards": "what five orders and tars cost",
+    "tokenize": "the tokenize job, against the encoder alone and LlamaGen's loop with the same network",
+    "shards": "cost of five orders and of tars",
     "loader": "reading codes, against webdataset, litdata, mosaicml-streaming, datasets and numpy",
     "train-prior": "a training step of the prior, against nanoGPT, transformers and taming",
-    "sample": "drawing codes, against taming and transformers",
-    "scaling": "growth: the job over workers, samples and shards, the loader over rows, training over sequence length",
+    "sample": "sampling codes, against taming and transformers",
+    "scaling": "growth of the job with workers and shards, the loader with rows, training with sequence length",
 }
 
 
@@ -30,14 +30,14 @@ def bench(
     data: Path | None = None,
     out: Path | None = None,
 ) -> str:
-    """Measure this package against its rivals on this machine (most suites need the `bench` extra).
+    """Measure this package and its rivals on this machine (most suites require the `bench` extra).
 
     Args:
-        suites: What to measure: decode, train-vqgan, tokenize, shards, loader, train-prior, sample, scaling; none: all.
-        repeats: Rounds; all contenders take their turn in each. Medians and ranges of ratios within a round count.
-        device: cpu hides GPUs; cuda fails where there is none.
-        data: Folder of photos, for decode and tokenize; default: rendered scenes of a photo's size.
-        out: Folder for the results; default: the package's own.
+        suites: decode, train-vqgan, tokenize, shards, loader, train-prior, sample, scaling; none: all.
+        repeats: Number of rounds; each measures all contenders, and ratios are taken within a round.
+        device: cpu hides GPUs; cuda fails without a GPU.
+        data: Folder of photos for decode and tokenize; default: rendered scenes.
+        out: Folder for the results; default: the results of this package.
     """
     for suite in suites:
         if suite not in SUITES:
@@ -48,12 +48,12 @@ def bench(
     if data is not None and not data.is_dir():
         raise InputError(f"no photos in {data}: pass --data, a folder of photos, or leave it out")
     if device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported, here and in the contenders' processes
-    from priorbench import harness
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported in this and the contenders' processes
+    from priorbench import harness, processes
 
     if device == "cuda" and harness.device() != "cuda":
         raise InputError("--device cuda: torch sees no GPU here; choose cpu, or look at nvidia-smi")
-    harness.use_all_cores()  # floors are measured in this process
+    processes.use_all_cores()  # speed limits are measured in this process
     tables: list[str] = []
     failed: list[str] = []
     for suite in suites or SUITES:
@@ -62,7 +62,7 @@ def bench(
         arguments: dict[str, Any] = {"out": out or harness.RESULTS, **photos}
         try:
             tables.append(str(run(repeats, **arguments)))
-        except (InputError, harness.ContenderError) as error:  # such as a rival that is missing: the other suites go on
+        except (InputError, processes.ContenderError) as error:  # for example a missing rival: run the other suites
             failed.append(f"{suite}: {error}")
     if failed:
         raise InputError("\n".join([*tables, f"not measured: {'; '.join(failed)}"]))

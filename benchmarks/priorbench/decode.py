@@ -1,7 +1,7 @@
-"""Reading photos: ours against torchvision's ImageFolder with the same resize and crop: `imagepriors bench decode`.
+"""Reading photos, compared with torchvision's ImageFolder with the same resize and crop: `python -m priorbench decode`.
 
-Both decode with Pillow, make the shorter side 256 pixels (bicubic, antialiased) and cut the centre square. Contenders
-take turns in one process, one thread each; decoding alone, with nothing done to the picture, is the limit.
+Both decode with Pillow, resize the shorter side to 256 pixels (bicubic, antialiased) and crop the centre square. All
+contenders run in one process with one thread. Decoding without any processing is the upper bound.
 """
 
 import tarfile
@@ -26,20 +26,20 @@ SIZE = 256
 RIVAL, OURS = "torchvision ImageFolder", "imagepriors, folders"
 LIMIT = "Pillow decodes, nothing more"
 RENDERED = 64
-"""Scenes that take the place of photos."""
+"""Number of scenes that are rendered without photos."""
 
 
 def run(repeats: int, *, out: Path = harness.RESULTS, data: Path | None = None, images: int = 200) -> str:
     """Measure, write the report, and return it as Markdown.
 
     Args:
-        repeats: Rounds.
+        repeats: Number of rounds.
         out: Folder for the results.
-        data: Photos, in folders or not; None renders scenes.
-        images: Photos read a round, at most.
+        data: Folder of photos; None renders scenes.
+        images: Maximum number of photos per round.
 
     Raises:
-        InputError: `data` has no photos, or one that cannot be read.
+        InputError: `data` has no photos, or an unreadable one.
     """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -61,8 +61,8 @@ def run(repeats: int, *, out: Path = harness.RESULTS, data: Path | None = None, 
             "imagepriors, folders, draft": lambda number: ours.read_views(number, SIZE, (CENTRE,), draft=True),
         }
         for read in contenders.values():
-            _rate(read, len(paths))  # the page cache is warm for all
-        return harness.in_turns(
+            _rate(read, len(paths))  # fill the page cache
+        return harness.run_rounds(
             "bench decode",
             contenders,
             lambda name: {"images_per_s": _rate(contenders[name], len(paths))},
@@ -72,7 +72,7 @@ def run(repeats: int, *, out: Path = harness.RESULTS, data: Path | None = None, 
 
 
 def _photos(data: Path | None, work: Path, images: int) -> tuple[Path, str]:
-    """Class folders of links to the photos that are measured, as ImageFolder wants them; and what they are."""
+    """Write class folders of links to the photos, and return the folder and a description of the photos."""
     source = data or harness.photos(work / "rendered", min(images, RENDERED))
     found = find_files(source)
     if not found:
@@ -88,7 +88,7 @@ def _photos(data: Path | None, work: Path, images: int) -> tuple[Path, str]:
 
 
 def _rate(read: Callable[[int], object], count: int) -> float:
-    """Images/s of reading all."""
+    """Images/s of reading all photos."""
     start = time.perf_counter()
     for number in range(count):
         read(number)
@@ -96,7 +96,7 @@ def _rate(read: Callable[[int], object], count: int) -> float:
 
 
 def _official_tar(folder: Path, paths: Sequence[str]) -> None:
-    """The same files as ILSVRC2012_img_train.tar: one tar per class inside a tar."""
+    """Write the same files as ILSVRC2012_img_train.tar: a tar with one tar per class."""
     folder.mkdir()
     classes: dict[str, list[Path]] = {}
     for path in map(Path, paths):
@@ -109,14 +109,14 @@ def _official_tar(folder: Path, paths: Sequence[str]) -> None:
             outer.add(folder / f"{name}.tar", f"{name}.tar")
 
 
-def _report(out: Path, found: dict[str, harness.Found], what: str, gap: float) -> str:
+def _report(out: Path, found: dict[str, harness.Rounds], what: str, gap: float) -> str:
     rates = {name: [figures["images_per_s"] for figures in of_one] for name, of_one in found.items()}
     figures = {"photos": what, "images_per_s": rates, "grey_levels": gap}
     count = len(rates[RIVAL])
     text = (
         f"Decode, resize the shorter side to {SIZE} (bicubic), centre crop: {what}, one thread, page cache warm, "
-        f"{harness.rounds(count)}. Pixels differ from the rival's by {gap:.2f} grey levels on average; draft "
-        "changes large photos alone."
+        f"{harness.rounds(count)}. Pixels differ from the rival's by {gap:.2f} grey levels on average; draft decoding "
+        "affects only large photos."
     )
     return harness.save(
         out, "decode", table(figures), command=harness.command("decode", count, "--data" in what), text=text,

@@ -1,12 +1,10 @@
-"""What the suites share: contenders in processes of their own, rounds in turn, floors, and one form of results.
+"""Shared code of the suites: measurements, speed limits of the machine, rounds, and reports.
 
-A suite measures all contenders in every round and compares within a round, so that what else the machine does falls on
-all alike. Its report is a JSON file, written anew after each round; the table in it is a function of its figures, and
-Markdown, here and in README, is made of that file and never typed.
+A suite measures all contenders in each round and compares them within a round, so that other load on the machine
+affects all of them. Its report is a JSON file that is rewritten after each round. The table in it is a function of its
+figures, and all Markdown is generated from this file.
 """
 
-import contextlib
-import functools
 import importlib.metadata
 import json
 import logging
@@ -15,54 +13,48 @@ import platform
 import re
 import resource
 import statistics
-import subprocess
-import sys
 import time
-import traceback
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from codeprior.speed import measured_flops
 from codeshards.format.files import atomic_write
+from priorbench.processes import ContenderError
 from runkit.machine import usable_cores
+from runkit.progress import tqdm
 
 log = logging.getLogger(__name__)
 RESULTS = Path(__file__).parent / "results"
-Found = list[dict[str, Any]]
-"""What a contender's rounds gave, figure by figure; {"failed": reason} alone where it died in its first."""
+Rounds = list[dict[str, Any]]
+"""Figures of a contender in each round; only {"failed": reason} if it failed in the first round."""
 Key = TypeVar("Key", bound=Hashable)
 
 
-class ContenderError(RuntimeError):
-    """A contender ended without an answer; the message says why, in a line."""
-
-
 class Table(NamedTuple):
-    """What is told of a report's figures."""
+    """Table of a report's figures."""
 
     columns: list[str]
-    """Heads; the first is the contender's."""
+    """Column names; the first column is the contender."""
     rows: list[list[str]]
-    """Cells as text, as many in each row as there are columns."""
+    """Cells as text."""
     headlines: dict[str, str]
-    """What a reader should take away → ratio, for the table of all suites."""
+    """Main result → ratio, for the table of all suites."""
 
 
 def device() -> str:
-    """cuda where this machine has a GPU (and CUDA_VISIBLE_DEVICES shows it), else cpu."""
+    """cuda if this machine has a visible GPU, else cpu."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def machine() -> str:
-    """The hardware that is measured, in words: a GPU beside its CPU, which is all that some suites use."""
+    """Description of the hardware: the CPU and, if available, the GPU."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    # The same name may hide units twice as wide, bfloat16, or matrix units: the instructions tell.
+    # CPUs of one name may differ in vector width, bfloat16 and matrix units.
     units = torch.backends.cpu.get_cpu_capability()
     if torch.cpu._is_amx_tile_supported():
         units += " with AMX"
@@ -73,13 +65,13 @@ def machine() -> str:
 
 
 def synchronize() -> None:
-    """Wait for the GPU, where there is one."""
+    """Wait for the GPU, if available."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Seconds of one call of `work`, the GPU's part included."""
+    """Seconds of one call of `work`, including its work on the GPU."""
     synchronize()
     start = time.perf_counter()
     work()
@@ -87,22 +79,22 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def steady(work: Callable[[], Any], warm: int) -> float:
-    """Median seconds of a call of `work`, after `warm` calls that are not counted."""
+def median_seconds(work: Callable[[], Any], warm: int) -> float:
+    """Median seconds of a call of `work`, after `warm` untimed calls."""
     for _ in range(warm):
         work()
     return median([seconds(work) for _ in range(10 if device() == "cuda" else 2)])
 
 
 def peak_gib() -> float:
-    """The most memory that this process has held: on a GPU its tensors, else the resident set."""
+    """Peak memory of this process: tensors on a GPU, else the resident set."""
     return torch.cuda.max_memory_allocated() / 2**30 if device() == "cuda" else resident_gib()
 
 
 def resident_gib(key: str = "VmHWM") -> float:
-    """The resident set of this process, mapped files included: VmHWM at its highest, VmRSS now.
+    """Resident set of this process, including mapped files: VmHWM is the peak, VmRSS the current value.
 
-    Linux starts a child's ru_maxrss with what its parent had, so that is asked only where there is no /proc.
+    Without /proc it is ru_maxrss, which on Linux a child inherits from its parent.
     """
     status = Path("/proc/self/status")
     found = re.search(rf"{key}:\s+(\d+) kB", status.read_text()) if status.exists() else None
@@ -110,13 +102,13 @@ def resident_gib(key: str = "VmHWM") -> float:
 
 
 def pin(cores: int) -> None:
-    """Keep this process, and those that it starts, on the first so many of its cores, where the system can."""
+    """Restrict this process and its children to its first `cores` cores, if the system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 
 def photos(folder: Path, count: int) -> Path:
-    """Rendered scenes as JPEG files of a photo's size, 500×375, with its grain, in class folders; returns `folder`."""
+    """Write rendered scenes with grain as JPEG files of 500×375 pixels in class folders, and return `folder`."""
     from PIL import Image
 
     from imagepriors.demo.scenes import CLASS_NAMES, render_scene
@@ -125,7 +117,7 @@ def photos(folder: Path, count: int) -> Path:
     for index in range(count):
         scene = render_scene(0, index, 250)
         smooth = Image.fromarray(scene.image).resize((500, 375), box=(0, 31, 250, 218.5))
-        # Without grain a scene's file would be a fifth of a photo's, and be decoded sooner.
+        # Without grain the file is a fifth of a photo's, and is decoded faster.
         pixels = np.asarray(smooth) + rng.normal(0, 9, (375, 500, 1))
         path = folder / CLASS_NAMES[scene.label] / f"{index:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,30 +126,30 @@ def photos(folder: Path, count: int) -> Path:
 
 
 def autocast(precision: str) -> torch.autocast:
-    """The context that gives a forward pass on this device its precision."""
+    """Autocast context for a precision on this device."""
     return torch.autocast(device(), dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def flops_floor(precision: str) -> float:
-    """FLOPs per second of a large product in this process: what arithmetic could reach at most."""
+    """FLOPs per second of a large matrix product, an upper bound of arithmetic speed."""
     return measured_flops(device(), precision)
 
 
-def best_floor(founds: Iterable[Found]) -> float:
-    """The highest `floor` that any process of one run has measured, in FLOPs or bytes a second.
+def best_floor(founds: Iterable[Rounds]) -> float:
+    """The highest `floor` of all processes of a run, in FLOPs or bytes per second.
 
-    Each measures for some milliseconds only, in which the machine may have done something else.
+    Each process measures it for a few milliseconds only, in which the machine may have other load.
     """
     return max((figures["floor"] for found in founds for figures in found if "floor" in figures), default=float("nan"))
 
 
 def read_floor() -> float:
-    """Bytes per second that one large sum reads: what streaming weights could reach at most."""
+    """Bytes per second that a large sum reads, an upper bound for reading weights."""
     values = torch.ones(2**30 if device() == "cuda" else 2**27, device=device())
     found = values.nbytes / min(seconds(values.sum) for _ in range(4))
     del values
     if device() == "cuda":
-        torch.cuda.empty_cache()  # the contenders' processes want it
+        torch.cuda.empty_cache()  # the contenders' processes need it
     return found
 
 
@@ -168,139 +160,30 @@ def copy_floor() -> float:
     return source.nbytes / min(seconds(lambda: np.copyto(target, source)) for _ in range(4))
 
 
-def _command(suite: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"{__package__}.{suite}", *arguments]
-
-
-def spawn(suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> Any:
-    """What `python -m priorbench.SUITE ARGUMENTS…` answers, in a process of its own.
-
-    Raises:
-        ContenderError: it failed, or was killed; its own message is in stderr.
-    """
-    done = subprocess.run(_command(suite, *arguments), env={**os.environ, **(env or {})}, stdout=subprocess.PIPE)
-    return _answer_in(done.stdout, done.returncode)
-
-
-def _answer_in(reply: str | bytes, code: int) -> Any:
-    found = json.loads(reply) if reply else {"failed": f"killed by signal {-code}" if code < 0 else f"exit code {code}"}
-    if "failed" in found:
-        raise ContenderError(found["failed"])
-    return found["answer"]
-
-
-def _reply(work: Callable[[], Any], file: Any) -> bool:
-    """Print what `work` returns as a line of JSON, or why it failed, a traceback in stderr; True if it worked."""
-    try:
-        reply = {"answer": work()}
-    except Exception as error:  # noqa: BLE001 whatever a rival raises, the others go on
-        traceback.print_exc()
-        told = str(error).strip().partition("\n")[0].replace("|", "/")
-        reply = {"failed": f"{type(error).__name__}: {told:.150}"}
-    print(json.dumps(reply), file=file, flush=True)
-    return "answer" in reply
-
-
-def use_all_cores() -> None:
-    """Give torch all cores that this process may use: by itself it counts the machine's, past a container's quota."""
-    torch.set_num_threads(usable_cores())
-
-
-def _as_contender() -> Any:
-    """Give this process all its cores; returns its stdout, which libraries do not print to any more."""
-    use_all_cores()
-    stdout, sys.stdout = sys.stdout, sys.stderr
-    return stdout
-
-
-def answer(work: Callable[[], Any]) -> None:
-    """The other side of `spawn`: run `work` and print its result as JSON, whatever libraries print meanwhile."""
-    _reply(work, _as_contender())
-
-
-class Server:
-    """A contender that stays in a process of its own: the other side is `serve`.
-
-    Args:
-        suite: Module of this package.
-        arguments: Its command line.
-        env: Beside this process's environment.
-    """
-
-    def __init__(self, suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            _command(suite, *arguments), env={**os.environ, **(env or {})},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._to, self._from = self._process.stdin, self._process.stdout
-        self._ready = False
-
-    def ask(self, **request: Any) -> Any:
-        """What it answers to one request.
-
-        Raises:
-            ContenderError: it failed, or was killed; its own message is in stderr.
-        """
-        self.wait_until_ready()
-        with contextlib.suppress(BrokenPipeError):  # it died since it was asked last
-            print(json.dumps(request), file=self._to, flush=True)
-        reply = self._from.readline()
-        return _answer_in(reply, 0 if reply else self._process.wait())
-
-    def wait_until_ready(self) -> None:
-        """Wait until it answers, or has died, which `ask` will tell."""
-        if not self._ready:
-            self._from.readline()
-            self._ready = True
-
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._to.close()  # the end of its input ends it
-        self._process.wait()
-        self._from.close()
-
-
-def serve(work: Callable[..., Any]) -> None:
-    """The other side of `Server`: answer every request with `work(**request)`, until there are no more.
-
-    One that fails, for want of memory say, costs no later one.
-    """
-    answers = _as_contender()
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        if not _reply(functools.partial(work, **json.loads(line)), answers) and device() == "cuda":
-            torch.cuda.empty_cache()
-
-
-def in_turns(
+def run_rounds(
     what: str,
     contenders: Iterable[Key],
     measure: Callable[[Key], dict[str, Any]],
-    report: Callable[[dict[Key, Found]], str],
+    report: Callable[[dict[Key, Rounds]], str],
     repeats: int,
     rounds_of: Callable[[Key], int] | None = None,
 ) -> str:
-    """Measure all contenders in every round, and report after each, so that no later failure costs what is measured.
+    """Measure all contenders in each round, and report after each round, so that a later failure loses no figures.
 
-    A contender that died takes no more turns; if it never finished one, its figures are {"failed": reason}.
+    A contender that fails is skipped in later rounds; if it fails in the first, its figures are {"failed": reason}.
 
     Args:
-        what: What the progress bar shows.
-        contenders: In the order of their turns.
-        measure: Gives the figures of one contender in one round.
+        what: Label of the progress bar.
+        contenders: Contenders, in order.
+        measure: Returns the figures of one contender in one round.
         report: Writes the figures of all rounds so far, and returns them as Markdown.
-        repeats: Rounds.
-        rounds_of: Rounds that a contender takes part in, from the first on; None: all.
+        repeats: Number of rounds.
+        rounds_of: Number of rounds of a contender; None: all.
 
     Returns:
         The last report.
     """
-    found: dict[Key, Found] = {one: [] for one in contenders}
+    found: dict[Key, Rounds] = {one: [] for one in contenders}
     dead: set[Key] = set()
     table = ""
     for number in range(repeats):
@@ -319,14 +202,19 @@ def in_turns(
     return table
 
 
-def failure(found: Found) -> str:
-    """Why a contender died in its first round, as `failed: reason`; empty if it did not."""
+def failure(found: Rounds) -> str:
+    """`failed: reason` of a contender that failed in the first round, else empty."""
     return f"failed: {found[-1]['failed']}" if found and "failed" in found[-1] else ""
 
 
-def alive(figures: Mapping[Key, Found]) -> dict[Key, Found]:
-    """Those that finished a round: the others are in no ratio."""
+def finished(figures: Mapping[Key, Rounds]) -> dict[Key, Rounds]:
+    """Contenders that finished a round."""
     return {one: found for one, found in figures.items() if not failure(found)}
+
+
+def values_of(figures: Mapping[Key, Rounds], name: str) -> dict[Key, list[float]]:
+    """Contender → its values of a figure; without failed contenders."""
+    return {one: [of_round[name] for of_round in found] for one, found in finished(figures).items()}
 
 
 def median(values: Sequence[float]) -> float:
@@ -337,7 +225,7 @@ def median(values: Sequence[float]) -> float:
 def ratio(over: Sequence[float], values: Sequence[float]) -> str:
     """Median and range of the ratios within rounds, as `1.60 (1.52–1.71)`; of seconds, `over` is the rival's.
 
-    Only rounds that both finished count: one may have died before the last.
+    Only rounds that both contenders finished count.
     """
     found = [a / b for a, b in zip(over, values, strict=False)]
     spread = "1 round" if len(found) == 1 else f"{min(found):.3g}–{max(found):.3g}"
@@ -345,13 +233,13 @@ def ratio(over: Sequence[float], values: Sequence[float]) -> str:
 
 
 def rounds(count: int) -> str:
-    """A number of rounds in words."""
+    """A number of rounds as text."""
     return f"{count} round{'s' * (count != 1)}"
 
 
 def command(suite: str, repeats: int, data: bool = False) -> str:
-    """What measures a suite again, as it was measured: with every flag but the place of the photos."""
-    return f"imagepriors bench {suite} --repeats {repeats} --device {device()}{' --data PHOTOS' * data}"
+    """Command that repeats the measurement of a suite."""
+    return f"python -m priorbench {suite} --repeats {repeats} --device {device()}{' --data PHOTOS' * data}"
 
 
 def save(
@@ -361,12 +249,12 @@ def save(
 
     Args:
         out: Folder for results.
-        name: What was measured, such as `loader`.
-        table: Made of `figures` alone.
-        command: What measures it again.
-        text: What the rows are and what they leave out.
-        figures: Every single measurement.
-        packages: What is compared; their versions are noted.
+        name: Name of the report, such as `loader`.
+        table: A function of `figures` only.
+        command: Command that repeats the measurement.
+        text: Description of the rows.
+        figures: All measurements.
+        packages: Packages whose versions are recorded.
     """
     versions = {package: importlib.metadata.version(package) for package in packages}
     report = {
@@ -379,12 +267,12 @@ def save(
 
 
 def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]], headlines: Mapping[str, str]) -> Table:
-    """A table whose rows may end early, as those of contenders that died do."""
+    """A table; short rows, such as those of failed contenders, are padded."""
     return Table(list(columns), [[*row, *[""] * (len(columns) - len(row))] for row in rows], dict(headlines))
 
 
 def result_path(out: Path, name: str, ending: str) -> Path:
-    """NAME-DEVICE.ENDING in `out`: what a machine of this kind measured."""
+    """Path of NAME-DEVICE.ENDING in `out`."""
     place = torch.cuda.get_device_name() if device() == "cuda" else "cpu"
     suffix = "".join(c if c.isalnum() else "-" for c in place.lower())
     return out / f"{name}-{suffix}{ending}"

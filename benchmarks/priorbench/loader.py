@@ -1,8 +1,8 @@
-"""Loading shuffled batches of codes against the loaders people use: `imagepriors bench loader`.
+"""Loading shuffled batches of codes, compared with widely used loaders: `python -m priorbench loader`.
 
-The same sequences in each one's own format; each contender in a process of its own, timed from its opening of the data
-to int64 torch batches [256, 256]. First on one core without worker processes, from files that the page cache has
-forgotten and then from those that it holds; then, those that know workers, with one and with two on two cores.
+Each contender has the same sequences in its own format and runs in a separate process, timed from opening the data to
+int64 torch batches [256, 256]: on one core without worker processes, first with a cold and then with a warm page cache;
+if it supports worker processes, then with one and two of them on two cores.
 """
 
 import itertools
@@ -23,18 +23,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from priorbench import harness, peers
+from priorbench import harness, peers, processes
 from priorbench.shards import skewed_codes, write
 
 ROWS = 50_000
 _BATCH, _LENGTH = 256, 256
 SECONDS = 3.0
-"""Of reading, for each measurement."""
+"""Duration of each measurement."""
 _COLD_SECONDS = 2.0
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "IMAGEPRIORS_CACHE": ""}
 _WORKERS = (1, 2)
 RIVALS = ("webdataset", "litdata", "streaming", "datasets")
-"""What is imported of them."""
+"""Modules of the rivals."""
 Codes = NDArray[np.uint16]
 
 
@@ -43,13 +43,13 @@ def _long(codes: Any) -> torch.Tensor:
 
 
 def write_numpy(folder: Path, codes_NL: Codes) -> None:
-    """One array of all codes."""
+    """Write one array of all codes."""
     folder.mkdir()
     np.save(folder / "codes.npy", codes_NL)
 
 
 def read_numpy(folder: Path, workers: int) -> Iterator[Any]:
-    """Rows at random from a memory map and nothing else: what none of the others can pass."""
+    """Read random rows from a memory map and nothing else, which is the upper bound."""
     codes = np.asarray(np.load(folder / "codes.npy", mmap_mode="r"))
     rng = np.random.default_rng(0)
     for _ in itertools.count():
@@ -59,12 +59,12 @@ def read_numpy(folder: Path, workers: int) -> Iterator[Any]:
 
 
 def write_ours(folder: Path, codes_NL: Codes) -> None:
-    """Our shards, row_major only: every format then holds each code once."""
+    """Write shards with row_major only, so that all formats have each code once."""
     write(folder, codes_NL.reshape(-1, 16, 16))
 
 
 class _Steps(torch.utils.data.Dataset[torch.Tensor]):
-    """Batch t as a function of t."""
+    """Batch t by its index."""
 
     def __init__(self, batches: Any) -> None:
         self._batches = batches
@@ -75,7 +75,7 @@ class _Steps(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def read_ours(folder: Path, workers: int) -> Iterator[Any]:
-    """Our random access, which works without workers; with them batch t is made by one of torch's DataLoader."""
+    """Read by random access; worker processes are those of a DataLoader over the batches."""
     from codeprior.data import CodeBatches, CodeData, sequence_from_dataset
     from codeshards.format import ShardDataset
 
@@ -89,13 +89,13 @@ def read_ours(folder: Path, workers: int) -> Iterator[Any]:
 
 
 def read_first(folder: Path, workers: int) -> Iterator[Any]:
-    """The same on the first start ever, which decodes the shards."""
+    """Read for the first time, which decodes the shards."""
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return read_ours(folder, workers)
 
 
 def read_stream(folder: Path, workers: int) -> Iterator[Any]:
-    """Our stream, which decodes the shards again each epoch."""
+    """Read as a stream, which decodes the shards in each epoch."""
     from codeprior.data import sequence_from_dataset
     from codeprior.stream import StreamBatches
     from codeshards.format import ShardDataset
@@ -107,7 +107,7 @@ def read_stream(folder: Path, workers: int) -> Iterator[Any]:
 
 
 def write_webdataset(folder: Path, codes_NL: Codes) -> None:
-    """Tars of .npy members."""
+    """Write tars of .npy members."""
     import webdataset as wds
 
     folder.mkdir()
@@ -117,7 +117,7 @@ def write_webdataset(folder: Path, codes_NL: Codes) -> None:
 
 
 def read_webdataset(folder: Path, workers: int) -> Iterator[Any]:
-    """Its usual pipeline, through its WebLoader where there are workers."""
+    """Read by its usual pipeline; worker processes are those of its WebLoader."""
     import webdataset as wds
 
     urls = sorted(map(str, folder.glob("*.tar")))
@@ -129,7 +129,7 @@ def read_webdataset(folder: Path, workers: int) -> Iterator[Any]:
 
 
 def write_datasets(folder: Path, codes_NL: Codes) -> None:
-    """An Arrow table."""
+    """Write an Arrow table."""
     import datasets
 
     features = datasets.Features({"codes": datasets.Sequence(datasets.Value("uint16"), length=_LENGTH)})
@@ -137,7 +137,7 @@ def write_datasets(folder: Path, codes_NL: Codes) -> None:
 
 
 def read_datasets(folder: Path, workers: int) -> Iterator[Any]:
-    """Batches of rows at random from the table, in the fastest of its formats that was found (numpy)."""
+    """Read batches of random rows in its fastest format, numpy."""
     import datasets
     from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
@@ -148,7 +148,7 @@ def read_datasets(folder: Path, workers: int) -> Iterator[Any]:
 
 
 def write_mosaicml(folder: Path, codes_NL: Codes) -> None:
-    """MDS shards."""
+    """Write MDS shards."""
     import streaming
 
     with streaming.MDSWriter(out=str(folder), columns={"codes": f"ndarray:uint16:{_LENGTH}"}) as writer:
@@ -157,7 +157,7 @@ def write_mosaicml(folder: Path, codes_NL: Codes) -> None:
 
 
 def read_mosaicml(folder: Path, workers: int) -> Iterator[Any]:
-    """Its StreamingDataset and torch's DataLoader."""
+    """Read by its StreamingDataset and a DataLoader."""
     import streaming
 
     data = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=_BATCH)
@@ -168,20 +168,20 @@ def read_mosaicml(folder: Path, workers: int) -> Iterator[Any]:
 
 
 def write_litdata(folder: Path, codes_NL: Codes) -> None:
-    """Its optimized chunks."""
-    # Its optimizer empties two folders, by default /tmp/data and /tmp/chunks, whoever's they are: give it its own.
+    """Write its optimized chunks."""
+    # Its optimizer deletes the contents of two folders, by default /tmp/data and /tmp/chunks: set others.
     os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(folder.with_name("litdata-data"))
     os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(folder.with_name("litdata-chunks"))
     import litdata
 
-    rows = [row.astype(np.int32) for row in codes_NL]  # its tensor serializer knows no uint16
+    rows = [row.astype(np.int32) for row in codes_NL]  # its tensor serializer does not support uint16
     litdata.optimize(
         fn=torch.from_numpy, inputs=rows, output_dir=str(folder), chunk_bytes="16MB", num_workers=1, verbose=False
     )
 
 
 def read_litdata(folder: Path, workers: int) -> Iterator[Any]:
-    """Its StreamingDataset and StreamingDataLoader."""
+    """Read by its StreamingDataset and StreamingDataLoader."""
     import litdata
 
     data = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True)
@@ -191,16 +191,16 @@ def read_litdata(folder: Path, workers: int) -> Iterator[Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contender:
-    """A loader and what it reads."""
+    """A loader and the writer of its files."""
 
     write: Callable[[Path, Codes], None]
-    """Puts all codes into a folder that is not there yet."""
+    """Writes all codes to a new folder."""
     read: Callable[[Path, int], Iterator[Any]]
-    """From that folder and a number of workers, endless shuffled batches."""
+    """Returns endless shuffled batches of a folder, read by a number of worker processes."""
     imports: str
-    """Its library, which is imported before the clock starts."""
+    """Module that is imported before the measurement."""
     workers: bool = False
-    """Whether it knows worker processes."""
+    """Whether it supports worker processes."""
 
     @property
     def job(self) -> str:
@@ -239,15 +239,15 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _forget(folder: Path) -> None:
-    """Drop a folder's files from the page cache."""
+    """Remove a folder's files from the page cache."""
     for path in _files(folder):
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # what is not written yet cannot be dropped
+            os.fsync(file.fileno())  # unwritten pages cannot be removed
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _rate(batches: Iterator[Any], seconds: float) -> float:
-    """M codes/s over so many seconds."""
+    """Million codes/s over a duration."""
     counted, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
         counted += next(batches).numel()
@@ -255,10 +255,10 @@ def _rate(batches: Iterator[Any], seconds: float) -> float:
 
 
 def measure(job: str, folder: Path, workers: int, rows: int, seconds: float) -> dict[str, float]:
-    """One contender in this process: `first_s`, `cold` and `warm` (M codes/s), `mib`; with workers `warm` alone.
+    """Measure one contender: `first_s`, `cold` and `warm` (M codes/s), `mib`; with workers only `warm`.
 
     Raises:
-        RuntimeError: its batches have another shape or type.
+        RuntimeError: the batches have a wrong shape or type.
     """
     contender = _contender(job)
     harness.pin(2 if workers else 1)
@@ -283,21 +283,21 @@ def measure(job: str, folder: Path, workers: int, rows: int, seconds: float) -> 
             with path.open("rb") as file:
                 while file.read(2**20):
                     pass
-    for _ in range(5 + 20 * workers):  # workers have prepared a few batches before anyone asked
+    for _ in range(5 + 20 * workers):  # skip the batches that workers have prefetched
         next(batches)
     found["warm"] = _rate(batches, seconds)
     return {**found, "mib": (harness.resident_gib() - before_gib) * 1024}
 
 
 def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
-    """Measure all contenders in turns, write the report, and return it as Markdown.
+    """Measure all contenders, write the report, and return it as Markdown.
 
     Raises:
         InputError: a rival is not installed.
     """
     peers.require(*RIVALS)
     with tempfile.TemporaryDirectory() as folder:
-        return harness.in_turns(
+        return harness.run_rounds(
             "bench loader",
             CONTENDERS,
             lambda name: _measure(CONTENDERS[name], Path(folder)),
@@ -307,7 +307,7 @@ def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
 
 
 def _measure(one: Contender, folder: Path) -> dict[str, Any]:
-    """One contender's figures of one round; the first time it writes its files, if no other has."""
+    """Figures of one contender in one round; the first call writes the files."""
     place = folder / one.write.__name__
     if not place.exists():
         _spawn("write", one.job, place, 0)
@@ -318,14 +318,14 @@ def _measure(one: Contender, folder: Path) -> dict[str, Any]:
 
 
 def _spawn(mode: str, job: str, folder: Path, workers: int) -> Any:
-    return harness.spawn("loader", mode, job, str(folder), str(workers), str(ROWS), str(SECONDS), env=_ENVIRONMENT)
+    return processes.spawn("loader", mode, job, str(folder), str(workers), str(ROWS), str(SECONDS), env=_ENVIRONMENT)
 
 
-def table(figures: dict[str, harness.Found]) -> harness.Table:
-    """Rates with and without workers, ratios, first batch, memory."""
+def table(figures: dict[str, harness.Rounds]) -> harness.Table:
+    """Table of rates with and without workers, ratios, first batch, memory."""
     found = {
         name: {figure: [of_round[figure] for of_round in of_one] for figure in of_one[0]}
-        for name, of_one in harness.alive(figures).items()
+        for name, of_one in harness.finished(figures).items()
     }
 
     def over(name: str, rival: str, figure: str = "warm") -> str:
@@ -346,21 +346,21 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
         "", "M codes/s", "× webdataset", "share of the limit", "cold, M codes/s", "first batch, s", "MiB",
         "1 worker, M codes/s", "2 workers, M codes/s",
     ]  # fmt: skip
-    told = {
+    ratios = {
         peers.packages([one.imports])[0]: over(_OURS, name) for name, one in CONTENDERS.items() if one.imports in RIVALS
     }
-    headlines = {f"loading shuffled codes, over {package}": value for package, value in told.items() if value}
+    headlines = {f"loading shuffled codes, over {package}": value for package, value in ratios.items() if value}
     return harness.table_of(columns, rows, headlines)
 
 
-def _report(figures: dict[str, harness.Found], out: Path) -> str:
+def _report(figures: dict[str, harness.Rounds], out: Path) -> str:
     count = max(map(len, figures.values()))
     text = (
         f"Shuffled batches of {_BATCH} × {_LENGTH} codes as int64 tensors, {ROWS:,} rows, one core, "
-        f"{harness.rounds(count)}. Cold: the files dropped from the page cache (posix_fadvise), from opening them over "
-        f"one epoch, or {_COLD_SECONDS:g} s of it; the first batch is that of this start. Warm: the files in the page "
-        "cache. Memory: the resident set at its highest, over that with the libraries alone; mapped files count. With "
-        "workers: processes of a DataLoader beside its own, on two cores; no command of ours uses any."
+        f"{harness.rounds(count)}. Cold: with an empty page cache (posix_fadvise), from opening the files over one "
+        f"epoch, or {_COLD_SECONDS:g} s of it; the first batch is part of it. Warm: with the files in the page cache. "
+        "Memory: peak resident set above that with the imported libraries, including mapped files. With workers: "
+        "additional processes of a DataLoader, on two cores; the commands of imagepriors use none."
     )
     return harness.save(
         out, "loader", table(figures), command=harness.command("loader", count), text=text, figures=figures,
@@ -369,13 +369,13 @@ def _report(figures: dict[str, harness.Found], out: Path) -> str:
 
 
 def _serve(mode: str, job: str, folder: Path, workers: int, rows: int, seconds: float) -> None:
-    """Answer one `_spawn`, and leave without waiting for what some rivals leave behind."""
+    """Answer one `_spawn`, and exit without waiting for processes that some rivals leave behind."""
     code = 1
     try:
         if mode == "write":
-            harness.answer(lambda: _contender(job).write(folder, skewed_codes(rows).reshape(-1, _LENGTH)))
+            processes.write_answer(lambda: _contender(job).write(folder, skewed_codes(rows).reshape(-1, _LENGTH)))
         else:
-            harness.answer(lambda: measure(job, folder, workers, rows, seconds))
+            processes.write_answer(lambda: measure(job, folder, workers, rows, seconds))
         code = 0
     except Exception:
         logging.exception("%s cannot %s", job, mode)

@@ -1,4 +1,4 @@
-"""The rivals, made to run: stand-ins for what has left their dependencies since, and nothing else changed."""
+"""Load the rivals; parts that newer versions of their dependencies lack are replaced, and nothing else is changed."""
 
 import importlib
 import importlib.util
@@ -14,25 +14,25 @@ from vqgan.config import ModelConfig
 from vqgan.errors import InputError
 
 _PINNED = Path(__file__).parent / "rivals.txt"
-"""Those whose own pins contradict ours, for `pip install --no-deps`."""
+"""Packages whose pins contradict those of this project, for `pip install --no-deps`."""
 _PACKAGES = {"taming": "taming-transformers-rom1504", "streaming": "mosaicml-streaming"}
 
 
 def packages(modules: Iterable[str]) -> list[str]:
-    """The packages that bring these modules."""
+    """Names of the packages of these modules."""
     return [_PACKAGES.get(module, module) for module in modules]
 
 
 def installed(*modules: str) -> bool:
-    """Whether all of these rivals are there."""
+    """Whether all of these modules are installed."""
     return all(importlib.util.find_spec(module) for module in modules)
 
 
 def require(*modules: str) -> None:
-    """Make sure that rivals are installed, before minutes are spent on the others.
+    """Check that rivals are installed before anything is measured.
 
     Raises:
-        InputError: one is not.
+        InputError: a module is missing.
     """
     missing = packages(name for name in modules if not installed(name))
     if missing:
@@ -51,7 +51,7 @@ def _stand_in(name: str, **content: Any) -> None:
 def taming() -> Any:
     """The module `taming.models.vqgan` of taming-transformers, as published.
 
-    Lightning is replaced by a bare module that keeps what was logged last, the config loader by one that makes no loss.
+    Lightning is replaced by a module that keeps the last logged values, and the config loader by one without a loss.
 
     Raises:
         InputError: the package is not installed.
@@ -73,7 +73,7 @@ def taming() -> Any:
 
 
 def taming_vqgan(config: ModelConfig) -> Any:
-    """Its VQModel of our config, without a loss, randomly initialised."""
+    """taming's VQModel with a configuration of this project, without a loss, randomly initialised."""
     ddconfig = {
         "double_z": False, "z_channels": config.z_channels, "resolution": config.resolution,
         "in_channels": config.channels, "out_ch": config.channels, "ch": config.ch, "ch_mult": list(config.ch_mult),
@@ -83,19 +83,19 @@ def taming_vqgan(config: ModelConfig) -> Any:
 
 
 def vgg_features() -> torch.nn.Module:
-    """The convolutions of torchvision's VGG16, randomly initialised as it does."""
+    """The convolutions of torchvision's VGG16 with its random initialisation."""
     vgg = importlib.import_module("torchvision.models.vgg")
     layers: torch.nn.Sequential = vgg.make_layers(vgg.cfgs["D"], batch_norm=False)
     for layer in layers:
-        if isinstance(layer, torch.nn.Conv2d):  # otherwise activations fade, and numbers as small as that are slow
+        if isinstance(layer, torch.nn.Conv2d):  # otherwise activations vanish, and denormal numbers are slow
             torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layers
 
 
 def taming_loss(trunk: Path, **settings: Any) -> Any:
-    """Its VQLPIPSWithDiscriminator; of LPIPS the linear layers are published, the trunk is `features.*` in a file.
+    """taming's VQLPIPSWithDiscriminator, with published linear layers of LPIPS and a trunk `features.*` from a file.
 
-    The lpips package brings the very file (by its MD5) that taming downloads for the linear layers.
+    The lpips package contains the file of linear layers that taming downloads (same MD5).
     """
     import lpips as package
     import torchvision
@@ -119,7 +119,7 @@ def taming_loss(trunk: Path, **settings: Any) -> Any:
 def mingpt() -> Any:
     """The module `taming.modules.transformer.mingpt`, as published.
 
-    It wants a filter that transformers has dropped since; the stand-in does what that did for top-k alone.
+    It requires a filter that transformers has removed; the replacement supports top-k only.
 
     Raises:
         InputError: a package is not installed.
@@ -148,7 +148,7 @@ def gpt2_from_mingpt(peer: Any, n_head: int) -> Any:
             parts = [state[f"{theirs}.attn.{part}.{kind}"] for part in ("query", "key", "value")]
             values = {"attn.c_attn": torch.cat(parts)}
             values |= {new: state[f"{theirs}.{old}.{kind}"] for old, new in names.items()}
-            for name, value in values.items():  # their Conv1D keeps matrices transposed
+            for name, value in values.items():  # Conv1D stores transposed matrices
                 renamed[f"{ours}.{name}.{kind}"] = value.T if value.ndim == 2 else value
     renamed |= {
         "transformer.wte.weight": state["tok_emb.weight"],

@@ -1,7 +1,7 @@
-"""Measured tables into a document: `python -m priorbench.readme docs/benchmarks.md`.
+"""Write measured tables into a document: `python -m priorbench.readme docs/benchmarks.md`.
 
-Between `<!-- table NAME -->` and `<!-- end -->` comes the report NAME out of the results; `<!-- claims DEVICE -->`
-takes the headlines of all reports of that device. No figure there is typed.
+The text between `<!-- table NAME -->` and `<!-- end -->` is replaced by the report NAME, and that after
+`<!-- claims DEVICE -->` by the headlines of all reports of the device.
 """
 
 import importlib
@@ -18,10 +18,10 @@ _BLOCK = re.compile(r"(<!-- (table|claims) (\S+) -->\n).*?(<!-- end -->)", re.DO
 
 
 def with_tables(text: str, results: Path = RESULTS) -> str:
-    """The text with every block as it was measured last.
+    """Replace each block of a text by its latest measurement.
 
     Raises:
-        FileNotFoundError: a block names a report that was never measured.
+        FileNotFoundError: a block names a report that does not exist.
     """
 
     def block(found: re.Match[str]) -> str:
@@ -35,15 +35,15 @@ def with_tables(text: str, results: Path = RESULTS) -> str:
 
 
 def claims(device: str, results: Path = RESULTS) -> str:
-    """The headlines of every report that was measured on `device`, as a Markdown table.
+    """The headlines of all reports of `device` as a Markdown table.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no report exists.
     """
     lines = ["| | × | measured by | on |", "|---|---|---|---|"]
     for path in sorted(results.glob(f"*-{device}.json")):
         report = json.loads(path.read_text())
-        values: dict[str, list[str]] = {}  # one row for what is compared with several rivals
+        values: dict[str, list[str]] = {}  # comparisons with several rivals share a row
         for headline, value in report["headlines"].items():
             what, over, rival = headline.partition(", over ")
             values.setdefault(what, []).append(f"{value}{over and f' over {rival}'}")
@@ -55,10 +55,10 @@ def claims(device: str, results: Path = RESULTS) -> str:
 
 
 def tabulated(path: Path) -> dict[str, Any]:
-    """The report in `path`, its columns, rows and headlines made of its figures once more.
+    """The report in `path`, with columns, rows and headlines recomputed from its figures.
 
     Raises:
-        KeyError: its figures are of another form, which an earlier version measured.
+        KeyError: its figures are in the format of an earlier version.
     """
     report: dict[str, Any] = json.loads(path.read_text())
     suite = next(name for name in SUITES if path.name.startswith(f"{name}-"))

@@ -1,9 +1,9 @@
-"""Drawing codes against taming-transformers and transformers at the same weights: `imagepriors bench sample`.
+"""Sampling codes, compared with taming-transformers and transformers: `python -m priorbench sample`.
 
-Contenders live side by side, each in a process of its own with our allocator settings, and take turns; ratios are taken
-within a round. Random weights of minGPT (GPT-2 small, exact GELU, untied head), which the importer turns into a prior;
-top-k 100. Before a contender is timed, its greedy codes are compared. The peer without a cache is so slow that it takes
-part in the first round of the small batches only, whole, in float32, and in a quarter of the greedy codes.
+Each contender runs in a long-lived process with the allocator settings of this project; ratios are taken within a
+round. All have the same random weights of minGPT (GPT-2 small, exact GELU, untied head), and top-k is 100. Greedy
+codes are compared before a contender is timed. The rival without a cache is slow, so it is measured only in the first
+round of small batches in float32, and compared by a quarter of the greedy codes.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.model import Prior
 from codeprior.sample import prepare, sample_sequences
 from codeprior.speed import resolve_precision
-from priorbench import harness, peers
+from priorbench import harness, peers, processes
 from priorbench.harness import RESULTS
 from runkit.machine import ALLOCATOR
 
@@ -29,16 +29,16 @@ _SIDE, _CODEBOOK = 16, 1024
 _SIZE = {"n_layer": 12, "n_head": 12, "n_embd": 768}
 _BATCHES = {"cpu": (1, 4, 16), "cuda": (1, 4, 16, 64)}
 _UNCACHED_UP_TO = 4
-"""The largest batch that the peer without a cache draws."""
+"""Largest batch of the rival without a cache."""
 _LARGE = 16
-"""From this batch on two rounds do on a CPU: they take minutes, and are steady."""
+"""From this batch on, two rounds suffice on a CPU: they take minutes, and vary little."""
 _WARM_STEPS = 8
 Draw = Callable[[int, int, bool], Tensor]
 """(batch, steps, greedy) → codes [B, steps]."""
 _CACHED, _UNCACHED = "taming sample_with_past (its cache)", "taming sample (no cache)"
 _TRANSFORMERS = "transformers generate, static cache"
 Contender = tuple[str, str]
-"""Who, and in which precision."""
+"""Name and precision."""
 
 
 def _peer_weights(precision: str = "float32") -> Any:
@@ -57,9 +57,9 @@ def _prior() -> Prior:
 
 
 def ours(precision: str, compiled: bool = False) -> Draw:
-    """Our sampler; where it is greedy it draws all codes and cuts, else it takes the others as given."""
+    """The sampler of this project. Greedy sampling draws all codes and truncates; else the other codes are given."""
     options: dict[str, Any] = {"precision": precision, "compile": compiled}
-    prior = prepare(_prior(), SampleConfig(**options))  # the copy in bfloat16 is made once
+    prior = prepare(_prior(), SampleConfig(**options))  # casts the weights once
 
     def draw(batch: int, steps: int, greedy: bool) -> Tensor:
         config = SampleConfig(batch_size=batch, top_k=1 if greedy else 100, **options)
@@ -70,7 +70,7 @@ def ours(precision: str, compiled: bool = False) -> Draw:
 
 
 def taming(precision: str, cached: bool) -> Draw:
-    """The published samplers: what its class-conditional demo calls, and the one without a cache."""
+    """The published samplers: that of its class-conditional demo, and that without a cache."""
     peer, mingpt = _peer_weights(precision), peers.mingpt()
 
     def draw(batch: int, steps: int, greedy: bool) -> Tensor:
@@ -107,7 +107,7 @@ def transformers(precision: str) -> Draw:
 
 
 CONTENDERS: dict[str, Callable[[str], Draw]] = {
-    _CACHED: functools.partial(taming, cached=True),  # the first: its greedy codes are those to compare with
+    _CACHED: functools.partial(taming, cached=True),  # the first, whose greedy codes are the reference
     _UNCACHED: functools.partial(taming, cached=False),
     _TRANSFORMERS: transformers,
     "imagepriors": ours,
@@ -116,7 +116,7 @@ CONTENDERS: dict[str, Callable[[str], Draw]] = {
 
 
 def contenders() -> list[Contender]:
-    """What is worth measuring here: bfloat16 where it is faster, and there compiled code on a GPU alone."""
+    """Contenders on this device: bfloat16 only where it is faster, and compiled bfloat16 only on a GPU."""
     cuda = harness.device() == "cuda"
     found = [(name, "float32") for name in CONTENDERS]
     if resolve_precision("auto", torch.device(harness.device())) == "bfloat16":
@@ -126,47 +126,47 @@ def contenders() -> list[Contender]:
 
 
 def weights() -> int:
-    """Numbers in the matrices that a code is multiplied with: blocks and head, not the tables that are looked up."""
+    """Number of weights in matrix products: blocks and head, without embedding tables."""
     width = _SIZE["n_embd"]
     return 12 * _SIZE["n_layer"] * width**2 + width * _CODEBOOK
 
 
 def floor_s(batch: int, precision: str, floors: dict[str, float]) -> float:
-    """Seconds that a batch takes at least: reading the weights for each code, or multiplying by them.
+    """Lower bound of the seconds of a batch: reading the weights for each code, or multiplying by them.
 
     Args:
-        batch: Pictures drawn at once.
-        precision: Of weights and products.
-        floors: `read`: bytes, and precision → FLOPs, a second.
+        batch: Pictures per batch.
+        precision: Precision of weights and products.
+        floors: `read` → bytes per second, precision → FLOPs per second.
     """
     reading_s: float = weights() * getattr(torch, precision).itemsize / floors["read"]
     return _SIDE**2 * max(reading_s, 2 * batch * weights() / floors[precision])
 
 
 def serve(name: str, precision: str) -> None:
-    """Be a contender: answer requests for codes or for seconds until there are no more."""
+    """Answer requests for codes or seconds until the end of input."""
     draw = CONTENDERS[name](precision)
 
     def work(batch: int, greedy_steps: int = 0) -> Any:
         if greedy_steps:
-            draw(batch, _WARM_STEPS, False)  # what is compiled for a batch knows whether it is greedy
+            draw(batch, _WARM_STEPS, False)  # compiled code is specific to a batch and to greedy sampling
             return draw(batch, greedy_steps, True).tolist()
-        # Codes on the CPU: nothing is left to wait for.
+        # The codes are on the CPU, so no synchronisation is required.
         return {"s": harness.seconds(lambda: draw(batch, _SIDE**2, False)), "peak_gib": harness.peak_gib()}
 
-    harness.serve(work)
+    processes.serve(work)
 
 
 class Turns:
-    """Contenders that take turns; greedy codes are compared before a contender is first timed at a batch."""
+    """Measures contenders; greedy codes are compared before a contender is first timed at a batch."""
 
-    def __init__(self, servers: Mapping[Contender, harness.Server]) -> None:
+    def __init__(self, servers: Mapping[Contender, processes.Server]) -> None:
         self._servers = servers
         self._exact: dict[int, Tensor] = {}
         self._compared: set[tuple[Contender, int]] = set()
 
     def measure(self, turn: tuple[Contender, int]) -> dict[str, Any]:
-        """Seconds and peak memory so far; the first time also the share of greedy codes that are the cached peer's."""
+        """Seconds and peak memory; the first time also the share of greedy codes equal to the reference."""
         one, batch = turn
         found: dict[str, Any] = {}
         if turn not in self._compared:
@@ -175,13 +175,13 @@ class Turns:
             codes = torch.tensor(self._servers[one].ask(batch=batch, greedy_steps=steps))
             if one == (_CACHED, "float32"):
                 self._exact[batch] = codes
-            if batch in self._exact:  # else that peer has died
+            if batch in self._exact:  # otherwise the reference has failed
                 found["equal"] = float((codes == self._exact[batch][:, :steps]).float().mean())
         return {**found, **self._servers[one].ask(batch=batch)}
 
 
 def rounds_of(turn: tuple[Contender, int], repeats: int) -> int:
-    """Rounds that a contender takes part in at a batch."""
+    """Number of rounds of a contender at a batch."""
     (name, _), batch = turn
     if name == _UNCACHED:
         return 1
@@ -199,10 +199,10 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
     floors = {precision: harness.flops_floor(precision) for precision in {precision for _, precision in taking_part}}
     floors["read"] = harness.read_floor()
     with contextlib.ExitStack() as stack:
-        servers = {one: stack.enter_context(harness.Server("sample", *one, env=ALLOCATOR)) for one in taking_part}
+        servers = {one: stack.enter_context(processes.Server("sample", *one, env=ALLOCATOR)) for one in taking_part}
         for server in servers.values():
-            server.wait_until_ready()  # none is timed while another still loads
-        return harness.in_turns(
+            server.wait_until_ready()  # nothing is timed while a contender loads
+        return harness.run_rounds(
             "bench sample",
             [
                 (one, batch) for batch in _BATCHES[harness.device()] for one in taking_part
@@ -216,14 +216,14 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
 
 
 def _over(seconds: dict[str, list[float]], key: str, rival: str) -> str:
-    """The ratio in the rounds in which both took part; empty where one did not, or died."""
+    """Ratio in the rounds that both finished; empty if there are none."""
     theirs, own = (seconds.get(one, []) for one in (rival, key))
     both = min(len(theirs), len(own))
     return harness.ratio(theirs[:both], own[:both]) if both else ""
 
 
 def _rivals(precision: str) -> dict[str, str]:
-    """What a column compares with → its name in the figures."""
+    """Column → name of the rival in the figures."""
     return {
         _CACHED: f"{_CACHED}, {precision}",
         f"{_UNCACHED}, float32": f"{_UNCACHED}, float32",
@@ -232,11 +232,11 @@ def _rivals(precision: str) -> dict[str, str]:
 
 
 def table(figures: dict[str, Any]) -> harness.Table:
-    """Times, ratios in the same precision, distance from the floor."""
+    """Table of times, ratios in the same precision, and ratios to the lower bound."""
     rows: list[list[str]] = []
     headlines: dict[str, str] = {}
     for batch, founds in figures["batches"].items():
-        seconds = {key: [of_round["s"] for of_round in found] for key, found in harness.alive(founds).items()}
+        seconds = harness.values_of(founds, "s")
         for key, found in founds.items():
             name, _, precision = key.rpartition(", ")
             if key not in seconds:
@@ -254,8 +254,8 @@ def table(figures: dict[str, Any]) -> harness.Table:
             if name.startswith("imagepriors"):
                 kind = name.replace("imagepriors", precision)
                 what = f"Drawing {_SIDE**2} codes, GPT-2 small, batch {batch}, {kind}"
-                told = over if name == "imagepriors" else (_CACHED,)
-                headlines |= {f"{what}, over {rival}": over[rival] for rival in told if over[rival]}
+                headlined = over if name == "imagepriors" else (_CACHED,)
+                headlines |= {f"{what}, over {rival}": over[rival] for rival in headlined if over[rival]}
     columns = [
         "", "precision", "batch", "s per image", *(f"× {rival}" for rival in _rivals("")), "s over the floor",
         "peak GiB", "greedy codes as taming's",
@@ -263,8 +263,8 @@ def table(figures: dict[str, Any]) -> harness.Table:
     return harness.table_of(columns, rows, headlines)
 
 
-def _report(found: dict[tuple[Contender, int], harness.Found], floors: dict[str, float], out: Path) -> str:
-    batches: dict[int, dict[str, harness.Found]] = {}
+def _report(found: dict[tuple[Contender, int], harness.Rounds], floors: dict[str, float], out: Path) -> str:
+    batches: dict[int, dict[str, harness.Rounds]] = {}
     for ((name, precision), batch), of_one in found.items():
         batches.setdefault(batch, {})[f"{name}, {precision}"] = of_one
     figures = {"floors": floors, "batches": batches}
@@ -274,13 +274,14 @@ def _report(found: dict[tuple[Contender, int], harness.Found], floors: dict[str,
     return harness.save(
         out, "sample", table(figures),
         command=harness.command("sample", count),
-        text=f"{_SIDE**2} codes by GPT-2 small, top-k 100, the same weights and our allocator settings for all. × is "
-        "codes per second over the rival's in the same precision and round, median and range over "
-        f"{harness.rounds(count)}{rare}. Without a cache: one round, float32, batches up to {_UNCACHED_UP_TO}, since "
-        "its cost grows with the square of the length. Floor: reading the weights once for each code at the "
-        f"{floors['read'] / 1e9:.3g} GB/s that one large sum reads, or multiplying by them at the speed of a large "
-        f"product ({peaks}), whichever takes longer. Peak GiB: of the process, in this and the smaller batches. Greedy "
-        "codes: share that equals taming's with its cache in float32 (close calls part, and what follows them too).",
+        text=f"{_SIDE**2} codes by GPT-2 small, top-k 100. All have the same weights and the allocator settings of "
+        "imagepriors. × is codes per second over the rival's in the same precision and round, median and range over "
+        f"{harness.rounds(count)}{rare}. Without a cache: one round, float32, batches up to {_UNCACHED_UP_TO}, "
+        "because its cost grows with the square of the length. Floor: a lower bound of the time, reading the weights "
+        f"once per code at the {floors['read'] / 1e9:.3g} GB/s of a large sum, or multiplying by them at the speed of "
+        f"a large product ({peaks}), whichever takes longer. Peak GiB: of the process, in this and the smaller "
+        "batches. Greedy codes: share equal to those of taming with its cache in float32 (rounding changes near "
+        "ties, and all codes after them).",
         figures=figures,
         packages=("torch", *peers.packages(("taming", "transformers"))),
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""How time and memory grow: `imagepriors bench scaling`.
+"""Growth of time and memory: `python -m priorbench scaling`.
 
-Four reports: the tokenize driver over shards, the job over workers, the loader over rows, and a training step over the
-length of its sequences. A measurement is a process of its own, and a contender here is a size; growth is the slope of a
-straight line through the medians, both axes logarithmic.
+Four reports: the tokenize driver by shards, the job by workers, the loader by rows, and a training step by sequence
+length. Contenders are sizes, and each measurement is a separate process. Growth is the slope of a straight line through
+the medians on logarithmic axes.
 """
 
 import json
@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from imagepriors.reports.figures import png_bytes
-from priorbench import harness
+from priorbench import harness, processes
 from runkit.machine import ALLOCATOR, usable_cores
 from vqgan.checkpoint import save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
@@ -31,16 +31,16 @@ LENGTHS = (256, 512, 1024, 2048, 4096)
 BATCH, STEPS = 1, 3
 # The geometry of the paper's tokenizer, narrow: tens of milliseconds an image.
 TOKENIZER = ModelConfig(ch=16, ch_mult=(1, 2, 2, 4, 8), num_res_blocks=1, z_channels=64, embed_dim=32)
-Rounds = dict[int, harness.Found]
-"""Size → its rounds."""
+RoundsBySize = dict[int, harness.Rounds]
+"""Size → rounds."""
 
 
 def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
     """Measure, write four reports and a figure of them, and return the reports as Markdown."""
-    reports: dict[str, Rounds] = {}
+    reports: dict[str, RoundsBySize] = {}
 
-    def keep(name: str, text: Callable[[Rounds], str], packages: Sequence[str]) -> Callable[[Rounds], str]:
-        def report(found: Rounds) -> str:
+    def keep(name: str, text: Callable[[RoundsBySize], str], packages: Sequence[str]) -> Callable[[RoundsBySize], str]:
+        def report(found: RoundsBySize) -> str:
             reports[name] = found
             return harness.save(
                 out, f"scaling-{name}", TABLES[name](found), command=harness.command("scaling", repeats),
@@ -60,26 +60,26 @@ def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
 
 
 def growth(values: Mapping[int, float]) -> float:
-    """The power of the size that a figure grows with, fitted by least squares over logarithms."""
+    """Exponent of a power law of a figure over the size, fitted by least squares over logarithms."""
     return float(np.polyfit(np.log(list(values)), np.log(list(values.values())), 1)[0])
 
 
 def _part(name: str, env: Mapping[str, str] | None = None, **arguments: Any) -> dict[str, float]:
-    found: dict[str, float] = harness.spawn("scaling_parts", name, json.dumps(arguments, default=str), env=env)
+    found: dict[str, float] = processes.spawn("scaling_parts", name, json.dumps(arguments, default=str), env=env)
     return found
 
 
-def _driver(repeats: int, report: Callable[[Rounds], str]) -> str:
+def _driver(repeats: int, report: Callable[[RoundsBySize], str]) -> str:
     def part(shards: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             planned = _part("plan", folder=f"{folder}/plan", samples=SAMPLES, shards=shards)
             handed = _part("hand_out", folder=f"{folder}/hand-out", samples=HANDED_OUT, shards=shards)
         return {**planned, **handed}
 
-    return harness.in_turns("bench scaling, driver", SHARDS, part, report, repeats)
+    return harness.run_rounds("bench scaling, driver", SHARDS, part, report, repeats)
 
 
-def _workers(repeats: int, report: Callable[[Rounds], str]) -> str:
+def _workers(repeats: int, report: Callable[[RoundsBySize], str]) -> str:
     cores = usable_cores()
     counts = sorted({cores, *(2**power for power in range(cores.bit_length()))})
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def _workers(repeats: int, report: Callable[[Rounds], str]) -> str:
         save_model(
             work / "tokenizer", TrainConfig(model=TOKENIZER, loss=LossConfig(perceptual="none")), VQGAN(TOKENIZER)
         )
-        return harness.in_turns(
+        return harness.run_rounds(
             "bench scaling, workers",
             counts,
             lambda count: _part("workers", folder=work, count=count, shard_rows=SHARD_ROWS),
@@ -101,8 +101,8 @@ def _workers(repeats: int, report: Callable[[Rounds], str]) -> str:
         )
 
 
-def _loader(repeats: int, report: Callable[[Rounds], str]) -> str:
-    here = {"IMAGEPRIORS_CACHE": ""}  # decoded columns lie beside the shards, and go with them
+def _loader(repeats: int, report: Callable[[RoundsBySize], str]) -> str:
+    here = {"IMAGEPRIORS_CACHE": ""}  # decoded columns are stored beside the shards, and deleted with them
 
     def part(rows: int) -> dict[str, float]:
         place = Path(folder) / str(rows)
@@ -110,56 +110,56 @@ def _loader(repeats: int, report: Callable[[Rounds], str]) -> str:
         return {**made, **_part("read_rows", here, folder=place, limit_s=READ_SECONDS)}
 
     with tempfile.TemporaryDirectory() as folder:
-        return harness.in_turns("bench scaling, loader", ROWS, part, report, repeats)
+        return harness.run_rounds("bench scaling, loader", ROWS, part, report, repeats)
 
 
-def _length(repeats: int, report: Callable[[Rounds], str]) -> str:
+def _length(repeats: int, report: Callable[[RoundsBySize], str]) -> str:
     def part(length: int) -> dict[str, float]:
         return _part("train", ALLOCATOR, length=length, batch=BATCH, steps=STEPS)
 
-    return harness.in_turns("bench scaling, length", LENGTHS, part, report, repeats)
+    return harness.run_rounds("bench scaling, length", LENGTHS, part, report, repeats)
 
 
-def _values(found: harness.Found, figure: str) -> list[float]:
+def _values(found: harness.Rounds, figure: str) -> list[float]:
     return [of_round[figure] for of_round in found if figure in of_round]
 
 
-def _base(found: Mapping[Any, harness.Found], figure: str) -> list[float]:
-    """A figure of the first size, to compare with; empty where that died."""
+def _base(found: Mapping[Any, harness.Rounds], figure: str) -> list[float]:
+    """A figure of the first size; empty if it failed."""
     first = next(iter(found.values()))
     return [] if harness.failure(first) else _values(first, figure)
 
 
-def _medians(found: Rounds, figure: str) -> dict[int, float]:
-    return {size: harness.median(_values(of_one, figure)) for size, of_one in harness.alive(found).items()}
+def _medians(found: RoundsBySize, figure: str) -> dict[int, float]:
+    return {size: harness.median(_values(of_one, figure)) for size, of_one in harness.finished(found).items()}
 
 
-def _grows(found: Rounds, names: Mapping[str, str]) -> str:
-    """Figure → what it is called, as `planning as n^0.02, committing as n^0.91`; nothing of less than two sizes."""
-    if len(harness.alive(found)) < 2:
+def _grows(found: RoundsBySize, names: Mapping[str, str]) -> str:
+    """Describe growth as `planning as n^0.02, committing as n^0.91`; empty for less than two sizes."""
+    if len(harness.finished(found)) < 2:
         return ""
     parts = [f"{what} as n^{growth(_medians(found, figure)):.2f}" for figure, what in names.items()]
     return f" Growth with n, fitted: {', '.join(parts)}."
 
 
-def _rounds(found: Rounds) -> str:
+def _rounds(found: RoundsBySize) -> str:
     return harness.rounds(max(map(len, found.values())))
 
 
 def _table(
     columns: Sequence[str],
-    found: Mapping[Any, harness.Found],
-    cells: Callable[[int, harness.Found], Sequence[str]],
+    found: Mapping[Any, harness.Rounds],
+    cells: Callable[[int, harness.Rounds], Sequence[str]],
     headline: str = "",
     figure: str = "",
 ) -> harness.Table:
-    """A row for each size; the headline is the ratio of a figure between the largest and the smallest."""
-    sizes = {int(size): of_one for size, of_one in found.items()}  # names of JSON objects are text
+    """Table with a row per size; the headline is the ratio of a figure between the largest and the smallest."""
+    sizes = {int(size): of_one for size, of_one in found.items()}  # keys of JSON objects are strings
     rows = [
         [f"{size:,}", *([failed] if (failed := harness.failure(of_one)) else cells(size, of_one))]
         for size, of_one in sizes.items()
     ]
-    live = harness.alive(sizes)
+    live = harness.finished(sizes)
     headlines = {}
     if headline and len(live) > 1:
         least, most = min(live), max(live)
@@ -174,10 +174,10 @@ _SECONDS = {
 }  # fmt: skip
 
 
-def driver_table(found: Mapping[Any, harness.Found]) -> harness.Table:
-    """Seconds and memory over shards."""
+def driver_table(found: Mapping[Any, harness.Rounds]) -> harness.Table:
+    """Table of seconds and memory by shards."""
 
-    def cells(shards: int, of_one: harness.Found) -> list[str]:
+    def cells(shards: int, of_one: harness.Rounds) -> list[str]:
         m = {figure: harness.median(_values(of_one, figure)) for figure in of_one[0]}
         return [
             *(f"{m[name]:.2g}" for name in _SECONDS if name != "hand_out_s"), f"{m['mib']:,.0f}",
@@ -185,25 +185,26 @@ def driver_table(found: Mapping[Any, harness.Found]) -> harness.Table:
         ]  # fmt: skip
 
     columns = [
-        "shards", "plan, s", "start, s", "resume, s", "commit, s", "MiB", "handed out, shards/s", "MiB then",
+        "shards", "plan, s", "start, s", "resume, s", "commit, s", "MiB", "handed out, shards/s",
+        "MiB while handing out",
     ]  # fmt: skip
     return _table(columns, found, cells)
 
 
-def _driver_text(found: Rounds) -> str:
+def _driver_text(found: RoundsBySize) -> str:
     return (
-        f"The tokenize driver's own work for {SAMPLES:,} samples ({HANDED_OUT:,} while handing out to two workers that "
-        f"do nothing, from the first that is ready), local disk, {_rounds(found)}. Memory: the resident set at its "
-        "highest, over that of the idle process; the synthetic list of keys is in it. Resume: every shard is made, and "
-        f"looked at.{_grows(found, _SECONDS)}"
+        f"The tokenize driver's own work for {SAMPLES:,} samples ({HANDED_OUT:,} while handing out shards to two idle "
+        f"workers, from the first ready worker on), local disk, {_rounds(found)}. Memory: peak resident set above "
+        "that of the idle process, including the synthetic list of keys. Resume: all shards exist and are "
+        f"checked.{_grows(found, _SECONDS)}"
     )
 
 
-def workers_table(found: Mapping[Any, harness.Found]) -> harness.Table:
+def workers_table(found: Mapping[Any, harness.Rounds]) -> harness.Table:
     """Images/s over workers."""
     alone = _base(found, "images_per_s")
 
-    def cells(count: int, of_one: harness.Found) -> list[str]:
+    def cells(count: int, of_one: harness.Rounds) -> list[str]:
         rates, flops = _values(of_one, "images_per_s"), of_one[0]["flops"]
         floor = harness.best_floor([of_one])
         over = [harness.ratio(rates, [times * one for one in alone]) if alone else "" for times in (1, count)]
@@ -216,21 +217,21 @@ def workers_table(found: Mapping[Any, harness.Found]) -> harness.Table:
     return _table(columns, found, cells, "the tokenize job, {most} workers over one", "images_per_s")
 
 
-def _workers_text(found: Rounds) -> str:
+def _workers_text(found: RoundsBySize) -> str:
     return (
         f"`tokenize` from {IMAGES_PER_CORE * max(found)} JPEG files of 500×375 to shards of {SHARD_ROWS} rows, a "
         f"narrow f16 tokenizer at {TOKENIZER.resolution}×{TOKENIZER.resolution}, one torch thread and one decoding "
-        f"thread a worker, on the CPU, {_rounds(found)}. From the first shard that is done once all workers are ready "
-        f"to the last; with start: all of it, Ray's included. Of matmul speed: the network's FLOPs over those of a "
+        f"thread per worker, on the CPU, {_rounds(found)}. Measured from the first shard after all workers are ready "
+        "to the last; with start: the whole job, including Ray. Of matmul speed: the network's FLOPs over those of a "
         f"large product on as many cores.{_grows(found, {'images_per_s': 'images/s'})}"
     )
 
 
-def loader_table(found: Mapping[Any, harness.Found]) -> harness.Table:
-    """Codes/s, seconds to begin and memory over rows."""
+def loader_table(found: Mapping[Any, harness.Rounds]) -> harness.Table:
+    """Table of codes/s, start-up seconds and memory by rows."""
     base = _base(found, "m_codes_per_s")
 
-    def cells(_: int, of_one: harness.Found) -> list[str]:
+    def cells(_: int, of_one: harness.Rounds) -> list[str]:
         m = {figure: harness.median(_values(of_one, figure)) for figure in of_one[0]}
         return [
             f"{m['m_codes_per_s']:.3g}", f"{8e6 * m['m_codes_per_s'] / m['copy']:.0%}",
@@ -251,23 +252,22 @@ def loader_table(found: Mapping[Any, harness.Found]) -> harness.Table:
     return _table(columns, found, cells, headline, "m_codes_per_s")
 
 
-def _loader_text(found: Rounds) -> str:
+def _loader_text(found: RoundsBySize) -> str:
     names = {"first_s": "the first batch", "decode_s": "the first opening ever", "m_codes_per_s": "codes/s"}
     return (
         "Batches of 256 random rows of 64 codes as int64 tensors from the memory map, exact shuffle, one core, page "
-        f"cache warm, {_rounds(found)}. Of a copy's speed: bytes of the tensors over those of one large copy. All "
-        "sizes go through the real decoding; their shards are one file under many names. First batch: a later start, "
-        "the epoch's permutation of all rows included; first opening ever: once, with decoding. Memory: the resident "
-        "set at its highest, over that before opening; the mapped file's pages "
-        f"count.{_grows(found, names)}"
+        f"cache warm, {_rounds(found)}. Of a copy's speed: bytes of the tensors over those of a large copy. Shards "
+        "are hard links to one file. First batch: at a later start, including the epoch's permutation of all rows; "
+        "first opening ever: including decoding. Memory: peak resident set above that before opening, including "
+        f"pages of the mapped file.{_grows(found, names)}"
     )
 
 
-def length_table(found: Mapping[Any, harness.Found]) -> harness.Table:
-    """Seconds, share of a large product and memory over the codes of a sequence."""
+def length_table(found: Mapping[Any, harness.Rounds]) -> harness.Table:
+    """Table of seconds, share of a large product and memory by sequence length."""
     floor = harness.best_floor(found.values())
 
-    def cells(_: int, of_one: harness.Found) -> list[str]:
+    def cells(_: int, of_one: harness.Rounds) -> list[str]:
         m = {figure: harness.median(_values(of_one, figure)) for figure in of_one[0]}
         return [
             f"{m['step_s']:.3g}", f"{m['tokens_per_s']:,.0f}", f"{m['flops'] / m['step_s'] / floor:.2f}",
@@ -277,24 +277,23 @@ def length_table(found: Mapping[Any, harness.Found]) -> harness.Table:
     return _table(["codes", "s/step", "tokens/s", "share of a large product", "GiB"], found, cells)
 
 
-def _length_text(found: Rounds) -> str:
+def _length_text(found: RoundsBySize) -> str:
     return (
         f"A training step of a prior of 4 layers, 4 heads and width 256 on a batch of {BATCH}, {_rounds(found)} of "
-        f"{STEPS} steps. Share: FLOPs over those of a large product in the same precision, the fastest in all "
-        "processes of the run; our allocator settings; attention's causal half is counted in full. Memory: what the "
-        "process has held at most, over that before there was a model."
-        f"{_grows(found, {'step_s': 'time', 'gib': 'memory'})}"
+        f"{STEPS} steps. Share: FLOPs over those of a large product in the same precision, the fastest of all "
+        "processes of the run; allocator settings of imagepriors; attention is counted without its causal mask. "
+        f"Memory: peak above that before the model is created.{_grows(found, {'step_s': 'time', 'gib': 'memory'})}"
     )
 
 
-TABLES: dict[str, Callable[[Mapping[Any, harness.Found]], harness.Table]] = {
+TABLES: dict[str, Callable[[Mapping[Any, harness.Rounds]], harness.Table]] = {
     "driver": driver_table, "workers": workers_table, "loader": loader_table, "length": length_table,
 }  # fmt: skip
-"""Report → its table, of figures as measured or as read back."""
+"""Report → function from figures, also if read from JSON, to a table."""
 
 
-def _figure(reports: Mapping[str, Rounds]) -> Figure:
-    """A panel for each report; axes are logarithmic but for the job's images/s."""
+def _figure(reports: Mapping[str, RoundsBySize]) -> Figure:
+    """Plot one panel per report; all axes but that of images/s are logarithmic."""
     figure = Figure(figsize=(14, 3.6), layout="constrained")
     panels = {
         "driver": ("driver", "shards", "s", _SECONDS),
@@ -304,7 +303,7 @@ def _figure(reports: Mapping[str, Rounds]) -> Figure:
         "length": ("training step", "codes in a sequence", "s", {"step_s": "s/step"}),
     }  # fmt: skip
     for axes, (report, panel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        (title, xlabel, ylabel, names), found = panel, harness.alive(reports[report])
+        (title, xlabel, ylabel, names), found = panel, harness.finished(reports[report])
         for name, label in names.items():
             values = _medians(found, name)
             slope = f", n^{growth(values):.2f}" if len(values) > 1 else ""

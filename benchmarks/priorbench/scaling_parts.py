@@ -1,4 +1,4 @@
-"""What the scaling suite measures, each in a process of its own: `python -m priorbench.scaling_parts`."""
+"""Measurements of the scaling suite, each in a separate process: `python -m priorbench.scaling_parts`."""
 
 import hashlib
 import json
@@ -27,30 +27,30 @@ from codeshards.job.progress import EventLog, read_events
 from codeshards.job.resume import MissingShards, close_job, open_job
 from codeshards.job.scheduler import run_shards
 from codeshards.job.tokenize import tokenize
-from priorbench import harness, loader, train_prior
+from priorbench import harness, loader, processes, train_prior
 from priorbench.shards import skewed_codes
 from vqgan.tokenizer import Tokenizer
 
 _SPEC = ShardSpec(image=GridSpec(height=16, width=16, codebook_size=1024, fingerprint="benchmark"))
 _SIDE = 8
-"""Of the code grids that the loader reads: 64 codes keep ten million rows at 1.3 GB."""
+"""Side of the code grids that the loader reads: with 64 codes, ten million rows are 1.3 GB."""
 _FILE_ROWS = 50_000
 
 
 class _Idle:
-    """A worker that gives back what it gets."""
+    """A worker that returns its task."""
 
     def run(self, task: Any) -> Any:
         return task
 
 
 def _mib_over(before_gib: float) -> float:
-    """What this process has held at most since it held `before_gib`, in MiB."""
+    """Peak memory of this process above `before_gib`, in MiB."""
     return (harness.resident_gib() - before_gib) * 1024
 
 
 def plan_of(samples: int, shards: int) -> Plan:
-    """A shuffled plan of synthetic keys, shaped like ImageNet's."""
+    """A shuffled plan of synthetic keys like those of ImageNet."""
     return build_plan(
         samples={"train": [f"n{i % 1000:08d}/picture{i:010d}" for i in range(samples)]},
         source_hashes={"train": "benchmark"},
@@ -62,7 +62,7 @@ def plan_of(samples: int, shards: int) -> Plan:
 
 
 def plan(folder: Path, samples: int, shards: int) -> dict[str, float]:
-    """Seconds to plan, to start, to resume with every shard made, and to commit; memory at its highest."""
+    """Seconds to plan, to start, to resume with all shards finished, and to commit; peak memory."""
     seconds: dict[str, float] = {}
     before_gib = harness.resident_gib("VmRSS")
 
@@ -74,7 +74,7 @@ def plan(folder: Path, samples: int, shards: int) -> dict[str, float]:
 
     made = timed("plan_s", lambda: plan_of(samples, shards))
     missing: MissingShards = timed("open_s", lambda: open_job(made, folder))
-    with mock.patch("os.fsync"):  # what was made is no part of this
+    with mock.patch("os.fsync"):  # writing the shards is not measured
         for shard in missing:
             _pretend(shard, made.hash, folder)
     if left := len(timed("resume_s", lambda: open_job(made, folder))):
@@ -87,7 +87,7 @@ def plan(folder: Path, samples: int, shards: int) -> dict[str, float]:
 
 
 def _pretend(shard: PlannedShard, plan_hash: str, folder: Path) -> None:
-    """An empty shard and its sidecar."""
+    """Write an empty shard and its sidecar."""
     name = f"{shard.name}.parquet"
     Sidecar(
         plan_hash=plan_hash,
@@ -101,7 +101,7 @@ def _pretend(shard: PlannedShard, plan_hash: str, folder: Path) -> None:
 
 
 def hand_out(folder: Path, samples: int, shards: int) -> dict[str, float]:
-    """Seconds and the driver's memory while workers take shards and give them back, from the first that is ready."""
+    """Seconds and the driver's memory while idle workers process shards, from the first ready worker on."""
     before_gib = harness.resident_gib("VmRSS")
     missing, log = open_job(plan_of(samples, shards), folder), folder / EVENTS_FILE
     run_shards(
@@ -119,8 +119,8 @@ def hand_out(folder: Path, samples: int, shards: int) -> dict[str, float]:
 def workers(folder: Path, count: int, shard_rows: int) -> dict[str, float]:
     """Images/s of the job with `count` workers of one thread, from `folder`/data by `folder`/tokenizer.
 
-    Timed from the first shard that is done once all workers are ready to the last; with the start: all of it. Beside
-    it the FLOPs of an image, and those a second of a large product on as many cores.
+    Timed from the first shard that is finished after all workers are ready to the last; with the start: the whole job.
+    Also the FLOPs of an image, and FLOPs per second of a large product on as many cores.
     """
     config = TokenizeConfig(
         shard_rows=shard_rows, batch_size=8, threads=1, decode_threads=1, workers=count, device="cpu",
@@ -151,7 +151,7 @@ def workers(folder: Path, count: int, shard_rows: int) -> dict[str, float]:
 
 
 def make_rows(folder: Path, rows: int) -> dict[str, float]:
-    """A dataset of so many rows, whose shards are one file under many names; seconds of its first opening."""
+    """Write a dataset whose shards are hard links to one file, and measure the seconds of its first opening."""
     count = min(rows, _FILE_ROWS)
     grid = GridSpec(height=_SIDE, width=_SIDE, codebook_size=1024, fingerprint="benchmark")
     spec = ShardSpec(image=grid, orders=("row_major",))
@@ -170,9 +170,9 @@ def make_rows(folder: Path, rows: int) -> dict[str, float]:
 
 
 def read_rows(folder: Path, limit_s: float) -> dict[str, float]:
-    """Random batches of a dataset that was opened before, on one core: M codes/s, seconds to the first, memory.
+    """Read random batches of a dataset that was opened before, on one core: M codes/s, seconds to the first, memory.
 
-    Beside them what a large copy reaches, in bytes a second.
+    Also the bytes per second of a large copy.
     """
     harness.pin(1)
     torch.set_num_threads(1)
@@ -188,9 +188,9 @@ def read_rows(folder: Path, limit_s: float) -> dict[str, float]:
 
 
 def train(length: int, batch: int, steps: int) -> dict[str, float]:
-    """A training step of a small prior on sequences of `length` codes: seconds (the median of `steps`), FLOPs, memory.
+    """Measure a training step of a small prior on `length` codes: seconds (median of `steps`), FLOPs, memory.
 
-    Memory is what the process has held beyond what it held before there was a model.
+    Memory is the peak above the memory before the model is created.
     """
     size = train_prior.Size(layers=4, heads=4, width=256, codes=length, batch=batch)
     torch.manual_seed(0)
@@ -214,4 +214,4 @@ _PARTS: dict[str, Callable[..., dict[str, float]]] = {
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
     place = {"folder": Path(given.pop("folder"))} if "folder" in given else {}
-    harness.answer(lambda: _PARTS[sys.argv[1]](**place, **given))
+    processes.write_answer(lambda: _PARTS[sys.argv[1]](**place, **given))

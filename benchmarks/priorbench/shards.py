@@ -1,7 +1,7 @@
-"""What the shard format costs: five orders against one, Parquet against WebDataset: `imagepriors bench shards`.
+"""Cost of the shard format: five orders and one, Parquet and WebDataset: `python -m priorbench shards`.
 
-The codes are drawn independently from a skewed distribution over 1,024 entries (16×16 a picture), which no
-compressor can shrink below their entropy: real pictures are not harder. The contenders take turns in one process on one
+The codes (16×16 per picture) are drawn independently from a skewed distribution over 1,024 entries, so no compressor
+can shrink them below their entropy; codes of real pictures are not harder. All contenders run in one process on one
 core, with files in the page cache.
 """
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 from codeshards.format import ORDER_NAMES, GridSpec, Manifest, OrderName, ShardDataset, ShardSpec, Sidecar, build_plan
 from codeshards.format.manifest import sidecar_path
 from codeshards.format.shardfile import ShardFormat, write_shard
-from priorbench import harness
+from priorbench import harness, processes
 
 ROWS, _WARM = 16_384, 256
 _SHARD_ROWS, _CODEBOOK = 4096, 1024
@@ -32,7 +32,7 @@ CONTENDERS: dict[str, tuple[tuple[OrderName, ...], ShardFormat]] = {
 
 
 def skewed_codes(rows: int, side: int = 16) -> Any:
-    """uint16 [rows, side, side]: code k of 1,024 with a probability that falls as 1/(k + 10)."""
+    """Codes uint16 [rows, side, side]; the probability of code k of 1,024 is proportional to 1/(k + 10)."""
     p_K = 1 / (np.arange(_CODEBOOK) + 10)
     rng = np.random.default_rng(0)
     return rng.choice(_CODEBOOK, (rows, side, side), p=p_K / p_K.sum()).astype(np.uint16)
@@ -41,7 +41,7 @@ def skewed_codes(rows: int, side: int = 16) -> Any:
 def write(
     folder: Path, codes_NHW: Any, orders: tuple[OrderName, ...] = _ONE, format_name: ShardFormat = "parquet"
 ) -> None:
-    """One split of shards, laid out and written as the job does."""
+    """Write one split of shards as the job does."""
     height, width = codes_NHW.shape[1:]
     grid = GridSpec(height=height, width=width, codebook_size=_CODEBOOK, fingerprint="benchmark")
     spec = ShardSpec(image=grid, orders=orders)
@@ -66,14 +66,14 @@ def write(
 
 
 def read_ours(folder: Path) -> int:
-    """Read one order of every row; returns the number of codes."""
+    """Read one order of all rows, and return the number of codes."""
     return sum(
         batch["codes_row_major"].size for batch in ShardDataset.open(folder).batches("train", ["codes_row_major"])
     )
 
 
 def read_webdataset(folder: Path) -> int:
-    """The same by plain webdataset with its own decoders."""
+    """Read the same codes by webdataset with its own decoders."""
     import webdataset
 
     urls = sorted(map(str, (folder / "train").glob("*.tar")))
@@ -81,21 +81,21 @@ def read_webdataset(folder: Path) -> int:
 
 
 def run(repeats: int, *, out: Path = harness.RESULTS) -> str:
-    """Measure all contenders in turns, write the report, and return it as Markdown.
+    """Measure all contenders, write the report, and return it as Markdown.
 
     Raises:
-        ContenderError: a round failed; those before it are in the report.
+        ContenderError: a round failed; earlier rounds are in the report.
     """
     found: list[dict[str, Any]] = []
     report = ""
     for _ in range(repeats):
-        found.append(harness.spawn("shards", str(ROWS)))
+        found.append(processes.spawn("shards", str(ROWS)))
         report = _report(_joined(found), out)
     return report
 
 
 def _joined(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rounds as one: seconds in lists, the fastest copy."""
+    """Join rounds: seconds become lists, and the fastest copy counts."""
     seconds = {
         name: {task: [of_round["seconds"][name][task] for of_round in found] for task in tasks}
         for name, tasks in found[0]["seconds"].items()
@@ -104,7 +104,7 @@ def _joined(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure(rows: int) -> dict[str, Any]:
-    """Seconds of every task, bytes of every contender, and bytes a second of a plain copy, in one round."""
+    """Seconds of each task, bytes of each contender, and bytes per second of a copy, in one round."""
     harness.pin(1)
     pa.set_cpu_count(1)
     codes_NHW = skewed_codes(rows)
@@ -114,7 +114,7 @@ def measure(rows: int) -> dict[str, Any]:
         for name, (orders, format_name) in CONTENDERS.items():
             folder = Path(root) / name
             for _, work in _tasks(folder / "warm", codes_NHW[:_WARM], orders, format_name):
-                work()  # what is imported and compiled on the way
+                work()  # imports and compiles what it requires
             seconds[name] = {
                 task: harness.seconds(work) for task, work in _tasks(folder / "timed", codes_NHW, orders, format_name)
             }
@@ -135,8 +135,9 @@ def _report(figures: dict[str, Any], out: Path) -> str:
     count = len(figures["seconds"][_BASE]["write_s"])
     text = (
         f"Shards of {figures['rows']:,} rows of 16×16 skewed codes of {_CODEBOOK:,}, one core, "
-        f"{harness.rounds(count)}. Write: permute, check, compress, hash, fsync. Read: one order of every row, here "
-        "and by plain `webdataset`; share of a copy: of the same codes, two bytes each, from memory to memory."
+        f"{harness.rounds(count)}. Write: permute, check, compress, hash, fsync. Read: one order of all rows, by "
+        "codeshards and by `webdataset`. Share of a copy: relative to a copy in memory of the same codes, two bytes "
+        "each."
     )
     return harness.save(
         out, "shards", table(figures), command=harness.command("shards", count), text=text, figures=figures,
@@ -145,7 +146,7 @@ def _report(figures: dict[str, Any], out: Path) -> str:
 
 
 def table(figures: dict[str, Any]) -> harness.Table:
-    """Bytes, rates and ratios of every form."""
+    """Table of bytes, rates and ratios."""
     count, codes, nbytes, found = figures["rows"], figures["codes"], figures["bytes"], figures["seconds"]
     five, tars = "Parquet, five orders", "WebDataset, five orders"
     rows = []
@@ -159,7 +160,7 @@ def table(figures: dict[str, Any]) -> harness.Table:
             f"{codes / harness.median(theirs) / 1e6:.1f}" if theirs else "",
         ])  # fmt: skip
     columns = [
-        "", "MB", "bytes a row", "× bytes", "rows/s written", "× write time", "M codes/s read", "share of a copy",
+        "", "MB", "bytes per row", "× bytes", "rows/s written", "× write time", "M codes/s read", "share of a copy",
         "by `webdataset`",
     ]  # fmt: skip
     theirs = found[tars]["read_webdataset_s"]
@@ -170,4 +171,4 @@ def table(figures: dict[str, Any]) -> harness.Table:
 
 
 if __name__ == "__main__":
-    harness.answer(lambda: measure(int(sys.argv[1])))
+    processes.write_answer(lambda: measure(int(sys.argv[1])))

@@ -1,8 +1,7 @@
-"""The tokenize job against the bare encoder and LlamaGen's extraction loop: `imagepriors bench tokenize`.
+"""The tokenize job, compared with the encoder alone and LlamaGen's extraction loop: `python -m priorbench tokenize`.
 
-All contenders have the same weights (f16/1024, random) and the same photos at 256×256. They take turns, each in a
-process of its own, so that what else the machine does meets all of them; a round's ratios are taken within the round,
-and the job's over the mean of the bare encoder before and after it.
+All contenders have the same weights (f16/1024, random) and the same photos at 256×256, and each runs in a separate
+process. Ratios are taken within a round; that of the job is over the mean of the encoder before and after it.
 """
 
 import functools
@@ -21,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codeshards.config import TokenizeConfig
 from codeshards.job.progress import read_events
-from priorbench import harness, peers
+from priorbench import harness, peers, processes
 from priorbench.train_vqgan import published, random_weights
 from runkit.devices import pick_device
 from runkit.machine import ALLOCATOR, usable_cores
@@ -35,10 +34,10 @@ from vqgan.tokenizer import Tokenizer
 
 _SIZE = 256
 _BATCH = {"cpu": 8, "cuda": 128}
-# Pictures of one measurement: enough for tens of seconds.
+# Pictures per measurement, which takes tens of seconds.
 _PICTURES = {"cpu": {"loop": 16, "bare": 64, "job": 192}, "cuda": {"loop": 600, "bare": 10_240, "job": 24_000}}
 _EXACT_SHARE = 6
-"""On a GPU float32, without TF32, gets so many times fewer: its products take some ten times as long."""
+"""Reduction of the number of pictures for float32 without TF32 on a GPU, which is about ten times as slow."""
 _SHARDS = 6
 _AS_IS, _AGAIN = ", as it is", ", again"
 _LOOP = "LlamaGen's loop around the same network, float32"
@@ -46,15 +45,15 @@ _RIVALS = {
     "that loop around taming's network, float32": ("taming", ("taming", "einops")),
     "that loop around diffusers' network, float32": ("diffusers", ("taming", "einops", "diffusers")),
 }
-"""Name → whose network, and the modules that it wants."""
-# Name → (measurement, precision, with our allocator settings).
+"""Name → owner of the network, and required modules."""
+# Name → (measurement, precision, with the allocator settings of this project).
 CONTENDERS = {
     _LOOP + _AS_IS: ("loop", "float32", False),
     _LOOP: ("loop", "float32", True),
     **{name: (f"loop {who}", "float32", True) for name, (who, _) in _RIVALS.items()},
     "bare encoder, float32": ("bare", "float32", True),
     "job, float32": ("job", "float32", True),
-    f"bare encoder, float32{_AGAIN}": ("bare", "float32", True),  # since the machine drifts
+    f"bare encoder, float32{_AGAIN}": ("bare", "float32", True),  # because the speed of the machine drifts
     "bare encoder, bfloat16": ("bare", "bfloat16", True),
     "job, bfloat16": ("job", "bfloat16", True),
     f"bare encoder, bfloat16{_AGAIN}": ("bare", "bfloat16", True),
@@ -62,7 +61,7 @@ CONTENDERS = {
 
 
 def contenders() -> list[str]:
-    """Who takes part: no bfloat16 where nobody would choose it, no second allocator on a GPU, which has its own."""
+    """Contenders on this device: bfloat16 only where it is faster, one allocator setting on a GPU."""
     native = resolve_precision("auto", pick_device("auto")) == "bfloat16"
     gpu = harness.device() == "cuda"
     return [
@@ -73,14 +72,14 @@ def contenders() -> list[str]:
 
 
 def pictures_of(what: str, precision: str) -> int:
-    """Pictures that one measurement encodes on this device."""
+    """Number of pictures per measurement on this device."""
     device = harness.device()
     few = device == "cuda" and precision == "float32" and what != "loop"
     return _PICTURES[device][what] // (_EXACT_SHARE if few else 1)
 
 
 def bare(work: Path, precision: str) -> dict[str, Any]:
-    """The encoder alone: pictures that are decoded and in memory, all threads, one process."""
+    """Measure the encoder alone on decoded pictures in memory, with all threads of one process."""
     batch, total = _BATCH[harness.device()], pictures_of("bare", precision)
     tokenizer = Tokenizer.load(work / "tokenizer", precision=precision)  # type: ignore[arg-type]
     split = open_splits("folder", work / precision / "data")["train"]
@@ -105,7 +104,7 @@ def bare(work: Path, precision: str) -> dict[str, Any]:
 
 
 def job(work: Path, precision: str) -> dict[str, Any]:
-    """`tokenize` from JPEG files to shards; timed from the end of its first shard, in which its worker warms up."""
+    """Measure `tokenize` from JPEG files to shards, from the end of its first shard, in which its worker warms up."""
     from codeshards.format.contents import EVENTS_FILE
     from codeshards.job.tokenize import tokenize
 
@@ -131,13 +130,13 @@ def job(work: Path, precision: str) -> dict[str, Any]:
 
 
 def loop(work: Path, precision: str, who: str = "") -> dict[str, Any]:
-    """How LlamaGen extracts codes: one photo at a time, encoded with its mirror, an .npy of codes and one of label.
+    """Measure LlamaGen's loop: encode one photo and its mirror, and write an .npy of codes and one of the label.
 
-    Both pictures of a photo count, though it is decoded once. Weights and photos are those of the others; the network
-    is ours, or that of `who`.
+    Both pictures of a photo count, although it is decoded once. Weights and photos are those of the other contenders;
+    the network is that of this project or of `who`.
     """
     device = harness.device()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # its own flags
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # LlamaGen's flags
     encode: Callable[[torch.Tensor], torch.Tensor]
     if who:
         theirs = published(work, who).eval()
@@ -167,13 +166,13 @@ def loop(work: Path, precision: str, who: str = "") -> dict[str, Any]:
             np.save(f"{folder}/codes-{index}.npy", codes.cpu().numpy())
             np.save(f"{folder}/label-{index}.npy", y.numpy())
             if index == photos + 1:
-                seconds = time.perf_counter() - start  # before the loader ends its workers, which is none of the loop
+                seconds = time.perf_counter() - start  # excludes the end of the loader's workers
                 break
     return {"images_per_s": 2 * photos / seconds}
 
 
 def _prepare(data: Path | None, work: Path) -> str:
-    """The photos of `data` as often as needed, and a tokenizer; what the photos are."""
+    """Write links to the photos of `data`, repeated as required, and a tokenizer; return a description."""
     source = data or harness.photos(work / "photos", 32)
     photos = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in (".jpeg", ".jpg", ".png")]
     if len(photos) < 8:
@@ -194,22 +193,22 @@ def _prepare(data: Path | None, work: Path) -> str:
 
 def _measure(work: Path, name: str) -> dict[str, Any]:
     what, precision, allocator = CONTENDERS[name]
-    found: dict[str, Any] = harness.spawn(
+    found: dict[str, Any] = processes.spawn(
         "tokenize", what, str(work), precision, env=ALLOCATOR if allocator else {}
     )  # fmt: skip
     return found
 
 
 def run(repeats: int = 3, *, data: Path | None = None, out: Path = harness.RESULTS) -> str:
-    """Measure all contenders in turns, write the report, and return it as Markdown.
+    """Measure all contenders, write the report, and return it as Markdown.
 
     Raises:
-        InputError: `data` holds too few photos.
+        InputError: `data` has too few photos.
     """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         photos = _prepare(data, work)
-        return harness.in_turns(
+        return harness.run_rounds(
             "bench tokenize",
             contenders(),
             lambda name: _measure(work, name),
@@ -218,17 +217,17 @@ def run(repeats: int = 3, *, data: Path | None = None, out: Path = harness.RESUL
         )
 
 
-def _rates(figures: dict[str, harness.Found]) -> dict[str, list[float]]:
-    """Images/s of who lives, of the bare encoder the mean of before and after."""
-    rates = {name: [of_round["images_per_s"] for of_round in found] for name, found in harness.alive(figures).items()}
+def _rates(figures: dict[str, harness.Rounds]) -> dict[str, list[float]]:
+    """Images/s of contenders that did not fail; of the encoder the mean of before and after."""
+    rates = harness.values_of(figures, "images_per_s")
     return {
         name: [statistics.mean(pair) for pair in zip(before, rates.get(name + _AGAIN, before), strict=False)]
         for name, before in rates.items()
     }
 
 
-def table(figures: dict[str, harness.Found]) -> harness.Table:
-    """Images/s, shares of the bare encoder, ratios over the loop."""
+def table(figures: dict[str, harness.Rounds]) -> harness.Table:
+    """Table of images/s, shares of the encoder, ratios over the loop."""
     rates = _rates(figures)
     rows: list[list[str]] = []
     headlines: dict[str, str] = {}
@@ -248,9 +247,9 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
             if what == "job":
                 whole = f"{harness.median([of_round['images_per_s_with_start'] for of_round in found]):.3g}"
                 share = harness.ratio(rates[name], rates[bare]) if bare in rates else ""
-                told = {f"of its {bare.partition(',')[0]}'s speed": share}
-                told |= {f"over {rival}": value for rival, value in zip(loops, over, strict=True)}
-                headlines |= {f"tokenize job in {precision}, {what}": value for what, value in told.items() if value}
+                ratios = {f"of its {bare.partition(',')[0]}'s speed": share}
+                ratios |= {f"over {rival}": value for rival, value in zip(loops, over, strict=True)}
+                headlines |= {f"tokenize job in {precision}, {what}": value for what, value in ratios.items() if value}
             rate = harness.median(rates[name])
             rows.append([name, f"{rate:.3g}", whole, f"{flops * rate / floors[precision]:.0%}", share, *over])
     heads = [f"× {name.replace(' around the same network', '').replace(', float32', '')}" for name in loops]
@@ -259,22 +258,22 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
     )
 
 
-def _report(figures: dict[str, harness.Found], photos: str, out: Path) -> str:
+def _report(figures: dict[str, harness.Rounds], photos: str, out: Path) -> str:
     count = max(map(len, figures.values()))
     jobs = {name: rates for name, rates in _rates(figures).items() if name.startswith("job")}
     images = ", ".join(f"{pictures_of('job', CONTENDERS[name][1]):,} in {CONTENDERS[name][1]}" for name in jobs)
     fastest = max(map(harness.median, jobs.values()), default=float("nan"))
     text = (
         f"Tokenize, f16/1024 at 256×256, batch {_BATCH[harness.device()]}, {photos}; medians of "
-        f"{harness.rounds(count)}, ratios within a round (range). Of matmul speed: the network's FLOPs over those of a "
-        f"large product in the same precision, the fastest in all processes of the run. Job: JPEG files ({images}) to "
-        "shards of five orders on local Ray, from the end of its first shard to that of its last; with start: all of "
-        "it. The bare encoder and the loop are warm too. LlamaGen's loop encodes a photo and its mirror in a batch of "
-        "two and saves an .npy: both pictures count, so it decodes half as many files for them as the job does; it "
-        "runs around taming's and diffusers' networks too, where they are installed; on a GPU it allows "
-        "TF32, as published, where the others are exact. As it is: with the C library's allocator as it comes, else "
-        "all have our settings of it. Random weights. At the fastest job's rate ImageNet-1k, 1,281,167 pictures, "
-        f"takes {1_281_167 / fastest / 3600:.2g} h."
+        f"{harness.rounds(count)}, ratios within a round (range). Of matmul speed: the network's FLOPs over those of "
+        f"a large product in the same precision, the fastest of all processes of the run. Job: JPEG files ({images}) "
+        "to shards of five orders on local Ray, from the end of its first shard to that of its last; with start: the "
+        "whole job. The encoder and the loop are warm too. LlamaGen's loop encodes a photo and its mirror in a batch "
+        "of two and saves an .npy: both pictures count, so it decodes half as many files per picture as the job. It "
+        "is also run with the networks of taming and diffusers if they are installed. On a GPU it uses TF32, as "
+        "published; the others do not. As it is: with the default allocator settings of the C library; all others "
+        "have those of imagepriors. Random weights. At the fastest job's rate ImageNet-1k, 1,281,167 pictures, takes "
+        f"{1_281_167 / fastest / 3600:.2g} h."
     )
     return harness.save(
         out, "tokenize", table(figures), command=harness.command("tokenize", count, "--data" in photos), text=text,
@@ -287,4 +286,4 @@ if __name__ == "__main__":
     jobs: dict[str, Callable[[Path, str], dict[str, Any]]] = {
         "bare": bare, "job": job, "loop": functools.partial(loop, who=whose),
     }  # fmt: skip
-    harness.answer(lambda: jobs[job_name](Path(sys.argv[2]), sys.argv[3]))
+    processes.write_answer(lambda: jobs[job_name](Path(sys.argv[2]), sys.argv[3]))

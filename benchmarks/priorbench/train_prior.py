@@ -1,12 +1,11 @@
-"""Training steps of GPT-2 on image codes against its rivals: `imagepriors bench train-prior`.
+"""Training steps of GPT-2 on image codes, compared with rivals: `python -m priorbench train-prior`.
 
-In every round each contender gets a process of its own, so that peak memory and the allocator's settings are its own;
-ratios are taken within a round. The C library's allocator has our settings (those of every command of ours), or its own
-where a rival is measured as its users run it. Random codes; before anything is timed, the losses of taming,
-transformers and us on one batch are compared at the same weights.
+In each round each contender runs in a separate process, so peak memory and allocator settings are its own; ratios are
+taken within a round. The C library's allocator has the settings of this project, or its defaults for a rival "as it
+is". Codes are random. Before anything is timed, the losses of taming, transformers and this project on one batch are
+compared at the same weights.
 """
 
-import functools
 import importlib
 import itertools
 import sys
@@ -25,7 +24,7 @@ from codeprior.model import Prior
 from codeprior.optim import make_optimizer
 from codeprior.speed import resolve_precision, step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
-from priorbench import harness, peers
+from priorbench import harness, peers, processes
 from priorbench.harness import RESULTS
 from runkit.machine import ALLOCATOR
 from vqgan.config import ModelConfig as VqganConfig
@@ -41,7 +40,7 @@ class Size(NamedTuple):
     heads: int
     width: int
     codes: int
-    """In a sequence, a multiple of 16."""
+    """Per sequence, a multiple of 16."""
     batch: int
 
 
@@ -56,7 +55,7 @@ Step = Callable[[], Any]
 
 
 class NanoBlock(nn.Module):
-    """The block of a plain GPT-2 as nanoGPT writes it."""
+    """The transformer block of nanoGPT."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -100,13 +99,13 @@ class NanoGPT(nn.Module):
 
 
 def _codes(size: Size, start: int) -> tuple[Tensor, Tensor]:
-    """What a transformer over one vocabulary reads, after its start token, and what it predicts; both [B, T]."""
+    """Inputs with a start token and targets of a transformer over one vocabulary, both [B, T]."""
     codes = torch.randint(_CODEBOOK, (size.batch, size.codes), device=harness.device())
     return F.pad(codes[:, :-1], (1, 0), value=start), codes
 
 
 def nanogpt(size: Size, precision: str, compiled: bool) -> Step:
-    """Its step: fused AdamW, clipping by torch's function."""
+    """The training step of nanoGPT: fused AdamW, clipping by torch's function."""
     model: nn.Module = NanoGPT(size).to(harness.device())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     if compiled:
@@ -168,7 +167,7 @@ def _net2net(size: Size) -> Any:
 
 
 def taming_codes(size: Size, precision: str, compiled: bool) -> Step:
-    """Its transformer and its optimizer on codes, which its own trainer cannot read."""
+    """The training step of taming's transformer on codes, which its own trainer does not support."""
     model = _net2net(size)
     optimizer = model.configure_optimizers()
     inputs, codes = _codes(size, 0)
@@ -180,7 +179,7 @@ def taming_codes(size: Size, precision: str, compiled: bool) -> Step:
 
 
 def taming_pixels(size: Size, precision: str, compiled: bool) -> Step:
-    """Its training step: VQGAN encodes the pictures, minGPT is trained on the codes."""
+    """The training step of taming: VQGAN encodes the pictures, minGPT is trained on the codes."""
     model = _net2net(size)
     side = _VQGAN.resolution
     pictures = torch.rand(size.batch, side, side, 3, device=harness.device()) * 2 - 1
@@ -200,10 +199,10 @@ def _taming_step(loss_of_batch: Callable[[], Tensor], optimizer: torch.optim.Opt
     return step
 
 
-def ours(size: Size, precision: str, compiled: bool, attention: str = "sdpa") -> Step:
-    """Our train step on a batch in main memory."""
+def ours(size: Size, precision: str, compiled: bool) -> Step:
+    """The training step of this project on a batch in main memory."""
     device = torch.device(harness.device())
-    prior = _prior(size, attention).to(device)
+    prior = _prior(size).to(device)
     loss, optimizer = SequenceLoss(prior), make_optimizer(prior, TrainConfig())
     if compiled:
         loss.compile()
@@ -232,12 +231,12 @@ def _sequence(size: Size) -> SequenceSpec:
     )
 
 
-def _prior(size: Size, attention: str = "sdpa") -> Prior:
-    config = ModelConfig(n_layer=size.layers, n_head=size.heads, n_embd=size.width, attention=attention)  # type: ignore[arg-type]
+def _prior(size: Size) -> Prior:
+    config = ModelConfig(n_layer=size.layers, n_head=size.heads, n_embd=size.width)
     return Prior(config, _sequence(size))
 
 
-# Name → (what makes its step, compiled, with our allocator settings, modules it needs).
+# Name → (function that builds its step, compiled, with the allocator settings of this project, required modules).
 CONTENDERS: dict[str, tuple[Callable[[Size, str, bool], Step], bool, bool, tuple[str, ...]]] = {
     _NANO + _AS_IS: (nanogpt, True, False, ()),
     _NANO: (nanogpt, True, True, ()),
@@ -247,44 +246,33 @@ CONTENDERS: dict[str, tuple[Callable[[Size, str, bool], Step], bool, bool, tuple
     _PIXELS: (taming_pixels, False, True, ("taming", "einops", "transformers")),
     "imagepriors": (ours, False, True, ()),
     "imagepriors, compiled": (ours, True, True, ()),
-    "imagepriors, xformers": (functools.partial(ours, attention="xformers"), False, True, ("xformers",)),
-    "imagepriors, xformers, compiled": (functools.partial(ours, attention="xformers"), True, True, ("xformers",)),
 }
 
 
 def contenders(model: str) -> list[str]:
-    """Who takes part at a size: xformers wants a GPU, which has its own allocator; beside the first size fewer."""
+    """Contenders at a size: a GPU has one allocator setting, and sizes after the first have fewer contenders."""
     found = []
-    for name, (_, _, allocator, modules) in CONTENDERS.items():
-        gpu = harness.device() == "cuda"
-        if ("xformers" in modules and not (gpu and _xformers())) or (gpu and not allocator):
+    for name, (_, _, allocator, _) in CONTENDERS.items():
+        if harness.device() == "cuda" and not allocator:
             continue
         if model == next(iter(SIZES[harness.device()])) or name.startswith((_NANO, _TRANSFORMERS, "imagepriors")):
             found.append(name)
     return found
 
 
-def _xformers() -> bool:
-    try:
-        importlib.import_module("xformers.ops")
-    except (ImportError, OSError):  # not installed, or built for another torch
-        return False
-    return True
-
-
 def measure(name: str, model: str, precision: str) -> dict[str, float]:
-    """One contender's figures of one round, in this process."""
+    """Figures of one contender in one round."""
     torch.manual_seed(0)
     make, compiled, _, _ = CONTENDERS[name]
     step = make(SIZES[harness.device()][model], precision, compiled)
-    seconds = harness.steady(step, warm=2)  # the first compiles, the second allocates
+    seconds = harness.median_seconds(step, warm=2)  # the first call compiles, the second allocates
     peak_gib = harness.peak_gib()
     return {"s": seconds, "peak_gib": peak_gib, "floor": harness.flops_floor(precision)}
 
 
 @torch.no_grad()
 def losses(model: str) -> dict[str, float]:
-    """Mean loss of one batch of codes at the same weights, in float32: taming's, transformers' and ours."""
+    """Mean loss of one batch of codes at the same weights, in float32, of taming, transformers and this project."""
     size, device = SIZES[harness.device()][model], harness.device()
     torch.manual_seed(0)
     peer = _mingpt(size).eval()
@@ -300,10 +288,12 @@ def losses(model: str) -> dict[str, float]:
 
 
 def _agreement(model: str) -> str:
-    """The losses at the same weights, in words; raises ContenderError where they differ."""
-    found = harness.spawn("train_prior", "losses", model)
+    """Describe the losses at the same weights; raises ContenderError if they differ."""
+    found = processes.spawn("train_prior", "losses", model)
     if max(found.values()) - min(found.values()) > 1e-3:
-        raise harness.ContenderError(f"at the same weights the losses differ, so nothing here can be compared: {found}")
+        raise processes.ContenderError(
+            f"at the same weights the losses differ, so nothing here can be compared: {found}"
+        )
     listed = ", ".join(f"{name} {value:.5f}" for name, value in found.items())
     return f"At the same weights one batch's losses are equal: {listed}. "
 
@@ -316,15 +306,15 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
     """
     device = harness.device()
     first, *_ = SIZES[device]
-    needed = sorted({module for name in contenders(first) for module in CONTENDERS[name][3]} - {"xformers"})
+    needed = sorted({module for name in contenders(first) for module in CONTENDERS[name][3]})
     peers.require(*needed)
     agreement = _agreement(first) if needed else ""
-    native = resolve_precision("auto", torch.device(device))  # where bfloat16 is slower nobody would choose it
+    native = resolve_precision("auto", torch.device(device))  # bfloat16 is measured only where it is faster
     precisions = sorted({native, "float32"} if device == "cpu" else {native}, reverse=True)
     groups = itertools.product(SIZES[device], precisions)
     packages = peers.packages(module for module in needed if module != "einops")
     text = f"`auto` picks {native} here; {_sizes()}. {agreement}"
-    return harness.in_turns(
+    return harness.run_rounds(
         "bench train-prior",
         [(name, model, str(precision)) for model, precision in groups for name in contenders(model)],
         _measure,
@@ -335,7 +325,7 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
 
 def _measure(contender: tuple[str, str, str]) -> dict[str, Any]:
     env = ALLOCATOR if CONTENDERS[contender[0]][2] else {}
-    found: dict[str, Any] = harness.spawn("train_prior", "measure", *contender, env=env)
+    found: dict[str, Any] = processes.spawn("train_prior", "measure", *contender, env=env)
     return found
 
 
@@ -348,12 +338,12 @@ def _sizes() -> str:
 _RIVALS = (_NANO, _NANO + _AS_IS, _TRANSFORMERS, _MINGPT, _PIXELS, _PIXELS + _AS_IS)
 
 
-def table(figures: dict[str, dict[str, harness.Found]], device: str) -> harness.Table:
-    """Times, ratios within a size and precision, MFU.
+def table(figures: dict[str, dict[str, harness.Rounds]], device: str) -> harness.Table:
+    """Table of times, ratios within a size and precision, and MFU.
 
     Args:
         figures: `MODEL, PRECISION` → contender → rounds.
-        device: Where they were measured: cpu or cuda.
+        device: Device of the measurement: cpu or cuda.
     """
     rows: list[list[str]] = []
     headlines: dict[str, str] = {}
@@ -364,7 +354,7 @@ def table(figures: dict[str, dict[str, harness.Found]], device: str) -> harness.
             found for other, of_group in figures.items() if other.endswith(precision) for found in of_group.values()
         )
         floor = harness.best_floor(same)
-        seconds = {name: [of_round["s"] for of_round in found] for name, found in harness.alive(founds).items()}
+        seconds = harness.values_of(founds, "s")
         for name, found in founds.items():
             if name not in seconds:
                 rows.append([name, model, precision, harness.failure(found)])
@@ -380,28 +370,28 @@ def table(figures: dict[str, dict[str, harness.Found]], device: str) -> harness.
             if name.startswith("imagepriors"):
                 who = name.removeprefix("imagepriors").removeprefix(", ")
                 what = f"Training step of {model}, {precision}{', ' * bool(who)}{who}"
-                told = (_NANO,) if who else _RIVALS
-                headlines |= {f"{what}, over {rival}": over[rival] for rival in told if over[rival]}
+                headlined = (_NANO,) if who else _RIVALS
+                headlines |= {f"{what}, over {rival}": over[rival] for rival in headlined if over[rival]}
     columns = [
         "", "model", "precision", "s/step", "tokens/s", *(f"× {rival}" for rival in _RIVALS), "MFU", "peak GiB",
     ]  # fmt: skip
     return harness.table_of(columns, rows, headlines)
 
 
-def _report(found: dict[tuple[str, str, str], harness.Found], setup: str, packages: list[str], out: Path) -> str:
-    figures: dict[str, dict[str, harness.Found]] = {}
+def _report(found: dict[tuple[str, str, str], harness.Rounds], setup: str, packages: list[str], out: Path) -> str:
+    figures: dict[str, dict[str, harness.Rounds]] = {}
     for (name, model, precision), of_one in found.items():
         figures.setdefault(f"{model}, {precision}", {})[name] = of_one
     count = max(map(len, found.values()))
     return harness.save(
         out, "train-prior", table(figures, harness.device()),
         command=harness.command("train-prior", count),
-        text=f"One step (forward, backward, clipping, AdamW); {setup}Timed are each one's own step and optimizer; "
-        "nanoGPT is its model and step, written down here. As it is: with the C library's allocator as it comes, else "
-        "all have our settings of it. × is tokens per second over the rival's in the same round, median and range over "
-        f"{harness.rounds(count)}, each in fresh processes. MFU: the FLOPs that the transformer needs (attention not "
-        "halved, encoding not counted) over those of a large matrix product in the same precision, the fastest in all "
-        "processes of the run.",
+        text=f"One step (forward, backward, clipping, AdamW); {setup}Each has its own step and optimizer; model and "
+        "step of nanoGPT are reimplemented. As it is: with the default allocator settings of the C library; all "
+        "others have those of imagepriors. × is tokens per second over the rival's in the same round, median and "
+        f"range over {harness.rounds(count)}, each in fresh processes. MFU: the FLOPs that the transformer needs "
+        "(attention not halved, encoding not counted) over those of a large matrix product in the same precision, "
+        "the fastest of all processes of the run.",
         figures=figures,
         packages=["torch", *packages],
     )  # fmt: skip
@@ -409,4 +399,4 @@ def _report(found: dict[tuple[str, str, str], harness.Found], setup: str, packag
 
 if __name__ == "__main__":
     jobs: dict[str, Callable[..., dict[str, float]]] = {"measure": measure, "losses": losses}
-    harness.answer(lambda: jobs[sys.argv[1]](*sys.argv[2:]))
+    processes.write_answer(lambda: jobs[sys.argv[1]](*sys.argv[2:]))

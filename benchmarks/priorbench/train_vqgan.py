@@ -1,9 +1,9 @@
-"""Training step, encoding and decoding of the published VQGAN, f16/1024 at 256×256: `imagepriors bench train-vqgan`.
+"""Training, encoding and decoding of the published VQGAN, f16/1024 at 256×256: `python -m priorbench train-vqgan`.
 
-Every contender has the same weights, LPIPS included, and its outputs are compared with the published ones: codes,
-pictures, and the loss before the first update. In every round each gets a process of its own, so that peak memory and
-the allocator's settings are its own; taming is measured as published and with our settings, since those alone are worth
-a third. diffusers has no trainer of its own: its network trains in taming's, with the same losses.
+All contenders have the same weights, including those of LPIPS. Codes, pictures and the loss before the first update are
+compared with those of the published code. In each round each contender runs in a separate process, so peak memory and
+allocator settings are its own. taming is measured as published and with the settings of this project, which account for
+a third of the speed. diffusers has no trainer: its network is trained by taming's, with the same losses.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from priorbench import harness, peers
+from priorbench import harness, peers, processes
 from priorbench.harness import RESULTS
 from runkit.machine import ALLOCATOR
 from vqgan.checkpoint import load_model, save_model
@@ -36,33 +36,33 @@ _MODEL = ModelConfig()
 _BATCH = {"cpu": {"train": 1, "encode": 4, "decode": 2}, "cuda": {"train": 8, "encode": 64, "decode": 64}}
 Array = npt.NDArray[Any]
 Call = Callable[[], Any]
-"""One training step, which returns the loss before it, or one pass, which returns codes or pictures."""
+"""One training step, which returns the loss before the update, or one pass, which returns codes or pictures."""
 
 
 class Contender(NamedTuple):
-    """What takes part: a job done by somebody."""
+    """An implementation of one of the three tasks."""
 
     job: str
     """train, encode or decode."""
     who: str
     precision: str
     as_it_is: bool = False
-    """As its users run it: without our allocator settings, and on a GPU with TF32 in convolutions, torch's default."""
+    """With default allocator settings, and on a GPU with TF32 in convolutions, torch's default."""
     compiled: bool = False
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Name in the table."""
         return f"{self.job}, {self.who}{', compiled' * self.compiled}{', as it is' * self.as_it_is}"
 
     @property
     def key(self) -> str:
-        """Its name in the figures."""
+        """Name in the figures."""
         return f"{self.name}, {self.precision}"
 
 
 def contenders() -> list[Contender]:
-    """What is worth measuring here: no bfloat16 where nobody would choose it, compiled code on GPUs alone."""
+    """Contenders on this device: bfloat16 only where it is faster, compiled code only on GPUs."""
     precisions = ("float32", "bfloat16") if _native() == "bfloat16" else ("float32",)
     found = []
     for job in _BATCH["cpu"]:
@@ -93,7 +93,7 @@ def _codes(count: int) -> Array:
 
 
 def random_weights() -> VQGAN:
-    """Random weights, the codebook drawn from the latents of other pictures: codes lie close, as after training."""
+    """Random weights with a codebook of latents of other pictures, so that codes are close as after training."""
     torch.manual_seed(0)
     model = VQGAN(_MODEL).eval()
     with torch.inference_mode():
@@ -105,7 +105,7 @@ def random_weights() -> VQGAN:
 
 
 def prepare(work: Path, diffusers: bool) -> int:
-    """Write the weights that all contenders load; returns the number of the autoencoder's parameters."""
+    """Write the weights that all contenders load, and return the number of parameters of the autoencoder."""
     model = random_weights()
     save_model(work / "tokenizer", TrainConfig(model=_MODEL), model)
     if diffusers:
@@ -116,13 +116,13 @@ def prepare(work: Path, diffusers: bool) -> int:
 
 
 class _Anywhere(contextlib.nullcontext[None]):
-    """In place of FlopCounterMode's tracker of modules, whose hooks autograd.grad refuses."""
+    """Replacement of FlopCounterMode's module tracker, whose hooks do not work with autograd.grad."""
 
     parents = frozenset({"Global"})
 
 
 def published(work: Path, who: str) -> Any:
-    """taming's VQModel with the weights; for diffusers with its network in place of taming's."""
+    """taming's VQModel with the weights, with the network of diffusers if `who` is diffusers."""
     model = peers.taming_vqgan(_MODEL)
     if who == "diffusers":
         from diffusers import VQModel
@@ -136,7 +136,7 @@ def published(work: Path, who: str) -> Any:
 
 
 def train_rival(work: Path, who: str, precision: str, batch: int) -> Call:
-    """The published step: both optimisers in turn, each with its own forward pass, as Lightning runs them."""
+    """The published training step: both optimizers, each with its own forward pass, as Lightning runs them."""
     model = published(work, who)
     model.loss = peers.taming_loss(work / "trunk.pth", disc_start=0, disc_weight=0.8).to(harness.device())
     model.learning_rate = 4.5e-6
@@ -147,7 +147,7 @@ def train_rival(work: Path, who: str, precision: str, batch: int) -> Call:
         losses = []
         for index, optimizer in enumerate(optimizers):
             mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            for other in optimizers:  # what Lightning's toggle_optimizer does
+            for other in optimizers:  # as in Lightning's toggle_optimizer
                 for group in other.param_groups:
                     for parameter in group["params"]:
                         parameter.requires_grad_(id(parameter) in mine)
@@ -163,7 +163,7 @@ def train_rival(work: Path, who: str, precision: str, batch: int) -> Call:
 
 
 def train_ours(work: Path, precision: str, batch: int, compiled: bool) -> Call:
-    """Our step with the same terms: L1, LPIPS (VGG), hinge discriminator, adaptive weight."""
+    """The training step of this project with the same losses: L1, LPIPS (VGG), hinge discriminator, adaptive weight."""
     from vqgan.trainer import Trainer
 
     loss = LossConfig(perceptual="lpips-vgg", trunk=str(work / "trunk.pth"), disc_start=0)
@@ -180,11 +180,11 @@ def train_ours(work: Path, precision: str, batch: int, compiled: bool) -> Call:
 
 
 def encode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
-    """Its `encode`, on pictures that are on the device already."""
+    """`encode` of a rival on pictures that are already on the device."""
     model = published(work, who).eval()
     pictures = to_input(_pictures(batch), _MODEL).to(harness.device())
 
-    @torch.no_grad()  # in inference mode the counter of FLOPs meets autocast too late
+    @torch.no_grad()  # FlopCounterMode does not count autocast products in inference mode
     def encode() -> Array:
         with harness.autocast(precision):
             codes: Tensor = model.encode(pictures)[2][2]
@@ -194,11 +194,11 @@ def encode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
 
 
 def decode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
-    """Its codebook and `decode`, from codes that are on the device already to pictures."""
+    """`decode` of a rival from codes that are already on the device to pictures."""
     model = published(work, who).eval()
     codes = torch.from_numpy(_codes(batch)).to(harness.device())
 
-    @torch.no_grad()  # in inference mode the counter of FLOPs meets autocast too late
+    @torch.no_grad()  # FlopCounterMode does not count autocast products in inference mode
     def decode() -> Array:
         with harness.autocast(precision):
             latents = model.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, _MODEL.embed_dim))
@@ -209,7 +209,7 @@ def decode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
 
 
 def _ours(work: Path, job: str, precision: str, batch: int, compiled: bool) -> Call:
-    """Our `Tokenizer`: from uint8 pictures to codes in main memory, and back."""
+    """`Tokenizer` of this project: from uint8 pictures to codes in main memory, and back."""
     if job == "train":
         return train_ours(work, precision, batch, compiled)
     tokenizer = Tokenizer.load(work / "tokenizer", precision=precision, compiled=compiled)  # type: ignore[arg-type]
@@ -221,16 +221,16 @@ def _ours(work: Path, job: str, precision: str, batch: int, compiled: bool) -> C
 
 
 def measure(folder: str, contender: str) -> dict[str, Any]:
-    """One contender's figures of one round in this process; the first time FLOPs too, and the output goes to a file.
+    """Figures of one contender in one round; the first round also counts FLOPs and writes the output to a file.
 
     Args:
-        folder: What `prepare` wrote.
-        contender: Its fields as a JSON list.
+        folder: Folder that `prepare` wrote.
+        contender: Fields of the contender as a JSON list.
     """
     work, one = Path(folder), Contender(*json.loads(contender))
     torch.manual_seed(0)
     if not one.as_it_is:
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as it does in our tokenizer
+        torch.backends.cudnn.allow_tf32 = False  # exact float32, as in the tokenizer of this project
     batch = _BATCH[harness.device()][one.job]
     if one.who == "imagepriors":
         call = _ours(work, one.job, one.precision, batch, one.compiled)
@@ -239,10 +239,10 @@ def measure(folder: str, contender: str) -> dict[str, Any]:
         call = rival(work, one.who, one.precision, batch)
     counter, output = FlopCounterMode(display=False), _output(work, one)
     counter.mod_tracker = _Anywhere()  # type: ignore[assignment]
-    counting = not output.exists() and not one.compiled  # compiled code hides from it
+    counting = not output.exists() and not one.compiled  # compiled code cannot be counted
     with counter if counting else contextlib.nullcontext():
         np.save(output, call())
-    seconds = harness.steady(call, warm=2 if harness.device() == "cuda" else 0)
+    seconds = harness.median_seconds(call, warm=2 if harness.device() == "cuda" else 0)
     peak_gib = harness.peak_gib()
     return {
         "s": seconds / batch, "flops": counter.get_total_flops() / batch, "floor": harness.flops_floor(one.precision),
@@ -255,7 +255,7 @@ def _output(work: Path, one: Contender) -> Path:
 
 
 def _likeness(work: Path, one: Contender) -> str:
-    """How far its output is from the published one; empty where there is none, as in tests of ours alone."""
+    """Describe the difference of its output from the published one; empty without the latter."""
     paths = _output(work, one), _output(work, _as_published(one.job))
     if not paths[1].exists():
         return ""
@@ -282,7 +282,7 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         parameters = prepare(work, "diffusers" in rivals)
-        return harness.in_turns(
+        return harness.run_rounds(
             "bench train-vqgan",
             taking_part,
             lambda key: _measure(work, taking_part[key]),
@@ -293,12 +293,12 @@ def run(repeats: int, *, out: Path = RESULTS) -> str:
 
 def _measure(work: Path, one: Contender) -> dict[str, Any]:
     env = {} if one.as_it_is else ALLOCATOR
-    found: dict[str, Any] = harness.spawn("train_vqgan", str(work), json.dumps(one), env=env)
+    found: dict[str, Any] = processes.spawn("train_vqgan", str(work), json.dumps(one), env=env)
     return found
 
 
 def _rivals(precision: str) -> dict[str, str]:
-    """What a column compares with → its name in the figures after the job's."""
+    """Column → name of the rival in the figures, after the task."""
     return {
         "taming as published (float32)": "taming, as it is, float32",
         "taming, same precision": f"taming, {precision}",
@@ -309,9 +309,9 @@ def _rivals(precision: str) -> dict[str, str]:
 _WHAT = {"train": "VQGAN training step", "encode": "VQGAN encoding", "decode": "VQGAN decoding"}
 
 
-def table(figures: dict[str, harness.Found]) -> harness.Table:
-    """Images/s, ratios and the share of a matrix product's speed; `figures` are by the contenders' keys."""
-    seconds = {key: [of_round["s"] for of_round in found] for key, found in harness.alive(figures).items()}
+def table(figures: dict[str, harness.Rounds]) -> harness.Table:
+    """Table of images/s, ratios and the share of a matrix product's speed; `figures` has the contenders' keys."""
+    seconds = harness.values_of(figures, "s")
     rows: list[list[str]] = []
     headlines: dict[str, str] = {}
     for key, found in figures.items():
@@ -322,7 +322,7 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
             continue
         s, gib = (harness.median([of_round[figure] for of_round in found]) for figure in ("s", "peak_gib"))
         floor = harness.best_floor(of_one for other, of_one in figures.items() if other.endswith(precision))
-        plain = figures[key.replace(", compiled", "")]  # compiled code hides from the count
+        plain = figures[key.replace(", compiled", "")]  # FLOPs are counted without compilation
         flops = max(of_round.get("flops", float("nan")) for of_round in plain)
         over = {
             rival: harness.ratio(seconds[f"{job}, {their}"], seconds[key]) if f"{job}, {their}" in seconds else ""
@@ -338,13 +338,13 @@ def table(figures: dict[str, harness.Found]) -> harness.Table:
                 what, other = f"{what}, compiled", " (not compiled)"
             headlines |= {f"{what}, over {rival}{other}": value for rival, value in over.items() if value}
     columns = [
-        "", "precision", "images/s", *(f"× {rival}" for rival in _rivals("")), "TFLOP an image", "of matmul speed",
+        "", "precision", "images/s", *(f"× {rival}" for rival in _rivals("")), "TFLOP per image", "of matmul speed",
         "peak GiB", "output against the published",
     ]  # fmt: skip
     return harness.table_of(columns, rows, headlines)
 
 
-def _report(figures: dict[str, harness.Found], rivals: list[str], parameters: int, out: Path) -> str:
+def _report(figures: dict[str, harness.Rounds], rivals: list[str], parameters: int, out: Path) -> str:
     count = max(map(len, figures.values()))
     batches = ", ".join(f"{job} {size}" for job, size in _BATCH[harness.device()].items())
     return harness.save(
@@ -352,17 +352,17 @@ def _report(figures: dict[str, harness.Found], rivals: list[str], parameters: in
         command=harness.command("train-vqgan", count),
         text=f"VQGAN f16/1024 at {_MODEL.resolution}×{_MODEL.resolution}, {parameters:,} parameters, the same random "
         f"weights for all; batch: {batches}. Training: L1 + LPIPS (VGG) + discriminator with its adaptive weight; the "
-        "loss is L1 + LPIPS before the first update. The discriminators have the same layers, but theirs normalise by "
-        "BatchNorm and ours by GroupNorm. diffusers' network trains in taming's trainer. × is images per second over "
-        f"the rival's in the same round, median and range over {harness.rounds(count)}, each in fresh processes; no "
-        "rival is compiled. As it is: with the C library's allocator as it comes, and on a GPU with TF32 in "
-        "convolutions, torch's default, so that the share may pass 100%; else all have our settings of the allocator, "
-        "and float32 is exact. Of matmul speed: the FLOPs it runs a second over those of a large matrix product in the "
-        "same precision, the fastest in all processes of the run.",
+        "loss is L1 + LPIPS before the first update. The discriminators have the same layers, but that of taming has "
+        "BatchNorm and that of imagepriors GroupNorm. diffusers' network is trained by taming's trainer. × is images "
+        f"per second over the rival's in the same round, median and range over {harness.rounds(count)}, each in fresh "
+        "processes; no rival is compiled. As it is: with the default allocator settings of the C library, and on a "
+        "GPU with TF32 in convolutions (torch's default), so the share may exceed 100%; all others have the "
+        "allocator settings of imagepriors and exact float32. Of matmul speed: FLOPs per second over those of a "
+        "large matrix product in the same precision, the fastest of all processes of the run.",
         figures=figures,
         packages=["torch", *peers.packages(rivals)],
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    harness.answer(lambda: measure(*sys.argv[1:]))
+    processes.write_answer(lambda: measure(*sys.argv[1:]))

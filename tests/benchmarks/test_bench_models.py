@@ -1,4 +1,4 @@
-"""The benchmarks of the models run and compare equal outputs; their figures are no matter of a test."""
+"""The benchmarks of the models run and compare equal outputs; tests do not check their figures."""
 
 import importlib.util
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagepriors.cli import main
-from priorbench import harness, peers, readme, sample, train_prior, train_vqgan
+from priorbench import harness, peers, processes, readme, sample, train_prior, train_vqgan
+from priorbench.__main__ import main
 from vqgan.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,11 +38,11 @@ def _small(monkeypatch):
             return train_vqgan.measure(*arguments)
         return getattr(train_prior, arguments[0])(*arguments[1:])
 
-    monkeypatch.setattr(harness, "spawn", spawn)
+    monkeypatch.setattr(processes, "spawn", spawn)
 
 
 class InProcess:
-    """A server's stand-in: the same contender, in this process."""
+    """Replacement of a server: the same contender in this process."""
 
     def __init__(self, name, precision):
         self.draw = sample.CONTENDERS[name](precision)
@@ -61,21 +61,21 @@ def test_our_vqgan_is_measured(monkeypatch, tmp_path):
     assert [row[0] for row in report["rows"]] == [one.name for one in ours]
     assert all(len(row) == len(report["columns"]) for row in report["rows"])
     assert all(found[0]["flops"] > 0 for found in report["figures"].values())
-    assert report["command"] == "imagepriors bench train-vqgan --repeats 1 --device cpu"
+    assert report["command"] == "python -m priorbench train-vqgan --repeats 1 --device cpu"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_vqgan_meets_both_rivals_in_its_precision(device, monkeypatch):
+def test_each_vqgan_is_compared_with_both_rivals_in_its_precision(device, monkeypatch):
     monkeypatch.setattr(harness, "device", lambda: device)
     monkeypatch.setattr(train_vqgan, "_native", lambda: "bfloat16")
     taking_part = train_vqgan.contenders()
-    assert len({one.key for one in taking_part}) == len(taking_part)  # and with it each one's file of outputs
+    assert len({one.key for one in taking_part}) == len(taking_part)  # so their output files differ too
     keys = {one.key for one in taking_part}
     for one in taking_part:
         assert {f"{one.job}, {their}" for their in train_vqgan._rivals(one.precision).values()} <= keys
 
 
-def test_compiled_code_is_not_said_to_meet_its_like():
+def test_comparisons_with_uncompiled_rivals_are_marked():
     found = [{"s": 1.0, "flops": 1e9, "floor": 1e10, "peak_gib": 1.0, "likeness": ""}]
     slow = [{**found[0], "s": 2.0, "floor": 2e10}]
     figures = {
@@ -103,13 +103,13 @@ def test_nanogpt_and_our_prior_are_measured(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("as_it_is", [True, False])
-def test_pixels_encoded_in_the_step_are_quoted_with_and_without_our_allocator(as_it_is):
-    """A GPU has no second allocator."""
+def test_pixels_encoded_in_the_step_are_reported_with_both_allocator_settings(as_it_is):
+    """A GPU has only one allocator setting."""
     found, names = [{"s": 1.0, "floor": 1e12, "peak_gib": 1.0}], [train_prior._PIXELS, "imagepriors"]
     names += [train_prior._PIXELS + train_prior._AS_IS] * as_it_is
-    told = train_prior.table({"GPT-2 small, float32": dict.fromkeys(names, found)}, "cpu").headlines
-    assert len(told) == 1 + as_it_is
-    assert told[f"Training step of GPT-2 small, float32, over {train_prior._PIXELS}"] == "1 (1 round)"
+    result = train_prior.table({"GPT-2 small, float32": dict.fromkeys(names, found)}, "cpu").headlines
+    assert len(result) == 1 + as_it_is
+    assert result[f"Training step of GPT-2 small, float32, over {train_prior._PIXELS}"] == "1 (1 round)"
 
 
 def sampled(name, precision, *seconds):
@@ -136,7 +136,7 @@ def test_samplers_are_compared_in_the_same_precision(monkeypatch):
     assert [row[columns.index("s over the floor")] for row in rows[:1] + rows[-2:-1]] == ["5.00", "2.00"]
 
 
-def test_only_peers_with_time_take_part_in_all_rounds():
+def test_slow_contenders_have_fewer_rounds():
     assert [sample.rounds_of(((name, "float32"), batch), 3) for name in (sample._UNCACHED, "imagepriors")
             for batch in (1, 16)] == [1, 1, 3, 2]  # fmt: skip
 
@@ -144,14 +144,14 @@ def test_only_peers_with_time_take_part_in_all_rounds():
 @pytest.mark.parametrize("suite", ["train-vqgan", "train-prior", "sample"])
 def test_missing_rivals_are_named_before_anything_is_measured(suite, monkeypatch, capsys):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.delattr(harness, "spawn")
-    assert main(["bench", suite]) == 2
-    told = capsys.readouterr().err
-    assert "taming-transformers-rom1504" in told
-    assert "`make bench`" in told
-    pinned = Path(told.partition("--no-deps -r ")[2].strip()).read_text()
+    monkeypatch.delattr(processes, "spawn")
+    assert main([suite]) == 2
+    result = capsys.readouterr().err
+    assert "taming-transformers-rom1504" in result
+    assert "`make bench`" in result
+    pinned = Path(result.partition("--no-deps -r ")[2].strip()).read_text()
     assert "taming-transformers-rom1504==" in pinned
-    assert "benchmarks/rivals.txt" in (ROOT / "Makefile").read_text()
+    assert "benchmarks/priorbench/rivals.txt" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.slow
@@ -192,6 +192,6 @@ def test_published_samplers_draw_our_greedy_codes():
 @pytest.mark.slow
 @rivals
 def test_a_server_answers_until_its_input_ends():
-    with harness.Server("sample", sample._CACHED, "float32") as server:
+    with processes.Server("sample", sample._CACHED, "float32") as server:
         codes = torch.tensor(server.ask(batch=2, greedy_steps=3))
         assert codes.shape == (2, 3)

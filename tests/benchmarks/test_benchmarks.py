@@ -1,4 +1,4 @@
-"""The benchmarks run and compare like with like; their figures are no matter of a test."""
+"""The benchmarks run and compare like with like; tests do not check their figures."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from codeshards.format import ShardDataset
-from imagepriors.cli import main
-from priorbench import decode, harness, loader, peers, readme, scaling, scaling_parts, shards, tokenize
+from priorbench import decode, harness, loader, peers, processes, readme, scaling, scaling_parts, shards, tokenize
+from priorbench.__main__ import main
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
@@ -27,7 +27,7 @@ def test_decode_compares_the_same_photos(place, tmp_path, capsys):
         path.parent.mkdir(parents=True, exist_ok=True)
         smooth = Image.linear_gradient("L").resize((400 + number, 300)).rotate(30 * number)
         Image.merge("RGB", (smooth, smooth.rotate(90), smooth)).save(path)
-    argv = ["bench", "decode", "--data", str(tmp_path / "photos"), "--repeats", "1", "--out", str(tmp_path / "out")]
+    argv = ["decode", "--data", str(tmp_path / "photos"), "--repeats", "1", "--out", str(tmp_path / "out")]
     assert main(argv) == 0
     table = capsys.readouterr().out
     found = json.loads(harness.result_path(tmp_path / "out", "decode", ".json").read_text())
@@ -38,15 +38,15 @@ def test_decode_compares_the_same_photos(place, tmp_path, capsys):
     assert found["figures"]["grey_levels"] < 3  # half a pixel's shift at most: the same resize and crop
 
 
-def test_decode_renders_pictures_of_a_photo_s_size(tmp_path):
+def test_decode_renders_scenes_without_photos(tmp_path):
     table = decode.run(1, out=tmp_path, images=6)
     assert "6 rendered scenes" in table
     assert "--data" not in table
 
 
-def test_decode_wants_photos(tmp_path, capsys):
+def test_decode_requires_photos(tmp_path, capsys):
     for data in (tmp_path / "nowhere", tmp_path):
-        assert main(["bench", "decode", "--data", str(data)]) == 2
+        assert main(["decode", "--data", str(data)]) == 2
         assert "--data" in capsys.readouterr().err
 
 
@@ -68,36 +68,36 @@ def test_ratios_are_taken_within_rounds():
 def save(out, name="things", headlines=None, **changes):
     table = harness.table_of(["", "× other"], [["ours", "2.5"], ["other", "1"]], headlines or {"things": "2.5"})
     report = {
-        "command": "imagepriors bench things", "text": "What was measured.", "figures": {"seconds": [1.0, 2.5]},
+        "command": "python -m priorbench things", "text": "What was measured.", "figures": {"seconds": [1.0, 2.5]},
     }  # fmt: skip
     return harness.save(out, name, table, **{**report, **changes})
 
 
-def test_reports_are_files_that_tables_are_made_of(tmp_path):
+def test_tables_are_generated_from_report_files(tmp_path):
     table = save(tmp_path / "new", packages=("numpy", "torch"))
     found = json.loads(harness.result_path(tmp_path / "new", "things", ".json").read_text())
     assert found["figures"] == {"seconds": [1.0, 2.5]}
     assert list(found["versions"]) == ["numpy", "torch"]
     assert harness.markdown(found) == table
     assert "| ours | 2.5 |" in table.splitlines()
-    assert "`imagepriors bench things`" in table
+    assert "`python -m priorbench things`" in table
 
 
-def test_documents_take_their_tables_and_claims_from_the_results(tmp_path):
+def test_tables_and_claims_of_documents_are_those_of_the_results(tmp_path):
     table, device = save(tmp_path), harness.result_path(tmp_path, "things", "").name.removeprefix("things-")
     save(tmp_path, "others", headlines={"others, over a": "3 (2–4)", "others, over b": "5"})
     text = f"a\n<!-- table things-{device} -->\nold\n<!-- end -->\nb\n<!-- claims {device} -->\n<!-- end -->\nc\n"
     filled = readme.with_tables(text, tmp_path)
     assert filled.startswith(f"a\n<!-- table things-{device} -->\n{table.strip()}\n<!-- end -->\nb\n")
     here = harness.machine()
-    assert filled.endswith(f"| things | 2.5 | `imagepriors bench things` | {here} |\n<!-- end -->\nc\n")
-    assert f"| others | 3 (2–4) over a<br>5 over b | `imagepriors bench things` | {here} |" in filled
+    assert filled.endswith(f"| things | 2.5 | `python -m priorbench things` | {here} |\n<!-- end -->\nc\n")
+    assert f"| others | 3 (2–4) over a<br>5 over b | `python -m priorbench things` | {here} |" in filled
     assert "old" not in filled
     assert readme.with_tables(filled, tmp_path) == filled
 
 
 @pytest.mark.parametrize("block", ["table unknown-cpu", "claims abacus"])
-def test_what_was_never_measured_is_no_table(block, tmp_path):
+def test_a_report_that_does_not_exist_is_refused(block, tmp_path):
     with pytest.raises(FileNotFoundError):
         readme.with_tables(f"<!-- {block} -->\n<!-- end -->", tmp_path)
 
@@ -115,67 +115,71 @@ def test_tables_and_headlines_are_those_of_the_figures(path):
     assert readme.tabulated(path) == json.loads(path.read_text())
 
 
-def test_every_round_is_kept_and_who_dies_is_named(tmp_path):
+def test_all_rounds_are_kept_and_failures_are_named(tmp_path):
     reports = []
 
     def measure(name):
         if name == "weak" and reports:
-            raise harness.ContenderError("killed by signal 9")
+            raise processes.ContenderError("killed by signal 9")
         if name == "stillborn":
-            raise harness.ContenderError("no memory")
+            raise processes.ContenderError("no memory")
         return {"s": 2.0 if name == "ours" else 4.0, "floor": len(reports)}
 
     def report(found):
         reports.append({name: list(of_one) for name, of_one in found.items()})
         return f"{len(reports)} reports"
 
-    told = harness.in_turns(
+    result = harness.run_rounds(
         "bench", ["ours", "weak", "rare", "stillborn"], measure, report, 3, lambda one: 1 if one == "rare" else 3
     )
-    assert told == "3 reports"
+    assert result == "3 reports"
     assert [len(found["ours"]) for found in reports] == [1, 2, 3]
     assert reports[-1]["weak"] == [{"s": 4.0, "floor": 0}]  # what it finished counts
     assert reports[-1]["stillborn"] == [{"failed": "no memory"}]
     assert len(reports[-1]["rare"]) == 1
     assert harness.failure(reports[-1]["stillborn"]) == "failed: no memory"
-    assert list(harness.alive(reports[-1])) == ["ours", "weak", "rare"]
+    assert list(harness.finished(reports[-1])) == ["ours", "weak", "rare"]
     assert harness.best_floor(reports[-1].values()) == 2
     assert harness.table_of(["", "a", "b"], [["weak", "failed"]], {}).rows == [["weak", "failed", ""]]
 
 
-def test_a_process_that_fails_says_why(tmp_path):
-    with pytest.raises(harness.ContenderError, match="KeyError: 'no_such_part'"):
-        harness.spawn("scaling_parts", "no_such_part", "{}")
-    with pytest.raises(harness.ContenderError, match="exit code 1"):
-        harness.spawn("no_such_suite")
-    with harness.Server("no_such_suite") as server:
+def test_the_reason_of_a_failed_process_is_reported(tmp_path):
+    with pytest.raises(processes.ContenderError, match="KeyError: 'no_such_part'"):
+        processes.spawn("scaling_parts", "no_such_part", "{}")
+    with pytest.raises(processes.ContenderError, match="exit code 1"):
+        processes.spawn("no_such_suite")
+    with processes.Server("no_such_suite") as server:
         for _ in range(2):
-            with pytest.raises(harness.ContenderError, match="exit code 1"):
+            with pytest.raises(processes.ContenderError, match="exit code 1"):
                 server.ask(batch=1)
 
 
-def test_servers_go_on_after_a_request_that_failed(monkeypatch, capsys):
-    monkeypatch.setattr(harness.sys, "stdin", iter(['{"x": 2}\n', '{"x": 0}\n', '{"x": 4}\n']))
-    harness.serve(lambda x: 1 / x)
-    told = capsys.readouterr()
-    ready, first, failed, last = told.out.splitlines()
-    assert (ready, harness._answer_in(first, 0), harness._answer_in(last, 0)) == ("ready", 0.5, 0.25)
-    assert "Traceback" in told.err
-    with pytest.raises(harness.ContenderError, match="ZeroDivisionError"):
-        harness._answer_in(failed, 0)
-    with pytest.raises(harness.ContenderError, match="signal 9"):
-        harness._answer_in("", -9)
+def test_servers_continue_after_a_failed_request(monkeypatch, capsys):
+    monkeypatch.setattr(processes.sys, "stdin", iter(['{"x": 2}\n', '{"x": 0}\n', '{"x": 4}\n']))
+    processes.serve(lambda x: 1 / x)
+    result = capsys.readouterr()
+    ready, first, failed, last = result.out.splitlines()
+    assert (ready, processes._answer_in(first, 0), processes._answer_in(last, 0)) == ("ready", 0.5, 0.25)
+    assert "Traceback" in result.err
+    with pytest.raises(processes.ContenderError, match="ZeroDivisionError"):
+        processes._answer_in(failed, 0)
+    with pytest.raises(processes.ContenderError, match="signal 9"):
+        processes._answer_in("", -9)
 
 
-def test_the_tokenize_job_is_quoted_over_the_loop_with_both_allocators():
+def test_the_tokenize_job_is_compared_with_the_loop_with_both_allocator_settings():
     def found(rate):
         return [{"images_per_s": rate, "images_per_s_with_start": rate / 2, "flops": 2.0, "floor": 12.0}]
 
     names = ["bare encoder, float32", "job, float32", f"bare encoder, float32{tokenize._AGAIN}", tokenize._LOOP]
     figures = dict(zip(names, map(found, (4.0, 3.0, 6.0, 2.0)), strict=True))
     figures[tokenize._LOOP + tokenize._AS_IS] = found(1.0)
-    columns, rows, told = tokenize.table(figures)
-    assert list(told.values()) == ["0.6 (1 round)", "3 (1 round)", "1.5 (1 round)"]  # the bare encoder before and after
+    columns, rows, result = tokenize.table(figures)
+    assert list(result.values()) == [
+        "0.6 (1 round)",
+        "3 (1 round)",
+        "1.5 (1 round)",
+    ]  # mean of both encoders
     assert len(rows) == len(figures) - 1
     assert rows[1][columns.index("of matmul speed")] == "50%"
     assert {len(row) for row in rows} == {len(columns)}
@@ -199,7 +203,7 @@ def test_the_bare_encoder_and_the_loop_encode_the_photos(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name, one in loader.CONTENDERS.items() if one.imports == "codeprior.data"])
-def test_our_loader_gives_each_row_once_an_epoch_with_and_without_workers(name, tmp_path):
+def test_the_loader_returns_each_row_once_per_epoch_with_and_without_workers(name, tmp_path):
     contender, rows = loader.CONTENDERS[name], 2 * loader._BATCH
     codes = np.arange(rows, dtype=np.uint16)[:, None].repeat(loader._LENGTH, 1) % 1024
     contender.write(tmp_path / "codes", codes)
@@ -209,12 +213,12 @@ def test_our_loader_gives_each_row_once_an_epoch_with_and_without_workers(name, 
         assert sorted(epoch[:, 0].tolist()) == list(range(rows))
 
 
-def test_contenders_answer_from_their_own_process(tmp_path):
+def test_contenders_answer_from_separate_processes(tmp_path):
     """Whatever they print, and whatever memory this process has had."""
     here = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     arguments = (RANDOM_ROWS.job, str(tmp_path / "codes"), "0", "1024", "0.05")
-    assert harness.spawn("loader", "write", *arguments) is None
-    found = harness.spawn("loader", "read", *arguments, env={"OMP_NUM_THREADS": "1"})
+    assert processes.spawn("loader", "write", *arguments) is None
+    found = processes.spawn("loader", "read", *arguments, env={"OMP_NUM_THREADS": "1"})
     assert set(found) == {"first_s", "cold", "warm", "mib"}
     assert min(found["first_s"], found["cold"], found["warm"]) > 0
     assert -1 < found["mib"] < 500

@@ -27,14 +27,14 @@ def _write_images(root: Path, splits: dict[str, int]) -> Path:
             folder = root / split / f"class{number % 2}"
             folder.mkdir(parents=True, exist_ok=True)
             exif = Image.Exif()
-            exif[0x0112] = 6 if number == 1 else 1  # the camera was turned
+            exif[0x0112] = 6 if number == 1 else 1  # rotated by 90°
             picture(number).save(folder / f"photo.{number}.png", exif=exif)
     return root
 
 
 @pytest.fixture(scope="session")
 def write_images() -> Callable[[Path, dict[str, int]], Path]:
-    """Writes so many pictures in two class folders of each split; the second was taken with the camera turned."""
+    """A function that writes pictures in two class folders of each split; the second is rotated by EXIF."""
     return _write_images
 
 
@@ -49,7 +49,7 @@ def dpt(tmp_path_factory):
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("dpt")
     model = transformers.DPTForDepthEstimation(config)
-    for module in model.modules():  # the library's own initial weights are so small that depth is constant
+    for module in model.modules():  # the library's initial weights are so small that depth is constant
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
     nn.init.constant_(model.head.head[4].bias, 5.0)  # the last layer is a ReLU: away from constant zero

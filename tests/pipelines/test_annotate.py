@@ -1,4 +1,4 @@
-"""The annotate job: every image gets its map, and what dies or fails on the way changes no byte of the others."""
+"""The annotate job: each image gets its map, and failures do not affect the maps of other images."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def map_hashes(data: Path) -> dict[str, str]:
     }
 
 
-def test_every_image_gets_the_depth_that_transformers_gives_it(annotated, dpt):
+def test_each_image_gets_the_depth_of_transformers(annotated, dpt):
     splits = open_splits("folder", annotated)
     assert {name: (len(split), split.conditions) for name, split in splits.items()} == {
         "train": (10, ("depth",)),
@@ -73,7 +73,7 @@ def test_finished_job_runs_nothing_and_other_settings_are_refused(annotated, dpt
 
 
 @pytest.mark.slow
-def test_dead_worker_killed_driver_and_lost_map_change_no_byte(annotated, dpt, tmp_path, write_images):
+def test_maps_are_identical_after_a_killed_worker_driver_and_a_lost_map(annotated, dpt, tmp_path, write_images):
     data = write_images(tmp_path / "d", {"train": 10, "val": 3})
     script = tmp_path / "job.py"
     script.write_text(
@@ -104,12 +104,12 @@ def test_dead_worker_killed_driver_and_lost_map_change_no_byte(annotated, dpt, t
     assert 0 < len(map_hashes(data)) < 13
     lost = data / "train_depth" / "class0" / "photo.2.png"
     lost.unlink()
-    (lost.parent / f".{lost.name}.tmp-1-abc").write_bytes(b"torn")  # as a killed worker leaves it
+    (lost.parent / f".{lost.name}.tmp-1-abc").write_bytes(b"torn")  # as left by a killed worker
     assert main(["annotate", "depth", "--data", str(data), "--model", str(dpt), *FAST]) == 0
     assert map_hashes(data) == map_hashes(annotated)
 
 
-def test_broken_image_costs_its_own_map_and_overwrite_starts_again(annotated, dpt, tmp_path, capsys):
+def test_a_broken_image_has_no_map_and_overwrite_starts_again(annotated, dpt, tmp_path, capsys):
     data = tmp_path / "d"
     shutil.copytree(annotated, data)
     command = ["annotate", "depth", "--data", str(data), "--model", str(dpt), *FAST, "--format", "npy"]
@@ -132,19 +132,19 @@ def test_broken_image_costs_its_own_map_and_overwrite_starts_again(annotated, dp
     assert [failure["key"] for sidecar in sidecars for failure in sidecar["failures"]] == ["class1/photo%2E3"]
 
 
-def test_maps_of_others_are_never_deleted_or_replaced(annotated, dpt, tmp_path, capsys):
+def test_other_maps_are_never_deleted_or_replaced(annotated, dpt, tmp_path, capsys):
     """Maps without a record, maps that were edited, and maps that were added by hand."""
     data = tmp_path / "d"
     shutil.copytree(annotated, data)
-    book, kept = data / ".annotate-depth", tmp_path / "book"
+    job_dir, kept = data / ".annotate-depth", tmp_path / "kept"
     command = ["annotate", "depth", "--data", str(data), "--model", str(dpt), *FAST]
-    book.rename(kept)
+    job_dir.rename(kept)
     before = map_hashes(data)
     for flags in ([], ["--overwrite"]):
         assert main([*command, *flags]) == 2
         assert "has no record that this command made it" in capsys.readouterr().err
         assert map_hashes(data) == before
-    kept.rename(book)
+    kept.rename(job_dir)
     edited = data / "train_depth" / "class0" / "photo.0.png"
     edited.write_bytes(edited.read_bytes() + b"touched up")
     added = data / "train_depth" / "class0" / "mine.png"

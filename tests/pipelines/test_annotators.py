@@ -1,4 +1,4 @@
-"""Networks for annotation: their maps lie on the images and are those of the libraries; the readers take them."""
+"""Networks for annotation: their maps are aligned with the images and equal those of the libraries."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ transformers = pytest.importorskip("transformers")
 
 
 def only_shard(root: Path, kind, annotator, out=None, **flags) -> tuple[Sidecar, MapTree]:
-    """All of the train split as one shard, without Ray."""
+    """Annotate the train split as one shard, without Ray."""
     samples = open_splits("folder", root)["train"]
     tree = MapTree(kind=kind, suffix=".png", data=root, out=out)
     shard = PlannedShard(split="train", index=0, start=0, stop=len(samples))
@@ -42,7 +42,7 @@ def only_shard(root: Path, kind, annotator, out=None, **flags) -> tuple[Sidecar,
 
 
 def bright_deeplab() -> nn.Module:
-    """A DeepLabv3 that labels red above the mean 2, the rest 0: each layer hands its first channel on."""
+    """A DeepLabv3 that labels red above the mean 2, all else 0: each layer passes its first channel on."""
     model = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=3)
     with torch.no_grad():
         for name, module in model.named_modules():
@@ -51,7 +51,7 @@ def bright_deeplab() -> nn.Module:
                 module.weight.zero_()
                 module.weight[0, 0, middle, middle] = 1
             if name.endswith("bn3"):
-                module.weight.zero_()  # of a residual block only the shortcut stays
+                module.weight.zero_()  # only the shortcut of a residual block remains
         head = model.classifier[4]
         head.weight.zero_()
         head.weight[2, 0] = 1
@@ -60,14 +60,14 @@ def bright_deeplab() -> nn.Module:
 
 
 def edges(shape_HW: np.ndarray) -> list[int]:
-    """Top, bottom, left and right of what is set."""
+    """Top, bottom, left and right of the set pixels."""
     rows, columns = np.flatnonzero(shape_HW.any(1)), np.flatnonzero(shape_HW.any(0))
     return [rows[0], rows[-1], columns[0], columns[-1]]
 
 
 @pytest.mark.slow
-def test_deeplab_mask_lies_on_its_image(tmp_path):
-    """A white rectangle in a corner, upright and turned by the camera, is where the mask is 2."""
+def test_a_deeplab_mask_is_aligned_with_its_image(tmp_path):
+    """The mask is 2 in a white rectangle in a corner, with and without rotation by EXIF."""
     root = tmp_path / "data"
     for orientation in (1, 6):
         pixels = np.zeros((240, 270, 3), np.uint8)
@@ -166,7 +166,7 @@ def test_segformer_masks_are_those_of_transformers(tmp_path, write_images):
 
 @given(st.integers(1, 40), st.integers(2, 9), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_argmax_by_parts_is_argmax_of_all(classes, side, seed):
+def test_argmax_in_chunks_equals_argmax_of_all(classes, side, seed):
     logits = torch.randn(classes, side, side, generator=torch.Generator().manual_seed(seed))
     size = (3 * side - 1, 2 * side + 3)
     whole = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0].argmax(0)
@@ -178,8 +178,8 @@ def test_argmax_by_parts_is_argmax_of_all(classes, side, seed):
     st.sampled_from(["rgba", "npy", "png16"]),
 )
 @settings(deadline=None)
-def test_readers_unpack_what_was_encoded(depth, depth_format):
-    # Of a smaller range png16 has no levels.
+def test_encoded_maps_are_read_back(depth, depth_format):
+    # png16 cannot represent a smaller range.
     assume(depth_format != "png16" or not 0 < float(depth.max()) - float(depth.min()) < 1e-12)
     source = Memory("x.npy" if depth_format == "npy" else "x.png", encode_map(depth, depth_format))
     if depth.min() == depth.max():
@@ -195,7 +195,7 @@ def test_readers_unpack_what_was_encoded(depth, depth_format):
         np.testing.assert_array_equal(found.astype(np.float32), depth)
 
 
-def test_images_in_the_root_itself_have_their_maps_beside_it(dpt, tmp_path, write_images):
+def test_images_in_the_root_folder_have_their_maps_beside_it(dpt, tmp_path, write_images):
     root = write_images(tmp_path / "photos", {"flowers": 6})
     before = open_splits("folder", root)
     annotator = Annotator.load("depth", dpt, device="cpu")
@@ -224,12 +224,12 @@ def test_constant_depth_is_a_failure_of_its_image(dpt, tmp_path, write_images):
     assert not (root / "train_depth").exists()
 
 
-def test_missing_weights_are_refused_only_where_they_matter(dpt, tmp_path):
+def test_missing_weights_are_refused_only_if_the_output_depends_on_them(dpt, tmp_path):
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(dpt, tmp_path / "m")
     whole = load_file(dpt / "model.safetensors")
-    unused = "neck.fusion_stage.layers.0.residual_layer1."  # which the published DPT lacks too
+    unused = "neck.fusion_stage.layers.0.residual_layer1."  # also missing in the published DPT
     save_file(
         {k: v for k, v in whole.items() if not k.startswith(unused)},
         tmp_path / "m" / "model.safetensors",
@@ -262,7 +262,7 @@ def test_elongated_picture_is_refused_before_the_network_sees_it(tmp_path):
         annotator.prepare(np.zeros((10, 400, 3), np.uint8))
 
 
-def test_list_in_out_keeps_the_conditions_that_are_files(dpt, tmp_path):
+def test_the_list_in_out_keeps_conditions_that_are_files(dpt, tmp_path):
     write_demo_data(tmp_path / "demo", n_train=3, n_val=2, size=32)
     root, out = tmp_path / "demo" / "ADEChallengeData2016", tmp_path / "o"
     splits = open_splits("ade20k", root)
@@ -285,7 +285,7 @@ def test_list_in_out_keeps_the_conditions_that_are_files(dpt, tmp_path):
 
 
 class Marker:
-    """Unpickled, it leaves a mark in the current folder."""
+    """Creates a file in the current folder when it is unpickled."""
 
     def __reduce__(self):
         import os
@@ -294,7 +294,7 @@ class Marker:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_no_weights_are_executed_where_they_are_named_or_cached(dpt, tmp_path, monkeypatch, form):
+def test_no_named_or_cached_weights_are_executed(dpt, tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     cached = (
@@ -328,7 +328,7 @@ def test_plain_weights_in_a_pickle_are_loaded(dpt, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
-def test_a_model_that_brings_code_is_refused_without_a_question(dpt, tmp_path, monkeypatch, file):
+def test_a_model_with_code_is_refused_without_a_prompt(dpt, tmp_path, monkeypatch, file):
     """transformers asks on the terminal whether to run it, which `yes |` answers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("builtins.input", lambda _: "y")

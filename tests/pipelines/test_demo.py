@@ -43,7 +43,7 @@ def test_bad_settings_are_refused(tmp_path, changes):
         write_demo_data(tmp_path, **{"n_train": 1, "n_val": 1, "size": 32, **changes})
 
 
-def test_layouts_parse_back_to_the_rendered_scene(demo):
+def test_layouts_contain_the_rendered_scenes(demo):
     ade = demo / "ADEChallengeData2016"
     categories = dict(line.split() for line in (ade / "sceneCategories.txt").read_text().splitlines())
     assert len(categories) == 14
@@ -76,7 +76,7 @@ def test_depth_is_exact_on_the_ground_and_far_in_the_sky():
     assert (scene.depth[~sky] > 0).all()
 
 
-def test_keypoints_lie_on_the_person():
+def test_keypoints_are_on_the_person():
     person = SEGMENTATION_NAMES.index("person") + 1
     inside = total = 0
     for index in range(20):
@@ -87,7 +87,7 @@ def test_keypoints_lie_on_the_person():
         x, y = joints[seen].astype(int).T
         inside += int((scene.segmentation[y, x] == person).sum())
         total += int(seen.sum())
-    assert inside > 0.75 * total  # the rest stands behind an object
+    assert inside > 0.75 * total  # the others are behind an object
 
 
 def test_a_modest_sample_has_every_class_and_every_label():
@@ -97,7 +97,7 @@ def test_a_modest_sample_has_every_class_and_every_label():
     assert found == set(range(1, len(SEGMENTATION_NAMES) + 1))
 
 
-def test_splits_and_seeds_share_no_scene():
+def test_splits_and_seeds_have_different_scenes():
     images = [
         render_scene(seed, index, 32, split=split).image for seed in (0, 1) for split in (0, 1) for index in (0, 1)
     ]

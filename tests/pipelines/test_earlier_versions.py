@@ -22,7 +22,7 @@ from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset
 from codeshards.job.tokenize import tokenize
 from codeshards.tools.verify import verify
-from imagepriors.decode.samples import draw_samples
+from imagepriors.decode.draw import draw_samples
 from vqgan.checkpoint import fingerprint
 
 DATA = Path(__file__).parents[1] / "data" / "earlier"

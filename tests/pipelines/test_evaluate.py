@@ -1,4 +1,4 @@
-"""evaluate-tokenizer, train-palette and training on a Ray cluster, through the functions that the CLI calls."""
+"""evaluate-tokenizer, train-palette and training on a Ray cluster."""
 
 import json
 
@@ -10,7 +10,8 @@ from PIL import Image
 from imagepriors.cli import main
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.evaluate.config import EvaluateConfig
-from imagepriors.evaluate.tokenizer import INCEPTION_FILE, Lite0Features, evaluate_tokenizer, frechet_distance, judges
+from imagepriors.evaluate.networks import INCEPTION_FILE, Lite0Features, frechet_distance, network_notes
+from imagepriors.evaluate.tokenizer import evaluate_tokenizer
 from vqgan.checkpoint import load_model, publish_model, save_model, trained_against
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.errors import InputError
@@ -25,7 +26,7 @@ def data(tmp_path_factory):
     return out
 
 
-def test_figures_of_a_palette_are_written_with_what_they_are_of(data, tmp_path, capsys):
+def test_figures_of_a_palette_are_written_with_their_settings(data, tmp_path, capsys):
     palette = tmp_path / "palette"
     flags = ["--data", str(data)]
     assert main(["train-palette", *flags, "--out", str(palette), "--colours", "64"]) == 0
@@ -39,26 +40,26 @@ def test_figures_of_a_palette_are_written_with_what_they_are_of(data, tmp_path, 
     assert 0.8 < figures["ssim"] < 1
     assert 0.5 < figures["usage"] <= 1
     assert 0 < figures["frechet_efficientnet_lite0"] < figures["frechet_efficientnet_lite0, real"]
-    assert report["judges"] == {
-        "frechet_efficientnet_lite0": "efficientnet-lite0 judges; the tokenizer: its perceptual training loss is none"
+    assert report["networks"] == {
+        "frechet_efficientnet_lite0": "computed by efficientnet-lite0; the tokenizer's perceptual training loss is none"
     }
     assert not any("fid" in name for name in figures)  # offline features are never called FID
     assert f"{figures['psnr_db']:.4f}" in printed
 
 
-def test_a_network_that_judges_what_was_trained_against_it_says_so(tmp_path):
+def test_a_report_names_figures_of_the_network_in_the_training_loss(tmp_path):
     net = ModelConfig(resolution=16, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), codebook_size=8)
-    for loss, told in (
-        (LossConfig(perceptual="efficientnet-lite0"), "loss is efficientnet-lite0, the same network, which flatters"),
+    for loss, words in (
+        (LossConfig(perceptual="efficientnet-lite0"), "loss is efficientnet-lite0, the same network"),
         (LossConfig(perceptual="lpips-vgg"), "loss is lpips-vgg"),
         (LossConfig(perceptual="lpips-vgg", perceptual_weight=0.0), "loss is none"),
-        (None, "loss is not known"),
+        (None, "loss is unknown"),
     ):
         publish_model(tmp_path, net, VQGAN(net), "some-command", loss)
-        (judge,) = judges(["psnr_db", "frechet_efficientnet_lite0"], trained_against(tmp_path)).values()
-        assert judge.startswith("efficientnet-lite0 judges; ")
-        assert told in judge
-        assert ("flatters" in judge) == ("flatters" in told)
+        (note,) = network_notes(["psnr_db", "frechet_efficientnet_lite0"], trained_against(tmp_path)).values()
+        assert note.startswith("computed by efficientnet-lite0; ")
+        assert words in note
+        assert ("optimistic" in note) == ("the same network" in words)
 
 
 def test_the_frechet_distance_ranks_distortions():
@@ -75,7 +76,7 @@ def test_the_frechet_distance_ranks_distortions():
 
 
 def test_offline_features_classify_as_published():
-    """The pooled features, put through the network's own classifier, give its logits: the trunk is wired as trained."""
+    """The network's own classifier on the pooled features gives its logits."""
     features = Lite0Features().eval()
     x = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     with torch.inference_mode():
@@ -97,7 +98,7 @@ def test_missing_weights_are_named(data, tmp_path, config, words):
         evaluate_tokenizer(tmp_path, "demo", data, tmp_path / "out.json", EvaluateConfig(**config))
 
 
-def test_a_bad_picture_costs_itself_in_a_palette_and_its_figures(tmp_path):
+def test_a_bad_picture_is_skipped_in_a_palette_and_its_figures(tmp_path):
     for split in ("train", "val"):
         for number in range(8):
             path = tmp_path / "data" / split / f"{number}.png"
@@ -112,7 +113,7 @@ def test_a_bad_picture_costs_itself_in_a_palette_and_its_figures(tmp_path):
     assert (report["images"], report["unreadable"]) == (7, 1)
 
 
-def test_a_mask_of_labels_that_a_tokenizer_lacks_costs_itself(tmp_path):
+def test_a_mask_with_labels_unknown_to_the_tokenizer_is_skipped(tmp_path):
     tokenizer, data = tmp_path / "tokenizer", tmp_path / "data"
     for number in range(4):
         for folder, picture in (
@@ -133,7 +134,7 @@ def test_a_mask_of_labels_that_a_tokenizer_lacks_costs_itself(tmp_path):
 
 
 class Marker:
-    """Unpickled, it leaves a mark in the current folder."""
+    """Creates a file in the current folder when it is unpickled."""
 
     def __reduce__(self):
         import os
@@ -145,7 +146,7 @@ LPIPS_VGG = {"frechet": "none", "lpips": "vgg"}
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_no_file_of_weights_is_executed_where_it_is_named_or_cached(data, tmp_path, monkeypatch, form):
+def test_no_named_or_cached_file_of_weights_is_executed(data, tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     main(["train-palette", "--data", str(data), "--out", str(tmp_path / "tok"), "--colours", "16"])
@@ -167,7 +168,7 @@ def test_no_file_of_weights_is_executed_where_it_is_named_or_cached(data, tmp_pa
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_cached_trunk_gives_the_distance_that_the_package_gives(tmp_path, monkeypatch):
+def test_a_cached_trunk_gives_the_distance_of_the_package(tmp_path, monkeypatch):
     """torchvision's files of this age are in torch's old format."""
     import lpips
     from torchvision.models import alexnet
@@ -183,7 +184,7 @@ def test_a_cached_trunk_gives_the_distance_that_the_package_gives(tmp_path, monk
         assert torch.equal(LpipsLoss("alex", str(path))(*pair), expected)
 
 
-def test_the_inception_that_is_named_is_the_one_that_is_used(tmp_path, monkeypatch):
+def test_the_named_inception_weights_are_used(tmp_path, monkeypatch):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
 
     torch.save({}, tmp_path / "none.pth")

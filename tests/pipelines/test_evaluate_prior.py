@@ -1,4 +1,4 @@
-"""Readers of conditions learn what is there to see, and distances tell the same pictures from others."""
+"""Condition predictors learn visible conditions, and distances separate equal pictures from different ones."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,11 @@ from PIL import Image, ImageOps
 from torchvision.models import ResNet18_Weights
 
 from imagepriors.demo.layouts import write_demo_data
-from imagepriors.evaluate.conditions import Agreement, Reader, derangement
+from imagepriors.evaluate.conditions import ConditionScore, derangement
 from imagepriors.evaluate.config import EvaluatePriorConfig
-from imagepriors.evaluate.prior import check_features, distances, imagenet_accuracy, is_imagenet, reference_of
-from imagepriors.evaluate.tokenizer import INCEPTION_FILE, Lite0Features
+from imagepriors.evaluate.networks import INCEPTION_FILE, Lite0Features, check_features, imagenet_accuracy, is_imagenet
+from imagepriors.evaluate.predictor import ConditionPredictor
+from imagepriors.evaluate.reference import dataset_reference, distances
 from vqgan.data import open_splits
 from vqgan.errors import InputError
 
@@ -22,7 +23,7 @@ DATA = os.environ.get("IMAGEPRIORS_DATA")
 
 
 def scenes(count: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Noisy pictures with a square in one of three colours, and all that there is to know about them."""
+    """Noisy pictures with a square in one of three colours, and all their conditions."""
     rng = np.random.default_rng(seed)
     pictures = rng.integers(0, 60, (count, SIDE, SIDE, 3)).astype(np.uint8)
     known = {
@@ -41,43 +42,49 @@ def scenes(count: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return pictures, known
 
 
-def test_what_can_be_seen_is_read_and_belongs_to_its_own_picture():
+def score(name, n, predictions, conditions, batch=60):
+    result = ConditionScore(name, n)
+    for start in range(0, len(predictions), batch):
+        result.add(predictions[start : start + batch], conditions[start : start + batch])
+    return result.value()
+
+
+def test_visible_conditions_are_predicted_and_belong_to_their_own_picture():
     sizes = {"class": 3, "segmentation": 4, "depth": 0, "pose": 0}
-    reader = Reader.teach(*scenes(200, 0), sizes, steps=250)
-    others, wanted = scenes(60, 1)
+    predictor = ConditionPredictor.fit(*scenes(200, 0), sizes, steps=250)
+    pictures, wanted = scenes(60, 1)
     for name, n in sizes.items():
-        own, shuffled = reader.scores(name, [(others, (wanted[name], wanted[name][derangement(60)]))])
+        found, target = predictor.predict(name, pictures), wanted[name]
+        own = score(name, n, found, target)
         assert own > 0.75, name
-        assert own > shuffled + 0.25, name
-        parts = [(others[:7], (wanted[name][:7],)), (others[7:], (wanted[name][7:],))]
-        assert reader.scores(name, parts) == pytest.approx([own])
-        same = Agreement(name, n)
-        same.add(wanted[name], wanted[name])
-        assert same.value() == pytest.approx(1)
+        assert own > score(name, n, found, target[derangement(60)]) + 0.25, name
+        assert score(name, n, found, target, batch=7) == pytest.approx(own)
+        assert score(name, n, target, target) == pytest.approx(1)
 
 
-def test_a_reader_of_classes_alone_has_no_way_up():
+def test_a_predictor_of_classes_alone_has_no_upward_path():
     pictures, known = scenes(40, 0)
-    reader = Reader.teach(pictures, {"class": known["class"]}, {"class": 3}, steps=2)
-    assert not reader._net.up
-    assert reader.read("class", pictures).shape == (40,)
+    predictor = ConditionPredictor.fit(pictures, {"class": known["class"]}, {"class": 3}, steps=2)
+    assert not predictor._net.up
+    assert predictor.predict("class", pictures).shape == (40,)
 
 
-def test_teaching_is_repeatable():
+def test_predictor_training_is_repeatable():
     pictures, known = scenes(40, 0)
-    readers = (Reader.teach(pictures, {"depth": known["depth"]}, {"depth": 0}, steps=3, seed=5) for _ in range(2))
-    first, second = (reader.read("depth", pictures) for reader in readers)
+    depth = {"depth": known["depth"]}
+    predictors = (ConditionPredictor.fit(pictures, depth, {"depth": 0}, steps=3, seed=5) for _ in range(2))
+    first, second = (predictor.predict("depth", pictures) for predictor in predictors)
     np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("n", [2, 3, 50])
-def test_a_derangement_leaves_nothing_in_its_place(n):
+def test_a_derangement_has_no_fixed_points(n):
     found = derangement(n)
     assert sorted(found) == list(range(n))
     assert (found != np.arange(n)).all()
 
 
-def test_distances_tell_the_same_pictures_from_others():
+def test_distances_separate_equal_pictures_from_different_ones():
     pictures, _ = scenes(24, 0)
     config = EvaluatePriorConfig()
     same = distances(pictures, pictures[::-1].copy(), config)
@@ -91,13 +98,13 @@ def test_distances_tell_the_same_pictures_from_others():
     assert distances(pictures, pictures, EvaluatePriorConfig(features="none")) == {}
 
 
-def test_other_real_pictures_stand_beside_samples(tmp_path):
-    """As many as there are samples, none of them in the reference, read from the same split or the other one."""
+def test_other_real_pictures_accompany_samples(tmp_path):
+    """As many as there are samples and disjoint from the reference, from the same split or the other one."""
     write_demo_data(tmp_path, n_train=20, n_val=12, size=32)
     splits = open_splits("demo", tmp_path)
     for limit, n, whose in ((12, 8, "train"), (0, 12, "val"), (12, 13, None)):
         config = EvaluatePriorConfig(n=n, reference_limit=limit)
-        reference = reference_of("demo", tmp_path, 32, config)
+        reference = dataset_reference("demo", tmp_path, 32, config)
         assert len(reference.pictures) == (limit or 20)
         if whose is None:
             assert reference.others is None
@@ -107,14 +114,14 @@ def test_other_real_pictures_stand_beside_samples(tmp_path):
         assert len(others) == n
         assert others <= known
         assert others.isdisjoint(picture.tobytes() for picture in reference.pictures)
-    reference = reference_of("demo", tmp_path, 32, EvaluatePriorConfig(n=12))
+    reference = dataset_reference("demo", tmp_path, 32, EvaluatePriorConfig(n=12))
     figures = reference.distances(reference.pictures, config)
     assert figures["frechet_efficientnet_lite0"] == pytest.approx(0, abs=1e-2)
     assert figures["frechet_efficientnet_lite0, real"] > 1
     assert {"precision, real", "recall, real"} <= set(figures)
 
 
-def test_samples_of_one_kind_are_precise_and_recall_little():
+def test_samples_of_one_kind_have_high_precision_and_low_recall():
     pictures, _ = scenes(24, 0)
     one_kind = distances(pictures[[0, 1, 0, 1, 0, 1, 0, 1]], pictures, EvaluatePriorConfig())
     assert one_kind["precision"] == 1
@@ -128,7 +135,7 @@ def test_missing_inception_weights_are_named(tmp_path):
         distances(pictures, pictures, config)
 
 
-def test_imagenets_classes_are_those_of_the_classifier():
+def test_imagenet_classes_are_recognised():
     synsets = [f"n{i:08d}" for i in range(1000)]
     assert is_imagenet(synsets)
     assert not is_imagenet(synsets[:999])
@@ -136,7 +143,7 @@ def test_imagenets_classes_are_those_of_the_classifier():
     assert not is_imagenet([*synsets[:999], "tench"])
 
 
-def test_classification_counts_the_classifiers_own_labels():
+def test_accuracy_of_the_classifiers_own_labels_is_one():
     pictures, _ = scenes(6, 0)
     with torch.inference_mode():
         best = Lite0Features().eval().classify(torch.from_numpy(pictures).permute(0, 3, 1, 2)).topk(6).indices.numpy()
@@ -146,10 +153,10 @@ def test_classification_counts_the_classifiers_own_labels():
 
 
 @pytest.mark.skipif(not DATA, reason="IMAGEPRIORS_DATA is not set: it names the folder of real photos")
-def test_the_classifier_knows_real_photos():
-    """Nine photos in ten; pixels of another normalisation cost it an eighth of them.
+def test_the_classifier_recognises_real_photos():
+    """Top-1 accuracy is about 0.9; a wrong normalisation reduces it by an eighth.
 
-    A photo's file is named for its class; classes of the same name ("crane") are left out.
+    A photo's file has the name of its class; ambiguous names ("crane") are omitted.
     """
     names = [name.replace(" ", "_") for name in ResNet18_Weights.DEFAULT.meta["categories"]]
     paths = sorted((Path(DATA) / "imagenet-sample" / "train").glob("*/*.JPEG"))
@@ -169,7 +176,7 @@ def photo(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_the_file_of_the_inception_is_never_executed(tmp_path, monkeypatch, form):
+def test_the_file_of_inception_weights_is_never_executed(tmp_path, monkeypatch, form):
     class Marker:
         def __reduce__(self):
             return os.system, ("touch executed",)
@@ -178,7 +185,10 @@ def test_the_file_of_the_inception_is_never_executed(tmp_path, monkeypatch, form
     torch.save({"a": Marker()}, tmp_path / "w.pth", _use_new_zipfile_serialization=form == "zip")
     config = EvaluatePriorConfig(features="inception", inception="w.pth")
     pictures = np.zeros((4, SIDE, SIDE, 3), np.uint8)
-    for run in (lambda: distances(pictures, pictures, config), lambda: check_features(config)):
+    for run in (
+        lambda: distances(pictures, pictures, config),
+        lambda: check_features(config.features, config.inception),
+    ):
         with pytest.raises(InputError, match=r"it names \w+\.system, which no weights need"):
             run()
     assert not (tmp_path / "executed").exists()

@@ -1,4 +1,4 @@
-"""All experiments run from one command, leave results and a page, and go on where they were stopped."""
+"""All experiments run from one command, write results and a page, and resume where they were stopped."""
 
 import json
 import shutil
@@ -16,10 +16,12 @@ from codeprior.model import Prior
 from codeprior.sample import sample_sequences
 from codeshards.format import ShardError, order
 from imagepriors.cli import main
-from imagepriors.experiments import EXPERIMENTS, conditional, load, write_page
-from imagepriors.experiments.efficiency import sample_uncached, seconds_per_picture, told_training
-from imagepriors.experiments.lab import Lab, side_by_side
+from imagepriors.experiments import EXPERIMENTS, conditional, training
+from imagepriors.experiments.command import load_config
+from imagepriors.experiments.efficiency import describe_training, sample_uncached, seconds_per_picture
 from imagepriors.experiments.orders import describe, position_map, ranking
+from imagepriors.experiments.page import write_page
+from imagepriors.experiments.workspace import Workspace
 from imagepriors.presets import load_preset, preset_names
 from vqgan.errors import InputError
 
@@ -59,7 +61,7 @@ top_k = 100
 
 @pytest.fixture(scope="module")
 def words(local_ray_cores, tmp_path_factory):
-    """The command's words but for the names, with a preset that takes seconds."""
+    """Arguments of the command except the names, with a preset that takes seconds."""
     root = tmp_path_factory.mktemp("experiments")
     for name, modality, ch_mult in (
         ("image", "rgb", "[1, 1, 1, 1]"), ("f2", "rgb", "[1, 1]"), ("masks", "segmentation", "[1, 1, 1, 1]"),
@@ -77,7 +79,7 @@ def words(local_ray_cores, tmp_path_factory):
     return ["--preset", str(root / "tiny.toml"), "--data", str(root / "data"), "--run", str(root / "run")], root / "run"
 
 
-def leaves_results(run, name):
+def read_results(run, name):
     found = json.loads((run / "experiments" / name / "results.json").read_text())
     page = (run / "experiments" / "index.html").read_text()
     assert found["text"][:40].replace("×", "") in page.replace("×", "")
@@ -85,56 +87,56 @@ def leaves_results(run, name):
     return found
 
 
-def test_experiments_leave_results_figures_and_one_page(words, capsys):
+def test_experiments_write_results_figures_and_one_page(words, capsys):
     flags, run = words
-    names = [name for name in EXPERIMENTS if name != "efficiency"]  # whose sequences of 1,024 take long
+    names = [name for name in EXPERIMENTS if name != "efficiency"]  # its sequences of 1,024 are slow
     assert main(["experiment", *names, *flags]) == 0
     assert f"open {run}/experiments/index.html" in capsys.readouterr().out
-    found = {name: leaves_results(run, name) for name in names}
+    found = {name: read_results(run, name) for name in names}
     assert sorted(found["orders"]["ranking"]) == sorted(found["orders"]["val_nll_nats"])
-    assert set(found["conditional"]["faith"]) == {"class", "segmentation"}
+    assert set(found["conditional"]["agreement"]) == {"class", "segmentation"}
 
 
 @pytest.mark.slow
 def test_all_experiments_in_one_call(words):
     flags, run = words
     assert main(["experiment", "all", *flags]) == 0
-    figures = {name: leaves_results(run, name) for name in EXPERIMENTS}["efficiency"]["figures"]
+    figures = {name: read_results(run, name) for name in EXPERIMENTS}["efficiency"]["figures"]
     assert figures["pixels"]["tokens"] == 4 * figures["codes"]["tokens"] == 1024
     assert figures["codes"]["steps"] > 4 * figures["pixels"]["steps"]  # the same FLOPs
 
 
-def test_scales_are_made_of_the_pictures_that_the_preset_says(tmp_path):
-    small, paper = (Lab(load(name), tmp_path, tmp_path) for name in ("small", "paper"))
+def test_scales_are_made_of_the_pictures_in_the_preset(tmp_path):
+    small, paper = (Workspace(load_config(name), tmp_path, tmp_path) for name in ("small", "paper"))
     assert small.tokenize_config("shards-codes").scales == paper.tokenize_config("shards").scales == (1, 2, 4, 8)
     assert small.tokenize_config("shards").scales == paper.tokenize_config("shards-codes").scales == ()
 
 
 def test_the_papers_learning_rate_follows_the_batch(tmp_path):
-    lab = Lab(load("paper"), tmp_path, tmp_path)
-    assert [lab.learning_rate(batch) for batch in (12, 16)] == pytest.approx([12 * 4.5e-6, 16 * 4.5e-6])
-    fewer = Lab(replace(load("paper"), prior_batch=4), tmp_path, tmp_path)
+    workspace = Workspace(load_config("paper"), tmp_path, tmp_path)
+    assert [workspace.learning_rate(batch) for batch in (12, 16)] == pytest.approx([12 * 4.5e-6, 16 * 4.5e-6])
+    fewer = Workspace(replace(load_config("paper"), prior_batch=4), tmp_path, tmp_path)
     assert fewer.learning_rate(12) == pytest.approx(12 * 4.5e-6)
 
 
-def test_too_few_steps_to_compare_are_told():
+def test_too_few_steps_for_a_comparison_are_reported():
     one = {
         "steps": 40, "tokens": 256, "epochs": 2.0, "val_nll_nats": 5.0, "unigram_entropy_nats": 6.0, "batch": 16,
         "learning_rate": 7.2e-5,
     }  # fmt: skip
-    enough = told_training({"pixels": one, "codes": one})
-    few = told_training({"pixels": {**one, "epochs": 0.21}, "codes": one})
+    enough = describe_training({"pixels": one, "codes": one})
+    few = describe_training({"pixels": {**one, "epochs": 0.21}, "codes": one})
     assert "too few" not in enough
     assert "too few steps to say which of the two is better: pixels saw less than the training set once" in few
 
 
-def test_a_picture_is_timed_with_its_decoding_after_a_round_that_does_not_count():
+def test_a_picture_is_timed_with_its_decoding_after_an_untimed_round():
     sequence = SequenceSpec(height=2, width=2, codebook_size=5, order="row_major", fingerprint="")
     prior, decoded = Prior(ModelConfig(n_layer=1, n_head=1, n_embd=8), sequence).eval(), []
 
     def decode(grid):
         decoded.append(grid.shape)
-        time.sleep(5.0 if len(decoded) == 1 else 0.05)  # what is first used takes long
+        time.sleep(5.0 if len(decoded) == 1 else 0.05)  # the first use is slow
 
     times = seconds_per_picture({"codes": (prior, decode)})["codes"]
     assert decoded == [(1, 2, 2)] * 3 * len(times)
@@ -150,7 +152,7 @@ def test_finished_runs_are_not_trained_again(words, monkeypatch):
     assert [path.stat().st_mtime_ns for path in summaries] == before
 
 
-def test_what_was_trained_otherwise_is_not_taken_for_what_is_asked(words, capsys):
+def test_runs_with_other_settings_are_refused(words, capsys):
     flags, run = words
     assert main(["experiment", "completion", *flags, "--prior-steps", "4"]) == 2
     assert "was trained with steps = 2, 4 is asked for: pass another --run" in capsys.readouterr().err
@@ -158,15 +160,15 @@ def test_what_was_trained_otherwise_is_not_taken_for_what_is_asked(words, capsys
     assert f"{run}/tokenizer was trained with steps = 2, the experiment asks for 3" in capsys.readouterr().err
 
 
-def test_a_dataset_without_conditions_is_told_and_costs_no_other_experiment(words, monkeypatch):
+def test_a_dataset_without_conditions_is_reported_and_affects_no_other_experiment(words, monkeypatch):
     flags, run = words
     monkeypatch.setattr(conditional, "names", lambda _: ())
-    lab = Lab(load(flags[1]), run, Path(flags[3]))
-    conditional.run(lab)
+    workspace = Workspace(load_config(flags[1]), run, Path(flags[3]))
+    conditional.run(workspace)
     assert "demo has one class and none of the" in write_page(run).read_text()
 
 
-def test_a_difference_between_orders_is_shown_by_seeds_or_not_told():
+def test_only_significant_differences_between_orders_are_reported():
     base = np.array([5.0, 5.5, 5.2])
     behind = {
         "row_major": [0, 0, 0], "zcurve": [0.1, 0.02, 0.05], "alternate": [-0.11, -0.1, -0.12],
@@ -177,13 +179,13 @@ def test_a_difference_between_orders_is_shown_by_seeds_or_not_told():
     text = describe(finals)
     assert (
         "(8.9 standard errors) to be worse than row_major: spiral_out, subsample; better: alternate." in text
-    )  # although seeds differ by more
+    )  # although seeds differ more
     assert "spiral_out +0.2100 ± 0.0058" in text
     assert "alternate is best, spiral_out and subsample are last" in text
     assert "shows no ranking" in describe({name: nll[:1] for name, nll in finals.items()})
 
 
-def test_the_loss_of_every_cell_finds_its_place(tmp_path):
+def test_the_loss_of_each_cell_is_at_its_position(tmp_path):
     for seed in range(2):
         (tmp_path / str(seed)).mkdir()
         losses = {"val_nll_nats_by_position": [float(cell + seed) for cell in order("spiral_out", 4, 4)]}
@@ -192,7 +194,7 @@ def test_the_loss_of_every_cell_finds_its_place(tmp_path):
     np.testing.assert_array_equal(cells, np.arange(16).reshape(4, 4) + 0.5)
 
 
-def test_samples_drawn_without_a_cache_are_those_with_one():
+def test_samples_without_a_cache_equal_samples_with_one():
     torch.manual_seed(0)
     sequence = SequenceSpec(height=3, width=3, codebook_size=11, order="zcurve", fingerprint="")
     prior = Prior(ModelConfig(n_layer=2, n_head=2, n_embd=16), sequence).eval()
@@ -200,12 +202,12 @@ def test_samples_drawn_without_a_cache_are_those_with_one():
     assert torch.equal(sample_uncached(prior, 3, config), sample_sequences(prior, 3, config=config))
 
 
-def test_a_refused_training_is_one_error_and_says_which(local_ray_cores):
+def test_a_refused_training_is_named_in_one_error(local_ray_cores):
     def refuse(device):
         raise InputError(f"no {device} today")
 
     with pytest.raises(ShardError, match="second: no cpu today"):
-        side_by_side({"first": lambda device: None, "second": refuse}, "train", device="cpu", threads=1)
+        training.run_parallel({"first": lambda device: None, "second": refuse}, "train", device="cpu", threads=1)
 
 
 def test_unknown_names_and_presets_are_user_errors(words, capsys):
@@ -217,8 +219,8 @@ def test_unknown_names_and_presets_are_user_errors(words, capsys):
 
 
 @pytest.mark.parametrize("name", preset_names("imagepriors.experiments"))
-def test_presets_name_presets_that_are_there(name):
-    config = load(name)
+def test_presets_refer_to_existing_presets(name):
+    config = load_config(name)
     for preset in (config.tokenizer, config.small_tokenizer, *config.conditions.values()):
         load_preset(preset, "vqgan")
     for table in ("prior", "sample"):
@@ -241,17 +243,17 @@ def test_the_papers_configs_take_a_step(tmp_path, name):
             mask[:2] = 181
             Image.fromarray(mask).save(path)
     config = replace(
-        load("paper"), dataset=name, tokenizer_steps=1, tokenizer_batch=1, prior_steps=1, prior_batch=1,
+        load_config("paper"), dataset=name, tokenizer_steps=1, tokenizer_batch=1, prior_steps=1, prior_batch=1,
         perceptual="none", threads=2,
     )  # fmt: skip
-    lab = Lab(config, tmp_path / "run", place)
-    lab.prepare(("shards",))
-    condition = next(iter(lab.conditions()), "class")
+    workspace = Workspace(config, tmp_path / "run", place)
+    training.prepare(workspace, ("shards",))
+    condition = next(iter(workspace.conditions()), "class")
     assert condition == {"imagenet": "class", "imagenet-depth": "depth", "deepfashion": "pose"}.get(
         name, "segmentation"
     )
-    prior = lab.prior(condition=condition)
+    prior = workspace.prior_config(condition=condition)
     assert (prior.model.n_layer, prior.model.n_head, prior.model.n_embd) == (24, 16, 1024)
-    folder = lab.out("conditional") / condition
-    lab.train({folder: (prior, lab.shards())})
+    folder = workspace.out("conditional") / condition
+    training.train_priors(workspace, {folder: (prior, workspace.shards())})
     assert json.loads((folder / "summary.json").read_text())["steps"] == 1

@@ -1,4 +1,4 @@
-"""A full disk at each file operation of training and sampling: one message, and the same command then finishes."""
+"""A full disk at any file operation of training and sampling gives one message, and the same command then finishes."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ PRIOR = (
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
-    """Name → words of a small command line but for its output folder."""
+    """Name → arguments of a small command line without its output folder."""
     root = tmp_path_factory.mktemp("commands")
     data, shards, tokenizer = root / "data", root / "shards", root / "tokenizer"
     write_demo_data(data, n_train=8, n_val=4, size=32)
@@ -45,8 +45,8 @@ def commands(tmp_path_factory):
     return words
 
 
-def picture(place):
-    """All that a command left in its place, but for the times in it and its lock file."""
+def snapshot(place):
+    """All files of a command's output, without times and lock files."""
     found = {}
     for path in sorted(place.rglob("*")):
         name = path.relative_to(place).as_posix()
@@ -60,11 +60,11 @@ def picture(place):
     return found
 
 
-def check(place, at, stays, command, words, whole):
-    """Fill the disk at one operation, look at what that leaves, free it and run again; None, or what is wrong."""
+def check(place, at, persistent, command, words, whole):
+    """Fill the disk at one operation, check the result, free it and run again; return None or the error."""
     place.mkdir()
     argv, cache = [command, *words, "--out", str(place / "out")], {"IMAGEPRIORS_CACHE": str(place / "cache")}
-    ended = full_disk_at(at, place, stays, argv, **cache)
+    ended = full_disk_at(at, place, persistent, argv, **cache)
     messages = [line for line in ended.said.splitlines() if line.startswith(f"imagepriors {command}: ")]
     metrics = place / "out" / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
@@ -77,13 +77,13 @@ def check(place, at, stays, command, words, whole):
     again = full_disk_at(0, place, False, argv, **cache)
     if again.code:
         return f"run again: exit code {again.code}: {again.said}"
-    left = picture(place)
+    left = snapshot(place)
     differ = sorted(name for name in left.keys() | whole.keys() if left.get(name) != whole.get(name))
     return f"run again: other files: {differ}" if differ else None
 
 
-def sweep(commands, folder, command, stays, sample):
-    """Fill the disk at `sample` of a command's operations, 0: at each; the operations, and what is wrong at which."""
+def sweep(commands, folder, command, persistent, sample):
+    """Fill the disk at `sample` (0: all) of a command's operations; return their number and the errors."""
     words = commands[command]
     whole = folder / "whole"
     whole.mkdir()
@@ -93,7 +93,7 @@ def sweep(commands, folder, command, stays, sample):
     moments = range(1, operations.operations + 1)
     wrong = {}
     for at in random.sample(moments, sample) if sample else moments:
-        found = check(folder / f"{at}", at, stays, command, words, picture(whole))
+        found = check(folder / f"{at}", at, persistent, command, words, snapshot(whole))
         shutil.rmtree(folder / f"{at}")
         wrong |= {at: found} if found else {}
     return operations.operations, wrong
@@ -102,15 +102,15 @@ def sweep(commands, folder, command, stays, sample):
 @pytest.mark.parametrize(
     "command", ["train-vqgan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("train-prior", "sample"))]
 )
-def test_a_full_disk_at_a_file_operation_costs_one_message(commands, tmp_path, command):
+def test_a_full_disk_at_a_file_operation_gives_one_message(commands, tmp_path, command):
     _, wrong = sweep(commands, tmp_path, command, True, 1)
     assert not wrong
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("stays", [True, False])
+@pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("command", ["train-vqgan", "train-prior", "sample"])
-def test_a_full_disk_at_any_file_operation_costs_one_message(commands, tmp_path, command, stays):
-    _, wrong = sweep(commands, tmp_path, command, stays, 0)
+def test_a_full_disk_at_any_file_operation_gives_one_message(commands, tmp_path, command, persistent):
+    _, wrong = sweep(commands, tmp_path, command, persistent, 0)
     assert not wrong

@@ -9,7 +9,7 @@ from PIL import Image
 
 from imagepriors.cli import main
 from imagepriors.experiments.config import ExperimentConfig
-from imagepriors.experiments.lab import Lab
+from imagepriors.experiments.workspace import Workspace
 from vqgan.checkpoint import load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.data import open_splits
@@ -133,6 +133,6 @@ def test_an_experiment_has_one_geometry_for_image_and_conditions(tmp_path):
         config = ExperimentConfig(
             name="x", dataset=dataset, tokenizer="imagenet-f16-1024", small_tokenizer="cifar10-f2", prior="gpt2-small"
         )
-        lab = Lab(config, tmp_path, tmp_path)
+        workspace = Workspace(config, tmp_path, tmp_path)
         for preset in ("imagenet-f16-1024", "pose-f16", "cifar10-f2"):
-            assert lab._tokenizer_config(preset).model.geometry == expected
+            assert workspace.tokenizer_config(preset).model.geometry == expected

@@ -1,4 +1,4 @@
-"""`imagepriors inspect`: what it counts, what it shows, what it names."""
+"""`imagepriors inspect`: counts, contact sheets, and names of bad files."""
 
 import json
 
@@ -29,7 +29,7 @@ def data(tmp_path):
     return root
 
 
-def test_everything_wrong_is_counted_and_named(data, tmp_path, capsys):
+def test_all_defects_are_counted_and_named(data, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["inspect", "folder", "--data", str(data), "--out", str(out), "--size", "32", "--limit", "0"]) == 0
     text = capsys.readouterr().out
@@ -44,12 +44,12 @@ def test_everything_wrong_is_counted_and_named(data, tmp_path, capsys):
     assert train["sizes"] == {"width": [20, 23, 25], "height": [10, 10, 10]}
 
 
-def test_the_contact_sheet_lays_masks_over_pictures(data, tmp_path):
+def test_the_contact_sheet_overlays_pictures_with_masks(data, tmp_path):
     out = tmp_path / "out"
     assert main(["inspect", "folder", "--data", str(data), "--out", str(out), "--size", "32"]) == 0
     sheet = np.asarray(Image.open(out / "val.png"))
     assert tuple(sheet[10, 10]) == (255, 0, 0)
-    assert tuple(sheet[10, 10 + 34]) == (102, 0, 0)  # label 0 is black, three fifths of it
+    assert tuple(sheet[10, 10 + 34]) == (102, 0, 0)  # label 0 is black with an opacity of three fifths
 
 
 def test_bad_numbers_and_names_are_refused(data, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`imagepriors tokenize` from end to end: what it prints, its page, and the cluster files that name its flags."""
+"""`imagepriors tokenize` from end to end: its summary, its page, and the cluster files that use its flags."""
 
 import re
 import shlex
@@ -20,17 +20,7 @@ def test_tokenize_prints_a_summary_and_writes_a_page(local_ray_cores, tmp_path, 
     data, tokenizer = write_images(tmp_path / "data"), write_tokenizer(tmp_path / "tokenizer")
     (data / "train" / "class0" / "000.png").write_bytes(b"not a picture")
     out = tmp_path / "shards"
-    argv = [
-        "tokenize",
-        "--dataset",
-        "folder",
-        "--data",
-        str(data),
-        "--tokenizer",
-        str(tokenizer),
-        "--out",
-        str(out),
-    ]
+    argv = ["tokenize", "--dataset", "folder", "--data", str(data), "--tokenizer", str(tokenizer), "--out", str(out)]
     argv += [*FLAGS, "--max-failure-rate", "0.1", "--scales", "1", "2", "--formats", "parquet", "webdataset"]
     assert main(argv) == 0
     printed = capsys.readouterr().out
@@ -43,11 +33,11 @@ def test_tokenize_prints_a_summary_and_writes_a_page(local_ray_cores, tmp_path, 
     assert page.count("data:image/png;base64,") == 3
     assert "class0/000" in page
     assert "cannot identify image file" in page
-    assert verify(out, fingerprint_of=fingerprint).problems == ()  # events and page are beside the dataset, not of it
+    assert verify(out, fingerprint_of=fingerprint).problems == ()  # events and page are not part of the dataset
     assert main([*argv, "--overwrite"]) == 0
 
 
-def test_rates_leave_out_the_pauses_between_runs():
+def test_rates_exclude_the_pauses_between_runs():
     events = [
         {"event": "start", "time_s": 0},
         {"event": "worker_ready", "time_s": 10},
@@ -71,8 +61,8 @@ def _commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", _commands())
-def test_commands_for_clusters_are_real(command, capsys, tmp_path, monkeypatch):
-    """They parse: the command gets as far as looking for the data, which is not there."""
+def test_commands_for_clusters_parse(command, capsys, tmp_path, monkeypatch):
+    """The command parses, and fails because the data are missing."""
     program, *argv = shlex.split(command)
     assert program == "imagepriors"
     assert main(argv) == 2

@@ -26,7 +26,7 @@ from codeshards.job.resume import Arrivals
 from codeshards.job.scheduler import run_shards
 from codeshards.job.tokenize import tokenize
 from codeshards.tools.verify import verify
-from imagepriors.decode.samples import load_shard_tokenizer
+from imagepriors.decode.rows import load_shard_tokenizer
 from vqgan.checkpoint import architecture_of, fingerprint, load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.data import Item, Split, open_splits

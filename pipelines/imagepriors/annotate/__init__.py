@@ -1,1 +1,1 @@
-"""Depth maps and masks for a dataset's images, from pretrained networks."""
+"""Predict depth maps and masks of a dataset's images with pretrained networks."""

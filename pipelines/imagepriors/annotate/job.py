@@ -96,7 +96,7 @@ def annotate(
     device = pick_device(config.device, InputError).type
     plan = _plan(config, kind, dataset, splits, fingerprint(model), labels, device)
     folders = tree.folders(splits)
-    with held(tree.book, "annotate"):
+    with held(tree.job_dir, "annotate"):
         if overwrite:
             tree.delete(splits)
         tree.check_empty(splits)
@@ -107,7 +107,7 @@ def annotate(
         maps=sum(sidecar.samples for sidecar in sidecars),
         failures=sum(len(sidecar.failures) for sidecar in sidecars),
         folders=folders,
-        book=tree.book,
+        book=tree.job_dir,
         reader=reader,
         root=root,
     )
@@ -124,7 +124,7 @@ def _make(
     retry_failed: bool,
 ) -> list[Sidecar]:
     """Make the missing maps; returns the sidecars of all shards."""
-    book, check_name = open_store(tree.book), tree.check_name(splits)
+    book, check_name = open_store(tree.job_dir), tree.check_name(splits)
     missing = open_job(plan, book, retry_failed=retry_failed, check_name=check_name)
     if missing:
         run_shards(
@@ -233,7 +233,7 @@ def annotate_shard(task: ShardTask, *, annotator: Annotator, tree: MapTree, conf
         failures=tuple(failures[index] for index in sorted(failures)),
         files=files,
     )
-    sidecar.save(sidecar_path(tree.book, task.shard))
+    sidecar.save(sidecar_path(tree.job_dir, task.shard))
     journal.remove()
     return sidecar
 

@@ -1,4 +1,4 @@
-"""Where the maps that the annotate job makes go, and what their files hold."""
+"""Location and file format of the maps that the annotate job writes."""
 
 from __future__ import annotations
 
@@ -33,52 +33,52 @@ _READERS: dict[str, dict[Kind, str]] = {
     "imagenet-depth": {"depth": "imagenet-depth", "segmentation": "folder"},
     "restricted-imagenet": {"depth": "imagenet-depth", "segmentation": "folder"},
 }
-"""Datasets whose maps may lie in folders beside the images' → the reader that finds them there."""
+"""Dataset with folders of maps beside those of images → kind of map → the layout that finds them there."""
 _FILLED = IMAGE_SUFFIXES | MAP_SUFFIXES | {".img"}
-"""Suffixes of maps, and of copies of images."""
+"""Suffixes of maps and of copied images."""
 _MOVE = "move it away, or choose another output folder"
 _OUT = "pass --out DIR, which becomes a dataset that --dataset folder reads"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MapTree:
-    """Where the maps of one kind go: into folders beside the images', or by key into a folder of their own."""
+    """Location of the maps of one kind: beside the images' folders, or in a separate folder under their keys."""
 
     kind: Kind
     suffix: str
-    """Of the maps, with its dot."""
+    """Suffix of the maps, with its dot."""
     data: Path
-    """The dataset's folder."""
+    """Folder of the dataset."""
     out: Path | None = None
-    """The folder of their own; None: beside the images'."""
+    """The separate folder; None: beside the images."""
 
     @property
-    def book(self) -> Path:
-        """Folder of the job's plan and sidecars, hidden from the readers."""
+    def job_dir(self) -> Path:
+        """Hidden folder of the job's plan and sidecars."""
         return (self.out or self.data) / f".annotate-{self.kind}"
 
     @property
     def list_file(self) -> Path | None:
-        """The list that makes `out` a dataset."""
+        """The list of images that makes `out` a dataset."""
         return self.out / "images.parquet" if self.out else None
 
     def map_path(self, split: str, item: Item) -> Path:
-        """The item's map: under the image's own relative path, or in `out` under its key."""
-        name = item.key if self.out else _divide(item)[1].rpartition(".")[0]
+        """Path of an item's map: the image's relative path, or its key in `out`."""
+        name = item.key if self.out else _split_path(item)[1].rpartition(".")[0]
         return Path(f"{self._folder(split, item)}/{name}{self.suffix}")
 
     def copy_path(self, split: str, item: Item) -> Path | None:
-        """Where `out` gets a copy of an image that is no file of its own, for a list can only name files."""
+        """Path in `out` of a copy of an image that is not a file, because a list can only name files; else None."""
         if self.out is None or isinstance(item.image, File):
             return None
         suffix = Path(item.image.name).suffix.lower()
         return Path(f"{self.out}/{split}_images/{item.key}{suffix if suffix in IMAGE_SUFFIXES else '.img'}")
 
     def _folder(self, split: str, item: Item) -> Path:
-        return self.out / f"{split}_{self.kind}" if self.out else map_folder(_divide(item)[0], self.kind)
+        return self.out / f"{split}_{self.kind}" if self.out else map_folder(_split_path(item)[0], self.kind)
 
     def folders(self, splits: Mapping[str, Split]) -> tuple[Path, ...]:
-        """All folders that the job fills."""
+        """All folders that the job writes to."""
         found = {self._folder(name, item) for name, split in splits.items() for item in split.items}
         copies = {
             f"{name}_images" for name, split in splits.items() for item in split.items if self.copy_path(name, item)
@@ -86,35 +86,37 @@ class MapTree:
         return tuple(sorted(found | {self.out / name for name in copies if self.out}))
 
     def reader(self, dataset: str, splits: Mapping[str, Split]) -> tuple[str, Path]:
-        """Name and folder of the dataset under which images and maps are read together."""
+        """Layout and folder of the dataset that contains images and maps."""
         if self.out:
             return "folder", self.out
-        images, _ = _divide(next(iter(splits.values())).items[0])
+        images, _ = _split_path(next(iter(splits.values())).items[0])
         if images == self.data:  # the root itself is the split
             return "folder", self.data
         return _READERS[dataset][self.kind], images.parent
 
     def check_place(self, dataset: str, splits: Mapping[str, Split]) -> None:
-        """Refuse a place in which no reader would find the maps.
+        """Refuse a location in which no dataset layout finds the maps.
 
         Raises:
-            InputError: no reader looks beside these images, or `out` is taken.
+            InputError: no layout has maps beside these images, or `out` is in use.
         """
         if self.out:
             return self._check_out(self.out, splits)
         if dataset not in _READERS:
-            raise InputError(f"the reader {dataset} looks for no {self.kind} that was added later: {_OUT}")
+            raise InputError(f"the layout {dataset} has no place for added {self.kind} maps: {_OUT}")
         for item in (item for split in splits.values() for item in split.items):
             if not isinstance(item.image, File):
-                raise InputError(f"{item.image.name} of {dataset} is no file, to have a map beside it: {_OUT}")
+                raise InputError(f"{item.image.name} of {dataset} is not a file, so no map can be beside it: {_OUT}")
         for suffix in ("csv", "parquet"):
             if (self.data / f"images.{suffix}").is_file():
-                raise InputError(f"{self.data}/images.{suffix} lists the images and would not know of new maps: {_OUT}")
+                raise InputError(
+                    f"{self.data}/images.{suffix} lists the images, so new maps would not be found: {_OUT}"
+                )
         return None
 
     def _check_out(self, out: Path, splits: Mapping[str, Split]) -> None:
         check_apart(out, data=sources_of(splits, self.data))
-        others = [path for path in sorted(out.glob(".annotate-*")) if path.is_dir() and path != self.book]
+        others = [path for path in sorted(out.glob(".annotate-*")) if path.is_dir() and path != self.job_dir]
         if others:
             kind = others[0].name.removeprefix(".annotate-")
             raise InputError(
@@ -123,46 +125,48 @@ class MapTree:
             )
 
     def check_empty(self, splits: Mapping[str, Split]) -> None:
-        """Refuse folders with maps that no plan of this job accounts for; those of an interrupted job are its own.
+        """Refuse folders with maps if this job has no plan; an interrupted job has one.
 
         Raises:
-            InputError: there are some.
+            InputError: a map or a list exists.
         """
-        if (self.book / PLAN_FILE).exists():
+        if (self.job_dir / PLAN_FILE).exists():
             return
         found = [folder / name for folder in self.folders(splits) for name in find_files(folder, _FILLED)[:1]]
         found += [path for path in (self.list_file,) if path and path.exists()]
         if found:
-            raise InputError(f"{found[0]} is there, and {self.book} has no record that this command made it: {_MOVE}")
+            raise InputError(
+                f"{found[0]} is there, and {self.job_dir} has no record that this command made it: {_MOVE}"
+            )
 
     def check_name(self, splits: Mapping[str, Split]) -> Callable[[str], None]:
-        """What refuses the name of a map in a sidecar, a path from the sidecar's folder, that leads elsewhere."""
-        folders, home = self.folders(splits), self.book / "split"
+        """A function that refuses names of maps in a sidecar, relative to its folder, that are in no folder of maps."""
+        folders, home = self.folders(splits), self.job_dir / "split"
 
         def check(name: str) -> None:
             place = Path(os.path.normpath(home / name))
             if not any(place.is_relative_to(folder) for folder in folders):
                 raise ShardError(
-                    f"{self.book} names {name!r}, which is in no folder of maps: it is damaged, or hostile"
+                    f"{self.job_dir} names {name!r}, which is in no folder of maps: it is damaged, or hostile"
                 )
 
         return check
 
     def journal_path(self, shard: PlannedShard) -> Path:
-        """The list of files that the shard's job has begun to write; the finished shard's sidecar takes its place."""
-        return self.book / shard.split / f"{shard.name}.made"
+        """Journal of the files that a shard's worker has begun to write; the finished shard's sidecar replaces it."""
+        return self.job_dir / shard.split / f"{shard.name}.made"
 
     def recorded(self, shard: PlannedShard, check_name: Callable[[str], None]) -> dict[Path, set[str]]:
-        """File → sha256 of what this job has written, or begun to write, for a shard."""
+        """File → SHA-256 of its contents that this job has written, or begun to write, for a shard."""
         found: dict[Path, set[str]] = {}
-        home, journal = self.book / shard.split, self.journal_path(shard)
+        home, journal = self.job_dir / shard.split, self.journal_path(shard)
         pairs: list[tuple[str, str]] = []
-        if (self.book / shard.split / f"{shard.name}.json").exists():
-            sidecar = Sidecar.load(sidecar_path(self.book, shard), check_name=check_name)
+        if (self.job_dir / shard.split / f"{shard.name}.json").exists():
+            sidecar = Sidecar.load(sidecar_path(self.job_dir, shard), check_name=check_name)
             pairs += [(name, record.sha256) for name, record in sidecar.files.items()]
         for line in journal.read_text().splitlines() if journal.exists() else ():
             sha256, mark, name = line.partition(" ")
-            if mark and len(sha256) == 64:  # a kill has torn the last line
+            if mark and len(sha256) == 64:  # a killed worker may leave an incomplete last line
                 check_name(name)
                 pairs.append((name, sha256))
         for name, sha256 in pairs:
@@ -170,40 +174,39 @@ class MapTree:
         return found
 
     def delete(self, splits: Mapping[str, Split]) -> None:
-        """Delete what this job has made, by its records: maps, copies of images, the list and the records themselves.
+        """Delete the maps, copied images, list and records of this job, according to its records.
 
         Raises:
-            InputError, ShardError: there is anything else in the folders of maps, or it was changed since; nothing was
-                deleted then.
+            InputError, ShardError: the folders of maps contain other or changed files; nothing is deleted.
         """
-        if not (self.book / PLAN_FILE).exists():
+        if not (self.job_dir / PLAN_FILE).exists():
             return
-        check_name, plan, ours = self.check_name(splits), load_plan(self.book), dict[Path, set[str]]()
+        check_name, plan, recorded = self.check_name(splits), load_plan(self.job_dir), dict[Path, set[str]]()
         for shard in plan.each_shard():
-            ours |= self.recorded(shard, check_name)
-        there = [folder / name for folder in self.folders(splits) for name in find_files(folder, _FILLED)]
-        for path in there:
-            if path not in ours or sha256_of(path) not in ours[path]:
+            recorded |= self.recorded(shard, check_name)
+        found = [folder / name for folder in self.folders(splits) for name in find_files(folder, _FILLED)]
+        for path in found:
+            if path not in recorded or sha256_of(path) not in recorded[path]:
                 raise InputError(
                     f"{path} was not made by this command, or was changed since: {_MOVE}. Nothing was deleted"
                 )
         if self.out:
             publish(self.out, {}, f"annotate-{self.kind}")
-        for path in there:
+        for path in found:
             path.unlink()
-        book = open_store(self.book)
+        job_dir = open_store(self.job_dir)
         for shard in plan.each_shard():
-            sidecar_path(book, shard).delete()
+            sidecar_path(job_dir, shard).delete()
             self.journal_path(shard).unlink(missing_ok=True)
         for name in (PLAN_FILE, SAMPLES_FILE):
-            (book / name).delete()
-        for folder in (*self.folders(splits), self.book):
+            (job_dir / name).delete()
+        for folder in (*self.folders(splits), self.job_dir):
             open_store(folder).remove_empty_folders()
 
     def write_list(self, splits: Mapping[str, Split], sidecars: Sequence[Sidecar]) -> None:
-        """List the images with their maps, old and new, in `out`; failed samples are left out.
+        """List the images with their existing and new maps in `out`; failed samples are omitted.
 
-        Conditions that are no files of their own cannot be listed and stay behind.
+        Conditions that are not files cannot be listed and are omitted.
         """
         import pyarrow as pa
         from pyarrow import parquet
@@ -231,15 +234,15 @@ class MapTree:
         publish(self.out, {self.list_file.name: file.getvalue()}, f"annotate-{self.kind}")
 
 
-def _divide(item: Item) -> tuple[Path, str]:
-    """The folder of images that an image file belongs to, and its path from there: the key tells how deep it lies."""
+def _split_path(item: Item) -> tuple[Path, str]:
+    """The root folder of an image file, and its path from there, whose depth is that of its key."""
     assert isinstance(item.image, File)
     folder, *parts = item.image.path.rsplit("/", item.key.count("/") + 1)
     return Path(folder), "/".join(parts)
 
 
 def encode_map(map_HW: npt.NDArray[Any], depth_format: str) -> bytes:
-    """A map as a file: labels uint8 [H, W] as grey PNG, depth float32 [H, W] in a format of AnnotateConfig."""
+    """Encode a map: labels uint8 [H, W] as grey PNG, depth float32 [H, W] in a format of AnnotateConfig."""
     file = io.BytesIO()
     if map_HW.dtype == np.uint8:
         Image.fromarray(map_HW).save(file, "png")
@@ -253,5 +256,5 @@ def encode_map(map_HW: npt.NDArray[Any], depth_format: str) -> bytes:
         packed_HW4 = np.ascontiguousarray(map_HW, "<f4").view(np.uint8).reshape(*map_HW.shape, 4)
         Image.fromarray(packed_HW4).save(
             file, "png", compress_level=1
-        )  # low bits of floats are noise: more gains little
+        )  # a higher level gains little, because the low bits of floats are noise
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Pretrained networks that see depth or labels in a picture: found, loaded and run behind one interface.
+"""Find, load and run pretrained networks that predict depth or labels of a picture.
 
 Axes: B batch, C channels or classes, H W pixels of a picture, h w of a network's input or output.
 """
@@ -28,15 +28,15 @@ from vqgan.errors import InputError
 DEFAULT_MODEL: dict[Kind, str] = {"depth": "Intel/dpt-large", "segmentation": "deeplabv3_resnet101"}
 _MAX_LABELS = 256
 _MAX_INPUT_PX = 2048 * 2048
-"""Pixels of a network's input: a very elongated picture, resized by its shorter side, would exhaust the memory."""
-_CLASSES_AT_ONCE = 16
+"""Maximum number of input pixels: a very elongated picture, resized by its shorter side, would exhaust the memory."""
+_CLASS_CHUNK = 16
 
 
 def find_model(kind: Kind, name: str) -> Path:
-    """The local folder or .pth file of a model, downloaded where `name` is no path.
+    """Find the local folder or .pth file of a model, and download it if `name` is not a path.
 
     Raises:
-        InputError: nothing there, or the download failed.
+        InputError: the path does not exist, or the download failed.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -68,7 +68,7 @@ def _download_transformers(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
-    except Exception as error:  # the hub's client raises many things
+    except Exception as error:  # the hub's client raises errors of many types
         reason = str(error).splitlines()[0]
         raise InputError(
             f"there is no folder {name}, and the hub's {name} could not be downloaded ({reason}): pass as --model the "
@@ -78,7 +78,7 @@ def _download_transformers(name: str) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """Sha256 (hex) over the files of a model that decide its output."""
+    """SHA-256 (hex) of the files that determine a model's output."""
     if path.is_file():
         return sha256_file(path)
     weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
@@ -91,7 +91,7 @@ def fingerprint(path: Path) -> str:
 
 
 class Annotator:
-    """A network with its preparation of pictures; use `prepare`, `infer` on a batch, then `to_map` for each picture."""
+    """A network with its pre- and postprocessing: `prepare` pictures, `infer` a batch, then `to_map` each output."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Annotator:
     ) -> None:
         self.kind = kind
         self.label_names = label_names
-        """Name of each label of a mask; empty where the model does not tell."""
+        """Name of each label of a mask; empty if the model has no names."""
         self._model = model.to(device).eval()
         self._prepare, self._output = prepare, output
         self._device, self._dtype = device, dtype
@@ -119,10 +119,10 @@ class Annotator:
         device: Device = "auto",
         precision: Literal["float32", "bfloat16"] = "float32",
     ) -> Annotator:
-        """Load what `find_model` found.
+        """Load a model from the path that :func:`find_model` returns.
 
         Raises:
-            InputError: no such model there, weights that it needs are missing, or it tells too many labels apart.
+            InputError: the path has no such model, weights are missing, or it has too many labels.
         """
         model, prepare, output, names = _from_file(kind, path) if path.is_file() else _from_folder(kind, path)
         place = pick_device(device, InputError)
@@ -132,7 +132,7 @@ class Annotator:
         """The network's input for one picture: float32 [3, h, w].
 
         Raises:
-            InputError: it would be too large.
+            InputError: the input would be too large.
         """
         input_3hw = self._prepare(picture_HW3)
         if input_3hw[0].numel() > _MAX_INPUT_PX:
@@ -142,39 +142,39 @@ class Annotator:
 
     @torch.inference_mode()
     def infer(self, inputs: list[Tensor]) -> Tensor:
-        """The network's output for inputs of one size: depth [B, h, w], or logits [B, C, h, w]; float32."""
+        """Run the network on inputs of one size: depth [B, h, w], or logits [B, C, h, w]; float32."""
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             return self._output(self._model(torch.stack(inputs).to(self._device))).float()
 
     @torch.inference_mode()
     def to_map(self, output: Tensor, size: tuple[int, int]) -> npt.NDArray[Any]:
-        """The map of one picture in its own size (height, width): depth float32 [H, W], or labels uint8 [H, W].
+        """Convert an output to a map of a picture's size (height, width): depth float32 [H, W] or labels uint8 [H, W].
 
-        Depth is upsampled bicubic, logits bilinear before the argmax, as transformers' post-processing does.
+        Depth is upsampled bicubic, logits bilinear before the argmax, as in transformers' post-processing.
 
         Raises:
-            InputError: the output is not finite, or constant depth.
+            InputError: the output is not finite, or the depth is constant.
         """
         if not torch.isfinite(output).all():
             raise InputError("the network's output is not finite for this picture")
         if self.kind == "segmentation":
             return upsampled_argmax(output, size).cpu().numpy()
-        if output.min() == output.max():  # upsampling would hide it under rounding errors
+        if output.min() == output.max():  # checked here, because upsampling adds rounding errors
             raise InputError(f"the network's depth is constant ({output.min():g} everywhere) for this picture")
         depth = F.interpolate(output[None, None], size, mode="bicubic", align_corners=False)[0, 0]
         return depth.cpu().numpy()
 
 
 def upsampled_argmax(logits_Chw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Argmax over classes of the bilinearly upsampled logits, uint8 [H, W]; upsampled a few classes at a time.
+    """Argmax over classes of the bilinearly upsampled logits, uint8 [H, W].
 
-    All at once the 150 classes of ADE20K take 7 GB for a photo of 12 megapixels.
+    Classes are upsampled in chunks: the 150 classes of ADE20K together take 7 GB for a photo of 12 megapixels.
     """
     best_HW = torch.full(size, -torch.inf, device=logits_Chw.device)
     label_HW = torch.zeros(size, dtype=torch.uint8, device=logits_Chw.device)
-    for first in range(0, len(logits_Chw), _CLASSES_AT_ONCE):
-        some = logits_Chw[None, first : first + _CLASSES_AT_ONCE]
-        value_HW, place_HW = F.interpolate(some, size, mode="bilinear", align_corners=False)[0].max(0)
+    for first in range(0, len(logits_Chw), _CLASS_CHUNK):
+        chunk = logits_Chw[None, first : first + _CLASS_CHUNK]
+        value_HW, place_HW = F.interpolate(chunk, size, mode="bilinear", align_corners=False)[0].max(0)
         better_HW = value_HW > best_HW
         best_HW = torch.where(better_HW, value_HW, best_HW)
         label_HW = torch.where(better_HW, (place_HW + first).to(torch.uint8), label_HW)
@@ -196,12 +196,12 @@ def _transformers() -> Any:
 
 
 def _from_folder(kind: Kind, folder: Path) -> _Parts:
-    """A folder as transformers' save_pretrained writes it."""
+    """Load a folder that transformers' save_pretrained wrote."""
     _refuse_code(folder)
     library = _transformers()
     safe = any(folder.glob("*.safetensors"))
     for file in () if safe else folder.glob("*.bin"):
-        load_weights(file, InputError)  # transformers reads it in the same way, but sets no limit to what it becomes
+        load_weights(file, InputError)  # as transformers reads it, but with a limit on the unpacked size
     auto = library.AutoModelForDepthEstimation if kind == "depth" else library.AutoModelForSemanticSegmentation
     try:
         given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -209,7 +209,7 @@ def _from_folder(kind: Kind, folder: Path) -> _Parts:
         model, info = auto.from_pretrained(
             folder, **given, output_loading_info=True, dtype=torch.float32, use_safetensors=safe, weights_only=True
         )
-    except Exception as error:  # a broken file raises what its reader happens to raise
+    except Exception as error:  # broken files raise errors of many types
         reason = (str(error) or repr(error)).splitlines()[0]
         raise InputError(
             f"{folder} does not hold a {kind} model that transformers can load ({reason}): it should be what "
@@ -217,7 +217,7 @@ def _from_folder(kind: Kind, folder: Path) -> _Parts:
         ) from error
     if getattr(processor, "do_pad", False):
         raise InputError(f"{folder} pads its pictures, so that its maps would not line up with them: choose another")
-    # A crop would leave out what lies outside it.
+    # Disable cropping, because the map must cover the whole picture.
     flags = {"do_center_crop": False} if hasattr(processor, "do_center_crop") else {}
 
     def prepare(picture_HW3: npt.NDArray[np.uint8]) -> Tensor:
@@ -235,7 +235,7 @@ def _from_folder(kind: Kind, folder: Path) -> _Parts:
 
 
 def _refuse_code(folder: Path) -> None:
-    """Refuse a model that brings code of its own, before transformers asks on the terminal whether to run it."""
+    """Refuse a model with code of its own, before transformers asks on the terminal whether to run it."""
     for path in sorted(folder.glob("*.json")):
         if path.is_file() and _names_code(parse_json(path.read_bytes(), path, InputError)):
             raise InputError(
@@ -245,16 +245,16 @@ def _refuse_code(folder: Path) -> None:
 
 
 def _names_code(value: Any) -> bool:
-    """Whether a JSON value has the key auto_map anywhere; not recursive, since a hostile one may be deep."""
-    left = [value]
-    while left:
-        part = left.pop()
+    """Whether a JSON value has the key auto_map at any depth; iterative, because a hostile value may be deep."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
         if isinstance(part, dict):
             if "auto_map" in part:
                 return True
-            left += part.values()
+            pending += part.values()
         elif isinstance(part, list):
-            left += part
+            pending += part
     return False
 
 
@@ -263,7 +263,7 @@ _PROBE = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
 
 @torch.inference_mode()
 def _check_missing(folder: Path, model: torch.nn.Module, missing: Any, probe: Callable[[], Tensor]) -> None:
-    """Refuse random weights in place of missing ones, unless nothing depends on them (as a layer of DPT's neck)."""
+    """Refuse missing weights, unless the output does not depend on them (such as a layer of DPT's neck)."""
     if not missing:
         return
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -282,19 +282,19 @@ def _torchvision_names() -> list[str]:
 
 
 def _from_file(kind: Kind, path: Path) -> _Parts:
-    """A state dict of one of torchvision's segmentation models; the keys tell which."""
+    """Load a state dict of one of torchvision's segmentation models, which its keys identify."""
     from torchvision.models import get_model, get_model_weights
 
     if kind != "segmentation":
         raise InputError(f"{path} is a file: a depth model is a folder that save_pretrained wrote, or a hub name")
     state = load_weights(path, InputError)
-    wanted = _weights(state)
+    names_in_file = _weights(state)
     last = "classifier.low_classifier.weight"
-    last = last if last in wanted else "classifier.4.weight"
+    last = last if last in names_in_file else "classifier.4.weight"
     for name in _torchvision_names():
         with torch.device("meta"):
             keys = _weights(get_model(name, weights=None, weights_backbone=None).state_dict())
-        if keys == wanted:
+        if keys == names_in_file:
             break
     else:
         raise InputError(
@@ -304,7 +304,7 @@ def _from_file(kind: Kind, path: Path) -> _Parts:
     _check_labels(path, n_labels)
     model = get_model(name, weights=None, weights_backbone=None, num_classes=n_labels)
     try:
-        # Not strict, for counters of batches and the auxiliary head; the weights have been compared above.
+        # Not strict, because batch counters and the auxiliary head are optional; the other keys are compared above.
         model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise InputError(f"{path} does not fit torchvision's {name}: {error}") from error
@@ -315,12 +315,10 @@ def _from_file(kind: Kind, path: Path) -> _Parts:
 
 
 def _weights(state: Mapping[str, Tensor]) -> set[str]:
-    """Names of the tensors that decide a segmentation model's output."""
+    """Names of the tensors that determine a segmentation model's output."""
     return {key for key in state if not key.endswith("num_batches_tracked") and not key.startswith("aux_classifier.")}
 
 
 def _check_labels(path: Path, count: int) -> None:
     if count > _MAX_LABELS:
-        raise InputError(
-            f"{path} tells {count} labels apart: masks are 8-bit, choose a model with {_MAX_LABELS} or fewer"
-        )
+        raise InputError(f"{path} has {count} labels: masks are 8-bit, choose a model with {_MAX_LABELS} or fewer")

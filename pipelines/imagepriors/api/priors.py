@@ -98,7 +98,7 @@ class ImagePrior:
                 )
             return self._given_tokenizer
         from codeshards.format import open_store
-        from imagepriors.decode.samples import load_shard_tokenizer
+        from imagepriors.decode.rows import load_shard_tokenizer
 
         home = self.folder if (self.folder / "tokenizer").is_dir() else self.shards
         if (open_store(home) / "tokenizer/config.json").size() is None:
@@ -138,9 +138,10 @@ class ImagePrior:
         completes = str(given) != "0"
         needs_rows = completes or any(part.name != "class" for part in spec.conditions)
         if condition is None and (needs_rows or size):
-            from imagepriors.decode.samples import draw_samples, given_codes
+            from imagepriors.decode.draw import draw_samples
+            from imagepriors.decode.prefix import prefix_length
 
-            known = given_codes(spec, str(given))
+            known = prefix_length(spec, str(given))
             drawn = draw_samples(self.folder, self.shards, n, config=settings, given=known, size=size, sources=False)
             return SampledImages(drawn.codes_NHW, drawn.conditions, self.tokenizer)
         if completes or size:

@@ -15,7 +15,7 @@ from imagepriors.cli.tokenize import tokenize
 from imagepriors.cli.train_palette import train_palette
 from imagepriors.cli.train_prior import train_prior
 from imagepriors.cli.train_vqgan import train_vqgan
-from imagepriors.experiments import experiment
+from imagepriors.experiments.command import experiment
 
 COMMANDS: dict[str, Callable[..., str]] = {
     "demo-data": demo_data,

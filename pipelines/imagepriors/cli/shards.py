@@ -163,7 +163,7 @@ def _decode_rows(dataset: ShardDataset, split: str, n: int) -> tuple[Any, int]:
     """Pictures [n · kinds, H, W, 3], of each row the image and then each condition; and the number of kinds."""
     import numpy as np
 
-    from imagepriors.decode.samples import load_shard_tokenizer, rows_at
+    from imagepriors.decode.rows import load_shard_tokenizer, read_rows
     from imagepriors.reports.figures import colorize
     from vqgan.data import spread
 
@@ -173,7 +173,7 @@ def _decode_rows(dataset: ShardDataset, split: str, n: int) -> tuple[Any, int]:
     image = f"codes_{spec.orders[0]}"
     sources = {image: (dataset.manifest.tokenizer, spec.image)}
     sources |= {f"cond_{name}": (dataset.manifest.conditions[name], grid) for name, grid in spec.conditions.items()}
-    rows = rows_at(dataset, split, list(sources), np.array(spread(total, n), np.int64))
+    rows = read_rows(dataset, split, list(sources), np.array(spread(total, n), np.int64))
     rows[image] = rows[image][:, inverse(spec.orders[0], spec.image.height, spec.image.width)]
     shown = []
     for column, (tokenizer, grid) in sources.items():

@@ -1,1 +1,1 @@
-"""Sampled codes become pictures."""
+"""Decode codes to pictures: rows of shards, and samples of a prior."""

@@ -1,1 +1,1 @@
-"""The embedded default data: procedural scenes with exact masks, depth, keypoints and classes."""
+"""The default data: procedural scenes with exact masks, depth, keypoints and classes."""

@@ -1,4 +1,4 @@
-"""Writes the demo scenes in the layouts in which ImageNet, ADE20K, ImageNet-depth and DeepFashion are published."""
+"""Write the demo scenes in the published layouts of ImageNet, ADE20K, ImageNet-depth and DeepFashion."""
 
 import multiprocessing
 import os
@@ -17,10 +17,10 @@ from runkit.folders import held
 from runkit.progress import tqdm
 
 VERSION = 2
-# Our split → the folder names of ADE20K and DeepFashion (ImageNet's are our own).
+# Split → folder name in ADE20K and DeepFashion; ImageNet uses the same names.
 _ADE, _FASHION = {"train": "training", "val": "validation"}, {"train": "train", "val": "test"}
 
-_MOST_PIXELS, _MOST_SCENES = 4096, 10_000_000
+_MAX_PIXELS, _MAX_SCENES = 4096, 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +37,22 @@ class _Job:
 
 
 def _write_scene(job: _Job) -> tuple[str, int, str, list[int]]:
-    """Render one scene and write its files; returns its split, class, CSV row and pixels per label."""
+    """Render one scene, write its files, and return its split, class, CSV row and pixels per label."""
     scene = render_scene(job.seed, job.index, job.size, split=("train", "val").index(job.split))
     name, stem = CLASS_NAMES[scene.label], job.stem
     ade = job.out / "ADEChallengeData2016"
     picture = job.out / "imagenet" / job.split / name / f"{stem}.JPEG"
     Image.fromarray(scene.image).save(picture, "JPEG", quality=95, subsampling=0)
-    for twin in (
+    for copy in (
         ade / "images" / _ADE[job.split] / f"{stem}.jpg",
         job.out / "imagenet-depth" / job.split / name / f"{stem}.JPEG",
         job.out / "deepfashion" / _FASHION[job.split] / f"{stem}.jpg",
     ):
-        _link(picture, twin)
+        _link(picture, copy)
     Image.fromarray(scene.segmentation).save(ade / "annotations" / _ADE[job.split] / f"{stem}.png")
     packed = np.ascontiguousarray(scene.depth.astype("<f4")).view(np.uint8).reshape(*scene.depth.shape, 4)
     Image.fromarray(packed, "RGBA").save(job.out / "imagenet-depth" / f"{job.split}_depth" / name / f"{stem}.png")
-    joints = np.rint(scene.keypoints).astype(int).clip(max=job.size - 1)  # rounding may step out of the picture
+    joints = np.rint(scene.keypoints).astype(int).clip(max=job.size - 1)  # rounding may leave the picture
     row = f"{stem}.jpg: {joints[:, 1].tolist()}: {joints[:, 0].tolist()}"
     return job.split, scene.label, row, np.bincount(scene.segmentation.ravel(), minlength=8).tolist()
 
@@ -61,7 +61,7 @@ def _link(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         target.hardlink_to(source)
-    except OSError:  # another file system, or one without hard links
+    except OSError:  # another file system, or no support of hard links
         shutil.copyfile(source, target)
 
 
@@ -78,26 +78,26 @@ def _make_folders(out: Path) -> None:
 def write_demo_data(
     out: Path, *, n_train: int, n_val: int, size: int = 64, seed: int = 0, workers: int | None = None
 ) -> None:
-    """Render scenes into `out`, which then holds imagenet/, ADEChallengeData2016/, imagenet-depth/, deepfashion/.
+    """Render scenes into imagenet/, ADEChallengeData2016/, imagenet-depth/ and deepfashion/ of `out`.
 
-    `demo.json`, written last, marks the data as complete; with equal settings a second call returns at once.
+    `demo.json`, written last, marks the data as complete. A second call with equal settings returns immediately.
 
     Args:
         out: Folder to write.
-        n_train: Training scenes.
-        n_val: Validation scenes.
+        n_train: Number of training scenes.
+        n_val: Number of validation scenes.
         size: Side in pixels, a multiple of 8 from 32 to 4096.
-        seed: Other seeds give other scenes.
-        workers: Processes; None takes one per core. The files do not depend on it.
+        seed: Seed of the scenes.
+        workers: Number of processes; None: one per core. The files do not depend on it.
 
     Raises:
-        ShardError: bad settings, or the folder holds data of other settings.
-        UserError: the folder holds something else under these names, or another process writes there.
+        ShardError: a setting is out of range, or the folder has data of other settings.
+        UserError: the folder has other files of these names, or another process writes to it.
     """
-    if not 32 <= size <= _MOST_PIXELS or size % 8:
-        raise ShardError(f"size is {size}: choose a multiple of 8 from 32 to {_MOST_PIXELS}")
-    if not (1 <= n_train <= _MOST_SCENES and 1 <= n_val <= _MOST_SCENES):
-        raise ShardError(f"n_train is {n_train}, n_val is {n_val}: choose 1 to {_MOST_SCENES:,} of each")
+    if not 32 <= size <= _MAX_PIXELS or size % 8:
+        raise ShardError(f"size is {size}: choose a multiple of 8 from 32 to {_MAX_PIXELS}")
+    if not (1 <= n_train <= _MAX_SCENES and 1 <= n_val <= _MAX_SCENES):
+        raise ShardError(f"n_train is {n_train}, n_val is {n_val}: choose 1 to {_MAX_SCENES:,} of each")
     settings = {"n_train": n_train, "n_val": n_val, "seed": seed, "size": size, "version": VERSION}
     marker = out / "demo.json"
     if marker.exists():
@@ -110,7 +110,7 @@ def write_demo_data(
     with held(out, "demo-data", reserved=reserved):
         _make_folders(out)
         jobs = [_Job(out, split, i, size, seed) for split, n in (("train", n_train), ("val", n_val)) for i in range(n)]
-        # A fork server: plain fork is unsafe once a caller has started threads.
+        # A fork server, because a plain fork is unsafe if the caller has threads.
         with multiprocessing.get_context("forkserver").Pool(workers or os.cpu_count()) as pool:
             results = pool.imap(_write_scene, jobs, chunksize=16)
             done = list(tqdm(results, total=len(jobs), desc="demo-data", disable=None))

@@ -1,6 +1,6 @@
 """A seeded renderer of small scenes: balls, boxes, cones, trees and a person on textured ground.
 
-Every pixel is a ray, so that mask and depth are exact; the picture is taken at twice the resolution and averaged.
+Each pixel is a ray, so mask and depth are exact. The picture is rendered at twice the resolution and averaged.
 World axes: x right, y up, z forwards, in metres; the camera looks along z from (0, CAMERA_M, 0). With focal length
 one picture height, pixel (u, v) in [0, 1] sees the ray (u − ½, HORIZON − v, 1).
 """
@@ -23,7 +23,7 @@ FAR_M = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Theme:
-    """What makes a class: palette of sky and ground, light, and the objects that live there."""
+    """Appearance of a class: colours of sky and ground, light, and kinds of objects."""
 
     zenith: tuple[float, float, float]
     haze: tuple[float, float, float]
@@ -74,7 +74,7 @@ class Scene:
     depth: npt.NDArray[np.float32]
     """[S, S]; distance along the viewing axis in metres, FAR_M for the sky."""
     keypoints: npt.NDArray[np.float32]
-    """[18, 2]; (x, y) in pixels, -1 where the joint lies outside the picture. A hidden joint keeps its place."""
+    """[18, 2]; (x, y) in pixels, -1 if the joint is outside the picture. A hidden joint keeps its position."""
     label: int
     """Index into CLASS_NAMES."""
 
@@ -94,7 +94,7 @@ class _Canvas:
     def put(
         self, hit: npt.NDArray[np.bool_], depth: Array, normal: tuple[Any, Any, Any], paint: Array, name: str
     ) -> None:
-        """Draw a surface where `hit` and nearer than what is there, shaded by Lambert's law with a soft floor."""
+        """Draw a surface where `hit` and nearer than the buffer, shaded by Lambert's law with ambient light."""
         seen = hit & (depth < self.depth) & (depth > 0.2)
         lambert = sum(n * part for n, part in zip(normal, self.light, strict=True))
         shade = self.theme.light * (0.50 + 0.55 * np.clip(lambert, 0, 1))
@@ -108,7 +108,7 @@ def _draw_sky_and_ground(canvas: _Canvas, rng: np.random.Generator, shadows: lis
     theme, size = canvas.theme, len(canvas.u)
     up = np.clip(canvas.v / HORIZON, 0, 1)[..., None]
     canvas.color[:] = np.array(theme.zenith) * (1 - up) + np.array(theme.haze) * up
-    # The sun (at night the moon) stands where the light comes from.
+    # The sun (at night the moon) is in the direction of the light.
     sun_u, sun_v = 0.5 + 0.42 * canvas.light[0], 0.06 + 0.16 * (1 - canvas.light[1])
     glow = np.hypot(canvas.u - sun_u, canvas.v - sun_v)[..., None]
     disc = np.clip((0.065 - glow) * size, 0, 1) + 0.35 * np.exp(-((glow / 0.12) ** 2))
@@ -148,7 +148,7 @@ def _draw_ball(canvas: _Canvas, x: float, z: float, radius: float, paint: Array)
 
 
 def _draw_box(canvas: _Canvas, x: float, z: float, half: float, height: float, paint: Array, name: str = "box") -> None:
-    """An upright box; the entry point of each ray by the slab method."""
+    """Draw an upright box; the slab method finds the entry point of each ray."""
     tiny = 1e-9
     rays = (canvas.dx + tiny, canvas.dy + tiny, np.ones_like(canvas.dx))
     bounds = ((x - half, x + half), (-CAMERA_M, height - CAMERA_M), (z - half, z + half))
@@ -162,7 +162,7 @@ def _draw_box(canvas: _Canvas, x: float, z: float, half: float, height: float, p
 def _draw_cone(
     canvas: _Canvas, x: float, z: float, radius: float, foot: float, top: float, paint: Array, name: str
 ) -> None:
-    """A cone with its circle at height `foot` and its tip at height `top`, in metres."""
+    """Draw a cone with its circle at height `foot` and its tip at height `top`, in metres."""
     slope2 = (radius / (top - foot)) ** 2
     tip = top - CAMERA_M
     a = canvas.dx**2 + 1 - slope2 * canvas.dy**2
@@ -179,7 +179,7 @@ def _draw_cone(
 
 
 def _pose(rng: np.random.Generator, x: float, height: float) -> Array:
-    """Joints [18, 2] as (x, y) in metres of a person who faces the camera (their right is our left)."""
+    """Joints [18, 2] as (x, y) in metres of a person who faces the camera (their right is on the left)."""
     joints = np.zeros((18, 2))
     unit = height / 1.75
     lean = rng.normal(0, 0.03)
@@ -212,7 +212,7 @@ def _pose(rng: np.random.Generator, x: float, height: float) -> Array:
 
 
 def _draw_person(canvas: _Canvas, joints: Array, z: float, shirt: Array, trousers: Array) -> None:
-    """Limbs as capsules in the plane of the body, rounded by shading."""
+    """Draw limbs as capsules in the plane of the body, rounded by shading."""
     wx, wy = canvas.dx * z, canvas.dy * z + CAMERA_M
     skin = np.array([0.93, 0.72, 0.56])
 
@@ -238,7 +238,7 @@ def _draw_person(canvas: _Canvas, joints: Array, z: float, shirt: Array, trouser
 
 
 @dataclass(frozen=True, slots=True)
-class _Thing:
+class _Object:
     kind: str
     x: float
     z: float
@@ -246,29 +246,29 @@ class _Thing:
     paint: Array
 
 
-def _compose(rng: np.random.Generator, theme: Theme) -> tuple[list[_Thing], float, float]:
-    """Two or three objects and the person's place; big things apart from each other in the picture."""
+def _compose(rng: np.random.Generator, theme: Theme) -> tuple[list[_Object], float, float]:
+    """Choose two or three objects and the person's position, all in separate parts of the picture."""
     person_z = float(rng.uniform(3.4, 4.6))
     slots = rng.permutation(np.array([-0.36, -0.12, 0.12, 0.36])) + rng.uniform(-0.05, 0.05, 4)
     person_x = float(slots[0]) * person_z
-    things = []
+    objects = []
     for slot in slots[1 : 1 + int(rng.integers(2, 4))]:
         kind = str(rng.choice(theme.kinds))
         z = float(rng.uniform(5.5, 9.0) if kind == "tree" else rng.uniform(3.2, 6.0))
         size = float(
             {"ball": rng.uniform(0.42, 0.68), "tree": rng.uniform(0.9, 1.25)}.get(kind, rng.uniform(0.38, 0.60))
         )
-        things.append(_Thing(kind, float(slot) * z, z, size, _PAINTS[rng.integers(len(_PAINTS))]))
-    return things, person_x, person_z
+        objects.append(_Object(kind, float(slot) * z, z, size, _PAINTS[rng.integers(len(_PAINTS))]))
+    return objects, person_x, person_z
 
 
-def _draw_thing(canvas: _Canvas, thing: _Thing) -> None:
-    x, z, size, paint = thing.x, thing.z, thing.size, thing.paint
-    if thing.kind == "ball":
+def _draw_object(canvas: _Canvas, item: _Object) -> None:
+    x, z, size, paint = item.x, item.z, item.size, item.paint
+    if item.kind == "ball":
         _draw_ball(canvas, x, z, size, paint)
-    elif thing.kind == "box":
+    elif item.kind == "box":
         _draw_box(canvas, x, z, size, 1.7 * size, paint)
-    elif thing.kind == "cone":
+    elif item.kind == "cone":
         _draw_cone(canvas, x, z, size, 0.0, 2.8 * size, paint, "cone")
     else:
         leaves = np.array([0.10, 0.42, 0.20])
@@ -278,12 +278,12 @@ def _draw_thing(canvas: _Canvas, thing: _Thing) -> None:
 
 
 def _render(canvas: _Canvas, rng: np.random.Generator) -> Array:
-    """Draw a whole scene; returns the person's joints as (u, v) in [0, 1]."""
-    things, person_x, person_z = _compose(rng, canvas.theme)
-    shadows = [(thing.x, thing.z, thing.size * (0.6 if thing.kind == "tree" else 0.9)) for thing in things]
+    """Draw a scene, and return the person's joints as (u, v) in [0, 1]."""
+    objects, person_x, person_z = _compose(rng, canvas.theme)
+    shadows = [(item.x, item.z, item.size * (0.6 if item.kind == "tree" else 0.9)) for item in objects]
     _draw_sky_and_ground(canvas, rng, [*shadows, (person_x, person_z, 0.36)])
-    for thing in things:
-        _draw_thing(canvas, thing)
+    for item in objects:
+        _draw_object(canvas, item)
     joints = _pose(rng, person_x, float(rng.uniform(1.65, 1.85)))
     shirt, trousers = _PAINTS[rng.permutation(len(_PAINTS))[:2]]
     _draw_person(canvas, joints, person_z, shirt, trousers * 0.6)
@@ -291,13 +291,13 @@ def _render(canvas: _Canvas, rng: np.random.Generator) -> Array:
 
 
 def render_scene(seed: int, index: int, size: int = 64, *, split: int = 0) -> Scene:
-    """Render one scene: a pure function of its arguments, the same composition at any size.
+    """Render one scene. The result is a pure function of the arguments; its composition does not depend on the size.
 
     Args:
-        seed: The data set's seed.
-        index: Scene number.
+        seed: Seed of the dataset.
+        index: Number of the scene.
         size: Side in pixels.
-        split: Number of the split; other splits share no scene.
+        split: Number of the split; splits do not share scenes.
     """
 
     def draw(side: int) -> tuple[_Canvas, Array, int]:
@@ -309,7 +309,7 @@ def render_scene(seed: int, index: int, size: int = 64, *, split: int = 0) -> Sc
         return canvas, _render(canvas, rng), label
 
     fine, joints, label = draw(2 * size)
-    exact, _, _ = draw(size)  # mask and depth belong to pixel centres, which the fine grid does not have
+    exact, _, _ = draw(size)  # mask and depth are sampled at pixel centres, which the fine grid does not have
     averaged = np.clip(fine.color, 0, 1).reshape(size, 2, size, 2, 3).mean((1, 3))
     inside = ((joints >= 0) & (joints < 1)).all(1, keepdims=True)
     return Scene(

@@ -1,1 +1,1 @@
-"""Figures that say how good a tokenizer or a prior is."""
+"""Metrics of tokenizers and priors."""

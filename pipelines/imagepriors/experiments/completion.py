@@ -1,29 +1,30 @@
-"""Half of a picture's codes are given, in each order, and the rest is drawn several times."""
+"""Complete half of a picture's codes several times, in each order."""
 
 from codeshards.format import ORDER_NAMES
-from imagepriors.decode.samples import draw_samples, sample_grid
+from imagepriors.decode.draw import draw_samples
+from imagepriors.decode.samples import sample_grid
 from imagepriors.experiments import orders
-from imagepriors.experiments.lab import Lab, Plan
+from imagepriors.experiments.workspace import PriorRuns, Workspace
 
 _ROWS, _DRAWN = 3, 5
 shards = orders.shards
 
 
-def priors(lab: Lab) -> Plan:
-    """The first seed of `orders`."""
-    return orders.priors(lab, seeds=1)
+def priors(workspace: Workspace) -> PriorRuns:
+    """The priors of the first seed of `orders`."""
+    return orders.priors(workspace, seeds=1)
 
 
-def run(lab: Lab) -> None:
-    """Complete with each."""
-    grid = lab.decoder().config.grid
+def run(workspace: Workspace) -> None:
+    """Complete pictures with the prior of each order."""
+    grid = workspace.decoder().config.grid
     pictures = {}
     for name in ORDER_NAMES:
-        config = lab.sampling(batch_size=_ROWS * _DRAWN)
+        config = workspace.sampling(batch_size=_ROWS * _DRAWN)
         samples = draw_samples(
-            orders.run_folder(lab, name), lab.shards(), _ROWS * _DRAWN, config=config, per_condition=_DRAWN,
+            orders.run_folder(workspace, name), workspace.shards(), _ROWS * _DRAWN, config=config, per_condition=_DRAWN,
             given=grid * grid // 2,
         )  # fmt: skip
         pictures[name] = sample_grid(samples, _DRAWN, scale=max(1, 64 // samples.pictures.shape[1]))
-    text = f"Rows: what is given, the original, {_DRAWN} completions. One picture an order: {', '.join(ORDER_NAMES)}."
-    lab.save("completion", text, {"given_codes": grid * grid // 2}, pictures)
+    text = f"Rows: what is given, the original, {_DRAWN} completions. One picture per order: {', '.join(ORDER_NAMES)}."
+    workspace.save("completion", text, {"given_codes": grid * grid // 2}, pictures)

@@ -10,91 +10,94 @@ from PIL import Image
 
 from codeprior.checkpoint import CONFIG, RunConfig
 from codeshards.format import ShardDataset
-from imagepriors.decode.samples import Samples, decoded_at, draw_samples, read_rows, sample_grid
-from imagepriors.evaluate.conditions import MEASURES
-from imagepriors.evaluate.prior import Judge
+from imagepriors.decode.draw import Samples, draw_samples
+from imagepriors.decode.rows import decode_rows, read_rows
+from imagepriors.decode.samples import sample_grid
+from imagepriors.evaluate.conditions import METRICS, ConditionEvaluator
 from imagepriors.experiments.config import ShardKind
-from imagepriors.experiments.lab import Lab, Plan
+from imagepriors.experiments.workspace import PriorRuns, Workspace
 from imagepriors.reports.figures import bars_figure, picture_grid
 
 _COLUMNS, _ROWS = 4, 4
 
 
-def shards(lab: Lab) -> tuple[ShardKind, ...]:
-    """Of the dataset."""
+def shards(workspace: Workspace) -> tuple[ShardKind, ...]:
+    """The shards of the dataset."""
     return ("shards",)
 
 
-def names(lab: Lab) -> tuple[str, ...]:
+def names(workspace: Workspace) -> tuple[str, ...]:
     """Conditions that the shards have."""
-    classes = ShardDataset.open(lab.shards()).class_names
-    return (*(("class",) if len(classes) > 1 else ()), *lab.conditions())
+    classes = ShardDataset.open(workspace.shards()).class_names
+    return (*(("class",) if len(classes) > 1 else ()), *workspace.conditions())
 
 
-def run_folder(lab: Lab, name: str) -> Path:
-    """Where the prior of a condition is trained."""
-    return lab.out("conditional") / name
+def run_folder(workspace: Workspace, name: str) -> Path:
+    """Run folder of the prior of a condition."""
+    return workspace.out("conditional") / name
 
 
-def priors(lab: Lab, wanted: Sequence[str] = ()) -> Plan:
-    """A prior for each condition; other experiments use some of them."""
-    found = [name for name in names(lab) if name in wanted or not wanted]
-    return {run_folder(lab, name): (lab.prior(condition=name), lab.shards()) for name in found}
+def priors(workspace: Workspace, wanted: Sequence[str] = ()) -> PriorRuns:
+    """A prior per condition; other experiments use some of them."""
+    found = [name for name in names(workspace) if name in wanted or not wanted]
+    return {run_folder(workspace, name): (workspace.prior_config(condition=name), workspace.shards()) for name in found}
 
 
-def run(lab: Lab) -> None:
-    """Draw from each prior, and read the conditions back from what was drawn."""
-    shards, config = lab.shards(), lab.measures()
+def run(workspace: Workspace) -> None:
+    """Draw samples from each prior, and measure how well they follow their conditions."""
+    shards, config = workspace.shards(), workspace.evaluation()
     dataset = ShardDataset.open(shards)
-    parts = {name: RunConfig.load(run_folder(lab, name) / CONFIG).sequence.conditions[0] for name in names(lab)}
+    parts = {
+        name: RunConfig.load(run_folder(workspace, name) / CONFIG).sequence.conditions[0] for name in names(workspace)
+    }
     if not parts:
-        text = f"{lab.config.dataset} has one class and none of the preset's conditions: there is nothing to follow."
-        lab.save("conditional", text, {"faith": {}}, {})
+        text = (
+            f"{workspace.config.dataset} has one class and none of the preset's conditions: there is nothing to follow."
+        )
+        workspace.save("conditional", text, {"agreement": {}}, {})
         return
-    judge = Judge(dataset, list(parts.values()), config)
+    evaluator = ConditionEvaluator(dataset, list(parts.values()), config)
     figures: dict[str, dict[str, float]] = {}
     pictures: dict[str, Figure | Image.Image] = {}
-    told = []
+    sentences = []
     for name in parts:
-        folder = run_folder(lab, name)
-        samples = draw_samples(folder, shards, config.n, config=lab.sampling(batch_size=64), sources=False)
-        found = judge.faith(name, samples.pictures, samples.conditions[name])
+        folder = run_folder(workspace, name)
+        samples = draw_samples(folder, shards, config.n, config=workspace.sampling(batch_size=64), sources=False)
+        found = evaluator.evaluate(name, samples.pictures, samples.conditions[name])
         figures[name] = found
-        told.append(f"{name} ({MEASURES[name]}) {_told(found, name)}")
-        shown = draw_samples(folder, shards, _COLUMNS * _ROWS, config=lab.sampling(), per_condition=_COLUMNS)
+        sentences.append(
+            f"{name} ({METRICS[name]}) {'; '.join(f'{value:.2f}' for value in _bounds(found, name).values())}"
+        )
+        shown = draw_samples(folder, shards, _COLUMNS * _ROWS, config=workspace.sampling(), per_condition=_COLUMNS)
         scale = max(1, 64 // shown.pictures.shape[1])
         pictures[name] = (
             class_grid(dataset, shown, scale) if name == "class" else sample_grid(shown, _COLUMNS, scale=scale)
         )
     classes = f"; classes: {', '.join(dataset.class_names[:_ROWS])}" if "class" in figures else ""
     text = (
-        f"How far {config.n} samples follow their conditions, as one small network taught on decoded training codes "
-        "reads them back (samples; the same against shuffled conditions; decoded validation pictures): "
-        f"{'; '.join(told)}. One picture a condition, in its rows: the condition (a class has no picture), an "
+        f"Agreement of {config.n} samples with their conditions, as predicted by a small network that is trained on "
+        "decoded training codes (samples; the same samples with shuffled conditions; decoded validation pictures): "
+        f"{'; '.join(sentences)}. One picture per condition, with rows of: the condition (a class has no picture), an "
         f"original, four samples{classes}."
     )
-    bars = {f"{name}\n{MEASURES[name]}": _of_each(found, name) for name, found in figures.items()}
-    pictures = {"faith": bars_figure(bars, "agreement with the condition"), **pictures}
-    lab.save("conditional", text, {"faith": figures, "samples": config.n}, pictures)
+    bars = {f"{name}\n{METRICS[name]}": _bounds(found, name) for name, found in figures.items()}
+    pictures = {"agreement": bars_figure(bars, "agreement with the condition"), **pictures}
+    workspace.save("conditional", text, {"agreement": figures, "samples": config.n}, pictures)
 
 
-def _told(found: dict[str, float], name: str) -> str:
-    return "; ".join(f"{value:.2f}" for value in _of_each(found, name).values())
-
-
-def _of_each(found: dict[str, float], name: str) -> dict[str, float]:
-    """The measure of samples, of shuffled ones and of real pictures."""
-    return {of: found.get(f"{name} {MEASURES[name]}, {of}", np.nan) for of in ("samples", "shuffled", "real")}
+def _bounds(found: dict[str, float], name: str) -> dict[str, float]:
+    """The agreement of samples, of samples with shuffled conditions, and of real pictures."""
+    return {kind: found.get(f"{name} {METRICS[name]}, {kind}", np.nan) for kind in ("samples", "shuffled", "real")}
 
 
 def class_grid(dataset: ShardDataset, samples: Samples, scale: int) -> Image.Image:
-    """A row a class: a decoded picture of it, white where validation has none, then its samples."""
+    """One row per class: a decoded validation picture, or white if there is none, then its samples."""
     wanted = samples.conditions["class"][::_COLUMNS]
     labels, firsts = np.unique(read_rows(dataset, "val", ["label"], 0)["label"], return_index=True)
     rows = np.sort(firsts[np.isin(labels, wanted)])
     picture_of: dict[int, npt.NDArray[np.uint8]] = {}
     if len(rows):
-        decoded, found = decoded_at(dataset, "val", rows, ["label"])
+        decoded, found = decode_rows(dataset, "val", rows, ["label"])
         picture_of = dict(zip(found["label"].tolist(), decoded, strict=True))
     white = np.full_like(samples.pictures[0], 255)
     tiles: list[npt.NDArray[np.uint8]] = []

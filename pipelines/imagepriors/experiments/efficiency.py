@@ -1,8 +1,8 @@
 """Codes against pixels (the paper's section 2): the same transformer on 32×32 palette indices and on 16×16 codes.
 
 Both are trained for the same number of floating-point operations, at a learning rate in proportion to the batch, as in
-the paper. Sampling is timed without a cache, as taming-transformers samples, and with one, a picture at a time and
-decoded; distances are to the training pictures.
+the paper. Sampling and decoding of single pictures is timed without a cache, as in taming-transformers, and with one.
+Distances are to the training pictures.
 """
 
 import functools
@@ -24,68 +24,69 @@ from codeprior.model import Prior
 from codeprior.sample import draw, sample_keys, sample_sequences, to_grids
 from codeprior.speed import step_flops_per_sequence
 from codeshards.format import ShardDataset
-from imagepriors.decode.samples import draw_samples
-from imagepriors.evaluate.prior import reference_of, trained_loss
-from imagepriors.evaluate.tokenizer import LITE0, judges
+from imagepriors.decode.draw import draw_samples
+from imagepriors.evaluate.networks import LITE0, network_notes
+from imagepriors.evaluate.prior import training_loss
+from imagepriors.evaluate.reference import dataset_reference
 from imagepriors.experiments.config import ShardKind
-from imagepriors.experiments.lab import Lab, Plan
+from imagepriors.experiments.workspace import PriorRuns, Workspace
 from imagepriors.reports.figures import bars_figure, picture_grid
 from runkit.devices import pick_device
 
 PAPER = {"sampling": 14.08, "frechet_lower_by": 0.1863}
-"""Sampling is 14.08× as fast and FID 18.63% lower with codes (section 2)."""
+"""With codes, sampling is 14.08× as fast and FID is 18.63% lower (section 2)."""
 PAPER_RATE = 4.5e-6
-"""Learning rate per sequence of the batch: 12 · 4.5e-6 for the paper's 12."""
+"""Learning rate per sequence of the batch: 12 · 4.5e-6 for the paper's batch of 12."""
 _KINDS: dict[str, ShardKind] = {"pixels": "shards-palette", "codes": "shards-codes"}
 _BATCH = 16
-"""Sequences a step, where the preset does not say: those of pixels are long."""
+"""Sequences per step if the preset does not set it; sequences of pixels are long."""
 _ROUNDS = 2
-"""Times that each is timed, pixels and codes in turn, after one that does not count."""
+"""Timed rounds, in which pixels and codes alternate; one untimed round precedes them."""
 _SHOWN = 16
 
 
-def shards(lab: Lab) -> tuple[ShardKind, ...]:
-    """Two of its small pictures."""
+def shards(workspace: Workspace) -> tuple[ShardKind, ...]:
+    """The shards of small pictures as palette indices and as codes."""
     return tuple(_KINDS.values())
 
 
-def priors(lab: Lab) -> Plan:
-    """One over pixels and one over codes, which gets as many more steps as its sequences cost less."""
-    flops = {name: _sequence_flops(lab, lab.shards(kind)) for name, kind in _KINDS.items()}
-    batch = lab.config.prior_batch or _BATCH
-    pixel_steps = lab.config.pixel_steps or lab.prior().steps
+def priors(workspace: Workspace) -> PriorRuns:
+    """A prior over pixels, and a prior over codes with as many more steps as its sequences cost less."""
+    flops = {name: _sequence_flops(workspace, workspace.shards(kind)) for name, kind in _KINDS.items()}
+    batch = workspace.config.prior_batch or _BATCH
+    pixel_steps = workspace.config.pixel_steps or workspace.prior_config().steps
     return {
-        run_folder(lab, name): (
-            lab.prior(
+        run_folder(workspace, name): (
+            workspace.prior_config(
                 batch_size=batch,
                 steps=round(pixel_steps * flops["pixels"] / flops[name]),
-                learning_rate=lab.learning_rate(batch),
+                learning_rate=workspace.learning_rate(batch),
             ),
-            lab.shards(kind),
+            workspace.shards(kind),
         )
         for name, kind in _KINDS.items()
     }
 
 
-def run_folder(lab: Lab, name: str) -> Path:
-    """Where the prior over pixels or codes is trained."""
-    return lab.out("efficiency") / name
+def run_folder(workspace: Workspace, name: str) -> Path:
+    """Run folder of the prior over pixels or codes."""
+    return workspace.out("efficiency") / name
 
 
-def run(lab: Lab) -> None:
-    """Time both, compare."""
-    measured = lab.measures()
-    reference = reference_of(lab.config.dataset, lab.data, 32, measured, lab.geometry)
+def run(workspace: Workspace) -> None:
+    """Measure time and quality of both priors."""
+    measured = workspace.evaluation()
+    reference = dataset_reference(workspace.config.dataset, workspace.data, 32, measured, workspace.geometry)
     device = pick_device("auto")
     seconds = seconds_per_picture({
-        name: (load_prior(run_folder(lab, name), device=device), lab.decoder(kind).decode)
+        name: (load_prior(run_folder(workspace, name), device=device), workspace.decoder(kind).decode)
         for name, kind in _KINDS.items()
     })  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
     pictures = []
     for name, kind in _KINDS.items():
-        folder, config = run_folder(lab, name), lab.sampling(batch_size=64)
-        samples = draw_samples(folder, lab.shards(kind), lab.config.n, config=config).pictures
+        folder, config = run_folder(workspace, name), workspace.sampling(batch_size=64)
+        samples = draw_samples(folder, workspace.shards(kind), workspace.config.n, config=config).pictures
         pictures.append(samples[:_SHOWN])
         found[name] = {
             **_training(folder), "seconds_per_picture": seconds[name], **reference.distances(samples, measured),
@@ -95,24 +96,24 @@ def run(lab: Lab) -> None:
         for how in ("uncached", "cached")
     }
     fid = "fid" if measured.features == "inception" else LITE0
-    judge = judges([fid], trained_loss(ShardDataset.open(lab.shards(_KINDS["codes"]))))[fid]
+    note = network_notes([fid], training_loss(ShardDataset.open(workspace.shards(_KINDS["codes"]))))[fid]
     text = (
-        f"Same transformer, same training FLOPs of it. {told_training(found)} What it took to train the codes' "
+        f"Same transformer, same training FLOPs of it. {describe_training(found)} The training of the codes' "
         "tokenizer is not counted. Sampling and decoding a picture without a cache is "
-        f"{_told(ratios['uncached'])} as fast with codes (paper: {PAPER['sampling']}×), with a cache "
-        f"{_told(ratios['cached'])}. "
-        f"{_told_distances(found, fid, judge)} {lab.config.n} samples against {len(reference.pictures)} training "
-        "pictures. Samples: two rows of pixels, then two of codes."
+        f"{_ratio_text(ratios['uncached'])} as fast with codes (paper: {PAPER['sampling']}×), with a cache "
+        f"{_ratio_text(ratios['cached'])}. "
+        f"{_describe_distances(found, fid, note)} {workspace.config.n} samples against {len(reference.pictures)} "
+        "training pictures. Samples: two rows of pixels, then two of codes."
     )
     grid = picture_grid(np.concatenate(pictures), _SHOWN // 2, scale=2)
     results = {"figures": found, "ratios": {**ratios, "frechet_lower_by": _lower_by(found, fid)}, "paper": PAPER}
     times = {name: {how: statistics.median(of_one) for how, of_one in seconds[name].items()} for name in _KINDS}
     bars = bars_figure(times, "seconds per picture", log=True)
-    lab.save("efficiency", text, results, {"seconds": bars, "samples": grid})
+    workspace.save("efficiency", text, results, {"seconds": bars, "samples": grid})
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    """How a prior was trained, and how far it came."""
+    """Training settings and final losses of a prior."""
     run, summary = RunConfig.load(folder / CONFIG), load_summary(folder) or {}
     train = run.train
     outcome = {name: summary[name] for name in ("epochs", "val_nll_nats", "unigram_entropy_nats")}
@@ -122,8 +123,8 @@ def _training(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def told_training(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """How both were trained, in words, and whether that is too little to compare them."""
+def describe_training(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Describe the training of both priors, and whether it is too short for a comparison."""
     rows = "; ".join(
         f"{name}: {one['steps']} steps on sequences of {one['tokens']}, {one['epochs']:.2g} epochs, validation NLL "
         f"{one['val_nll_nats']:.2f} nats per token against the unigram's {one['unigram_entropy_nats']:.2f}"
@@ -131,48 +132,48 @@ def told_training(found: Mapping[str, Mapping[str, Any]]) -> str:
     )
     batch, rate = found["codes"]["batch"], found["codes"]["learning_rate"]
     few = [name for name, one in found.items() if one["epochs"] < 1]
-    warned = (
+    warning = (
         f" These are too few steps to say which of the two is better: {' and '.join(few)} saw less than the training "
         "set once."
         if few
         else ""
     )
     paper = f"the paper's is 4.5e-6 × batch, {PAPER_RATE * batch:.2g}"
-    return f"{rows}. Batch {batch}, learning rate {rate:.2g} ({paper}).{warned}"
+    return f"{rows}. Batch {batch}, learning rate {rate:.2g} ({paper}).{warning}"
 
 
 def _lower_by(found: dict[str, dict[str, Any]], fid: str) -> float:
     return float(1 - found["codes"][fid] / found["pixels"][fid])
 
 
-def _told_distances(found: dict[str, dict[str, Any]], fid: str, judge: str) -> str:
+def _describe_distances(found: dict[str, dict[str, Any]], fid: str, note: str) -> str:
     name = "FID" if fid == "fid" else "Fréchet distance (not FID)"
     real = found["codes"].get(f"{fid}, real")
     floor = "unknown, too few pictures" if real is None else f"{real:.1f}"
     return (
         f"{name}: {found['codes'][fid]:.1f} for codes and {found['pixels'][fid]:.1f} for pixels, "
         f"{_lower_by(found, fid):.1%} lower (paper, FID: {PAPER['frechet_lower_by']:.2%} lower); of as many other real "
-        f"pictures: {floor}; {judge}."
+        f"pictures: {floor}; {note}."
     )
 
 
-def _told(ratios: list[float]) -> str:
+def _ratio_text(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
-def _sequence_flops(lab: Lab, shards: Path) -> float:
+def _sequence_flops(workspace: Workspace, shards: Path) -> float:
     """Training FLOPs of one sequence."""
     sequence = sequence_from_dataset(ShardDataset.open(shards), "row_major", "none")
-    return step_flops_per_sequence(Prior(lab.prior().model, sequence))
+    return step_flops_per_sequence(Prior(workspace.prior_config().model, sequence))
 
 
 def seconds_per_picture(
     networks: Mapping[str, tuple[Prior, Callable[[npt.NDArray[Any]], Any]]],
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds to draw a picture and decode it, in every round but the first: name → uncached and cached → times.
+    """Seconds to draw and decode a picture in each timed round: name → uncached and cached → times.
 
     Args:
-        networks: Name → a prior, and what decodes its codes [N, h, w].
+        networks: Name → a prior, and a function that decodes its codes [N, h, w].
     """
     ways = {"uncached": sample_uncached, "cached": _sample_cached}
 
@@ -202,7 +203,7 @@ def _sample_cached(prior: Prior, n: int) -> Tensor:
 
 @torch.inference_mode()
 def sample_uncached(prior: Prior, n: int, config: SampleConfig | None = None) -> Tensor:
-    """Sequences [n, T] of an unconditional prior, all of what was drawn so far read again for every code."""
+    """Draw sequences [n, T] of an unconditional prior; the whole prefix is processed again for each code."""
     config = config or SampleConfig()
     condition = torch.zeros((n, 1), dtype=torch.int64, device=prior.device)
     codes = torch.empty((n, 0), dtype=torch.int64, device=prior.device)

@@ -1,36 +1,36 @@
-"""`evaluate-prior` for the unconditional and the class-conditional prior of the other experiments."""
+"""Evaluate the unconditional and the class-conditional prior of the other experiments."""
 
 from imagepriors.evaluate.prior import evaluate_prior
 from imagepriors.experiments import conditional, orders
-from imagepriors.experiments.lab import Lab, Plan
+from imagepriors.experiments.workspace import PriorRuns, Workspace
 from imagepriors.reports.figures import bars_figure
 
 shards = orders.shards
 
 
-def priors(lab: Lab) -> Plan:
-    """One of `orders`, and that of the classes where there are some."""
-    return orders.priors(lab, ("row_major",), seeds=1) | conditional.priors(lab, ("class",))
+def priors(workspace: Workspace) -> PriorRuns:
+    """One prior of `orders`, and the class-conditional prior if the dataset has classes."""
+    return orders.priors(workspace, ("row_major",), seeds=1) | conditional.priors(workspace, ("class",))
 
 
-def run(lab: Lab) -> None:
-    """Likelihood, distance, precision, recall, and how far classes are followed."""
+def run(workspace: Workspace) -> None:
+    """Measure likelihood, distance, precision, recall, and agreement with the classes."""
     reports = {
         "class" if folder.name == "class" else "unconditional": evaluate_prior(
-            folder, lab.shards(), lab.out("evaluation") / f"{folder.name}.json", lab.measures(),
-            lab.sampling(batch_size=64), dataset=lab.config.dataset, data=lab.data,
+            folder, workspace.shards(), workspace.out("evaluation") / f"{folder.name}.json", workspace.evaluation(),
+            workspace.sampling(batch_size=64), dataset=workspace.config.dataset, data=workspace.data,
         )
-        for folder in priors(lab)
+        for folder in priors(workspace)
     }  # fmt: skip
     sentences = (
         f"{name}: {', '.join(f'{key} {value:.3f}' for key, value in report['figures'].items())}"
         for name, report in reports.items()
     )
     first = next(iter(reports.values()))
-    judge = "; ".join(f"{figure}: {network}" for figure, network in first["judges"].items())
+    notes = "; ".join(f"{figure}: {note}" for figure, note in first["networks"].items())
     text = (
         f"{first['samples']} samples; reference: {first['reference']}, {first['reference_pictures']} pictures; "
-        f'"real": as many other real pictures in the samples\' place. {judge}. '
+        f'"real": as many other real pictures in the samples\' place. {notes}. '
     )
     shown = {
         name: {key: value for key, value in report["figures"].items() if key.startswith(("precision", "recall"))}
@@ -38,4 +38,4 @@ def run(lab: Lab) -> None:
         for name, report in reports.items()
     }
     pictures = {"shares": bars_figure(shown, "share of samples")}
-    lab.save("evaluation", text + ". ".join(sentences) + ".", {"reports": reports}, pictures)
+    workspace.save("evaluation", text + ". ".join(sentences) + ".", {"reports": reports}, pictures)

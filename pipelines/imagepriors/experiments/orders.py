@@ -1,6 +1,6 @@
-"""The orders (the paper's Fig. 2): priors that differ in nothing but the order of the codes.
+"""The orders (the paper's Fig. 2): priors that differ only in the order of the codes.
 
-Same shards, same first weights, same batches, same budget, for every seed.
+For each seed, all orders have the same shards, initial weights, batches and number of steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,42 +15,49 @@ from scipy import stats
 
 from codeprior.checkpoint import load_summary
 from codeshards.format import ORDER_NAMES, OrderName, order
-from imagepriors.decode.samples import draw_samples
+from imagepriors.decode.draw import draw_samples
 from imagepriors.experiments.config import ShardKind
-from imagepriors.experiments.lab import Lab, Plan, val_curve
+from imagepriors.experiments.workspace import PriorRuns, Workspace
 from imagepriors.reports.figures import picture_grid
+from imagepriors.reports.run import curve
 
 _SAMPLES = 8
 
 
-def shards(lab: Lab) -> tuple[ShardKind, ...]:
-    """Of the dataset."""
+def shards(workspace: Workspace) -> tuple[ShardKind, ...]:
+    """The shards of the dataset."""
     return ("shards",)
 
 
-def priors(lab: Lab, orders: Sequence[OrderName] = ORDER_NAMES, seeds: int = 0) -> Plan:
-    """A prior of every order and seed; other experiments use some of them."""
-    every = max(1, lab.prior().steps // lab.config.evaluations)
+def priors(workspace: Workspace, orders: Sequence[OrderName] = ORDER_NAMES, seeds: int = 0) -> PriorRuns:
+    """A prior per order and seed; other experiments use some of them."""
+    every = max(1, workspace.prior_config().steps // workspace.config.evaluations)
     return {
-        run_folder(lab, name, seed): (lab.prior(order=name, seed=seed, eval_every=every), lab.shards())
-        for seed in range(seeds or lab.config.seeds)
+        run_folder(workspace, name, seed): (
+            workspace.prior_config(order=name, seed=seed, eval_every=every),
+            workspace.shards(),
+        )
+        for seed in range(seeds or workspace.config.seeds)
         for name in orders
     }
 
 
-def run_folder(lab: Lab, order_name: str, seed: int = 0) -> Path:
-    """Where such a prior is trained."""
-    return lab.out("orders") / f"{order_name}-seed{seed}"
+def run_folder(workspace: Workspace, order_name: str, seed: int = 0) -> Path:
+    """Run folder of a prior."""
+    return workspace.out("orders") / f"{order_name}-seed{seed}"
 
 
-def run(lab: Lab) -> None:
-    """Compare, draw."""
+def run(workspace: Workspace) -> None:
+    """Compare the losses of the orders, and draw samples."""
     folders: dict[str, list[Path]] = {
-        name: [run_folder(lab, name, seed) for seed in range(lab.config.seeds)] for name in ORDER_NAMES
+        name: [run_folder(workspace, name, seed) for seed in range(workspace.config.seeds)] for name in ORDER_NAMES
     }
-    grid = lab.decoder().config.grid
-    curves = {name: np.stack([val_curve(folder)[1] for folder in found]) for name, found in folders.items()}
-    steps = val_curve(folders["row_major"][0])[0]
+    grid = workspace.decoder().config.grid
+    curves = {
+        name: np.stack([np.array(curve(folder, "val_nll_nats")[1]) for folder in found])
+        for name, found in folders.items()
+    }
+    steps = curve(folders["row_major"][0], "val_nll_nats")[0]
     finals = {name: nll_RS[:, -1] for name, nll_RS in curves.items()}
     results = {
         "ranking": ranking(finals),
@@ -61,7 +68,9 @@ def run(lab: Lab) -> None:
     }
     maps = {name: position_map(found, name, grid) for name, found in folders.items()}
     drawn = [
-        draw_samples(folders[name][0], lab.shards(), _SAMPLES, config=lab.sampling(batch_size=_SAMPLES)).pictures
+        draw_samples(
+            folders[name][0], workspace.shards(), _SAMPLES, config=workspace.sampling(batch_size=_SAMPLES)
+        ).pictures
         for name in ORDER_NAMES
     ]
     pictures: dict[str, Figure | Image.Image] = {
@@ -70,14 +79,14 @@ def run(lab: Lab) -> None:
         "samples": picture_grid(np.concatenate(drawn), _SAMPLES, scale=max(1, 64 // drawn[0].shape[1])),
     }
     text = (
-        f"{describe(finals)} Pictures: the curves; the loss of every cell of the grid, by order; samples, a row an "
-        f"order: {', '.join(ORDER_NAMES)}."
+        f"{describe(finals)} Pictures: the curves; the loss of each cell of the grid, by order; samples, one row "
+        f"per order: {', '.join(ORDER_NAMES)}."
     )
-    lab.save("orders", text, results, pictures)
+    workspace.save("orders", text, results, pictures)
 
 
 def position_map(folders: list[Path], name: str, grid: int) -> npt.NDArray[np.float64]:
-    """Mean loss of every cell of the grid, [H, W] in nats."""
+    """Mean loss of each cell of the grid, [H, W] in nats."""
     losses = [(load_summary(folder) or {})["val_nll_nats_by_position"] for folder in folders]
     cells = np.empty(grid * grid)
     cells[order(name, grid, grid)] = np.mean(losses, axis=0)
@@ -90,17 +99,17 @@ def ranking(finals: Mapping[str, npt.NDArray[np.float64]]) -> list[str]:
 
 
 def describe(finals: Mapping[str, npt.NDArray[np.float64]]) -> str:
-    """Final losses of every seed by order, in words, and what they show.
+    """Describe the final losses of each order, and which differences are significant.
 
-    Seeds are paired (a seed's first weights and batches are those of all orders), so that the difference within a seed
-    says more than the spread of either order. It is shown where its mean lies outside the 95% interval of Student's t
-    for all four comparisons at once (Bonferroni).
+    Seeds are paired (all orders of a seed have the same initial weights and batches), so the difference within a seed
+    is more informative than the spread of either order. It is significant if its mean is outside the 95% interval of
+    Student's t, with Bonferroni's correction for four comparisons.
     """
     names, seeds = ranking(finals), len(next(iter(finals.values())))
     rows = ", ".join(f"{name} {finals[name].mean():.4f}" for name in names)
-    told = f"Validation NLL in nats per code at the end, mean of {seeds} seed{'s' if seeds > 1 else ''}: {rows}. "
+    summary = f"Validation NLL in nats per code at the end, mean of {seeds} seed{'s' if seeds > 1 else ''}: {rows}. "
     if seeds == 1:
-        return told + "One seed has no spread: it shows no ranking."
+        return summary + "One seed has no spread: it shows no ranking."
     behind = {name: finals[name] - finals["row_major"] for name in names if name != "row_major"}
     errors = {name: float(nll.std(ddof=1)) / seeds**0.5 for name, nll in behind.items()}
     pairs = ", ".join(f"{name} {nll.mean():+.4f} ± {errors[name]:.4f}" for name, nll in behind.items())
@@ -108,7 +117,7 @@ def describe(finals: Mapping[str, npt.NDArray[np.float64]]) -> str:
     shown = [name for name, nll in behind.items() if abs(nll.mean()) > limit * errors[name]]
     worse, better = ([name for name in shown if sign * behind[name].mean() > 0] for sign in (1, -1))
     return (
-        f"{told}Behind row_major with the same seed (mean ± standard error): {pairs}. Shown at 95% "
+        f"{summary}Behind row_major with the same seed (mean ± standard error): {pairs}. Shown at 95% "
         f"({limit:.1f} standard errors) to be worse than row_major: {', '.join(worse) or 'none'}; better: "
         f"{', '.join(better) or 'none'}. In the paper row_major is best, subsample and spiral_out are worst; here "
         f"{names[0]} is best, {names[-2]} and {names[-1]} are last."
@@ -116,7 +125,7 @@ def describe(finals: Mapping[str, npt.NDArray[np.float64]]) -> str:
 
 
 def orders_curves(steps: Any, curves: Mapping[str, Any]) -> Figure:
-    """Mean loss over steps with the range over seeds; beside it the last third, enlarged."""
+    """Mean loss over steps with the range over seeds, and an enlarged view of the last third."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for axes, start in zip(figure.subplots(1, 2), (0, 2 * len(steps) // 3), strict=True):
         for (name, nll_RS), style in zip(curves.items(), ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), strict=True):
@@ -130,7 +139,7 @@ def orders_curves(steps: Any, curves: Mapping[str, Any]) -> Figure:
 
 
 def maps_figure(maps: dict[str, Any]) -> Figure:
-    """One panel an order, the same colours in all."""
+    """One panel per order, with one colour scale."""
     figure = Figure(figsize=(3 * len(maps) + 1, 3.2), layout="constrained")
     low, high = min(m.min() for m in maps.values()), max(m.max() for m in maps.values())
     image = None

@@ -1,1 +1,1 @@
-"""Pages and contact sheets to look at: a run, a dataset of shards, a dataset of images."""
+"""HTML pages and contact sheets about runs, shards and image datasets."""

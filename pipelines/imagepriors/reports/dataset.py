@@ -1,4 +1,4 @@
-"""Looking at a dataset before training on it: counts, sizes, labels, conditions, bad files, a contact sheet."""
+"""Inspect an image dataset before training: counts, sizes, labels, conditions, bad files, a contact sheet."""
 
 import logging
 from collections import Counter
@@ -22,22 +22,22 @@ from vqgan.errors import InputError
 log = logging.getLogger(__name__)
 _THREADS = 4
 _NAMED = 20
-"""Of a long list, how many the text names; the JSON has all."""
+"""Maximum number of items per list in the text; the JSON has all."""
 
 
 def inspect_dataset(
     dataset: str, data: Path, out: Path, *, limit: int, shown: int, size: int, geometry: Geometry | None = None
 ) -> str:
-    """Decode samples of every split, write inspection.json and a contact sheet a split; returns the text.
+    """Decode samples of each split, write inspection.json and a contact sheet per split, and return a text summary.
 
     Args:
-        dataset: Name of the reader; "auto" recognises it.
-        data: The dataset's folder.
+        dataset: Layout of the data; "auto" recognises it.
+        data: Folder of the dataset.
         out: Folder to write.
-        limit: Samples of a split to decode, evenly over it; 0: all.
-        shown: Samples on a contact sheet.
-        size: Side of its pictures in pixels.
-        geometry: How pictures that are not square become so on it; None: as suits the dataset.
+        limit: Maximum number of samples per split to decode, evenly spaced; 0: all.
+        shown: Number of samples on a contact sheet.
+        size: Side of the pictures on it, in pixels.
+        geometry: How non-square pictures become square; None: as it suits the dataset.
 
     Raises:
         InputError: the dataset cannot be opened, or a number is out of range.
@@ -58,7 +58,7 @@ def inspect_dataset(
         if samples:
             sheet = picture_grid(np.concatenate([_tiles(s) for s in samples]), _columns(samples), scale=1)
             files[f"{name}.png"] = png_bytes(sheet)
-            lines.append(f"  look at {out / f'{name}.png'}")
+            lines.append(f"  contact sheet: {out / f'{name}.png'}")
     files["inspection.json"] = pretty_json({"dataset": dataset, "geometry": shape, "splits": facts})
     publish(out, files, "inspect", last="inspection.json")
     return "\n".join([*lines, f"written to {out / 'inspection.json'}"])
@@ -73,7 +73,7 @@ def _inspect_split(
     sizes: list[tuple[int, int]] = []
     unreadable: dict[str, str] = {}
 
-    def look(index: int) -> tuple[tuple[int, int], Sample] | str:
+    def inspect(index: int) -> tuple[tuple[int, int], Sample] | str:
         conditions = tuple(split.items[index].conditions)
         try:
             return split.image_size(index), split.read(index, size, conditions=conditions, geometry=geometry)
@@ -81,8 +81,10 @@ def _inspect_split(
             return str(error)
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        looked = tqdm(pool.map(look, indices), total=len(indices), desc=f"inspect {name}", unit="image", disable=None)
-        for index, result in zip(indices, looked, strict=True):
+        results = tqdm(
+            pool.map(inspect, indices), total=len(indices), desc=f"inspect {name}", unit="image", disable=None
+        )
+        for index, result in zip(indices, results, strict=True):
             if isinstance(result, str):
                 unreadable[split.keys[index]] = result
             else:
@@ -92,7 +94,7 @@ def _inspect_split(
 
 
 def _counts(split: Split) -> dict[str, Any]:
-    """What the list of samples tells without decoding."""
+    """Facts that are known without decoding."""
     labels = Counter(item.label for item in split.items if item.label is not None)
     names = dict(enumerate(split.class_names))
     with_condition = Counter(name for item in split.items for name in item.conditions)
@@ -139,7 +141,7 @@ def _as_text(name: str, found: dict[str, Any]) -> list[str]:
         lines += [f"    {label:{width}} {count:>8,} {'█' * round(30 * count / max(counts))}" for label, count in often]
         lines += [f"    … and {len(counts) - _NAMED} more in the JSON"] if len(counts) > _NAMED else []
     for condition, count in found["conditions"].items():
-        lines.append(f"  {condition}: {count:,} samples have it, {found['samples'] - count:,} lack it")
+        lines.append(f"  {condition}: {count:,} samples have it, {found['samples'] - count:,} do not")
     for title, names in (
         ("classes without an image", found["empty_classes"]),
         ("maps without an image", found["maps_without_image"]),
@@ -153,17 +155,17 @@ def _as_text(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def _tiles(sample: Sample) -> npt.NDArray[np.uint8]:
-    """The picture, then each condition laid over it."""
+    """The picture, and the picture overlaid with each condition."""
     tiles = [sample.image]
     for name in sample.conditions:
         colours = colorize(sample.picture(name)[None])[0]
-        # A pose covers little: its limbs are painted over, while masks and depth let the picture shine through.
+        # The limbs of a pose are opaque, because they cover little; masks and depth are translucent.
         share = (colours.max(-1, keepdims=True) > 0) * 1.0 if name == "pose" else 0.6
         tiles.append((share * colours + (1 - share) * sample.image).round().astype(np.uint8))
     return np.stack(tiles)
 
 
 def _columns(samples: Sequence[Sample]) -> int:
-    """Tiles in a row: whole samples, about eight tiles."""
+    """Tiles per row: about eight, and a whole number of samples."""
     each = max(len(sample.conditions) for sample in samples) + 1
     return each * max(1, 8 // each)

@@ -1,4 +1,4 @@
-"""Pictures about pictures: grids, label and depth colours, curves, the five orders. All return or save PNGs."""
+"""Picture grids, colour maps of labels and depth, and plots."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -16,7 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def colorize(pictures: npt.NDArray[Any]) -> Pixels:
-    """Any decoded modality as RGB [N, H, W, 3]: labels get fixed colours (0 is black), depth a colour map of 0 … 1."""
+    """Convert any decoded modality to RGB [N, H, W, 3]: labels have fixed colours (0 is black), depth a colour map."""
     if pictures.ndim == 4:
         return pictures
     if pictures.dtype == np.uint8:
@@ -45,7 +45,7 @@ def picture_grid(pictures: npt.NDArray[Any], columns: int, *, scale: int = 2, pa
 
 
 def orders_figure(names: Sequence[str], height: int, width: int) -> Figure:
-    """One panel per order: cell colour and number say which position is t-th, the line is the path."""
+    """Plot one panel per order: colour and number of a cell are its position in the sequence, a line shows the path."""
     figure = Figure(figsize=(3.1 * len(names), 3.4), layout="constrained")
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         sequence = order(name, height, width)
@@ -63,7 +63,7 @@ def orders_figure(names: Sequence[str], height: int, width: int) -> Figure:
 def curves_figure(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str, *, xlabel: str = "step"
 ) -> Figure:
-    """Named (steps, values) lines in one plot."""
+    """Plot named (steps, values) lines."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     for name, (steps, values) in curves.items():
@@ -75,7 +75,7 @@ def curves_figure(
 
 
 def bars_figure(groups: Mapping[str, Mapping[str, float]], ylabel: str, *, log: bool = False) -> Figure:
-    """Groups of bars, each with its value written on it; bars of one name have one colour."""
+    """Plot groups of labelled bars; bars of one name have one colour."""
     figure = Figure(figsize=(max(4.0, 1.6 * len(groups)), 3.4), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
@@ -93,7 +93,7 @@ def bars_figure(groups: Mapping[str, Mapping[str, float]], ylabel: str, *, log: 
 
 
 def usage_figure(counts_K: Sequence[int]) -> Figure:
-    """How often each code occurs, most frequent first."""
+    """Plot the frequency of each code, most frequent first."""
     figure = Figure(figsize=(6, 3.0), layout="constrained")
     axes = figure.subplots()
     share = np.sort(np.asarray(counts_K, dtype=float))[::-1] / max(1, sum(counts_K))
@@ -104,7 +104,7 @@ def usage_figure(counts_K: Sequence[int]) -> Figure:
 
 
 def png_bytes(picture: Figure | Image.Image) -> bytes:
-    """A figure or image as the bytes of a PNG file."""
+    """Encode a figure or image as PNG."""
     buffer = BytesIO()
     if isinstance(picture, Figure):
         picture.savefig(buffer, dpi=110)
@@ -114,7 +114,7 @@ def png_bytes(picture: Figure | Image.Image) -> bytes:
 
 
 def entropy_figure(entropies_HW: Mapping[str, npt.NDArray[Any]]) -> Figure:
-    """A heat map for each kind of code: bits of entropy at every position of its grid."""
+    """Plot a heat map per kind of code: bits of entropy at each position of its grid."""
     figure = Figure(figsize=(3.6 * len(entropies_HW), 3.2), layout="constrained")
     for axes, (name, entropy_HW) in zip(
         np.atleast_1d(figure.subplots(1, len(entropies_HW))), entropies_HW.items(), strict=True
@@ -126,7 +126,7 @@ def entropy_figure(entropies_HW: Mapping[str, npt.NDArray[Any]]) -> Figure:
 
 
 def labels_figure(counts: Mapping[str, int]) -> Figure:
-    """Rows of each label, in the mapping's sequence; names are written where they can be read."""
+    """Plot the rows of each label in the order of the mapping; more than 30 labels are not named."""
     figure = Figure(figsize=(6, 3.0), layout="constrained")
     axes = figure.subplots()
     axes.bar(np.arange(len(counts)), list(counts.values()), width=0.9, color="tab:blue")

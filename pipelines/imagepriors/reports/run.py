@@ -1,23 +1,24 @@
 """One self-contained HTML page about a run: data, reconstructions, codebook, curves, orders, samples."""
 
-import base64
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from codeprior.checkpoint import RunConfig
 from codeprior.config import SampleConfig
 from codeshards.format import ShardDataset, ShardError
 from codeshards.format.files import read_json
-from imagepriors.decode.samples import decoded_at, draw_samples, read_rows, sample_grid
+from imagepriors.decode.draw import draw_samples
+from imagepriors.decode.rows import decode_rows, read_rows
+from imagepriors.decode.samples import sample_grid
 from imagepriors.reports.figures import colorize, curves_figure, orders_figure, picture_grid, png_bytes, usage_figure
+from imagepriors.reports.page import render_page
 from runkit.folders import check_apart, check_publish, publish
 from runkit.jsonfiles import parse_json
+from vqgan.checkpoint import load_config
 from vqgan.config import ModelConfig
 from vqgan.data import Split, open_splits, resolve, sources_of, spread
 from vqgan.errors import InputError
@@ -27,7 +28,7 @@ _SHOWN = 12
 
 
 def write_report(run: Path, data: Path, dataset: str) -> Path:
-    """Write RUN/report/report.html and its PNGs; sections appear where their inputs exist.
+    """Write RUN/report/report.html and its PNGs; sections without inputs are omitted.
 
     Raises:
         ShardError: the run has no finished shards.
@@ -52,24 +53,6 @@ def write_report(run: Path, data: Path, dataset: str) -> Path:
     return out / "report.html"
 
 
-def render_page(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[dict[str, Any]]) -> bytes:
-    """A self-contained page.
-
-    Args:
-        title: Its title.
-        facts: Name and value of each line of the table at the top.
-        sections: Each with title, text, files (name → PNG bytes) and, where wanted, rows (a table).
-    """
-    environment = Environment(
-        loader=PackageLoader("imagepriors.reports", "."), autoescape=True, undefined=StrictUndefined
-    )
-    pages = [
-        {"rows": [], **section, "images": [base64.b64encode(png).decode() for png in section["files"].values()]}
-        for section in sections
-    ]
-    return environment.get_template("page.html.jinja").render(title=title, facts=facts, sections=pages).encode()
-
-
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     return read_json(path) if path.is_file() else {}
@@ -84,7 +67,7 @@ def _facts(run: Path, shards: ShardDataset, priors: list[Path]) -> list[tuple[st
     facts.append(("rows of codes", " + ".join(f"{shards.rows(name):,} {name}" for name in shards.splits)))
     for prior in priors:
         figures = _summary(prior)
-        nll = figures.get("val_nll_nats")  # an imported prior has none
+        nll = figures.get("val_nll_nats")  # missing for an imported prior
         if nll is not None:
             below = 100 * (1 - nll / figures["unigram_entropy_nats"])
             facts.append((prior.name, f"{nll:.3f} nats per code, {below:.0f}% below the unigram entropy"))
@@ -100,27 +83,25 @@ def _data_section(split: Split, run: Path) -> dict[str, Any]:
     rows += [colorize(np.stack([sample.picture(name) for sample in samples])) for name in names]
     scale = max(1, 96 // net.resolution)
     grid = picture_grid(np.concatenate(rows), len(samples), scale=scale)
-    text = "Training pictures" + (f", and below them: {', '.join(names)}." if names else ".")
+    text = "Training pictures" + (f" and their conditions: {', '.join(names)}." if names else ".")
     return {"title": "Data", "text": text, "files": {"data.png": png_bytes(grid)}}
 
 
 def _tokenizer(run: Path) -> ModelConfig:
-    """The run's image tokenizer."""
-    from vqgan.checkpoint import load_config
-
+    """Configuration of the run's image tokenizer."""
     return load_config(run / "shards" / "tokenizer").model
 
 
 def _reconstruction_section(split: Split, data: Path, run: Path, shards: ShardDataset) -> dict[str, Any]:
-    """Validation pictures and what the decoder makes of their codes in the shards."""
+    """Validation pictures and their reconstructions from the codes in the shards."""
     whole = np.flatnonzero(read_rows(shards, "val", ["view"], 0)["view"] == 0)
     if not len(whole):
         raise ShardError(f"{run / 'shards'} has no validation rows to show")
-    decoded, batch = decoded_at(shards, "val", whole[spread(len(whole), _SHOWN)], ["key"])
+    decoded, batch = decode_rows(shards, "val", whole[spread(len(whole), _SHOWN)], ["key"])
     index_of = {key: index for index, key in enumerate(split.keys)}
     if missing := [key for key in batch["key"] if key not in index_of]:
         raise ShardError(
-            f"{missing[0]!r} of {run / 'shards'} is no picture of {data}: pass the --dataset and --data of the shards"
+            f"{missing[0]!r} of {run / 'shards'} is not a picture of {data}: pass the shards' --dataset and --data"
         )
     originals = [_original(split, index_of[key], _tokenizer(run)) for key in batch["key"]]
     tiles = np.concatenate([np.stack(originals), decoded])
@@ -130,17 +111,17 @@ def _reconstruction_section(split: Split, data: Path, run: Path, shards: ShardDa
     if summary:
         files["codebook.png"] = png_bytes(usage_figure(summary["code_counts"]))
     grid = shards.spec.image
-    text = f"Validation pictures above, below them what {grid.height}×{grid.width} codes keep of each."
+    text = f"Validation pictures above, their reconstructions from {grid.height}×{grid.width} codes below."
     return {"title": "Reconstructions and codebook", "text": text, "files": files}
 
 
 def _original(split: Split, index: int, net: ModelConfig) -> npt.NDArray[np.uint8]:
-    """A picture as the tokenizer takes it; grey where it cannot be read any more."""
+    """A picture in the tokenizer's input format; grey if it cannot be read any more."""
     size = net.resolution
     try:
         return split.read(index, size, geometry=net.geometry).image
     except InputError as error:
-        log.warning("left out: %s", error)
+        log.warning("skipped: %s", error)
         return np.full((size, size, 3), 128, np.uint8)
 
 
@@ -162,8 +143,8 @@ def _curve_sections(run: Path, priors: list[Path]) -> list[dict[str, Any]]:
 
 
 def curve(folder: Path, field: str) -> tuple[list[float], list[float]]:
-    """Steps and values of a figure in a run's metrics.jsonl."""
-    file = folder / "metrics.jsonl"  # an imported network has none
+    """Steps and values of a metric in a run's metrics.jsonl; empty without this file."""
+    file = folder / "metrics.jsonl"  # missing for an imported network
     lines = [parse_json(line, file) for line in file.read_text().splitlines()] if file.is_file() else []
     points = [(line["step"], line[field]) for line in lines if field in line]
     return [step for step, _ in points], [value for _, value in points]
@@ -172,7 +153,7 @@ def curve(folder: Path, field: str) -> tuple[list[float], list[float]]:
 def _orders_section(shards: ShardDataset) -> dict[str, Any]:
     grid = shards.spec.image
     figure = orders_figure(shards.spec.orders, grid.height, grid.width)
-    text = "Which position comes t-th: the sequences in which a prior may write the same picture."
+    text = "Position of the t-th code: the orders in which a prior may generate a picture."
     return {"title": "Orders", "text": text, "files": {"orders.png": png_bytes(figure)}}
 
 
@@ -187,7 +168,7 @@ def _sample_section(prior: Path, run: Path, shards: ShardDataset) -> dict[str, A
         text = f"One class per row: {', '.join(names)}."
     elif condition != "none":
         per_condition, columns, n = 4, 4, 24
-        text = f"{condition} | the picture that it belongs to | four samples of it."
+        text = f"{condition} | its original picture | four samples."
     samples = draw_samples(prior, run / "shards", n, config=SampleConfig(batch_size=64), per_condition=per_condition)
     files = {f"samples-{prior.name}.png": png_bytes(sample_grid(samples, columns))}
     return {"title": f"Samples: {prior.name}", "text": text, "files": files}

@@ -1,4 +1,4 @@
-"""What a tokenize job did: a summary to print and one self-contained HTML page beside the shards."""
+"""Report on a tokenize job: a summary to print and a self-contained HTML page beside the shards."""
 
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -10,24 +10,24 @@ import numpy as np
 from codeshards.format import Failure, Manifest, ShardDataset, Sidecar, Store, Where, inverse, open_store
 from codeshards.format.contents import EVENTS_FILE, REPORT_FILE
 from codeshards.job.progress import kind_of, read_events
-from imagepriors.decode.samples import load_shard_tokenizer
+from imagepriors.decode.rows import load_shard_tokenizer
 from imagepriors.reports.figures import curves_figure, picture_grid, png_bytes, usage_figure
-from imagepriors.reports.run import render_page
+from imagepriors.reports.page import render_page
 from vqgan.data import spread
 
 _SHOWN = 24
 _COUNTED_ROWS = 200_000
-"""Rows whose codes are counted, so that a report of millions takes seconds."""
+"""Maximum number of rows whose codes are counted, so that a report on millions of rows takes seconds."""
 _READERS = 32
-"""Sidecars read at once."""
+"""Threads that read sidecars."""
 _NAMED = 10
-"""Failed samples named for each kind of failure."""
+"""Maximum number of failed samples that are named per kind of failure."""
 Rates = dict[str, tuple[list[float], list[float]]]
-"""Node → minutes since the start and images per second."""
+"""Node → minutes since the start, and images per second."""
 
 
 def summarize(where: Where) -> str:
-    """Rows, failures by kind, size and speed of a finished dataset, in a few lines."""
+    """Describe rows, failures, size and speed of a finished dataset in a few lines."""
     out = open_store(where)
     facts = _facts(Manifest.load(out), read_events(out / EVENTS_FILE))
     return "\n".join(f"  {name:16} {value}" for name, value in facts)
@@ -37,7 +37,7 @@ def write_tokenize_report(where: Where) -> Store:
     """Write OUT/report.html: throughput, failures, code usage, decoded samples.
 
     Raises:
-        ShardError: the dataset is not finished, or its tokenizer is not the one that made the codes.
+        ShardError: the dataset is not finished, or its tokenizer did not make the codes.
     """
     out = open_store(where)
     dataset, events = ShardDataset.open(out), read_events(out / EVENTS_FILE)
@@ -76,14 +76,14 @@ def _facts(manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, 
         facts.append(("speed", f"{images / max(seconds, 1e-9):,.1f} images/s over {seconds:,.0f} s of work"))
     deaths = Counter("node" if event["node_lost"] else "worker" for event in events if event["event"] == "worker_died")
     if deaths:
-        facts.append(("lost on the way", f"{deaths['worker']} workers, {deaths['node']} workers with their node"))
+        facts.append(("lost workers", f"{deaths['worker']} alone, {deaths['node']} with their node"))
     if put_off := sum(event["event"] == "shard_put_off" for event in events):
-        facts.append(("made later", f"{put_off} shards, because their input or output was away"))
+        facts.append(("postponed", f"{put_off} shards, because their input or output was unavailable"))
     return facts
 
 
 def _runs(events: list[dict[str, Any]]) -> list[list[tuple[float, dict[str, int]]]]:
-    """Of each run of the job: (time in s, node → images so far), from when its first worker was ready."""
+    """For each run of the job: (time in s, node → images so far), from its first ready worker on."""
     runs: list[list[tuple[float, dict[str, int]]]] = []
     for event in events:
         if event["event"] == "start":
@@ -96,7 +96,7 @@ def _runs(events: list[dict[str, Any]]) -> list[list[tuple[float, dict[str, int]
 
 
 def _rates(events: list[dict[str, Any]]) -> Rates:
-    """Images per second of each node, and of all, over the time of work; pauses between runs are cut out."""
+    """Images per second of each node and of all nodes over the working time, without the pauses between runs."""
     rates: Rates = defaultdict(lambda: ([], []))
     offset_s = 0.0
     for run in _runs(events):
@@ -104,7 +104,7 @@ def _rates(events: list[dict[str, Any]]) -> Rates:
             done = {node: max(0, count - before.get(node, 0)) for node, count in after.items()}
             minutes = [(offset_s + moment - run[0][0]) / 60 for moment in (start, end)]
             for node, count in {**done, "all": sum(done.values())}.items() if len(done) > 1 else done.items():
-                rates[node][0].extend(minutes)  # a step, so that one interval is a line too
+                rates[node][0].extend(minutes)  # two points per interval draw a step
                 rates[node][1].extend([count / max(end - start, 1e-3)] * 2)
         offset_s += run[-1][0] - run[0][0]
     return dict(rates)
@@ -127,7 +127,7 @@ def _failure_sections(out: Store, manifest: Manifest) -> list[dict[str, Any]]:
         if not split.failures:
             continue
         paths = [out / f"{name}/{shard.name}.json" for shard in split.shards]
-        with ThreadPoolExecutor(_READERS) as pool:  # an object store takes tens of milliseconds for each
+        with ThreadPoolExecutor(_READERS) as pool:  # one read of an object store takes tens of milliseconds
             for sidecar in pool.map(Sidecar.load, paths):
                 for failure in sidecar.failures:
                     kind = kind_of(failure.reason)
@@ -141,7 +141,7 @@ def _failure_sections(out: Store, manifest: Manifest) -> list[dict[str, Any]]:
         for kind, count in counts.most_common()
         for index, failure in enumerate(found[kind])
     ]
-    text = f"Samples left out, by kind, at most {_NAMED} of each named here; the sidecars name all."
+    text = f"Failed samples by kind, at most {_NAMED} of each kind; the sidecars name all."
     return [{"title": "Failures", "text": text, "files": {}, "rows": rows}]
 
 
@@ -168,10 +168,10 @@ def _code_sections(dataset: ShardDataset) -> list[dict[str, Any]]:
     )
     tiles = picture_grid(decoded, 8, scale=max(1, 96 // decoded.shape[1]))
     return [
-        {"title": "Code usage", "text": f"Over {rows:,} rows of {split}.", "files": {"usage.png": png_bytes(usage)}},
+        {"title": "Code usage", "text": f"{rows:,} rows of {split}.", "files": {"usage.png": png_bytes(usage)}},
         {
             "title": "Decoded samples",
-            "text": f"Rows of {split}, as the tokenizer decodes their codes: do they look like the data?",
+            "text": f"Rows of {split}, decoded by the tokenizer. They should look like the data.",
             "files": {"samples.png": png_bytes(tiles)},
         },
     ]

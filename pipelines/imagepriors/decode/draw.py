@@ -1,0 +1,197 @@
+"""Draw samples from a prior and decode them to pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
+from codeprior.config import PriorError, SampleConfig, SequenceSpec
+from codeprior.data import check_shards
+from codeprior.model import Prior
+from codeprior.sample import sample_codes, to_grids
+from codeprior.window import sample_larger
+from codeshards.format import ShardDataset, ShardError
+from imagepriors.decode.prefix import Codes, decode_prefix
+from imagepriors.decode.rows import load_shard_tokenizer, read_rows
+from imagepriors.reports.figures import colorize
+from runkit.devices import pick_device
+
+_MAX_SAMPLES = 1_000_000
+_FRAMES = 32
+"""Approximate number of frames in an animation."""
+
+Pictures = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """Pictures drawn from a prior, with their conditions."""
+
+    pictures: Pictures
+    """[N, H, W, 3]."""
+    codes_NHW: Codes
+    """Raster order."""
+    conditions: dict[str, Codes]
+    """Class ids [N] or condition codes [N, C], by name."""
+    hints: Pictures | None
+    """The first picture condition, or the given part of a picture, as RGB [N, H, W, 3]."""
+    originals: Pictures | None
+    """Decoded validation pictures that the conditions or given codes are from, [N, H, W, 3]."""
+    sequence: SequenceSpec
+    """Layout of the prior's sequences."""
+    frames: list[Pictures]
+    """Intermediate pictures [N, H, W, 3] if frames were requested, else empty."""
+
+
+def draw_samples(
+    prior_run: Path,
+    shards: Path,
+    n: int,
+    *,
+    config: SampleConfig,
+    per_condition: int = 1,
+    given: int = 0,
+    size: tuple[int, int] | None = None,
+    frames: bool = False,
+    sources: bool = True,
+) -> Samples:
+    """Draw `n` pictures. Conditions are those of evenly spaced validation rows; classes take turns.
+
+    Args:
+        prior_run: Run folder of a trained prior.
+        shards: Folder of token shards with its tokenizers.
+        n: Number of pictures.
+        config: Sampling configuration.
+        per_condition: Consecutive pictures per condition.
+        given: Number of codes to take from validation pictures, from the start of the sequence.
+        size: Rows and columns of codes, for pictures larger than the training pictures.
+        frames: Whether to keep intermediate pictures.
+        sources: Whether to decode the given codes or conditions, and the pictures that they are from.
+
+    Raises:
+        ShardError: prior, shards and tokenizer do not match, or an argument is out of range.
+        PriorError: the prior does not support the arguments.
+    """
+    check_count(n)
+    prior = load_prior(prior_run, device=pick_device("auto"))
+    sequence = prior.sequence
+    _check_arguments(prior_run, sequence, config, given, size)
+    tokenizer_root = prior_run if (prior_run / "tokenizer").is_dir() else shards  # an imported prior has its own
+    tokenizer = load_shard_tokenizer(tokenizer_root, "tokenizer", sequence.fingerprint)
+    selected, whole_AT = _select_conditions(sequence, shards, -(-n // per_condition), given)
+
+    def repeat(values_A: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return values_A.repeat(per_condition, 0)[:n]
+
+    conditions = {name: repeat(tokens) for name, tokens in selected.items()}
+    prefix_NP = None if whole_AT is None else repeat(whole_AT[:, :given])
+    codes_NHW, steps = _draw_codes(prior, n, conditions, prefix_NP, config, size, frames)
+    hints = originals = None
+    if whole_AT is not None and sources:
+        hints = repeat(
+            decode_prefix(tokenizer, sequence, whole_AT[:, :given], whole_AT)
+            if given
+            else _decode_condition(sequence, shards, selected)
+        )
+        originals = repeat(tokenizer.decode(to_grids(sequence, torch.from_numpy(whole_AT))[-1].numpy()))
+    return Samples(
+        pictures=tokenizer.decode(codes_NHW), codes_NHW=codes_NHW, conditions=conditions, hints=hints,
+        originals=originals, sequence=sequence,
+        frames=[decode_prefix(tokenizer, sequence, codes_NT) for codes_NT in steps],
+    )  # fmt: skip
+
+
+def check_count(n: int) -> None:
+    """Refuse a number of pictures that is out of range.
+
+    Raises:
+        ShardError: it is.
+    """
+    if not 1 <= n <= _MAX_SAMPLES:
+        raise ShardError(f"n is {n}: choose 1 to {_MAX_SAMPLES:,} pictures, all of which are held in memory")
+
+
+def _check_arguments(
+    prior_run: Path, sequence: SequenceSpec, config: SampleConfig, given: int, size: tuple[int, int] | None
+) -> None:
+    if config.guidance != 1 and RunConfig.load(prior_folder(prior_run) / CONFIG).train.cond_dropout == 0:
+        raise ShardError(
+            f"guidance = {config.guidance}: {prior_run} was trained with cond_dropout = 0 and knows no null condition; "
+            "use 1, or train with --cond-dropout 0.1"
+        )
+    pictured = [part.name for part in sequence.conditions if part.name != "class"]
+    if size is not None and pictured:
+        raise ShardError(
+            f"size = {size[0]}×{size[1]}: the condition {pictured[0]!r} of this prior comes from validation pictures, "
+            "which are not larger; codeprior.window.sample_larger takes larger conditions"
+        )
+    if not 0 <= given < sequence.length:
+        raise ShardError(f"given = {given}: this prior's sequences have {sequence.length} codes; leave some to draw")
+
+
+def _select_conditions(
+    sequence: SequenceSpec, shards: Path, n: int, given: int
+) -> tuple[dict[str, Codes], Codes | None]:
+    """`n` conditions by name, and the whole code sequences [n, T] that they are from unless they are classes."""
+    if given or any(part.name != "class" for part in sequence.conditions):
+        return _validation_rows(sequence, shards, n)
+    if sequence.conditions:
+        return {"class": np.arange(n) % sequence.conditions[0].vocabulary}, None
+    return {}, None
+
+
+def _validation_rows(sequence: SequenceSpec, shards: Path, n: int) -> tuple[dict[str, Codes], Codes]:
+    """Conditions by name and whole code sequences [n, T] of validation rows, which repeat if there are too few.
+
+    Raises:
+        ShardError: the shards do not fit the prior, or have no validation rows.
+    """
+    dataset = ShardDataset.open(shards)
+    check_shards(dataset, sequence)
+    if "val" not in dataset.splits or not dataset.rows("val"):
+        raise ShardError(f"{shards} has no validation rows to take conditions from")
+    columns = {part.name: part.column for part in sequence.conditions}
+    found = read_rows(dataset, "val", [*columns.values(), *sequence.columns], n)
+    rows = np.arange(n) % len(found[sequence.columns[0]])
+    grids = sequence.in_sequence([found[column][rows].astype(np.int64) for column in sequence.columns])
+    return {name: found[column][rows].astype(np.int64) for name, column in columns.items()}, np.concatenate(grids, 1)
+
+
+def _draw_codes(
+    prior: Prior,
+    n: int,
+    conditions: dict[str, Codes],
+    prefix_NP: Codes | None,
+    config: SampleConfig,
+    size: tuple[int, int] | None,
+    frames: bool,
+) -> tuple[Codes, list[Codes]]:
+    """Codes [N, H, W], and the first codes [N, t] at some steps t if frames are requested."""
+    condition = {name: torch.from_numpy(tokens) for name, tokens in conditions.items()} or None
+    if size is not None:
+        if frames or (prefix_NP is not None and prefix_NP.shape[1]):
+            raise PriorError("size: larger pictures are drawn without frames and from nothing given")
+        return sample_larger(prior, n, *size, condition=condition, config=config).numpy(), []
+    every = max(1, prior.sequence.length // _FRAMES)
+    steps: dict[int, list[Codes]] = {}
+
+    def watch(_: int, t: int, codes_BT: torch.Tensor) -> None:
+        if (t + 1) % every == 0 or t + 1 == prior.sequence.length:
+            steps.setdefault(t, []).append(codes_BT.cpu().numpy().copy())
+
+    prefix = None if prefix_NP is None else torch.from_numpy(prefix_NP)
+    codes_NHW = sample_codes(
+        prior, n, condition=condition, config=config, prefix_NP=prefix, watch=watch if frames else None
+    )
+    return codes_NHW.numpy(), [np.concatenate(batches) for _, batches in sorted(steps.items())]
+
+
+def _decode_condition(sequence: SequenceSpec, shards: Path, conditions: dict[str, Codes]) -> Pictures:
+    """The first picture condition as RGB pictures."""
+    part = next(part for part in sequence.conditions if part.name != "class")
+    tokenizer = load_shard_tokenizer(shards, f"tokenizer-{part.name}", part.fingerprint)
+    return colorize(tokenizer.decode(conditions[part.name].reshape(-1, part.height, part.width)))
