@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from codeprior import linear as module
+from codeprior import cpu_kernels
 from codeprior.cpu_kernels import Linear, linear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 @pytest.fixture
 def onednn(monkeypatch):
     calls = []
-    product = module._product
-    monkeypatch.setattr(module, "_BY_ONEDNN", True)
-    monkeypatch.setattr(module, "_product", lambda *a: calls.append(a) or product(*a))
+    product = cpu_kernels._product
+    monkeypatch.setattr(cpu_kernels, "_BY_ONEDNN", True)
+    monkeypatch.setattr(cpu_kernels, "_product", lambda *a: calls.append(a) or product(*a))
     return calls
 
 
@@ -58,7 +58,7 @@ def test_other_types_are_left_to_torch(onednn, dtype):
 
 @pytest.mark.slow
 def test_it_compiles(monkeypatch):
-    monkeypatch.setattr(module, "_BY_ONEDNN", True)
+    monkeypatch.setattr(cpu_kernels, "_BY_ONEDNN", True)
     layer, x = Linear(48, 80), torch.randn(6, 48)
     compiled = torch.compile(layer, fullgraph=True)
     torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias), rtol=1e-4, atol=1e-4)
