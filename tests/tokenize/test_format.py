@@ -438,7 +438,7 @@ def test_bad_shards_are_named(tmp_path: Path, harm: Callable[[Path], None], mess
         list(ShardDataset.open(tmp_path).batches("train", ["key"]))
     reseal(tmp_path, path.name, path.read_bytes(), number=1)
     dataset = ShardDataset.open(tmp_path)
-    assert dataset.shard_files("train")[1].local == path
+    assert dataset.file_of("train", dataset.shards("train")[1]).local == path
     batches = dataset.batches("train", list(SPEC.column_names))
     assert len(next(batches)["key"]) == 4  # the first shard is fine: each is looked at when its turn comes
     with pytest.raises(ShardError, match=f"train/shard-000001.parquet.*{message}"):

@@ -104,16 +104,8 @@ class ShardDataset:
         """The shards of a split with their row counts, in planned order."""
         return self._split(split).shards
 
-    def shard_files(self, split: str) -> list[Store]:
-        """The file to read of each shard of a split, in planned order: Parquet where it exists, else the tar.
-
-        Raises:
-            ShardError: The split is unknown.
-        """
-        return [self.file_of(split, shard) for shard in self._split(split).shards]
-
     def file_of(self, split: str, shard: ShardEntry) -> Store:
-        """The file to read of one of the manifest's shards."""
+        """The file to read of one of the shards: Parquet where it exists, else the tar."""
         return data_file(self.path / split, shard.files)
 
     def check(self, split: str) -> None:

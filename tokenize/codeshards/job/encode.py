@@ -234,9 +234,6 @@ class _Rows:
         return spec.rows_to_table(self.keys, self.views, self.labels, image_codes_Nhw, scales, codes)
 
 
-_Batch = list[list[Sample] | Failure]
-
-
 def read_ahead(read: Callable[[int], T], total: int, step: int, pool: ThreadPoolExecutor) -> Iterator[list[T]]:
     """`read(0) … read(total - 1)` in lists of `step`; the pool reads further lists while the caller processes one."""
     pending: deque[list[Future[T]]] = deque()
