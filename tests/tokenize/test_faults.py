@@ -55,6 +55,7 @@ class Fault:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_random_kills_do_not_change_a_byte(tmp_path: Path) -> None:
     rng, cluster, faults = random.Random(SEED), RayCluster(NODES), list[Fault]()
     make_inputs(tmp_path, IMAGES)
