@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from imagepriors.decode.samples import given_codes, read_rows
 from imagepriors.presets import load_preset, preset_names
 from imagepriors.reports.figures import colorize, picture_grid
 from runkit.configs import from_dict
+from runkit.signals import StoppedError
 from vqgan.data import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,6 +280,15 @@ def test_an_interrupt_says_so(error, told, monkeypatch, capsys):
     monkeypatch.setitem(COMMANDS, "inspect", stopped)
     assert main(["inspect"]) == 130
     assert capsys.readouterr().err == f"imagepriors inspect: {told}\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_ends_with_the_exit_code_of_its_signal(number, code, monkeypatch):
+    def stopped() -> str:
+        raise StoppedError(number, "stopped at step 3")
+
+    monkeypatch.setitem(COMMANDS, "inspect", stopped)
+    assert main(["inspect"]) == code
 
 
 @pytest.mark.parametrize(
