@@ -36,7 +36,7 @@ FILES = ("config.json", "model.safetensors", "state.safetensors", "state.json")
 
 def snapshot(run: Path) -> dict[str, Any]:
     """Return all files of a run, without times and its hidden lock file."""
-    times = {"tokens_per_s", "mfu", "train_seconds", "sha256", "metrics_bytes"}
+    times = {"tokens_per_s", "mfu", "train_seconds", "sha256"}
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
