@@ -167,7 +167,8 @@ def test_samples_are_images_with_codes(work):
     drawn = prior.sample(4, seed=3, temperature=1)
     assert drawn.codes.shape == (4, 8, 8)
     assert [image.size for image in drawn] == [(32, 32)] * len(drawn)
-    assert drawn[0].tobytes() == tokenizer.decode(drawn.codes[0]).tobytes()
+    alone = np.asarray(tokenizer.decode(drawn.codes[0]), np.int64)
+    assert np.abs(np.asarray(drawn[0]) - alone).max() <= 1  # a batch of another size is rounded otherwise
     assert Image.open(BytesIO(drawn._repr_png_())).size == drawn.grid().size
     assert list(drawn.conditions["class"]) == [0, 1, 2, 0]
     for condition in ("class1", 1, [1] * 4, np.full(4, 1), {"class": torch.full((4,), 1)}):
@@ -266,7 +267,7 @@ def test_figures_are_returned(work, tmp_path):
         ({"model": {"chs": 8}}, "unknown field model.chs = 8: did you mean ch"),
         ({"steps": "many"}, "steps is 'many': choose a whole number"),
         ({"model": {"geometry": "fit"}}, "model.geometry is 'fit': choose one of crop, pad, stretch"),
-        ({"model": 3}, "model is 3: give a ModelConfig"),
+        ({"model": 3}, "model is 3: pass a ModelConfig"),
         ({"steps": 0}, "steps is 0: choose 1 or more"),
         ({"config": 3}, "config is a int: pass a vqgan.config.TrainConfig"),
         ({"preset": "huge"}, "unknown preset 'huge': choose one of"),

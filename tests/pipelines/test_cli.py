@@ -1,15 +1,6 @@
 """The whole pipeline through the command line, small: data → tokenizers → shards → priors → samples → report."""
 
 import json
-<<<<<<< HEAD
-=======
-import os
-import re
-import signal
-import subprocess
-import sys
-from pathlib import Path
->>>>>>> runs
 
 import numpy as np
 import pytest
@@ -21,15 +12,6 @@ from imagepriors.cli import main
 from imagepriors.decode.prefix import prefix_length
 from imagepriors.decode.rows import read_rows
 from imagepriors.reports.figures import colorize, picture_grid
-<<<<<<< HEAD
-=======
-from runkit.configs import from_dict
-from runkit.signals import StoppedError
-from vqgan.data import DATASETS
-
-ROOT = Path(__file__).resolve().parents[2]
-_TABLES = {"tokenize": TokenizeConfig, "prior": PriorConfig, "sample": SampleConfig}
->>>>>>> runs
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +103,9 @@ def test_samples_that_cannot_be_drawn_are_refused(run, tmp_path, capsys):
         ("--given", "centre"): "orders that begin with it: spiral_out",
         ("--given", "scales-1"): "this prior has 0 scales",
         ("--given", "lower"): "use a number of codes, upper, corner, centre, or scales-K",
-        ("--size", "8", "8"): "larger grids need a prior of order row_major",
+        ("--size", "8", "8"): "larger grids require a prior of order row_major",
         ("--guidance", "2.0"): "trained with cond_dropout = 0",
-        ("--top-p", "0"): "top_p = 0.0: use above 0 to 1",
+        ("--top-p", "0"): "top_p is 0.0: use above 0 to 1",
     }.items():
         assert main([*words, "--out", str(tmp_path), *flags]) == 2
         assert message in capsys.readouterr().err
@@ -167,7 +149,7 @@ def test_report_is_one_self_contained_page(run):
     pictures = sorted(path.stem for path in (out / "report").glob("*.png"))
     assert pictures == [
         "codebook", "data", "orders", "reconstructions", "samples-prior-zcurve-class",
-        "samples-prior-zcurve-segmentation", "stage2",
+        "samples-prior-zcurve-segmentation", "stage1", "stage2",
     ]  # fmt: skip
     assert html.count("data:image/png;base64,") == len(pictures)
     assert "http:" not in html  # the four letters alone may be a part of a picture
@@ -186,180 +168,7 @@ def test_another_tokenizer_is_refused(run, tmp_path, capsys):
     assert "fingerprint" in capsys.readouterr().err
 
 
-<<<<<<< HEAD
 def test_samples_never_replace_other_files(run, tmp_path, capsys):
-=======
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["frobnicate"], "unknown command 'frobnicate'"),
-        (["train-vqgan", "--preset", "nope"], "unknown preset 'nope': choose one of"),
-        (["train-vqgan", "--preset", "demo", "--data", "/nowhere/at/all"], "does not exist"),
-        (["train-vqgan", "--dataset", "imagenette"], "unknown dataset 'imagenette'"),
-        (["train-prior", "--shards", "/nowhere/at/all"], "dataset.json"),
-        (["tokenize", "--preset", "demo-segmentation"], "no table [tokenize]"),
-        (["sample", "--preset", "demo", "--n", "1000000000"], "n is 1000000000: choose 1 to 1,000,000 pictures"),
-        (["evaluate-prior", "--n", str(2**70)], "n is"),
-    ],
-)
-def test_user_errors_are_one_message_and_exit_code_2(capsys, monkeypatch, tmp_path, argv, words):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data" / "demo").mkdir(parents=True)
-    assert main(argv) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert "Traceback" not in error
-
-
-def test_wrong_flags_exit_with_2(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train-prior", "--order", "hilbert"])
-    assert stop.value.code == 2
-    assert "spiral_out" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_every_table_of_every_preset_parses(name):
-    for table, cls in _TABLES.items():
-        try:
-            values = load_preset(name, table)
-        except ShardError:
-            continue
-        assert isinstance(from_dict(cls, values), cls)
-
-
-def test_a_preset_changes_what_it_names_of_its_base(tmp_path):
-    (tmp_path / "narrow.toml").write_text('base = "imagenet-f16-1024"\n[vqgan.model]\nch = 64\n')
-    (tmp_path / "mine.toml").write_text('base = "narrow.toml"\n[vqgan]\nsteps = 10\n')
-    mine, published = (load_preset(name, "vqgan") for name in (str(tmp_path / "mine.toml"), "imagenet-f16-1024"))
-    assert mine["model"] == {**published["model"], "ch": 64}
-    assert {**mine, "model": 0} == {**published, "steps": 10, "model": 0}
-    # A base's base: the prior's table has been in none of these files.
-    assert load_preset(str(tmp_path / "mine.toml"), "prior") == load_preset("gpt2-medium", "prior")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('base = "demos"', "mine.toml: base: unknown preset 'demos'"),
-        ('base = "other.toml"', "mine.toml: base: unknown preset 'other.toml'"),
-        ('base = "mine.toml"', "leads back to itself"),
-        ('base = "./mine.toml"', "leads back to itself"),
-        ("vqgan = 3", r"has no table \[vqgan\]"),
-        ("vqgan = ", "mine.toml: Invalid value"),
-    ],
-)
-def test_a_preset_that_cannot_be_read_says_why(tmp_path, text, message):
-    (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(ShardError, match=message):
-        load_preset(str(tmp_path / "mine.toml"), "vqgan")
-
-
-@pytest.mark.parametrize(
-    ("variable", "choice"), [("ORDER=hilbert", "zcurve"), ("DATASET=mnist", "cifar10"), ("COND=text", "class")]
-)
-def test_make_names_the_valid_choices(variable, choice):
-    done = subprocess.run(["make", "-C", ROOT, "-n", "train-prior", variable], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert choice in done.stderr
-
-
-def test_make_and_help_know_every_dataset():
-    listed = re.search(r"^DATASETS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert listed is not None
-    assert set(listed[1].split()) == {"auto", *DATASETS}
-    assert all(name in (COMMANDS["train-vqgan"].__doc__ or "") for name in DATASETS)
-    done = subprocess.run(["make", "-C", ROOT, "-n", "tokenize", "CONDITIONS=text"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "choose out of segmentation depth pose" in done.stderr
-
-
-@pytest.mark.parametrize(("error", "told"), [((), "interrupted"), (("stopped at step 3",), "stopped at step 3")])
-def test_an_interrupt_says_so(error, told, monkeypatch, capsys):
-    def stopped() -> str:
-        raise KeyboardInterrupt(*error)
-
-    monkeypatch.setitem(COMMANDS, "inspect", stopped)
-    assert main(["inspect"]) == 130
-    assert capsys.readouterr().err == f"imagepriors inspect: {told}\n"
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_ends_with_the_exit_code_of_its_signal(number, code, monkeypatch):
-    def stopped() -> str:
-        raise StoppedError(number, "stopped at step 3")
-
-    monkeypatch.setitem(COMMANDS, "inspect", stopped)
-    assert main(["inspect"]) == code
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (FileNotFoundError(2, "No such file or directory", "a/b"), "a/b: No such file or directory"),
-        (OSError(36, "File name too long", "x"), "x: File name too long"),
-        (OSError("odd"), "odd"),
-        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid byte"), "save the file as UTF-8"),
-        (MemoryError(), "out of memory"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
-        (RuntimeError("Storage size calculation overflowed with sizes=[9999999999]"), "out of memory"),
-    ],
-)
-def test_every_error_of_the_system_is_one_message(monkeypatch, capsys, error, words):
-    def report() -> str:
-        raise error
-
-    monkeypatch.setitem(COMMANDS, "report", report)
-    assert main(["report"]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("imagepriors report: ")
-    assert words in message
-    assert message.count("\n") == 1
-
-
-def test_a_bug_keeps_its_traceback(monkeypatch):
-    def report() -> str:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setitem(COMMANDS, "report", report)
-    with pytest.raises(RuntimeError, match="a bug"):
-        main(["report"])
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["train-prior", "--preset", "latin.toml"], "save the file as UTF-8"),
-        (["demo-data", "x" * 300], "File name too long"),
-        (["demo-data", "/proc/demo"], "choose another folder"),
-        (["shards", "verify", "deep"], "nested too deep"),
-        (["shards", "inspect", "deep"], "nested too deep"),
-        (["report", "deep-run"], "nested too deep"),
-    ],
-)
-def test_places_and_files_that_are_not_what_they_should_be(tmp_path, monkeypatch, capsys, argv, words):
-    monkeypatch.chdir(tmp_path)
-    Path("latin.toml").write_bytes("[prior]\n# caf\xe9".encode("latin-1"))
-    deep = "[" * 100_000
-    for name in ("deep/dataset.json", "deep-run/shards/dataset.json"):
-        Path(name).parent.mkdir(parents=True)
-        Path(name).write_text(deep)
-    assert main(argv) == 2
-    message = capsys.readouterr().err
-    assert words in message
-    assert len(message) < 600
-
-
-def test_the_answer_reaches_a_terminal_that_is_not_utf8(tmp_path):
-    code = "from imagepriors import cli; cli.COMMANDS['report'] = lambda: '×16'; raise SystemExit(cli.main(['report']))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, b"\\xd716\n")
-
-
-def test_samples_never_replace_a_file_of_somebody_else(run, tmp_path, capsys):
->>>>>>> runs
     _, out = run
     command = ["sample", "--prior", str(out / "prior-zcurve-class"), "--shards", str(out / "shards"), "--n", "2"]
     (tmp_path / "mine" / "samples").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from imagepriors.cli import COMMANDS, main
+from runkit.signals import StoppedError
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,15 @@ def test_wrong_flags_exit_with_2(capsys):
     assert "spiral_out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_ends_with_the_exit_code_of_its_signal(number, code, monkeypatch):
+    def stopped() -> str:
+        raise StoppedError(number, "stopped at step 3")
+
+    monkeypatch.setitem(COMMANDS, "inspect", stopped)
+    assert main(["inspect"]) == code
+
+
 @pytest.mark.parametrize(("error", "message"), [((), "interrupted"), (("stopped at step 3",), "stopped at step 3")])
 def test_an_interrupt_is_reported(error, message, monkeypatch, capsys):
     def stopped() -> str:
@@ -57,7 +68,7 @@ def test_an_interrupt_is_reported(error, message, monkeypatch, capsys):
         (FileNotFoundError(2, "No such file or directory", "a/b"), "a/b: No such file or directory"),
         (OSError(36, "File name too long", "x"), "x: File name too long"),
         (OSError("odd"), "odd"),
-        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid byte"), "write the file anew as UTF-8"),
+        (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid byte"), "save the file as UTF-8"),
         (MemoryError(), "out of memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
         (RuntimeError("Storage size calculation overflowed with sizes=[9999999999]"), "out of memory"),
@@ -87,7 +98,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["train-prior", "--preset", "latin.toml"], "write the file anew as UTF-8"),
+        (["train-prior", "--preset", "latin.toml"], "save the file as UTF-8"),
         (["demo-data", "x" * 300], "File name too long"),
         (["demo-data", "/proc/demo"], "choose another folder"),
         (["shards", "verify", "deep"], "nested too deep"),

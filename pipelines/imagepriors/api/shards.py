@@ -128,7 +128,7 @@ def inspect(
     if isinstance(data, ShardDataset) or (
         not isinstance(data, ImageDataset) and (open_store(data) / MANIFEST_FILE).size() is not None
     ):
-        from codeshards.tools.toolbox import inspect as inspect_shards
+        from codeshards.tools.inspect import inspect as inspect_shards
 
         return inspect_shards(data.path if isinstance(data, ShardDataset) else data).to_json()
     from imagepriors.reports.dataset import inspect_dataset
