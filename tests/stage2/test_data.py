@@ -336,7 +336,7 @@ def test_class_condition_needs_every_label_within_the_classes(make_dataset) -> N
 def test_batches_that_cannot_be_made_are_refused() -> None:
     with pytest.raises(PriorError, match="batch_size = 64: an epoch has only 10 rows"):
         CodeBatches(toy_data(10), batch_size=64, seed=0)
-    with pytest.raises(PriorError, match="rank 0 of 3: use a batch that divides"):
+    with pytest.raises(PriorError, match="rank 0 of 3: use a multiple of the number of ranks"):
         CodeBatches(toy_data(10), batch_size=8, seed=0, world_size=3)
 
 
