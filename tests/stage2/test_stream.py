@@ -103,8 +103,8 @@ def test_shards_of_another_tokenizer_are_refused_by_what_differs(make_dataset) -
     other = replace(other, conditions=(sequence.conditions[0], part), class_names=("cat", *sequence.class_names[1:]))
     with pytest.raises(PriorError) as error:
         CodeData.open(dataset, "train", other)
-    for words in ("grid: the prior requires 8×4, the shards have 4×4", "codebook_size: the prior requires 99", "alternate",
-                  "tokenizer: the prior requires other, the shards have image-tokenizer", "other-masks",
+    for words in ("grid: the prior requires 8×4, the shards have 4×4", "codebook_size: the prior requires 99",
+                  "alternate", "tokenizer: the prior requires other, the shards have image-tokenizer", "other-masks",
                   f"classes: the prior requires {len(other.class_names)} (cat, "):  # fmt: skip
         assert words in str(error.value)
 
