@@ -74,12 +74,7 @@ class ModelConfig:
         _require(2 <= self.codebook_size <= 65_536, "codebook_size", self.codebook_size, "choose 2 … 65536")
         for name, most in _MOST.items():
             _require(1 <= getattr(self, name) <= most, name, getattr(self, name), f"choose 1 … {most}")
-        _require(
-            self.ch % 8 == 0,
-            "ch",
-            self.ch,
-            "choose a multiple of 8 (of 32 from ch 128 on, for GroupNorm)",
-        )
+        _require(self.ch % 8 == 0, "ch", self.ch, "choose a multiple of 8 (of 32 from ch 128 on, for GroupNorm)")
         ok = 1 <= len(self.ch_mult) <= 12 and all(1 <= factor <= 64 for factor in self.ch_mult)
         _require(ok, "ch_mult", self.ch_mult, "give 1 to 12 factors of 1 … 64")
         for width in (self.ch * factor for factor in (1, *self.ch_mult)):
@@ -221,15 +216,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_fields(self, InputError)
-        for name in (
-            "batch_size",
-            "steps",
-            "accumulate",
-            "eval_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "reader_threads",
-        ):
+        counts = ("batch_size", "steps", "accumulate", "reader_threads")
+        for name in (*counts, "eval_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "choose 1 or more")
         _require(self.reader_threads <= 1024, "reader_threads", self.reader_threads, "choose at most 1024")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "choose numbers in [0, 1)")
@@ -243,12 +231,7 @@ class TrainConfig:
         for name, (off, why) in inapplicable(self.model, self.loss).items():
             _require(False, f"loss.{name}", getattr(self.loss, name), f"{why}; choose {off!r}")
         ok = self.crop >= 0 and self.crop <= self.model.resolution and self.crop % self.model.factor == 0
-        _require(
-            ok,
-            "crop",
-            self.crop,
-            f"choose 0 or a multiple of {self.model.factor} up to {self.model.resolution}",
-        )
+        _require(ok, "crop", self.crop, f"choose 0 or a multiple of {self.model.factor} up to {self.model.resolution}")
 
 
 def inapplicable(model: ModelConfig, loss: LossConfig) -> dict[str, tuple[Any, str]]:
