@@ -168,7 +168,7 @@ def test_report_is_one_self_contained_page(run):
     pictures = sorted(path.stem for path in (out / "report").glob("*.png"))
     assert pictures == [
         "codebook", "data", "orders", "reconstructions", "samples-prior-zcurve-class",
-        "samples-prior-zcurve-segmentation", "stage2",
+        "samples-prior-zcurve-segmentation", "stage1", "stage2",
     ]  # fmt: skip
     assert html.count("data:image/png;base64,") == len(pictures)
     assert "http:" not in html  # the four letters alone may be a part of a picture
