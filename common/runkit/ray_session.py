@@ -18,6 +18,7 @@ from typing import Any
 
 from runkit.errors import UserError
 from runkit.machine import ALLOCATOR, usable_cores
+from runkit.signals import StoppedError
 from runkit.termination import defer_signals, exit_on_sigterm, forget_sigterm, keep_handlers, raise_if_terminated
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class Session:
         try:
             with exit_on_sigterm(), keep_handlers(signal.SIGTERM, signal.SIGINT):
                 yield
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, StoppedError) as error:
             if self.is_dead():
                 forget_sigterm()
                 raise self._death_error() from error
@@ -162,7 +163,7 @@ class Session:
 def connected(min_cores: int, packages: Sequence[str] = ()) -> Iterator[Session]:
     """Connect to the Ray that the caller has started, else to RAY_ADDRESS, else to one started for this block.
 
-    In the block SIGTERM raises SystemExit, see :func:`exit_on_sigterm`.
+    In the block SIGTERM raises SystemExit, and StoppedError out of it, see :func:`exit_on_sigterm`.
 
     Args:
         min_cores: Least number of cores of a Ray that is started here, whatever the machine has.

@@ -8,15 +8,20 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from runkit.signals import StoppedError
+
 _received: list[int] = []
 """The SIGTERM that ends this process, while :func:`exit_on_sigterm` cleans up."""
 
 
 @contextlib.contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit(143) in the block, so that the block cleans up.
+    """Make SIGTERM raise SystemExit in the block, so that the block cleans up, and StoppedError out of it.
 
     Outside the main thread it does nothing. Blocks may be nested: the outermost one is in effect.
+
+    Raises:
+        StoppedError: SIGTERM came.
     """
     if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is _exit:
         yield
@@ -24,8 +29,9 @@ def exit_on_sigterm() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, _exit)
     try:
         yield
-    except SystemExit as error:
-        raise_if_terminated(error)  # while Ray waits it replaces this exit by its own, with code 1
+    except SystemExit as error:  # while Ray waits it replaces this exit by its own, with code 1
+        if _received:
+            raise StoppedError(_received[0], "stopped by SIGTERM; the same call resumes") from error
         raise
     finally:
         forget_sigterm()

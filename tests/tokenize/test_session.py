@@ -24,6 +24,7 @@ from runkit import ray_session
 from runkit.errors import UserError
 from runkit.machine import usable_cores
 from runkit.ray_session import Session, connected
+from runkit.signals import StoppedError
 from runkit.termination import defer_signals, exit_on_sigterm
 
 MARK = "IMAGEPRIORS_TEST_RUN"
@@ -259,14 +260,16 @@ def test_exit_code_of_sigterm_is_kept(default_handlers):
             raise SystemExit(1) from None
         raise SystemExit(7)
 
-    for killed, code in ((True, 143), (False, 7)):
-        with pytest.raises(SystemExit) as found, exit_on_sigterm(), exit_on_sigterm():
-            wait(killed)
-        assert found.value.code == code
+    with pytest.raises(StoppedError) as stopped, exit_on_sigterm(), exit_on_sigterm():
+        wait(True)
+    assert stopped.value.exit_code == 143
+    with pytest.raises(SystemExit) as ended, exit_on_sigterm(), exit_on_sigterm():
+        wait(False)
+    assert ended.value.code == 7
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, StoppedError), (signal.SIGINT, KeyboardInterrupt)])
 def test_signals_are_deferred_until_ray_has_started(default_handlers, number, error):
     reached = []
 
@@ -288,9 +291,9 @@ def test_sigterm_whose_exception_was_lost_ends_the_job(local_ray_cores):
             signal.raise_signal(signal.SIGTERM)
         Session(local_ray_cores).nodes()
 
-    with pytest.raises(SystemExit) as found, exit_on_sigterm():
+    with pytest.raises(StoppedError) as found, exit_on_sigterm():
         lose()
-    assert found.value.code == 143
+    assert found.value.exit_code == 143
 
 
 def _started(name: str) -> Callable[[dict[str, str], Path], bool]:

@@ -47,7 +47,7 @@ class Annotated(NamedTuple):
     maps: int
     failures: int
     folders: tuple[Path, ...]
-    book: Path
+    job_dir: Path
     reader: str
     """Name of the dataset reader that reads images and maps together."""
     root: Path
@@ -107,7 +107,7 @@ def annotate(
         maps=sum(sidecar.samples for sidecar in sidecars),
         failures=sum(len(sidecar.failures) for sidecar in sidecars),
         folders=folders,
-        book=tree.job_dir,
+        job_dir=tree.job_dir,
         reader=reader,
         root=root,
     )

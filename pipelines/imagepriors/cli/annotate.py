@@ -36,7 +36,7 @@ def annotate(
     from imagepriors.annotate.job import annotate as run
 
     made = run(config, kind=kind, dataset=dataset, data=data, out=out, overwrite=overwrite, retry_failed=retry_failed)
-    left_out = f", {made.failures} images left out (named in {made.book})" if made.failures else ""
+    left_out = f", {made.failures} images left out (named in {made.job_dir})" if made.failures else ""
     return (
         f"{made.maps} {kind} maps in {', '.join(map(str, made.folders))}{left_out}; "
         f"read them with --dataset {made.reader} --data {made.root}"
