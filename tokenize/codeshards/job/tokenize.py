@@ -60,7 +60,8 @@ def tokenize(
 ) -> Manifest:
     """Encode a dataset into token shards, or resume a job that was interrupted.
 
-    SIGTERM and Ctrl-C discard unfinished shards, leave no partial files, and raise StoppedError and KeyboardInterrupt. The same call resumes.
+    SIGTERM and Ctrl-C discard unfinished shards, leave no partial files, and raise StoppedError and KeyboardInterrupt.
+    The same call resumes.
 
     Args:
         config: Settings of the job.
