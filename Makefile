@@ -10,7 +10,7 @@ endif
 ORDER   ?= row_major
 COND    ?= none
 PRESET  ?= auto
-RUN     ?= runs/$(if $(filter auto,$(DATASET)),$(notdir $(abspath $(DATA))),$(DATASET))
+RUN     ?= runs/$(if $(or $(filter auto,$(DATASET)),$(findstring :,$(DATASET))),$(notdir $(abspath $(DATA))),$(DATASET))
 DATA    ?= $(if $(filter demo,$(DATASET)),data/demo)
 WORKERS ?= 0
 N       ?= 25
@@ -42,7 +42,8 @@ define one_of
 $(if $(filter $($(1)),$(2)),,$(error $(1)=$($(1)) is unknown: choose one of $(2)))
 endef
 $(call one_of,ORDER,$(ORDERS))
-$(call one_of,DATASET,$(DATASETS))
+# A dataset of another package is package.module:function.
+$(if $(findstring :,$(DATASET)),,$(call one_of,DATASET,$(DATASETS)))
 $(foreach part,$(subst +, ,$(COND)),$(if $(filter $(part),$(CONDS)),,$(error COND=$(COND) is unknown: choose one of $(CONDS), or several joined by +)))
 $(call one_of,KIND,$(KINDS))
 
