@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import threading
 import time
@@ -13,8 +14,22 @@ from typing import Any, NoReturn, Self
 _REPEAT_S = 5.0
 
 
-class StoppedError(BaseException):
-    """A signal stopped a run, after its checkpoint was saved. Like KeyboardInterrupt, it is no subclass of Exception.
+_process = {"exits": "TORCHELASTIC_RUN_ID" in os.environ}
+"""Whether a stopped run ends the process: torchrun and batch systems send a signal more than once meanwhile."""
+
+
+def exit_when_stopped() -> None:
+    """Declare that this process exits when a run is stopped, as a command does.
+
+    A signal that is repeated while it exits then has no effect. Without this the handlers of the caller are restored.
+    """
+    _process["exits"] = True
+
+
+class StoppedError(KeyboardInterrupt):
+    """A signal stopped a run, after its checkpoint was saved.
+
+    It is a KeyboardInterrupt, also after SIGTERM, so that `except Exception` does not continue what should end.
 
     Args:
         signal: Number of the signal.
@@ -72,8 +87,9 @@ class GracefulStop:
             signal.raise_signal(number)
 
     def raise_stopped(self, message: str) -> NoReturn:
-        """Raise :class:`StoppedError`. A repeated signal has no effect meanwhile, nor while the process exits."""
-        self._raising = True
-        for number in self._previous:  # Python removes handlers before all modules are unloaded
-            atexit.register(signal.signal, number, signal.SIG_IGN)
+        """Raise :class:`StoppedError`. Where the process then exits, a repeated signal has no effect until it has."""
+        self._raising = _process["exits"]
+        if self._raising:
+            for number in self._previous:  # Python removes handlers before all modules are unloaded
+                atexit.register(signal.signal, number, signal.SIG_IGN)
         raise StoppedError(self.signal or signal.SIGTERM, message)

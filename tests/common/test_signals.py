@@ -43,7 +43,15 @@ def _stop_by(number: int, stop: GracefulStop) -> None:
     stop.raise_stopped("stopped at step 3")
 
 
-def test_a_stopped_run_raises_one_class_for_both_signals() -> None:
+def test_a_program_that_goes_on_after_a_stop_gets_its_handlers_back() -> None:
+    before, stop = signal.getsignal(signal.SIGTERM), GracefulStop()
+    with pytest.raises(KeyboardInterrupt, match="at step 3"), stop:
+        _stop_by(signal.SIGTERM, stop)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_stopped_run_raises_one_class_for_both_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(signals._process, "exits", True)
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         stop = GracefulStop()
         with pytest.raises(StoppedError, match="at step 3") as stopped, stop:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from io import BytesIO
@@ -17,6 +18,7 @@ from tiny_job import write_images, write_tokenizer
 import imagepriors as ip
 from imagepriors.api.memory import keep_freed_memory
 from imagepriors.cli import main
+from runkit.tensors import load_tensors, save_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = os.environ.get("IMAGEPRIORS_DATA")
@@ -204,7 +206,7 @@ def test_a_prior_without_a_tokenizer_gives_codes(work, tmp_path):
         ({"condition": 0, "given": "upper"}, "leave one of them out"),
         ({"top_q": 0.5}, "unknown field top_q = 0.5: did you mean top_p"),
         ({"given": "lower"}, "use a number of codes, upper"),
-        ({"n": "2"}, "n is '2': choose a whole number"),
+        ({"n": "2"}, "n is '2': pass a whole number"),
     ],
 )
 def test_samples_that_cannot_be_drawn_are_refused(work, options, words):
@@ -296,3 +298,56 @@ def test_a_config_object_takes_the_place_of_a_preset(work, tmp_path):
     prior = ip.train_prior(work[2], out=tmp_path / "p", preset=mine)
     assert prior.summary["steps"] == 1
     assert prior.loaded.config.n_embd == 8
+
+
+def test_objects_outlive_a_change_of_the_working_folder(work, monkeypatch, tmp_path):
+    root, tokenizer, shards, prior = work
+    monkeypatch.chdir(prior.folder.parent)
+    fresh = ip.load_prior(prior.folder.name)
+    encoder, dataset = ip.load_tokenizer(os.path.relpath(tokenizer.folder)), ip.open_shards("shards")
+    pictures = ip.open_dataset(os.path.relpath(root / "photos"))
+    monkeypatch.chdir(tmp_path)
+    assert "order" in repr(fresh)
+    assert len(fresh.sample(2, given="upper", seed=1)) == 2
+    assert encoder.encode(pictures.images("val", 2)).shape == (2, 8, 8)
+    assert dataset.rows("val") == shards.rows("val")
+
+
+def test_a_given_tokenizer_is_the_one_that_decodes(work, tmp_path):
+    _, tokenizer, _, prior = work
+    alone = Path(shutil.copytree(prior.folder, tmp_path / "alone" / "prior"))
+    apart = ip.load_prior(alone, tokenizer=tokenizer)
+    assert len(apart.sample(2, size=(10, 10)).grid().getbands()) == 3
+    assert apart.save_samples(tmp_path / "out", 2).is_file()
+    other = Path(shutil.copytree(tokenizer.folder, tmp_path / "other"))
+    weights = load_tensors(other / "model.safetensors")
+    save_tensors(other / "model.safetensors", {name: tensor + 1 for name, tensor in weights.items()})
+    with pytest.raises(ip.UserError, match="decode with the tokenizer that made them"):
+        ip.load_prior(prior.folder, tokenizer=other).save_samples(tmp_path / "wrong", 2)
+    assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"n": 2.5}, "n is 2.5: pass a whole number"),
+        ({"size": 10}, "size is 10: pass the rows and columns"),
+        ({"size": (9, 9, 9)}, "pass the rows and columns"),
+        ({"condition": 2.7}, "pass names or whole numbers"),
+        ({"condition": True}, "pass names or whole numbers"),
+        ({"condition": [None, None]}, "pass names or whole numbers"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(work, arguments, words):
+    with pytest.raises(ip.UserError, match=words):
+        work[3].sample(**{"n": 2, **arguments})
+
+
+def test_what_is_no_path_is_named(work):
+    root, _, _, prior = work
+    photos = ip.open_dataset(root / "photos")
+    for call in (lambda: ip.train_prior(photos), lambda: ip.open_dataset(None), lambda: ip.tokenize(photos, prior)):
+        with pytest.raises(ip.UserError, match="pass a path"):
+            call()
+    with pytest.raises(ip.UserError, match=r"nope\.toml does not exist"):
+        ip.train_tokenizer(photos, preset="nope.toml")

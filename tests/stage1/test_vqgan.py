@@ -404,7 +404,7 @@ MASKS = dataclasses.replace(TINY, modality="segmentation", n_labels=3)
 @pytest.mark.parametrize(
     ("model", "loss", "words"),
     [
-        (MASKS, {}, "loss.perceptual is 'lpips-vgg': masks are planes of labels.*choose 'none'"),
+        (MASKS, {}, "loss.perceptual is 'lpips-vgg': perceptual networks do not apply to masks; choose 'none'"),
         (MASKS, {"perceptual": "efficientnet-lite0"}, "loss.perceptual is 'efficientnet-lite0'"),
         (MASKS, {"perceptual": "none", "l2_weight": 2.0}, "loss.l2_weight is 2.0: masks are compared by cross-entropy"),
         (TINY, {"perceptual": "none", "trunk": "vgg.pth"}, "loss.trunk is 'vgg.pth': only LPIPS has a trunk"),

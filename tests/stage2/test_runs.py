@@ -69,7 +69,9 @@ from pathlib import Path
 import dacite
 from codeprior.config import TrainConfig
 from codeprior.train import train_prior
-from runkit.signals import StoppedError
+from runkit.signals import StoppedError, exit_when_stopped
+
+exit_when_stopped()
 
 config = dacite.from_dict(TrainConfig, json.loads(sys.argv[3]), dacite.Config(cast=[tuple]))
 try:

@@ -438,7 +438,9 @@ from codeprior.checkpoint import load_prior
 from codeprior.config import ModelConfig, TrainConfig
 from codeprior.sample import sample_codes
 from codeprior.train import train_prior
-from runkit.signals import StoppedError
+from runkit.signals import StoppedError, exit_when_stopped
+
+exit_when_stopped()
 
 steps = int(sys.argv[3])
 config = TrainConfig(

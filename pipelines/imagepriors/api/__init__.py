@@ -15,17 +15,22 @@ from imagepriors.api.tokenizers import (
     train_palette,
     train_tokenizer,
 )
+from imagepriors.evaluate.config import EvaluateConfig, EvaluatePriorConfig
 from imagepriors.presets import preset_names
 from runkit.errors import UserError
+from runkit.signals import StoppedError
 from vqgan.config import TrainConfig as TokenizerConfig
 
 __all__ = [
+    "EvaluateConfig",
+    "EvaluatePriorConfig",
     "ImageDataset",
     "ImagePrior",
     "ImageTokenizer",
     "PriorConfig",
     "SampleConfig",
     "SampledImages",
+    "StoppedError",
     "TokenizeConfig",
     "TokenizerConfig",
     "UserError",

@@ -55,7 +55,7 @@ def open_dataset(data: PathLike, dataset: str = "auto") -> ImageDataset:
     """
     from vqgan.data import open_splits, resolve
 
-    path = as_path(data)
+    path = as_path(data).absolute()
     return ImageDataset(open_splits(dataset, path), path, resolve(dataset, path))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from codeshards.format import ShardError, open_store
 from codeshards.format.plan import plan_settings
+from runkit.errors import UserError
 
 PathLike = str | os.PathLike[str]
 log = logging.getLogger(__name__)
@@ -19,7 +20,13 @@ _LARGE = "imagenet-small"
 
 
 def as_path(path: PathLike) -> Path:
-    """A path with the user's home folder in place of "~"."""
+    """A path with the user's home folder in place of "~".
+
+    Raises:
+        UserError: It is not a path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{path!r} is a {type(path).__name__}: pass a path, or what the function before this returned")
     return Path(path).expanduser()
 
 

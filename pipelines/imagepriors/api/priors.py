@@ -4,6 +4,7 @@ Axes: N samples, h × w the grid of codes.
 """
 
 import functools
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ from imagepriors.api.settings import build_config, stage_2_table
 from imagepriors.api.shards import location
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
 from imagepriors.evaluate.config import EvaluatePriorConfig
-from runkit.configs import check_value
 from runkit.devices import Device
+from runkit.places import absolute
 
 if TYPE_CHECKING:
     from codeprior.checkpoint import RunConfig
@@ -45,8 +46,9 @@ class ImagePrior:
         tokenizer: ImageTokenizer | None = None,
         device: Device = "auto",
     ) -> None:
-        self.folder = folder
-        self.shards = shards or folder.parent / "shards"
+        self.folder = folder.absolute()
+        run = self.folder.parent.parent if self.folder.parent.name == "checkpoints" else self.folder
+        self.shards = Path(str(absolute(shards or run.parent / "shards")))
         """Folder of the token shards: with their tokenizers, and the rows that conditions come from."""
         self._given_tokenizer, self._device = tokenizer, device
 
@@ -132,17 +134,17 @@ class ImagePrior:
         Raises:
             PriorError: The prior does not support the arguments; the message says what it supports.
         """
-        check_value("n", n, int, PriorError)
+        n, size = _count(n), _size(size)
         settings = build_config(SampleConfig, fields, config=config, function=ImagePrior.sample)
         spec = self.sequence
         completes = str(given) != "0"
         needs_rows = completes or any(part.name != "class" for part in spec.conditions)
         if condition is None and (needs_rows or size):
-            from imagepriors.decode.draw import draw_samples
+            from imagepriors.decode.draw import draw_codes
             from imagepriors.decode.prefix import prefix_length
 
             known = prefix_length(spec, str(given))
-            drawn = draw_samples(self.folder, self.shards, n, config=settings, given=known, size=size, sources=False)
+            drawn = draw_codes(self.loaded, self.folder, self.shards, n, config=settings, given=known, size=size)
             return SampledImages(drawn.codes_NHW, drawn.conditions, self.tokenizer)
         if completes or size:
             raise PriorError("condition: given and size take their conditions from the shards; leave one of them out")
@@ -161,7 +163,7 @@ class ImagePrior:
         out: PathLike,
         n: int,
         *,
-        given: str = "0",
+        given: str | int = 0,
         size: tuple[int, int] | None = None,
         frames: bool = False,
         config: SampleConfig | None = None,
@@ -181,12 +183,17 @@ class ImagePrior:
         Returns:
             The path of grid.png.
         """
+        from imagepriors.decode.draw import check_count
         from imagepriors.decode.samples import write_samples
 
+        n, size = _count(n), _size(size)
+        check_count(n)
         settings = build_config(SampleConfig, fields, config=config, function=ImagePrior.save_samples)
+        tokenizer = self.tokenizer
         return write_samples(
-            self.folder, self.shards, as_path(out), n, config=settings, given=given, size=size, frames=frames
-        )
+            self.folder, self.shards, as_path(out), n, config=settings, given=str(given), size=size, frames=frames,
+            prior=self.loaded, tokenizer=None if tokenizer is None else tokenizer.loaded,
+        )  # fmt: skip
 
     def _check_guidance(self, config: SampleConfig) -> None:
         if config.guidance != 1 and self._run.train.cond_dropout == 0:
@@ -220,10 +227,28 @@ class ImagePrior:
         for value in listed:
             if isinstance(value, str) and value not in names:
                 raise PriorError(f"condition = {value!r}: choose a class among {', '.join(names) or 'numbers'}")
-            found.append(names.index(value) if isinstance(value, str) else int(value))
+            if not isinstance(value, str) and (isinstance(value, bool) or not hasattr(value, "__index__")):
+                raise PriorError(f"condition = {value!r}: pass names or whole numbers of classes")
+            found.append(names.index(value) if isinstance(value, str) else operator.index(value))
         if len(found) != n:
             raise PriorError(f"condition has {len(found)} classes for n = {n} samples: pass one, or {n}")
         return np.array(found, np.int64)
+
+
+def _count(n: Any) -> int:
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise PriorError(f"n is {n!r}: pass a whole number")
+    return operator.index(n)
+
+
+def _size(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    try:
+        rows, columns = map(operator.index, size)
+    except (TypeError, ValueError):
+        raise PriorError(f"size is {size!r}: pass the rows and columns of codes, such as (24, 24)") from None
+    return rows, columns
 
 
 def load_prior(
@@ -324,6 +349,7 @@ def evaluate_prior(
     from imagepriors.evaluate.prior import evaluate_prior as evaluate
 
     trained = prior if isinstance(prior, ImagePrior) else ImagePrior(as_path(prior))
+    _ = trained.tokenizer  # refuses one that was given and does not fit
     place = location(shards) if shards is not None else trained.shards
     path, layout = dataset_of(data, dataset) if data is not None else (None, dataset)
     target = as_path(out) if out else trained.folder / "evaluation.json"

@@ -1,5 +1,6 @@
 """Datasets of token shards: write, open, inspect."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from imagepriors.api.datasets import ImageDataset, dataset_of
 from imagepriors.api.defaults import PathLike, as_path, run_folder
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
+from runkit.places import absolute
 from vqgan.config import Geometry
 
 
@@ -20,7 +22,7 @@ def tokenize(
     tokenizer: PathLike | ImageTokenizer | None = None,
     *,
     out: PathLike | None = None,
-    conditions: Sequence[PathLike | ImageTokenizer] = (),
+    conditions: PathLike | ImageTokenizer | Sequence[PathLike | ImageTokenizer] = (),
     dataset: str = "auto",
     preset: PathLike = "auto",
     overwrite: bool = False,
@@ -66,12 +68,14 @@ def tokenize(
         overwrite=overwrite,
         retry_failed=retry_failed,
     )
-    return ShardDataset.open(place)
+    return ShardDataset.open(absolute(place))
 
 
-def _by_modality(conditions: Sequence[PathLike | ImageTokenizer]) -> dict[str, Path]:
+def _by_modality(conditions: PathLike | ImageTokenizer | Sequence[PathLike | ImageTokenizer]) -> dict[str, Path]:
     from vqgan.checkpoint import load_config
 
+    if isinstance(conditions, str | os.PathLike | ImageTokenizer):
+        conditions = (conditions,)
     folders = [as_tokenizer(tokenizer).folder for tokenizer in conditions]
     found: dict[str, Path] = {load_config(folder).model.modality: folder for folder in folders}
     if len(found) < len(folders):
@@ -88,7 +92,7 @@ def open_shards(shards: PathLike) -> ShardDataset:
     Raises:
         ShardError: There is no dataset, or its job did not finish.
     """
-    return ShardDataset.open(shards)
+    return ShardDataset.open(absolute(as_path(shards)))
 
 
 def location(shards: PathLike | ShardDataset) -> Path:
@@ -125,6 +129,7 @@ def inspect(
     Raises:
         UserError: It is no dataset, or it is damaged.
     """
+    data = data if isinstance(data, ShardDataset | ImageDataset) else as_path(data)
     if isinstance(data, ShardDataset) or (
         not isinstance(data, ImageDataset) and (open_store(data) / MANIFEST_FILE).size() is not None
     ):

@@ -18,6 +18,7 @@ from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.evaluate.config import EvaluateConfig
 from runkit.devices import Device, Precision
 from runkit.folders import check_apart
+from runkit.places import absolute
 from vqgan.config import Geometry, ModelConfig, dataset_geometry
 from vqgan.config import TrainConfig as TokenizerConfig
 
@@ -37,7 +38,7 @@ class ImageTokenizer:
     """
 
     def __init__(self, folder: Path, *, device: Device = "auto", precision: Precision = "float32") -> None:
-        self.folder = folder
+        self.folder = Path(str(absolute(folder)))
         self._device, self._precision = device, precision
 
     @classmethod

@@ -19,7 +19,7 @@ from imagepriors.cli.commands import COMMANDS
 from imagepriors.cli.defaults import CONFIGS, default_config
 from imagepriors.presets import preset_names
 from runkit.errors import UserError, user_message
-from runkit.signals import StoppedError
+from runkit.signals import StoppedError, exit_when_stopped
 
 __all__ = ["COMMANDS", "main", "print_answer"]
 _MIN_COLUMNS = 40
@@ -27,7 +27,9 @@ _MIN_COLUMNS = 40
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        exit_when_stopped()
+        argv = sys.argv[1:]
     _prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     name = f" {argv[0]}" if argv and argv[0] in COMMANDS else ""
@@ -48,11 +50,11 @@ def print_answer(answer: Callable[[], str], program: str) -> int:
         print(answer(), flush=True)
     except BrokenPipeError:  # the reader has left, so that nothing more can be reported
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except StoppedError as stopped:  # the trainer has logged where the run resumes
+        return stopped.exit_code
     except KeyboardInterrupt as error:
         print(f"{program}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
-    except StoppedError as stopped:  # the trainer has logged where the run resumes
-        return stopped.exit_code
     except Exception as error:
         message = user_message(error)
         if message is None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from codeshards.config import TokenizeConfig
 from imagepriors.api.defaults import DEMO_DATA
-from imagepriors.cli.common import FLAT
+from imagepriors.cli.common import FLAT, shown
 
 
 def tokenize(
@@ -48,4 +48,4 @@ def tokenize(
         config=config,
     )
     page = write_tokenize_report(shards.path)
-    return f"token shards in {shards.path}\n{summarize(shards.path)}\n  look at          {page}"
+    return f"token shards in {shown(str(shards.path))}\n{summarize(shards.path)}\n  look at          {shown(str(page))}"

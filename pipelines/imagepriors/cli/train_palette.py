@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from imagepriors.api.defaults import DEMO_DATA
+from imagepriors.cli.common import shown
 from vqgan.config import Geometry
 
 
@@ -41,4 +42,4 @@ def train_palette(
         images=images,
         seed=seed,
     )
-    return f"palette in {fitted.folder}"
+    return f"palette in {shown(fitted.folder)}"

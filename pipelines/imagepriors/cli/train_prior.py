@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from codeprior.config import TrainConfig
-from imagepriors.cli.common import FLAT, figures
+from imagepriors.cli.common import FLAT, figures, shown
 
 
 def train_prior(
@@ -28,4 +28,4 @@ def train_prior(
     import imagepriors as ip
 
     trained = ip.train_prior(shards, out=out, workers=workers, config=config)
-    return f"prior in {trained.folder}: {figures(trained.summary)}"
+    return f"prior in {shown(trained.folder)}: {figures(trained.summary)}"

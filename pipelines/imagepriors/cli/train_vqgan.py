@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from imagepriors.api.defaults import DEMO_DATA
-from imagepriors.cli.common import FLAT, figures
+from imagepriors.cli.common import FLAT, figures, shown
 from vqgan.config import TrainConfig
 
 
@@ -33,4 +33,4 @@ def train_vqgan(
     import imagepriors as ip
 
     trained = ip.train_tokenizer(data, out=out, dataset=dataset, workers=workers, config=config)
-    return f"tokenizer in {trained.folder}: {figures(trained.summary)}"
+    return f"tokenizer in {shown(trained.folder)}: {figures(trained.summary)}"

@@ -19,6 +19,7 @@ from imagepriors.decode.prefix import Codes, decode_prefix
 from imagepriors.decode.rows import load_shard_tokenizer, read_rows
 from imagepriors.reports.figures import colorize
 from runkit.devices import pick_device
+from vqgan.tokenizer import Tokenizer
 
 _MAX_SAMPLES = 1_000_000
 _FRAMES = 32
@@ -47,6 +48,45 @@ class Samples:
     """Intermediate pictures [N, H, W, 3] if frames were requested, else empty."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnCodes:
+    """Codes drawn from a prior, with the validation rows that their conditions are from."""
+
+    codes_NHW: Codes
+    """Raster order."""
+    conditions: dict[str, Codes]
+    """Class ids [N] or condition codes [N, C], by name."""
+    row_conditions: dict[str, Codes]
+    """The same of each distinct condition, [A] or [A, C]."""
+    rows_AT: Codes | None
+    """Whole code sequences of the validation rows, None if the conditions are classes."""
+    steps: list[Codes]
+    """The first codes [N, t] at some steps t if frames were requested, else empty."""
+
+
+def draw_codes(
+    prior: Prior,
+    prior_run: Path,
+    shards: Path,
+    n: int,
+    *,
+    config: SampleConfig,
+    per_condition: int = 1,
+    given: int = 0,
+    size: tuple[int, int] | None = None,
+    frames: bool = False,
+) -> DrawnCodes:
+    """Draw the codes of `n` pictures. Arguments and errors are those of :func:`draw_samples`, with a loaded prior."""
+    check_count(n)
+    sequence = prior.sequence
+    _check_arguments(prior_run, sequence, config, given, size)
+    selected, rows_AT = _select_conditions(sequence, shards, -(-n // per_condition), given)
+    conditions = {name: tokens.repeat(per_condition, 0)[:n] for name, tokens in selected.items()}
+    prefix_NP = None if rows_AT is None else rows_AT[:, :given].repeat(per_condition, 0)[:n]
+    codes_NHW, steps = _sample(prior, n, conditions, prefix_NP, config, size, frames)
+    return DrawnCodes(codes_NHW=codes_NHW, conditions=conditions, row_conditions=selected, rows_AT=rows_AT, steps=steps)
+
+
 def draw_samples(
     prior_run: Path,
     shards: Path,
@@ -58,6 +98,8 @@ def draw_samples(
     size: tuple[int, int] | None = None,
     frames: bool = False,
     sources: bool = True,
+    prior: Prior | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Samples:
     """Draw `n` pictures. Conditions are those of evenly spaced validation rows; classes take turns.
 
@@ -71,37 +113,36 @@ def draw_samples(
         size: Rows and columns of codes, for pictures larger than the training pictures.
         frames: Whether to keep intermediate pictures.
         sources: Whether to decode the given codes or conditions, and the pictures that they are from.
+        prior: The prior, if it is already loaded.
+        tokenizer: Its tokenizer, if it is already loaded.
 
     Raises:
         ShardError: prior, shards and tokenizer do not match, or an argument is out of range.
         PriorError: the prior does not support the arguments.
     """
     check_count(n)
-    prior = load_prior(prior_run, device=pick_device("auto"))
+    prior = prior or load_prior(prior_run, device=pick_device("auto"))
     sequence = prior.sequence
-    _check_arguments(prior_run, sequence, config, given, size)
-    tokenizer_root = prior_run if (prior_run / "tokenizer").is_dir() else shards  # an imported prior has its own
-    tokenizer = load_shard_tokenizer(tokenizer_root, "tokenizer", sequence.fingerprint)
-    selected, whole_AT = _select_conditions(sequence, shards, -(-n // per_condition), given)
-
-    def repeat(values_A: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return values_A.repeat(per_condition, 0)[:n]
-
-    conditions = {name: repeat(tokens) for name, tokens in selected.items()}
-    prefix_NP = None if whole_AT is None else repeat(whole_AT[:, :given])
-    codes_NHW, steps = _draw_codes(prior, n, conditions, prefix_NP, config, size, frames)
-    hints = originals = None
-    if whole_AT is not None and sources:
-        hints = repeat(
-            decode_prefix(tokenizer, sequence, whole_AT[:, :given], whole_AT)
+    root = prior_run if (prior_run / "tokenizer").is_dir() else shards  # an imported prior has its own
+    tokenizer = tokenizer or load_shard_tokenizer(root, "tokenizer", sequence.fingerprint)
+    drawn = draw_codes(
+        prior, prior_run, shards, n, config=config, per_condition=per_condition, given=given, size=size, frames=frames
+    )
+    hints_A = originals_A = None
+    if (rows_AT := drawn.rows_AT) is not None and sources:
+        hints_A = (
+            decode_prefix(tokenizer, sequence, rows_AT[:, :given], rows_AT)
             if given
-            else _decode_condition(sequence, shards, selected)
+            else _decode_condition(sequence, shards, drawn.row_conditions)
         )
-        originals = repeat(tokenizer.decode(to_grids(sequence, torch.from_numpy(whole_AT))[-1].numpy()))
+        originals_A = tokenizer.decode(to_grids(sequence, torch.from_numpy(rows_AT))[-1].numpy())
+    hints, originals = (
+        None if values is None else values.repeat(per_condition, 0)[:n] for values in (hints_A, originals_A)
+    )
     return Samples(
-        pictures=tokenizer.decode(codes_NHW), codes_NHW=codes_NHW, conditions=conditions, hints=hints,
-        originals=originals, sequence=sequence,
-        frames=[decode_prefix(tokenizer, sequence, codes_NT) for codes_NT in steps],
+        pictures=tokenizer.decode(drawn.codes_NHW), codes_NHW=drawn.codes_NHW, conditions=drawn.conditions,
+        hints=hints, originals=originals, sequence=sequence,
+        frames=[decode_prefix(tokenizer, sequence, codes_NT) for codes_NT in drawn.steps],
     )  # fmt: skip
 
 
@@ -121,7 +162,7 @@ def _check_arguments(
     if config.guidance != 1 and RunConfig.load(prior_folder(prior_run) / CONFIG).train.cond_dropout == 0:
         raise ShardError(
             f"guidance = {config.guidance}: {prior_run} was trained with cond_dropout = 0 and knows no null condition; "
-            "use 1, or train with --cond-dropout 0.1"
+            "use 1, or train with cond_dropout = 0.1"
         )
     pictured = [part.name for part in sequence.conditions if part.name != "class"]
     if size is not None and pictured:
@@ -161,7 +202,7 @@ def _validation_rows(sequence: SequenceSpec, shards: Path, n: int) -> tuple[dict
     return {name: found[column][rows].astype(np.int64) for name, column in columns.items()}, np.concatenate(grids, 1)
 
 
-def _draw_codes(
+def _sample(
     prior: Prior,
     n: int,
     conditions: dict[str, Codes],

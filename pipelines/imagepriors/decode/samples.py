@@ -11,11 +11,13 @@ from PIL import Image
 
 from codeprior.checkpoint import CONFIG, RunConfig, prior_folder
 from codeprior.config import SampleConfig
+from codeprior.model import Prior
 from imagepriors.decode.draw import Samples, check_count, draw_samples
 from imagepriors.decode.prefix import prefix_length
 from imagepriors.reports.figures import picture_grid, png_bytes
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
+from vqgan.tokenizer import Tokenizer
 
 _COMMAND = "sample"
 _MAX_COLUMNS = 16
@@ -31,6 +33,8 @@ def write_samples(
     given: str = "0",
     size: tuple[int, int] | None = None,
     frames: bool = False,
+    prior: Prior | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Path:
     """Write grid.png, samples/NNNN.png, codes.npz, metadata.json and optionally frames.gif to `out`.
 
@@ -45,6 +49,8 @@ def write_samples(
         given: Codes to take from validation pictures, as :func:`.prefix_length` describes them.
         size: Rows and columns of codes, for pictures larger than the training pictures.
         frames: Whether to write frames.gif.
+        prior: The prior, if it is already loaded.
+        tokenizer: Its tokenizer, if it is already loaded.
 
     Returns:
         The path of grid.png.
@@ -63,8 +69,9 @@ def write_samples(
     planned = ["grid.png", *names, "codes.npz", "metadata.json", *["frames.gif"] * frames]
     check_publish(out, planned, _COMMAND)  # before drawing, because samples that cannot be written are lost
     samples = draw_samples(
-        prior_run, shards, n, config=config, per_condition=per_condition, given=n_given, size=size, frames=frames
-    )
+        prior_run, shards, n, config=config, per_condition=per_condition, given=n_given, size=size, frames=frames,
+        prior=prior, tokenizer=tokenizer,
+    )  # fmt: skip
     columns = per_condition if from_rows else 0
     files = {"grid.png": png_bytes(sample_grid(samples, columns)), "codes.npz": _packed_codes(samples)}
     files |= {name: png_bytes(Image.fromarray(tile)) for name, tile in zip(names, samples.pictures, strict=True)}

@@ -44,9 +44,12 @@ def read_preset(
     Raises:
         ShardError: The preset or its base does not exist, cannot be read, or is its own base.
     """
-    source = (folder / name).resolve() if name.endswith(".toml") else files(package) / f"{name}.toml"
+    own = name.endswith(".toml")
+    source = (folder / Path(name).expanduser()).resolve() if own else files(package) / f"{name}.toml"
     if not source.is_file():
         where = f"preset {users[-1]}: base: " if users else ""
+        if own and not users:
+            raise ShardError(f"the preset {source} does not exist")
         raise ShardError(
             f"{where}unknown preset {name!r}: choose one of {', '.join(preset_names(package))}, "
             "or a path ending in .toml"
