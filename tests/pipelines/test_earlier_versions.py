@@ -1,7 +1,8 @@
 """Shards and a prior that earlier versions made open, resume and decode today.
 
 tests/data/earlier/DATE was made on that day by the code of that day: a palette of 16 colours, shards of twelve 4×4
-pictures with scales 1 and 2, and a prior of four steps with its checkpoint of step 2.
+pictures with scales 1 and 2, and a prior of four steps with its checkpoint of step 2. That of 2026-11-30 is a
+tokenizer of four steps with its checkpoint of step 2, from the former layout of the packages.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from codeprior.checkpoint import RunConfig
 from codeprior.config import SampleConfig
@@ -23,7 +25,10 @@ from codeshards.format import ShardDataset
 from codeshards.job.tokenize import tokenize
 from codeshards.tools.verify import verify
 from imagepriors.decode.draw import draw_samples
-from vqgan.checkpoint import fingerprint
+from runkit.tensors import load_tensors
+from vqgan.checkpoint import fingerprint, load_config
+from vqgan.data import open_splits
+from vqgan.train import train_tokenizer
 
 DATA = Path(__file__).parents[1] / "data" / "earlier"
 TOKENIZE = TokenizeConfig(
@@ -63,3 +68,15 @@ def test_the_prior_is_complete_and_can_be_trained_further(earlier: Path) -> None
 def test_its_samples_are_decoded(earlier: Path) -> None:
     drawn = draw_samples(earlier / "run", earlier / "shards", 4, config=SampleConfig(top_k=None))
     assert drawn.pictures.shape == (4, 4, 4, 3)
+
+
+def test_a_tokenizer_of_the_former_layout_is_complete_and_resumes(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(DATA / "2026-11-30" / "tokenizer", tmp_path / "run"))
+    config, splits = load_config(run), open_splits("folder", DATA / "images")
+    assert train_tokenizer(config, splits, run) == json.loads((run / "summary.json").read_text())
+    before = load_tensors(run / "model.safetensors")
+    for name in ("summary.json", "model.safetensors"):  # as if it had been killed after step 2
+        (run / name).unlink()
+    assert train_tokenizer(config, splits, run)["steps"] == 4
+    for name, tensor in load_tensors(run / "model.safetensors").items():
+        torch.testing.assert_close(tensor, before[name], atol=1e-4, rtol=1e-3)

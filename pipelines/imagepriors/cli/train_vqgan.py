@@ -22,8 +22,8 @@ def train_vqgan(
     Args:
         config: Settings of the run.
         dataset: Layout of the data: ade20k, cifar10, deepfashion, demo, folder, huggingface, imagenet, imagenet-depth,
-            landscapes, restricted-imagenet, webdataset; auto recognises it. Of another package: its entry point's name, or
-            package.module:function.
+            landscapes, restricted-imagenet, webdataset; auto recognises it. Of another package: the name of
+            its entry point, or package.module:function.
         data: Folder of the dataset.
         out: Run folder; an interrupted run resumes. Default: runs/NAME/tokenizer, where NAME is the name of
             the data's folder.
