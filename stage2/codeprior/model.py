@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from codeprior.config import ModelConfig, PriorError, SequenceSpec
 from codeprior.cpu_kernels import Linear, linear
+from codeprior.positions import GridEmbedding
 
 _SHORT = 512
 """Number of tokens up to which attention may keep all scores of a layer in memory."""
@@ -247,6 +248,7 @@ class Prior(nn.Module):
         self.condition_embeddings = nn.ModuleDict({k: nn.Embedding(v + 1, D) for k, v in vocabularies.items()})
         self.code_embedding = nn.Embedding(sequence.codebook_size, D)
         self.position_embedding = nn.Embedding(self.max_tokens, D) if config.position == "learned" else None
+        self.grid_embedding = GridEmbedding(sequence, D) if config.position == "grid" else None
         self.target_embedding = nn.Embedding(T, D) if config.target_positions else None
         self.scale_embedding = nn.Embedding(len(sequence.grids), D) if sequence.scales else None
         self.dropout = nn.Dropout(config.dropout)
@@ -381,6 +383,8 @@ class Prior(nn.Module):
         rotation = None
         if self.position_embedding is not None:
             x_BSD = x_BSD + self.position_embedding(places_S)
+        elif self.grid_embedding is not None:
+            x_BSD = x_BSD + self.grid_embedding(places_S, targets)
         else:
             rotation = rotation_at(places_S, self.config.n_embd // self.config.n_head)
         if self.target_embedding is not None:

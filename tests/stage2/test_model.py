@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -197,6 +198,8 @@ OPTIONS: list[dict[str, object]] = [
     {"target_positions": True},
     {"position": "rotary", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": True, "tie_head": True},
     {"position": "rotary", "target_positions": True},
+    {"position": "grid"},
+    {"position": "grid", "target_positions": True},
 ]
 
 
@@ -271,13 +274,38 @@ def test_rotary_logits_depend_on_distances_only() -> None:
     assert not torch.allclose(scores[0], q @ k.mT, atol=1e-2)
 
 
+def test_condition_and_image_share_the_cells_of_a_grid() -> None:
+    """A class, a 2×3 condition, and scales of 1 and 2 before 4×4 codes in z-order; 4 is "no place"."""
+    prior = random_prior("class+segmentation", replace(SMALL, position="grid"), order="zcurve", scales=(1, 2))
+    assert prior.grid_embedding is not None
+    image_rows = [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
+    image_columns = [0, 1, 0, 1, 2, 3, 2, 3, 0, 1, 0, 1, 2, 3, 2, 3]
+    assert prior.grid_embedding.row_P.tolist() == [4, 1, 1, 1, 3, 3, 3, 2, 1, 1, 3, 3, *image_rows]
+    assert prior.grid_embedding.column_P.tolist() == [4, 0, 2, 3, 0, 2, 3, 2, 1, 3, 1, 3, *image_columns]
+
+
+def test_a_token_of_a_grid_knows_its_cell_and_the_next() -> None:
+    """Other weights of a row to come change the predictions from its first code on."""
+    prior = random_prior("none", replace(SMALL, position="grid"))
+    condition_BC, codes_BT = random_tokens(prior)
+    before = prior(condition_BC, codes_BT[:, :-1])
+    assert prior.grid_embedding is not None
+    with torch.no_grad():
+        prior.grid_embedding.next_row.weight[2] *= -1
+    after = prior(condition_BC, codes_BT[:, :-1])
+    torch.testing.assert_close(after[:, :8], before[:, :8])  # rows 0 and 1 are predicted as before
+    assert not torch.allclose(after[:, 8], before[:, 8], atol=1e-4)
+
+
 def test_a_tied_head_has_no_weights_of_its_own() -> None:
     tied, untied = with_options({"tie_head": True}), with_options({})
     assert untied.parameter_count - tied.parameter_count == 11 * 16
     assert "head.weight" not in tied.state_dict()
 
 
-@pytest.mark.parametrize("options", [{"target_positions": True}, {"target_positions": True, "position": "rotary"}])
+@pytest.mark.parametrize(
+    "options", [{"target_positions": True, "position": name} for name in ("learned", "rotary", "grid")]
+)
 def test_positions_in_the_priors_own_order_change_nothing(options: dict[str, object]) -> None:
     prior = with_options(options)
     condition_BC, codes_BT = random_tokens(prior)
