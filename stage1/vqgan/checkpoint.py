@@ -139,6 +139,8 @@ def parse_config(data: Mapping[str, Any], path: Path) -> TrainConfig:
         InputError: It is of another version, or does not describe a tokenizer.
     """
     version, fields = data.get("format_version"), {name: data[name] for name in data if name != "format_version"}
+    if "sequence" in data:
+        raise InputError(f"{path} describes a prior: pass the folder of a tokenizer")
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}, this release reads {FORMAT_VERSION}")
     try:

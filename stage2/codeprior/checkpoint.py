@@ -93,6 +93,8 @@ class RunConfig:
     @classmethod
     def from_values(cls, value: Mapping[str, Any], path: Path) -> Self:
         """Return the config of a `config.json` at `path`, given its content; errors as :meth:`load`."""
+        if "sequence" not in value and "model" in value:
+            raise PriorError(f"{path} describes a tokenizer: pass the run folder of a prior")
         if value.get("format_version") != FORMAT_VERSION:
             raise PriorError(
                 f"{path}: format_version is {value.get('format_version')!r}, "

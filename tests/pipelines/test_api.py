@@ -351,3 +351,23 @@ def test_what_is_no_path_is_named(work):
             call()
     with pytest.raises(ip.UserError, match=r"nope\.toml does not exist"):
         ip.train_tokenizer(photos, preset="nope.toml")
+
+
+def test_folders_of_the_other_kind_are_named(work):
+    _, tokenizer, _, prior = work
+    with pytest.raises(ip.UserError, match="describes a tokenizer: pass the run folder of a prior"):
+        ip.load_prior(tokenizer.folder)
+    with pytest.raises(ip.UserError, match="describes a prior: pass the folder of a tokenizer"):
+        ip.load_tokenizer(prior.folder)
+
+
+def test_what_is_no_image_is_named(work, tokenizer):
+    for wrong in (Image.new("F", (40, 40)), torch.zeros(3, 40, 40).to_sparse(), torch.zeros(3, 40, 40, device="meta")):
+        with pytest.raises(ip.UserError, match="cannot be"):
+            tokenizer.encode(wrong)
+    photos = ip.open_dataset(work[0] / "photos")
+    for n in (-1, 2.5):
+        with pytest.raises(ip.UserError, match="pass a whole number from 0"):
+            photos.images("val", n)
+    with pytest.raises(TypeError):
+        photos["val"] = photos["train"]

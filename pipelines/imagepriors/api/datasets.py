@@ -1,6 +1,6 @@
 """Datasets of pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,16 +13,26 @@ if TYPE_CHECKING:
     from vqgan.data import Split
 
 
-class ImageDataset(dict[str, "Split"]):
+class ImageDataset(Mapping[str, "Split"]):
     """A dataset of pictures: split name → split, with the folder and the layout as which it is read.
 
-    Make one with :func:`open_dataset`. All functions that take a folder of pictures take it as well.
+    Make one with :func:`open_dataset`. All functions that take a folder of pictures take it as well. It cannot be
+    changed, because the Ray job opens the folder again.
     """
 
     def __init__(self, splits: Mapping[str, "Split"], path: Path, layout: str) -> None:
-        super().__init__(splits)
+        self._splits = dict(splits)
         self.path = path
         self.layout = layout
+
+    def __getitem__(self, split: str) -> "Split":
+        return self._splits[split]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._splits)
+
+    def __len__(self) -> int:
+        return len(self._splits)
 
     def __repr__(self) -> str:
         counts = " and ".join(f"{len(split):,} {name}" for name, split in self.items())
@@ -38,6 +48,8 @@ class ImageDataset(dict[str, "Split"]):
 
         from vqgan.data import spread
 
+        if isinstance(n, bool) or not hasattr(n, "__index__") or n < 0:
+            raise InputError(f"n is {n!r}: pass a whole number from 0")
         if split not in self:
             raise InputError(f"{self.path} has no split {split!r}: choose among {', '.join(self)}")
         return [Image.fromarray(self[split].read_whole(index)) for index in spread(len(self[split]), n)]

@@ -78,7 +78,10 @@ def _to_picture(image: Any, config: ModelConfig) -> Image.Image:
         except Exception as error:  # decoders raise anything on broken files
             raise InputError(f"{path} cannot be read as an image: {error}") from error
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        try:
+            return to_rgb(image)
+        except ValueError as error:
+            raise InputError(f"a picture of mode {image.mode} cannot be converted to RGB: {error}") from error
     array = _numbers(image)
     if array.ndim == 3 and array.shape[0] == 3 != array.shape[2]:
         array = array.transpose(1, 2, 0)
@@ -101,12 +104,12 @@ def _square(picture: Image.Image, config: ModelConfig) -> Array:
 
 def _numbers(value: Any) -> Array:
     """An array of an array, a tensor on any device, or nested lists."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()  # numpy has no bfloat16
     try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = (value.float() if value.is_floating_point() else value).numpy()  # numpy has no bfloat16
         return np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:  # sparse tensors, tensors without data
         raise InputError(f"a {type(value).__name__} cannot be read as an array: {error}") from error
 
 

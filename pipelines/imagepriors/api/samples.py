@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from codeprior.config import PriorError
 from imagepriors.api.tokenizers import ImageTokenizer
+from runkit.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,6 +65,10 @@ class SampledImages(Sequence["Image.Image"]):
         """
         from imagepriors.reports.figures import picture_grid
 
+        if columns < 0 or not isinstance(scale, int) or scale < 0 or not len(self):
+            raise UserError(
+                f"{len(self)} images, columns = {columns}, scale = {scale}: pass images, and integers from 0"
+            )
         images = np.stack([np.asarray(image) for image in self.images])
         columns = columns or int(np.ceil(np.sqrt(len(images))))
         return picture_grid(images, columns, scale=scale or max(1, round(96 / images.shape[2])))

@@ -57,7 +57,9 @@ def _select(name: str, root: Path) -> tuple[str, Reader, str]:
     """Return the name of a reader, the reader, and for "auto" the reason why it was chosen."""
     reader = None if name == AUTO else find_plugin("dataset", name, {AUTO: None, **DATASETS})
     if not root.is_dir():
-        raise InputError(f"the dataset folder {root} does not exist: pass the folder that holds the {name} data")
+        problem = "is not a folder" if root.exists() else "does not exist"
+        data = "dataset" if name == AUTO else f"{name} data"
+        raise InputError(f"the dataset folder {root} {problem}: pass the folder that holds the {data}")
     if reader is not None:
         return name, reader, ""
     name, reason = recognise(root)
