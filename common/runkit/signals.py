@@ -13,7 +13,6 @@ from typing import Any, NoReturn, Self
 # torchrun forwards a SIGTERM that Slurm sends to every process anyway: two signals within moments mean one.
 _REPEAT_S = 5.0
 
-
 _process = {"exits": "TORCHELASTIC_RUN_ID" in os.environ}
 """Whether a stopped run ends the process: torchrun and batch systems send a signal more than once meanwhile."""
 

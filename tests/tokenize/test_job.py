@@ -1,4 +1,4 @@
-"""The tokenize job: bytes depend on the plan alone, whatever dies; bad samples are named; wrong inputs are refused."""
+"""The tokenize job: bytes follow from the plan, also after kills; bad samples are named; wrong input is refused."""
 
 import hashlib
 import json

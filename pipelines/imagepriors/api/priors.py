@@ -148,10 +148,12 @@ class ImagePrior:
             return SampledImages(drawn.codes_NHW, drawn.conditions, self.tokenizer)
         if completes or size:
             raise PriorError("condition: given and size take their conditions from the shards; leave one of them out")
-        self._check_guidance(settings)
         import torch
 
         from codeprior.sample import sample_codes
+        from imagepriors.decode.draw import check_guidance
+
+        check_guidance(self.folder, settings)
 
         tokens = self._condition_tokens(condition, n)
         tensors = {name: torch.from_numpy(values) for name, values in tokens.items()} or None
@@ -194,13 +196,6 @@ class ImagePrior:
             self.folder, self.shards, as_path(out), n, config=settings, given=str(given), size=size, frames=frames,
             prior=self.loaded, tokenizer=None if tokenizer is None else tokenizer.loaded,
         )  # fmt: skip
-
-    def _check_guidance(self, config: SampleConfig) -> None:
-        if config.guidance != 1 and self._run.train.cond_dropout == 0:
-            raise PriorError(
-                f"guidance = {config.guidance}: {self.folder} was trained with cond_dropout = 0 and knows no null "
-                "condition; use 1, or train with cond_dropout = 0.1"
-            )
 
     def _condition_tokens(self, condition: Any, n: int) -> dict[str, npt.NDArray[np.int64]]:
         """The condition of each sample by name."""

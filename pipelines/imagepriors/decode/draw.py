@@ -156,14 +156,23 @@ def check_count(n: int) -> None:
         raise ShardError(f"n is {n}: choose 1 to {_MAX_SAMPLES:,} pictures, all of which are held in memory")
 
 
-def _check_arguments(
-    prior_run: Path, sequence: SequenceSpec, config: SampleConfig, given: int, size: tuple[int, int] | None
-) -> None:
+def check_guidance(prior_run: Path, config: SampleConfig) -> None:
+    """Refuse guidance of a prior that was trained without the null condition.
+
+    Raises:
+        PriorError: it was.
+    """
     if config.guidance != 1 and RunConfig.load(prior_folder(prior_run) / CONFIG).train.cond_dropout == 0:
-        raise ShardError(
+        raise PriorError(
             f"guidance = {config.guidance}: {prior_run} was trained with cond_dropout = 0 and knows no null condition; "
             "use 1, or train with cond_dropout = 0.1"
         )
+
+
+def _check_arguments(
+    prior_run: Path, sequence: SequenceSpec, config: SampleConfig, given: int, size: tuple[int, int] | None
+) -> None:
+    check_guidance(prior_run, config)
     pictured = [part.name for part in sequence.conditions if part.name != "class"]
     if size is not None and pictured:
         raise ShardError(
