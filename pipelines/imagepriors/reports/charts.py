@@ -1,7 +1,7 @@
 """Line charts as geometry, which the pages draw as SVG in the colours of their theme, and the curves of a run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Line:
     colour: int
     """Number of the colour in the page's palette."""
     style: str
-    """One of "line", "area" (filled down to the axis) and "mark" (a dashed reference)."""
+    """One of "line", "dotted", "area" (filled down to the axis) and "mark" (a dashed reference)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ def line_chart(
     x_label: str = "step",
     marks: Mapping[str, float] | None = None,
     colours: Mapping[str, int] | None = None,
+    dotted: Collection[str] = (),
     from_zero: bool = False,
     area: bool = False,
 ) -> Chart | None:
@@ -60,6 +61,7 @@ def line_chart(
         x_label: What the horizontal axis shows.
         marks: Name → value of horizontal reference lines.
         colours: Name → number of a colour; default: one each.
+        dotted: Names of the curves that are dotted.
         from_zero: Whether the vertical axis starts at 0.
         area: Whether to fill the area below the curves.
     """
@@ -81,7 +83,7 @@ def line_chart(
     for index, (name, pairs) in enumerate(points.items()):
         path = "M" + "L".join(place(*pair) for pair in pairs)
         dots = "".join(f"M{place(*pair)}h.01" for pair in pairs) if len(pairs) < _MARKED else ""
-        style = "area" if area else "line"
+        style = "area" if area else "dotted" if name in dotted else "line"
         lines.append(Line(name, path, dots, (colours or {}).get(name, index), style))
     lines += [Line(name, f"M{place(x_low, y)}L{place(x_high, y)}", "", 0, "mark") for name, y in marks.items()]
     x_ticks = [(100 * (x - x_low) / (x_high - x_low), f"{x:,g}") for x in x_axis if x_low <= x <= x_high]

@@ -38,7 +38,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
     priors = [run_priors.prior_part(run, folder) for folder in run.priors]
     shards, net = run.shards, run.tokenizer.config
     return {
-        "title": f"imagepriors: {run.dataset}",
+        "title": run.dataset,
         "dataset": run.dataset, "path": str(run.path), "data": str(run.data),
         "images": {name: len(split) for name, split in run.splits.items()},
         "conditions": run.splits["train"].conditions, "class_names": list(run.splits["train"].class_names),
@@ -53,7 +53,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "pairs": run_codes.reconstruction_pairs(coded),
         "codebook": run_codes.codebook(run, coded),
         "loss": _loss_chart(run),
-        "cards": run_codes.order_cards(run, coded),
+        "cards": run_codes.order_cards(run, coded), "path_grid": run_codes.path_grid(run),
         "example": embed(coded.decoded[coded.example], f"reconstruction: {coded.names[coded.example]}"),
         "priors": priors,
         "likelihood": run_priors.likelihood_chart(run),

@@ -25,10 +25,11 @@ from vqgan.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 _SHOWN = 12
-_DECODED_PIXELS = 64 * 64 * 64
+_DECODED_PIXELS = 48 * 64 * 64
 """Pixels of the validation pictures that are decoded for the codebook's picture."""
 _ATLAS = (32, 512, 8)
 """Columns and maximum number of cells of the codebook's picture, and maximum side of a cell in pixels."""
+_DRAWN_CELLS = 1024
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 """Parts of a sequence whose decoded prefixes are shown."""
 
@@ -83,7 +84,7 @@ def read_coded(run: RunFolder) -> Coded:
         ShardError: The shards are of other pictures than the dataset.
     """
     split, net = run.splits["val"], run.tokenizer.config
-    count = max(_SHOWN, min(64, _DECODED_PIXELS // net.resolution**2))
+    count = max(_SHOWN, min(48, _DECODED_PIXELS // net.resolution**2))
     found = None if run.shards is None else _shard_codes(run.shards, count)
     if found is None:
         keys, codes_NHW = [split.keys[i] for i in spread(len(split), count)], None
@@ -195,13 +196,23 @@ def usage_chart(share_K: list[float]) -> Any:
     return line_chart("% of all codes", curves, x_label="code, by frequency", from_zero=True, area=True)
 
 
+def path_grid(run: RunFolder) -> tuple[int, int]:
+    """The code grid, halved until its cells are few enough to draw."""
+    height, width = run.grid
+    while height * width > _DRAWN_CELLS:
+        height, width = height // 2, width // 2
+    return height, width
+
+
 def order_cards(run: RunFolder, coded: Coded) -> list[dict[str, Any]]:
     """For each order: its path over the grid of the example, and decoded prefixes of the example's codes."""
     height, width = run.grid
+    rows, columns = path_grid(run)
     raster_T = coded.codes_NHW[coded.example].reshape(-1)
-    names = defined_orders(height, width) if run.shards is None else run.shards.spec.orders
     cards = []
-    for name in names:
+    for name in defined_orders(rows, columns) if run.shards is None else run.shards.spec.orders:
+        if name not in defined_orders(rows, columns):
+            continue
         cells = order(name, height, width)
         sequence = SequenceSpec(
             height=height, width=width, codebook_size=run.tokenizer.config.codebook_size, order=name,
@@ -211,7 +222,8 @@ def order_cards(run: RunFolder, coded: Coded) -> list[dict[str, Any]]:
         for length in [max(1, round(part * len(cells))) for part in _FRACTIONS]:
             pixels = decode_beginning(run.tokenizer, sequence, raster_T[cells][None, :length])[0]
             prefixes.append(embed(pixels, f"the first {length} codes in {name}, decoded", f"{length} codes"))
-        cards.append({"name": name, "cells": [(int(c % width), int(c // width)) for c in cells], "prefixes": prefixes})
+        path = [(int(cell % columns), int(cell // columns)) for cell in order(name, rows, columns)]
+        cards.append({"name": name, "cells": path, "prefixes": prefixes})
     return cards
 
 

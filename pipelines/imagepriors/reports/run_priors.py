@@ -87,7 +87,7 @@ def _name(label: int, class_names: tuple[str, ...]) -> str:
 def _animations(sequence: SequenceSpec, tokenizer: Tokenizer, drawn: DrawnCodes, columns: int) -> list[list[Pixels]]:
     """Frames of the first sample of each row: the decoded beginnings of its sequence of codes."""
     codes_NT = drawn.steps[-1][::columns][:_ROWS]
-    count = min(sequence.length, max(8, min(16, 1024 // tokenizer.config.resolution)))
+    count = min(sequence.length, max(8, min(12, 1024 // tokenizer.config.resolution)))
     lengths = [math.ceil(sequence.length * (i + 1) / count) for i in range(count)]
     frames = [decode_beginning(tokenizer, sequence, codes_NT[:, :length]) for length in lengths]
     return [[frame[row] for frame in frames] for row in range(len(codes_NT))]
@@ -133,16 +133,17 @@ def _by_position(folder: Path, sequence: SequenceSpec) -> dict[str, Any] | None:
 def likelihood_chart(run: RunFolder) -> Chart | None:
     """Training and validation curves of all priors with the unigram entropy; None without curves."""
     curves: dict[str, Curve] = {}
-    colours, marks = {}, {}
+    colours, marks, validation = {}, {}, set[str]()
     for number, folder in enumerate(run.priors):
         for field, name in (("train_nll_nats", "training"), ("val_nll_nats", "validation")):
             points = curve(folder, field)
             if points[0]:
                 label = f"{folder.name.removeprefix('prior-')}, {name}"
                 curves[label], colours[label] = points, number
+                validation |= {label} if field == "val_nll_nats" else set()
         if entropy := summary(folder).get("unigram_entropy_nats"):
             marks = {"unigram entropy": entropy}
-    return line_chart("nats per code", curves, marks=marks, colours=colours)
+    return line_chart("nats per code", curves, marks=marks, colours=colours, dotted=validation)
 
 
 def few_samples(part: dict[str, Any]) -> list[Picture]:

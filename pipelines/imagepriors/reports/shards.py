@@ -48,7 +48,7 @@ def write_tokenize_report(where: Where) -> Store:
         *_failure_sections(out, dataset.manifest),
         *_code_sections(dataset),
     ]
-    html = render_page(f"imagepriors: shards in {out.name}", _facts(dataset.manifest, events), sections)
+    html = render_page(f"Shards in {out.name}", _facts(dataset.manifest, events), sections)
     page = out / REPORT_FILE
     page.write_bytes(html)
     return page
