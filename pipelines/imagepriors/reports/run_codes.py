@@ -49,7 +49,7 @@ class Coded:
     colours_K: npt.NDArray[np.uint8]
     """Mean colour of each code's patches [K, 3]; grey for codes that these pictures do not have."""
     example: int
-    """The picture with the highest contrast."""
+    """The most colourful of the pictures that are shown."""
 
     @property
     def example_colours(self) -> Pixels:
@@ -105,8 +105,14 @@ def read_coded(run: RunFolder) -> Coded:
     colours_K = np.full((net.codebook_size, 3), 128, np.uint8)
     codes, patches = _mean_patches(codes_NHW, decoded)
     colours_K[codes] = patches.mean((1, 2)).round()
-    example = int(originals[:_SHOWN].std((1, 2)).mean(-1).argmax())
-    return Coded(names, originals, codes_NHW, decoded, colours_K, example)
+    return Coded(names, originals, codes_NHW, decoded, colours_K, _most_colourful(originals[:_SHOWN]))
+
+
+def _most_colourful(pictures: Pixels) -> int:
+    """Index of the picture whose opponent colours, red-green and yellow-blue, vary most."""
+    red, green, blue = np.moveaxis(pictures.astype(np.float32), -1, 0)
+    variances = (red - green).var((1, 2)) + ((red + green) / 2 - blue).var((1, 2))
+    return int(variances.argmax())
 
 
 def _shard_codes(shards: ShardDataset, count: int) -> tuple[list[str], npt.NDArray[np.int64]] | None:
@@ -174,7 +180,8 @@ def codebook(run: RunFolder, coded: Coded) -> dict[str, Any]:
     columns, most, largest = _ATLAS
     _, patches = _mean_patches(coded.codes_NHW, coded.decoded)
     every = max(1, patches.shape[1] // largest)
-    cells = patches[:most, ::every, ::every].round().astype(np.uint8)
+    whole_rows = max(columns, len(patches) // columns * columns)
+    cells = patches[: min(most, whole_rows), ::every, ::every].round().astype(np.uint8)
     side = cells.shape[1]
     rows = math.ceil(len(cells) / columns)
     atlas = np.zeros((rows * columns, side, side, 3), np.uint8)
