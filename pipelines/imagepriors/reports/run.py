@@ -38,7 +38,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
     priors = [run_priors.prior_part(run, folder) for folder in run.priors]
     shards, net = run.shards, run.tokenizer.config
     return {
-        "title": run.dataset,
+        "title": run.path.resolve().name,
         "dataset": run.dataset, "path": str(run.path), "data": str(run.data),
         "images": {name: len(split) for name, split in run.splits.items()},
         "conditions": run.splits["train"].conditions, "class_names": list(run.splits["train"].class_names),
