@@ -41,7 +41,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "title": run.path.resolve().name,
         "dataset": run.dataset, "path": str(run.path), "data": str(run.data),
         "images": {name: len(split) for name, split in run.splits.items()},
-        "conditions": run.splits["train"].conditions, "class_names": list(run.splits["train"].class_names),
+        "conditions": run.splits["train"].conditions,
         "net": net, "grid": run.grid, "bits": math.log2(net.codebook_size),
         "rows": {} if shards is None else {name: shards.rows(name) for name in shards.splits},
         "orders": [] if shards is None else list(shards.spec.orders),
