@@ -232,7 +232,7 @@ def _sequence(size: Size) -> SequenceSpec:
 
 
 def _prior(size: Size) -> Prior:
-    config = ModelConfig(n_layer=size.layers, n_head=size.heads, n_embd=size.width)
+    config = ModelConfig(n_layer=size.layers, n_head=size.heads, n_embd=size.width, position="learned")
     return Prior(config, _sequence(size))
 
 

@@ -60,7 +60,7 @@ def prior_from_mingpt(
         raise PriorError(f"these are not minGPT's weights: {error} is missing") from error
     if left:
         raise PriorError(f"weights that minGPT does not have: {', '.join(sorted(left)[:3])} …")
-    config = ModelConfig(n_layer=n_layer, n_head=n_head, n_embd=table.shape[1])
+    config = ModelConfig(n_layer=n_layer, n_head=n_head, n_embd=table.shape[1], position="learned")
     prior = Prior(config, sequence)
     needed = max(sequence.codebook_size, max(condition_tokens) + 1)
     if len(table) < needed or len(head) < sequence.codebook_size or len(positions) < prior.max_tokens:

@@ -216,7 +216,10 @@ def test_flops_are_those_of_the_matrix_products(dataset: ShardDataset, monkeypat
 
 
 def golden(dataset: ShardDataset, tmp_path: Path, **changes: Any) -> list[float]:
-    config = replace(CONFIG, condition="class", steps=4, cond_dropout=0.0, pkeep=1.0, random_order=False, **changes)
+    model = replace(CONFIG.model, position="learned")
+    config = replace(
+        CONFIG, model=model, condition="class", steps=4, cond_dropout=0.0, pkeep=1.0, random_order=False, **changes
+    )
     train_prior(config, dataset.path, tmp_path / "run")
     return curve(tmp_path / "run")["train_nll_nats"]
 

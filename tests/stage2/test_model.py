@@ -16,7 +16,7 @@ from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpe
 from codeprior.model import KVCache, Prior, rotate, rotation_at
 from runkit.devices import make_autocast
 
-SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16)
+SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16, position="learned")
 
 
 PARTS = {
@@ -157,7 +157,7 @@ def test_gpt2_start_values() -> None:
 def test_gpt2_small_has_the_size_of_gpt2_small() -> None:
     with torch.device("meta"):
         prior = Prior(
-            ModelConfig(n_layer=12, n_head=12, n_embd=768),
+            ModelConfig(n_layer=12, n_head=12, n_embd=768, position="learned"),
             spec("none", height=16, width=16, codebook_size=1024),
         )
     blocks = 12 * (12 * 768**2 + 13 * 768)
@@ -383,7 +383,7 @@ GOLDEN: list[tuple[dict[str, object], list[float]]] = [
 def test_golden_logits() -> None:
     """Numbers of the first run, so that no later change moves them unseen; arithmetic weights, not a generator's."""
     for options, expected in GOLDEN:
-        prior = with_options(options)
+        prior = with_options({"position": "learned", **options})
         with torch.no_grad():
             for index, parameter in enumerate(prior.parameters()):
                 wave = torch.sin(torch.arange(parameter.numel()) * 0.7 + index)
@@ -413,7 +413,7 @@ def test_logits_equal_hugging_faces_gpt2(
         nn.init.normal_(parameter, std=0.3 if layers < 12 else 0.05)
     theirs = model.transformer
     mlp = "gelu_tanh" if activation == "gelu_new" else "gelu"
-    prior = Prior(ModelConfig(mlp=mlp, tie_head=tied, **size), spec(height=side, width=side)).eval()
+    prior = Prior(ModelConfig(mlp=mlp, tie_head=tied, position="learned", **size), spec(height=side, width=side)).eval()
     start = 5  # their start token is an ordinary one
     with torch.no_grad():
         prior.code_embedding.weight.copy_(theirs.wte.weight)

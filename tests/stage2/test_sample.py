@@ -126,6 +126,7 @@ def test_a_completion_of_its_own_beginning_is_the_sample(scales: tuple[int, ...]
     prior = random_prior("class", "zcurve", scales)
     for parameter in prior.blocks.parameters():
         parameter.data.mul_(3)  # or the codes before would hardly matter
+    prior.code_embedding.weight.data.mul_(10)
     classes = torch.arange(5)
     config = SampleConfig(guidance=1.5, batch_size=2)
     whole_NT = sample_sequences(prior, 5, condition=classes, config=config)
