@@ -20,7 +20,7 @@ def tokenize(
     retry_failed: bool = False,
     preset: str = "auto",
 ) -> str:
-    """Encode a whole dataset into token shards, in parallel on Ray (RAY_ADDRESS names a cluster).
+    """Encode a dataset into token shards, on Ray (RAY_ADDRESS names a cluster).
 
     Args:
         config: Settings of the job.
@@ -33,6 +33,9 @@ def tokenize(
         overwrite: First delete the dataset in `out`; refused if `out` holds anything else.
         retry_failed: Encode the shards with failures again.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
+
+    Example:
+        imagepriors tokenize --data data/photos --views 2 --workers 4
     """
     import imagepriors as ip
     from imagepriors.reports.shards import summarize, write_tokenize_report

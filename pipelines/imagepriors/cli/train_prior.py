@@ -15,7 +15,7 @@ def train_prior(
     workers: int = 0,
     preset: str = "auto",
 ) -> str:
-    """Stage 2: train a transformer on token shards; pixels are never read (also under torchrun).
+    """Stage 2: train a transformer on token shards (also under torchrun).
 
     Args:
         config: Settings of the run.
@@ -24,6 +24,9 @@ def train_prior(
             the shards.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.
+
+    Example:
+        imagepriors train-prior --shards runs/photos/shards --order zcurve --condition class
     """
     import imagepriors as ip
 

@@ -29,6 +29,9 @@ def train_vqgan(
             the data's folder.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
+
+    Example:
+        imagepriors train-vqgan --data data/photos --steps 2000 --model.ch 64
     """
     import imagepriors as ip
 
