@@ -8,6 +8,7 @@ RUN/
   config.json            of the finished run
   model.safetensors
   summary.json           written last: the run is complete
+  .tracker.json          the run's id in a tracker
   .COMMAND.lock          held while a process trains here
 
 This module imports torch.
@@ -37,6 +38,7 @@ from runkit.checkpoints import (
 from runkit.errors import UserError
 from runkit.folders import held
 from runkit.runlog import RunLog
+from runkit.trackers import ID_FILE, Tracker, TrackerName
 
 log = logging.getLogger(__name__)
 
@@ -159,13 +161,15 @@ class RunFolder:
                 temp.unlink()
 
     def remove_curves(self) -> None:
-        """Remove TensorBoard's event files."""
+        """Remove TensorBoard's event files, and the id in a tracker."""
+        (self.path / ID_FILE).unlink(missing_ok=True)
         for events in (self.path / CURVES).glob("events.out.tfevents.*"):
             events.unlink()
 
-    def open_log(self, step: int, *, evaluates: bool) -> RunLog:
+    def open_log(self, step: int, *, evaluates: bool, tracker: TrackerName, config: Any) -> RunLog:
         """Open the log of a run that continues from `step`; see :class:`runkit.runlog.RunLog`."""
-        return RunLog(self.path / METRICS, self.path / CURVES, step, evaluates=evaluates)
+        tracked = None if tracker == "none" else Tracker(tracker, self.path, asdict(config))
+        return RunLog(self.path / METRICS, self.path / CURVES, step, evaluates=evaluates, tracker=tracked)
 
 
 def warn_of_other_steps(saved: int, steps: int, step: int, changes: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from codeshards.format.schema import MAX_CODEBOOK_SIZE
 from runkit.configs import check_fields, require
 from runkit.devices import Autocast, Device, Precision
 from runkit.suggestions import choose_one_of
+from runkit.trackers import TrackerName
 
 CONDITIONS = ("class", *CONDITION_NAMES)
 """Conditions that may precede the image codes, in the order in which combinations use them."""
@@ -153,6 +154,8 @@ class TrainConfig:
     """Steps between checkpoints; there is one at the end too."""
     keep_checkpoints: int = 2
     """Number of the latest checkpoints that are kept, besides the best weights."""
+    tracker: TrackerName = "none"
+    """Where metrics go besides the run's folder: Weights & Biases (wandb), trackio, or nowhere."""
 
     def __post_init__(self) -> None:
         check_fields(self, PriorError)
