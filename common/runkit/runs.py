@@ -16,6 +16,7 @@ This module imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -28,15 +29,17 @@ from runkit.checkpoints import (
     FOLDER,
     SUMMARY,
     WEIGHTS,
+    DamagedError,
     checkpoints,
     newest_intact,
     read_finished,
     read_object,
+    read_values,
     remove_old,
     remove_unfinished,
 )
 from runkit.errors import UserError
-from runkit.folders import held
+from runkit.folders import check_ours, held
 from runkit.runlog import RunLog
 from runkit.trackers import ID_FILE, Tracker, TrackerName
 
@@ -129,6 +132,23 @@ class RunFolder:
         summary, values = found
         self.check_same_run(self.read_config(values, self.path / CONFIG), config, self.path)
         return summary if summary.get("steps") == steps else None
+
+    def planned_step(self, config: Any, steps: int) -> int:
+        """Return the step from which a run would continue, `steps` if it is complete; nothing is written.
+
+        Raises:
+            UserError: The folder holds other files, or a run of another config or of more steps.
+        """
+        check_ours(self.path, self.command, self.reserved, self.is_run)
+        if self.finished_summary(config, steps) is not None:
+            return steps
+        for place in reversed(checkpoints(self.path)):
+            with contextlib.suppress(DamagedError):  # then an earlier one is taken
+                saved, values = read_values(place)
+                self.check_same_run(self.read_config(saved, place / CONFIG), config, self.path)
+                self.check_steps(values["step"], steps)
+                return int(values["step"])
+        return 0
 
     def starting_point(self, check: Callable[[Path], None], keep: int) -> Path | None:
         """Return the checkpoint to continue from, None if the run starts; remove what killed processes have left.

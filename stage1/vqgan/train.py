@@ -196,6 +196,21 @@ def _save_evidence(trainer: Trainer, batch: Tensor, run: Path) -> Path:
     return folder
 
 
+def usable_splits(config: TrainConfig, splits: Mapping[str, Split]) -> Mapping[str, Split]:
+    """Return the samples that a config can train on.
+
+    Raises:
+        InputError: There are none, or they cannot be mirrored.
+    """
+    if config.model.modality != "rgb":
+        splits = {name: split.having(config.model.modality) for name, split in splits.items()}
+    if config.mirror:
+        splits["train"].check_mirror((config.model.modality,), "set mirror = false")
+    if config.model.modality == "segmentation":
+        splits = {name: split.within(config.model.n_labels) for name, split in splits.items()}
+    return splits
+
+
 def train_tokenizer(config: TrainConfig, splits: Mapping[str, Split], run: Path) -> dict[str, Any]:
     """Train a VQGAN, or resume a run that was stopped.
 
@@ -218,11 +233,6 @@ def train_tokenizer(config: TrainConfig, splits: Mapping[str, Split], run: Path)
     """
     check_tracker(config.tracker, InputError)
     with process_group():
-        if config.model.modality != "rgb":
-            splits = {name: split.having(config.model.modality) for name, split in splits.items()}
-        if config.mirror:
-            splits["train"].check_mirror((config.model.modality,), "set mirror = false")
-        if config.model.modality == "segmentation":
-            splits = {name: split.within(config.model.n_labels) for name, split in splits.items()}
+        splits = usable_splits(config, splits)
         folder = checkpoint.run_folder(run)
         return run_training(folder, config, config.steps, lambda: Run(Trainer(config), splits, run))

@@ -26,6 +26,7 @@ from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
 from imagepriors.evaluate.config import EvaluatePriorConfig
 from runkit.devices import Device
 from runkit.places import absolute
+from runkit.plans import WorkPlan
 
 if TYPE_CHECKING:
     from codeprior.checkpoint import RunConfig
@@ -297,11 +298,7 @@ def train_prior(
         PriorError: A field is not allowed, the shards do not fit it, or `out` holds another run.
         ShardError: There are no finished shards.
     """
-    place = location(shards)
-    base = {} if config else stage_2_table(str(preset), "prior", place)
-    settings = build_config(PriorConfig, fields, config=config, base=base, function=train_prior)
-    condition = "" if settings.condition == "none" else f"-{settings.condition}"
-    folder = as_path(out) if out else beside(place) / f"prior-{settings.order}{condition}"
+    settings, place, folder = _training(shards, out, preset, config, fields)
     keep_freed_memory()
     if workers:
         from imagepriors.cluster import train_prior_on_ray
@@ -312,6 +309,45 @@ def train_prior(
 
         train(settings, place, folder)
     return ImagePrior(folder, shards=place)
+
+
+def plan_prior(
+    shards: PathLike | ShardDataset,
+    *,
+    out: PathLike | None = None,
+    preset: PathLike = "auto",
+    workers: int = 0,
+    config: PriorConfig | None = None,
+    **fields: Any,
+) -> WorkPlan:
+    """Plan a call of :func:`train_prior`: steps, parameters, memory, time and sizes. Nothing is written.
+
+    Arguments and errors are those of :func:`train_prior`. A few steps are tried, on one process.
+    """
+    settings, place, folder = _training(shards, out, preset, config, fields)
+    if workers:
+        from imagepriors.cluster import check_workers
+
+        check_workers(workers, settings.batch_size)
+    keep_freed_memory()
+    from codeprior.plan import plan_training
+
+    return plan_training(settings, place, folder)
+
+
+def _training(
+    shards: PathLike | ShardDataset,
+    out: PathLike | None,
+    preset: PathLike,
+    config: PriorConfig | None,
+    fields: Mapping[str, Any],
+) -> tuple[PriorConfig, Path, Path]:
+    """The settings, the shards and the run folder of a training."""
+    place = location(shards)
+    base = {} if config else stage_2_table(str(preset), "prior", place)
+    settings = build_config(PriorConfig, fields, config=config, base=base, function=train_prior)
+    condition = "" if settings.condition == "none" else f"-{settings.condition}"
+    return settings, place, as_path(out) if out else beside(place) / f"prior-{settings.order}{condition}"
 
 
 def evaluate_prior(

@@ -1,7 +1,7 @@
 """Datasets of token shards: write, open, inspect."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from imagepriors.api.defaults import PathLike, as_path, run_folder
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
 from runkit.places import absolute
+from runkit.plans import WorkPlan
 from vqgan.config import Geometry
 
 
@@ -52,23 +53,58 @@ def tokenize(
         InputError: The data or a tokenizer cannot be opened.
         ShardError: They do not fit, a field is not allowed, or `out` holds something else.
     """
+    settings, job = _job(data, tokenizer, out, conditions, dataset, preset, config, fields)
+    from codeshards.job.tokenize import tokenize as run_job
+
+    run_job(settings, **job, overwrite=overwrite, retry_failed=retry_failed)
+    return ShardDataset.open(absolute(job["out"]))
+
+
+def plan_tokenize(
+    data: PathLike | ImageDataset,
+    tokenizer: PathLike | ImageTokenizer | None = None,
+    *,
+    out: PathLike | None = None,
+    conditions: PathLike | ImageTokenizer | Sequence[PathLike | ImageTokenizer] = (),
+    dataset: str = "auto",
+    preset: PathLike = "auto",
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    config: TokenizeConfig | None = None,
+    **fields: Any,
+) -> WorkPlan:
+    """Plan a call of :func:`tokenize`: shards to make, memory, time and sizes. Nothing is written, and no Ray starts.
+
+    Arguments and errors are those of :func:`tokenize`. A few batches are tried in this process.
+    """
+    settings, job = _job(data, tokenizer, out, conditions, dataset, preset, config, fields)
+    from codeshards.job.dry_run import plan_tokenize as plan
+
+    return plan(settings, **job, overwrite=overwrite, retry_failed=retry_failed)
+
+
+def _job(
+    data: PathLike | ImageDataset,
+    tokenizer: PathLike | ImageTokenizer | None,
+    out: PathLike | None,
+    conditions: PathLike | ImageTokenizer | Sequence[PathLike | ImageTokenizer],
+    dataset: str,
+    preset: PathLike,
+    config: TokenizeConfig | None,
+    fields: Mapping[str, Any],
+) -> tuple[TokenizeConfig, dict[str, Any]]:
+    """The settings of a job, and its arguments."""
     path, layout = dataset_of(data, dataset)
     base = {} if config else stage_1_table(str(preset), "tokenize", layout, path)
     settings = build_config(TokenizeConfig, fields, config=config, base=base, function=tokenize)
-    from codeshards.job.tokenize import tokenize as run_job
-
     place: Where = as_path(out) if out is not None else run_folder(path) / "shards"
     folders = {"image": as_tokenizer(tokenizer).folder if tokenizer is not None else run_folder(path) / "tokenizer"}
-    run_job(
-        settings,
-        dataset=layout,
-        data=path.absolute(),  # a Ray session that runs already may have another working folder
-        tokenizers=folders | _by_modality(conditions),
-        out=place,
-        overwrite=overwrite,
-        retry_failed=retry_failed,
-    )
-    return ShardDataset.open(absolute(place))
+    return settings, {
+        "dataset": layout,
+        "data": path.absolute(),  # a Ray session that runs already may have another working folder
+        "tokenizers": folders | _by_modality(conditions),
+        "out": place,
+    }
 
 
 def _by_modality(conditions: PathLike | ImageTokenizer | Sequence[PathLike | ImageTokenizer]) -> dict[str, Path]:

@@ -4,6 +4,7 @@ Axes: N images, B a batch, h × w the grid of codes, H × W pixels, C channels.
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,12 +20,14 @@ from imagepriors.evaluate.config import EvaluateConfig
 from runkit.devices import Device, Precision
 from runkit.folders import check_apart
 from runkit.places import absolute
+from runkit.plans import WorkPlan
 from vqgan.config import Geometry, ModelConfig, dataset_geometry
 from vqgan.config import TrainConfig as TokenizerConfig
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from vqgan.data import Split
     from vqgan.tokenizer import Tokenizer
 
 _ENCODE_BATCH = 32
@@ -177,23 +180,63 @@ def train_tokenizer(
     Raises:
         InputError: The data cannot be opened, a field is not allowed, or `out` holds another run.
     """
-    path, layout = dataset_of(data, dataset)
-    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path)
-    settings = build_config(TokenizerConfig, fields, config=config, base=base, function=train_tokenizer)
-    from vqgan.data import open_splits, sources_of
+    settings, splits, folder = _training(data, out, dataset, preset, config, fields)
+    keep_freed_memory()
     from vqgan.train import train_tokenizer as train
 
-    folder = as_path(out) if out else run_folder(path) / "tokenizer"
-    splits = dict(data) if isinstance(data, ImageDataset) else open_splits(layout, path)
-    check_apart(folder, data=sources_of(splits, path))
-    keep_freed_memory()
     if workers:
+        path, layout = dataset_of(data, dataset)
         from imagepriors.cluster import train_vqgan_on_ray
 
         train_vqgan_on_ray(settings, layout, path, folder, workers)
     else:
         train(settings, splits, folder)
     return ImageTokenizer(folder)
+
+
+def plan_tokenizer(
+    data: PathLike | ImageDataset,
+    *,
+    out: PathLike | None = None,
+    dataset: str = "auto",
+    preset: PathLike = "auto",
+    workers: int = 0,
+    config: TokenizerConfig | None = None,
+    **fields: Any,
+) -> WorkPlan:
+    """Plan a call of :func:`train_tokenizer`: steps, parameters, memory, time and sizes. Nothing is written.
+
+    Arguments and errors are those of :func:`train_tokenizer`. A few steps are tried, on one process.
+    """
+    settings, splits, folder = _training(data, out, dataset, preset, config, fields)
+    if workers:
+        from imagepriors.cluster import check_workers
+
+        check_workers(workers, settings.batch_size)
+    keep_freed_memory()
+    from vqgan.plan import plan_training
+
+    return plan_training(settings, splits, folder)
+
+
+def _training(
+    data: PathLike | ImageDataset,
+    out: PathLike | None,
+    dataset: str,
+    preset: PathLike,
+    config: TokenizerConfig | None,
+    fields: Mapping[str, Any],
+) -> tuple[TokenizerConfig, "dict[str, Split]", Path]:
+    """The settings, the pictures and the run folder of a training."""
+    path, layout = dataset_of(data, dataset)
+    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path)
+    settings = build_config(TokenizerConfig, fields, config=config, base=base, function=train_tokenizer)
+    from vqgan.data import open_splits, sources_of
+
+    folder = as_path(out) if out else run_folder(path) / "tokenizer"
+    splits = dict(data) if isinstance(data, ImageDataset) else open_splits(layout, path)
+    check_apart(folder, data=sources_of(splits, path))
+    return settings, splits, folder
 
 
 def train_palette(
