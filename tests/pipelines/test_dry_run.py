@@ -94,7 +94,10 @@ def test_the_commands_write_nothing_and_start_no_ray(work, tmp_path):
         f"train-prior --shards run/shards --condition class {flags} --model.n-layer 1",
     ]
     before = snapshot(root)
-    code = "import sys; from imagepriors.cli import main; print([main(c.split()) for c in sys.argv[1:]], 'ray' in sys.modules)"
+    code = (
+        "import sys\nfrom imagepriors.cli import main\n"
+        "print([main(command.split()) for command in sys.argv[1:]], 'ray' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code, *commands], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("nothing was written\n[0, 0, 0] False\n"), done.stderr
     assert done.stdout.count("settings that are not the default") == 3

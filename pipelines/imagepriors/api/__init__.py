@@ -4,15 +4,15 @@ from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from imagepriors.api.datasets import ImageDataset, open_dataset
-from imagepriors.api.priors import ImagePrior, evaluate_prior, import_prior, load_prior, plan_prior, train_prior
+from imagepriors.api.plans import plan_prior, plan_tokenize, plan_tokenizer
+from imagepriors.api.priors import ImagePrior, evaluate_prior, import_prior, load_prior, train_prior
 from imagepriors.api.samples import SampledImages
-from imagepriors.api.shards import inspect, open_shards, plan_tokenize, tokenize
+from imagepriors.api.shards import inspect, open_shards, tokenize
 from imagepriors.api.tokenizers import (
     ImageTokenizer,
     evaluate_tokenizer,
     import_tokenizer,
     load_tokenizer,
-    plan_tokenizer,
     train_palette,
     train_tokenizer,
 )

@@ -14,7 +14,6 @@ from imagepriors.api.defaults import PathLike, as_path, run_folder
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
 from runkit.places import absolute
-from runkit.plans import WorkPlan
 from vqgan.config import Geometry
 
 
@@ -53,37 +52,14 @@ def tokenize(
         InputError: The data or a tokenizer cannot be opened.
         ShardError: They do not fit, a field is not allowed, or `out` holds something else.
     """
-    settings, job = _job(data, tokenizer, out, conditions, dataset, preset, config, fields)
+    settings, job = tokenize_job(data, tokenizer, out, conditions, dataset, preset, config, fields)
     from codeshards.job.tokenize import tokenize as run_job
 
     run_job(settings, **job, overwrite=overwrite, retry_failed=retry_failed)
     return ShardDataset.open(absolute(job["out"]))
 
 
-def plan_tokenize(
-    data: PathLike | ImageDataset,
-    tokenizer: PathLike | ImageTokenizer | None = None,
-    *,
-    out: PathLike | None = None,
-    conditions: PathLike | ImageTokenizer | Sequence[PathLike | ImageTokenizer] = (),
-    dataset: str = "auto",
-    preset: PathLike = "auto",
-    overwrite: bool = False,
-    retry_failed: bool = False,
-    config: TokenizeConfig | None = None,
-    **fields: Any,
-) -> WorkPlan:
-    """Plan a call of :func:`tokenize`: shards to make, memory, time and sizes. Nothing is written, and no Ray starts.
-
-    Arguments and errors are those of :func:`tokenize`. A few batches are tried in this process.
-    """
-    settings, job = _job(data, tokenizer, out, conditions, dataset, preset, config, fields)
-    from codeshards.job.dry_run import plan_tokenize as plan
-
-    return plan(settings, **job, overwrite=overwrite, retry_failed=retry_failed)
-
-
-def _job(
+def tokenize_job(
     data: PathLike | ImageDataset,
     tokenizer: PathLike | ImageTokenizer | None,
     out: PathLike | None,

@@ -20,7 +20,6 @@ from imagepriors.evaluate.config import EvaluateConfig
 from runkit.devices import Device, Precision
 from runkit.folders import check_apart
 from runkit.places import absolute
-from runkit.plans import WorkPlan
 from vqgan.config import Geometry, ModelConfig, dataset_geometry
 from vqgan.config import TrainConfig as TokenizerConfig
 
@@ -180,7 +179,7 @@ def train_tokenizer(
     Raises:
         InputError: The data cannot be opened, a field is not allowed, or `out` holds another run.
     """
-    settings, splits, folder = _training(data, out, dataset, preset, config, fields)
+    settings, splits, folder = tokenizer_training(data, out, dataset, preset, config, fields)
     keep_freed_memory()
     from vqgan.train import train_tokenizer as train
 
@@ -194,32 +193,7 @@ def train_tokenizer(
     return ImageTokenizer(folder)
 
 
-def plan_tokenizer(
-    data: PathLike | ImageDataset,
-    *,
-    out: PathLike | None = None,
-    dataset: str = "auto",
-    preset: PathLike = "auto",
-    workers: int = 0,
-    config: TokenizerConfig | None = None,
-    **fields: Any,
-) -> WorkPlan:
-    """Plan a call of :func:`train_tokenizer`: steps, parameters, memory, time and sizes. Nothing is written.
-
-    Arguments and errors are those of :func:`train_tokenizer`. A few steps are tried, on one process.
-    """
-    settings, splits, folder = _training(data, out, dataset, preset, config, fields)
-    if workers:
-        from imagepriors.cluster import check_workers
-
-        check_workers(workers, settings.batch_size)
-    keep_freed_memory()
-    from vqgan.plan import plan_training
-
-    return plan_training(settings, splits, folder)
-
-
-def _training(
+def tokenizer_training(
     data: PathLike | ImageDataset,
     out: PathLike | None,
     dataset: str,
