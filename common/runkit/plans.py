@@ -105,7 +105,7 @@ def evaluations(steps: int, every: int) -> int:
 
 
 def _title(name: str) -> str:
-    return name.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
+    return name.replace("_per_s", "/s").removesuffix("_bytes").removesuffix("_s").replace("_", " ")
 
 
 def _shown(name: str, value: Any) -> str:
@@ -116,7 +116,7 @@ def _shown(name: str, value: Any) -> str:
     if name.endswith("_bytes"):
         size, unit = next((size, unit) for size, unit in _UNITS if value >= size or size == 1)
         return f"{value / size:.3g} {unit}"
-    if name.endswith("_s"):
+    if name.endswith("_s") and not name.endswith("_per_s"):
         if value < 60:
             return f"{value:.3g} s"
         minutes, seconds = divmod(round(value), 60)
