@@ -96,7 +96,11 @@ def _trial(
     """Return the measured step, and the seconds per row of an evaluation."""
     prior = prior.to(device).train()
     kept = copy.deepcopy(prior) if config.ema_decay else None  # for its memory
-    loss, optimizer, autocast = SequenceLoss(prior), make_optimizer(prior, config), make_autocast(device, precision)
+    loss, optimizer, autocast = (
+        SequenceLoss(prior),
+        make_optimizer(prior, config, precision),
+        make_autocast(device, precision),
+    )
 
     def step(rows: int) -> None:
         batch = _random_batch(sequence, rows).to(device)
