@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from runkit.errors import UserError
+from runkit.suggestions import choose_one_of, did_you_mean
 
 _MAX_INT = 2**63 - 1
 
@@ -43,12 +44,45 @@ def from_dict(cls: type[Any], values: Mapping[str, Any], error: type[UserError] 
     """
     import dacite
 
+    try:
+        check_table(cls, values)
+    except UserError as problem:
+        raise error(f"{cls.__module__}.{cls.__name__}: {problem}") from problem
     # JSON has no tuples, and writes the float 1.0 of a config that was given as 1 without its point.
     options = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _as_float})
     try:
         return dacite.from_dict(cls, values, options)
     except dacite.DaciteError as problem:
         raise error(f"{cls.__module__}.{cls.__name__}: {problem}; its docstring lists the fields") from problem
+
+
+def check_table(cls: type[Any], values: Mapping[str, Any], others: Iterable[str] = (), prefix: str = "") -> None:
+    """Refuse plain values that do not fit the fields of a config dataclass and of the dataclasses in it.
+
+    Args:
+        cls: The dataclass.
+        values: Field → value; nested dataclasses are tables.
+        others: Further names that may have been meant.
+        prefix: Where the dataclass is in another one, for the message.
+
+    Raises:
+        UserError: A field is unknown, and the message names the nearest one, or the table that it belongs to; or a
+            value is of another type.
+    """
+    kinds = get_type_hints(cls)
+    tables: dict[str, Any] = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+    for name, value in values.items():
+        if name in tables and isinstance(value, Mapping):
+            check_table(tables[name], value, (), f"{prefix}{name}.")
+        elif name in kinds:
+            if not any(map(dataclasses.is_dataclass, get_args(kinds[name]))):  # such as a tuple of tables
+                check_value(f"{prefix}{name}", value, kinds[name])
+        else:
+            parents = [parent for parent, kind in tables.items() if name in get_type_hints(kind)]
+            remedy = did_you_mean(name, [*kinds, *others]) or choose_one_of(name, kinds)
+            if parents:
+                remedy = f"it is a field of {parents[0]}: pass {parents[0]}={{{name!r}: {value!r}}}"
+            raise UserError(f"unknown field {prefix}{name} = {value!r}: {remedy}")
 
 
 def _as_float(value: Any) -> Any:
@@ -93,7 +127,7 @@ def _problem(kind: Any, value: Any) -> str | None:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         fits = any(value == choice and type(value) is type(choice) for choice in inner)
-        return None if fits else f"choose one of {', '.join(map(str, inner))}"
+        return None if fits else choose_one_of(value, inner)
     if origin in (Union, types.UnionType):
         problems = [_problem(part, value) for part in inner]
         return None if None in problems else next(problem for problem in problems if problem)

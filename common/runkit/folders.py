@@ -71,13 +71,7 @@ def held(
         UserError: Another process holds the folder, or it contains foreign files of reserved names.
     """
     path = folder / f".{command}.lock"
-    if not path.exists():
-        foreign = sorted(found for name in reserved for found in folder.glob(name))
-        if foreign and not is_ours():
-            raise UserError(
-                f"{foreign[0]} is there and was not made by {command}, which would replace it: choose another folder, "
-                "or move it away"
-            )
+    check_ours(folder, command, reserved, is_ours)
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     with _locked(path, command):
         try:
@@ -89,6 +83,21 @@ def held(
                     path.unlink()
                 for place in new if is_empty else ():
                     place.rmdir()
+
+
+def check_ours(folder: Path, command: str, reserved: Collection[str], is_ours: Callable[[], bool]) -> None:
+    """Refuse a folder with foreign files of reserved names; arguments as :func:`held`.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    if not (folder / f".{command}.lock").exists():
+        foreign = sorted(found for name in reserved for found in folder.glob(name))
+        if foreign and not is_ours():
+            raise UserError(
+                f"{foreign[0]} is there and was not made by {command}, which would replace it: choose another folder, "
+                "or move it away"
+            )
 
 
 @contextlib.contextmanager

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from runkit.files import append_file, write_file
+from runkit.trackers import Tracker
 
 
 class RunLog:
-    """The lines and curves of one run. Every write goes to the files at once; nothing has to be closed.
+    """The lines and curves of one run. Every write goes to the files at once; only a tracker has to be closed.
 
     Args:
         path: The file of lines, metrics.jsonl; it is created with the first line.
@@ -24,13 +25,16 @@ class RunLog:
         step: The step from which the run continues. Later lines and points are removed, and damaged lines.
         evaluates: Whether the run evaluates at `step` again: the lines and points of the evaluation that was written
             there, whose names begin with "val_", are removed too.
+        tracker: Gets the same values.
 
     Raises:
         UserError: A file cannot be written, here or in :meth:`write`.
     """
 
-    def __init__(self, path: Path, curves: Path, step: int, *, evaluates: bool = False) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, curves: Path, step: int, *, evaluates: bool = False, tracker: Tracker | None = None
+    ) -> None:
+        self._path, self._tracker = path, tracker
         before = path.read_bytes() if path.exists() else b""
         kept: list[tuple[bytes, dict[str, Any]]] = []
         for line in before.splitlines(keepends=True):
@@ -54,6 +58,13 @@ class RunLog:
         """Add one line, and one point to each curve."""
         append_file(self._path, (json.dumps({"step": step, **figures}) + "\n").encode())
         self._add_points({"step": step, **figures})
+        if self._tracker is not None:
+            self._tracker.log(step, figures)
+
+    def close(self) -> None:
+        """Send what the tracker has not sent yet."""
+        if self._tracker is not None:
+            self._tracker.finish()
 
     def _add_points(self, line: Mapping[str, Any]) -> None:
         values = [{"tag": name, "simple_value": value} for name, value in line.items() if name != "step"]

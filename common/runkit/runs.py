@@ -8,6 +8,7 @@ RUN/
   config.json            of the finished run
   model.safetensors
   summary.json           written last: the run is complete
+  .tracker.json          the run's id in a tracker
   .COMMAND.lock          held while a process trains here
 
 This module imports torch.
@@ -15,6 +16,7 @@ This module imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -27,16 +29,19 @@ from runkit.checkpoints import (
     FOLDER,
     SUMMARY,
     WEIGHTS,
+    DamagedError,
     checkpoints,
     newest_intact,
     read_finished,
     read_object,
+    read_values,
     remove_old,
     remove_unfinished,
 )
 from runkit.errors import UserError
-from runkit.folders import held
+from runkit.folders import check_ours, held
 from runkit.runlog import RunLog
+from runkit.trackers import ID_FILE, Tracker, TrackerName
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +133,23 @@ class RunFolder:
         self.check_same_run(self.read_config(values, self.path / CONFIG), config, self.path)
         return summary if summary.get("steps") == steps else None
 
+    def planned_step(self, config: Any, steps: int) -> int:
+        """Return the step from which a run would continue, `steps` if it is complete; nothing is written.
+
+        Raises:
+            UserError: The folder holds other files, or a run of another config or of more steps.
+        """
+        check_ours(self.path, self.command, self.reserved, self.is_run)
+        if self.finished_summary(config, steps) is not None:
+            return steps
+        for place in reversed(checkpoints(self.path)):
+            with contextlib.suppress(DamagedError):  # then an earlier one is taken
+                saved, values = read_values(place)
+                self.check_same_run(self.read_config(saved, place / CONFIG), config, self.path)
+                self.check_steps(values["step"], steps)
+                return int(values["step"])
+        return 0
+
     def starting_point(self, check: Callable[[Path], None], keep: int) -> Path | None:
         """Return the checkpoint to continue from, None if the run starts; remove what killed processes have left.
 
@@ -159,13 +181,15 @@ class RunFolder:
                 temp.unlink()
 
     def remove_curves(self) -> None:
-        """Remove TensorBoard's event files."""
+        """Remove TensorBoard's event files, and the id in a tracker."""
+        (self.path / ID_FILE).unlink(missing_ok=True)
         for events in (self.path / CURVES).glob("events.out.tfevents.*"):
             events.unlink()
 
-    def open_log(self, step: int, *, evaluates: bool) -> RunLog:
+    def open_log(self, step: int, *, evaluates: bool, tracker: TrackerName, config: Any) -> RunLog:
         """Open the log of a run that continues from `step`; see :class:`runkit.runlog.RunLog`."""
-        return RunLog(self.path / METRICS, self.path / CURVES, step, evaluates=evaluates)
+        tracked = None if tracker == "none" else Tracker(tracker, self.path, asdict(config))
+        return RunLog(self.path / METRICS, self.path / CURVES, step, evaluates=evaluates, tracker=tracked)
 
 
 def warn_of_other_steps(saved: int, steps: int, step: int, changes: Iterable[str]) -> None:

@@ -24,6 +24,7 @@ from runkit.ranks import barrier, check_batch_size, from_rank_0, host_group, min
 from runkit.runlog import RunLog
 from runkit.runs import RunFolder
 from runkit.signals import GracefulStop
+from runkit.trackers import TrackerName
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,14 @@ class TrainingLoop(ABC):
         eval_every: Steps between evaluations; there is one at the end too.
         checkpoint_every: Steps between checkpoints; there is one at the end too.
         keep: Number of checkpoints that are kept.
+        tracker: Where metrics go besides the folder.
     """
 
     def __init__(
-        self, folder: RunFolder, *, steps: int, log_every: int, eval_every: int, checkpoint_every: int, keep: int
-    ) -> None:
-        self.folder, self.steps, self.keep = folder, steps, keep
+        self, folder: RunFolder, *, steps: int, log_every: int, eval_every: int, checkpoint_every: int, keep: int,
+        tracker: TrackerName,
+    ) -> None:  # fmt: skip
+        self.folder, self.steps, self.keep, self._tracker = folder, steps, keep, tracker
         self._log_every, self._eval_every, self._checkpoint_every = log_every, eval_every, checkpoint_every
         self.first = rank() == 0
         self.log: RunLog | None = None
@@ -88,13 +91,20 @@ class TrainingLoop(ABC):
     def finish(self) -> dict[str, Any]:
         """Publish the final weights and the summary, and return the summary."""
 
-    def resume(self, checkpoint: Path | None) -> None:
-        """Continue from a checkpoint, or start."""
+    def resume(self, checkpoint: Path | None, config: Any) -> None:
+        """Continue from a checkpoint, or start; a tracker gets the config."""
         if checkpoint is not None:
             self.load(checkpoint)
             log.info("continuing %s from step %d", self.folder.path, self.step)
         if self.first:
-            self.log = self.folder.open_log(self.step, evaluates=self._is_due(self._eval_every))
+            self.log = self.folder.open_log(
+                self.step, evaluates=self._is_due(self._eval_every), tracker=self._tracker, config=config
+            )
+
+    def close(self) -> None:
+        """Close the log, however the run ends."""
+        if self.log is not None:
+            self.log.close()
 
     def fit(self) -> None:
         """Train up to the last step.
@@ -232,7 +242,8 @@ def run_training(
         loop = start()
         if clear:
             from_rank_0(clear, folder.error)
-        loop.resume(from_rank_0(lambda: folder.starting_point(loop.check, loop.keep), folder.error))
+        stack.callback(loop.close)
+        loop.resume(from_rank_0(lambda: folder.starting_point(loop.check, loop.keep), folder.error), config)
         if loop.first:
             (folder.path / SUMMARY).unlink(missing_ok=True)
         loop.fit()

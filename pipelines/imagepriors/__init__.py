@@ -11,6 +11,7 @@ Names are loaded on first use, so that the import itself takes milliseconds.
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import a public name, or the list of them, on first use (PEP 562)."""
+    if name == "__version__":
+        return importlib.metadata.version("imagepriors")
     if name == "__all__" or not name.startswith("_"):
         api = importlib.import_module("imagepriors.api")
         if name == "__all__" or name in api.__all__:

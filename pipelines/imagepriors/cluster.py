@@ -26,7 +26,7 @@ PACKAGES = ("vqgan", "codeshards", "codeprior", "imagepriors")
 
 def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path, workers: int) -> dict[str, Any]:
     """Train stage 1 with `workers` processes; returns the summary of the run. See :func:`train_on_ray`."""
-    _check_workers(workers, config.batch_size)
+    check_workers(workers, config.batch_size)
     open_splits(dataset, data)  # raises here, not on the cluster, where the path is wrong
     data, out = data.resolve(), out.resolve()
 
@@ -40,7 +40,7 @@ def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path,
 
 def train_prior_on_ray(config: PriorConfig, shards: Where, out: Path, workers: int) -> dict[str, Any]:
     """Train stage 2 with `workers` processes; returns the summary of the run. See :func:`train_on_ray`."""
-    _check_workers(workers, config.batch_size)
+    check_workers(workers, config.batch_size)
     check_apart(out, shards=shards)
     ShardDataset.open(shards)
     place, out = absolute(shards), out.resolve()
@@ -53,7 +53,12 @@ def train_prior_on_ray(config: PriorConfig, shards: Where, out: Path, workers: i
     return train_on_ray(worker, out, workers, name="train-prior", device=config.device)
 
 
-def _check_workers(workers: int, batch_size: int) -> None:
+def check_workers(workers: int, batch_size: int) -> None:
+    """Refuse a number of workers that cannot share a batch equally.
+
+    Raises:
+        InputError: naming the number and the batch size.
+    """
     if workers < 1 or batch_size % workers:
         raise InputError(f"workers is {workers}: choose a divisor of the batch size, which is {batch_size}")
 

@@ -39,7 +39,7 @@ BEST_FILES = (CONFIG, WEIGHTS, FIGURES, UNFINISHED)
 FREE_ON_RESUME = frozenset(
     {
         "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device",
-        "compile",
+        "compile", "tracker",
     }
 )  # fmt: skip
 """Fields of TrainConfig that a resumed run may change: none alters what a step computes.

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from runkit.configs import check_fields, require
 from runkit.devices import Device, Precision
+from runkit.trackers import TrackerName
 from vqgan.errors import InputError
 
 Modality = Literal["rgb", "segmentation", "depth", "pose"]
@@ -215,6 +216,8 @@ class TrainConfig:
     """Number of the latest checkpoints that are kept, besides best/, the tokenizer with the lowest validation loss."""
     reader_threads: int = 2
     """Threads per process that decode pictures ahead."""
+    tracker: TrackerName = "none"
+    """Where metrics go besides the run's folder: Weights & Biases (wandb), trackio, or nowhere."""
 
     def __post_init__(self) -> None:
         """Check every field."""

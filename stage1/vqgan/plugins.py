@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
+from runkit.suggestions import choose_one_of
 from vqgan.errors import InputError
 
 Kind = Literal["dataset", "tokenizer"]
@@ -43,11 +44,11 @@ def find_plugin(kind: Kind, name: str, built_in: Mapping[str, Any], *, allow_pat
     if ":" in name and allow_path:
         return _load(name, f"the {kind} {name!r}")
     installed = sorted({point.name for point in entry_points(group=f"imagepriors.{kind}s")})
-    choices = ", ".join([*built_in, *installed])
+    choices = [*built_in, *installed]
     if allow_path:
-        remedy = f"choose one of {choices}, or name an importable function as package.module:function"
+        remedy = f"{choose_one_of(name, choices)}, or name an importable function as package.module:function"
     else:
-        remedy = f"install the package that provides it (installed: {choices or 'none'})"
+        remedy = f"install the package that provides it (installed: {', '.join(choices) or 'none'})"
     raise InputError(f"unknown {kind} {name!r}: {remedy}")
 
 

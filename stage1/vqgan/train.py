@@ -19,11 +19,13 @@ from torch import Tensor
 from runkit.files import write_file, write_json
 from runkit.ranks import process_group, rank, world_size
 from runkit.tensors import save_tensors
+from runkit.trackers import check_tracker
 from runkit.training import TrainingLoop, run_training
 from vqgan import checkpoint
 from vqgan.batches import prefetched
 from vqgan.config import TrainConfig
 from vqgan.data import Split, spread
+from vqgan.errors import InputError
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
 from vqgan.trainer import NonFiniteLossError, Trainer
@@ -105,7 +107,7 @@ class Run(TrainingLoop):
         config = trainer.config
         super().__init__(
             checkpoint.run_folder(path), steps=config.steps, log_every=_LOG_EVERY, eval_every=config.eval_every,
-            checkpoint_every=config.checkpoint_every, keep=config.keep_checkpoints,
+            checkpoint_every=config.checkpoint_every, keep=config.keep_checkpoints, tracker=config.tracker,
         )  # fmt: skip
         self._started_s = time.monotonic()
         self._timed_steps, self._interval_s = 0, 0.0
@@ -194,6 +196,21 @@ def _save_evidence(trainer: Trainer, batch: Tensor, run: Path) -> Path:
     return folder
 
 
+def usable_splits(config: TrainConfig, splits: Mapping[str, Split]) -> Mapping[str, Split]:
+    """Return the samples that a config can train on.
+
+    Raises:
+        InputError: There are none, or they cannot be mirrored.
+    """
+    if config.model.modality != "rgb":
+        splits = {name: split.having(config.model.modality) for name, split in splits.items()}
+    if config.mirror:
+        splits["train"].check_mirror((config.model.modality,), "set mirror = false")
+    if config.model.modality == "segmentation":
+        splits = {name: split.within(config.model.n_labels) for name, split in splits.items()}
+    return splits
+
+
 def train_tokenizer(config: TrainConfig, splits: Mapping[str, Split], run: Path) -> dict[str, Any]:
     """Train a VQGAN, or resume a run that was stopped.
 
@@ -214,12 +231,8 @@ def train_tokenizer(config: TrainConfig, splits: Mapping[str, Split], run: Path)
             trains in `run`, or it holds files of these names that were not made by training.
         StoppedError: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
+    check_tracker(config.tracker, InputError)
     with process_group():
-        if config.model.modality != "rgb":
-            splits = {name: split.having(config.model.modality) for name, split in splits.items()}
-        if config.mirror:
-            splits["train"].check_mirror((config.model.modality,), "set mirror = false")
-        if config.model.modality == "segmentation":
-            splits = {name: split.within(config.model.n_labels) for name, split in splits.items()}
+        splits = usable_splits(config, splits)
         folder = checkpoint.run_folder(run)
         return run_training(folder, config, config.steps, lambda: Run(Trainer(config), splits, run))

@@ -52,7 +52,7 @@ _EVIDENCE_FILES = (CONFIG, WEIGHTS, SCALARS, "batch-rank-*.safetensors", UNFINIS
 FREE_ON_RESUME = frozenset(
     {
         "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "device", "parallel", "accumulate",
-        "compile", "checkpoint_activations",
+        "compile", "checkpoint_activations", "tracker",
     }
 )  # fmt: skip
 """Fields of TrainConfig that a resumed run may change: none alters what a step computes, except for rounding.

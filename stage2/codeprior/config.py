@@ -14,6 +14,8 @@ from codeshards.format.orders import Permutation
 from codeshards.format.schema import MAX_CODEBOOK_SIZE
 from runkit.configs import check_fields, require
 from runkit.devices import Autocast, Device, Precision
+from runkit.suggestions import choose_one_of
+from runkit.trackers import TrackerName
 
 CONDITIONS = ("class", *CONDITION_NAMES)
 """Conditions that may precede the image codes, in the order in which combinations use them."""
@@ -31,8 +33,9 @@ def condition_parts(condition: str) -> tuple[str, ...]:
     """
     names = () if condition == "none" else tuple(condition.split("+"))
     if len(set(names)) != len(names) or not set(names) <= set(CONDITIONS):
-        choices = f"none, {', '.join(CONDITIONS)}"
-        raise PriorError(f"condition = {condition!r}: use one of {choices}, or several joined by '+'")
+        wrong = next((name for name in names if name not in CONDITIONS), condition)
+        remedy = choose_one_of(wrong, ["none", *CONDITIONS])
+        raise PriorError(f"condition = {condition!r}: {remedy}, or several joined by '+'")
     return tuple(name for name in CONDITIONS if name in names)
 
 
@@ -154,6 +157,8 @@ class TrainConfig:
     """Steps between checkpoints; there is one at the end too."""
     keep_checkpoints: int = 2
     """Number of the latest checkpoints that are kept, besides the best weights."""
+    tracker: TrackerName = "none"
+    """Where metrics go besides the run's folder: Weights & Biases (wandb), trackio, or nowhere."""
 
     def __post_init__(self) -> None:
         check_fields(self, PriorError)

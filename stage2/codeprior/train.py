@@ -30,6 +30,7 @@ from runkit.checkpoints import checkpoints
 from runkit.folders import check_apart
 from runkit.progress import tqdm
 from runkit.ranks import barrier, process_group, rank, sum_over_ranks, world_size
+from runkit.trackers import check_tracker
 from runkit.training import TrainingLoop, run_training
 
 
@@ -79,7 +80,7 @@ class Run(TrainingLoop):
         config, sequence = trainer.config, trainer.run.sequence
         super().__init__(
             trainer.folder, steps=config.steps, log_every=config.log_every, eval_every=config.eval_every,
-            checkpoint_every=config.checkpoint_every, keep=config.keep_checkpoints,
+            checkpoint_every=config.checkpoint_every, keep=config.keep_checkpoints, tracker=config.tracker,
         )  # fmt: skip
         self.val_data = CodeData.open(dataset, "val", sequence) if "val" in dataset.splits else None
         self.recent: list[tuple[Tensor, Tensor]] = []
@@ -287,6 +288,7 @@ def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: 
         StoppedError: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
     check_apart(out, shards=shards)
+    check_tracker(config.tracker, PriorError)
     with process_group():
         out = Path(out)
         dataset = ShardDataset.open(shards, known=ckpt.dataset_of(out) if resume else "")

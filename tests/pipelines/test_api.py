@@ -167,6 +167,8 @@ def test_samples_are_images_with_codes(work):
     assert prior.summary["steps"] == 2
     assert tokenizer.summary["steps"] == 2
     drawn = prior.sample(4, seed=3, temperature=1)
+    (work[0] / "mine.toml").write_text('base = "demo"\n[sample]\nseed = 3\n')
+    np.testing.assert_array_equal(prior.sample(4, preset=work[0] / "mine.toml").codes, drawn.codes)
     assert drawn.codes.shape == (4, 8, 8)
     assert [image.size for image in drawn] == [(32, 32)] * len(drawn)
     alone = np.asarray(tokenizer.decode(drawn.codes[0]), np.int64)

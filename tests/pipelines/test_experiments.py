@@ -213,7 +213,7 @@ def test_a_refused_training_is_named_in_one_error(local_ray_cores):
 def test_unknown_names_and_presets_are_user_errors(words, capsys):
     flags, _ = words
     assert main(["experiment", "colours", *flags]) == 2
-    assert "choose among orders, efficiency" in capsys.readouterr().err
+    assert "choose one of orders, efficiency" in capsys.readouterr().err
     assert main(["experiment", "orders", "--preset", "huge"]) == 2
     assert "choose one of cifar10, paper, small" in capsys.readouterr().err
 

@@ -416,10 +416,10 @@ def test_auto_precision_is_decided_by_the_machine() -> None:
     [
         ({"steps": 0}, "steps is 0: use at least 1"),
         ({"order": "diagonal"}, "choose one of row_major, spiral_out, zcurve, subsample, alternate"),
-        ({"condition": "caption"}, "use one of none, class, segmentation, depth, pose"),
+        ({"condition": "caption"}, "choose one of none, class, segmentation, depth, pose"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"betas": (0.9, 0.95, 0.99)}, r"betas is \(0.9, 0.95, 0.99\): pass 2 values"),
-        ({"parallel": "fsdp2"}, "parallel is 'fsdp2': choose one of ddp, fsdp"),
+        ({"parallel": "fsdp2"}, "parallel is 'fsdp2': did you mean fsdp"),
         ({"loader": "mmap"}, "loader is 'mmap': choose one of memory_map, stream"),
         ({"views": "two"}, "views is 'two': choose one of all, one"),
         ({"schedule": "linear"}, "schedule is 'linear': choose one of cosine, constant"),

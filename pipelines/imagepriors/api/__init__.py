@@ -4,6 +4,7 @@ from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from imagepriors.api.datasets import ImageDataset, open_dataset
+from imagepriors.api.plans import plan_prior, plan_tokenize, plan_tokenizer
 from imagepriors.api.priors import ImagePrior, evaluate_prior, import_prior, load_prior, train_prior
 from imagepriors.api.samples import SampledImages
 from imagepriors.api.shards import inspect, open_shards, tokenize
@@ -18,6 +19,7 @@ from imagepriors.api.tokenizers import (
 from imagepriors.evaluate.config import EvaluateConfig, EvaluatePriorConfig
 from imagepriors.presets import preset_names
 from runkit.errors import UserError
+from runkit.plans import WorkPlan
 from runkit.signals import StoppedError
 from vqgan.config import TrainConfig as TokenizerConfig
 
@@ -34,6 +36,7 @@ __all__ = [
     "TokenizeConfig",
     "TokenizerConfig",
     "UserError",
+    "WorkPlan",
     "evaluate_prior",
     "evaluate_tokenizer",
     "import_prior",
@@ -43,6 +46,9 @@ __all__ = [
     "load_tokenizer",
     "open_dataset",
     "open_shards",
+    "plan_prior",
+    "plan_tokenize",
+    "plan_tokenizer",
     "preset_names",
     "tokenize",
     "train_palette",

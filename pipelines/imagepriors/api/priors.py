@@ -5,7 +5,7 @@ Axes: N samples, h × w the grid of codes.
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from imagepriors.api.settings import build_config, stage_2_table
 from imagepriors.api.shards import location
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
 from imagepriors.evaluate.config import EvaluatePriorConfig
+from imagepriors.presets import load_preset
 from runkit.devices import Device
 from runkit.places import absolute
 
@@ -114,6 +115,7 @@ class ImagePrior:
         condition: Any = None,
         given: str | int = 0,
         size: tuple[int, int] | None = None,
+        preset: PathLike | None = None,
         config: SampleConfig | None = None,
         **fields: Any,
     ) -> SampledImages:
@@ -127,6 +129,7 @@ class ImagePrior:
             given: Part of validation rows to complete: this many first codes, the "upper" half, the upper left
                 "corner", the "centre", or "scales-K", the first K scales.
             size: Rows and columns of codes, for images larger than those of training (order row_major).
+            preset: Name or TOML file of a preset, whose table [sample] sets the defaults.
             config: A complete config in place of the default one.
             **fields: Fields of :class:`SampleConfig` to override, such as ``temperature=0.9``, ``guidance=2`` or
                 ``seed=1``.
@@ -135,7 +138,7 @@ class ImagePrior:
             PriorError: The prior does not support the arguments; the message says what it supports.
         """
         n, size = _count(n), _size(size)
-        settings = build_config(SampleConfig, fields, config=config, function=ImagePrior.sample)
+        settings = _sampling(fields, config, preset, ImagePrior.sample)
         spec = self.sequence
         completes = str(given) != "0"
         needs_rows = completes or any(part.name != "class" for part in spec.conditions)
@@ -168,6 +171,7 @@ class ImagePrior:
         given: str | int = 0,
         size: tuple[int, int] | None = None,
         frames: bool = False,
+        preset: PathLike | None = None,
         config: SampleConfig | None = None,
         **fields: Any,
     ) -> Path:
@@ -179,6 +183,7 @@ class ImagePrior:
             given: See :meth:`sample`.
             size: See :meth:`sample`.
             frames: Also write frames.gif, the images while they are sampled.
+            preset: Name or TOML file of a preset, whose table [sample] sets the defaults.
             config: A complete config in place of the default one.
             **fields: Fields of :class:`SampleConfig` to override.
 
@@ -190,7 +195,7 @@ class ImagePrior:
 
         n, size = _count(n), _size(size)
         check_count(n)
-        settings = build_config(SampleConfig, fields, config=config, function=ImagePrior.save_samples)
+        settings = _sampling(fields, config, preset, ImagePrior.save_samples)
         tokenizer = self.tokenizer
         return write_samples(
             self.folder, self.shards, as_path(out), n, config=settings, given=str(given), size=size, frames=frames,
@@ -228,6 +233,13 @@ class ImagePrior:
         if len(found) != n:
             raise PriorError(f"condition has {len(found)} classes for n = {n} samples: pass one, or {n}")
         return np.array(found, np.int64)
+
+
+def _sampling(
+    fields: Mapping[str, Any], config: SampleConfig | None, preset: PathLike | None, function: Callable[..., Any]
+) -> SampleConfig:
+    base = load_preset(str(preset), "sample") if preset is not None else {}
+    return build_config(SampleConfig, fields, config=config, base=base, function=function)
 
 
 def _count(n: Any) -> int:
@@ -297,11 +309,7 @@ def train_prior(
         PriorError: A field is not allowed, the shards do not fit it, or `out` holds another run.
         ShardError: There are no finished shards.
     """
-    place = location(shards)
-    base = {} if config else stage_2_table(str(preset), "prior", place)
-    settings = build_config(PriorConfig, fields, config=config, base=base, function=train_prior)
-    condition = "" if settings.condition == "none" else f"-{settings.condition}"
-    folder = as_path(out) if out else beside(place) / f"prior-{settings.order}{condition}"
+    settings, place, folder = prior_training(shards, out, preset, config, fields)
     keep_freed_memory()
     if workers:
         from imagepriors.cluster import train_prior_on_ray
@@ -312,6 +320,21 @@ def train_prior(
 
         train(settings, place, folder)
     return ImagePrior(folder, shards=place)
+
+
+def prior_training(
+    shards: PathLike | ShardDataset,
+    out: PathLike | None,
+    preset: PathLike,
+    config: PriorConfig | None,
+    fields: Mapping[str, Any],
+) -> tuple[PriorConfig, Path, Path]:
+    """The settings, the shards and the run folder of a training."""
+    place = location(shards)
+    base = {} if config else stage_2_table(str(preset), "prior", place)
+    settings = build_config(PriorConfig, fields, config=config, base=base, function=train_prior)
+    condition = "" if settings.condition == "none" else f"-{settings.condition}"
+    return settings, place, as_path(out) if out else beside(place) / f"prior-{settings.order}{condition}"
 
 
 def evaluate_prior(

@@ -1,17 +1,16 @@
 """Configs from a preset and keyword arguments, with names checked before any work starts."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import numpy as np
 
 from imagepriors.api.defaults import preset_for_data, preset_for_shards
 from imagepriors.presets import load_preset, merged
-from runkit.configs import check_value, from_dict
+from runkit.configs import check_table, from_dict
 from runkit.errors import UserError
 from vqgan.config import dataset_geometry
 
@@ -42,7 +41,7 @@ def build_config(
         raise UserError(f"config is a {type(config).__name__}: pass a {cls.__module__}.{cls.__name__}")
     plain = _as_table(fields)
     parameters = [name for name in signature(function).parameters if name != "fields"] if function else []
-    _check_fields(cls, plain, parameters)
+    check_table(cls, plain, parameters)
     if config is not None and not plain:
         return config
     start = _as_table(dataclasses.asdict(config)) if config is not None else dict(base or {})  # type: ignore[call-overload]
@@ -73,22 +72,3 @@ def _as_table(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return str(value) if isinstance(value, Path) else value
-
-
-def _check_fields(cls: type[Any], fields: Mapping[str, Any], parameters: list[str], prefix: str = "") -> None:
-    kinds = get_type_hints(cls)
-    nested = {name: kind for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
-    for name, value in fields.items():
-        if name in nested and isinstance(value, Mapping):
-            _check_fields(nested[name], value, [], f"{prefix}{name}.")  # type: ignore[arg-type]
-        elif name in kinds:
-            check_value(f"{prefix}{name}", value, kinds[name])
-        else:
-            parents = [parent for parent, kind in nested.items() if name in get_type_hints(kind)]
-            near = difflib.get_close_matches(name, [*kinds, *parameters])
-            remedy = f"choose among {', '.join(kinds)}"
-            if near:
-                remedy = f"did you mean {' or '.join(near)}?"
-            if parents:
-                remedy = f"it is a field of {parents[0]}: pass {parents[0]}={{{name!r}: {value!r}}}"
-            raise UserError(f"unknown field {prefix}{name} = {value!r}: {remedy}")

@@ -1,7 +1,7 @@
 """Datasets of token shards: write, open, inspect."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +52,35 @@ def tokenize(
         InputError: The data or a tokenizer cannot be opened.
         ShardError: They do not fit, a field is not allowed, or `out` holds something else.
     """
+    settings, job = tokenize_job(data, tokenizer, out, conditions, dataset, preset, config, fields)
+    from codeshards.job.tokenize import tokenize as run_job
+
+    run_job(settings, **job, overwrite=overwrite, retry_failed=retry_failed)
+    return ShardDataset.open(absolute(job["out"]))
+
+
+def tokenize_job(
+    data: PathLike | ImageDataset,
+    tokenizer: PathLike | ImageTokenizer | None,
+    out: PathLike | None,
+    conditions: PathLike | ImageTokenizer | Sequence[PathLike | ImageTokenizer],
+    dataset: str,
+    preset: PathLike,
+    config: TokenizeConfig | None,
+    fields: Mapping[str, Any],
+) -> tuple[TokenizeConfig, dict[str, Any]]:
+    """The settings of a job, and its arguments."""
     path, layout = dataset_of(data, dataset)
     base = {} if config else stage_1_table(str(preset), "tokenize", layout, path)
     settings = build_config(TokenizeConfig, fields, config=config, base=base, function=tokenize)
-    from codeshards.job.tokenize import tokenize as run_job
-
     place: Where = as_path(out) if out is not None else run_folder(path) / "shards"
     folders = {"image": as_tokenizer(tokenizer).folder if tokenizer is not None else run_folder(path) / "tokenizer"}
-    run_job(
-        settings,
-        dataset=layout,
-        data=path.absolute(),  # a Ray session that runs already may have another working folder
-        tokenizers=folders | _by_modality(conditions),
-        out=place,
-        overwrite=overwrite,
-        retry_failed=retry_failed,
-    )
-    return ShardDataset.open(absolute(place))
+    return settings, {
+        "dataset": layout,
+        "data": path.absolute(),  # a Ray session that runs already may have another working folder
+        "tokenizers": folders | _by_modality(conditions),
+        "out": place,
+    }
 
 
 def _by_modality(conditions: PathLike | ImageTokenizer | Sequence[PathLike | ImageTokenizer]) -> dict[str, Path]:

@@ -4,6 +4,7 @@ Axes: N images, B a batch, h × w the grid of codes, H × W pixels, C channels.
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ from vqgan.config import TrainConfig as TokenizerConfig
 if TYPE_CHECKING:
     from PIL import Image
 
+    from vqgan.data import Split
     from vqgan.tokenizer import Tokenizer
 
 _ENCODE_BATCH = 32
@@ -177,23 +179,38 @@ def train_tokenizer(
     Raises:
         InputError: The data cannot be opened, a field is not allowed, or `out` holds another run.
     """
-    path, layout = dataset_of(data, dataset)
-    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path)
-    settings = build_config(TokenizerConfig, fields, config=config, base=base, function=train_tokenizer)
-    from vqgan.data import open_splits, sources_of
+    settings, splits, folder = tokenizer_training(data, out, dataset, preset, config, fields)
+    keep_freed_memory()
     from vqgan.train import train_tokenizer as train
 
-    folder = as_path(out) if out else run_folder(path) / "tokenizer"
-    splits = dict(data) if isinstance(data, ImageDataset) else open_splits(layout, path)
-    check_apart(folder, data=sources_of(splits, path))
-    keep_freed_memory()
     if workers:
+        path, layout = dataset_of(data, dataset)
         from imagepriors.cluster import train_vqgan_on_ray
 
         train_vqgan_on_ray(settings, layout, path, folder, workers)
     else:
         train(settings, splits, folder)
     return ImageTokenizer(folder)
+
+
+def tokenizer_training(
+    data: PathLike | ImageDataset,
+    out: PathLike | None,
+    dataset: str,
+    preset: PathLike,
+    config: TokenizerConfig | None,
+    fields: Mapping[str, Any],
+) -> tuple[TokenizerConfig, "dict[str, Split]", Path]:
+    """The settings, the pictures and the run folder of a training."""
+    path, layout = dataset_of(data, dataset)
+    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path)
+    settings = build_config(TokenizerConfig, fields, config=config, base=base, function=train_tokenizer)
+    from vqgan.data import open_splits, sources_of
+
+    folder = as_path(out) if out else run_folder(path) / "tokenizer"
+    splits = dict(data) if isinstance(data, ImageDataset) else open_splits(layout, path)
+    check_apart(folder, data=sources_of(splits, path))
+    return settings, splits, folder
 
 
 def train_palette(

@@ -4,24 +4,28 @@ Heavy imports are inside the functions, so that `--help` answers in well under a
 """
 
 import functools
-import inspect
 import io
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from imagepriors.cli.commands import COMMANDS
+import imagepriors
+from imagepriors.cli.commands import COMMANDS, GROUPS
+from imagepriors.cli.common import Subcommands, example_of, near_choices, summary_of
 from imagepriors.cli.defaults import CONFIGS, default_config
 from imagepriors.presets import preset_names
 from runkit.errors import UserError, user_message
 from runkit.signals import StoppedError, exit_when_stopped
+from runkit.suggestions import choose_one_of
 
-__all__ = ["COMMANDS", "main", "print_answer"]
+__all__ = ["COMMANDS", "main", "parse", "print_answer"]
+_Command = Callable[..., str] | Subcommands
 _MIN_COLUMNS = 40
 
 
@@ -33,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     name = f" {argv[0]}" if argv and argv[0] in COMMANDS else ""
-    return print_answer(functools.partial(_answer, argv), f"imagepriors{name}")
+    return print_answer(lambda: parse(argv)(), f"imagepriors{name}")
 
 
 def print_answer(answer: Callable[[], str], program: str) -> int:
@@ -64,34 +68,56 @@ def print_answer(answer: Callable[[], str], program: str) -> int:
     return 0
 
 
-def _answer(argv: Sequence[str]) -> str:
-    """What a command answers, or the usage."""
+def parse(argv: Sequence[str]) -> Callable[[], str]:
+    """The call that a command line asks for. After `--help` and wrong flags the parser ends the process.
+
+    Raises:
+        UserError: The command is unknown, or its defaults cannot be found.
+    """
+    if argv and argv[0] == "--version":
+        return lambda: f"imagepriors {imagepriors.__version__}"
     if not argv or argv[0] in ("-h", "--help"):
-        return _usage()
-    name = argv[0]
-    if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
+        return lambda: _usage("imagepriors", GROUPS, f"presets: {', '.join(preset_names())}")
+    (name, *rest), command = argv, _find(COMMANDS, argv[0], "imagepriors")
+    program = f"imagepriors {name}"
+    if isinstance(command, Subcommands):
+        table = {"": command.commands}
+        if not rest or rest[0] in ("-h", "--help"):
+            return lambda: _usage(program, table, "")
+        command = _find(command.commands, rest[0], program)
+        program, rest = f"{program} {rest[0]}", rest[1:]
     _check_working_folder()
-    function = COMMANDS[name]
-    if name == "shards":  # it has subcommands
-        return function(argv[1:])
-    description = (inspect.getdoc(function) or "").partition("\n\n")[0]
+    description = f"{summary_of(command)}\n\nExample: {example_of(command)}"
+    bound = _bound(command)
     if name in CONFIGS:
-        function = functools.partial(function, config=default_config(name, argv[1:]))
-    return str(tyro.cli(function, prog=f"imagepriors {name}", description=description, args=list(argv[1:])))
+        bound = functools.partial(bound, config=default_config(name, rest))
+    with near_choices():
+        call: Callable[[], str] = tyro.cli(bound, prog=program, description=description, args=rest)
+    return call
 
 
-def _usage() -> str:
-    docs = {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in COMMANDS.items()}
-    return "\n".join(
-        [
-            "usage: imagepriors COMMAND [FLAGS]; each command has --help",
-            "",
-            *(f"  {name:18} {doc}" for name, doc in docs.items()),
-            "",
-            f"presets: {', '.join(preset_names())}",
-        ]
-    )
+def _find(commands: Mapping[str, _Command], name: str, program: str) -> Any:
+    if name not in commands:
+        raise UserError(f"unknown command {name!r}: {choose_one_of(name, commands)}; see {program} --help")
+    return commands[name]
+
+
+def _bound(function: Callable[..., str]) -> Callable[..., Callable[[], str]]:
+    """A function with the same flags that returns the call, so that parsing is apart from the work."""
+
+    @functools.wraps(function)
+    def bind(*values: Any, **named: Any) -> Callable[[], str]:
+        return functools.partial(function, *values, **named)
+
+    return bind
+
+
+def _usage(program: str, groups: Mapping[str, Mapping[str, _Command]], end: str) -> str:
+    lines = [f"usage: {program} COMMAND [FLAGS]; each command has --help with an example"]
+    for title, commands in groups.items():
+        lines += ["", *([title] if title else [])]
+        lines += [f"  {name:18} {summary_of(command)}" for name, command in commands.items()]
+    return "\n".join([*lines, *(["", end] if end else [])])
 
 
 def _prepare_streams() -> None:

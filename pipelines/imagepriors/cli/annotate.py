@@ -21,7 +21,7 @@ def annotate(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> str:
-    """Make depth maps or masks of a dataset's images with a pretrained network, in parallel on Ray.
+    """Make depth maps or masks of images with a pretrained network, on Ray.
 
     Args:
         kind: Maps to make.
@@ -32,6 +32,9 @@ def annotate(
             train/.
         overwrite: First delete the maps that this command made there, and nothing else.
         retry_failed: Make shards with failures again, for example after images have been repaired.
+
+    Example:
+        imagepriors annotate depth --data data/photos --model Intel/dpt-large
     """
     from imagepriors.annotate.job import annotate as run
 

@@ -15,7 +15,9 @@ def demo_data(
     size: int = 64,
     seed: int = 0,
 ) -> str:
-    """Generate the demo scenes: images, masks, depth, keypoints and classes, in the real datasets' layouts.
+    """Generate the demo scenes: images, masks, depth, poses and classes.
+
+    Each kind is in the layout of a real dataset.
 
     Args:
         out: Folder to write.
@@ -23,6 +25,9 @@ def demo_data(
         n_val: Number of validation scenes.
         size: Side of the square pictures, in pixels.
         seed: Seed of the scenes.
+
+    Example:
+        imagepriors demo-data data/demo --n-train 3000
     """
     from imagepriors.demo.layouts import write_demo_data
 

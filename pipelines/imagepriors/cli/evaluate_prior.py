@@ -21,7 +21,7 @@ def evaluate_prior(
     out: Path | None = None,
     sampling: SampleConfig = _SAMPLING,
 ) -> str:
-    """Measure a prior: likelihood, distance of its samples to pictures, precision, recall, match with its condition.
+    """Measure a prior: likelihood, Fréchet distance, precision, recall, conditions.
 
     Args:
         config: Metrics to compute.
@@ -32,6 +32,9 @@ def evaluate_prior(
         data: Folder of pictures to compare samples with; default: decoded validation codes.
         out: JSON file; default: PRIOR/evaluation.json.
         sampling: How to sample.
+
+    Example:
+        imagepriors evaluate-prior --prior runs/photos/prior-zcurve-class --n 1000
     """
     import imagepriors as ip
     from imagepriors.evaluate.prior import as_table

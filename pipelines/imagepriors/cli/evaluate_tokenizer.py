@@ -18,7 +18,7 @@ def evaluate_tokenizer(
     data: Path = DEMO_DATA,
     out: Path | None = None,
 ) -> str:
-    """Measure the reconstructions of a tokenizer: PSNR, SSIM, LPIPS, Fréchet distance, codebook usage.
+    """Measure reconstructions: PSNR, SSIM, LPIPS, Fréchet distance, codebook usage.
 
     Args:
         config: Metrics to compute, and the images.
@@ -26,6 +26,9 @@ def evaluate_tokenizer(
         dataset: Layout of the data, as for train-vqgan.
         data: Folder of the dataset.
         out: JSON file to write; default: evaluation.json in the tokenizer's folder.
+
+    Example:
+        imagepriors evaluate-tokenizer --data data/photos --limit 500
     """
     import imagepriors as ip
     from imagepriors.evaluate.tokenizer import as_table

@@ -18,7 +18,7 @@ def inspect_data(
     size: int = 128,
     geometry: Geometry | None = None,
 ) -> str:
-    """Inspect a dataset: counts, sizes, labels, conditions, unreadable files, a contact sheet.
+    """Inspect a dataset: counts, sizes, labels, unreadable files, a contact sheet.
 
     Args:
         dataset: Layout of the data, as for train-vqgan.
@@ -29,6 +29,9 @@ def inspect_data(
         shown: Samples on a contact sheet.
         size: Side of its pictures, in pixels.
         geometry: How pictures that are not square become square; default: as suits the dataset (deepfashion: pad).
+
+    Example:
+        imagepriors inspect --data data/photos
     """
     from imagepriors.reports.dataset import inspect_dataset
 

@@ -13,13 +13,16 @@ def import_tokenizer(
     *,
     part: Literal["first_stage", "cond_stage"] | None = None,
 ) -> str:
-    """Convert a released CompVis VQGAN (last.ckpt and project.yaml) to a tokenizer folder.
+    """Convert a released CompVis VQGAN to a tokenizer folder.
 
     Args:
         checkpoint: The checkpoint file; nothing in it is executed.
         project: The yaml that came with it.
         out: Folder to write.
         part: Tokenizer of a transformer's checkpoint to convert; default: that of the images.
+
+    Example:
+        imagepriors import-tokenizer last.ckpt project.yaml runs/imagenet/tokenizer
     """
     from vqgan.compat.compvis import import_tokenizer as run
 
@@ -34,12 +37,15 @@ def import_tokenizer(
 def import_prior(
     checkpoint: tyro.conf.Positional[Path], project: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]
 ) -> str:
-    """Convert a released CompVis transformer (last.ckpt and project.yaml) to a prior with its tokenizer.
+    """Convert a released CompVis transformer to a prior with its tokenizer.
 
     Args:
         checkpoint: The checkpoint file; nothing in it is executed.
         project: The yaml that came with it; class-conditional and unconditional models are supported.
         out: Folder to write.
+
+    Example:
+        imagepriors import-prior last.ckpt project.yaml runs/imagenet/prior
     """
     from imagepriors.released import import_prior as run
 
@@ -56,6 +62,9 @@ def import_diffusers(folder: tyro.conf.Positional[Path], out: tyro.conf.Position
     Args:
         folder: Folder that `VQModel.save_pretrained` wrote.
         out: Folder to write.
+
+    Example:
+        imagepriors import-diffusers vqmodel runs/photos/tokenizer
     """
     from vqgan.compat.diffusers import import_diffusers as run
 
@@ -68,6 +77,9 @@ def export_diffusers(tokenizer: tyro.conf.Positional[Path], out: tyro.conf.Posit
     Args:
         tokenizer: Folder of the tokenizer.
         out: Folder to write.
+
+    Example:
+        imagepriors export-diffusers runs/photos/tokenizer vqmodel
     """
     from vqgan.compat.diffusers import export_diffusers as run
 

@@ -16,6 +16,9 @@ def report(
         run: Folder with tokenizer/, shards/ and prior-*/.
         data: Folder of the dataset.
         dataset: Layout of the data.
+
+    Example:
+        imagepriors report runs/photos --data data/photos
     """
     from imagepriors.reports.run import write_report
 

@@ -33,6 +33,9 @@ def sample(
         size: Rows and columns of codes, for pictures that are larger than the training pictures (order row_major).
         frames: Also write frames.gif, the pictures while they are sampled.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.
+
+    Example:
+        imagepriors sample --prior runs/photos/prior-zcurve-class --n 16 --temperature 0.9
     """
     from imagepriors.api.priors import ImagePrior
 

@@ -1,7 +1,6 @@
 """`imagepriors shards …`: inspect, verify, convert, merge and preview datasets of token shards."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import tyro
 from codeshards.format import ShardDataset, ShardError, inverse
 from codeshards.format.schema import NO_LABEL
 from codeshards.format.shardfile import ShardFormat
+from imagepriors.cli.common import Subcommands
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish, publish_file
 
@@ -26,6 +26,9 @@ def inspect(dataset: _Dataset, *, out: Path | None = None) -> str:
     Args:
         dataset: Folder or URL of the dataset.
         out: Folder for inspect.json, entropy.png (a heat map of the positions) and labels.png.
+
+    Example:
+        imagepriors shards inspect runs/photos/shards --out look
     """
     from codeshards.tools.inspect import inspect as run
 
@@ -60,6 +63,9 @@ def verify(
         dataset: Layout of the pictures from which the shards were made, as for tokenize.
         data: Folder of those pictures.
         least: Share of codes that must be equal when encoded again.
+
+    Example:
+        imagepriors shards verify runs/photos/shards --reencode 100 --data data/photos
     """
     from codeshards.tools.verify import verify as run
     from vqgan.checkpoint import fingerprint
@@ -102,6 +108,9 @@ def convert(dataset: _Dataset, *, out: str, to: tuple[ShardFormat, ...]) -> str:
         dataset: Folder or URL of the dataset.
         out: Folder or URL to write; an interrupted conversion resumes.
         to: Formats of the new dataset.
+
+    Example:
+        imagepriors shards convert runs/photos/shards --out tars --to webdataset
     """
     from codeshards.tools.convert import convert as run
 
@@ -116,6 +125,9 @@ def merge(datasets: tyro.conf.Positional[tuple[str, ...]], *, out: str, to: tupl
         datasets: Folders or URLs, two or more; rows keep this order.
         out: Folder or URL to write.
         to: Formats of the new dataset; default: those of the first one.
+
+    Example:
+        imagepriors shards merge runs/photos/shards runs/more/shards --out both
     """
     from codeshards.tools.merge import merge as run
 
@@ -132,6 +144,9 @@ def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = 
         out: The PNG to write.
         split: Split to show.
         n: Number of rows, evenly spread over the split.
+
+    Example:
+        imagepriors shards preview runs/photos/shards --n 16 --out preview.png
     """
     from imagepriors.reports.figures import picture_grid, png_bytes
 
@@ -145,18 +160,10 @@ def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = 
     return f"{len(pictures) // kinds} rows of {split} in {out}"
 
 
-SHARDS: dict[str, Callable[..., str]] = {
-    "inspect": inspect,
-    "verify": verify,
-    "convert": convert,
-    "merge": merge,
-    "preview": preview,
-}
-
-
-def shards(argv: Sequence[str]) -> str:
-    """Inspect, verify, convert, merge or preview datasets of token shards."""
-    return str(tyro.extras.subcommand_cli_from_dict(SHARDS, prog="imagepriors shards", args=list(argv)))
+SHARDS = Subcommands(
+    "Inspect, verify, convert, merge or preview datasets of token shards.",
+    {"inspect": inspect, "verify": verify, "convert": convert, "merge": merge, "preview": preview},
+)
 
 
 def _decode_rows(dataset: ShardDataset, split: str, n: int) -> tuple[Any, int]:

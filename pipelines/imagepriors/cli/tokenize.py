@@ -1,7 +1,7 @@
 """`imagepriors tokenize`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from codeshards.config import TokenizeConfig
 from imagepriors.api.defaults import DEMO_DATA
@@ -18,9 +18,10 @@ def tokenize(
     out: Path | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
+    dry_run: bool = False,
     preset: str = "auto",
 ) -> str:
-    """Encode a whole dataset into token shards, in parallel on Ray (RAY_ADDRESS names a cluster).
+    """Encode a dataset into token shards, on Ray (RAY_ADDRESS names a cluster).
 
     Args:
         config: Settings of the job.
@@ -32,20 +33,21 @@ def tokenize(
         out: Folder to write; an interrupted job resumes. Default: runs/NAME/shards.
         overwrite: First delete the dataset in `out`; refused if `out` holds anything else.
         retry_failed: Encode the shards with failures again.
+        dry_run: Print the plan with sizes, memory and time, and write nothing.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
+
+    Example:
+        imagepriors tokenize --data data/photos --views 2 --workers 4
     """
     import imagepriors as ip
     from imagepriors.reports.shards import summarize, write_tokenize_report
 
-    shards = ip.tokenize(
-        data,
-        tokenizer,
-        out=out,
-        conditions=condition,
-        dataset=dataset,
-        overwrite=overwrite,
-        retry_failed=retry_failed,
-        config=config,
-    )
+    arguments: dict[str, Any] = {
+        "out": out, "conditions": condition, "dataset": dataset, "overwrite": overwrite, "retry_failed": retry_failed,
+        "config": config,
+    }  # fmt: skip
+    if dry_run:
+        return str(ip.plan_tokenize(data, tokenizer, **arguments))
+    shards = ip.tokenize(data, tokenizer, **arguments)
     page = write_tokenize_report(shards.path)
     return f"token shards in {shown(str(shards.path))}\n{summarize(shards.path)}\n  look at          {shown(str(page))}"

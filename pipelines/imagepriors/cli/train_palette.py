@@ -18,7 +18,7 @@ def train_palette(
     images: int = 2_000,
     seed: int = 0,
 ) -> str:
-    """Fit a palette tokenizer: a dictionary of colours, one code per pixel (the paper's pixel baseline).
+    """Fit a palette tokenizer: one code per pixel (the paper's pixel baseline).
 
     Args:
         dataset: Layout of the data, as for train-vqgan.
@@ -29,6 +29,9 @@ def train_palette(
         geometry: How pictures that are not square become square; default: as suits the dataset (deepfashion: pad).
         images: Maximum number of pictures to take pixels from.
         seed: Seed of the draw and of k-means.
+
+    Example:
+        imagepriors train-palette --data data/photos --colours 256
     """
     import imagepriors as ip
 

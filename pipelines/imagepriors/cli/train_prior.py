@@ -13,9 +13,10 @@ def train_prior(
     shards: Path = Path("runs/demo/shards"),
     out: Path | None = None,
     workers: int = 0,
+    dry_run: bool = False,
     preset: str = "auto",
 ) -> str:
-    """Stage 2: train a transformer on token shards; pixels are never read (also under torchrun).
+    """Stage 2: train a transformer on token shards (also under torchrun).
 
     Args:
         config: Settings of the run.
@@ -23,9 +24,15 @@ def train_prior(
         out: Run folder; an interrupted run resumes. Default: prior-ORDER, or prior-ORDER-CONDITION, beside
             the shards.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
+        dry_run: Print the plan with sizes, memory and time, and write nothing.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.
+
+    Example:
+        imagepriors train-prior --shards runs/photos/shards --order zcurve --condition class
     """
     import imagepriors as ip
 
+    if dry_run:
+        return str(ip.plan_prior(shards, out=out, workers=workers, config=config))
     trained = ip.train_prior(shards, out=out, workers=workers, config=config)
     return f"prior in {shown(trained.folder)}: {figures(trained.summary)}"

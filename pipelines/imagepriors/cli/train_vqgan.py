@@ -15,6 +15,7 @@ def train_vqgan(
     data: Path = DEMO_DATA,
     out: Path | None = None,
     workers: int = 0,
+    dry_run: bool = False,
     preset: str = "auto",
 ) -> str:
     """Stage 1: train a VQGAN tokenizer on pictures (also under torchrun).
@@ -28,9 +29,15 @@ def train_vqgan(
         out: Run folder; an interrupted run resumes. Default: runs/NAME/tokenizer, where NAME is the name of
             the data's folder.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
+        dry_run: Print the plan with sizes, memory and time, and write nothing.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the size of the pictures.
+
+    Example:
+        imagepriors train-vqgan --data data/photos --steps 2000 --model.ch 64
     """
     import imagepriors as ip
 
+    if dry_run:
+        return str(ip.plan_tokenizer(data, out=out, dataset=dataset, workers=workers, config=config))
     trained = ip.train_tokenizer(data, out=out, dataset=dataset, workers=workers, config=config)
     return f"tokenizer in {shown(trained.folder)}: {figures(trained.summary)}"

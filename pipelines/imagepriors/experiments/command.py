@@ -13,6 +13,7 @@ from imagepriors.experiments.config import ExperimentConfig
 from imagepriors.presets import read_preset
 from runkit.configs import from_dict
 from runkit.folders import check_apart
+from runkit.suggestions import choose_one_of
 
 
 def load_config(preset: str) -> ExperimentConfig:
@@ -45,7 +46,7 @@ def experiment(
     device: Literal["", "cpu", "cuda"] = "",
     workers: int = 0,
 ) -> str:
-    """Run or resume experiments of the paper, and write one page about all experiments of a run folder.
+    """Run or resume experiments of the paper, and write one page about them.
 
     Args:
         names: orders, efficiency, scales, conditional, completion, evaluation; or all.
@@ -65,13 +66,15 @@ def experiment(
         inception: Path of the Inception weights (torch-fidelity's); empty: its own cache or download.
         device: Where networks are trained; default: a GPU each if any node of the cluster has one now.
         workers: Workers of the tokenize job; 0: as many as fit.
+
+    Example:
+        imagepriors experiment orders scales --preset small --seeds 3
     """
     selected = tuple(EXPERIMENTS) if names == ("all",) else names
     unknown = [name for name in selected if name not in EXPERIMENTS]
     if unknown or not selected:
-        raise ShardError(
-            f"unknown experiment {(unknown or ['(none)'])[0]!r}: choose among {', '.join(EXPERIMENTS)}, all"
-        )
+        name = (unknown or ["(none)"])[0]
+        raise ShardError(f"unknown experiment {name!r}: {choose_one_of(name, [*EXPERIMENTS, 'all'])}")
     changes: dict[str, Any] = {
         "seeds": seeds, "n": n, "prior_steps": prior_steps, "prior_batch": prior_batch, "pixel_steps": prior_steps,
         "tokenizer_steps": tokenizer_steps, "tokenizer_batch": tokenizer_batch, "workers": workers, "device": device,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from codeshards.format import ShardError
+from runkit.suggestions import choose_one_of
 
 
 def preset_names(package: str = __package__) -> list[str]:
@@ -51,8 +52,7 @@ def read_preset(
         if own and not users:
             raise ShardError(f"the preset {source} does not exist")
         raise ShardError(
-            f"{where}unknown preset {name!r}: choose one of {', '.join(preset_names(package))}, "
-            "or a path ending in .toml"
+            f"{where}unknown preset {name!r}: {choose_one_of(name, preset_names(package))}, or a path ending in .toml"
         )
     try:
         tables = tomllib.loads(source.read_text())

@@ -52,17 +52,28 @@ def save_or_match(plan: Plan, dataset: Where) -> bool:
             belong to the plan: a dataset requires a folder of its own.
     """
     folder = open_store(dataset)
+    if not has_plan(plan, folder):
+        write_plan(plan, folder)
+        return False
+    if not _is_sample_list(folder / SAMPLES_FILE):  # it was lost
+        write_plan(plan, folder)
+    return True
+
+
+def has_plan(plan: Plan, folder: Store) -> bool:
+    """Return whether a dataset's folder has this plan; False if nothing is there. Nothing is written.
+
+    Raises:
+        ShardError: As :func:`save_or_match`.
+    """
     if not (folder / PLAN_FILE).exists():
         _check_unused(plan, folder)
-        write_plan(plan, folder)
         return False
     try:
         found = read_json(folder / PLAN_FILE)
     except ShardError as error:
         raise ShardError(f"{error}. If a job made it, move it away and run again: it is written again") from error
     if found.get("hash") == plan.hash:
-        if not _is_sample_list(folder / SAMPLES_FILE):  # it was lost
-            write_plan(plan, folder)
         return True
     if not isinstance(found.get("plan"), dict):
         raise ShardError(f"{folder / PLAN_FILE} is not a plan of a job: choose another output folder")
@@ -96,9 +107,24 @@ def delete_dataset(dataset: Where) -> None:
         ShardError: The folder holds other files, or a file was changed since it was written; then nothing is deleted.
     """
     store = open_store(dataset)
+    if not (names := check_deletable(store)):
+        return
+    names += [f".cache/{path.name}" for path in store.local.glob(".cache/*.npy")] if store.local else []
+    names = [name for name in names if not name.startswith(".cache/") or _CACHED.fullmatch(name)]
+    for name in sorted(names, key=_deletion_rank):
+        (store / name).delete()
+    store.remove_empty_folders()
+
+
+def check_deletable(store: Store) -> list[str]:
+    """Return the names of the files of a dataset, none in an empty folder.
+
+    Raises:
+        ShardError: As :func:`delete_dataset`.
+    """
     names = _visible_files(store)
     if _is_empty(store, names):
-        return
+        return []
     if PLAN_FILE not in names:
         raise ShardError(
             f"{store} is not empty and has no {PLAN_FILE}, so it is no dataset of shards ({_listed(names)}): choose "
@@ -118,11 +144,7 @@ def delete_dataset(dataset: Where) -> None:
             f"{store} has files that its job did not make or that were changed since ({_listed(foreign)}): move "
             "them away, or choose another output folder. Nothing was deleted"
         )
-    names += [f".cache/{path.name}" for path in store.local.glob(".cache/*.npy")] if store.local else []
-    names = [name for name in names if not name.startswith(".cache/") or _CACHED.fullmatch(name)]
-    for name in sorted(names, key=_deletion_rank):
-        (store / name).delete()
-    store.remove_empty_folders()
+    return names
 
 
 def _deletion_rank(name: str) -> tuple[int, str]:

@@ -115,8 +115,7 @@ def encode_shard(
     Returns:
         The sidecar as written: rows, failures with reasons, file hashes, seconds per step.
     """
-    rows = _Rows({name: [] for name in _code_grids(spec)})
-    _encode_rows(task, rows, tokenizers, spec, config, resources or WorkerResources(config.decode_threads or 2))
+    rows = encode_rows(task, tokenizers, spec, config, resources or WorkerResources(config.decode_threads or 2))
     with rows.timed("write"):
         # Where a shard is made again, the old sidecar must not describe new bytes.
         sidecar_path(out, task.shard).delete()
@@ -135,18 +134,18 @@ def encode_shard(
     return sidecar
 
 
-def _encode_rows(
+def encode_rows(
     task: ShardTask,
-    rows: _Rows,
     tokenizers: Mapping[str, Tokenizer],
     spec: ShardSpec,
     config: TokenizeConfig,
     resources: WorkerResources,
-) -> None:
-    """Read and encode a shard's batches in order, one shard of the process at a time.
+) -> Rows:
+    """Read and encode a shard's batches in order, one shard of the process at a time; arguments as `encode_shard`.
 
     On a GPU the next batch is queued before the codes of the previous one are fetched.
     """
+    rows = Rows({name: [] for name in _code_grids(spec)})
     read = functools.partial(
         _read_views,
         samples=task.samples,
@@ -177,6 +176,7 @@ def _encode_rows(
             rows.add(pending)
     finally:
         resources.encode_lock.release()
+    return rows
 
 
 def _code_grids(spec: ShardSpec) -> dict[str, tuple[int, int]]:
@@ -194,7 +194,7 @@ class _PendingCodes(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Rows:
+class Rows:
     """The rows of a shard so far, its failures, and the seconds per step."""
 
     codes: dict[str, list[npt.NDArray[np.uint16]]]
@@ -209,6 +209,7 @@ class _Rows:
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
+        """Add the time of the block to that of a step."""
         start = time.perf_counter()
         yield
         self.durations_s[step] += time.perf_counter() - start
@@ -225,6 +226,7 @@ class _Rows:
                 self.codes[name].append(codes_Nhw[: len(views)])  # without the padding of the batch
 
     def to_table(self, spec: ShardSpec) -> Any:
+        """The rows as a shard's table."""
         codes = {
             name: np.concatenate([np.empty((0, *grid), np.uint16), *self.codes[name]])
             for name, grid in _code_grids(spec).items()

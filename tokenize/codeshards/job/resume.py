@@ -78,10 +78,18 @@ def open_job(
     Raises:
         ShardError: `out` holds another plan.
     """
-    store, plan_hash = open_store(out), plan.hash
+    store = open_store(out)
     if save_or_match(plan, store):
         log.info("%s has this plan already: only missing shards are made", store)
     remove_temps(plan, store)
+    return missing_shards(plan, store, retry_failed=retry_failed, check_name=check_name)
+
+
+def missing_shards(
+    plan: Plan, store: Store, *, retry_failed: bool = False, check_name: Callable[[str], object] | None = None
+) -> MissingShards:
+    """The shards that :func:`open_job` finds missing. Nothing is written."""
+    plan_hash = plan.hash
 
     def is_missing(shard: PlannedShard) -> bool:
         if not shard_is_done(store, plan_hash, shard, check_name=check_name):

@@ -82,12 +82,57 @@ def tokenize(
             of a shard died repeatedly, or more samples failed than `config.max_failure_rate` allows.
         InputError: The dataset or a tokenizer cannot be opened.
     """
-    store = absolute(out)
-    splits = open_splits(dataset, data)
-    dataset = resolve(dataset, data)
-    check_apart(store, data=sources_of(splits, data), tokenizer=list(tokenizers.values()))
+    store, splits, dataset = open_inputs(dataset, data, tokenizers, out)
     with locked_store(store, "tokenize"):
         return _tokenize(config, dataset, splits, tokenizers, store, overwrite=overwrite, retry_failed=retry_failed)
+
+
+def open_inputs(
+    dataset: str, data: Path, tokenizers: Mapping[str, Path], out: Where
+) -> tuple[Store, dict[str, Split], str]:
+    """The output, the splits and the resolved name of the dataset; arguments and errors as :func:`tokenize`."""
+    store = absolute(out)
+    splits = open_splits(dataset, data)
+    check_apart(store, data=sources_of(splits, data), tokenizer=list(tokenizers.values()))
+    return store, splits, resolve(dataset, data)
+
+
+def make_plan(
+    config: TokenizeConfig,
+    dataset: str,
+    splits: Mapping[str, Split],
+    tokenizers: Mapping[str, Path],
+    store: Store,
+    *,
+    overwrite: bool,
+) -> tuple[Plan, ShardSpec]:
+    """The plan of a job and the columns of its shards; arguments and errors as :func:`tokenize`."""
+    if config.compile and "RAY_ADDRESS" not in os.environ:  # the nodes of a cluster check for themselves
+        check_compiler(device_of(config), ShardError)
+    models = {name: load_config(folder).model for name, folder in tokenizers.items()}
+    _check_fit(models, splits)
+    if config.views > 1:
+        for samples in splits.values():
+            samples.check_mirror([name for name in models if name != IMAGE], "set views = 1")
+    planned = None if overwrite else planned_spec(store)
+    known = {name: grid.fingerprint for name, grid in _grids(planned).items()} if planned else {}
+    found = {name: fingerprint(folder, known.get(name, "")) for name, folder in tokenizers.items()}
+    spec = _spec(config, models, found)
+    spec.check_rows(config.shard_rows)
+    return build_plan(
+        samples={name: split.keys for name, split in splits.items()},
+        source_hashes={name: split.source_hash() for name, split in splits.items()},
+        settings={
+            **config.plan_settings(device_of(config)),
+            "dataset": dataset,
+            "resolution": models[IMAGE].resolution,
+            **_preprocessing(models),
+            "spec": spec.to_json(),
+        },
+        views=config.views,
+        shard_rows=config.shard_rows,
+        shuffle_seed=config.shuffle_seed,
+    ), spec
 
 
 def _tokenize(
@@ -100,32 +145,7 @@ def _tokenize(
     overwrite: bool,
     retry_failed: bool,
 ) -> Manifest:
-    if config.compile and "RAY_ADDRESS" not in os.environ:  # the nodes of a cluster check for themselves
-        check_compiler(_device(config), ShardError)
-    models = {name: load_config(folder).model for name, folder in tokenizers.items()}
-    _check_fit(models, splits)
-    if config.views > 1:
-        for samples in splits.values():
-            samples.check_mirror([name for name in models if name != IMAGE], "set views = 1")
-    planned = None if overwrite else planned_spec(store)
-    known = {name: grid.fingerprint for name, grid in _grids(planned).items()} if planned else {}
-    found = {name: fingerprint(folder, known.get(name, "")) for name, folder in tokenizers.items()}
-    spec = _spec(config, models, found)
-    spec.check_rows(config.shard_rows)
-    plan = build_plan(
-        samples={name: split.keys for name, split in splits.items()},
-        source_hashes={name: split.source_hash() for name, split in splits.items()},
-        settings={
-            **config.plan_settings(_device(config)),
-            "dataset": dataset,
-            "resolution": models[IMAGE].resolution,
-            **_preprocessing(models),
-            "spec": spec.to_json(),
-        },
-        views=config.views,
-        shard_rows=config.shard_rows,
-        shuffle_seed=config.shuffle_seed,
-    )
+    plan, spec = make_plan(config, dataset, splits, tokenizers, store, overwrite=overwrite)
     if overwrite:
         delete_dataset(store)
     missing = open_job(plan, store, retry_failed=retry_failed)
@@ -161,7 +181,7 @@ def _make(
         arrivals.expect(shard)
         return dict(Counter(kind_of(failure.reason) for failure in sidecar.failures))
 
-    device, folders = _device(config), {name: path.resolve() for name, path in tokenizers.items()}
+    device, folders = device_of(config), {name: path.resolve() for name, path in tokenizers.items()}
     events.write(
         "start",
         plan_hash=plan.hash,
@@ -266,7 +286,8 @@ def _grids(spec: ShardSpec) -> dict[str, GridSpec]:
     return {IMAGE: spec.image, **spec.conditions}
 
 
-def _device(config: TokenizeConfig) -> Literal["cpu", "cuda"]:
+def device_of(config: TokenizeConfig) -> Literal["cpu", "cuda"]:
+    """The device that a config means on this machine."""
     if config.device != "auto":
         return config.device
     import torch
