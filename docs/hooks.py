@@ -26,8 +26,9 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def names(package: str) -> str:
-    """References of the public names of a package."""
-    return "\n\n".join(f"::: {package}.{name}" for name in importlib.import_module(package).__all__)
+    """References of the public names of a package: functions, then classes."""
+    listed = sorted(importlib.import_module(package).__all__, key=lambda name: (name[0].isupper(), name))
+    return "\n\n".join(f"::: {package}.{name}" for name in listed)
 
 
 def modules(package: str, *chosen: str) -> str:
@@ -53,8 +54,13 @@ def presets() -> str:
     return "\n\n".join(f"## {name}\n\n```toml\n{text.strip()}\n```" for name, text in texts.items())
 
 
+def contributing() -> str:
+    """`CONTRIBUTING.md`, with its links as seen from `docs/`."""
+    return (ROOT / "CONTRIBUTING.md").read_text().replace("](docs/", "](")
+
+
 GENERATORS: dict[str, Callable[..., str]] = {
-    "names": names, "modules": modules, "commands": commands, "presets": presets,
+    "names": names, "modules": modules, "commands": commands, "presets": presets, "contributing": contributing,
 }  # fmt: skip
 _MARK = re.compile(rf"^<!-- ({'|'.join(GENERATORS)}): ?(.*?) ?-->$", re.MULTILINE)
 
