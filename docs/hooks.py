@@ -59,8 +59,14 @@ def contributing() -> str:
     return (ROOT / "CONTRIBUTING.md").read_text().replace("](docs/", "](")
 
 
+def code(path: str) -> str:
+    """A Python file of the repository."""
+    return f"```python\n{(ROOT / path).read_text().strip()}\n```"
+
+
 GENERATORS: dict[str, Callable[..., str]] = {
     "names": names, "modules": modules, "commands": commands, "presets": presets, "contributing": contributing,
+    "code": code,
 }  # fmt: skip
 _MARK = re.compile(rf"^<!-- ({'|'.join(GENERATORS)}): ?(.*?) ?-->$", re.MULTILINE)
 

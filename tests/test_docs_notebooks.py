@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from PIL import Image
 import imagepriors as ip
 from imagepriors.demo.layouts import write_demo_data
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
 
@@ -35,14 +37,15 @@ def execute(name: str, parameters: str) -> list[Any]:
 def run(local_ray_cores, tmp_path_factory):
     """A run folder as the quickstart leaves it, of 24 scenes and three steps each."""
     root = tmp_path_factory.mktemp("notebooks")
-    data, run = root / "data", root / "run"
+    data, run = root / "data", root / "runs/demo"
     write_demo_data(data, n_train=24, n_val=6, size=32, seed=0)
     short = {"steps": 3, "batch_size": 4, "model": {"resolution": 32}}
     tokenizer = ip.train_tokenizer(data, out=run / "tokenizer", **short)
     masks = ip.train_tokenizer(data, out=run / "tokenizer-segmentation", preset="demo-segmentation", **short)
     shards = ip.tokenize(data, tokenizer, out=run / "shards", conditions=masks)
     tiny = {"steps": 3, "batch_size": 4, "model": {"n_layer": 1}}
-    ip.train_prior(shards, out=run / "prior-row_major-segmentation", condition="segmentation", **tiny)
+    for condition in ("class", "segmentation"):
+        ip.train_prior(shards, out=run / f"prior-row_major-{condition}", condition=condition, **tiny)
     return run
 
 
@@ -72,10 +75,19 @@ def test_shards(run):
     assert shown[-1].size == (32, 32)
 
 
-def test_conditions(run, capsys):
+def test_conditions(run):
     shown = execute("conditions", f"RUN = {str(run)!r}")
     assert [len(one) for one in shown if hasattr(one, "codes")] == [4] * 4
-    assert "cond_dropout" in capsys.readouterr().out
+    assert "cond_dropout" in shown[-1]
+
+
+def test_the_page_about_python(run, monkeypatch):
+    """Its blocks run where the quickstart has run."""
+    monkeypatch.chdir(run.parents[1])
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), {})
 
 
 def test_pipeline_figure(run, tmp_path, monkeypatch):
@@ -87,6 +99,6 @@ def test_pipeline_figure(run, tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "MASKS", (0, 1, 2, 3))
-    figure = module.draw(run, run.parent / "data")
+    figure = module.draw(run, run.parents[1] / "data")
     assert [axes.get_title() for axes in figure.axes[:8]] == module.TOP
     assert all(axes.images for axes in figure.axes)
