@@ -42,7 +42,8 @@ def commands() -> str:
     from imagepriors.cli import COMMANDS
     from imagepriors.cli.shards import SHARDS
 
-    listed = [[name] for name in COMMANDS if name != "shards"] + [["shards", name] for name in SHARDS]
+    subcommands = getattr(SHARDS, "commands", SHARDS)
+    listed = [[name] for name in COMMANDS if name != "shards"] + [["shards", name] for name in subcommands]
     return "\n\n".join(f"## {' '.join(words)}\n\n```text\n{_help(words)}\n```" for words in listed)
 
 

@@ -42,7 +42,7 @@ def commands() -> list[tuple[str, str]]:
 def parse(argv: list[str]) -> None:
     """Parse a command line with the program's own parser, without running the command."""
     name, *rest = argv
-    functions = SHARDS if name == "shards" else COMMANDS
+    functions = getattr(SHARDS, "commands", SHARDS) if name == "shards" else COMMANDS
     name, rest = (rest[0], rest[1:]) if name == "shards" else (name, rest)
 
     @functools.wraps(functions[name])
