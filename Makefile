@@ -83,9 +83,18 @@ $(DOCS): $(READY)
 lock: $(DEV) ## Pin every version anew in constraints.txt, as far as pyproject.toml's have changed (SET=--upgrade: all)
 	$(UV) pip compile --quiet --no-header --no-annotate --all-extras --universal pyproject.toml -o constraints.txt $(SET)
 
+# Two trainings at once, each with half of the cores, finish earlier than one after the other: the networks are small.
+DEMO     := $(MAKE) --no-print-directory DATASET=demo
+TOGETHER  = OMP_NUM_THREADS=$$($(BIN)/python -c 'from runkit.machine import usable_cores as n; print(-(-n() // 2))') \
+            $(DEMO) -j2
+
+quickstart: DATASET = demo
+quickstart: DATA = data/demo
 quickstart: $(READY) ## Demo data → tokenizers → shards → two priors → report
-	@$(MAKE) --no-print-directory DATASET=demo COND=class train-prior
-	@$(MAKE) --no-print-directory DATASET=demo COND=segmentation train-prior
+	@$(DEMO) data/demo/demo.json
+	@$(TOGETHER) $(RUN)/tokenizer/summary.json $(RUN)/tokenizer-segmentation/summary.json
+	@$(DEMO) $(RUN)/shards/dataset.json
+	@$(TOGETHER) $(RUN)/prior-row_major-segmentation/summary.json $(RUN)/prior-row_major-class/summary.json
 	@$(CLI) report $(RUN) $(SOURCE)
 
 demo-data: data/demo/demo.json ## Generate the demo scenes
@@ -119,9 +128,11 @@ $(RUN)/shards/dataset.json: $(RUN)/tokenizer/summary.json $(BESIDE) | $(READY)
 	  $(if $(BESIDE),--condition $(patsubst %/summary.json,%,$(BESIDE))) \
 	  --out $(@D) --workers $(WORKERS) $(if $(filter tokenize,$(MAKECMDGOALS)),$(SET))
 
+# The folder is named prior-ORDER or prior-ORDER-CONDITION.
 train-prior: $(PRIOR)/summary.json ## Stage 2: train the prior (ORDER=, COND=)
-$(PRIOR)/summary.json: $(RUN)/shards/dataset.json | $(READY)
-	$(CLI) train-prior --preset $(PRESET) --order $(ORDER) --condition $(COND) --shards $(RUN)/shards --out $(@D) \
+$(RUN)/prior-%/summary.json: $(RUN)/shards/dataset.json | $(READY)
+	$(CLI) train-prior --preset $(PRESET) --order $(firstword $(subst -, ,$*)) \
+	  --condition $(or $(word 2,$(subst -, ,$*)),none) --shards $(RUN)/shards --out $(@D) \
 	  $(if $(filter train-prior,$(MAKECMDGOALS)),$(SET))
 
 sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)

@@ -69,7 +69,7 @@ def test_wheel_holds_exactly_the_five_packages_and_its_cli_runs(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == set(PACKAGES.values())
-    assert "imagepriors/presets/demo.toml" in names
+    assert {"imagepriors/presets/demo.toml", "imagepriors/reports/templates/page.css"} <= set(names)
     # A clean environment with our wheel alone; its dependencies (gigabytes) are lent by a path entry.
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")

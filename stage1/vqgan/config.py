@@ -173,6 +173,9 @@ class TrainConfig:
     """Parts in which a process computes its part of a batch one after the other, to save memory."""
     steps: int = 100_000
     """Optimiser steps."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """Optimiser of the autoencoder: Adam, or for its convolutions Muon, which learns more per step. The discriminator
+    has Adam."""
     learning_rate: float = 5.4e-5
     """Adam's learning rate, for both optimisers; taming-transformers' rule is 4.5e-6 times the batch size."""
     betas: tuple[float, float] = (0.5, 0.9)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from runkit.checkpoints import CONFIG, SCALARS, TENSORS, WEIGHTS, DamagedError, check_shapes, read_tensors, read_values
 from runkit.devices import make_autocast, resumed_precision
+from runkit.muon import Muon
 from runkit.runs import RunFolder, warn_of_other_steps
 from runkit.training import place_run, update_average
 from vqgan import checkpoint, distributed
@@ -56,9 +57,9 @@ class Trainer:
         loss = config.loss
         self.disc = PatchDiscriminator(config.model.channels, loss.disc_ch, loss.disc_layers).to(**layout)  # type: ignore[call-overload]
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        adam: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
-        self.optimizer = torch.optim.Adam(self.trained, **adam)
-        self.disc_optimizer = torch.optim.Adam(self.disc.parameters(), **adam)
+        adam: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas}
+        self.optimizer = self._make_optimizer(adam)
+        self.disc_optimizer = torch.optim.Adam(self.disc.parameters(), **adam, fused=True)
         self.step_done = 0
         if config.compile:
             # The last layer is not compiled, because the adaptive weight differentiates it separately.
@@ -69,6 +70,16 @@ class Trainer:
     def shipped(self) -> VQGAN:
         """The model that is evaluated and saved: the moving average, if there is one."""
         return self.averaged if self.averaged is not None else self.model
+
+    def _make_optimizer(self, adam: dict[str, Any]) -> torch.optim.Optimizer:
+        if self.config.optimizer == "adam":
+            return torch.optim.Adam(self.trained, **adam, fused=True)
+        ends = (self.model.encoder.conv_in, self.model.decoder.conv_out)
+        kernels = [m.weight for m in self.model.modules() if isinstance(m, nn.Conv2d) and m not in ends]
+        ids = {id(kernel) for kernel in kernels}
+        others = [p for p in self.trained if id(p) not in ids]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": kernels, "orthogonal": True}]
+        return Muon(groups, precision=self.precision, weight_decay=0.0, **adam)
 
     def learning_rate(self) -> float:
         """Return the learning rate of the next step."""

@@ -115,6 +115,8 @@ class TrainConfig:
     """Fraction of the steps from which no sequence is permuted; the probability decreases linearly in between."""
     steps: int = 2000
     """Optimizer steps of the whole run."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW, or for the matrices of the blocks Muon, which learns more per step; not with parallel = "fsdp"."""
     learning_rate: float = 1e-3
     """Peak learning rate. The paper's preset is batch 12 with 12 · 4.5e-6."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -171,6 +173,8 @@ class TrainConfig:
         )
         _require(0 < self.pkeep <= 1, "pkeep", self.pkeep, "use a probability in (0, 1]")
         self._check_random_order()
+        ok = self.optimizer == "adamw" or self.parallel == "ddp"
+        _require(ok, "optimizer", self.optimizer, "Muon requires whole matrices; use adamw with parallel = 'fsdp'")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number")
         ok = all(0 <= beta < 1 for beta in self.betas)
         _require(ok, "betas", self.betas, "use two numbers in [0, 1)")

@@ -1,14 +1,16 @@
-"""The optimizer: AdamW's parameter groups and the schedule of the learning rate."""
+"""The optimizer, its parameter groups, and the schedule of the learning rate."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codeprior.config import TrainConfig
 from codeprior.model import Prior
+from runkit.devices import Autocast
+from runkit.muon import Muon
 
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
@@ -22,14 +24,31 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
 
 
-def make_optimizer(prior: Prior, config: TrainConfig) -> torch.optim.AdamW:
-    """Return an AdamW that decays the weight matrices of linear layers only."""
+def make_optimizer(prior: Prior, config: TrainConfig, precision: Autocast = "float32") -> torch.optim.AdamW:
+    """Return the optimizer; it decays the weight matrices of linear layers only.
+
+    Muon has the matrices of the blocks, with products in `precision`; the head is AdamW's, as the embeddings are.
+    """
+    in_blocks = [module.weight for module in prior.blocks.modules() if isinstance(module, nn.Linear)]
     decayed = [module.weight for module in prior.modules() if isinstance(module, nn.Linear)]
+    muon = config.optimizer == "muon"
     ids = {id(parameter) for parameter in decayed}
-    others = [parameter for parameter in prior.parameters() if id(parameter) not in ids]
+    blocks = {id(parameter) for parameter in in_blocks} if muon else set()
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in decayed if id(p) not in blocks], "weight_decay": config.weight_decay},
+        {"params": [p for p in prior.parameters() if id(p) not in ids], "weight_decay": 0.0},
     ]
     beta1, beta2 = map(float, config.betas)  # torch refuses integers, which TOML may hold
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True)
+    if not muon:
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True)
+    matrices = {"params": in_blocks, "weight_decay": config.weight_decay, "orthogonal": True}
+    return Muon([*groups, matrices], precision=precision, lr=config.learning_rate, betas=(beta1, beta2))
+
+
+def moments_of(optimizer: torch.optim.AdamW) -> dict[Tensor, tuple[str, ...]]:
+    """Return the names of the tensors that the optimizer keeps of each parameter."""
+    return {
+        parameter: ("momentum",) if group.get("orthogonal") else ("exp_avg", "exp_avg_sq")
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }

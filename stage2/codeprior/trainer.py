@@ -25,7 +25,7 @@ from codeprior.augment import augment
 from codeprior.config import PriorError
 from codeprior.data import Batch, Batches, CodeBatches, CodeData, checked, random_bits
 from codeprior.model import Prior
-from codeprior.optim import learning_rate_at, make_optimizer
+from codeprior.optim import learning_rate_at, make_optimizer, moments_of
 from codeprior.speed import resolve_precision
 from codeprior.stream import StreamBatches
 from codeshards.format import ShardDataset
@@ -39,7 +39,6 @@ from runkit.training import place_run, update_average
 
 logger = logging.getLogger(__name__)
 _DROPOUT = 21  # the stream of random numbers that seeds a step's dropout
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +138,8 @@ class Trainer:
                 block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
         self.parameter_count = self.prior.parameter_count
         self.loss: nn.Module = self._wrap()
-        self.optimizer = make_optimizer(self.prior, config)
+        self.optimizer = make_optimizer(self.prior, config, precision)
+        self._moments = moments_of(self.optimizer)
 
     def _open_batches(self, dataset: ShardDataset) -> Batches:
         config, sequence, views = self.config, self.run.sequence, self.config.views == "one"
@@ -210,7 +210,7 @@ class Trainer:
         moments = (
             (f"{key}/{name}", self.optimizer.state[parameter][key])
             for name, parameter in self.prior.named_parameters()
-            for key in _MOMENTS
+            for key in self._moments[parameter]
         )
         trained = ((f"trained/{name}", tensor) for name, tensor in self.prior.state_dict().items())
         tensors = distributed.gather(itertools.chain(moments, trained if self.averaged is not None else ()))
@@ -226,7 +226,7 @@ class Trainer:
         values = self._values(checkpoint)
         weights, tensors = read_tensors(checkpoint)
         check_shapes(weights, self.shipped.state_dict(), checkpoint / ckpt.WEIGHTS)
-        expected = {f"{key}/{name}": p for name, p in self.prior.named_parameters() for key in _MOMENTS}
+        expected = {f"{key}/{name}": p for name, p in self.prior.named_parameters() for key in self._moments[p]}
         if self.averaged is not None:
             expected |= {f"trained/{name}": tensor for name, tensor in self.prior.state_dict().items()}
         check_shapes(tensors, expected, checkpoint / TENSORS)
@@ -259,9 +259,11 @@ class Trainer:
             for name, target in self.prior.state_dict().items():
                 target.copy_(distributed.distribute_like(tensors[f"trained/{name}"], target))
         for name, parameter in self.prior.named_parameters():
+            keys = self._moments[parameter]
+            moments = {key: distributed.distribute_like(tensors[f"{key}/{name}"], parameter) for key in keys}
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(self.step), device=parameter.device),
-                **{key: distributed.distribute_like(tensors[f"{key}/{name}"], parameter) for key in _MOMENTS},
+                **moments,
             }
         warn_of_other_steps(values["saved_steps"], self.config.steps, self.step, self._depends_on_steps())
         return values

@@ -146,12 +146,7 @@ def test_report_is_one_self_contained_page(run):
     assert main(["report", str(out), "--data", data]) == 0
     html = (out / "report" / "report.html").read_text()
     assert "below the unigram entropy" in html
-    pictures = sorted(path.stem for path in (out / "report").glob("*.png"))
-    assert pictures == [
-        "codebook", "data", "orders", "reconstructions", "samples-prior-zcurve-class",
-        "samples-prior-zcurve-segmentation", "stage1", "stage2",
-    ]  # fmt: skip
-    assert html.count("data:image/png;base64,") == len(pictures)
+    assert sorted(path.name for path in (out / "report").iterdir()) == [".report.json", "report.html"]
     assert "http:" not in html  # the four letters alone may be a part of a picture
     assert "https:" not in html
 

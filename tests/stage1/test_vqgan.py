@@ -298,7 +298,7 @@ def test_training_lowers_the_loss(splits, tmp_path):
     [
         {},
         {
-            "ema_decay": 0.9, "accumulate": 2, "clip_grad": 1.0, "crop_scale": 0.5,
+            "optimizer": "muon", "ema_decay": 0.9, "accumulate": 2, "clip_grad": 1.0, "crop_scale": 0.5,
             "loss": LossConfig(perceptual="none", codebook_decay=0.9, disc_start=2, disc_ch=8, disc_layers=1),
         },
     ],

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +216,19 @@ def test_resume_equals_uninterrupted_to_the_bit(
     train_prior(TINY, dataset.path, tmp_path / "run")
     assert final_bytes(tmp_path / "run") == final_bytes(finished)
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
+
+
+def test_a_run_with_muon_resumes_to_the_bit(dataset: ShardDataset, tmp_path: Path) -> None:
+    config = replace(TINY, optimizer="muon", ema_decay=0.9)
+    train_prior(config, dataset.path, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts", ignore=shutil.ignore_patterns("step-00000014"))
+    (tmp_path / "parts" / "summary.json").unlink()
+    train_prior(config, dataset.path, tmp_path / "parts")
+    assert final_bytes(tmp_path / "parts") == final_bytes(tmp_path / "whole")
+    first, *_, last = (line["train_nll_nats"] for line in read_metrics(tmp_path / "whole") if "train_nll_nats" in line)
+    assert last < first
+    with pytest.raises(PriorError, match="whole matrices; use adamw"):
+        replace(config, parallel="fsdp")
 
 
 def test_a_crash_between_checkpoints_loses_only_the_steps_since(

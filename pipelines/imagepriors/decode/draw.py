@@ -123,8 +123,7 @@ def draw_samples(
     check_count(n)
     prior = prior or load_prior(prior_run, device=pick_device("auto"))
     sequence = prior.sequence
-    root = prior_run if (prior_run / "tokenizer").is_dir() else shards  # an imported prior has its own
-    tokenizer = tokenizer or load_shard_tokenizer(root, "tokenizer", sequence.fingerprint)
+    tokenizer = tokenizer or load_prior_tokenizer(prior_run, shards, sequence)
     drawn = draw_codes(
         prior, prior_run, shards, n, config=config, per_condition=per_condition, given=given, size=size, frames=frames
     )
@@ -133,7 +132,7 @@ def draw_samples(
         hints_A = (
             decode_prefix(tokenizer, sequence, rows_AT[:, :given], rows_AT)
             if given
-            else _decode_condition(sequence, shards, drawn.row_conditions)
+            else decode_condition(sequence, shards, drawn.row_conditions)
         )
         originals_A = tokenizer.decode(to_grids(sequence, torch.from_numpy(rows_AT))[-1].numpy())
     hints, originals = (
@@ -240,7 +239,17 @@ def _sample(
     return codes_NHW.numpy(), [np.concatenate(batches) for _, batches in sorted(steps.items())]
 
 
-def _decode_condition(sequence: SequenceSpec, shards: Path, conditions: dict[str, Codes]) -> Pictures:
+def load_prior_tokenizer(prior_run: Path, shards: Path, sequence: SequenceSpec) -> Tokenizer:
+    """Load the tokenizer of a prior's codes: its own if it was imported, else that of the shards.
+
+    Raises:
+        ShardError: The tokenizer did not make the codes.
+    """
+    root = prior_run if (prior_run / "tokenizer").is_dir() else shards
+    return load_shard_tokenizer(root, "tokenizer", sequence.fingerprint)
+
+
+def decode_condition(sequence: SequenceSpec, shards: Path, conditions: dict[str, Codes]) -> Pictures:
     """The first picture condition as RGB pictures."""
     part = next(part for part in sequence.conditions if part.name != "class")
     tokenizer = load_shard_tokenizer(shards, f"tokenizer-{part.name}", part.fingerprint)

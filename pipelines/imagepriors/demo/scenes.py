@@ -5,6 +5,7 @@ World axes: x right, y up, z forwards, in metres; the camera looks along z from 
 one picture height, pixel (u, v) in [0, 1] sees the ray (u − ½, HORIZON − v, 1).
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,18 @@ class _Canvas:
         self.label = np.ones((size, size), dtype=np.uint8)
         self.depth = np.full((size, size), FAR_M, dtype=np.float32)
 
+    def window(self, xs: tuple[float, float], heights: tuple[float, float], zs: tuple[float, float]) -> "_Canvas":
+        """Return the part, sharing memory, that sees a box of x, height above the ground and z, in metres."""
+        size, part = len(self.u), copy.copy(self)
+        us = [x / z + 0.5 for x in xs for z in zs]
+        vs = [HORIZON - (height - CAMERA_M) / z for height in heights for z in zs]
+        columns, rows = (
+            slice(*(np.clip([min(at) * size - 1, max(at) * size + 2], 0, size).astype(int))) for at in (us, vs)
+        )
+        for name in ("u", "v", "dx", "dy", "color", "label", "depth"):
+            setattr(part, name, getattr(self, name)[rows, columns])
+        return part
+
     def put(
         self, hit: npt.NDArray[np.bool_], depth: Array, normal: tuple[Any, Any, Any], paint: Array, name: str
     ) -> None:
@@ -136,6 +149,7 @@ def _draw_sky_and_ground(canvas: _Canvas, rng: np.random.Generator, shadows: lis
 
 
 def _draw_ball(canvas: _Canvas, x: float, z: float, radius: float, paint: Array) -> None:
+    canvas = canvas.window((x - radius, x + radius), (0, 2 * radius), (z - radius, z + radius))
     oy = radius - CAMERA_M
     a = canvas.dx**2 + canvas.dy**2 + 1
     b = canvas.dx * x + canvas.dy * oy + z
@@ -149,6 +163,7 @@ def _draw_ball(canvas: _Canvas, x: float, z: float, radius: float, paint: Array)
 
 def _draw_box(canvas: _Canvas, x: float, z: float, half: float, height: float, paint: Array, name: str = "box") -> None:
     """Draw an upright box; the slab method finds the entry point of each ray."""
+    canvas = canvas.window((x - half, x + half), (0, height), (z - half, z + half))
     tiny = 1e-9
     rays = (canvas.dx + tiny, canvas.dy + tiny, np.ones_like(canvas.dx))
     bounds = ((x - half, x + half), (-CAMERA_M, height - CAMERA_M), (z - half, z + half))
@@ -163,6 +178,7 @@ def _draw_cone(
     canvas: _Canvas, x: float, z: float, radius: float, foot: float, top: float, paint: Array, name: str
 ) -> None:
     """Draw a cone with its circle at height `foot` and its tip at height `top`, in metres."""
+    canvas = canvas.window((x - radius, x + radius), (foot, top), (z - radius, z + radius))
     slope2 = (radius / (top - foot)) ** 2
     tip = top - CAMERA_M
     a = canvas.dx**2 + 1 - slope2 * canvas.dy**2
@@ -213,17 +229,19 @@ def _pose(rng: np.random.Generator, x: float, height: float) -> Array:
 
 def _draw_person(canvas: _Canvas, joints: Array, z: float, shirt: Array, trousers: Array) -> None:
     """Draw limbs as capsules in the plane of the body, rounded by shading."""
-    wx, wy = canvas.dx * z, canvas.dy * z + CAMERA_M
     skin = np.array([0.93, 0.72, 0.56])
 
     def capsule(a: Array, b: Array, radius: float, paint: Array) -> None:
+        xs, ys = ((min(a[axis], b[axis]) - radius, max(a[axis], b[axis]) + radius) for axis in (0, 1))
+        part = canvas.window(xs, ys, (z, z))
+        wx, wy = part.dx * z, part.dy * z + CAMERA_M
         a, b = a.astype(np.float32), b.astype(np.float32)
         ab = b - a
         t = np.clip(((wx - a[0]) * ab[0] + (wy - a[1]) * ab[1]) / (ab @ ab + 1e-9), 0, 1)
         ox, oy = (wx - a[0] - t * ab[0]) / radius, (wy - a[1] - t * ab[1]) / radius
         inside = 1 - ox**2 - oy**2
         bulge = np.sqrt(np.maximum(inside, 0))
-        canvas.put(inside > 0, z - radius * bulge, (ox, oy, -bulge), paint, "person")
+        part.put(inside > 0, z - radius * bulge, (ox, oy, -bulge), paint, "person")
 
     unit = float(np.linalg.norm(joints[1] - (joints[8] + joints[11]) / 2)) / 0.56
     for a, b, radius, paint in (

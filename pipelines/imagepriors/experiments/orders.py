@@ -18,8 +18,8 @@ from codeshards.format import ORDER_NAMES, OrderName, order
 from imagepriors.decode.draw import draw_samples
 from imagepriors.experiments.config import ShardKind
 from imagepriors.experiments.workspace import PriorRuns, Workspace
+from imagepriors.reports.charts import curve
 from imagepriors.reports.figures import picture_grid
-from imagepriors.reports.run import curve
 
 _SAMPLES = 8
 

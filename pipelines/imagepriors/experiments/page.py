@@ -27,6 +27,6 @@ def write_page(run: Path) -> Path:
         files = {picture: (home / name / picture).read_bytes() for picture in names}
         sections.append({"title": f"{found['title']}: {description}", "text": found["text"], "files": files})
         facts.append((name, f"preset {found['preset']}, dataset {found['dataset']}"))
-    page = render_page(f"imagepriors: the paper's experiments on {run.name}", facts, sections)
+    page = render_page(f"The paper's experiments on {run.name}", facts, sections)
     publish_file(home / "index.html", page, "experiment")
     return home / "index.html"

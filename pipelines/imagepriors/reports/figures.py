@@ -1,16 +1,19 @@
 """Picture grids, colour maps of labels and depth, and plots."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 from PIL import Image
 
-from codeshards.format import ShardError, order
+from codeshards.format import ShardError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -19,6 +22,8 @@ def colorize(pictures: npt.NDArray[Any]) -> Pixels:
     """Convert any decoded modality to RGB [N, H, W, 3]: labels have fixed colours (0 is black), depth a colour map."""
     if pictures.ndim == 4:
         return pictures
+    import matplotlib as mpl  # takes a second, and most pictures are RGB
+
     if pictures.dtype == np.uint8:
         palette = np.concatenate([np.zeros((1, 3)), *(mpl.colormaps["tab20"](np.arange(20))[:, :3] for _ in range(13))])
         return np.asarray((palette[:256] * 255).astype(np.uint8)[pictures])
@@ -44,27 +49,18 @@ def picture_grid(pictures: npt.NDArray[Any], columns: int, *, scale: int = 2, pa
     return Image.fromarray(canvas)
 
 
-def orders_figure(names: Sequence[str], height: int, width: int) -> Figure:
-    """Plot one panel per order: colour and number of a cell are its position in the sequence, a line shows the path."""
-    figure = Figure(figsize=(3.1 * len(names), 3.4), layout="constrained")
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
-        sequence = order(name, height, width)
-        position = np.empty(height * width)
-        position[sequence] = np.arange(height * width)
-        axes.imshow(position.reshape(height, width), cmap="viridis")
-        axes.plot(sequence % width, sequence // width, color="white", linewidth=1, alpha=0.7)
-        if height * width <= 64:
-            for cell, t in enumerate(position.astype(int)):
-                axes.text(cell % width, cell // width, str(t), ha="center", va="center", fontsize=7, color="black")
-        axes.set(title=name, xticks=[], yticks=[])
-    return figure
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def curves_figure(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str, *, xlabel: str = "step"
 ) -> Figure:
     """Plot named (steps, values) lines."""
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    figure = _figure(6, 3.4)
     axes = figure.subplots()
     for name, (steps, values) in curves.items():
         axes.plot(steps, values, label=name, marker="o" if len(steps) < 12 else None, markersize=3)
@@ -76,7 +72,7 @@ def curves_figure(
 
 def bars_figure(groups: Mapping[str, Mapping[str, float]], ylabel: str, *, log: bool = False) -> Figure:
     """Plot groups of labelled bars; bars of one name have one colour."""
-    figure = Figure(figsize=(max(4.0, 1.6 * len(groups)), 3.4), layout="constrained")
+    figure = _figure(max(4.0, 1.6 * len(groups)), 3.4)
     axes = figure.subplots()
     names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
     width = 0.8 / len(names)
@@ -92,30 +88,19 @@ def bars_figure(groups: Mapping[str, Mapping[str, float]], ylabel: str, *, log: 
     return figure
 
 
-def usage_figure(counts_K: Sequence[int]) -> Figure:
-    """Plot the frequency of each code, most frequent first."""
-    figure = Figure(figsize=(6, 3.0), layout="constrained")
-    axes = figure.subplots()
-    share = np.sort(np.asarray(counts_K, dtype=float))[::-1] / max(1, sum(counts_K))
-    axes.bar(np.arange(len(share)), share, width=1.0, color="tab:blue")
-    used = int((share > 0).sum())
-    axes.set(xlabel="code, by frequency", ylabel="share of all codes", title=f"{used} of {len(share)} codes are used")
-    return figure
-
-
 def png_bytes(picture: Figure | Image.Image) -> bytes:
     """Encode a figure or image as PNG."""
     buffer = BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(buffer, dpi=110)
-    else:
+    if isinstance(picture, Image.Image):
         picture.save(buffer, "PNG")
+    else:
+        picture.savefig(buffer, dpi=110)
     return buffer.getvalue()
 
 
 def entropy_figure(entropies_HW: Mapping[str, npt.NDArray[Any]]) -> Figure:
     """Plot a heat map per kind of code: bits of entropy at each position of its grid."""
-    figure = Figure(figsize=(3.6 * len(entropies_HW), 3.2), layout="constrained")
+    figure = _figure(3.6 * len(entropies_HW), 3.2)
     for axes, (name, entropy_HW) in zip(
         np.atleast_1d(figure.subplots(1, len(entropies_HW))), entropies_HW.items(), strict=True
     ):
@@ -127,7 +112,7 @@ def entropy_figure(entropies_HW: Mapping[str, npt.NDArray[Any]]) -> Figure:
 
 def labels_figure(counts: Mapping[str, int]) -> Figure:
     """Plot the rows of each label in the order of the mapping; more than 30 labels are not named."""
-    figure = Figure(figsize=(6, 3.0), layout="constrained")
+    figure = _figure(6, 3.0)
     axes = figure.subplots()
     axes.bar(np.arange(len(counts)), list(counts.values()), width=0.9, color="tab:blue")
     if len(counts) <= 30:

@@ -11,8 +11,10 @@ from codeshards.format import Failure, Manifest, ShardDataset, Sidecar, Store, W
 from codeshards.format.contents import EVENTS_FILE, REPORT_FILE
 from codeshards.job.progress import kind_of, read_events
 from imagepriors.decode.rows import load_shard_tokenizer
-from imagepriors.reports.figures import curves_figure, picture_grid, png_bytes, usage_figure
-from imagepriors.reports.page import render_page
+from imagepriors.reports.charts import line_chart
+from imagepriors.reports.figures import colorize
+from imagepriors.reports.page import embed, render_page
+from imagepriors.reports.run_codes import usage_chart
 from vqgan.data import spread
 
 _SHOWN = 24
@@ -46,7 +48,7 @@ def write_tokenize_report(where: Where) -> Store:
         *_failure_sections(out, dataset.manifest),
         *_code_sections(dataset),
     ]
-    html = render_page(f"imagepriors: shards in {out.name}", _facts(dataset.manifest, events), sections)
+    html = render_page(f"Shards in {out.name}", _facts(dataset.manifest, events), sections)
     page = out / REPORT_FILE
     page.write_bytes(html)
     return page
@@ -114,10 +116,9 @@ def _throughput_sections(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rates = _rates(events)
     if not rates:
         return []
-    figure = curves_figure(rates, "images/s", xlabel="minutes of work")
-    figure.axes[0].set_ylim(bottom=0)
+    chart = line_chart("images/s", rates, x_label="minutes of work", from_zero=True)
     text = f"Images per second of each node, in {len(_runs(events))} run(s) of the job."
-    return [{"title": "Throughput", "text": text, "files": {"throughput.png": png_bytes(figure)}}]
+    return [{"title": "Throughput", "text": text, "chart": chart}]
 
 
 def _failure_sections(out: Store, manifest: Manifest) -> list[dict[str, Any]]:
@@ -142,7 +143,7 @@ def _failure_sections(out: Store, manifest: Manifest) -> list[dict[str, Any]]:
         for index, failure in enumerate(found[kind])
     ]
     text = f"Failed samples by kind, at most {_NAMED} of each kind; the sidecars name all."
-    return [{"title": "Failures", "text": text, "files": {}, "rows": rows}]
+    return [{"title": "Failures", "text": text, "rows": rows}]
 
 
 def _code_sections(dataset: ShardDataset) -> list[dict[str, Any]]:
@@ -160,18 +161,23 @@ def _code_sections(dataset: ShardDataset) -> list[dict[str, Any]]:
             break
     if not rows:
         return []
-    usage = usage_figure(counts_K.tolist())
+    used = f"{(counts_K > 0).sum():,} of {grid.codebook_size:,} codes occur"
+    usage = usage_chart(np.sort(100 * counts_K / counts_K.sum())[::-1].tolist())
     tokenizer = load_shard_tokenizer(dataset.path, "tokenizer", grid.fingerprint)
     chosen_NT = first[spread(len(first), _SHOWN)][:, inverse(order, grid.height, grid.width)]
     decoded = np.concatenate(
         [tokenizer.decode(few) for few in np.array_split(chosen_NT.reshape(-1, grid.height, grid.width), 4)]
     )
-    tiles = picture_grid(decoded, 8, scale=max(1, 96 // decoded.shape[1]))
+    tiles = [embed(pixels, f"decoded row {number}") for number, pixels in enumerate(colorize(decoded), 1)]
     return [
-        {"title": "Code usage", "text": f"{rows:,} rows of {split}.", "files": {"usage.png": png_bytes(usage)}},
+        {
+            "title": "Code usage",
+            "text": f"{used} in {rows:,} rows of {split}. The others are wasted.",
+            "chart": usage,
+        },
         {
             "title": "Decoded samples",
             "text": f"Rows of {split}, decoded by the tokenizer. They should look like the data.",
-            "files": {"samples.png": png_bytes(tiles)},
+            "tiles": tiles,
         },
     ]
