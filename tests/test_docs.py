@@ -17,6 +17,8 @@ from runkit.configs import from_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DEFAULT = "imagenet-small"
+"""Preset of a command that names none: what the commands would choose requires their data."""
 BLOCK = re.compile(r"^( *)```[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -51,9 +53,9 @@ def parse(argv: list[str]) -> None:
 
     function = stub
     if name in CONFIGS and functions is COMMANDS:
-        preset = rest[rest.index("--preset") + 1] if "--preset" in rest else "demo"
+        preset = rest[rest.index("--preset") + 1] if "--preset" in rest else DEFAULT
         cls, table = CONFIGS[name]
-        config = from_dict(cls, load_preset("demo" if preset.endswith(".toml") else preset, table))
+        config = from_dict(cls, load_preset(DEFAULT if preset.endswith(".toml") else preset, table))
         function = functools.partial(stub, config=config)
     tyro.cli(function, args=rest)
 
