@@ -34,6 +34,7 @@ BIN      := .venv/bin
 CLI      := $(BIN)/imagepriors
 READY    := .venv/.ready
 DEV      := .venv/.ready-dev
+DOCS     := .venv/.ready-docs
 # uv installs the same pins in a fraction of pip's time; it is installed into .venv where the machine has none.
 UV       := $(or $(shell command -v uv),$(BIN)/uv)
 INSTALL   = $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
@@ -73,6 +74,10 @@ $(READY): pyproject.toml constraints.txt
 
 $(DEV): $(READY)
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(DOCS): $(READY)
+	$(INSTALL) -e '.[docs]'
 	@touch $@
 
 lock: $(DEV) ## Pin every version anew in constraints.txt, as far as pyproject.toml's have changed (SET=--upgrade: all)
@@ -153,6 +158,9 @@ bench: $(DEV) ## Measure against the rivals on this machine (SUITE='loader sampl
 readme: $(READY) ## Put the tables that bench has measured into docs/benchmarks.md
 	$(BIN)/python -m priorbench.readme docs/benchmarks.md
 
+docs: $(DOCS) ## Build the documentation site into site/, strictly: every link and name must resolve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 faults: $(DEV) ## Kill workers, nodes and drivers of small jobs at random, and compare the bytes (KILLS=)
 	KILLS=$(KILLS) $(BIN)/pytest -m slow -s tests/tokenize/test_faults.py
 
@@ -168,8 +176,8 @@ test: $(DEV) ## Run the tests (slow ones: .venv/bin/pytest -m slow)
 	$(BIN)/pytest -m "not slow"
 
 clean: ## Remove build products and caches (keeps .venv, runs and data)
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .PHONY: help setup lock quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
         evaluate-prior figures \
-        sample report bench readme faults check lint test clean
+        sample report bench readme docs faults check lint test clean
