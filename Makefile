@@ -35,6 +35,7 @@ CLI      := $(BIN)/imagepriors
 READY    := .venv/.ready
 DEV      := .venv/.ready-dev
 DOCS     := .venv/.ready-docs
+LOCKED   := annotate bench cuda dev docs hub wandb
 # uv installs the same pins in a fraction of pip's time; it is installed into .venv where the machine has none.
 UV       := $(or $(shell command -v uv),$(BIN)/uv)
 INSTALL   = $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
@@ -80,8 +81,9 @@ $(DOCS): $(READY)
 	$(INSTALL) -e '.[docs]'
 	@touch $@
 
+# Without trackio, which would pin an older Pillow for all.
 lock: $(DEV) ## Pin every version anew in constraints.txt, as far as pyproject.toml's have changed (SET=--upgrade: all)
-	$(UV) pip compile --quiet --no-header --no-annotate --all-extras --universal pyproject.toml -o constraints.txt $(SET)
+	$(UV) pip compile --quiet --no-header --no-annotate $(LOCKED:%=--extra %) --universal pyproject.toml -o constraints.txt $(SET)
 
 # Two trainings at once, each with half of the cores, finish earlier than one after the other: the networks are small.
 DEMO     := $(MAKE) --no-print-directory DATASET=demo

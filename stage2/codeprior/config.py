@@ -57,9 +57,9 @@ class ModelConfig:
     dropout: float = 0.0
     """Probability of zeroing a channel of the embedded input and of each residual branch, in training."""
     position: Literal["learned", "rotary", "grid"] = "grid"
-    """How a token's position enters: an embedding of its place in the sequence (GPT-2, the paper), queries and keys that
-    are rotated by it (RoPE), or embeddings of row and column, shared by condition and image, of its cell and of the cell
-    it predicts."""
+    """How a token's position enters: an embedding of its place in the sequence (GPT-2, the paper), queries and keys
+    that are rotated by it (RoPE), or embeddings of row and column, shared by condition and image, of its cell and of
+    the cell it predicts."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation before each branch, and at the end."""
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
