@@ -36,6 +36,15 @@ def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype = torch.float32) -> T
     return (x if is_wide else x.mT).to(matrices_NRC.dtype)
 
 
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[Tensor, tuple[str, ...]]:
+    """Return the names of the tensors of its own shape that Adam, AdamW or Muon keeps of each parameter."""
+    return {
+        parameter: ("momentum",) if group.get("orthogonal") else ("exp_avg", "exp_avg_sq")
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
 class Muon(torch.optim.AdamW):
     """AdamW, except for groups with ``orthogonal=True``, whose parameters follow Muon.
 

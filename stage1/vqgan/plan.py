@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from runkit.muon import moments_of
 from runkit.plans import Trial, WorkPlan, changed_settings, evaluations, try_step
 from runkit.trackers import check_tracker
 from vqgan import checkpoint
@@ -46,7 +47,9 @@ def plan_training(config: TrainConfig, splits: Mapping[str, Split], run: Path) -
     adversarial = _adversarial_steps(config, done)
     images = min(config.eval_images or len(splits["val"]), len(splits["val"]))
     model = 4 * sizes["autoencoder"]
-    saved = model * (4 if config.ema_decay else 3) + 12 * sizes["discriminator"]
+    moments = moments_of(trainer.optimizer)
+    saved = model * (2 if config.ema_decay else 1) + 12 * sizes["discriminator"]
+    saved += 4 * sum(parameter.numel() * len(kept) for parameter, kept in moments.items())
     figures = {
         "steps": steps, "steps_done": done, "adversarial_steps": adversarial,
         "images": {name: len(split) for name, split in splits.items()},

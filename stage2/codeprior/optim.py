@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from codeprior.config import TrainConfig
 from codeprior.model import Prior
@@ -43,12 +43,3 @@ def make_optimizer(prior: Prior, config: TrainConfig, precision: Autocast = "flo
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True)
     matrices = {"params": in_blocks, "weight_decay": config.weight_decay, "orthogonal": True}
     return Muon([*groups, matrices], precision=precision, lr=config.learning_rate, betas=(beta1, beta2))
-
-
-def moments_of(optimizer: torch.optim.AdamW) -> dict[Tensor, tuple[str, ...]]:
-    """Return the names of the tensors that the optimizer keeps of each parameter."""
-    return {
-        parameter: ("momentum",) if group.get("orthogonal") else ("exp_avg", "exp_avg_sq")
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }

@@ -22,6 +22,7 @@ from codeshards.format import ShardDataset, Where
 from runkit.devices import Autocast, make_autocast
 from runkit.folders import check_apart
 from runkit.machine import memory_bytes
+from runkit.muon import moments_of
 from runkit.plans import Trial, WorkPlan, changed_settings, evaluations, try_step
 from runkit.trackers import check_tracker
 from runkit.training import place_run
@@ -51,8 +52,11 @@ def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPl
     with torch.random.fork_rng(devices=[]):
         prior = Prior(config.model, sequence)
         weights = 4 * prior.parameter_count
-        steps, copies = config.steps - done, 2 if config.ema_decay else 1
-        resident = weights * (3 + copies)
+        moments = moments_of(make_optimizer(prior, config))
+        saved = weights * (2 if config.ema_decay else 1)
+        saved += 4 * sum(parameter.numel() * len(kept) for parameter, kept in moments.items())
+        steps = config.steps - done
+        resident = saved + weights  # the gradients
         trial = eval_s = None
         fits = device.type == "cuda" or resident < memory_bytes()[1]
         if steps and fits:
@@ -64,8 +68,7 @@ def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPl
         "parameters": prior.parameter_count, "device": device.type, "precision": precision,
         "memory_bytes": trial.memory_bytes if trial else resident,
         "step_s": trial and round(trial.seconds, 4), "time_s": trial and steps * trial.seconds + (eval_s or 0.0),
-        "checkpoint_bytes": weights * (2 + copies),
-        "run_folder_bytes": config.keep_checkpoints * weights * (2 + copies) + 2 * weights,
+        "checkpoint_bytes": saved, "run_folder_bytes": config.keep_checkpoints * saved + 2 * weights,
         "cache_bytes": sum(rows.values()) * sequence.length * 2 if config.loader == "memory_map" else 0,
     }  # fmt: skip
     notes = ["time is that of trial steps on random codes, in one process here, without writing checkpoints"]

@@ -25,13 +25,14 @@ from codeprior.augment import augment
 from codeprior.config import PriorError
 from codeprior.data import Batch, Batches, CodeBatches, CodeData, checked, random_bits
 from codeprior.model import Prior
-from codeprior.optim import learning_rate_at, make_optimizer, moments_of
+from codeprior.optim import learning_rate_at, make_optimizer
 from codeprior.speed import resolve_precision
 from codeprior.stream import StreamBatches
 from codeshards.format import ShardDataset
 from runkit.checkpoints import TENSORS, DamagedError, check_shapes, read_tensors, read_values
 from runkit.devices import Autocast, make_autocast, resumed_precision
 from runkit.files import write_json
+from runkit.muon import moments_of
 from runkit.ranks import barrier, rank, world_size
 from runkit.runs import warn_of_other_steps
 from runkit.tensors import save_tensors
