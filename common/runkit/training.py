@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ from runkit.signals import GracefulStop
 from runkit.trackers import TrackerName
 
 log = logging.getLogger(__name__)
+SECONDS_PER_LINE = 60
+"""Time between lines of the log about the progress, where output goes to a file and there is no bar."""
 
 
 class _StopRequestedError(Exception):
@@ -118,13 +121,17 @@ class TrainingLoop(ABC):
                 total=self.steps, initial=self.step, desc=self.folder.command, unit="step",
                 disable=None if self.first else True,
             )  # fmt: skip
+            next_line = time.monotonic() + SECONDS_PER_LINE
             with bar:
                 while self.step < self.steps and not stopping:
                     self.advance()
                     bar.update()
                     stopping = self._stop_requested()
                     if self._is_due(self._log_every):
-                        bar.set_postfix(self._log_metrics())
+                        bar.set_postfix(shown := self._log_metrics())
+                        if bar.disable and self.first and time.monotonic() >= next_line:
+                            log.info("step %d of %d: %s", self.step, self.steps, _in_one_line(shown))
+                            next_line = time.monotonic() + SECONDS_PER_LINE
                     if saved := self._is_due(self._checkpoint_every) or stopping:
                         self._save()
                     if self._is_due(self._eval_every) and not stopping:
@@ -176,6 +183,10 @@ class TrainingLoop(ABC):
         if agreed := int(highest):  # a signal that arrives during the reduction counts at the next one
             self._stop.signal = agreed
         return agreed > 0
+
+
+def _in_one_line(figures: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in figures.items())
 
 
 @torch.no_grad()  # else the average would keep the graph of all earlier weights

@@ -231,6 +231,16 @@ def test_the_api_and_the_command_line_give_the_same(work, tmp_path, monkeypatch,
     drawn = prior.sample(3, seed=5)
     np.testing.assert_array_equal(np.load(tmp_path / "samples/codes.npz")["codes"], drawn.codes)
     assert Image.open(tmp_path / "samples/samples/0002.png").tobytes() == drawn[2].tobytes()
+    capsys.readouterr()
+    assert main([*words, "--condition", "2", "0"]) == 0  # by number, in turns
+    drawn = prior.sample(3, condition=[2, 0, 2], seed=5)
+    saved = np.load(tmp_path / "samples/codes.npz")
+    np.testing.assert_array_equal(saved["codes"], drawn.codes)
+    assert saved["condition_class"].tolist() == [2, 0, 2]
+    assert main([*words, "--condition", "nothing"]) == 2
+    assert f"choose a class among {', '.join(prior.sequence.class_names)}" in capsys.readouterr().err
+    assert main([*words, "--condition", "0", "--given", "upper"]) == 2
+    assert "only classes of a class-conditional prior" in capsys.readouterr().err
     assert main(["shards", "inspect", str(shards.path), "--out", str(tmp_path / "look")]) == 0
     assert json.loads((tmp_path / "look/inspect.json").read_text()) == ip.inspect(shards)
 

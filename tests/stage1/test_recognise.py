@@ -8,6 +8,7 @@ import pytest
 from tiny_pictures import png, put
 
 from vqgan.data import AUTO, open_splits, resolve
+from vqgan.data.recognise import recognise
 from vqgan.errors import InputError
 
 
@@ -32,6 +33,7 @@ def test_the_layout_is_recognised(tmp_path, caplog):
     put(tmp_path / "landscapes/images/a/2.jpg", png(2))
     open_splits(AUTO, tmp_path / "landscapes")
     assert "is read as landscapes: it has images/ and segmentations/" in caplog.text
+    assert recognise(tmp_path / "huggingface")[1] == "it has 1 table"
     put(tmp_path / "list/images.csv", b"image\n")
     assert resolve(AUTO, tmp_path / "list") == "folder"
     (tmp_path / "nothing").mkdir()

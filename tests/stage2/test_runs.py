@@ -175,6 +175,14 @@ def damaged(path: Path, kind: str) -> None:
     )
 
 
+def test_without_a_bar_the_log_shows_the_progress(dataset, run: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("runkit.training.SECONDS_PER_LINE", 0)
+    with caplog.at_level(logging.INFO, "runkit.training"):
+        train_prior(replace(TINY, steps=8), dataset.path, run)
+    shown = [message for message in caplog.messages if message.startswith("step 8 of 8: nll ")]
+    assert len(shown) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [*((name, kind) for name in FILES for kind in ("empty", "cut", "zeros", "bit", "missing")),

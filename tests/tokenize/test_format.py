@@ -398,6 +398,8 @@ def test_stored_fingerprint_of_the_earlier_rule_is_kept(tmp_path: Path) -> None:
 
 
 def test_unfinished_datasets_and_unknown_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"no shards in .*none: the folder does not exist"):
+        ShardDataset.open(tmp_path / "none")
     with pytest.raises(ShardError, match=r"dataset.json is missing: the tokenize job did not finish"):
         ShardDataset.open(tmp_path)
     make_dataset(tmp_path)

@@ -65,6 +65,9 @@ def preset_for_shards(shards: Path) -> str:
         settings = plan_settings(shards)
     except ShardError:  # shards of other programs have no plan
         settings = {}
+        store = open_store(shards)
+        if store.local is not None and not store.local.is_dir():
+            return _LARGE  # the command reports that they are missing
     if settings.get("dataset") == "demo":
         return _chosen("demo", "because these are the demo scenes")
     side = settings.get("resolution")

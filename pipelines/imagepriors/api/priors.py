@@ -168,6 +168,7 @@ class ImagePrior:
         out: PathLike,
         n: int,
         *,
+        condition: Any = None,
         given: str | int = 0,
         size: tuple[int, int] | None = None,
         frames: bool = False,
@@ -180,6 +181,7 @@ class ImagePrior:
         Args:
             out: The folder; samples of an earlier call are replaced, other files never.
             n: Number of samples.
+            condition: A class name or number, or one per sample. Default: as for :meth:`sample`.
             given: See :meth:`sample`.
             size: See :meth:`sample`.
             frames: Also write frames.gif, the images while they are sampled.
@@ -196,10 +198,11 @@ class ImagePrior:
         n, size = _count(n), _size(size)
         check_count(n)
         settings = _sampling(fields, config, preset, ImagePrior.save_samples)
+        classes = None if condition is None else self._classes_alone(condition, n, str(given))
         tokenizer = self.tokenizer
         return write_samples(
-            self.folder, self.shards, as_path(out), n, config=settings, given=str(given), size=size, frames=frames,
-            prior=self.loaded, tokenizer=None if tokenizer is None else tokenizer.loaded,
+            self.folder, self.shards, as_path(out), n, config=settings, given=str(given), size=size, classes=classes,
+            frames=frames, prior=self.loaded, tokenizer=None if tokenizer is None else tokenizer.loaded,
         )  # fmt: skip
 
     def _condition_tokens(self, condition: Any, n: int) -> dict[str, npt.NDArray[np.int64]]:
@@ -219,6 +222,11 @@ class ImagePrior:
             name: self._class_ids(values, n) if name == "class" else np.asarray(values, np.int64)
             for name, values in condition.items()
         }
+
+    def _classes_alone(self, condition: Any, n: int, given: str) -> npt.NDArray[np.int64]:
+        if given != "0" or self.sequence.condition != "class":
+            raise PriorError("condition: only classes of a class-conditional prior can be chosen, with given = 0")
+        return self._class_ids(condition, n)
 
     def _class_ids(self, classes: Any, n: int) -> npt.NDArray[np.int64]:
         names = self.sequence.class_names

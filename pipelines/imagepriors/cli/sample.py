@@ -14,6 +14,7 @@ def sample(
     shards: Path | None = None,
     out: Path | None = None,
     n: int = 25,
+    condition: tuple[str, ...] = (),
     given: str = "0",
     size: tuple[int, int] | None = None,
     frames: bool = False,
@@ -28,6 +29,7 @@ def sample(
             beside the prior.
         out: Folder for grid.png, the single pictures, the codes and their metadata. Default: samples-PRIOR beside it.
         n: Number of pictures.
+        condition: Classes to draw, by name or number, which take turns. Default: all classes.
         given: Part of validation pictures to complete: this many first codes of the prior's sequence, the `upper` half,
             the upper left `corner`, the `centre` (spiral_out), or `scales-K`, the first K scales.
         size: Rows and columns of codes, for pictures that are larger than the training pictures (order row_major).
@@ -38,7 +40,13 @@ def sample(
         imagepriors sample --prior runs/photos/prior-zcurve-class --n 16 --temperature 0.9
     """
     from imagepriors.api.priors import ImagePrior
+    from imagepriors.decode.draw import check_count
 
+    check_count(n)
+    trained = ImagePrior(prior, shards=shards)
+    names = trained.sequence.class_names if condition else ()
+    classes = [int(value) if value.isdecimal() and value not in names else value for value in condition]
+    chosen = [classes[i % len(classes)] for i in range(n)] if classes else None
     out = out or prior.parent / f"samples-{prior.name}"
-    grid = ImagePrior(prior, shards=shards).save_samples(out, n, given=given, size=size, frames=frames, config=config)
+    grid = trained.save_samples(out, n, condition=chosen, given=given, size=size, frames=frames, config=config)
     return f"{n} samples in {out}; look at {grid}"

@@ -74,13 +74,17 @@ def draw_codes(
     per_condition: int = 1,
     given: int = 0,
     size: tuple[int, int] | None = None,
+    classes: Codes | None = None,
     frames: bool = False,
 ) -> DrawnCodes:
     """Draw the codes of `n` pictures. Arguments and errors are those of :func:`draw_samples`, with a loaded prior."""
     check_count(n)
     sequence = prior.sequence
     _check_arguments(prior_run, sequence, config, given, size)
-    selected, rows_AT = _select_conditions(sequence, shards, -(-n // per_condition), given)
+    if classes is None:
+        selected, rows_AT = _select_conditions(sequence, shards, -(-n // per_condition), given)
+    else:
+        selected, rows_AT = {"class": classes}, None
     conditions = {name: tokens.repeat(per_condition, 0)[:n] for name, tokens in selected.items()}
     prefix_NP = None if rows_AT is None else rows_AT[:, :given].repeat(per_condition, 0)[:n]
     codes_NHW, steps = _sample(prior, n, conditions, prefix_NP, config, size, frames)
@@ -96,6 +100,7 @@ def draw_samples(
     per_condition: int = 1,
     given: int = 0,
     size: tuple[int, int] | None = None,
+    classes: Codes | None = None,
     frames: bool = False,
     sources: bool = True,
     prior: Prior | None = None,
@@ -111,6 +116,8 @@ def draw_samples(
         per_condition: Consecutive pictures per condition.
         given: Number of codes to take from validation pictures, from the start of the sequence.
         size: Rows and columns of codes, for pictures larger than the training pictures.
+        classes: Class [N] of each picture, for a prior whose condition is class; with `given` = 0 and one picture per
+            condition.
         frames: Whether to keep intermediate pictures.
         sources: Whether to decode the given codes or conditions, and the pictures that they are from.
         prior: The prior, if it is already loaded.
@@ -125,8 +132,9 @@ def draw_samples(
     sequence = prior.sequence
     tokenizer = tokenizer or load_prior_tokenizer(prior_run, shards, sequence)
     drawn = draw_codes(
-        prior, prior_run, shards, n, config=config, per_condition=per_condition, given=given, size=size, frames=frames
-    )
+        prior, prior_run, shards, n, config=config, per_condition=per_condition, given=given, size=size,
+        classes=classes, frames=frames,
+    )  # fmt: skip
     hints_A = originals_A = None
     if (rows_AT := drawn.rows_AT) is not None and sources:
         hints_A = (

@@ -32,6 +32,7 @@ def write_samples(
     config: SampleConfig,
     given: str = "0",
     size: tuple[int, int] | None = None,
+    classes: npt.NDArray[np.int64] | None = None,
     frames: bool = False,
     prior: Prior | None = None,
     tokenizer: Tokenizer | None = None,
@@ -48,6 +49,7 @@ def write_samples(
         config: Sampling configuration.
         given: Codes to take from validation pictures, as :func:`.prefix_length` describes them.
         size: Rows and columns of codes, for pictures larger than the training pictures.
+        classes: Class of each picture, as for :func:`.draw_samples`; None: classes take turns.
         frames: Whether to write frames.gif.
         prior: The prior, if it is already loaded.
         tokenizer: Its tokenizer, if it is already loaded.
@@ -69,8 +71,8 @@ def write_samples(
     planned = ["grid.png", *names, "codes.npz", "metadata.json", *["frames.gif"] * frames]
     check_publish(out, planned, _COMMAND)  # before drawing, because samples that cannot be written are lost
     samples = draw_samples(
-        prior_run, shards, n, config=config, per_condition=per_condition, given=n_given, size=size, frames=frames,
-        prior=prior, tokenizer=tokenizer,
+        prior_run, shards, n, config=config, per_condition=per_condition, given=n_given, size=size, classes=classes,
+        frames=frames, prior=prior, tokenizer=tokenizer,
     )  # fmt: skip
     columns = per_condition if from_rows else 0
     files = {"grid.png": png_bytes(sample_grid(samples, columns)), "codes.npz": _packed_codes(samples)}

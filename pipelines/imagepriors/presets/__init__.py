@@ -27,7 +27,11 @@ def load_preset(name: str, table: str) -> dict[str, Any]:
     """
     tables = read_preset(name)
     if not isinstance(tables.get(table), dict):
-        raise ShardError(f"preset {name!r} has no table [{table}]; it has {', '.join(f'[{part}]' for part in tables)}")
+        others = [other for other in preset_names() if isinstance(read_preset(other).get(table), dict)]
+        raise ShardError(
+            f"preset {name!r} has no table [{table}]; it has {', '.join(f'[{part}]' for part in tables)}. "
+            f"Choose a preset that has one: {', '.join(others)}"
+        )
     return dict(tables[table])
 
 

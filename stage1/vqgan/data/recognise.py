@@ -64,7 +64,9 @@ class _Folder:
     def mostly(self, kind: str) -> str | None:
         """Return why it is of this kind, or None if another kind has more files."""
         count = self.kinds[kind]
-        return f"it has {count:,} {kind}" if count and count == max(self.kinds.values()) else None
+        if not count or count < max(self.kinds.values()):
+            return None
+        return f"it has {count:,} {kind if count > 1 else kind.removesuffix('s')}"
 
 
 def _demo(here: _Folder) -> str | None:

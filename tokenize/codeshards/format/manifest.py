@@ -252,7 +252,10 @@ class Manifest:
         Raises:
             ShardError: It is missing (the tokenize job has not finished), damaged, or of another version.
         """
-        path = open_store(dataset) / MANIFEST_FILE
+        store = open_store(dataset)
+        path = store / MANIFEST_FILE
+        if store.local is not None and not store.local.is_dir():
+            raise ShardError(f"there are no shards in {store}: the folder does not exist. Tokenize a dataset first")
         if not path.exists():
             raise ShardError(
                 f"{path} is missing: the tokenize job did not finish, or this is not a dataset of shards. "
