@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import threading
@@ -81,6 +82,8 @@ class GracefulStop:
         if self._first_s is None:
             # A rank that stops with the others, before its own signal, must not die while it writes the checkpoint.
             self.signal, self._first_s = self.signal or number, now_s
+            with contextlib.suppress(OSError):  # not by logging, which may hold a lock that this handler interrupts
+                os.write(2, b"stopping after this step; another signal, from 5 s on, stops at once\n")
         elif now_s - self._first_s > _REPEAT_S:
             self._restore()
             signal.raise_signal(number)
