@@ -318,7 +318,7 @@ def test_spread_is_even():
 
 
 def test_wrong_names_and_folders_are_refused(tmp_path):
-    with pytest.raises(InputError, match="did you mean cifar10\? Choose one of auto, ade20k"):
+    with pytest.raises(InputError, match=r"did you mean cifar10\? Choose one of auto, ade20k"):
         open_splits("cifar", tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         open_splits("folder", tmp_path / "nowhere")
