@@ -179,7 +179,7 @@ def test_dropout_acts_in_training_only() -> None:
         ({"n_embd": 20, "n_head": 6}, "n_embd is 20: use a positive multiple of n_head = 6"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"position": "rotary", "n_embd": 6, "n_head": 2}, "'rotary' requires an even width"),
-        ({"mlp": "relu"}, "mlp is 'relu': choose one of gelu, gelu_tanh, swiglu"),
+        ({"mlp": "relu"}, "mlp is 'relu': did you mean gelu"),
         ({"attention": "flash"}, "choose one of sdpa, xformers, math"),
     ],
 )

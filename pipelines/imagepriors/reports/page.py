@@ -1,6 +1,7 @@
 """Self-contained HTML pages: templates, embedded pictures, and the style that all pages share."""
 
 import base64
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -52,7 +53,7 @@ def embed_frames(frames: Sequence[npt.NDArray[np.uint8]], alt: str, caption: str
 
 def embed_png(content: bytes, alt: str) -> Picture:
     """Embed the bytes of a PNG as they are."""
-    width, height = Image.open(BytesIO(content)).size
+    width, height = struct.unpack(">II", content[16:24])  # of the header, which comes first
     return Picture(_uri("png", content), width, height, alt, crisp=False)
 
 
