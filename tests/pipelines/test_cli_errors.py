@@ -21,7 +21,7 @@ from runkit.signals import StoppedError
         (["train-vqgan", "--preset", "nope"], "unknown preset 'nope': choose one of"),
         (["train-vqgan", "--preset", "demo", "--data", "/nowhere/at/all"], "does not exist"),
         (["train-vqgan", "--dataset", "imagenette"], "unknown dataset 'imagenette'"),
-        (["train-prior", "--shards", "/nowhere/at/all"], "dataset.json"),
+        (["train-prior", "--shards", "/nowhere/at/all"], "there are no shards in /nowhere/at/all"),
         (["tokenize", "--preset", "demo-segmentation"], "no table [tokenize]"),
         (["sample", "--preset", "demo", "--n", "1000000000"], "n is 1000000000: choose 1 to 1,000,000 pictures"),
         (["evaluate-prior", "--n", str(2**70)], "n is"),
