@@ -158,6 +158,7 @@ def test_other_maps_are_never_deleted_or_replaced(annotated, dpt, tmp_path, caps
     assert map_hashes(data) == before
 
 
+@pytest.mark.slow
 def test_images_in_tars_become_a_folder_dataset_in_out(tmp_path, capsys, write_images):
     torch.manual_seed(0)
     model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=7)

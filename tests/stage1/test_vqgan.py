@@ -318,6 +318,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(splits, tmp_path, c
         assert torch.equal(value, load_model(tmp_path / "parts")[1].state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_run_killed_at_a_random_moment_loses_only_the_steps_after_its_last_checkpoint(splits, tmp_path):
     every, config = 3, tiny_config(steps=18, checkpoint_every=3)
 

@@ -179,6 +179,7 @@ def test_average_is_what_is_shipped(dataset: ShardDataset, tmp_path: Path, singl
     assert not torch.equal(trained["head.weight"], averaged["head.weight"])
 
 
+@pytest.mark.slow
 def test_a_worker_of_ray_train_says_why_it_failed(local_ray_cores: object, tmp_path: Path) -> None:
     from imagepriors.cluster import train_on_ray
 

@@ -25,6 +25,7 @@ def test_a_module_that_workers_cannot_import_is_named(tokenizer, tmp_path):
         tokenize(CONFIG, dataset="photo_scores:read", data=data, tokenizers={"image": tokenizer}, out=out)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray_cores")
 def test_a_tokenizer_that_workers_cannot_import_is_named(package, tmp_path):
     package.write_tokenizer(tmp_path / "t")

@@ -129,6 +129,7 @@ def test_unavailable_storage_costs_no_row(undisturbed, data, tokenizer, tmp_path
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_temporarily_busy_object_store_costs_only_time(s3, data, tokenizer, undisturbed, caplog):
     """Arrow tries three times itself; requests that it gives up are repeated here."""
     refused = Counter[str]()
@@ -149,6 +150,7 @@ def test_temporarily_busy_object_store_costs_only_time(s3, data, tokenizer, undi
     assert found == hashes(undisturbed)
 
 
+@pytest.mark.slow
 def test_shards_are_read_from_a_temporarily_busy_store(s3, monkeypatch):
     monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
     expected = make_dataset("s3://bucket/d", rows=10)["train"]

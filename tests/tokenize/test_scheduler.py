@@ -155,6 +155,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_unequal_nodes_get_fitting_workers_and_the_packages(tmp_path):
     """A node of one core and one of four, workers of two cores: one small worker and two full ones."""
     cluster = RayCluster(1)
@@ -294,6 +295,7 @@ def test_scales_equal_those_of_the_tokenizer(local_ray_cores, data, tokenizer, t
         np.testing.assert_array_equal(batch[f"scale_{side}"][:4], scale.reshape(4, -1))
 
 
+@pytest.mark.slow
 def test_plans_of_earlier_versions_have_continuous_scales(local_ray_cores, data, tokenizer, tmp_path):
     """Their plans lack the field: such a job is resumed only with the setting that equals their behaviour."""
     config = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=1, scales=(2,), scales_from="continuous")

@@ -122,6 +122,7 @@ def test_cluster_whose_local_node_dies_ends_the_job(name, message):
     assert message in answer
 
 
+@pytest.mark.slow
 def test_ray_that_cannot_start_is_a_message_whose_remedy_works(tmp_path):
     place = tmp_path / ("a" * 100)
     place.mkdir()
@@ -138,6 +139,7 @@ def test_ray_that_cannot_start_is_a_message_whose_remedy_works(tmp_path):
     assert gone(env)
 
 
+@pytest.mark.slow
 def test_remedy_works_where_the_usual_folder_is_occupied():
     """The folders are directly in /tmp, because sockets require short paths."""
     script = "from runkit.ray_session import connected\nwith connected(1) as found: print(len(found.nodes()))"
@@ -304,15 +306,16 @@ def _logged(event: str) -> Callable[[dict[str, str], Path], bool]:
     return lambda env, out: any(found["event"] == event for found in read_events(out / EVENTS_FILE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number", "code"),
     [
-        pytest.param(_started("gcs_server"), signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (_started("gcs_server"), signal.SIGTERM, 143),
         (_logged("worker_ready"), signal.SIGTERM, 143),
-        pytest.param(_started("raylet"), signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(_started("DashboardAgent"), signal.SIGTERM, 143, marks=pytest.mark.slow),
-        pytest.param(_logged("worker_ready"), signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(_logged("made"), signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (_started("raylet"), signal.SIGINT, 130),
+        (_started("DashboardAgent"), signal.SIGTERM, 143),
+        (_logged("worker_ready"), signal.SIGINT, 130),
+        (_logged("made"), signal.SIGTERM, 143),
     ],
     ids=["gcs", "work", "raylet-int", "agent", "work-int", "end"],
 )
