@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codeprior.config import TrainConfig
 from codeprior.model import Prior
@@ -29,17 +30,25 @@ def make_optimizer(prior: Prior, config: TrainConfig, precision: Autocast = "flo
 
     Muon has the matrices of the blocks, with products in `precision`; the head is AdamW's, as the embeddings are.
     """
-    in_blocks = [module.weight for module in prior.blocks.modules() if isinstance(module, nn.Linear)]
-    decayed = [module.weight for module in prior.modules() if isinstance(module, nn.Linear)]
-    muon = config.optimizer == "muon"
-    ids = {id(parameter) for parameter in decayed}
-    blocks = {id(parameter) for parameter in in_blocks} if muon else set()
-    groups = [
-        {"params": [p for p in decayed if id(p) not in blocks], "weight_decay": config.weight_decay},
-        {"params": [p for p in prior.parameters() if id(p) not in ids], "weight_decay": 0.0},
-    ]
     beta1, beta2 = map(float, config.betas)  # torch refuses integers, which TOML may hold
-    if not muon:
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(beta1, beta2), fused=True)
-    matrices = {"params": in_blocks, "weight_decay": config.weight_decay, "orthogonal": True}
-    return Muon([*groups, matrices], precision=precision, lr=config.learning_rate, betas=(beta1, beta2))
+    options: dict[str, Any] = {"lr": config.learning_rate, "betas": (beta1, beta2)}
+    decayed = _linear_weights(prior)
+    decayed_ids = {id(weight) for weight in decayed}
+    others = {"params": [p for p in prior.parameters() if id(p) not in decayed_ids], "weight_decay": 0.0}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, others], **options, fused=True
+        )
+    matrices = _linear_weights(prior.blocks)
+    block_ids = {id(weight) for weight in matrices}
+    head = [weight for weight in decayed if id(weight) not in block_ids]
+    groups = [
+        {"params": head, "weight_decay": config.weight_decay},
+        others,
+        {"params": matrices, "weight_decay": config.weight_decay, "orthogonal": True},
+    ]
+    return Muon(groups, precision=precision, **options)
+
+
+def _linear_weights(module: nn.Module) -> list[Tensor]:
+    return [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
