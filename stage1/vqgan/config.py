@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from runkit.codes import MAX_CODEBOOK_SIZE
 from runkit.configs import check_fields, require
 from runkit.devices import Device, Precision
 from runkit.trackers import TrackerName
@@ -11,6 +12,7 @@ from vqgan.errors import InputError
 
 Modality = Literal["rgb", "segmentation", "depth", "pose"]
 Geometry = Literal["crop", "pad", "stretch"]
+Network = Literal["vqgan"]
 Quantizer = Literal["vq", "l2", "gumbel", "palette"]
 DiscLoss = Literal["hinge", "vanilla"]
 Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
@@ -46,6 +48,8 @@ class ModelConfig:
     """What is encoded: RGB images, one-hot segmentation maps, one-channel depth, or rendered poses."""
     n_labels: int = 0
     """Labels of a segmentation map, label 0 (unlabelled) included; 0 for every other modality."""
+    network: Network = "vqgan"
+    """Encoder and decoder. vqgan: those of CompVis and LlamaGen."""
     resolution: int = 256
     """Side of the square picture in pixels."""
     geometry: Geometry = "crop"
@@ -59,6 +63,8 @@ class ModelConfig:
     """Residual blocks per encoder level (the decoder has one more)."""
     attn_resolutions: tuple[int, ...] = (16,)
     """Sides of feature maps, in cells, that have self-attention."""
+    norm_groups: int = 0
+    """Groups of each GroupNorm; 0: 32, or fewer where a group would have fewer than 4 channels."""
     z_channels: int = 256
     """Channels of the latent before quantisation."""
     embed_dim: int = 256
@@ -67,20 +73,24 @@ class ModelConfig:
     """vq: nearest code; l2: nearest on the unit sphere, best with a low embed_dim. Not for training: gumbel, of
     released models, and palette, whose codes are colours."""
     codebook_size: int = 1024
-    """Number of code vectors; at most 65,536, because shards store uint16."""
+    """Number of code vectors; above 65,536, shards store uint32."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_fields(self, InputError)
-        _require(2 <= self.codebook_size <= 65_536, "codebook_size", self.codebook_size, "choose 2 … 65536")
+        ok = 2 <= self.codebook_size <= MAX_CODEBOOK_SIZE
+        _require(ok, "codebook_size", self.codebook_size, f"choose 2 … {MAX_CODEBOOK_SIZE}")
         for name, most in _MOST.items():
             _require(1 <= getattr(self, name) <= most, name, getattr(self, name), f"choose 1 … {most}")
         _require(self.ch % 8 == 0, "ch", self.ch, "choose a multiple of 8 (of 32 from ch 128 on, for GroupNorm)")
+        groups = self.norm_groups
+        _require(groups >= 0, "norm_groups", groups, "choose 0 (automatic) or the number of groups")
         ok = 1 <= len(self.ch_mult) <= 12 and all(1 <= factor <= 64 for factor in self.ch_mult)
         _require(ok, "ch_mult", self.ch_mult, "give 1 to 12 factors of 1 … 64")
         for width in (self.ch * factor for factor in (1, *self.ch_mult)):
-            fits = width < 128 or width % 32 == 0
-            _require(fits, "ch", self.ch, f"ch · ch_mult is {width}: from 128 on GroupNorm requires a multiple of 32")
+            fits = width % groups == 0 if groups else width < 128 or width % 32 == 0
+            needed = f"a multiple of norm_groups = {groups}" if groups else "from 128 on a multiple of 32"
+            _require(fits, "ch", self.ch, f"ch · ch_mult is {width}: GroupNorm requires {needed}")
         _require(
             self.resolution % self.factor == 0,
             "resolution",

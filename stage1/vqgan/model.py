@@ -4,34 +4,34 @@ Axes: B batch, C channels, H W pixels, h w grid cells, K codes, D code dimension
 published checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqgan.config import LossConfig, ModelConfig, ScalesFrom
+from vqgan.config import LossConfig, ModelConfig, Network, ScalesFrom
 from vqgan.cpu_kernels import GroupNorm
 from vqgan.errors import InputError
 from vqgan.plugins import find_plugin
-from vqgan.quantize import GumbelQuantizer, VectorQuantizer, pooled_codes
+from vqgan.quantize import QUANTIZERS, Quantizer, VectorQuantizer, pooled_codes
 
 
-def norm(channels: int) -> GroupNorm:
-    """Return a GroupNorm, eps 1e-6, with 32 groups as published, or fewer so that a group has 4 or more channels.
+def norm(channels: int, groups: int = 0) -> GroupNorm:
+    """Return a GroupNorm, eps 1e-6. By default it has 32 groups, or fewer so that a group has 4 or more channels.
 
     One channel per group would be instance normalisation, which removes the flat colours of an image.
     """
-    return GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+    return GroupNorm(groups or min(32, channels // 4), channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
     """Two 3×3 convolutions after norm and swish, with a residual path (1×1 if the number of channels changes)."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, groups: int = 0) -> None:
         super().__init__()
-        self.norm1 = norm(channels_in)
+        self.norm1 = norm(channels_in, groups)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = norm(channels_out)
+        self.norm2 = norm(channels_out, groups)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
@@ -45,9 +45,9 @@ class ResBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over all cells of the feature map, with a residual path."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 0) -> None:
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = norm(channels, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,11 +86,11 @@ class Level(nn.Module):
     """One resolution: residual blocks, each optionally followed by attention, then a change of resolution."""
 
     def __init__(
-        self, channels_in: int, channels: int, blocks: int, attention: bool, resample: nn.Module | None
+        self, channels_in: int, channels: int, blocks: int, attention: bool, resample: nn.Module | None, groups: int = 0
     ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(channels if i else channels_in, channels) for i in range(blocks))
-        self.attn = nn.ModuleList(AttnBlock(channels) for _ in range(blocks if attention else 0))
+        self.block = nn.ModuleList(ResBlock(channels if i else channels_in, channels, groups) for i in range(blocks))
+        self.attn = nn.ModuleList(AttnBlock(channels, groups) for _ in range(blocks if attention else 0))
         if isinstance(resample, Downsample):
             self.downsample = resample
         elif isinstance(resample, Upsample):
@@ -113,12 +113,12 @@ class Level(nn.Module):
 class Mid(nn.Module):
     """The bottleneck: residual block, attention, residual block."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 0) -> None:
         super().__init__()
         self.block_1, self.attn_1, self.block_2 = (
-            ResBlock(channels, channels),
-            AttnBlock(channels),
-            ResBlock(channels, channels),
+            ResBlock(channels, channels, groups),
+            AttnBlock(channels, groups),
+            ResBlock(channels, channels, groups),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,7 +126,29 @@ class Mid(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))  # type: ignore[no-any-return]
 
 
-class Encoder(nn.Module):
+class EncoderNetwork(nn.Module):
+    """Base class of the encoders: [B, C, H, W] in [-1, 1] or one-hot → [B, z_channels, h, w]."""
+
+    conv_in: nn.Conv2d
+    """The first layer."""
+
+
+class DecoderNetwork(nn.Module):
+    """Base class of the decoders: [B, z_channels, h, w] → [B, C, H, W]."""
+
+    conv_out: nn.Conv2d
+    """The last layer, at which the adaptive weight of the adversarial loss is computed."""
+
+    def body(self, z_BChw: Tensor) -> Tensor:
+        """Return the input of the last layer."""
+        raise NotImplementedError
+
+    def forward(self, z_BChw: Tensor) -> Tensor:
+        """[B, z_channels, h, w] → [B, C, H, W]."""
+        return self.conv_out(self.body(z_BChw))  # type: ignore[no-any-return]
+
+
+class Encoder(EncoderNetwork):
     """The network from pixels to the latent."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -139,10 +161,10 @@ class Encoder(nn.Module):
             width = config.ch * mult
             attention = config.resolution >> level in config.attn_resolutions
             resample = Downsample(width) if level < last else None
-            self.down.append(Level(channels, width, config.num_res_blocks, attention, resample))
+            self.down.append(Level(channels, width, config.num_res_blocks, attention, resample, config.norm_groups))
             channels = width
-        self.mid = Mid(channels)
-        self.norm_out = norm(channels)
+        self.mid = Mid(channels, config.norm_groups)
+        self.norm_out = norm(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, config.z_channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -153,23 +175,23 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))  # type: ignore[no-any-return]
 
 
-class Decoder(nn.Module):
+class Decoder(DecoderNetwork):
     """The network from the quantised latent to pixels: the encoder reversed, with one more block per level."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         channels = config.ch * config.ch_mult[-1]
         self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
-        self.mid = Mid(channels)
+        self.mid = Mid(channels, config.norm_groups)
         levels: list[Level] = []
         for level, mult in reversed(list(enumerate(config.ch_mult))):
             width = config.ch * mult
             attention = config.resolution >> level in config.attn_resolutions
             resample = Upsample(width) if level else None
-            levels.append(Level(channels, width, config.num_res_blocks + 1, attention, resample))
+            levels.append(Level(channels, width, config.num_res_blocks + 1, attention, resample, config.norm_groups))
             channels = width
         self.up = nn.ModuleList(reversed(levels))  # published checkpoints count from the highest resolution
-        self.norm_out = norm(channels)
+        self.norm_out = norm(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, config.channels, 3, padding=1)
 
     def body(self, z_BChw: Tensor) -> Tensor:
@@ -179,14 +201,8 @@ class Decoder(nn.Module):
             h = level(h)
         return F.silu(self.norm_out(h))
 
-    def forward(self, z_BChw: Tensor) -> Tensor:
-        """[B, z_channels, h, w] → [B, C, H, W]."""
-        return self.conv_out(self.body(z_BChw))  # type: ignore[no-any-return]
 
-
-def scale_codes(
-    quantize: VectorQuantizer | GumbelQuantizer, z_BDhw: Tensor, sides: Sequence[int], scales_from: ScalesFrom
-) -> list[Tensor]:
+def scale_codes(quantize: Quantizer, z_BDhw: Tensor, sides: Sequence[int], scales_from: ScalesFrom) -> list[Tensor]:
     """Return the codes int64 [B, h, w] of a latent, then those of each coarser side S, [B, S, S].
 
     For the coarser scales of the multiscale prior (paper section 3), the quantised or the continuous latent is
@@ -234,6 +250,11 @@ class TokenizerModel(nn.Module):
         raise NotImplementedError
 
 
+_Network = tuple[Callable[[ModelConfig], EncoderNetwork], Callable[[ModelConfig], DecoderNetwork]]
+NETWORKS: dict[Network, _Network] = {"vqgan": (Encoder, Decoder)}
+"""Encoder and decoder of each `config.network`."""
+
+
 class VQGAN(TokenizerModel):
     """The autoencoder: encode to code indices, decode code indices."""
 
@@ -241,11 +262,9 @@ class VQGAN(TokenizerModel):
         if config.kind:
             raise InputError(f"model.kind is {config.kind!r}: its package trains it; choose '' for a VQGAN")
         super().__init__(config)
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
-        self.quantize = (
-            GumbelQuantizer(config) if config.quantizer == "gumbel" else VectorQuantizer(config, loss or LossConfig())
-        )
+        encoder, decoder = NETWORKS[config.network]
+        self.encoder, self.decoder = encoder(config), decoder(config)
+        self.quantize = QUANTIZERS[config.quantizer](config, loss or LossConfig())
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 

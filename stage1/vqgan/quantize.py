@@ -3,12 +3,15 @@
 Axes: B batch, h w grid cells, N = B·h·w latent vectors, K codes, D code dimension.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqgan.config import LossConfig, ModelConfig
+from vqgan.config import Quantizer as QuantizerName
 
 _DISTANCES = 2**26
 """Number of distances that are computed at once, which bounds the memory of large codebooks and batches."""
@@ -45,7 +48,27 @@ def _sum_over_ranks(*tensors: Tensor) -> None:
             dist.all_reduce(tensor)
 
 
-class VectorQuantizer(nn.Module):
+class Quantizer(nn.Module):
+    """Base class of the quantisers: latents to codes and back, always in float32.
+
+    `forward`, which only trainable quantisers have, returns vectors [B, D, h, w] with a gradient to z, the loss, and
+    the codes [B, h, w].
+    """
+
+    def codebook(self) -> Tensor:
+        """Return the code vectors that are decoded, float32 [K, D]."""
+        raise NotImplementedError
+
+    def codes(self, z_BDhw: Tensor) -> Tensor:
+        """Return the code of each latent vector, int64 [B, h, w]."""
+        raise NotImplementedError
+
+    def lookup(self, codes_Bhw: Tensor) -> Tensor:
+        """Return code vectors, float32 [B, D, h, w]."""
+        return F.embedding(codes_Bhw, self.codebook()).permute(0, 3, 1, 2)
+
+
+class VectorQuantizer(Quantizer):
     """Nearest-code quantiser with a straight-through gradient (van den Oord et al. 2017), always in float32.
 
     Distances in bfloat16 would change most codes, so autocast is disabled inside. With `quantizer = "l2"` latents and
@@ -84,10 +107,6 @@ class VectorQuantizer(nn.Module):
         batch, _, height, width = z_BDhw.shape
         with torch.autocast(z_BDhw.device.type, enabled=False):
             return _nearest(rows(z_BDhw), self.codebook()).view(batch, height, width)
-
-    def lookup(self, codes_Bhw: Tensor) -> Tensor:
-        """Return code vectors, float32 [B, D, h, w]."""
-        return F.embedding(codes_Bhw, self.codebook()).permute(0, 3, 1, 2)
 
     def forward(self, z_BDhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise; return vectors [B, D, h, w] with a gradient to z, the loss, and the codes [B, h, w].
@@ -152,10 +171,10 @@ class VectorQuantizer(nn.Module):
         return len(dead)
 
 
-class GumbelQuantizer(nn.Module):
+class GumbelQuantizer(Quantizer):
     """The quantiser of the released Gumbel models, for encoding and decoding; the code is the argmax, not a sample."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, _: LossConfig) -> None:
         super().__init__()
         self.proj = nn.Conv2d(config.embed_dim, config.codebook_size, 1)
         self.embed = nn.Embedding(config.codebook_size, config.embed_dim)
@@ -169,6 +188,8 @@ class GumbelQuantizer(nn.Module):
         with torch.autocast(z_BDhw.device.type, enabled=False):
             return self.proj(z_BDhw.float()).argmax(1)  # type: ignore[no-any-return]
 
-    def lookup(self, codes_Bhw: Tensor) -> Tensor:
-        """Return code vectors, float32 [B, D, h, w]."""
-        return F.embedding(codes_Bhw, self.codebook()).permute(0, 3, 1, 2)
+
+QUANTIZERS: dict[QuantizerName, Callable[[ModelConfig, LossConfig], Quantizer]] = {
+    "vq": VectorQuantizer, "l2": VectorQuantizer, "gumbel": GumbelQuantizer, "palette": VectorQuantizer,
+}  # fmt: skip
+"""Quantiser of each `config.quantizer`."""

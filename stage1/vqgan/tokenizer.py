@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from runkit.codes import Codes, code_dtype
 from runkit.compiling import check_compiler
 from runkit.configs import check_value
 from runkit.devices import Autocast, Device, Precision, make_autocast, pick_device
@@ -78,8 +79,8 @@ class Tokenizer:
         cudnn = torch.backends.cudnn
         return cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
-    def encode(self, pictures: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.uint16]:
-        """Return the codes, uint16 [N, h, w] in raster order, of pictures of one modality at `config.resolution`."""
+    def encode(self, pictures: Sequence[npt.NDArray[Any]]) -> Codes:
+        """Return the codes [N, h, w], in raster order, of pictures of one modality at `config.resolution`."""
         return self.encode_async(pictures)()[0]
 
     @torch.inference_mode()
@@ -88,7 +89,7 @@ class Tokenizer:
         pictures: Sequence[npt.NDArray[Any]],
         sides: Sequence[int] = (),
         scales_from: ScalesFrom = "quantised",
-    ) -> Callable[[], list[npt.NDArray[np.uint16]]]:
+    ) -> Callable[[], list[Codes]]:
         """Start encoding, and return a function that waits for the codes; a GPU computes them meanwhile.
 
         Args:
@@ -97,25 +98,27 @@ class Tokenizer:
             scales_from: What is pooled for them.
 
         Returns:
-            A function that returns uint16 [N, h, w], then [N, S, S] for each side, all from one encoder pass.
+            A function that returns codes [N, h, w], then [N, S, S] for each side, all from one encoder pass: uint16, or
+            uint32 for a codebook above 65,536 entries.
 
         Raises:
             InputError: A label is not below `n_labels`, depth is not in [0, 1], or `scales_from` is no choice.
         """
         check_value("scales_from", scales_from, ScalesFrom, InputError)
+        dtype = code_dtype(self.config.codebook_size)
         x = to_input(pictures, self.config, self._device).contiguous(memory_format=torch.channels_last)
         with self._autocast(), self._exact_convolutions():
             found = self._encode_scales(x, tuple(sides), scales_from)
         if self._device.type == "cpu":
-            return lambda: [codes.numpy().astype(np.uint16) for codes in found]
+            return lambda: [codes.numpy().astype(dtype) for codes in found]
         # int32, because torch has no arithmetic in uint16; the copy is complete when the event is.
         copies = [codes.to(torch.int32).to("cpu", non_blocking=True) for codes in found]
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
 
-        def finish() -> list[npt.NDArray[np.uint16]]:
+        def finish() -> list[Codes]:
             copied.synchronize()
-            return [codes.numpy().astype(np.uint16) for codes in copies]
+            return [codes.numpy().astype(dtype) for codes in copies]
 
         return finish
 

@@ -556,7 +556,7 @@ def test_metrics_match_their_definitions():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"codebook_size": 70_000}, "codebook_size is 70000"),
+        ({"codebook_size": 2**25}, "codebook_size is 33554432"),
         ({"ch": 33}, "multiple of 8"),
         ({"resolution": 33}, "resolution is 33"),
         ({"modality": "segmentation"}, "n_labels is 0"),

@@ -17,6 +17,7 @@ from imagepriors.api.defaults import PathLike, as_path, run_folder
 from imagepriors.api.memory import keep_freed_memory
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.evaluate.config import EvaluateConfig
+from runkit.codes import Codes, code_dtype
 from runkit.devices import Device, Precision
 from runkit.folders import check_apart
 from runkit.places import absolute
@@ -84,7 +85,7 @@ class ImageTokenizer:
         """Hash of the weights, which names the codes in shards and priors."""
         return self.loaded.fingerprint
 
-    def encode(self, images: Any) -> npt.NDArray[np.uint16]:
+    def encode(self, images: Any) -> Codes:
         """Encode one image or several.
 
         Images of any size are resized as the tokenizer's geometry says, which is how datasets are read.
@@ -106,7 +107,9 @@ class ImageTokenizer:
         batches = [
             self.loaded.encode(arrays[start : start + _ENCODE_BATCH]) for start in range(0, len(arrays), _ENCODE_BATCH)
         ]
-        codes_NHW = np.concatenate([np.empty((0, self.config.grid, self.config.grid), np.uint16), *batches])
+        codes_NHW = np.concatenate(
+            [np.empty((0, self.config.grid, self.config.grid), code_dtype(self.config.codebook_size)), *batches]
+        )
         return codes_NHW[0] if single else codes_NHW
 
     def decode(self, codes: Any) -> "Image.Image | list[Image.Image]":

@@ -38,7 +38,7 @@ IMAGE = "image"
 _BATCHES_AHEAD = 2
 """Batches read while one is encoded: enough to hide the time of reading, few enough for memory."""
 
-Codes = dict[str, npt.NDArray[np.uint16]]
+Codes = dict[str, npt.NDArray[Any]]
 """Name of the tokenizer, or scale_S → codes [n, h, w]."""
 
 
@@ -197,7 +197,7 @@ class _PendingCodes(NamedTuple):
 class Rows:
     """The rows of a shard so far, its failures, and the seconds per step."""
 
-    codes: dict[str, list[npt.NDArray[np.uint16]]]
+    codes: dict[str, list[npt.NDArray[Any]]]
     """Name as in ``Codes`` → codes of each batch."""
     keys: list[str] = field(default_factory=list)
     views: list[int] = field(default_factory=list)
