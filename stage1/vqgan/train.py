@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 _GRID_IMAGES = 8
 _LOG_EVERY = 10
 _EVAL_BATCH = 32
+_VECTORS = "restart_every = 50, loss.codebook_decay = 0.99, or model.quantizer = 'l2' with model.embed_dim = 8"
+_ENTROPY = "loss.entropy_weight = 0.1"
+_USAGE_REMEDIES = {"vq": _VECTORS, "l2": _VECTORS, "ibq": _ENTROPY, "lfq": _ENTROPY, "bsq": _ENTROPY}
 
 
 @torch.inference_mode()
@@ -169,12 +172,8 @@ class Run(TrainingLoop):
             run = self.folder.path
             save_grid(run / checkpoint.PICTURES / f"step-{self.step:08d}.png", originals, outputs)
             log.info("step %d: %s", self.step, ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-            if figures["val_usage"] < 0.25:
-                log.warning(
-                    "only %.0f%% of the codes are used: try restart_every = 50, loss.codebook_decay = 0.99, or "
-                    "model.quantizer = 'l2' with model.embed_dim = 8",
-                    100 * figures["val_usage"],
-                )
+            if figures["val_usage"] < 0.25 and (remedy := _USAGE_REMEDIES.get(self.config.model.quantizer)):
+                log.warning("only %.0f%% of the codes are used: try %s", 100 * figures["val_usage"], remedy)
             checkpoint.save_best(run, self.config, self.trainer.shipped, {"step": self.step, **figures})
         self._results = {**figures, "code_counts": metrics.counts_K.tolist()}
 

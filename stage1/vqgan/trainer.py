@@ -24,7 +24,7 @@ from vqgan.errors import InputError
 from vqgan.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, perceptual_loss
 from vqgan.modalities import reconstruction_loss
 from vqgan.model import VQGAN
-from vqgan.quantize import VectorQuantizer
+from vqgan.quantize import Quantizer, VectorQuantizer
 
 
 class NonFiniteLossError(InputError):
@@ -35,8 +35,8 @@ class Trainer:
     """Model, discriminator, losses and optimisers of one run: all that a step changes."""
 
     def __init__(self, config: TrainConfig) -> None:
-        if config.model.quantizer not in ("vq", "l2"):
-            raise InputError(f"quantizer is {config.model.quantizer!r}, which cannot be trained: choose vq or l2")
+        if config.model.quantizer in ("gumbel", "palette"):
+            raise InputError(f"quantizer is {config.model.quantizer!r}, which cannot be trained: choose another one")
         side, layers = config.crop or config.model.resolution, config.loss.disc_layers
         if config.loss.disc_weight and config.loss.disc_start < config.steps and side < 3 * 2**layers:
             raise InputError(
@@ -49,7 +49,7 @@ class Trainer:
         self.layout = training_layout(self.device)
         layout = {"device": self.device, "memory_format": self.layout}
         self.model: VQGAN = VQGAN(config.model, config.loss).to(**layout)  # type: ignore[call-overload]
-        self.quantizer: VectorQuantizer = self.model.quantize
+        self.quantizer: Quantizer = self.model.quantize
         self.averaged: VQGAN | None = copy.deepcopy(self.model).requires_grad_(False) if config.ema_decay else None
         self.perceptual = perceptual_loss(config.loss)
         if self.perceptual is not None:
@@ -131,6 +131,7 @@ class Trainer:
             update_average(self.averaged, self.model, config.ema_decay, self.step_done)
         # The last quarter has no restarts, so that the decoder adapts to the final codebook.
         if config.restart_every and self.step_done % config.restart_every == 0 and self.step_done < 0.75 * config.steps:
+            assert isinstance(self.quantizer, VectorQuantizer)  # the config has made sure
             self.quantizer.restart_unused(z_BDhw.detach())
         return figures
 

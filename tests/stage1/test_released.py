@@ -96,7 +96,7 @@ def test_a_gumbel_checkpoint_encodes_by_argmax_and_does_not_train(tmp_path):
         logits = model.quantize.proj(model.latent(x))
         assert torch.equal(model.encode(x), logits.argmax(1))
         assert model.decode(model.encode(x)).shape == x.shape
-    with pytest.raises(InputError, match="cannot be trained: choose vq or l2"):
+    with pytest.raises(InputError, match="cannot be trained: choose another one"):
         Trainer(loaded)
 
 
