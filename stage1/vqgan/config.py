@@ -208,6 +208,15 @@ class TrainConfig:
     """Architecture."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms."""
+    init: str = ""
+    """Folder of the tokenizer, trained or imported, from whose weights and architecture the run starts; empty: random
+    weights. Resolution and geometry may differ. The discriminator always starts anew."""
+    init_fingerprint: str = ""
+    """Fingerprint of the tokenizer in `init`, filled in by the run."""
+    freeze: Literal["none", "encoder"] = "none"
+    """encoder: train the decoder alone. All codes stay those of `init`, so that its shards and priors remain valid."""
+    codes_of: str = ""
+    """Fingerprint of the tokenizer that gives the same codes, filled in by the run where the encoder is frozen."""
     batch_size: int = 12
     """Images per step, over all processes."""
     accumulate: int = 1
@@ -274,6 +283,11 @@ class TrainConfig:
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "choose a positive rate")
         for name in ("seed", "warmup_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "choose 0 or more")
+        if self.freeze == "encoder":
+            _require(bool(self.init), "freeze", self.freeze, "name the tokenizer to start from in init, or choose none")
+            fixed = "the codes are frozen: choose 0"
+            _require(not self.restart_every, "restart_every", self.restart_every, fixed)
+            _require(not self.loss.codebook_decay, "loss.codebook_decay", self.loss.codebook_decay, fixed)
         ok = not self.restart_every or self.model.quantizer in ("vq", "l2")
         _require(ok, "restart_every", self.restart_every, f"{self.model.quantizer} has no codes to restart: choose 0")
         for name, (off, why) in inapplicable(self.model, self.loss).items():

@@ -86,6 +86,13 @@ class ImageTokenizer:
         """Hash of the weights, which names the codes in shards and priors."""
         return self.loaded.fingerprint
 
+    @property
+    def code_fingerprints(self) -> set[str]:
+        """Fingerprints of the tokenizers that give the same codes: its own, and that whose encoder it has kept."""
+        from vqgan.checkpoint import load_config
+
+        return {self.fingerprint, load_config(self.folder).codes_of} - {""}
+
     def encode(self, images: Any) -> Codes:
         """Encode one image or several.
 
@@ -207,7 +214,7 @@ def tokenizer_training(
 ) -> tuple[TokenizerConfig, "dict[str, Split]", Path]:
     """The settings, the pictures and the run folder of a training."""
     path, layout = dataset_of(data, dataset)
-    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path)
+    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path, str(fields.get("init", "")))
     settings = build_config(TokenizerConfig, fields, config=config, base=base, function=train_tokenizer)
     from vqgan.data import open_splits, sources_of
 
