@@ -20,8 +20,9 @@ from runkit.training import place_run, update_average
 from vqgan import checkpoint, distributed, finetune
 from vqgan.config import TrainConfig
 from vqgan.cpu_kernels import resolve_precision, training_layout
+from vqgan.discriminators import make_discriminator
 from vqgan.errors import InputError
-from vqgan.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, perceptual_loss
+from vqgan.losses import adaptive_weight, discriminator_loss, perceptual_loss
 from vqgan.modalities import reconstruction_loss
 from vqgan.model import VQGAN
 from vqgan.quantize import Quantizer, VectorQuantizer
@@ -37,12 +38,6 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         if config.model.quantizer in ("gumbel", "palette"):
             raise InputError(f"quantizer is {config.model.quantizer!r}, which cannot be trained: choose another one")
-        side, layers = config.crop or config.model.resolution, config.loss.disc_layers
-        if config.loss.disc_weight and config.loss.disc_start < config.steps and side < 3 * 2**layers:
-            raise InputError(
-                f"loss.disc_layers is {layers}: too many for pictures of {side} pixels, its last layer sees "
-                f"{side} / 2^{layers} of them and requires 3 or more"
-            )
         torch.manual_seed(config.seed)
         self.config = config
         self.device, self.precision = place_run(config, resolve_precision, InputError)
@@ -56,8 +51,7 @@ class Trainer:
             self.perceptual.to(**layout)  # type: ignore[call-overload]
         if config.freeze == "encoder":
             finetune.freeze(self.model)
-        loss = config.loss
-        self.disc = PatchDiscriminator(config.model.channels, loss.disc_ch, loss.disc_layers).to(**layout)  # type: ignore[call-overload]
+        self.disc = make_discriminator(config).to(**layout)  # type: ignore[call-overload]
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         adam: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas}
         self.optimizer = self._make_optimizer(adam)
