@@ -135,9 +135,10 @@ class ModelConfig:
         return int(2 ** (len(self.ch_mult) - 1))
 
     @property
-    def grid(self) -> int:
-        """Codes along one side."""
-        return self.resolution // self.factor
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes, (h, w)."""
+        side = self.resolution // self.factor
+        return side, side
 
     @property
     def channels(self) -> int:

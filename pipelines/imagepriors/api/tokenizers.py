@@ -56,7 +56,7 @@ class ImageTokenizer:
         net = self.config
         return (
             f"ImageTokenizer({str(self.folder)!r}: {net.resolution}×{net.resolution} {net.modality} → "
-            f"{net.grid}×{net.grid} codes of {net.codebook_size:,})"
+            f"{net.grid[0]}×{net.grid[1]} codes of {net.codebook_size:,})"
         )
 
     @functools.cached_property
@@ -115,9 +115,7 @@ class ImageTokenizer:
         batches = [
             self.loaded.encode(arrays[start : start + _ENCODE_BATCH]) for start in range(0, len(arrays), _ENCODE_BATCH)
         ]
-        codes_NHW = np.concatenate(
-            [np.empty((0, self.config.grid, self.config.grid), code_dtype(self.config.codebook_size)), *batches]
-        )
+        codes_NHW = np.concatenate([np.empty((0, *self.config.grid), code_dtype(self.config.codebook_size)), *batches])
         return codes_NHW[0] if single else codes_NHW
 
     def decode(self, codes: Any) -> "Image.Image | list[Image.Image]":

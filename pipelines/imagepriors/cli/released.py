@@ -36,7 +36,7 @@ def import_tokenizer(
     listed = ": " + ", ".join(f"{name}.* {n}" if n > 1 else name for name, n in groups.items()) if dropped else ""
     return (
         f"tokenizer in {files[-1]}: {found['kind']}, {net.resolution}×{net.resolution} {net.modality} → "
-        f"{net.grid}×{net.grid} codes of {net.codebook_size}; {found['tensors']} tensors used, "
+        f"{net.grid[0]}×{net.grid[1]} codes of {net.codebook_size}; {found['tensors']} tensors used, "
         f"{len(dropped)} dropped{listed}"
     )
 
