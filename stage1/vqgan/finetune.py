@@ -1,6 +1,7 @@
 """Fine-tuning: a run that starts from the weights of a tokenizer, trained or imported."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def load_initial(model: VQGAN, config: TrainConfig) -> None:
     quantizer = model.quantize
     if isinstance(quantizer, VectorQuantizer):
         # As if each code had been the mean of its equal part of a batch: without a weight, an average would ignore it.
-        quantizer.counts_K.fill_(config.batch_size * config.model.grid**2 / config.model.codebook_size)
+        quantizer.counts_K.fill_(config.batch_size * math.prod(config.model.grid) / config.model.codebook_size)
         quantizer.sums_KD.copy_(quantizer.embedding.weight * quantizer.counts_K[:, None])
 
 
