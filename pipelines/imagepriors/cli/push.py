@@ -14,7 +14,7 @@ def push(
     message: str | None = None,
     license: str | None = None,
 ) -> str:
-    """Upload a tokenizer, a prior or token shards to the Hugging Face Hub, with a card.
+    """Publish a tokenizer, a prior or token shards on the Hugging Face Hub.
 
     Args:
         folder: Run folder of a tokenizer or a prior, or folder of token shards.
