@@ -21,6 +21,7 @@ FIGURES ?= all
 SIZE    ?= small
 KIND    ?= depth
 MODEL   ?=
+TO      ?=
 # Conditions to tokenize beside the images, each by a tokenizer of its own.
 CONDITIONS ?= $(if $(filter demo,$(DATASET)),segmentation)
 export RAY_ADDRESS
@@ -141,6 +142,12 @@ sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
 	$(CLI) sample --preset $(PRESET) --prior $(PRIOR) --shards $(RUN)/shards --n $(N) \
 	  --out $(RUN)/samples-$(notdir $(PRIOR)) $(if $(filter sample,$(MAKECMDGOALS)),$(SET))
 
+push: $(PRIOR)/summary.json ## Publish the prior with its tokenizer, and the shards, on the Hub (TO=hf://user/name)
+	@test -n "$(TO)" || { echo "TO= is empty: pass the address, TO=hf://user/name" >&2; exit 2; }
+	$(INSTALL) -e '.[hub]'
+	$(CLI) push $(PRIOR) $(TO) $(if $(filter push,$(MAKECMDGOALS)),$(SET))
+	$(CLI) push $(RUN)/shards $(TO:hf://%=hf://datasets/%) $(if $(filter push,$(MAKECMDGOALS)),$(SET))
+
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
@@ -182,4 +189,4 @@ clean: ## Remove build products and caches (keeps .venv, runs and data)
 
 .PHONY: help setup lock quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
         evaluate-prior figures \
-        sample report bench readme docs faults check lint test clean
+        sample push report bench readme docs faults check lint test clean

@@ -50,9 +50,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A server of the Hugging Face Hub with an empty dataset repository, to which HF_ENDPOINT points."""
     from runkit import places, retries
 
-    server = HubServer(tmp_path / "repository")
+    server = HubServer()
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setattr(retries, "PAUSES_S", (0.0,))
     places._hugging_face.cache_clear()  # its client has another endpoint
     yield server

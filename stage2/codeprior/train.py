@@ -239,6 +239,7 @@ class Run(TrainingLoop):
             "steps": trainer.step,
             "epochs": trainer.step / trainer.batches.batches_per_epoch,
             "parameters": trainer.parameter_count,
+            **({"shards": str(self.dataset.path)} if self.dataset.path.local is None else {}),
             "train_rows": self.dataset.rows("train"),
             "val_rows": self.val_data.rows if self.val_data else 0,
             **val,

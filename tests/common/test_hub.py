@@ -16,8 +16,7 @@ REPOSITORY = "hf://datasets/owner/name"
 
 @pytest.fixture(autouse=True)
 def files(hub: HubServer) -> None:
-    for name, content in {"dataset.json": b"{}", "train/a.bin": b"0123456789", "train/deep/b": b""}.items():
-        open_store(hub.folder / name).write_bytes(content)
+    hub.put("datasets/owner/name", {"dataset.json": b"{}", "train/a.bin": b"0123456789", "train/deep/b": b""})
 
 
 def test_files_of_a_repository_are_read(hub: HubServer) -> None:
@@ -46,8 +45,7 @@ def test_a_file_is_downloaded_once_and_a_new_file_is_seen(hub: HubServer) -> Non
     for _ in range(2):
         assert (store / "train/a.bin").read_bytes() == b"0123456789"
     assert hub.requests.count("GET /datasets/owner/name/resolve/main/train/a.bin") == 1
-    (hub.folder / "train/new").write_bytes(b"1")
-    (hub.folder / "train/a.bin").write_bytes(b"changed")
+    hub.put("datasets/owner/name", {"train/new": b"1", "train/a.bin": b"changed"})
     assert (store / "train").files() == ["a.bin", "deep/b", "new"]
     assert ((store / "train/new").read_bytes(), (store / "train/a.bin").read_bytes()) == (b"1", b"changed")
 

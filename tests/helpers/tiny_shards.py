@@ -40,10 +40,12 @@ def make_dataset(
     seed: int = 1,
     fails: Sequence[str] = (),
     spec: ShardSpec = SPEC,
+    tokenizer: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """A finished dataset of a train and a val split; returns the rows of each split in planned order.
 
-    The tokenizer beside it is not one: nothing that reads shards alone looks into it. Keys in `fails` give no rows.
+    The tokenizer beside it is not one, unless its folder is given: nothing that reads shards alone looks into it. Keys
+    in `fails` give no rows.
     """
     content = {"train": make_rows(rows, seed=seed), "val": make_rows(3, seed=seed + 1)}
     for part in content.values():
@@ -58,7 +60,8 @@ def make_dataset(
     )
     save_or_match(plan, folder)
     for name in ("config.json", "model.safetensors"):
-        (open_store(folder) / f"tokenizer/{name}").write_bytes(f"the tokenizer's {name}".encode())
+        file = (tokenizer / name).read_bytes() if tokenizer else f"the tokenizer's {name}".encode()
+        (open_store(folder) / f"tokenizer/{name}").write_bytes(file)
     sidecars, planned = [], {split: [] for split in content}  # type: ignore[var-annotated]
     for shard in plan.shards:
         keys = content[shard.split]["keys"]

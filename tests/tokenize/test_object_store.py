@@ -47,9 +47,10 @@ def test_a_dataset_is_the_same_in_an_object_store(s3: object, tmp_path: Path, mo
         ShardDataset.open("s3://bucket/none")
 
 
-def test_a_dataset_is_the_same_on_the_hub(hub: HubServer) -> None:
-    make_dataset(hub.folder / "shards")
-    local, remote = (ShardDataset.open(place) for place in (hub.folder / "shards", "hf://datasets/owner/name/shards"))
+def test_a_dataset_is_the_same_on_the_hub(hub: HubServer, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "d/shards")
+    hub.put_folder("datasets/owner/name", tmp_path / "d")
+    local, remote = (ShardDataset.open(place) for place in (tmp_path / "d/shards", "hf://datasets/owner/name/shards"))
     assert remote.fingerprint == local.fingerprint
     for here, there in zip(
         local.batches("train", SPEC.column_names), remote.batches("train", SPEC.column_names), strict=True

@@ -4,6 +4,7 @@ from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from imagepriors.api.datasets import ImageDataset, open_dataset
+from imagepriors.api.hub import push
 from imagepriors.api.plans import plan_prior, plan_tokenize, plan_tokenizer
 from imagepriors.api.priors import ImagePrior, evaluate_prior, import_prior, load_prior, train_prior
 from imagepriors.api.samples import SampledImages
@@ -50,6 +51,7 @@ __all__ = [
     "plan_tokenize",
     "plan_tokenizer",
     "preset_names",
+    "push",
     "tokenize",
     "train_palette",
     "train_prior",

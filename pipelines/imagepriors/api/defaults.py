@@ -5,13 +5,19 @@ import os
 from pathlib import Path
 
 from codeshards.format import ShardError, open_store
+from codeshards.format.manifest import MANIFEST_FILE
 from codeshards.format.plan import plan_settings
 from runkit.errors import UserError
+from runkit.hub import HubAddress, download_folder, is_hub, pinned, source_of
 
 PathLike = str | os.PathLike[str]
 log = logging.getLogger(__name__)
 RUNS = Path("runs")
 DEMO_DATA = Path("data/demo")
+MODEL_FILES = ("config.json", "model.safetensors", "summary.json", "evaluation.json", "figures.json")
+"""Files of a tokenizer or a prior that is on the Hub. The config comes first and the rest are figures."""
+TOKENIZER_OF_PRIOR = ("tokenizer/config.json", "tokenizer/model.safetensors")
+"""Files of the tokenizer that is stored with a prior."""
 _SAMPLED = 64
 """Pictures whose sizes decide the preset."""
 _PRESETS = ((48, "cifar10"), (128, "photos-64"))
@@ -28,6 +34,46 @@ def as_path(path: PathLike) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is a {type(path).__name__}: pass a path, or what the function before this returned")
     return Path(path).expanduser()
+
+
+def model_folder(path: PathLike) -> Path:
+    """The local folder of a tokenizer or a prior; what an hf:// address names is downloaded to the client's cache.
+
+    Raises:
+        UserError: It is no path, or cannot be downloaded.
+    """
+    path = as_path(path)
+    return download_folder(path, MODEL_FILES + TOKENIZER_OF_PRIOR) if is_hub(path) else path
+
+
+def pretrained(name: PathLike, revision: str | None) -> PathLike:
+    """A local folder, or the hf:// address of what is no folder.
+
+    Raises:
+        UserError: It is no path, or a folder with a revision.
+    """
+    path = as_path(name)
+    if is_hub(path) or not path.is_dir():
+        return str(HubAddress.parse(path, revision=revision))
+    if revision:
+        raise UserError(f"{path} is a folder, which has no revisions: leave out revision, or write hf://{path}")
+    return path
+
+
+def shards_folder(path: PathLike) -> Path:
+    """The folder or URL of token shards; an hf:// address gets the commit that its revision means now.
+
+    Raises:
+        UserError: It is no path, or the repository cannot be read.
+    """
+    path = as_path(path)
+    return Path(pinned(path, MANIFEST_FILE)) if is_hub(path) else path
+
+
+def results_folder(model: Path) -> Path:
+    """The folder for results of a model: its own, or if it is on the Hub, `runs/` and the name of its repository."""
+    address = str(model) if is_hub(model) else source_of(model)
+    return RUNS / HubAddress.parse(address).repo_id.partition("/")[2] if address else model
 
 
 def run_folder(data: Path) -> Path:
@@ -62,7 +108,7 @@ def preset_for_data(dataset: str, data: Path) -> str:
 def preset_for_shards(shards: Path) -> str:
     """Choose the preset for a prior on token shards by the pictures they were made from, and log it."""
     try:
-        settings = plan_settings(shards)
+        settings = plan_settings(shards_folder(shards))
     except ShardError:  # shards of other programs have no plan
         settings = {}
         store = open_store(shards)
@@ -86,7 +132,12 @@ def _chosen(preset: str, why: str) -> str:
 
 
 def beside(shards: Path) -> Path:
-    """The run folder of shards: the folder that holds them, or for an object store `runs/` and that folder's name."""
+    """The run folder of shards: the folder that holds them, or for an object store `runs/` and that folder's name.
+
+    For the Hub it is `runs/` and the name of the repository.
+    """
+    if is_hub(shards):
+        return results_folder(shards)
     store = open_store(shards)
     folder = Path(str(shards)).parent
     return folder if store.local is not None else RUNS / folder.name

@@ -17,7 +17,7 @@ from codeprior.config import TrainConfig as PriorConfig
 from codeshards.format import ShardDataset
 from codeshards.format.files import read_json
 from imagepriors.api.datasets import ImageDataset, dataset_of
-from imagepriors.api.defaults import PathLike, as_path, beside
+from imagepriors.api.defaults import PathLike, as_path, beside, model_folder, pretrained, results_folder, shards_folder
 from imagepriors.api.memory import keep_freed_memory
 from imagepriors.api.samples import SampledImages
 from imagepriors.api.settings import build_config, stage_2_table
@@ -47,11 +47,47 @@ class ImagePrior:
         tokenizer: ImageTokenizer | None = None,
         device: Device = "auto",
     ) -> None:
-        self.folder = folder.absolute()
+        self.folder = model_folder(folder).absolute()
         run = self.folder.parent.parent if self.folder.parent.name == "checkpoints" else self.folder
-        self.shards = Path(str(absolute(shards or run.parent / "shards")))
+        self.shards = Path(str(absolute(shards_folder(shards or run.parent / "shards"))))
         """Folder of the token shards: with their tokenizers, and the rows that conditions come from."""
         self._given_tokenizer, self._device = tokenizer, device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: PathLike,
+        *,
+        revision: str | None = None,
+        shards: "PathLike | ShardDataset | None" = None,
+        device: Device = "auto",
+    ) -> "ImagePrior":
+        """Load a prior from the Hugging Face Hub or a folder.
+
+        Args:
+            name: OWNER/NAME of the repository, perhaps with a folder in it; an hf:// address; or a local folder.
+            revision: Branch, tag or commit.
+            shards: Token shards with the conditions of a conditional prior.
+            device: See :func:`load_prior`.
+
+        Raises:
+            UserError: It cannot be downloaded, or is no prior.
+        """
+        return load_prior(pretrained(name, revision), shards=shards, device=device)
+
+    def push_to_hub(
+        self,
+        name: PathLike,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Upload the prior and its tokenizer to OWNER/NAME, and return the URL of the commit; see :func:`push`."""
+        from imagepriors.api.hub import push
+
+        return push(self, name, private=private, revision=revision, message=message, license=license)
 
     def __repr__(self) -> str:
         spec = self.sequence
@@ -276,7 +312,7 @@ def load_prior(
     """Load a trained or imported prior.
 
     Args:
-        folder: Its run folder, or one checkpoint.
+        folder: Its run folder, one checkpoint, or its address on the Hub (hf://OWNER/NAME).
         shards: Token shards with the tokenizer and the conditions; default: "shards" beside the prior.
         tokenizer: The tokenizer of the codes, in place of that of the shards.
         device: "auto" takes a GPU where this machine has one.
@@ -285,7 +321,7 @@ def load_prior(
         PriorError: The folder holds no prior, or its files are damaged.
     """
     prior = ImagePrior(
-        as_path(folder),
+        model_folder(folder),
         shards=location(shards) if shards is not None else None,
         tokenizer=None if tokenizer is None else as_tokenizer(tokenizer),
         device=device,
@@ -378,7 +414,7 @@ def evaluate_prior(
     _ = trained.tokenizer  # refuses one that was given and does not fit
     place = location(shards) if shards is not None else trained.shards
     path, layout = dataset_of(data, dataset) if data is not None else (None, dataset)
-    target = as_path(out) if out else trained.folder / "evaluation.json"
+    target = as_path(out) if out else results_folder(trained.folder) / "evaluation.json"
     return evaluate(trained.folder, place, target, settings, sampling or SampleConfig(), dataset=layout, data=path)
 
 

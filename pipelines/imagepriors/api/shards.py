@@ -10,7 +10,7 @@ from codeshards.format import ShardDataset, ShardError, Where, open_store
 from codeshards.format.files import read_json
 from codeshards.format.manifest import MANIFEST_FILE
 from imagepriors.api.datasets import ImageDataset, dataset_of
-from imagepriors.api.defaults import PathLike, as_path, run_folder
+from imagepriors.api.defaults import PathLike, as_path, run_folder, shards_folder
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
 from runkit.places import absolute
@@ -99,17 +99,17 @@ def open_shards(shards: PathLike) -> ShardDataset:
     """Open a finished dataset of token shards.
 
     Args:
-        shards: Its folder or URL (s3://…, gs://…).
+        shards: Its folder or URL (s3://…, gs://…, hf://datasets/OWNER/NAME).
 
     Raises:
         ShardError: There is no dataset, or its job did not finish.
     """
-    return ShardDataset.open(absolute(as_path(shards)))
+    return ShardDataset.open(absolute(shards_folder(shards)))
 
 
 def location(shards: PathLike | ShardDataset) -> Path:
     """The folder of a dataset of token shards; URLs survive as paths."""
-    return Path(str(shards.path)) if isinstance(shards, ShardDataset) else as_path(shards)
+    return Path(str(shards.path)) if isinstance(shards, ShardDataset) else shards_folder(shards)
 
 
 def inspect(

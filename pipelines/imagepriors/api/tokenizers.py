@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from codeshards.format.files import read_json
 from imagepriors.api.datasets import ImageDataset, dataset_of
-from imagepriors.api.defaults import PathLike, as_path, run_folder
+from imagepriors.api.defaults import PathLike, as_path, model_folder, pretrained, results_folder, run_folder
 from imagepriors.api.memory import keep_freed_memory
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.evaluate.config import EvaluateConfig
@@ -42,7 +42,7 @@ class ImageTokenizer:
     """
 
     def __init__(self, folder: Path, *, device: Device = "auto", precision: Precision = "float32") -> None:
-        self.folder = Path(str(absolute(folder)))
+        self.folder = Path(str(absolute(model_folder(folder))))
         self._device, self._precision = device, precision
 
     @classmethod
@@ -51,6 +51,37 @@ class ImageTokenizer:
         made = cls(folder)
         made.__dict__["loaded"] = tokenizer
         return made
+
+    @classmethod
+    def from_pretrained(
+        cls, name: PathLike, *, revision: str | None = None, device: Device = "auto", precision: Precision = "float32"
+    ) -> "ImageTokenizer":
+        """Load a tokenizer from the Hugging Face Hub or a folder.
+
+        Args:
+            name: OWNER/NAME of the repository, perhaps with a folder in it; an hf:// address; or a local folder.
+            revision: Branch, tag or commit.
+            device: See :func:`load_tokenizer`.
+            precision: See :func:`load_tokenizer`.
+
+        Raises:
+            UserError: It cannot be downloaded, or is no tokenizer.
+        """
+        return load_tokenizer(pretrained(name, revision), device=device, precision=precision)
+
+    def push_to_hub(
+        self,
+        name: PathLike,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Upload the tokenizer to OWNER/NAME, and return the URL of the commit; see :func:`push`."""
+        from imagepriors.api.hub import push
+
+        return push(self, name, private=private, revision=revision, message=message, license=license)
 
     def __repr__(self) -> str:
         net = self.config
@@ -144,7 +175,7 @@ class ImageTokenizer:
 
 
 def as_tokenizer(tokenizer: "PathLike | ImageTokenizer") -> ImageTokenizer:
-    """A tokenizer of itself or of its folder."""
+    """A tokenizer of itself, of its folder or of its hf:// address."""
     return tokenizer if isinstance(tokenizer, ImageTokenizer) else ImageTokenizer(as_path(tokenizer))
 
 
@@ -152,12 +183,14 @@ def load_tokenizer(folder: PathLike, *, device: Device = "auto", precision: Prec
     """Load a trained or imported tokenizer.
 
     Args:
-        folder: Folder that :func:`train_tokenizer` or :func:`import_tokenizer` wrote.
+        folder: Folder that :func:`train_tokenizer` or :func:`import_tokenizer` wrote, or address of one on the Hub
+            (hf://OWNER/NAME, hf://OWNER/NAME@REVISION/FOLDER).
         device: "auto" takes a GPU where this machine has one.
         precision: bfloat16 changes a few per cent of the codes.
 
     Raises:
         InputError: The folder holds no tokenizer, or its files are damaged.
+        UserError: It cannot be downloaded.
     """
     tokenizer = ImageTokenizer(as_path(folder), device=device, precision=precision)
     _ = tokenizer.loaded  # errors are raised here, not at the first image
@@ -286,7 +319,7 @@ def evaluate_tokenizer(
     from imagepriors.evaluate.tokenizer import evaluate_tokenizer as evaluate
 
     folder, (path, layout) = as_tokenizer(tokenizer).folder, dataset_of(data, dataset)
-    return evaluate(folder, layout, path, as_path(out) if out else folder / "evaluation.json", settings)
+    return evaluate(folder, layout, path, as_path(out) if out else results_folder(folder) / "evaluation.json", settings)
 
 
 def import_tokenizer(

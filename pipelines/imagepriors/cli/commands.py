@@ -10,6 +10,7 @@ from imagepriors.cli.doctor import doctor
 from imagepriors.cli.evaluate_prior import evaluate_prior
 from imagepriors.cli.evaluate_tokenizer import evaluate_tokenizer
 from imagepriors.cli.inspect_data import inspect_data
+from imagepriors.cli.push import push
 from imagepriors.cli.released import export_diffusers, import_diffusers, import_prior, import_tokenizer
 from imagepriors.cli.report import report
 from imagepriors.cli.sample import sample
@@ -37,7 +38,7 @@ GROUPS: dict[str, dict[str, Callable[..., str] | Subcommands]] = {
         "evaluate-prior": evaluate_prior,
         "import-prior": import_prior,
     },
-    "results": {"report": report, "experiment": experiment},
+    "results": {"report": report, "experiment": experiment, "push": push},
     "this machine": {"doctor": doctor, "completion": completion},
 }
 """Title → commands, in the order in which the usage lists them."""

@@ -11,7 +11,7 @@ from typing import Any
 from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
-from imagepriors.api.defaults import DEMO_DATA
+from imagepriors.api.defaults import DEMO_DATA, results_folder
 from imagepriors.api.settings import stage_1_table, stage_2_table
 from imagepriors.presets import load_preset
 from runkit.configs import from_dict
@@ -52,6 +52,7 @@ def default_config(command: str, argv: Sequence[str]) -> Any:
         fields = stage_1_table(given.preset, table, given.dataset or "auto", data, given.init or "")
     else:
         beside_prior = command == "sample" and not given.shards
-        shards = Path(given.prior or "runs/demo/prior").parent / "shards" if beside_prior else given.shards
-        fields = stage_2_table(given.preset, table, Path(shards or "runs/demo/shards"))
+        prior = results_folder(Path(given.prior or "runs/demo/prior"))
+        shards = prior.parent / "shards" if beside_prior else Path(given.shards or "runs/demo/shards")
+        fields = stage_2_table(given.preset, table, shards)
     return from_dict(cls, fields)

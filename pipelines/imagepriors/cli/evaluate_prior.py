@@ -25,7 +25,7 @@ def evaluate_prior(
 
     Args:
         config: Metrics to compute.
-        prior: Run folder of the trained prior.
+        prior: Run folder of the trained prior, or its address on the Hub (hf://OWNER/NAME).
         shards: Folder of token shards, with the tokenizer and the conditions of a conditional prior. Default: shards
             beside the prior.
         dataset: Layout of the data.
@@ -37,9 +37,10 @@ def evaluate_prior(
         imagepriors evaluate-prior --prior runs/photos/prior-zcurve-class --n 1000
     """
     import imagepriors as ip
+    from imagepriors.api.defaults import results_folder
     from imagepriors.evaluate.prior import as_table
 
-    path = out or prior / "evaluation.json"
+    path = out or results_folder(prior) / "evaluation.json"
     found = ip.evaluate_prior(
         prior, shards=shards, data=data, dataset=dataset, out=path, sampling=sampling, config=config
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from imagepriors.api.defaults import DEMO_DATA, run_folder
+from imagepriors.api.defaults import DEMO_DATA, results_folder, run_folder
 from imagepriors.cli.common import FLAT
 from imagepriors.evaluate.config import EvaluateConfig
 
@@ -22,7 +22,8 @@ def evaluate_tokenizer(
 
     Args:
         config: Metrics to compute, and the images.
-        tokenizer: Folder of the tokenizer; default: runs/NAME/tokenizer, where NAME is the name of the data's folder.
+        tokenizer: Folder of the tokenizer, or its address on the Hub (hf://OWNER/NAME); default: runs/NAME/tokenizer,
+            where NAME is the name of the data's folder.
         dataset: Layout of the data, as for train-vqgan.
         data: Folder of the dataset.
         out: JSON file to write; default: evaluation.json in the tokenizer's folder.
@@ -34,6 +35,6 @@ def evaluate_tokenizer(
     from imagepriors.evaluate.tokenizer import as_table
 
     folder = tokenizer or run_folder(data) / "tokenizer"
-    path = out or folder / "evaluation.json"
+    path = out or results_folder(folder) / "evaluation.json"
     found = ip.evaluate_tokenizer(folder, data, out=path, dataset=dataset, config=config)
     return f"{as_table(found)}\nwritten to {path}"

@@ -82,12 +82,13 @@ def export_diffusers(tokenizer: tyro.conf.Positional[Path], out: tyro.conf.Posit
     """Write a tokenizer as a folder that diffusers' VQModel.from_pretrained loads.
 
     Args:
-        tokenizer: Folder of the tokenizer.
+        tokenizer: Folder of the tokenizer, or its address on the Hub (hf://OWNER/NAME).
         out: Folder to write.
 
     Example:
         imagepriors export-diffusers runs/photos/tokenizer vqmodel
     """
+    from imagepriors.api.defaults import model_folder
     from vqgan.compat.diffusers import export_diffusers as run
 
-    return f"diffusers VQModel in {run(tokenizer, out)}"
+    return f"diffusers VQModel in {run(model_folder(tokenizer), out)}"

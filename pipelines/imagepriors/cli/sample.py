@@ -25,7 +25,7 @@ def sample(
 
     Args:
         config: How to sample.
-        prior: Run folder of the trained prior.
+        prior: Run folder of the trained prior, or its address on the Hub (hf://OWNER/NAME).
         shards: Folder of token shards, with the tokenizer and the conditions of a conditional prior. Default: shards
             beside the prior.
         tokenizer: Tokenizer that decodes, such as one whose decoder was fine-tuned (train-vqgan --freeze encoder).
@@ -42,6 +42,7 @@ def sample(
     Example:
         imagepriors sample --prior runs/photos/prior-zcurve-class --n 16 --temperature 0.9
     """
+    from imagepriors.api.defaults import results_folder
     from imagepriors.api.priors import ImagePrior
     from imagepriors.api.tokenizers import as_tokenizer
     from imagepriors.decode.draw import check_count
@@ -51,6 +52,7 @@ def sample(
     names = trained.sequence.class_names if condition else ()
     classes = [int(value) if value.isdecimal() and value not in names else value for value in condition]
     chosen = [classes[i % len(classes)] for i in range(n)] if classes else None
-    out = out or prior.parent / f"samples-{prior.name}"
+    home = results_folder(prior)
+    out = out or home.parent / f"samples-{home.name}"
     grid = trained.save_samples(out, n, condition=chosen, given=given, size=size, frames=frames, config=config)
     return f"{n} samples in {out}; look at {grid}"

@@ -27,8 +27,8 @@ def tokenize(
         config: Settings of the job.
         dataset: Layout of the data, as for train-vqgan.
         data: Folder of the dataset.
-        tokenizer: Run folder of the trained image tokenizer; default: runs/NAME/tokenizer, where NAME is the name of
-            the data's folder.
+        tokenizer: Run folder of the trained image tokenizer, or its address on the Hub (hf://OWNER/NAME); default:
+            runs/NAME/tokenizer, where NAME is the name of the data's folder.
         condition: Run folders of tokenizers for conditions (masks, depth, poses) to encode beside the images.
         out: Folder to write; an interrupted job resumes. Default: runs/NAME/shards.
         overwrite: First delete the dataset in `out`; refused if `out` holds anything else.

@@ -20,7 +20,7 @@ def train_prior(
 
     Args:
         config: Settings of the run.
-        shards: Folder of token shards.
+        shards: Folder or URL of token shards (s3://…, hf://datasets/OWNER/NAME).
         out: Run folder; an interrupted run resumes. Default: prior-ORDER, or prior-ORDER-CONDITION, beside
             the shards.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.

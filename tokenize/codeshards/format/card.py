@@ -26,15 +26,20 @@ def card(manifest: Manifest) -> str:
         _splits(manifest),
         "## Columns\n\n" + _columns(spec),
         _making(manifest),
-        "## Reading\n\n" + "\n\n".join(_reading(manifest)),
+        "## Reading\n\n`PATH` is the folder of this file. `imagepriors` reads `hf://datasets/OWNER/NAME` as well.\n\n"
+        + "\n\n".join(_reading(manifest)),
         f"## Licence\n\n`{manifest.license}`. The codes decode to the pictures: what holds for those holds for these.",
     ]
-    text = "\n\n".join(sections)
+    return sealed("\n\n".join(sections))
+
+
+def sealed(text: str) -> str:
+    """A card that :func:`is_card` recognises."""
     return f"{text}\n\n{_SEAL}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
 def is_card(content: bytes) -> bool:
-    """Whether a file is a card made by :func:`card` and not edited since."""
+    """Whether a file is a card that :func:`sealed` has made and that was not edited since."""
     text, mark, seal = content.decode(errors="replace").rpartition(f"\n\n{_SEAL}")
     return bool(mark) and seal == f"{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
@@ -45,9 +50,11 @@ def _front_matter(manifest: Manifest) -> str:
     lines = [
         f"license: {json.dumps(manifest.license)}",  # a JSON string is a YAML string
         'pretty_name: "Discrete image tokens"',
+        "library_name: imagepriors",
         "task_categories:",
         "- unconditional-image-generation",
         "tags:",
+        "- imagepriors",
         "- vqgan",
         "- image-tokens",
         "size_categories:",

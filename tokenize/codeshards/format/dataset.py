@@ -9,6 +9,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
@@ -19,7 +20,9 @@ from codeshards.format.files import compact_json, sha256_file
 from codeshards.format.manifest import MANIFEST_FILE, Manifest, ShardEntry, SplitEntry, is_intact
 from codeshards.format.schema import ShardSpec, column_to_numpy
 from codeshards.format.shardfile import data_file, read_batches, read_table
+from runkit.hub import HubAddress, pinned
 from runkit.places import Store, Where, open_store
+from runkit.uploads import upload
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -68,6 +71,44 @@ class ShardDataset:
             ShardError: There is no ``dataset.json`` (the job did not finish), or it cannot be read here.
         """
         return cls(open_store(path), Manifest.load(path), known)
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, revision: str | None = None) -> ShardDataset:
+        """Open a dataset on the Hugging Face Hub at the commit that its revision means now.
+
+        Args:
+            name: OWNER/NAME of the dataset's repository, perhaps with a folder in it, or an hf:// address.
+            revision: Branch, tag or commit.
+
+        Raises:
+            UserError: It cannot be read.
+            ShardError: It is no dataset of shards.
+        """
+        address = HubAddress.parse(name, revision=revision)
+        return cls.open(pinned(str(replace(address, repo_type=address.repo_type or "dataset")), MANIFEST_FILE))
+
+    def push_to_hub(
+        self, name: str, *, private: bool = False, revision: str | None = None, message: str | None = None
+    ) -> str:
+        """Upload the dataset to the Hugging Face Hub, with its card; an interrupted upload continues.
+
+        Args:
+            name: OWNER/NAME of the dataset's repository, perhaps with a folder in it, or an hf:// address.
+            private: Create a private repository.
+            revision: The branch to write.
+            message: Message of the commit.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            UserError: The repository holds something else, or the Hub refuses.
+            ShardError: The dataset is not in a local folder.
+        """
+        from codeshards.format.hub import upload_of
+
+        address = HubAddress.parse(name, revision=revision)
+        return upload(upload_of(self), address, private=private, message=message)[1]
 
     @functools.cached_property
     def fingerprint(self) -> str:

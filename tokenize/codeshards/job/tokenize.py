@@ -37,6 +37,7 @@ from codeshards.job.resume import (
 from codeshards.job.scheduler import run_shards
 from runkit.compiling import check_compiler
 from runkit.folders import check_apart
+from runkit.hub import source_of
 from runkit.places import Store, Where, absolute
 from runkit.retries import patient
 from runkit.termination import exit_on_sigterm
@@ -161,7 +162,7 @@ def _tokenize(
     if missing:
         (store / MANIFEST_FILE).delete()  # it may be wrong while shards are made again
         _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=store)
-    return _finish(plan, spec, config, splits, store)
+    return _finish(plan, spec, config, splits, tokenizers, store)
 
 
 def _make(
@@ -219,11 +220,17 @@ def _finish(
     spec: ShardSpec,
     config: TokenizeConfig,
     splits: Mapping[str, Split],
+    tokenizers: Mapping[str, Path],
     out: Store,
 ) -> Manifest:
     """Check that all shards are made and few samples failed, and write the manifest."""
     about = {
-        name: {"folder": _folder_name(name), "fingerprint": grid.fingerprint} for name, grid in _grids(spec).items()
+        name: {
+            "folder": _folder_name(name),
+            "fingerprint": grid.fingerprint,
+            **({"source": source} if (source := source_of(tokenizers[name].resolve())) else {}),
+        }
+        for name, grid in _grids(spec).items()
     }
     manifest = Manifest.build(
         plan=plan,
