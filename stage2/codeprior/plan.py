@@ -69,7 +69,7 @@ def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPl
         "memory_bytes": trial.memory_bytes if trial else resident,
         "step_s": trial and round(trial.seconds, 4), "time_s": trial and steps * trial.seconds + (eval_s or 0.0),
         "checkpoint_bytes": saved, "run_folder_bytes": config.keep_checkpoints * saved + 2 * weights,
-        "cache_bytes": sum(rows.values()) * sequence.length * 2 if config.loader == "memory_map" else 0,
+        "cache_bytes": sum(rows.values()) * sequence.length * stored if config.loader == "memory_map" else 0,
     }  # fmt: skip
     notes = ["time is that of trial steps on random codes, in one process here, without writing checkpoints"]
     if not fits:
