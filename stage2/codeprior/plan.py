@@ -19,6 +19,7 @@ from codeprior.optim import make_optimizer
 from codeprior.speed import peak_flops, resolve_precision, step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
 from codeshards.format import ShardDataset, Where
+from runkit.codes import code_dtype
 from runkit.devices import Autocast, make_autocast
 from runkit.folders import check_apart
 from runkit.machine import memory_bytes
@@ -48,6 +49,7 @@ def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPl
     rows = {split: dataset.rows(split) for split in dataset.splits}
     if rows["train"] < config.batch_size:
         raise PriorError(f"batch_size = {config.batch_size}: an epoch has only {rows['train']} rows; use at most that")
+    stored = code_dtype(sequence.codebook_size).itemsize
     device, precision = place_run(config, resolve_precision, PriorError)
     with torch.random.fork_rng(devices=[]):
         prior = Prior(config.model, sequence)

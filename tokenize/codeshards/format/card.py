@@ -112,11 +112,8 @@ def _reading(manifest: Manifest) -> list[str]:
         f'for batch in ShardDataset.open("PATH").batches("{split}", ["{column}", "label"]):\n'
         f'    batch["{column}"]  # {manifest.spec.image.dtype} [n, {manifest.spec.image.length}]\n```'
     ]
-    return parts + [
-        text.format(split=split, column=column, dtype=manifest.spec.image.dtype)
-        for f in manifest.formats
-        for text in _EXAMPLES[f]
-    ]
+    names = {"split": split, "column": column, "dtype": manifest.spec.image.dtype}
+    return parts + [text.format(**names) for f in manifest.formats for text in _EXAMPLES[f]]
 
 
 _EXAMPLES: dict[ShardFormat, tuple[str, ...]] = {
