@@ -28,10 +28,10 @@ _PLAIN = frozenset(
 )  # fmt: skip
 """Names that a pickle may use: containers and tensors. torch also allows `_codecs.encode`, which can double a string
 repeatedly, and functions that allocate any size."""
-_STAND_INS = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "taming", "ldm")
+_STAND_INS = ("argparse", "pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "taming", "ldm")
 """Packages whose classes a training checkpoint may mention; their instances become inert placeholders."""
-_NESTED = ("state_dict", "model")
-"""Keys of the weights in training checkpoints of Lightning and torchvision."""
+_NESTED = ("ema", "state_dict", "model")
+"""Keys of the weights in training checkpoints: a moving average (LlamaGen), those of Lightning and of torchvision."""
 _LEGACY_PICKLES = 5
 """Pickles in a file of torch before 1.6, followed by raw bytes: magic number, protocol, system, object, storages."""
 _ZIP = b"PK\x03\x04"
@@ -56,7 +56,7 @@ def load_weights(path: Path, error: type[UserError] = UserError) -> dict[str, Te
     """Return the tensors of a file of torch (either format) or safetensors, on the CPU. Nothing in it is run.
 
     Args:
-        path: The file: a state dict, or a checkpoint that has one as "state_dict" or "model".
+        path: The file: a state dict, or a checkpoint that has one as "ema", "state_dict" or "model".
         error: Class of the error.
 
     Raises:

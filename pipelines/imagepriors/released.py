@@ -18,8 +18,9 @@ from codeshards.format import ORDER_NAMES, OrderName, order
 from codeshards.format.files import atomic_write_json
 from runkit.folders import check_apart
 from runkit.tensors import save_tensors
+from runkit.weights import load_weights
 from vqgan.checkpoint import fingerprint
-from vqgan.compat.compvis import import_tokenizer, load_pickled_weights
+from vqgan.compat.tokenizers import import_tokenizer
 from vqgan.errors import InputError
 
 _PERMUTERS: dict[str, OrderName] = {
@@ -54,8 +55,8 @@ def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
         raise InputError(f"{project}: n_unmasked = {transformer['n_unmasked']}: a causal prior has no unmasked prefix")
     classes, start_token = _condition(params, project)
     order_name = _order(params, project)
-    state = load_pickled_weights(checkpoint)
-    tokenizer = import_tokenizer(checkpoint, project, out / "tokenizer", "first_stage")["config"]
+    state = load_weights(checkpoint, InputError)
+    tokenizer = import_tokenizer(checkpoint, out / "tokenizer", project=project, part="first_stage")["config"]
     _check_permuter(state, order_name, tokenizer.grid, checkpoint)
     parts = [ConditionSpec(name="class", height=1, width=1, vocabulary=classes, fingerprint="")] if classes else []
     sequence = SequenceSpec(

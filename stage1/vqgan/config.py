@@ -1,5 +1,6 @@
 """Configuration of stage 1: the model, the loss, training. It imports no torch."""
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from vqgan.errors import InputError
 Modality = Literal["rgb", "segmentation", "depth", "pose"]
 Geometry = Literal["crop", "pad", "stretch"]
 Network = Literal["vqgan"]
-Quantizer = Literal["vq", "l2", "gumbel", "palette"]
+Quantizer = Literal["vq", "l2", "simvq", "ibq", "fsq", "lfq", "bsq", "gumbel", "palette"]
 DiscLoss = Literal["hinge", "vanilla"]
 Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
 ScalesFrom = Literal["quantised", "continuous"]
@@ -70,8 +71,12 @@ class ModelConfig:
     embed_dim: int = 256
     """Dimension of a code vector."""
     quantizer: Quantizer = "vq"
-    """vq: nearest code; l2: nearest on the unit sphere, best with a low embed_dim. Not for training: gumbel, of
-    released models, and palette, whose codes are colours."""
+    """vq: nearest code. l2: nearest on the unit sphere, best with a low embed_dim. simvq: nearest code of a trained
+    linear map of fixed vectors. ibq: largest dot product, with a gradient to all codes. fsq: each channel rounded to
+    its levels. lfq, bsq: the sign of each channel, bsq on the unit sphere. Not for training: gumbel, of released
+    models, and palette, whose codes are colours."""
+    levels: tuple[int, ...] = ()
+    """Levels of each channel of fsq, such as (8, 5, 5, 5) for 1,000 codes; empty for every other quantiser."""
     codebook_size: int = 1024
     """Number of code vectors; above 65,536, shards store uint32."""
 
@@ -97,6 +102,7 @@ class ModelConfig:
             self.resolution,
             f"choose a multiple of {self.factor}, the downsampling factor of {len(self.ch_mult)} levels",
         )
+        self._check_digits()
         if self.quantizer == "palette":
             ok = self.modality in ("rgb", "pose") and self.embed_dim == 3 and self.factor == 1
             _require(ok, "quantizer", self.quantizer, "a palette has RGB colours, one a pixel: use train-palette")
@@ -107,6 +113,20 @@ class ModelConfig:
             self.n_labels,
             "choose 2 … 256 for segmentation (ADE20K: 151) and 0 for every other modality",
         )
+
+    def _check_digits(self) -> None:
+        """Check the quantisers whose codes are numbers: the digits give the dimension and the size of the codebook."""
+        fsq, bits = self.quantizer == "fsq", self.quantizer in ("lfq", "bsq")
+        ok = bool(self.levels) == fsq and len(self.levels) <= 24 and all(3 <= level <= 1024 for level in self.levels)
+        remedy = "give 3 … 1024 for each channel, such as (8, 5, 5, 5)" if fsq else "only fsq has levels: choose ()"
+        _require(ok, "levels", self.levels, remedy)
+        if fsq or bits:
+            dim = len(self.levels) if fsq else self.codebook_size.bit_length() - 1
+            size = math.prod(self.levels) if fsq else 2**dim
+            given = f"levels {self.levels} are {size:,} codes" if fsq else f"{self.quantizer} has a bit per channel"
+            found = f"({self.embed_dim}, {self.codebook_size})"
+            ok = (self.embed_dim, self.codebook_size) == (dim, size)
+            _require(ok, "(embed_dim, codebook_size)", found, f"{given}: choose ({dim}, {size})")
 
     @property
     def factor(self) -> int:
@@ -143,6 +163,13 @@ class LossConfig:
     """Apply beta to the other term, which pulls the codes, as in the training of the released VQGAN checkpoints."""
     codebook_decay: float = 0.0
     """Decay of an EMA codebook, such as 0.99; 0: the codes are trained by gradient."""
+    quantizer_gradient: Literal["straight-through", "rotation"] = "straight-through"
+    """Gradient of vq, l2 and simvq to the latent: that of the code vector unchanged, or turned and scaled as the code
+    vector is against the latent (the rotation trick)."""
+    entropy_weight: float = 0.0
+    """Factor of the entropy term, by which all codes are used; lfq and bsq require it, such as 0.1. Not for fsq."""
+    entropy_temperature: float = 0.01
+    """Divides the negative squared distances (ibq: the dot products) to the codes, for the entropy term."""
     codebook_weight: float = 1.0
     """Factor of the whole quantisation loss."""
     disc_weight: float = 0.8
@@ -161,8 +188,11 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_fields(self, InputError)
-        for name in ("l2_weight", "perceptual_weight", "beta", "codebook_weight", "disc_weight", "disc_start"):
+        weights = ("l2_weight", "perceptual_weight", "codebook_weight", "disc_weight", "entropy_weight")
+        for name in (*weights, "beta", "disc_start"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "choose 0 or more")
+        ok = self.entropy_temperature > 0
+        _require(ok, "entropy_temperature", self.entropy_temperature, "choose a positive number")
         _require(0 <= self.codebook_decay < 1, "codebook_decay", self.codebook_decay, "choose a number in [0, 1)")
         _require(self.disc_ramp >= 1, "disc_ramp", self.disc_ramp, "choose 1 or more")
         _require(1 <= self.disc_layers <= 5, "disc_layers", self.disc_layers, "choose 1 … 5")
@@ -178,6 +208,15 @@ class TrainConfig:
     """Architecture."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms."""
+    init: str = ""
+    """Folder of the tokenizer, trained or imported, from whose weights and architecture the run starts; empty: random
+    weights. Resolution and geometry may differ. The discriminator always starts anew."""
+    init_fingerprint: str = ""
+    """Fingerprint of the tokenizer in `init`, filled in by the run."""
+    freeze: Literal["none", "encoder"] = "none"
+    """encoder: train the decoder alone. All codes stay those of `init`, so that its shards and priors remain valid."""
+    codes_of: str = ""
+    """Fingerprint of the tokenizer that gives the same codes, filled in by the run where the encoder is frozen."""
     batch_size: int = 12
     """Images per step, over all processes."""
     accumulate: int = 1
@@ -244,6 +283,13 @@ class TrainConfig:
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "choose a positive rate")
         for name in ("seed", "warmup_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "choose 0 or more")
+        if self.freeze == "encoder":
+            _require(bool(self.init), "freeze", self.freeze, "name the tokenizer to start from in init, or choose none")
+            fixed = "the codes are frozen: choose 0"
+            _require(not self.restart_every, "restart_every", self.restart_every, fixed)
+            _require(not self.loss.codebook_decay, "loss.codebook_decay", self.loss.codebook_decay, fixed)
+        ok = not self.restart_every or self.model.quantizer in ("vq", "l2")
+        _require(ok, "restart_every", self.restart_every, f"{self.model.quantizer} has no codes to restart: choose 0")
         for name, (off, why) in inapplicable(self.model, self.loss).items():
             _require(False, f"loss.{name}", getattr(self.loss, name), f"{why}; choose {off!r}")
         ok = self.crop >= 0 and self.crop <= self.model.resolution and self.crop % self.model.factor == 0
@@ -259,6 +305,13 @@ def inapplicable(model: ModelConfig, loss: LossConfig) -> dict[str, tuple[Any, s
         found["l2_weight"] = 0.0, "masks are compared by cross-entropy"
     if loss.trunk and not loss.perceptual.startswith("lpips-"):
         found["trunk"] = "", f"only LPIPS has a trunk, and perceptual is {loss.perceptual!r}"
+    kind, turns = model.quantizer, ("vq", "l2", "simvq")
+    if loss.codebook_decay and kind not in ("vq", "l2"):
+        found["codebook_decay"] = 0.0, f"{kind} has no codebook of moving averages"
+    if loss.entropy_weight and kind in ("fsq", "gumbel", "palette"):
+        found["entropy_weight"] = 0.0, f"{kind} has no entropy term"
+    if loss.quantizer_gradient == "rotation" and kind not in turns:
+        found["quantizer_gradient"] = "straight-through", f"{kind} has a gradient of its own"
     if loss.swap_beta and loss.codebook_decay:
         found["swap_beta"] = False, "no term pulls the codes of an EMA codebook"
     return found

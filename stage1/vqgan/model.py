@@ -10,10 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqgan.config import LossConfig, ModelConfig, Network, ScalesFrom
+from vqgan.config import Quantizer as QuantizerName
 from vqgan.cpu_kernels import GroupNorm
 from vqgan.errors import InputError
+from vqgan.lookup_free import FiniteScalarQuantizer, LookupFreeQuantizer
 from vqgan.plugins import find_plugin
-from vqgan.quantize import QUANTIZERS, Quantizer, VectorQuantizer, pooled_codes
+from vqgan.quantize import (
+    GumbelQuantizer,
+    IndexQuantizer,
+    Quantizer,
+    SimVQuantizer,
+    VectorQuantizer,
+    pooled_codes,
+)
 
 
 def norm(channels: int, groups: int = 0) -> GroupNorm:
@@ -212,7 +221,7 @@ def scale_codes(quantize: Quantizer, z_BDhw: Tensor, sides: Sequence[int], scale
     z_BDhw = z_BDhw.float()
     codes_Bhw = quantize.codes(z_BDhw)
     if scales_from == "quantised":
-        return [codes_Bhw, *(pooled_codes(codes_Bhw, quantize.codebook(), side) for side in sides)]
+        return [codes_Bhw, *(pooled_codes(codes_Bhw, quantize, side) for side in sides)]
     pooled = [F.avg_pool2d(z_BDhw, (height // side, width // side)) for side in sides]
     return [codes_Bhw, *(quantize.codes(z) for z in pooled)]
 
@@ -253,6 +262,13 @@ class TokenizerModel(nn.Module):
 _Network = tuple[Callable[[ModelConfig], EncoderNetwork], Callable[[ModelConfig], DecoderNetwork]]
 NETWORKS: dict[Network, _Network] = {"vqgan": (Encoder, Decoder)}
 """Encoder and decoder of each `config.network`."""
+
+QUANTIZERS: dict[QuantizerName, Callable[[ModelConfig, LossConfig], Quantizer]] = {
+    "vq": VectorQuantizer, "l2": VectorQuantizer, "simvq": SimVQuantizer, "ibq": IndexQuantizer,
+    "fsq": FiniteScalarQuantizer, "lfq": LookupFreeQuantizer, "bsq": LookupFreeQuantizer,
+    "gumbel": GumbelQuantizer, "palette": VectorQuantizer,
+}  # fmt: skip
+"""Quantiser of each `config.quantizer`."""
 
 
 class VQGAN(TokenizerModel):

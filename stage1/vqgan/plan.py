@@ -16,6 +16,7 @@ from vqgan.batches import training_pictures
 from vqgan.config import TrainConfig
 from vqgan.data import Split
 from vqgan.errors import InputError
+from vqgan.finetune import completed
 from vqgan.losses import TRUNK_FILES
 from vqgan.modalities import to_input
 from vqgan.train import usable_splits
@@ -31,6 +32,7 @@ def plan_training(config: TrainConfig, splits: Mapping[str, Split], run: Path) -
         InputError: As the training.
     """
     check_tracker(config.tracker, InputError)
+    config = completed(config)
     splits = usable_splits(config, splits)
     done = checkpoint.run_folder(run).planned_step(config, config.steps)
     steps, notes = config.steps - done, ["time is that of trial steps, in one process here, without checkpoints"]

@@ -26,6 +26,7 @@ from vqgan.batches import prefetched
 from vqgan.config import TrainConfig
 from vqgan.data import Split, spread
 from vqgan.errors import InputError
+from vqgan.finetune import completed
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
 from vqgan.trainer import NonFiniteLossError, Trainer
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 _GRID_IMAGES = 8
 _LOG_EVERY = 10
 _EVAL_BATCH = 32
+_VECTORS = "restart_every = 50, loss.codebook_decay = 0.99, or model.quantizer = 'l2' with model.embed_dim = 8"
+_ENTROPY = "loss.entropy_weight = 0.1"
+_USAGE_REMEDIES = {"vq": _VECTORS, "l2": _VECTORS, "ibq": _ENTROPY, "lfq": _ENTROPY, "bsq": _ENTROPY}
 
 
 @torch.inference_mode()
@@ -127,6 +131,12 @@ class Run(TrainingLoop):
         """Continue from a checkpoint."""
         self.trainer.restore(path)
 
+    def resume(self, checkpoint: Path | None, config: Any) -> None:
+        """Continue from a checkpoint, or start."""
+        if checkpoint is None:
+            self.trainer.start()
+        super().resume(checkpoint, config)
+
     def state(self) -> dict[str, Any]:
         """Return the config, weights, tensors and scalars of a checkpoint."""
         return self.trainer.state()
@@ -169,12 +179,8 @@ class Run(TrainingLoop):
             run = self.folder.path
             save_grid(run / checkpoint.PICTURES / f"step-{self.step:08d}.png", originals, outputs)
             log.info("step %d: %s", self.step, ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-            if figures["val_usage"] < 0.25:
-                log.warning(
-                    "only %.0f%% of the codes are used: try restart_every = 50, loss.codebook_decay = 0.99, or "
-                    "model.quantizer = 'l2' with model.embed_dim = 8",
-                    100 * figures["val_usage"],
-                )
+            if figures["val_usage"] < 0.25 and (remedy := _USAGE_REMEDIES.get(self.config.model.quantizer)):
+                log.warning("only %.0f%% of the codes are used: try %s", 100 * figures["val_usage"], remedy)
             checkpoint.save_best(run, self.config, self.trainer.shipped, {"step": self.step, **figures})
         self._results = {**figures, "code_counts": metrics.counts_K.tolist()}
 
@@ -232,6 +238,7 @@ def train_tokenizer(config: TrainConfig, splits: Mapping[str, Split], run: Path)
         StoppedError: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
     check_tracker(config.tracker, InputError)
+    config = completed(config)
     with process_group():
         splits = usable_splits(config, splits)
         folder = checkpoint.run_folder(run)

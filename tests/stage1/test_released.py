@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
+from runkit.weights import load_weights
 from vqgan.checkpoint import fingerprint, load_model, save_model
-from vqgan.compat.compvis import import_tokenizer, load_pickled_weights
 from vqgan.compat.diffusers import export_diffusers, import_diffusers
+from vqgan.compat.tokenizers import import_tokenizer
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
@@ -54,7 +55,7 @@ def test_a_lightning_checkpoint_is_imported_without_lightning(tmp_path):
     model = random_model()
     state = {**model.state_dict(), "loss.discriminator.main.0.weight": torch.zeros(1)}
     write_release(tmp_path, state, {"target": "taming.models.vqgan.VQModel", "params": PARAMS})
-    report = import_tokenizer(tmp_path / "last.ckpt", tmp_path / "project.yaml", tmp_path / "out")
+    report = import_tokenizer(tmp_path / "last.ckpt", tmp_path / "out", project=tmp_path / "project.yaml")
     assert report["dropped"] == ["loss.discriminator.main.0.weight"]
     config, loaded = load_model(tmp_path / "out")
     assert config.model == SMALL
@@ -76,9 +77,9 @@ def test_a_transformers_tokenizers_are_found_by_their_prefix(tmp_path):
         "cond_stage_config": {"params": {**PARAMS, "ddconfig": segmentation}},
     }
     write_release(tmp_path, state, {"target": "taming.models.cond_transformer.Net2NetTransformer", "params": params})
-    paths = tmp_path / "last.ckpt", tmp_path / "project.yaml"
-    import_tokenizer(*paths, tmp_path / "image")
-    import_tokenizer(*paths, tmp_path / "masks", "cond_stage")
+    checkpoint, project = tmp_path / "last.ckpt", tmp_path / "project.yaml"
+    import_tokenizer(checkpoint, tmp_path / "image", project=project)
+    import_tokenizer(checkpoint, tmp_path / "masks", project=project, part="cond_stage")
     assert load_model(tmp_path / "image")[0].model == SMALL
     assert load_model(tmp_path / "masks")[0].model == with_labels
 
@@ -89,14 +90,14 @@ def test_a_gumbel_checkpoint_encodes_by_argmax_and_does_not_train(tmp_path):
     config = ModelConfig(**{name: getattr(SMALL, name) for name in SMALL.__slots__} | {"quantizer": "gumbel"})
     model = random_model(config)
     write_release(tmp_path, model.state_dict(), {"target": "taming.models.vqgan.GumbelVQ", "params": PARAMS})
-    import_tokenizer(tmp_path / "last.ckpt", tmp_path / "project.yaml", tmp_path / "out")
+    import_tokenizer(tmp_path / "last.ckpt", tmp_path / "out", project=tmp_path / "project.yaml")
     loaded, model = load_model(tmp_path / "out")
     x = torch.rand(2, 3, 64, 64) * 2 - 1
     with torch.inference_mode():
         logits = model.quantize.proj(model.latent(x))
         assert torch.equal(model.encode(x), logits.argmax(1))
         assert model.decode(model.encode(x)).shape == x.shape
-    with pytest.raises(InputError, match="cannot be trained: choose vq or l2"):
+    with pytest.raises(InputError, match="cannot be trained: choose another one"):
         Trainer(loaded)
 
 
@@ -112,21 +113,21 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch):
     torch.save({"state_dict": {}, "callbacks": Hostile()}, tmp_path / "zip.ckpt")
     torch.save({"callbacks": Hostile()}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
     with pytest.raises(InputError, match="system, which no weights need"):
-        load_pickled_weights(tmp_path / "zip.ckpt")
+        load_weights(tmp_path / "zip.ckpt", InputError)
     with pytest.raises(InputError, match=r"cannot be read as plain weights: it names .*system"):
-        load_pickled_weights(tmp_path / "old.ckpt")
+        load_weights(tmp_path / "old.ckpt", InputError)
     assert not (tmp_path / "hostile-code-ran").exists()
 
 
 def test_files_that_are_no_checkpoints_are_named(tmp_path):
     (tmp_path / "a.ckpt").write_bytes(b"<html>not found</html>")
     with pytest.raises(InputError, match=r"a\.ckpt cannot be read"):
-        load_pickled_weights(tmp_path / "a.ckpt")
+        load_weights(tmp_path / "a.ckpt", InputError)
     with pytest.raises(InputError, match="does not exist"):
-        load_pickled_weights(tmp_path / "b.ckpt")
+        load_weights(tmp_path / "b.ckpt", InputError)
     torch.save({"state_dict": {}}, tmp_path / "c.ckpt")
     with pytest.raises(InputError, match="holds no state_dict"):
-        load_pickled_weights(tmp_path / "c.ckpt")
+        load_weights(tmp_path / "c.ckpt", InputError)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_every_key_is_used_or_the_import_fails(tmp_path, change, words):
     change(state)
     write_release(tmp_path, state, {"target": "taming.models.vqgan.VQModel", "params": PARAMS})
     with pytest.raises(InputError, match=words):
-        import_tokenizer(tmp_path / "last.ckpt", tmp_path / "project.yaml", tmp_path / "out")
+        import_tokenizer(tmp_path / "last.ckpt", tmp_path / "out", project=tmp_path / "project.yaml")
     assert not (tmp_path / "out").exists()
 
 
@@ -150,7 +151,7 @@ def test_a_yaml_of_another_network_is_refused(tmp_path):
     params = {**PARAMS, "ddconfig": {**DDCONFIG, "double_z": True}}
     write_release(tmp_path, dict(random_model().state_dict()), {"params": params})
     with pytest.raises(InputError, match="double_z True"):
-        import_tokenizer(tmp_path / "last.ckpt", tmp_path / "project.yaml", tmp_path / "out")
+        import_tokenizer(tmp_path / "last.ckpt", tmp_path / "out", project=tmp_path / "project.yaml")
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_codes_equal_the_published_networks(tmp_path, taming, kind):
     write_release(
         tmp_path, theirs.state_dict(), {"target": f"taming.models.vqgan.{kind}", "params": {**params, **extra}}
     )
-    import_tokenizer(tmp_path / "last.ckpt", tmp_path / "project.yaml", tmp_path / "out")
+    import_tokenizer(tmp_path / "last.ckpt", tmp_path / "out", project=tmp_path / "project.yaml")
     _, ours = load_model(tmp_path / "out")
     x = torch.from_numpy(np.random.default_rng(0).random((2, 3, 256, 256), np.float32)) * 2 - 1
     with torch.inference_mode():

@@ -277,7 +277,7 @@ def test_quantised_scales_follow_from_codes_and_codebook_alone(quantizer):
         for side, scale_BSS in zip((1, 2, 4), scales, strict=True):
             naive_BSS = [naive_scale(codes.numpy(), codebook_KD, side) for codes in codes_Bhw]
             np.testing.assert_array_equal(scale_BSS, naive_BSS)
-            again = pooled_codes(codes_Bhw[1:], model.quantize.codebook(), side)
+            again = pooled_codes(codes_Bhw[1:], model.quantize, side)
             assert torch.equal(again, scale_BSS[1:])
 
 

@@ -6,7 +6,7 @@ Axes: N images, B a batch, h × w the grid of codes, H × W pixels, C channels.
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from runkit.codes import Codes, code_dtype
 from runkit.devices import Device, Precision
 from runkit.folders import check_apart
 from runkit.places import absolute
+from vqgan.compat.kinds import Kind, Part
 from vqgan.config import Geometry, ModelConfig, dataset_geometry
 from vqgan.config import TrainConfig as TokenizerConfig
 
@@ -84,6 +85,13 @@ class ImageTokenizer:
     def fingerprint(self) -> str:
         """Hash of the weights, which names the codes in shards and priors."""
         return self.loaded.fingerprint
+
+    @property
+    def code_fingerprints(self) -> set[str]:
+        """Fingerprints of the tokenizers that give the same codes: its own, and that whose encoder it has kept."""
+        from vqgan.checkpoint import load_config
+
+        return {self.fingerprint, load_config(self.folder).codes_of} - {""}
 
     def encode(self, images: Any) -> Codes:
         """Encode one image or several.
@@ -206,7 +214,7 @@ def tokenizer_training(
 ) -> tuple[TokenizerConfig, "dict[str, Split]", Path]:
     """The settings, the pictures and the run folder of a training."""
     path, layout = dataset_of(data, dataset)
-    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path)
+    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path, str(fields.get("init", "")))
     settings = build_config(TokenizerConfig, fields, config=config, base=base, function=train_tokenizer)
     from vqgan.data import open_splits, sources_of
 
@@ -284,20 +292,27 @@ def evaluate_tokenizer(
 
 
 def import_tokenizer(
-    checkpoint: PathLike, project: PathLike, out: PathLike, part: Literal["first_stage", "cond_stage"] | None = None
+    checkpoint: PathLike,
+    out: PathLike,
+    *,
+    project: PathLike | None = None,
+    kind: Kind = "auto",
+    part: Part | None = None,
 ) -> ImageTokenizer:
-    """Convert a released CompVis VQGAN to a tokenizer folder; nothing in the checkpoint is executed.
+    """Convert a released tokenizer to a tokenizer folder; nothing in the checkpoint is executed.
 
     Args:
-        checkpoint: The checkpoint file, such as last.ckpt.
-        project: The yaml that came with it.
+        checkpoint: The checkpoint file, such as vq_ds16_c2i.pt.
         out: Folder to write.
-        part: Tokenizer of a transformer's checkpoint to convert; default: that of the images.
+        project: The yaml that came with a CompVis checkpoint.
+        kind: Project that published it; auto: recognised by the names of the tensors.
+        part: Tokenizer of a CompVis transformer's checkpoint to convert; default: that of the images.
 
     Raises:
-        InputError: The files are of another kind of model; the message says what does not map.
+        InputError: The file is of another kind of model; the message says what does not map.
     """
-    from vqgan.compat.compvis import import_tokenizer as convert
+    from vqgan.compat.tokenizers import import_tokenizer as convert
 
-    convert(as_path(checkpoint), as_path(project), as_path(out), part)
+    yaml = None if project is None else as_path(project)
+    convert(as_path(checkpoint), as_path(out), project=yaml, kind=kind, part=part)
     return ImageTokenizer(as_path(out))

@@ -1,36 +1,43 @@
 """`imagepriors import-tokenizer`, `import-prior`, `import-diffusers`, `export-diffusers`: models of other projects."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
+from runkit.errors import UserError
+from vqgan.compat.kinds import Kind, Part
+
 
 def import_tokenizer(
-    checkpoint: tyro.conf.Positional[Path],
-    project: tyro.conf.Positional[Path],
-    out: tyro.conf.Positional[Path],
+    files: tyro.conf.Positional[tuple[Path, ...]],
     *,
-    part: Literal["first_stage", "cond_stage"] | None = None,
+    kind: Kind = "auto",
+    part: Part | None = None,
 ) -> str:
-    """Convert a released CompVis VQGAN to a tokenizer folder.
+    """Convert a released tokenizer to a tokenizer folder; nothing in the checkpoint is executed.
 
     Args:
-        checkpoint: The checkpoint file; nothing in it is executed.
-        project: The yaml that came with it.
-        out: Folder to write.
-        part: Tokenizer of a transformer's checkpoint to convert; default: that of the images.
+        files: The checkpoint file, for CompVis the yaml that came with it, and the folder to write.
+        kind: Project that published it. auto: recognised by the names of the tensors.
+        part: Tokenizer of a CompVis transformer's checkpoint to convert; default: that of the images.
 
     Example:
-        imagepriors import-tokenizer last.ckpt project.yaml runs/imagenet/tokenizer
+        imagepriors import-tokenizer vq_ds16_c2i.pt runs/imagenet/tokenizer
     """
-    from vqgan.compat.compvis import import_tokenizer as run
+    from vqgan.compat.tokenizers import import_tokenizer as run
 
-    found = run(checkpoint, project, out, part)
-    net = found["config"]
+    if len(files) not in (2, 3):
+        raise UserError(f"{len(files)} paths were given: pass CHECKPOINT OUT, or CHECKPOINT YAML OUT for CompVis")
+    project = files[1] if len(files) == 3 else None
+    found = run(files[0], files[-1], project=project, kind=kind, part=part)
+    net, dropped = found["config"], found["dropped"]
+    groups = Counter(name.split(".")[0] for name in dropped)
+    listed = ": " + ", ".join(f"{name}.* {n}" if n > 1 else name for name, n in groups.items()) if dropped else ""
     return (
-        f"tokenizer in {out}: {net.resolution}×{net.resolution} {net.modality} → {net.grid}×{net.grid} codes of "
-        f"{net.codebook_size}; {found['tensors']} tensors used, {len(found['dropped'])} of the loss dropped"
+        f"tokenizer in {files[-1]}: {found['kind']}, {net.resolution}×{net.resolution} {net.modality} → "
+        f"{net.grid}×{net.grid} codes of {net.codebook_size}; {found['tensors']} tensors used, "
+        f"{len(dropped)} dropped{listed}"
     )
 
 

@@ -1,0 +1,92 @@
+"""What the importers of released tokenizers share: a converted checkpoint, and the sizes that its tensors tell."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vqgan.config import LossConfig, ModelConfig
+from vqgan.errors import InputError
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Released:
+    """A checkpoint of another project, converted."""
+
+    config: ModelConfig
+    """Its architecture."""
+    weights: Weights
+    """Its tensors, under the names of this package."""
+    dropped: Sequence[str] = ()
+    """Names of tensors that a tokenizer does not have, such as those of a discriminator."""
+    loss: LossConfig | None = None
+    """Its training loss; None if it is unknown."""
+
+
+def without(weights: Weights, prefixes: tuple[str, ...]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors whose names have none of the prefixes, and the names of the others."""
+    kept = {name: value for name, value in weights.items() if not name.startswith(prefixes)}
+    return kept, sorted(weights.keys() - kept.keys())
+
+
+def renamed(weights: Weights, rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """Return the tensors with each rule's pattern in their names replaced, one rule after the other."""
+    result = {}
+    for name, value in weights.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        result[name] = value
+    return result
+
+
+def count(weights: Weights, pattern: str) -> int:
+    """Return one more than the largest number that the group of a pattern finds in the names, or 0."""
+    return max((int(found[1]) + 1 for name in weights if (found := re.match(pattern, name))), default=0)
+
+
+def size(weights: Weights, name: str, axis: int = 0) -> int:
+    """Return the size of a tensor along an axis.
+
+    Raises:
+        InputError: There is no such tensor, or it has no such axis.
+    """
+    if name not in weights or weights[name].ndim <= axis:
+        found = f"has the shape {tuple(weights[name].shape)}" if name in weights else "is missing"
+        raise InputError(f"{name} {found}")
+    return weights[name].shape[axis]
+
+
+def network_sizes(weights: Weights, resolution: int = 256) -> dict[str, Any]:
+    """Return the fields of a ModelConfig that the tensors of a VQGAN tell, without those of its quantiser.
+
+    Args:
+        weights: The tensors, under the names of this package.
+        resolution: Side of the pictures that it was trained on, which no tensor tells.
+
+    Raises:
+        InputError: A tensor is missing.
+    """
+    ch, channels = (size(weights, "encoder.conv_in.weight", axis) for axis in (0, 1))
+    levels = count(weights, r"encoder\.down\.(\d+)\.block\.")
+    widths = [size(weights, f"encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
+    attention = [level for level in range(levels) if count(weights, rf"encoder\.down\.{level}\.attn\.(\d+)\.")]
+    modality: dict[int, dict[str, Any]] = {3: {}, 1: {"modality": "depth"}}
+    return {
+        **modality.get(channels, {"modality": "segmentation", "n_labels": channels}),
+        "resolution": resolution,
+        "ch": ch,
+        "ch_mult": tuple(width // ch for width in widths),
+        "num_res_blocks": count(weights, r"encoder\.down\.0\.block\.(\d+)\."),
+        "attn_resolutions": tuple(resolution >> level for level in attention),
+        "norm_groups": released_groups(ch),
+        "z_channels": size(weights, "encoder.conv_out.weight"),
+    }
+
+
+def released_groups(ch: int) -> int:
+    """Return the `norm_groups` of a network whose norms all have 32 groups; 0, the default, means the same from 128."""
+    return 0 if ch >= 128 else 32
