@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from codeshards.format import CONDITION_NAMES, OrderName, ShardError, ShardSpec, order
 from codeshards.format.orders import Permutation
-from codeshards.format.schema import MAX_CODEBOOK_SIZE
+from runkit.codes import MAX_CODEBOOK_SIZE
 from runkit.configs import check_fields, require
 from runkit.devices import Autocast, Device, Precision
 from runkit.suggestions import choose_one_of

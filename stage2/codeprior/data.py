@@ -19,6 +19,7 @@ from torch import Tensor
 from codeprior.cache import memory_map
 from codeprior.config import PriorError, SequenceSpec, condition_parts
 from codeshards.format import OrderName, ShardDataset
+from runkit.codes import Codes
 from runkit.jsonfiles import parse_json
 
 _PIECE_ROWS = 8192  # bounds the memory of a pass over a split
@@ -68,10 +69,10 @@ class CodeData:
 
     sequence: SequenceSpec
     """The meaning of the sequences."""
-    grids_NT: tuple[NDArray[np.uint16], ...]
+    grids_NT: tuple[Codes, ...]
     """Image codes in the layout of `sequence.columns`, one array [N, codes of the grid] for each grid of a sequence."""
     conditions_NC: tuple[NDArray[Any], ...]
-    """Condition tokens (uint16 codes or int32 class ids), one array for each condition."""
+    """Condition tokens (unsigned codes or int32 class ids), one array for each condition."""
     identity: str
     """Fingerprint of the dataset, and the split."""
     views_N: NDArray[np.uint8] | None = None
@@ -115,7 +116,7 @@ class CodeData:
         condition_BC = _join(conditions) if conditions else torch.zeros((len(codes_BT), 1), dtype=torch.int64)
         return Batch(condition_BC=condition_BC, codes_BT=codes_BT)
 
-    def codes(self, part: int = 0, parts: int = 1) -> Iterator[NDArray[np.uint16]]:
+    def codes(self, part: int = 0, parts: int = 1) -> Iterator[Codes]:
         """Yield all image codes in pieces [n, codes of a grid]; with `parts`, only one part of the pieces."""
         for grid_NT in self.grids_NT:
             for start in range(part * _PIECE_ROWS, len(grid_NT), parts * _PIECE_ROWS):
@@ -262,7 +263,7 @@ class Batches(ABC):
         """Return this rank's part of global batch `step`."""
 
     @abstractmethod
-    def codes(self) -> Iterator[NDArray[np.uint16]]:
+    def codes(self) -> Iterator[Codes]:
         """Yield this rank's part of the image codes of the split, in pieces [n, codes of a grid]."""
 
     def __iter__(self) -> Self:
@@ -314,7 +315,7 @@ class CodeBatches(Batches):
         """Return this rank's part of global batch `step`."""
         return self.data.take(self.rows_of(step)[self.mine])
 
-    def codes(self) -> Iterator[NDArray[np.uint16]]:
+    def codes(self) -> Iterator[Codes]:
         """Yield this rank's part of the image codes of the split, in pieces."""
         return self.data.codes(self.rank, self.world_size)
 

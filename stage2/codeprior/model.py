@@ -19,15 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codeprior.chunked_loss import LARGE_CODEBOOK, head_nll
 from codeprior.config import ModelConfig, PriorError, SequenceSpec
 from codeprior.cpu_kernels import Linear, linear
-from codeprior.positions import GridEmbedding
+from codeprior.positions import GridEmbedding, Rotation, rotate, rotation_at
 
 _SHORT = 512
 """Number of tokens up to which attention may keep all scores of a layer in memory."""
 _BFLOAT16_CPU = torch.cpu._is_avx512_bf16_supported()  # a constant for compiled code
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines [..., S, E/2] of the angles by which queries and keys are rotated."""
 
 
 class KVCache:
@@ -134,21 +133,6 @@ def attend_xformers(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor
 
 
 ATTENTION = {"sdpa": attend_sdpa, "math": attend_math, "xformers": attend_xformers}
-
-
-def rotate(x_BHSE: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate the pairs (channel e, channel e + E/2) of queries or keys (RoPE, arXiv 2104.09864)."""
-    cos, sin = rotation
-    a, b = x_BHSE.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BHSE.dtype)
-
-
-def rotation_at(places: Tensor, width: int) -> Rotation:
-    """Return RoPE's angles at places [S] or [B, S] for heads of `width` channels, in float32."""
-    exponents = torch.arange(0, width, 2, device=places.device) / width
-    angles = places[..., None] * torch.pow(10_000.0, -exponents)
-    angles = angles[:, None] if places.ndim == 2 else angles  # an axis for the heads
-    return angles.cos(), angles.sin()
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
@@ -279,17 +263,26 @@ class Prior(nn.Module):
         """Number of trainable parameters, including embeddings."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, condition_BC: Tensor, codes_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Return logits for every next image code.
+    def forward(
+        self,
+        condition_BC: Tensor,
+        codes_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        *,
+        targets_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits for every next image code, or the loss of each.
 
         Args:
             condition_BC: int64 condition tokens; zeros [B, 1] without a condition.
             codes_BT: int64, the first T ≥ 0 image codes of the sequence. Training passes all but the last.
             positions_BT: int64 [B, T + 1], for sequences in another order than the prior's: the index t, in the prior's
                 order, of every code that is read or predicted. Requires `target_positions`.
+            targets_BT: int64 [B, T + 1] codes, for their negative log-likelihood without the logits in memory.
 
         Returns:
-            [B, T + 1, V] logits: position t predicts code t from the condition and codes 0 … t - 1.
+            [B, T + 1, V] logits: position t predicts code t from the condition and codes 0 … t - 1. With targets, their
+            negative log-likelihood, float32 [B, T + 1].
 
         Raises:
             PriorError: Positions are given, but the prior has no target positions.
@@ -305,7 +298,10 @@ class Prior(nn.Module):
         x_BSD = torch.cat((self._embed_condition(condition_BC), self._embed_codes(codes_BT, places_S[..., C:])), dim=1)
         x_BSD = self._run_blocks(x_BSD, places_S, targets)
         # The outputs before the last condition token are neither trained nor sampled.
-        return self._logits(x_BSD[:, C - 1 :])
+        if targets_BT is None:
+            return self._logits(x_BSD[:, C - 1 :])
+        x_ND = self.norm(x_BSD[:, C - 1 :]).flatten(0, 1)
+        return head_nll(x_ND, self._head_weight(), targets_BT.flatten()).view_as(targets_BT)
 
     def nll(
         self,
@@ -324,6 +320,8 @@ class Prior(nn.Module):
             positions_BT: As for :meth:`forward`.
         """
         read_BT = (codes_BT if inputs_BT is None else inputs_BT)[:, :-1]
+        if self.sequence.codebook_size > LARGE_CODEBOOK:
+            return self(condition_BC, read_BT, positions_BT, targets_BT=codes_BT)  # type: ignore[no-any-return]
         # Always float32, because a softmax over many codes loses digits in bfloat16.
         logits_NV = self(condition_BC, read_BT, positions_BT).float().flatten(0, 1)
         return F.cross_entropy(logits_NV, codes_BT.flatten(), reduction="none").view_as(codes_BT)
@@ -396,5 +394,7 @@ class Prior(nn.Module):
         return x_BSD
 
     def _logits(self, x_BSD: Tensor) -> Tensor:
-        head = self.code_embedding if self.head is None else self.head
-        return linear(self.norm(x_BSD), head.weight)
+        return linear(self.norm(x_BSD), self._head_weight())
+
+    def _head_weight(self) -> Tensor:
+        return (self.code_embedding if self.head is None else self.head).weight

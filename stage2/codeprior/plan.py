@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from codeprior import checkpoint as ckpt
+from codeprior.chunked_loss import CHUNK, LARGE_CODEBOOK
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
 from codeprior.data import Batch, check_labels, check_shards, sequence_from_dataset
 from codeprior.model import Prior
@@ -19,6 +20,7 @@ from codeprior.optim import make_optimizer
 from codeprior.speed import peak_flops, resolve_precision, step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
 from codeshards.format import ShardDataset, Where
+from runkit.codes import code_dtype
 from runkit.devices import Autocast, make_autocast
 from runkit.folders import check_apart
 from runkit.machine import memory_bytes
@@ -48,6 +50,7 @@ def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPl
     rows = {split: dataset.rows(split) for split in dataset.splits}
     if rows["train"] < config.batch_size:
         raise PriorError(f"batch_size = {config.batch_size}: an epoch has only {rows['train']} rows; use at most that")
+    stored = code_dtype(sequence.codebook_size).itemsize
     device, precision = place_run(config, resolve_precision, PriorError)
     with torch.random.fork_rng(devices=[]):
         prior = Prior(config.model, sequence)
@@ -55,6 +58,8 @@ def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPl
         moments = moments_of(make_optimizer(prior, config))
         saved = weights * (2 if config.ema_decay else 1)
         saved += 4 * sum(parameter.numel() * len(kept) for parameter, kept in moments.items())
+        tables = [prior.code_embedding.weight, *([] if prior.head is None else [prior.head.weight])]
+        codebook = sum(4 * table.numel() * (2 + len(moments[table])) for table in tables)
         steps = config.steps - done
         resident = saved + weights  # the gradients
         trial = eval_s = None
@@ -66,10 +71,11 @@ def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPl
         "steps": steps, "steps_done": done, "rows": rows, "epochs": round(steps * config.batch_size / rows["train"], 2),
         "codes_per_sequence": sequence.length, "condition_tokens": sequence.condition_length,
         "parameters": prior.parameter_count, "device": device.type, "precision": precision,
+        "codebook_bytes": codebook, "logits_bytes": _logits_bytes(config, sequence),
         "memory_bytes": trial.memory_bytes if trial else resident,
         "step_s": trial and round(trial.seconds, 4), "time_s": trial and steps * trial.seconds + (eval_s or 0.0),
         "checkpoint_bytes": saved, "run_folder_bytes": config.keep_checkpoints * saved + 2 * weights,
-        "cache_bytes": sum(rows.values()) * sequence.length * 2 if config.loader == "memory_map" else 0,
+        "cache_bytes": sum(rows.values()) * sequence.length * stored if config.loader == "memory_map" else 0,
     }  # fmt: skip
     notes = ["time is that of trial steps on random codes, in one process here, without writing checkpoints"]
     if not fits:
@@ -78,6 +84,12 @@ def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPl
         work=_work(str(out), done, steps), figures=figures, notes=tuple(notes) if steps else (),
         settings=changed_settings(config),
     )  # fmt: skip
+
+
+def _logits_bytes(config: TrainConfig, sequence: SequenceSpec) -> int:
+    """Bytes of the logits of a step that are in memory at once."""
+    entries = sequence.codebook_size if sequence.codebook_size <= LARGE_CODEBOOK else CHUNK
+    return 4 * (config.batch_size // config.accumulate) * sequence.length * entries
 
 
 def _work(out: str, done: int, steps: int) -> str:

@@ -13,6 +13,24 @@ from torch import Tensor, nn
 
 from codeprior.config import SequenceSpec
 
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines [..., S, E/2] of the angles by which queries and keys are rotated."""
+
+
+def rotate(x_BHSE: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate the pairs (channel e, channel e + E/2) of queries or keys (RoPE, arXiv 2104.09864)."""
+    cos, sin = rotation
+    a, b = x_BHSE.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BHSE.dtype)
+
+
+def rotation_at(places: Tensor, width: int) -> Rotation:
+    """Return RoPE's angles at places [S] or [B, S] for heads of `width` channels, in float32."""
+    exponents = torch.arange(0, width, 2, device=places.device) / width
+    angles = places[..., None] * torch.pow(10_000.0, -exponents)
+    angles = angles[:, None] if places.ndim == 2 else angles  # an axis for the heads
+    return angles.cos(), angles.sin()
+
 
 class GridEmbedding(nn.Module):
     """Row and column of each token's cell, and of the cell that it predicts.

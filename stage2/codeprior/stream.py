@@ -22,6 +22,7 @@ from codeprior.config import PriorError, SequenceSpec
 from codeprior.data import Batch, Batches, CodeData, check_labels, check_shards, draw_views, epoch_permutation
 from codeprior.data import sample_starts as starts_of
 from codeshards.format import ShardDataset
+from runkit.codes import Codes
 
 _WINDOW = 2  # separates the permutation of a window from those of the epoch and the views
 
@@ -94,7 +95,7 @@ class StreamBatches(Batches):
         self._requested(following[0], self.windows(following[0])[following[1]])
         return batch
 
-    def codes(self) -> Iterator[NDArray[np.uint16]]:
+    def codes(self) -> Iterator[Codes]:
         """Yield the image codes of this rank's shards, in pieces."""
         mine = range(self.rank, len(self._shard_rows), self.world_size)
         for batch in self.dataset.batches(self.split, self.sequence.columns, shards=mine):

@@ -27,6 +27,7 @@ from codeprior.trainer import Trainer
 from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
 from codeshards.format import ShardDataset, Where
 from runkit.checkpoints import checkpoints
+from runkit.codes import Codes
 from runkit.folders import check_apart
 from runkit.progress import tqdm
 from runkit.ranks import barrier, process_group, rank, sum_over_ranks, world_size
@@ -251,7 +252,7 @@ class Run(TrainingLoop):
             "precision": trainer.precision,
         }
 
-    def _count(self, split: str, pieces: Iterable[NDArray[np.uint16]]) -> NDArray[np.int64]:
+    def _count(self, split: str, pieces: Iterable[Codes]) -> NDArray[np.int64]:
         """Return how often each image code occurs in a split, of which every rank counts its part."""
         sequence = self.trainer.run.sequence
         total = self.dataset.rows(split) * sequence.length // world_size()
@@ -261,7 +262,7 @@ class Run(TrainingLoop):
         return sum_over_ranks(counts.to(self.trainer.device)).cpu().numpy()
 
 
-def _with_progress(pieces: Iterable[NDArray[np.uint16]], bar: tqdm) -> Iterator[NDArray[np.uint16]]:
+def _with_progress(pieces: Iterable[Codes], bar: tqdm) -> Iterator[Codes]:
     for piece in pieces:
         yield piece
         bar.update(piece.size)

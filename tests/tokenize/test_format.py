@@ -147,7 +147,7 @@ def test_rows_that_do_not_fit_are_refused(change: Callable[[dict[str, Any]], Non
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda g: GridSpec(height=4, width=4, codebook_size=65537, fingerprint="f"), "at most 65536"),
+        (lambda g: GridSpec(height=4, width=4, codebook_size=(1 << 24) + 1, fingerprint="f"), "at most 16777216"),
         (lambda g: GridSpec(height=0, width=4, codebook_size=5, fingerprint="f"), "height must be a positive"),
         (lambda g: GridSpec(height=4, width=4, codebook_size=5, fingerprint=""), "fingerprint is empty"),
         (lambda g: ShardSpec(image=g, orders=()), "at least one"),

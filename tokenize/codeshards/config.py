@@ -10,6 +10,7 @@ from codeshards.format.manifest import UNKNOWN_LICENSE
 from codeshards.format.orders import ORDER_NAMES, OrderName
 from codeshards.format.schema import SCALE_SIDES
 from codeshards.format.shardfile import ShardFormat, check_formats
+from runkit.codes import MAX_CODEBOOK_SIZE
 from runkit.configs import check_fields
 
 _BOUNDS: dict[str, tuple[float, float]] = {
@@ -114,3 +115,45 @@ class TokenizeConfig:
             "precision": self.precision,
             "threads": self.threads,
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportConfig:
+    """How a published set of tokens becomes shards. All fields but the last two are part of the plan."""
+
+    kind: Literal["auto", "rar", "llamagen", "randar"] = "auto"
+    """Layout of the set: a file of JSON lines (rar), folders of codes and labels (llamagen), or a tar or folder with
+    one folder per class (randar). auto recognises it."""
+    codebook_size: int = 0
+    """Number of codebook entries; 0: that of the tokenizer."""
+    height: int = 0
+    """Rows of the grid; 0: that of the tokenizer, or a square."""
+    width: int = 0
+    """Columns of the grid; 0: as height."""
+    lines: int = 10
+    """Consecutive lines of one image in a file of JSON lines: 10 for a ten-crop, 1 if each line is an image."""
+    val_every: int = 50
+    """One image of so many, in source order, is held out for validation, with all its views."""
+    orders: tuple[OrderName, ...] = ()
+    """Sequence orders, one column each; empty: all that are defined on the grid."""
+    formats: tuple[ShardFormat, ...] = ("parquet",)
+    """File formats of the shards."""
+    shard_rows: int = 4096
+    """Rows per shard."""
+    shuffle_seed: int = 0
+    """Seed of the shuffle of the train split."""
+    license: str = UNKNOWN_LICENSE
+    """Licence of the pictures for the dataset card."""
+    max_failure_rate: float = 0.01
+    """Largest fraction of images that may fail; above it the dataset is not finished."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_fields(self, ShardError)
+        sizes = {"codebook_size": (0, MAX_CODEBOOK_SIZE), "height": (0, 1 << 20), "width": (0, 1 << 20)}
+        counts = {"lines": (1, 256), "val_every": (2, 1 << 30)}
+        shared = {name: _BOUNDS[name] for name in ("shard_rows", "shuffle_seed", "max_failure_rate")}
+        for name, (least, most) in {**sizes, **counts, **shared}.items():
+            if not least <= getattr(self, name) <= most:
+                raise ShardError(f"{name} is {getattr(self, name)!r}: choose {least:,} to {most:,}")
+        check_formats(self.formats)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codeshards.config import TokenizeConfig
+from codeshards.config import ImportConfig, TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, Where, open_store
 from codeshards.format.files import read_json
 from codeshards.format.manifest import MANIFEST_FILE
@@ -93,6 +93,28 @@ def _by_modality(conditions: PathLike | ImageTokenizer | Sequence[PathLike | Ima
     if len(found) < len(folders):
         raise ShardError(f"two tokenizers of conditions have one modality: {', '.join(map(str, folders))}")
     return found
+
+
+def import_shards(
+    source: PathLike, out: PathLike, *, tokenizer: PathLike | ImageTokenizer | None = None, **fields: Any
+) -> ShardDataset:
+    """Make a dataset of a published set of tokens: RAR's lines, LlamaGen's folders, RandAR's tar. Requires no pixels.
+
+    Args:
+        source: The file or folder.
+        out: Folder or URL to write; an interrupted import resumes.
+        tokenizer: The tokenizer that made the codes; it gives grid and codebook, and is copied into the dataset.
+        **fields: Fields of :class:`codeshards.config.ImportConfig`, such as ``codebook_size=1024``.
+
+    Raises:
+        ShardError: The source is no set of tokens, does not fit, or too many of its images are broken.
+    """
+    config = build_config(ImportConfig, fields, function=import_shards)
+    from codeshards.tools.import_tokens import import_tokens
+
+    folder = as_tokenizer(tokenizer).folder if tokenizer is not None else None
+    import_tokens(as_path(source), absolute(as_path(out)), config, tokenizer=folder)
+    return open_shards(out)
 
 
 def open_shards(shards: PathLike) -> ShardDataset:

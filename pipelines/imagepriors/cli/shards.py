@@ -1,4 +1,4 @@
-"""`imagepriors shards …`: inspect, verify, convert, merge and preview datasets of token shards."""
+"""`imagepriors shards …`: inspect, verify, convert, merge, import and preview datasets of token shards."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from codeshards.config import ImportConfig
 from codeshards.format import ShardDataset, ShardError, inverse
 from codeshards.format.schema import NO_LABEL
 from codeshards.format.shardfile import ShardFormat
-from imagepriors.cli.common import Subcommands
+from imagepriors.cli.common import FLAT, Subcommands
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish, publish_file
 
@@ -136,6 +137,32 @@ def merge(datasets: tyro.conf.Positional[tuple[str, ...]], *, out: str, to: tupl
     return f"{rows} in {out}"
 
 
+def import_(
+    source: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[str],
+    config: Annotated[ImportConfig, FLAT],
+    *,
+    tokenizer: Path | None = None,
+) -> str:
+    """Make a dataset of a published set of tokens: RAR's, LlamaGen's or RandAR's.
+
+    Args:
+        source: The file of JSON lines, the folder, or the tar.
+        out: Folder or URL to write; an interrupted import resumes.
+        config: How the set is read and divided.
+        tokenizer: Folder of the tokenizer that made the codes; it gives grid and codebook, and is copied.
+
+    Example:
+        imagepriors shards import maskgitvq.jsonl runs/imagenet/shards --codebook-size 1024
+    """
+    from codeshards.tools.import_tokens import import_tokens as run
+
+    manifest = run(source, out, config, tokenizer=tokenizer)
+    rows = ", ".join(f"{split.rows:,} rows of {name}" for name, split in manifest.splits.items())
+    failed = sum(split.failures for split in manifest.splits.values())
+    return f"{rows} in {out}" + (f"; {failed:,} images failed, named in the sidecars" if failed else "")
+
+
 def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = "val", n: int = 16) -> str:
     """Decode rows to a PNG, each picture followed by its conditions.
 
@@ -161,8 +188,8 @@ def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = 
 
 
 SHARDS = Subcommands(
-    "Inspect, verify, convert, merge or preview datasets of token shards.",
-    {"inspect": inspect, "verify": verify, "convert": convert, "merge": merge, "preview": preview},
+    "Inspect, verify, convert, merge, import or preview datasets of token shards.",
+    {"inspect": inspect, "verify": verify, "convert": convert, "merge": merge, "import": import_, "preview": preview},
 )
 
 

@@ -15,6 +15,7 @@ from codeprior.model import Prior
 from imagepriors.decode.draw import Samples, check_count, draw_samples
 from imagepriors.decode.prefix import prefix_length
 from imagepriors.reports.figures import picture_grid, png_bytes
+from runkit.codes import code_dtype
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
 from vqgan.tokenizer import Tokenizer
@@ -113,7 +114,8 @@ def sample_grid(samples: Samples, columns: int = 0, *, scale: int = 0, frame: in
 
 def _packed_codes(samples: Samples) -> bytes:
     """Codes and conditions as the bytes of an .npz file."""
-    arrays: dict[str, npt.NDArray[Any]] = {"codes": samples.codes_NHW.astype(np.uint16)}
+    stored = code_dtype(samples.sequence.codebook_size)
+    arrays: dict[str, npt.NDArray[Any]] = {"codes": samples.codes_NHW.astype(stored)}
     arrays |= {f"condition_{name}": tokens for name, tokens in samples.conditions.items()}
     buffer = BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]

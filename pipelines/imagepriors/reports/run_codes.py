@@ -29,6 +29,7 @@ _DECODED_PIXELS = 48 * 64 * 64
 """Pixels of the validation pictures that are decoded for the codebook's picture."""
 _ATLAS = (32, 512, 8)
 """Columns and maximum number of cells of the codebook's picture, and maximum side of a cell in pixels."""
+_DRAWN_CODES = 1 << 14  # points of a chart of the codebook
 _DRAWN_CELLS = 1024
 _FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 """Parts of a sequence whose decoded prefixes are shown."""
@@ -198,8 +199,9 @@ def codebook(run: RunFolder, coded: Coded) -> dict[str, Any]:
 
 def usage_chart(share_K: list[float]) -> Any:
     """Chart of the share of each code in per cent, most frequent first; None without codes."""
-    ranks = list(range(1, len(share_K) + 1))
-    curves = {"share of all codes": (ranks, share_K)}
+    step = -(-len(share_K) // _DRAWN_CODES)
+    ranks = list(range(1, len(share_K) + 1, step or 1))
+    curves = {"share of all codes": (ranks, share_K[:: step or 1])}
     return line_chart("% of all codes", curves, x_label="code, by frequency", from_zero=True, area=True)
 
 

@@ -151,7 +151,7 @@ def _code_sections(dataset: ShardDataset) -> list[dict[str, Any]]:
     split = max(dataset.splits, key=dataset.rows)
     column = f"codes_{order}"
     counts_K, rows = np.zeros(grid.codebook_size, np.int64), 0
-    first = np.empty((0, grid.length), np.uint16)
+    first = np.empty((0, grid.length), grid.dtype)
     for batch in dataset.batches(split, [column]):
         codes_NT = batch[column]
         first = first if len(first) >= _SHOWN else np.concatenate([first, codes_NT])

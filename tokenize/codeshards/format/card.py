@@ -117,9 +117,10 @@ def _reading(manifest: Manifest) -> list[str]:
     parts = [
         "```python\nfrom codeshards.format import ShardDataset\n\n"
         f'for batch in ShardDataset.open("PATH").batches("{split}", ["{column}", "label"]):\n'
-        f'    batch["{column}"]  # uint16 [n, {manifest.spec.image.length}]\n```'
+        f'    batch["{column}"]  # {manifest.spec.image.dtype} [n, {manifest.spec.image.length}]\n```'
     ]
-    return parts + [text.format(split=split, column=column) for f in manifest.formats for text in _EXAMPLES[f]]
+    names = {"split": split, "column": column, "dtype": manifest.spec.image.dtype}
+    return parts + [text.format(**names) for f in manifest.formats for text in _EXAMPLES[f]]
 
 
 _EXAMPLES: dict[ShardFormat, tuple[str, ...]] = {
@@ -132,6 +133,6 @@ _EXAMPLES: dict[ShardFormat, tuple[str, ...]] = {
         "```python\nimport glob\n\nimport webdataset\n\n"
         'shards = sorted(glob.glob("PATH/{split}/*.tar"))\n'
         "for row in webdataset.WebDataset(shards, shardshuffle=False).decode():\n"
-        '    row["__key__"], row["json"]["orders"], row["codes.npy"]  # uint16 [orders, codes]\n```',
+        '    row["__key__"], row["json"]["orders"], row["codes.npy"]  # {dtype} [orders, codes]\n```',
     ),
 }

@@ -201,8 +201,9 @@ class ShardDataset:
             shards: Indices of the shards to read, in this sequence; None for all.
 
         Yields:
-            Column → array. ``codes_*``, ``scale_*``, ``cond_*``: uint16 [n, L]; ``label``: int32 [n], null as
-            -1; ``view``: uint8 [n]; ``key``: object [n] of str. Arrays may be read-only.
+            Column → array. ``codes_*``, ``scale_*``, ``cond_*``: [n, L] of uint16, or uint32 for a codebook above
+            65,536 entries; ``label``: int32 [n], null as -1; ``view``: uint8 [n]; ``key``: object [n] of str. Arrays
+            may be read-only.
 
         Raises:
             ShardError: A name is unknown, or a shard is missing, damaged or not the one in the manifest.

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from codeshards.format.errors import ShardError
 from codeshards.format.files import compact_json
 from codeshards.format.orders import ORDER_NAMES, OrderName, check_order_name, order, orders_hash
+from runkit.codes import MAX_CODEBOOK_SIZE, Codes, code_dtype
 from runkit.jsonfiles import parse_json
 
 FORMAT_VERSION = 1
@@ -35,8 +36,6 @@ SCALE_SIDES = (1, 2, 4, 8)
 
 NO_LABEL = -1
 """Value of a null label in numpy arrays."""
-
-MAX_CODEBOOK_SIZE = 1 << 16  # codes are uint16
 
 MAX_GRID_CODES = 1 << 20
 """Most codes per image, 1024×1024, because the tables of the orders have this size."""
@@ -90,7 +89,7 @@ class GridSpec:
     width: int
     """Columns of the grid, W."""
     codebook_size: int
-    """Number of codebook entries, at most 65,536; every code is smaller."""
+    """Number of codebook entries, at most 2^24; every code is smaller."""
     fingerprint: str
     """Identifies the tokenizer: sha256 over its config and weights."""
 
@@ -101,8 +100,7 @@ class GridSpec:
                 raise ShardError(f"GridSpec.{name} must be a positive int, found {value!r}")
         if self.codebook_size > MAX_CODEBOOK_SIZE:
             raise ShardError(
-                f"GridSpec.codebook_size is {self.codebook_size}, but shards store codes as uint16: "
-                f"use a codebook of at most {MAX_CODEBOOK_SIZE} entries"
+                f"GridSpec.codebook_size is {self.codebook_size}: use a codebook of at most {MAX_CODEBOOK_SIZE} entries"
             )
         if self.length > MAX_GRID_CODES:
             raise ShardError(f"the grid is {self.height}×{self.width}: at most {MAX_GRID_CODES:,} codes are possible")
@@ -113,6 +111,11 @@ class GridSpec:
     def length(self) -> int:
         """Codes per image, H·W."""
         return self.height * self.width
+
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """Type of a stored code: uint16, or uint32 for a codebook above 65,536 entries."""
+        return code_dtype(self.codebook_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +176,7 @@ class ShardSpec:
         Raises:
             ShardError: It is not a count, or the decoded rows exceed :data:`MAX_SHARD_BYTES`.
         """
-        most = MAX_SHARD_BYTES // sum(2 * grid.length for grid in self.code_grids.values())
+        most = MAX_SHARD_BYTES // sum(grid.dtype.itemsize * grid.length for grid in self.code_grids.values())
         if type(rows) is not int or not 0 <= rows <= most:
             raise ShardError(f"a shard of {rows!r} rows: with these columns it has 0 to {most:,}. Make smaller shards")
         return rows
@@ -185,7 +188,7 @@ class ShardSpec:
             pa.field("view", pa.uint8(), nullable=False),
             pa.field("label", pa.int32(), nullable=True),
         ]
-        fields += [pa.field(name, _codes_type(grid.length), nullable=False) for name, grid in self.code_grids.items()]
+        fields += [pa.field(name, _codes_type(grid), nullable=False) for name, grid in self.code_grids.items()]
         return pa.schema(fields, metadata={METADATA_KEY: compact_json(self.to_json()).encode()})
 
     def to_json(self) -> dict[str, Any]:
@@ -295,7 +298,7 @@ class ShardSpec:
         keys: Sequence[str],
         views: npt.ArrayLike,
         labels: npt.ArrayLike | None,
-        columns: Mapping[str, npt.NDArray[np.uint16]],
+        columns: Mapping[str, Codes],
     ) -> pa.Table:
         """Make the table of a shard from codes that are already in their orders, e.g. those of another shard.
 
@@ -303,7 +306,7 @@ class ShardSpec:
             keys: As :meth:`rows_to_table`.
             views: As :meth:`rows_to_table`.
             labels: As :meth:`rows_to_table`.
-            columns: Each of :attr:`code_grids` → uint16 [N, L].
+            columns: Each of :attr:`code_grids` → codes of its type [N, L].
 
         Raises:
             ShardError: Bad or repeated keys, codes out of range, missing columns.
@@ -315,26 +318,26 @@ class ShardSpec:
         arrays: list[Any] = [key_column, _view_column(views, count), _label_column(labels, count)]
         for name, grid in grids.items():
             _check_range(name, columns[name], grid)
-            arrays.append(_codes_column(columns[name]))
+            arrays.append(_codes_column(columns[name], grid))
         return pa.Table.from_arrays(arrays, schema=self.schema())
 
 
-def _codes_type(length: int) -> Any:
-    return pa.list_(pa.field("element", pa.uint16(), nullable=False), length)
+def _codes_type(grid: GridSpec) -> Any:
+    return pa.list_(pa.field("element", pa.from_numpy_dtype(grid.dtype), nullable=False), grid.length)
 
 
-def _codes_column(codes_NL: npt.NDArray[np.uint16]) -> Any:
-    values = pa.array(np.ascontiguousarray(codes_NL).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(values, type=_codes_type(codes_NL.shape[1]))
+def _codes_column(codes_NL: Codes, grid: GridSpec) -> Any:
+    values = pa.array(np.ascontiguousarray(codes_NL, grid.dtype).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(values, type=_codes_type(grid))
 
 
-def _checked_codes(name: str, codes: npt.NDArray[Any], count: int, grid: GridSpec) -> npt.NDArray[np.uint16]:
-    """Codes [N, H, W] as uint16 [N, L]; raises if they do not fit the grid or its codebook."""
+def _checked_codes(name: str, codes: npt.NDArray[Any], count: int, grid: GridSpec) -> Codes:
+    """Codes [N, H, W] in the grid's type as [N, L]; raises if they do not fit the grid or its codebook."""
     expected = (count, grid.height, grid.width)
     if codes.shape != expected or not np.issubdtype(codes.dtype, np.integer):
         raise ShardError(f"{name}: expected integers of shape {expected}, found {codes.dtype} {codes.shape}")
     _check_range(name, codes, grid)
-    return codes.reshape(count, grid.length).astype(np.uint16, copy=False)
+    return codes.reshape(count, grid.length).astype(grid.dtype, copy=False)
 
 
 def _check_range(name: str, codes: npt.NDArray[Any], grid: GridSpec) -> None:

@@ -4,9 +4,11 @@ Members, in this sequence::
 
     __imagepriors__         the shard's spec and number of rows as JSON; webdataset skips names like this
     KEY.json                {"key": …, "label": … or null, "orders": […], "view": …}
-    KEY.codes.npy           uint16 [orders, H·W], the image codes, one row per name in "orders"
-    KEY.scale_1.npy …       uint16 [S·S], where the spec has scales
-    KEY.cond_depth.npy …    uint16 [h·w], row_major, where the spec has conditions
+    KEY.codes.npy           [orders, H·W], the image codes, one row per name in "orders"
+    KEY.scale_1.npy …       [S·S], where the spec has scales
+    KEY.cond_depth.npy …    [h·w], row_major, where the spec has conditions
+
+Codes are uint16, or uint32 for a codebook above 65,536 entries.
 
 Axes: N rows of a shard, O its orders, L codes of a sequence.
 """
@@ -25,11 +27,11 @@ import pyarrow as pa
 
 from codeshards.format.errors import ShardError
 from codeshards.format.files import compact_json
-from codeshards.format.schema import METADATA_KEY, NO_LABEL, ShardSpec, column_to_numpy
+from codeshards.format.schema import METADATA_KEY, NO_LABEL, GridSpec, ShardSpec, column_to_numpy
+from runkit.codes import Codes
 from runkit.jsonfiles import parse_json
 
 SPEC_MEMBER = f"__{METADATA_KEY.decode()}__"
-_Arrays = dict[str, npt.NDArray[np.uint16]]
 
 
 def tar_bytes(table: pa.Table) -> bytes:
@@ -46,7 +48,7 @@ def tar_bytes(table: pa.Table) -> bytes:
         about = {"key": key, "label": None if label == NO_LABEL else label, "orders": orders, "view": view}
         _add(out, f"{key}.json", compact_json(about).encode())
         for name, values in arrays.items():
-            _add(out, f"{key}.{name}", _npy_header(values.shape[1:]) + values[row].tobytes())
+            _add(out, f"{key}.{name}", _npy_header(values.dtype.str, values.shape[1:]) + values[row].tobytes())
     out.write(bytes(-out.tell() % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
     return out.getvalue()
 
@@ -82,10 +84,10 @@ def read_tar(content: bytes) -> pa.Table:
 
 
 def _read_rows(content: bytes, members: Iterator[tuple[str, int, int]], spec: ShardSpec, rows: int) -> pa.Table:
-    shapes = _shapes(spec)
-    if type(rows) is not int or not 0 <= rows * 2 * tarfile.BLOCKSIZE * (1 + len(shapes)) <= len(content):
+    members_of_row = _row_members(spec)
+    if type(rows) is not int or not 0 <= rows * 2 * tarfile.BLOCKSIZE * (1 + len(members_of_row)) <= len(content):
         raise ShardError(f"the tar is damaged: {len(content)} bytes cannot hold the {rows!r} rows that it names")
-    found = {name: np.empty((rows, *shape), np.uint16) for name, shape in shapes.items()}
+    found = {name: np.empty((rows, *shape), descr) for name, (descr, shape) in members_of_row.items()}
     keys, views, labels = list[str](), np.empty(rows, np.uint8), np.empty(rows, np.int64)
     for row in range(rows):
         name, start, stop = next(members)
@@ -98,12 +100,12 @@ def _read_rows(content: bytes, members: Iterator[tuple[str, int, int]], spec: Sh
         labels[row] = NO_LABEL if about["label"] is None else about["label"]
         for column, values in found.items():
             name, start, stop = next(members)
-            header = _npy_header(shapes[column])
+            header = _npy_header(*members_of_row[column])
             if name != f"{key}.{column}" or not content.startswith(header, start):
                 raise ShardError(
-                    f"the tar is damaged: found member {name}, expected {key}.{column} of the spec's shape"
+                    f"the tar is damaged: found member {name}, expected {key}.{column} of the spec's type and shape"
                 )
-            values[row] = np.frombuffer(content[start + len(header) : stop], "<u2").reshape(shapes[column])
+            values[row] = np.frombuffer(content[start + len(header) : stop], values.dtype).reshape(values.shape[1:])
     if (extra := next(members, None)) is not None:
         raise ShardError(f"the tar is damaged: member {extra[0]} comes after its {rows} rows")
     codes_NOL = found.pop("codes.npy")
@@ -112,17 +114,26 @@ def _read_rows(content: bytes, members: Iterator[tuple[str, int, int]], spec: Sh
     return spec.columns_to_table(keys, views, labels, columns)
 
 
-def _stacked(spec: ShardSpec, columns: dict[str, npt.NDArray[Any]]) -> _Arrays:
+def _stacked(spec: ShardSpec, columns: dict[str, npt.NDArray[Any]]) -> dict[str, Codes]:
     """Ending of the member's name → its arrays of all rows."""
     codes_NOL = np.stack([columns[f"codes_{name}"] for name in spec.orders], axis=1)
     others = [name for name in spec.code_grids if not name.startswith("codes_")]
     arrays = {"codes.npy": codes_NOL, **{f"{name}.npy": columns[name] for name in others}}
-    return {name: np.ascontiguousarray(values, "<u2") for name, values in arrays.items()}
+    return {name: np.ascontiguousarray(values, values.dtype.newbyteorder("<")) for name, values in arrays.items()}
 
 
-def _shapes(spec: ShardSpec) -> dict[str, tuple[int, ...]]:
-    others = {f"{name}.npy": (g.length,) for name, g in spec.code_grids.items() if not name.startswith("codes_")}
-    return {"codes.npy": (len(spec.orders), spec.image.length), **others}
+def _row_members(spec: ShardSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Ending of the member's name → the type and shape of its array."""
+    others = {
+        f"{name}.npy": (_descr(grid), (grid.length,))
+        for name, grid in spec.code_grids.items()
+        if not name.startswith("codes_")
+    }
+    return {"codes.npy": (_descr(spec.image), (len(spec.orders), spec.image.length)), **others}
+
+
+def _descr(grid: GridSpec) -> str:
+    return grid.dtype.newbyteorder("<").str
 
 
 def _add(out: io.BytesIO, name: str, content: bytes) -> None:
@@ -143,7 +154,7 @@ def _members(content: bytes) -> Iterator[tuple[str, int, int]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _npy_header(shape: tuple[int, ...]) -> bytes:
+def _npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
     out = io.BytesIO()
-    np.lib.format.write_array_header_1_0(out, {"descr": "<u2", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(out, {"descr": descr, "fortran_order": False, "shape": shape})
     return out.getvalue()

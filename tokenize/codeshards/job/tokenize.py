@@ -158,7 +158,7 @@ def _tokenize(
         complete = all(is_intact(store / name, record, check_hash=False) for name, record in made.files.items())
         if config.license in (UNKNOWN_LICENSE, made.license) and failed <= allowed and complete:
             return made
-    _copy_tokenizers(tokenizers, store)
+    copy_tokenizers(tokenizers, store)
     if missing:
         (store / MANIFEST_FILE).delete()  # it may be wrong while shards are made again
         _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=store)
@@ -307,7 +307,7 @@ def _folder_name(name: str) -> str:
 
 
 @patient
-def _copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
+def copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
     """Copy config and weights beside the shards, so that the codes can be decoded without other files."""
     for name, source in tokenizers.items():
         target = out / _folder_name(name)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from codeshards.format.dataset import ShardDataset
 from codeshards.format.manifest import Manifest
 from codeshards.format.orders import inverse
+from runkit.codes import Codes
 from runkit.places import Where
 
 
@@ -89,7 +90,7 @@ def inspect(dataset: Where) -> Inspection:
     columns |= {name: name for name in grids if not name.startswith("codes_")}
     to_raster = inverse(spec.orders[0], spec.image.height, spec.image.width)
     counts = {
-        name: np.zeros((grids[column].length, grids[column].codebook_size), np.int64)
+        name: np.zeros((grids[column].length, grids[column].codebook_size), np.uint32)
         for name, column in columns.items()
     }
     labels: dict[str, Counter[int]] = {split: Counter() for split in shards.splits}
@@ -101,19 +102,22 @@ def inspect(dataset: Where) -> Inspection:
                 codes = batch[column][:, to_raster] if name == "image" else batch[column]
                 _add_counts(counts[name], codes)
     statistics = {
-        name: CodeStatistics(counts_K=counts_LK.sum(0), entropy_bits_L=_entropy_bits(counts_LK))
+        name: CodeStatistics(counts_K=counts_LK.sum(0, np.int64), entropy_bits_L=_entropy_bits(counts_LK))
         for name, counts_LK in counts.items()
     }
     return Inspection(manifest=shards.manifest, codes=statistics, labels=labels)
 
 
-def _add_counts(counts_LK: npt.NDArray[np.int64], codes_NL: npt.NDArray[np.uint16]) -> None:
-    length, size = counts_LK.shape
-    offsets_L = np.arange(length, dtype=np.int64) * size
-    counts_LK += np.bincount((codes_NL + offsets_L).ravel(), minlength=length * size).reshape(length, size)
+def _add_counts(counts_LK: npt.NDArray[np.uint32], codes_NL: Codes) -> None:
+    """Count in place, because 256 positions of a codebook of 262,144 entries have 2^26 counts."""
+    offsets_L = np.arange(len(counts_LK), dtype=np.int64) * counts_LK.shape[1]
+    np.add.at(counts_LK.reshape(-1), (codes_NL + offsets_L).ravel(), np.uint32(1))
 
 
-def _entropy_bits(counts_LK: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    totals_L1 = np.maximum(counts_LK.sum(1, keepdims=True), 1)
-    p_LK = counts_LK / totals_L1
-    return np.asarray(-(p_LK * np.log2(p_LK, out=np.zeros_like(p_LK), where=p_LK > 0)).sum(1))
+def _entropy_bits(counts_LK: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return np.array([_entropy_of(counts_K[counts_K > 0]) for counts_K in counts_LK])
+
+
+def _entropy_of(counts: npt.NDArray[Any]) -> float:
+    p = counts / max(counts.sum(), 1)
+    return float(-(p * np.log2(p)).sum())

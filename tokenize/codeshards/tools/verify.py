@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from codeshards.format.contents import EVENTS_FILE, REPORT_FILE
@@ -21,6 +20,7 @@ from codeshards.format.orders import inverse
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard, load_plan
 from codeshards.format.schema import ShardSpec, column_to_numpy, row_key
 from codeshards.format.shardfile import read_table
+from runkit.codes import Codes
 from runkit.places import Store, Where, open_store
 
 UNCOVERED = (REPORT_FILE, EVENTS_FILE, ".gitattributes")
@@ -243,5 +243,5 @@ def _table_problems(table: pa.Table, manifest: Manifest, plan: Plan, keys: list[
             yield f"codes_{name} and codes_{first} show different pictures in {len(wrong)} rows, first {key!r}"
 
 
-def _raster(columns: dict[str, Any], spec: ShardSpec, name: Any) -> npt.NDArray[np.uint16]:
+def _raster(columns: dict[str, Any], spec: ShardSpec, name: Any) -> Codes:
     return np.asarray(columns[f"codes_{name}"][:, inverse(name, spec.image.height, spec.image.width)])
