@@ -87,7 +87,7 @@ def _grid(config: ImportConfig, tokenizer: Path | None, length: int, placeholder
     mark = placeholder
     if tokenizer:
         model = load_config(tokenizer).model
-        height, width, mark = model.grid, model.grid, fingerprint(tokenizer)
+        (height, width), mark = model.grid, fingerprint(tokenizer)
         if size not in (0, model.codebook_size):
             raise ShardError(f"codebook_size is {size}, but the tokenizer has {model.codebook_size} entries")
         size = model.codebook_size
