@@ -30,6 +30,7 @@ from runkit.tensors import bare_tensors, check_finite, load_tensors, pack_tensor
 from vqgan.config import LossConfig, ModelConfig, TrainConfig, inapplicable
 from vqgan.errors import InputError
 from vqgan.model import VQGAN, TokenizerModel, build_model
+from vqgan.plugin_tokenizer import interface, load_plugin, plugin_name
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, SUMMARY = stored.CONFIG, stored.WEIGHTS, stored.SUMMARY
@@ -123,6 +124,9 @@ def load_config(folder: Path) -> TrainConfig:
     Raises:
         InputError: The folder holds no tokenizer, a damaged one, or one of another version.
     """
+    if name := plugin_name(folder):
+        net = dataclasses.asdict(interface(load_plugin(name), name))
+        return parse_config({"format_version": FORMAT_VERSION, "model": net}, folder)
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"no tokenizer in {folder} ({CONFIG} is missing): train one there, or choose another folder")
@@ -168,7 +172,7 @@ def trained_against(folder: Path) -> str | None:
     config = load_config(folder)
     if config.model.quantizer == "palette":
         return "none"
-    if "loss" not in read_object(folder / CONFIG):
+    if config.model.kind or "loss" not in read_object(folder / CONFIG):
         return None
     return config.loss.perceptual if config.loss.perceptual_weight else "none"
 
@@ -180,6 +184,11 @@ def load_model(folder: Path) -> tuple[TrainConfig, TokenizerModel]:
         InputError: As load_config; or the weights are damaged, not finite or do not fit the config.
     """
     config, path = load_config(folder), folder / WEIGHTS
+    if config.model.kind:
+        raise InputError(
+            f"{folder} is the tokenizer {config.model.kind!r} of another package: it encodes and decodes, but is "
+            "neither trained nor exported here"
+        )
     weights = load_tensors(path, InputError)
     check_finite(weights, path, InputError)
     model = build_model(config.model, config.loss)
@@ -203,7 +212,10 @@ def fingerprint(folder: Path, known: str = "") -> str:
     Raises:
         InputError: The folder holds no tokenizer, or its weights cannot be read.
     """
-    architecture, path = architecture_of(load_config(folder).model), folder / WEIGHTS
+    model, path = load_config(folder).model, folder / WEIGHTS
+    if model.kind:
+        return model.plugin_fingerprint
+    architecture = architecture_of(model)
     tensors = load_tensors(path, InputError)
     forms: tuple[Callable[[], bytes], ...] = (
         lambda: bare_tensors(tensors), lambda: pack_tensors(tensors), path.read_bytes,
@@ -226,6 +238,17 @@ def architecture_of(model: ModelConfig) -> bytes:
         if name in _FIRST_FIELDS or value != usual[name]
     }
     return json.dumps(values, sort_keys=True).encode()
+
+
+def describe_plugin(folder: Path) -> dict[str, bytes]:
+    """Return the files that stand for a tokenizer of another package beside its codes; {} for a tokenizer's folder.
+
+    They name it and hold no weights, because these are the package's.
+    """
+    if not plugin_name(folder):
+        return {}
+    known = {"format_version": FORMAT_VERSION, "model": dataclasses.asdict(load_config(folder).model)}
+    return {CONFIG: pretty_json(known), WEIGHTS: pack_tensors({})}
 
 
 def run_folder(path: Path) -> RunFolder:

@@ -44,8 +44,12 @@ class ModelConfig:
     """The VQGAN's architecture (Esser et al. 2021; the defaults are its f16 model with 1024 codes)."""
 
     kind: str = ""
-    """Network of another package: its name in the entry point group imagepriors.tokenizers. Empty: the networks of this
-    package."""
+    """Tokenizer of another package: an entry point of the group imagepriors.tokenizers, or package.module:function.
+    Empty: the networks of this package. The fields `ch` to `levels` are only for these."""
+    plugin_grid: tuple[int, ...] = ()
+    """Rows and columns of codes of a tokenizer of another package."""
+    plugin_fingerprint: str = ""
+    """Fingerprint of a tokenizer of another package."""
     modality: Modality = "rgb"
     """What is encoded: RGB images, one-hot segmentation maps, one-channel depth, or rendered poses."""
     n_labels: int = 0
@@ -86,6 +90,7 @@ class ModelConfig:
         check_fields(self, InputError)
         ok = 2 <= self.codebook_size <= MAX_CODEBOOK_SIZE
         _require(ok, "codebook_size", self.codebook_size, f"choose 2 … {MAX_CODEBOOK_SIZE}")
+        self._check_plugin()
         for name, most in _MOST.items():
             _require(1 <= getattr(self, name) <= most, name, getattr(self, name), f"choose 1 … {most}")
         _require(self.ch % 8 == 0, "ch", self.ch, "choose a multiple of 8 (of 32 from ch 128 on, for GroupNorm)")
@@ -98,7 +103,7 @@ class ModelConfig:
             needed = f"a multiple of norm_groups = {groups}" if groups else "from 128 on a multiple of 32"
             _require(fits, "ch", self.ch, f"ch · ch_mult is {width}: GroupNorm requires {needed}")
         _require(
-            self.resolution % self.factor == 0,
+            bool(self.kind) or self.resolution % self.factor == 0,
             "resolution",
             self.resolution,
             f"choose a multiple of {self.factor}, the downsampling factor of {len(self.ch_mult)} levels",
@@ -114,6 +119,16 @@ class ModelConfig:
             self.n_labels,
             "choose 2 … 256 for segmentation (ADE20K: 151) and 0 for every other modality",
         )
+
+    def _check_plugin(self) -> None:
+        """Check the fields of a tokenizer of another package, which the package gives."""
+        grid, mark = self.plugin_grid, self.plugin_fingerprint
+        sides = len(grid) == 2 and all(1 <= side <= 4096 for side in grid)
+        ok = sides if self.kind else not grid
+        remedy = "give the rows and columns of its codes, 1 … 4096" if self.kind else "only with kind: choose ()"
+        _require(ok, "plugin_grid", grid, remedy)
+        remedy = "give what identifies its weights" if self.kind else "only with kind: choose ''"
+        _require(bool(mark) == bool(self.kind), "plugin_fingerprint", mark, remedy)
 
     def _check_digits(self) -> None:
         """Check the quantisers whose codes are numbers: the digits give the dimension and the size of the codebook."""
@@ -137,6 +152,8 @@ class ModelConfig:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of codes, (h, w)."""
+        if self.kind:
+            return self.plugin_grid[0], self.plugin_grid[1]
         side = self.resolution // self.factor
         return side, side
 

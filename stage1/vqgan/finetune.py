@@ -35,7 +35,7 @@ def completed(config: TrainConfig) -> TrainConfig:
         InputError: The folder holds no tokenizer, or one that cannot be trained or has another architecture.
     """
     if not config.init:
-        return config
+        return dataclasses.replace(config, init_fingerprint="", codes_of="")
     folder = Path(config.init)
     start, model = load_config(folder), config.model
     if start.model.quantizer in ("gumbel", "palette") or start.model.kind:
@@ -51,11 +51,12 @@ def completed(config: TrainConfig) -> TrainConfig:
                 f"(only resolution and geometry may differ)"
             )
     mark = fingerprint(folder)
+    same_pictures = (model.resolution, model.geometry) == (start.model.resolution, start.model.geometry)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, attn_resolutions=_attention(start.model, model.resolution)),
         init_fingerprint=mark,
-        codes_of=(start.codes_of or mark) if config.freeze == "encoder" else "",
+        codes_of=(start.codes_of or mark) if config.freeze == "encoder" and same_pictures else "",
     )
 
 

@@ -14,7 +14,6 @@ from vqgan.config import Quantizer as QuantizerName
 from vqgan.cpu_kernels import GroupNorm
 from vqgan.errors import InputError
 from vqgan.lookup_free import FiniteScalarQuantizer, LookupFreeQuantizer
-from vqgan.plugins import find_plugin
 from vqgan.quantize import (
     GumbelQuantizer,
     IndexQuantizer,
@@ -227,12 +226,7 @@ def scale_codes(quantize: Quantizer, z_BDhw: Tensor, sides: Sequence[int], scale
 
 
 class TokenizerModel(nn.Module):
-    """Base class of all tokenizer networks, also of those that other packages add.
-
-    A subclass is built from its config, defines `encode` and `decode`, and keeps all its weights in its state dict. The
-    config gives the size of the picture (resolution), of the grid (resolution over `config.factor`) and of the
-    codebook; a subclass uses the other fields as it likes.
-    """
+    """Base class of the tokenizers' networks."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -240,19 +234,13 @@ class TokenizerModel(nn.Module):
 
     def encode(self, x_BCHW: Tensor) -> Tensor:
         """Encode pictures [B, C, H, W], in [-1, 1] or one-hot, to codes int64 [B, h, w]."""
-        raise NotImplementedError
+        return self.encode_scales(x_BCHW)[0]
 
     def encode_scales(
         self, x_BCHW: Tensor, sides: Sequence[int] = (), scales_from: ScalesFrom = "quantised"
     ) -> list[Tensor]:
-        """Encode as `encode`, then to each coarser side S, [B, S, S]; a subclass with coarser scales overrides this.
-
-        Raises:
-            InputError: a scale is asked for.
-        """
-        if sides:
-            raise InputError(f"tokenizers of kind {self.config.kind!r} have no coarser scales: leave scales empty")
-        return [self.encode(x_BCHW)]
+        """Encode as `encode`, then to each coarser side S, [B, S, S]; see `scale_codes`."""
+        raise NotImplementedError
 
     def decode(self, codes_Bhw: Tensor) -> Tensor:
         """Decode codes int64 [B, h, w] to pictures [B, C, H, W]; for segmentation, to logits."""
@@ -288,10 +276,6 @@ class VQGAN(TokenizerModel):
         """[B, C, H, W] in [-1, 1] (or one-hot) → continuous latent [B, D, h, w]."""
         return self.quant_conv(self.encoder(x_BCHW))  # type: ignore[no-any-return]
 
-    def encode(self, x_BCHW: Tensor) -> Tensor:
-        """[B, C, H, W] → codes int64 [B, h, w]."""
-        return self.encode_scales(x_BCHW)[0]
-
     def encode_scales(
         self, x_BCHW: Tensor, sides: Sequence[int] = (), scales_from: ScalesFrom = "quantised"
     ) -> list[Tensor]:
@@ -316,14 +300,10 @@ class Palette(TokenizerModel):
         super().__init__(config)
         self.quantize = VectorQuantizer(config, LossConfig())
 
-    def encode(self, x_BCHW: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] → index of the nearest colour, int64 [B, H, W]."""
-        return self.encode_scales(x_BCHW)[0]
-
     def encode_scales(
         self, x_BCHW: Tensor, sides: Sequence[int] = (), scales_from: ScalesFrom = "quantised"
     ) -> list[Tensor]:
-        """Encode as VQGAN.encode_scales; the latent is the image itself."""
+        """[B, 3, H, W] in [-1, 1] → indices of the nearest colours, int64 [B, H, W], and the coarser scales."""
         return scale_codes(self.quantize, x_BCHW, sides, scales_from)
 
     def decode(self, codes_BHW: Tensor) -> Tensor:
@@ -332,14 +312,5 @@ class Palette(TokenizerModel):
 
 
 def build_model(config: ModelConfig, loss: LossConfig | None = None) -> TokenizerModel:
-    """Return the network that a config describes, with random weights.
-
-    Raises:
-        InputError: no installed package provides its kind, or what it provides is not a TokenizerModel.
-    """
-    if not config.kind:
-        return Palette(config) if config.quantizer == "palette" else VQGAN(config, loss)
-    model = find_plugin("tokenizer", config.kind, {}, allow_path=False)(config)
-    if not isinstance(model, TokenizerModel):
-        raise InputError(f"the tokenizer {config.kind!r} is a {type(model).__name__}: it must be a TokenizerModel")
-    return model
+    """Return the network that a config describes, with random weights."""
+    return Palette(config) if config.quantizer == "palette" else VQGAN(config, loss)

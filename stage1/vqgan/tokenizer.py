@@ -18,6 +18,7 @@ from vqgan.cpu_kernels import resolve_precision
 from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import TokenizerModel
+from vqgan.plugin_tokenizer import decode_with, encode_with, interface, load_plugin, plugin_name
 
 _DECODED = 64
 """Pictures that are decoded at once: at 256×256 one activation of 64 takes 2 GiB."""
@@ -57,7 +58,7 @@ class Tokenizer:
         """Load a tokenizer from its folder.
 
         Args:
-            path: The folder.
+            path: The folder, or the name of a tokenizer of another package.
             device: Where to compute.
             precision: Float32 is the default, because bfloat16 changes a few per cent of the codes.
             compiled: Compile the encoder with torch.compile, once for every batch size.
@@ -66,8 +67,10 @@ class Tokenizer:
         Raises:
             InputError: The folder holds no tokenizer, or its weights do not fit its config.
         """
-        config, model = checkpoint.load_model(path)
         place = pick_device(device, InputError)
+        if (net := checkpoint.load_config(path).model).kind:
+            return PluginTokenizer(net, place, resolve_precision(precision, place), from_file=not plugin_name(path))
+        config, model = checkpoint.load_model(path)
         fingerprint = checkpoint.fingerprint(path, known)
         return cls(config.model, model, fingerprint, place, resolve_precision(precision, place), compiled)
 
@@ -140,3 +143,38 @@ class Tokenizer:
         codes = torch.from_numpy(codes_NHW.astype(np.int64)).to(self._device)
         with self._autocast():
             return to_pictures(self._model.decode(codes), self.config)
+
+
+class PluginTokenizer(Tokenizer):
+    """A tokenizer of another package; see :class:`vqgan.plugin_tokenizer.PictureTokenizer`."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, precision: Autocast, *, from_file: bool) -> None:
+        """Make the tokenizer that a config names.
+
+        Raises:
+            InputError: It cannot be made, or is another one than the config describes.
+        """
+        self.config, self.fingerprint = config, config.plugin_fingerprint
+        self._plugin = load_plugin(config.kind, device.type, precision, from_file=from_file)
+        found = interface(self._plugin, config.kind)
+        if found != config:
+            raise InputError(
+                f"the tokenizer {config.kind!r} is another one than that of the codes (fingerprint "
+                f"{found.plugin_fingerprint!r}, grid {found.grid}; then {self.fingerprint!r}, {config.grid}): "
+                "use the version that made them"
+            )
+
+    def encode_async(
+        self,
+        pictures: Sequence[npt.NDArray[Any]],
+        sides: Sequence[int] = (),
+        scales_from: ScalesFrom = "quantised",
+    ) -> Callable[[], list[Codes]]:
+        """Encode, and return a function that returns the codes; see :meth:`Tokenizer.encode_async`."""
+        if sides:
+            raise InputError(f"the tokenizer {self.config.kind!r} has no coarser scales: leave scales empty")
+        codes_Nhw = encode_with(self._plugin, self.config, np.stack(pictures))
+        return lambda: [codes_Nhw.astype(code_dtype(self.config.codebook_size))]
+
+    def _decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return decode_with(self._plugin, self.config, codes_NHW.astype(np.int64))

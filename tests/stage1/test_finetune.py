@@ -84,6 +84,9 @@ def test_codes_are_traced_through_several_runs_with_a_frozen_encoder_only(start,
     train_tokenizer(tiny(init=str(tmp_path / "a"), steps=2), splits, tmp_path / "c")
     assert load_config(tmp_path / "b").codes_of == fingerprint(start)
     assert load_config(tmp_path / "c").codes_of == ""
+    wider = dataclasses.replace(TINY, resolution=64)
+    assert completed(tiny(init=str(start), freeze="encoder", model=wider)).codes_of == ""  # these are other grids
+    assert completed(tiny(codes_of="0123456789abcdef")).codes_of == ""
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(start, splits, tmp_path):
@@ -112,7 +115,7 @@ def test_another_resolution_keeps_attention_at_its_levels(start, splits, tmp_pat
     wider = dataclasses.replace(TINY, resolution=64)
     train_tokenizer(tiny(init=str(start), model=wider, steps=1), splits, tmp_path)
     found = load_config(tmp_path).model
-    assert (found.resolution, found.attn_resolutions, found.grid) == (64, (16,), 16)
+    assert (found.resolution, found.attn_resolutions, found.grid) == (64, (16,), (16, 16))
     first, tuned = (load_model(folder)[1] for folder in (start, tmp_path))
     assert first.state_dict().keys() == tuned.state_dict().keys()
 

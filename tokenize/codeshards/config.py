@@ -35,7 +35,7 @@ class TokenizeConfig:
     """
 
     orders: tuple[OrderName, ...] = ORDER_NAMES
-    """Sequence orders, one column each."""
+    """Sequence orders, one column each; all of them mean all that are defined on the grid of codes."""
     scales: tuple[Literal[1, 2, 4, 8], ...] = ()
     """Sides of coarser grids of codes, e.g. 1 2 4 8 for the multiscale prior, one column each. Part of the plan."""
     scales_from: Literal["quantised", "continuous"] = "quantised"

@@ -71,7 +71,11 @@ def shards_folder(path: PathLike) -> Path:
 
 
 def results_folder(model: Path) -> Path:
-    """The folder for results of a model: its own, or if it is on the Hub, `runs/` and the name of its repository."""
+    """The folder for results of a model: its own; `runs/` and its name, if it is on the Hub or of another package."""
+    from vqgan.plugin_tokenizer import plugin_name
+
+    if name := plugin_name(model):
+        return RUNS / name.replace(":", "-")
     address = str(model) if is_hub(model) else source_of(model)
     return RUNS / HubAddress.parse(address).repo_id.partition("/")[2] if address else model
 

@@ -24,6 +24,7 @@ from runkit.places import absolute
 from vqgan.compat.kinds import Kind, Part
 from vqgan.config import Geometry, ModelConfig, dataset_geometry
 from vqgan.config import TrainConfig as TokenizerConfig
+from vqgan.plugin_tokenizer import plugin_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,13 +37,13 @@ _ENCODE_BATCH = 32
 
 
 class ImageTokenizer:
-    """A trained tokenizer: images to codes and back. Make one with :func:`load_tokenizer`.
+    """A tokenizer, trained or of another package: images to codes and back. Make one with :func:`load_tokenizer`.
 
     Weights are loaded on first use.
     """
 
     def __init__(self, folder: Path, *, device: Device = "auto", precision: Precision = "float32") -> None:
-        self.folder = Path(str(absolute(model_folder(folder))))
+        self.folder = folder if plugin_name(folder) else Path(str(absolute(model_folder(folder))))
         self._device, self._precision = device, precision
 
     @classmethod
@@ -183,7 +184,8 @@ def load_tokenizer(folder: PathLike, *, device: Device = "auto", precision: Prec
     """Load a trained or imported tokenizer.
 
     Args:
-        folder: Folder that :func:`train_tokenizer` or :func:`import_tokenizer` wrote, or address of one on the Hub
+        folder: Folder that :func:`train_tokenizer` or :func:`import_tokenizer` wrote; name of a tokenizer of another
+            package (an entry point of imagepriors.tokenizers, or package.module:function); or address of one on the Hub
             (hf://OWNER/NAME, hf://OWNER/NAME@REVISION/FOLDER).
         device: "auto" takes a GPU where this machine has one.
         precision: bfloat16 changes a few per cent of the codes.

@@ -20,6 +20,7 @@ from codeshards.format.contents import EVENTS_FILE, delete_dataset, save_dataset
 from codeshards.format.errors import ShardError
 from codeshards.format.files import atomic_write
 from codeshards.format.manifest import MANIFEST_FILE, UNKNOWN_LICENSE, Manifest, Sidecar, is_intact
+from codeshards.format.orders import ORDER_NAMES, defined_orders
 from codeshards.format.plan import Plan, PlannedShard, build_plan
 from codeshards.format.schema import GridSpec, ShardSpec
 from codeshards.job.actors import assigned_cores
@@ -41,9 +42,10 @@ from runkit.hub import source_of
 from runkit.places import Store, Where, absolute
 from runkit.retries import patient
 from runkit.termination import exit_on_sigterm
-from vqgan.checkpoint import fingerprint, load_config
+from vqgan.checkpoint import describe_plugin, fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.data import Split, open_splits, resolve, sources_of
+from vqgan.plugin_tokenizer import plugin_name
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +184,10 @@ def _make(
         arrivals.expect(shard)
         return dict(Counter(kind_of(failure.reason) for failure in sidecar.failures))
 
-    device, folders = device_of(config), {name: path.resolve() for name, path in tokenizers.items()}
+    device, folders = (
+        device_of(config),
+        {name: path if plugin_name(path) else path.resolve() for name, path in tokenizers.items()},
+    )
     events.write(
         "start",
         plan_hash=plan.hash,
@@ -285,7 +290,10 @@ def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprint
         )
         for name, model in models.items()
     }
-    return ShardSpec(image=grids.pop(IMAGE), orders=config.orders, scales=config.scales, conditions=grids)
+    image = grids.pop(IMAGE)
+    # All orders mean all that are defined on the grid; one that is asked for by name must be.
+    orders = defined_orders(image.height, image.width) if config.orders == ORDER_NAMES else config.orders
+    return ShardSpec(image=image, orders=orders, scales=config.scales, conditions=grids)
 
 
 def _grids(spec: ShardSpec) -> dict[str, GridSpec]:
@@ -311,7 +319,9 @@ def copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
     """Copy config and weights beside the shards, so that the codes can be decoded without other files."""
     for name, source in tokenizers.items():
         target = out / _folder_name(name)
-        for file in ("config.json", "model.safetensors"):
+        for file, content in describe_plugin(source).items():
+            (target / file).write_bytes(content)
+        for file in () if plugin_name(source) else ("config.json", "model.safetensors"):
             with atomic_write(target / file) as copy, (source / file).open("rb") as original:
                 shutil.copyfileobj(original, copy)
 
