@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from vqgan.errors import InputError
 
 _PINNED = Path(__file__).parent / "rivals.txt"
 """Packages whose pins contradict those of this project, for `pip install --no-deps`."""
+_LLAMAGEN = Path("tokenizer/tokenizer_image/vq_model.py")
 _PACKAGES = {"taming": "taming-transformers-rom1504", "streaming": "mosaicml-streaming"}
 
 
@@ -80,6 +82,34 @@ def taming_vqgan(config: ModelConfig) -> Any:
         "num_res_blocks": config.num_res_blocks, "attn_resolutions": list(config.attn_resolutions), "dropout": 0.0,
     }  # fmt: skip
     return taming().VQModel(ddconfig, lossconfig={}, n_embed=config.codebook_size, embed_dim=config.embed_dim)
+
+
+def llamagen_folder() -> Path | None:
+    """The checkout of LlamaGen's repository that the environment variable LLAMAGEN names; None if it is unset.
+
+    Raises:
+        InputError: the folder has no tokenizer of LlamaGen.
+    """
+    folder = os.environ.get("LLAMAGEN", "")
+    if folder and not (Path(folder) / _LLAMAGEN).is_file():
+        raise InputError(f"LLAMAGEN is {folder}, which has no {_LLAMAGEN}: name a checkout of LlamaGen's repository")
+    return Path(folder).resolve() if folder else None
+
+
+def llamagen_vq16(checkpoint: Path | None = None) -> Any:
+    """LlamaGen's VQ-16 as published, randomly initialised or with the weights of a checkpoint, in evaluation mode."""
+    folder = llamagen_folder()
+    assert folder is not None
+    spec = importlib.util.spec_from_file_location("llamagen_vq_model", folder / _LLAMAGEN)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    model = module.VQ_models["VQ-16"]()
+    if checkpoint is not None:
+        model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["model"])
+    return model.eval()
 
 
 def vgg_features() -> torch.nn.Module:

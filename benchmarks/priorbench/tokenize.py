@@ -1,7 +1,8 @@
 """The tokenize job, compared with the encoder alone and LlamaGen's extraction loop: `python -m priorbench tokenize`.
 
-All contenders have the same weights (f16/1024, random) and the same photos at 256×256, and each runs in a separate
-process. Ratios are taken within a round; that of the job is over the mean of the encoder before and after it.
+All contenders have the same random weights and the same photos at 256×256, and each runs in a separate process. The
+network is f16/1024; or, if LLAMAGEN names a checkout of its repository, LlamaGen's VQ-16, whose codes are compared
+first. Ratios are taken within a round; that of the job is over the mean of the encoder before and after it.
 """
 
 import functools
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from codeshards.config import TokenizeConfig
@@ -26,6 +28,7 @@ from runkit.devices import pick_device
 from runkit.machine import ALLOCATOR, usable_cores
 from vqgan.checkpoint import load_model, save_model
 from vqgan.compat.diffusers import export_diffusers
+from vqgan.compat.tokenizers import import_tokenizer
 from vqgan.config import TrainConfig
 from vqgan.cpu_kernels import resolve_precision
 from vqgan.data import open_splits
@@ -33,6 +36,7 @@ from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
 _SIZE = 256
+_CHECKPOINT = "llamagen.pt"
 _BATCH = {"cpu": 8, "cuda": 128}
 # Pictures per measurement, which takes tens of seconds.
 _PICTURES = {"cpu": {"loop": 16, "bare": 64, "job": 192}, "cuda": {"loop": 600, "bare": 10_240, "job": 24_000}}
@@ -41,6 +45,7 @@ _EXACT_SHARE = 6
 _SHARDS = 6
 _AS_IS, _AGAIN = ", as it is", ", again"
 _LOOP = "LlamaGen's loop around the same network, float32"
+_PUBLISHED = "LlamaGen's loop and network, float32"
 _RIVALS = {
     "that loop around taming's network, float32": ("taming", ("taming", "einops")),
     "that loop around diffusers' network, float32": ("diffusers", ("taming", "einops", "diffusers")),
@@ -50,6 +55,8 @@ _RIVALS = {
 CONTENDERS = {
     _LOOP + _AS_IS: ("loop", "float32", False),
     _LOOP: ("loop", "float32", True),
+    _PUBLISHED + _AS_IS: ("loop llamagen", "float32", False),
+    _PUBLISHED: ("loop llamagen", "float32", True),
     **{name: (f"loop {who}", "float32", True) for name, (who, _) in _RIVALS.items()},
     "bare encoder, float32": ("bare", "float32", True),
     "job, float32": ("job", "float32", True),
@@ -66,9 +73,16 @@ def contenders() -> list[str]:
     gpu = harness.device() == "cuda"
     return [
         name for name, (_, precision, _) in CONTENDERS.items()
-        if (native or precision == "float32") and not (gpu and name == _LOOP)
-        and (name not in _RIVALS or peers.installed(*_RIVALS[name][1]))
+        if (native or precision == "float32") and not (gpu and name in (_LOOP, _PUBLISHED)) and _present(name)
     ]  # fmt: skip
+
+
+def _present(name: str) -> bool:
+    """Whether a contender can run: LlamaGen's network replaces the others, whose codes are not on the unit sphere."""
+    llamagen = peers.llamagen_folder() is not None
+    if name.startswith(_PUBLISHED):
+        return llamagen
+    return name not in _RIVALS or (not llamagen and peers.installed(*_RIVALS[name][1]))
 
 
 def pictures_of(what: str, precision: str) -> int:
@@ -139,7 +153,8 @@ def loop(work: Path, precision: str, who: str = "") -> dict[str, Any]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # LlamaGen's flags
     encode: Callable[[torch.Tensor], torch.Tensor]
     if who:
-        theirs = published(work, who).eval()
+        theirs = peers.llamagen_vq16(work / _CHECKPOINT) if who == "llamagen" else published(work, who)
+        theirs = theirs.to(device).eval()
         encode = lambda x: theirs.encode(x)[2][2]  # noqa: E731
     else:
         encode = load_model(work / "tokenizer")[1].to(device).encode
@@ -185,10 +200,32 @@ def _prepare(data: Path | None, work: Path) -> str:
             for index in range(count):
                 photo = photos[order[index % len(photos)]].resolve()
                 (folder / f"{index:06d}{photo.suffix}").symlink_to(photo)
-    save_model(work / "tokenizer", TrainConfig(), random_weights())
-    if peers.installed("diffusers"):
-        export_diffusers(work / "tokenizer", work / "diffusers")
+    if peers.llamagen_folder():
+        _import_llamagen(work, photos[:4])
+    else:
+        save_model(work / "tokenizer", TrainConfig(), random_weights())
+        if peers.installed("diffusers"):
+            export_diffusers(work / "tokenizer", work / "diffusers")
     return f"{len(photos)} {'files of --data' if data else 'rendered scenes'}"
+
+
+def _import_llamagen(work: Path, photos: list[Path]) -> None:
+    """Write a random VQ-16 of LlamaGen and the tokenizer imported from it.
+
+    Raises:
+        InputError: their codes of some photos differ in float32.
+    """
+    torch.manual_seed(0)
+    theirs = peers.llamagen_vq16()
+    torch.save({"model": theirs.state_dict()}, work / _CHECKPOINT)
+    import_tokenizer(work / _CHECKPOINT, work / "tokenizer")
+    pictures = np.stack([np.asarray(Image.open(path).convert("RGB").resize((_SIZE, _SIZE))) for path in photos])
+    with torch.no_grad():
+        x_BCHW = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        expected = theirs.encode(x_BCHW)[2][2].numpy()
+    found = Tokenizer.load(work / "tokenizer", device="cpu").encode(list(pictures)).ravel()
+    if not np.array_equal(found, expected):
+        raise InputError(f"{np.mean(found != expected):.2%} of the codes differ from LlamaGen's: nothing is measured")
 
 
 def _measure(work: Path, name: str) -> dict[str, Any]:
@@ -236,7 +273,7 @@ def table(figures: dict[str, harness.Rounds]) -> harness.Table:
         precision: harness.best_floor(found for name, found in figures.items() if CONTENDERS[name][1] == precision)
         for precision in ("float32", "bfloat16")
     }
-    loops = [name for name in (_LOOP + _AS_IS, _LOOP, *_RIVALS) if name in figures]
+    loops = [name for name in CONTENDERS if CONTENDERS[name][0].startswith("loop") and name in figures]
     for name, found in figures.items():
         what, precision, _ = CONTENDERS[name]
         if name not in rates:
@@ -262,21 +299,25 @@ def _report(figures: dict[str, harness.Rounds], photos: str, out: Path) -> str:
     count = max(map(len, figures.values()))
     jobs = {name: rates for name, rates in _rates(figures).items() if name.startswith("job")}
     images = ", ".join(f"{pictures_of('job', CONTENDERS[name][1]):,} in {CONTENDERS[name][1]}" for name in jobs)
+    name, network, variable = "tokenize", "f16/1024", ""
+    if peers.llamagen_folder():
+        name, network, variable = "tokenize-llamagen", "LlamaGen's VQ-16 (16,384 codes of 8)", "LLAMAGEN=FOLDER "
     fastest = max(map(harness.median, jobs.values()), default=float("nan"))
     text = (
-        f"Tokenize, f16/1024 at 256×256, batch {_BATCH[harness.device()]}, {photos}; medians of "
+        f"Tokenize, {network} at 256×256, batch {_BATCH[harness.device()]}, {photos}; medians of "
         f"{harness.rounds(count)}, ratios within a round (range). Of matmul speed: the network's FLOPs over those of "
         f"a large product in the same precision, the fastest of all processes of the run. Job: JPEG files ({images}) "
         "to shards of five orders on local Ray, from the end of its first shard to that of its last; with start: the "
         "whole job. The encoder and the loop are warm too. LlamaGen's loop encodes a photo and its mirror in a batch "
         "of two and saves an .npy: both pictures count, so it decodes half as many files per picture as the job. It "
-        "is also run with the networks of taming and diffusers if they are installed. On a GPU it uses TF32, as "
-        "published; the others do not. As it is: with the default allocator settings of the C library; all others "
-        "have those of imagepriors. Random weights. At the fastest job's rate ImageNet-1k, 1,281,167 pictures, takes "
+        "is also run with LlamaGen's own network, or with those of taming and diffusers if they are installed. On a "
+        "GPU it uses TF32, as published; the others do not. As it is: with the default allocator settings of the C "
+        "library; all others have those of imagepriors. Random weights. At the fastest job's rate ImageNet-1k, "
+        "1,281,167 pictures, takes "
         f"{1_281_167 / fastest / 3600:.2g} h."
     )
     return harness.save(
-        out, "tokenize", table(figures), command=harness.command("tokenize", count, "--data" in photos), text=text,
+        out, name, table(figures), command=variable + harness.command("tokenize", count, "--data" in photos), text=text,
         figures=figures, packages=("torch", "ray", "pyarrow"),
     )  # fmt: skip
 
