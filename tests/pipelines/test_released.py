@@ -106,7 +106,7 @@ def test_models_that_do_not_map_are_refused_by_name(tmp_path, capsys, params, me
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cls_embedding.embedding_table.weight", "prior of LlamaGen: it has rotations by row and column"),
+        ("cls_embedding.embedding_table.weight", "prior of LlamaGen: rows and columns rotate"),
         ("adaln_before_head.adaLN_modulation.1.weight", "prior of RAR: the class scales and shifts the features"),
         ("head.weight", "pass the yaml that came with a CompVis checkpoint"),
     ],

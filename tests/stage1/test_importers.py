@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from imagepriors.cli import main
 from runkit.weights import load_weights
 from vqgan.checkpoint import load_model, trained_against
 from vqgan.compat.tokenizers import import_tokenizer
 from vqgan.errors import InputError
-from vqgan.tokenizer import Tokenizer
 
 RELEASED = Path(__file__).parents[1] / "data" / "released"
 KINDS = ("ibq", "llamagen", "magvit2", "maskgit")
@@ -84,13 +85,22 @@ def test_an_imported_tokenizer_says_what_it_was_trained_against_where_that_is_pu
     assert losses == {"ibq": "lpips-vgg", "llamagen": "lpips-vgg", "magvit2": "lpips-vgg", "maskgit": None}
 
 
-def test_pictures_of_a_user_pass_through_an_imported_tokenizer(tmp_path):
-    import_tokenizer(release(tmp_path, "maskgit"), tmp_path / "out")
-    tokenizer = Tokenizer.load(tmp_path / "out", device="cpu")
-    side = tokenizer.config.resolution
-    codes = tokenizer.encode([np.full((side, side, 3), 200, np.uint8)])
-    assert codes.shape == (1, tokenizer.config.grid, tokenizer.config.grid)
-    assert tokenizer.decode(codes).shape == (1, side, side, 3)
+def test_pictures_become_shards_with_an_imported_tokenizer(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        pixels = np.random.RandomState(i).randint(0, 256, (300, 300, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    path, out, photos, shards = (str(tmp_path / name) for name in ("released.pt", "out", "photos", "shards"))
+    release(tmp_path, "ibq")
+    assert main(["import-tokenizer", path, out, "--kind", "ibq"]) == 0
+    printed = capsys.readouterr().out
+    assert "ibq, 256×256 rgb → 128×128 codes of 64" in printed
+    assert "1 of loss" in printed
+    release(tmp_path, "maskgit")
+    assert main(["import-tokenizer", path, f"{out}2"]) == 0
+    assert main(["tokenize", "--data", photos, "--tokenizer", f"{out}2", "--out", shards, "--views", "1"]) == 0
+    assert main(["evaluate-tokenizer", "--tokenizer", f"{out}2", "--data", photos, "--frechet", "none"]) == 0
+    assert "codes            128×128 of 64" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,12 @@ def import_tokenizer(
     checkpoint, project, out = _files(files)
     found = run(checkpoint, out, project=project, kind=kind, part=part)
     net, dropped = found["config"], found["dropped"]
-    groups = Counter(name.split(".")[0] for name in dropped)
-    listed = ": " + ", ".join(f"{name}.* {n}" if n > 1 else name for name, n in groups.items()) if dropped else ""
+    counts = Counter(name.split(".")[0] for name in dropped)
+    groups = [f"{counts[start]} of {start}" for start in counts] if len(dropped) > 3 else dropped
     return (
         f"tokenizer in {out}: {found['kind']}, {net.resolution}×{net.resolution} {net.modality} → "
         f"{net.grid}×{net.grid} codes of {net.codebook_size}; {found['tensors']} tensors used, "
-        f"{len(dropped)} dropped{listed}"
+        f"{len(dropped)} dropped" + (f" ({', '.join(groups)})" if groups else "")
     )
 
 
