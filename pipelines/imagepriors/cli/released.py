@@ -15,10 +15,10 @@ def import_tokenizer(
     kind: Kind = "auto",
     part: Part | None = None,
 ) -> str:
-    """Convert a released tokenizer to a tokenizer folder; nothing in the checkpoint is executed.
+    """Convert a released tokenizer to a tokenizer folder.
 
     Args:
-        files: The checkpoint file, for CompVis the yaml that came with it, and the folder to write.
+        files: The checkpoint file, of which nothing is executed, for CompVis the yaml that came with it, and the folder to write.
         kind: Project that published it. auto: recognised by the names of the tensors.
         part: Tokenizer of a CompVis transformer's checkpoint to convert; default: that of the images.
 
