@@ -75,8 +75,8 @@ def import_prior(checkpoint: Path, project: Path | None, out: Path) -> SequenceS
     _check_permuter(state, order_name, tokenizer.grid, checkpoint)
     parts = [ConditionSpec(name="class", height=1, width=1, vocabulary=classes, fingerprint="")] if classes else []
     sequence = SequenceSpec(
-        height=tokenizer.grid,
-        width=tokenizer.grid,
+        height=tokenizer.grid[0],
+        width=tokenizer.grid[1],
         codebook_size=tokenizer.codebook_size,
         order=order_name,
         fingerprint=fingerprint(out / "tokenizer"),
@@ -135,10 +135,10 @@ def _order(params: dict[str, Any], project: Path) -> OrderName:
     return _PERMUTERS[target]
 
 
-def _check_permuter(state: dict[str, Tensor], name: OrderName, side: int, checkpoint: Path) -> None:
+def _check_permuter(state: dict[str, Tensor], name: OrderName, grid: tuple[int, int], checkpoint: Path) -> None:
     """Refuse a checkpoint whose stored permutation is not that of the order."""
     found = state.get("permuter.forward_shuffle_idx")
-    if found is not None and not np.array_equal(found.numpy().ravel(), order(name, side, side)):
+    if found is not None and not np.array_equal(found.numpy().ravel(), order(name, *grid)):
         raise InputError(
-            f"{checkpoint}: its permutation is not {name} on {side}×{side}: use the yaml of this checkpoint"
+            f"{checkpoint}: its permutation is not {name} on {grid[0]}×{grid[1]}: use the yaml of this checkpoint"
         )

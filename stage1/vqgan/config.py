@@ -15,6 +15,7 @@ Modality = Literal["rgb", "segmentation", "depth", "pose"]
 Geometry = Literal["crop", "pad", "stretch"]
 Network = Literal["vqgan", "maskgit", "magvit2"]
 Quantizer = Literal["vq", "l2", "simvq", "ibq", "fsq", "lfq", "bsq", "gumbel", "palette"]
+Discriminator = Literal["patch", "stylegan", "dino"]
 DiscLoss = Literal["hinge", "vanilla"]
 Perceptual = Literal["none", "efficientnet-lite0", "lpips-vgg", "lpips-alex", "lpips-squeeze"]
 ScalesFrom = Literal["quantised", "continuous"]
@@ -137,9 +138,10 @@ class ModelConfig:
         return int(2 ** (len(self.ch_mult) - 1))
 
     @property
-    def grid(self) -> int:
-        """Codes along one side."""
-        return self.resolution // self.factor
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes, (h, w)."""
+        side = self.resolution // self.factor
+        return side, side
 
     @property
     def projected(self) -> bool:
@@ -182,16 +184,21 @@ class LossConfig:
     """Factor of the whole quantisation loss."""
     disc_weight: float = 0.8
     """Factor of the adversarial term, in addition to the adaptive weight."""
+    discriminator: Discriminator = "patch"
+    """patch: PatchGAN. stylegan: the residual network of StyleGAN2, for sides that are powers of two. dino: heads on
+    frozen features of DINO; not for masks."""
+    disc_trunk: str = ""
+    """Path of DINO's weights, dino_deitsmall16_pretrain.pth of its repository; only for the discriminator dino."""
     disc_loss: DiscLoss = "hinge"
     """The discriminator's loss: hinge, or the vanilla cross-entropy."""
     disc_start: int = 10_000
-    """Step at which the patch discriminator starts; a value beyond `steps` disables it."""
+    """Step at which the discriminator starts; a value beyond `steps` disables it."""
     disc_ramp: int = 1_000
     """Steps over which the adversarial term increases from zero to its weight."""
     disc_ch: int = 64
-    """Channels of the discriminator's first layer."""
+    """Channels of the first layer of the discriminators patch and stylegan."""
     disc_layers: int = 3
-    """Strided layers of the discriminator."""
+    """Strided layers of the patch discriminator."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -202,6 +209,9 @@ class LossConfig:
         ok = self.entropy_temperature > 0
         _require(ok, "entropy_temperature", self.entropy_temperature, "choose a positive number")
         _require(0 <= self.codebook_decay < 1, "codebook_decay", self.codebook_decay, "choose a number in [0, 1)")
+        ok = self.discriminator != "dino" or bool(self.disc_trunk)
+        remedy = "dino requires the path of dino_deitsmall16_pretrain.pth, from github.com/facebookresearch/dino"
+        _require(ok, "disc_trunk", self.disc_trunk, remedy)
         _require(self.disc_ramp >= 1, "disc_ramp", self.disc_ramp, "choose 1 or more")
         _require(1 <= self.disc_layers <= 5, "disc_layers", self.disc_layers, "choose 1 … 5")
         ok = 0 < self.disc_ch <= 4096 and self.disc_ch % 4 == 0
@@ -216,6 +226,15 @@ class TrainConfig:
     """Architecture."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms."""
+    init: str = ""
+    """Folder of the tokenizer, trained or imported, from whose weights and architecture the run starts; empty: random
+    weights. Resolution and geometry may differ. The discriminator always starts anew."""
+    init_fingerprint: str = ""
+    """Fingerprint of the tokenizer in `init`, filled in by the run."""
+    freeze: Literal["none", "encoder"] = "none"
+    """encoder: train the decoder alone. All codes stay those of `init`, so that its shards and priors remain valid."""
+    codes_of: str = ""
+    """Fingerprint of the tokenizer that gives the same codes, filled in by the run where the encoder is frozen."""
     batch_size: int = 12
     """Images per step, over all processes."""
     accumulate: int = 1
@@ -282,6 +301,11 @@ class TrainConfig:
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "choose a positive rate")
         for name in ("seed", "warmup_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "choose 0 or more")
+        if self.freeze == "encoder":
+            _require(bool(self.init), "freeze", self.freeze, "name the tokenizer to start from in init, or choose none")
+            fixed = "the codes are frozen: choose 0"
+            _require(not self.restart_every, "restart_every", self.restart_every, fixed)
+            _require(not self.loss.codebook_decay, "loss.codebook_decay", self.loss.codebook_decay, fixed)
         ok = not self.restart_every or self.model.quantizer in ("vq", "l2")
         _require(ok, "restart_every", self.restart_every, f"{self.model.quantizer} has no codes to restart: choose 0")
         for name, (off, why) in inapplicable(self.model, self.loss).items():
@@ -297,6 +321,10 @@ def inapplicable(model: ModelConfig, loss: LossConfig) -> dict[str, tuple[Any, s
         found["perceptual"] = "none", "perceptual networks do not apply to masks"
     if model.modality == "segmentation" and loss.l2_weight:
         found["l2_weight"] = 0.0, "masks are compared by cross-entropy"
+    if loss.disc_trunk and loss.discriminator != "dino":
+        found["disc_trunk"] = "", f"only the discriminator dino has a trunk, not {loss.discriminator}"
+    if loss.discriminator == "dino" and model.modality == "segmentation":
+        found["discriminator"] = "patch", "dino does not apply to masks"
     if loss.trunk and not loss.perceptual.startswith("lpips-"):
         found["trunk"] = "", f"only LPIPS has a trunk, and perceptual is {loss.perceptual!r}"
     kind, turns = model.quantizer, ("vq", "l2", "simvq")

@@ -1,4 +1,4 @@
-"""Perceptual distance, patch discriminator and the adaptive weight between them (VQGAN paper, section 3.2)."""
+"""Perceptual distance, the discriminator's loss and the adaptive weight between them (VQGAN paper, section 3.2)."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from runkit.weights import download_weights, load_weights
 from vqgan.config import DiscLoss, LossConfig
-from vqgan.cpu_kernels import GroupNorm
 from vqgan.errors import InputError
 
 # torchvision's file names of the LPIPS trunks.
@@ -123,33 +122,6 @@ def perceptual_loss(config: LossConfig) -> nn.Module | None:
     if config.perceptual == "efficientnet-lite0":
         return EfficientNetLite0Loss()
     return LpipsLoss(config.perceptual.removeprefix("lpips-"), config.trunk)
-
-
-class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017), one logit per overlapping patch."""
-
-    def __init__(self, channels_in: int, channels: int, layers: int) -> None:
-        super().__init__()
-        parts: list[nn.Module] = [nn.Conv2d(channels_in, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
-        width = channels
-        for layer in range(1, layers + 1):
-            wider = channels * min(2**layer, 8)
-            stride = 2 if layer < layers else 1
-            # GroupNorm instead of BatchNorm: it has no running statistics that would differ between ranks.
-            parts += [
-                nn.Conv2d(width, wider, 4, stride, 1, bias=False),
-                GroupNorm(8, wider),
-                nn.LeakyReLU(0.2),
-            ]
-            width = wider
-        self.net = nn.Sequential(*parts, nn.Conv2d(width, 1, 4, 1, 1))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, C, H, W] → logits [B, 1, h, w]."""
-        return self.net(x_BCHW)  # type: ignore[no-any-return]
 
 
 def discriminator_loss(kind: DiscLoss, real: Tensor, fake: Tensor) -> Tensor:

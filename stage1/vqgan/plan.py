@@ -16,6 +16,7 @@ from vqgan.batches import training_pictures
 from vqgan.config import TrainConfig
 from vqgan.data import Split
 from vqgan.errors import InputError
+from vqgan.finetune import completed
 from vqgan.losses import TRUNK_FILES
 from vqgan.modalities import to_input
 from vqgan.train import usable_splits
@@ -31,6 +32,7 @@ def plan_training(config: TrainConfig, splits: Mapping[str, Split], run: Path) -
         InputError: As the training.
     """
     check_tracker(config.tracker, InputError)
+    config = completed(config)
     splits = usable_splits(config, splits)
     done = checkpoint.run_folder(run).planned_step(config, config.steps)
     steps, notes = config.steps - done, ["time is that of trial steps, in one process here, without checkpoints"]
@@ -54,7 +56,8 @@ def plan_training(config: TrainConfig, splits: Mapping[str, Split], run: Path) -
         "steps": steps, "steps_done": done, "adversarial_steps": adversarial,
         "images": {name: len(split) for name, split in splits.items()},
         "epochs": round(steps * config.batch_size / len(splits["train"]), 2),
-        "resolution": config.model.resolution, "grid": config.model.grid, "codebook_size": config.model.codebook_size,
+        "resolution": config.model.resolution, "grid": config.model.grid[0],
+        "codebook_size": config.model.codebook_size,
         "parameters": sizes, "device": trainer.device.type, "precision": trainer.precision,
         "memory_bytes": found and max(found["step"].memory_bytes, found["adversarial_step"].memory_bytes),
         "step_s": found and round(found["step"].seconds, 4),

@@ -26,6 +26,7 @@ from vqgan.batches import prefetched
 from vqgan.config import TrainConfig
 from vqgan.data import Split, spread
 from vqgan.errors import InputError
+from vqgan.finetune import completed
 from vqgan.metrics import TokenizerMetrics
 from vqgan.modalities import reconstruction_loss, to_input, to_pictures
 from vqgan.trainer import NonFiniteLossError, Trainer
@@ -130,6 +131,12 @@ class Run(TrainingLoop):
         """Continue from a checkpoint."""
         self.trainer.restore(path)
 
+    def resume(self, checkpoint: Path | None, config: Any) -> None:
+        """Continue from a checkpoint, or start."""
+        if checkpoint is None:
+            self.trainer.start()
+        super().resume(checkpoint, config)
+
     def state(self) -> dict[str, Any]:
         """Return the config, weights, tensors and scalars of a checkpoint."""
         return self.trainer.state()
@@ -231,6 +238,7 @@ def train_tokenizer(config: TrainConfig, splits: Mapping[str, Split], run: Path)
         StoppedError: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
     check_tracker(config.tracker, InputError)
+    config = completed(config)
     with process_group():
         splits = usable_splits(config, splits)
         folder = checkpoint.run_folder(run)

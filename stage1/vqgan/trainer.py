@@ -17,11 +17,12 @@ from runkit.devices import make_autocast, resumed_precision
 from runkit.muon import Muon
 from runkit.runs import RunFolder, warn_of_other_steps
 from runkit.training import place_run, update_average
-from vqgan import checkpoint, distributed
+from vqgan import checkpoint, distributed, finetune
 from vqgan.config import TrainConfig
 from vqgan.cpu_kernels import resolve_precision, training_layout
+from vqgan.discriminators import make_discriminator
 from vqgan.errors import InputError
-from vqgan.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, perceptual_loss
+from vqgan.losses import adaptive_weight, discriminator_loss, perceptual_loss
 from vqgan.modalities import reconstruction_loss
 from vqgan.model import VQGAN
 from vqgan.quantize import Quantizer, VectorQuantizer
@@ -37,12 +38,6 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         if config.model.quantizer in ("gumbel", "palette"):
             raise InputError(f"quantizer is {config.model.quantizer!r}, which cannot be trained: choose another one")
-        side, layers = config.crop or config.model.resolution, config.loss.disc_layers
-        if config.loss.disc_weight and config.loss.disc_start < config.steps and side < 3 * 2**layers:
-            raise InputError(
-                f"loss.disc_layers is {layers}: too many for pictures of {side} pixels, its last layer sees "
-                f"{side} / 2^{layers} of them and requires 3 or more"
-            )
         torch.manual_seed(config.seed)
         self.config = config
         self.device, self.precision = place_run(config, resolve_precision, InputError)
@@ -54,8 +49,9 @@ class Trainer:
         self.perceptual = perceptual_loss(config.loss)
         if self.perceptual is not None:
             self.perceptual.to(**layout)  # type: ignore[call-overload]
-        loss = config.loss
-        self.disc = PatchDiscriminator(config.model.channels, loss.disc_ch, loss.disc_layers).to(**layout)  # type: ignore[call-overload]
+        if config.freeze == "encoder":
+            finetune.freeze(self.model)
+        self.disc = make_discriminator(config).to(**layout)  # type: ignore[call-overload]
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         adam: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas}
         self.optimizer = self._make_optimizer(adam)
@@ -75,7 +71,8 @@ class Trainer:
         if self.config.optimizer == "adam":
             return torch.optim.Adam(self.trained, **adam, fused=True)
         ends = (self.model.encoder.conv_in, self.model.decoder.conv_out)
-        kernels = [m.weight for m in self.model.modules() if isinstance(m, nn.Conv2d) and m not in ends]
+        convolutions = [m for m in self.model.modules() if isinstance(m, nn.Conv2d) and m not in ends]
+        kernels = [m.weight for m in convolutions if m.weight.requires_grad]
         ids = {id(kernel) for kernel in kernels}
         others = [p for p in self.trained if id(p) not in ids]
         groups: list[dict[str, Any]] = [{"params": others}, {"params": kernels, "orthogonal": True}]
@@ -169,8 +166,11 @@ class Trainer:
             gradient = gradient + self._adversarial(x_BCHW, reconstruction, output, gradient, terms)
         terms = {"loss": loss + config.codebook_weight * quantization, **terms}
         share = 1 / self.config.accumulate
-        weight = torch.full_like(quantization, share * config.codebook_weight)
-        torch.autograd.backward([reconstruction, quantization], [share * gradient.to(reconstruction.dtype), weight])
+        outputs, gradients = [reconstruction], [share * gradient.to(reconstruction.dtype)]
+        if quantization.requires_grad:  # not if encoder and codes are frozen
+            outputs.append(quantization)
+            gradients.append(torch.full_like(quantization, share * config.codebook_weight))
+        torch.autograd.backward(outputs, gradients)
         return terms, z_BDhw
 
     def _adversarial(
@@ -240,6 +240,17 @@ class Trainer:
         check_shapes(weights, self.model.state_dict(), folder / WEIGHTS)
         check_shapes(tensors, self._state(), folder / TENSORS)
         run.check_steps(values["step"], self.config.steps)
+
+    def start(self) -> None:
+        """Take the weights of the tokenizer from which the run starts, if there is one.
+
+        Raises:
+            InputError: As :func:`vqgan.finetune.load_initial`.
+        """
+        if self.config.init:
+            finetune.load_initial(self.model, self.config)
+            if self.averaged is not None:
+                self.averaged.load_state_dict(self.model.state_dict())
 
     def restore(self, folder: Path) -> None:
         """Continue exactly from a checkpoint that :meth:`check` has accepted."""

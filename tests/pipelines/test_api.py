@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_job import write_images, write_tokenizer
 
 import imagepriors as ip
+from imagepriors.api.images import to_codes
 from imagepriors.api.memory import keep_freed_memory
 from imagepriors.cli import main
 from runkit.tensors import load_tensors, save_tensors
@@ -383,3 +384,14 @@ def test_what_is_no_image_is_named(work, tokenizer):
             photos.images("val", n)
     with pytest.raises(TypeError):
         photos["val"] = photos["train"]
+
+
+def test_codes_of_one_row_are_a_grid_and_rows_of_them_are_many():
+    """The grid of a 1-D tokenizer has one row, which looks like a row of shards."""
+    codes_NT = np.arange(32).reshape(2, 16)
+    many, is_one = to_codes(codes_NT, (1, 16))
+    assert (many.tolist(), is_one) == ([[codes_NT[0].tolist()], [codes_NT[1].tolist()]], False)
+    one, is_one = to_codes(codes_NT[:1], (1, 16))
+    assert (one.tolist(), is_one) == ([[codes_NT[0].tolist()]], True)
+    wide, is_one = to_codes(np.arange(8).reshape(1, 8), (2, 4))
+    assert (wide.tolist(), is_one) == ([[[0, 1, 2, 3], [4, 5, 6, 7]]], False)

@@ -190,7 +190,7 @@ def test_the_loss_of_each_cell_is_at_its_position(tmp_path):
         (tmp_path / str(seed)).mkdir()
         losses = {"val_nll_nats_by_position": [float(cell + seed) for cell in order("spiral_out", 4, 4)]}
         (tmp_path / str(seed) / "summary.json").write_text(json.dumps(losses))
-    cells = position_map([tmp_path / "0", tmp_path / "1"], "spiral_out", 4)
+    cells = position_map([tmp_path / "0", tmp_path / "1"], "spiral_out", (4, 4))
     np.testing.assert_array_equal(cells, np.arange(16).reshape(4, 4) + 0.5)
 
 

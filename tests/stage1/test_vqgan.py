@@ -26,8 +26,9 @@ from vqgan.checkpoint import fingerprint, load_model, save_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
 from vqgan.cpu_kernels import GroupNorm
 from vqgan.data import open_splits
+from vqgan.discriminators import PatchDiscriminator
 from vqgan.errors import InputError
-from vqgan.losses import EfficientNetLite0Loss, LpipsLoss, PatchDiscriminator, adaptive_weight, discriminator_loss
+from vqgan.losses import EfficientNetLite0Loss, LpipsLoss, adaptive_weight, discriminator_loss
 from vqgan.metrics import TokenizerMetrics
 from vqgan.model import VQGAN, build_model
 from vqgan.palette import fit_palette

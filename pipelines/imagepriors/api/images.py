@@ -1,5 +1,6 @@
 """Conversion of images and codes from paths, PIL, numpy and torch to the arrays that tokenizers take."""
 
+import math
 import os
 from typing import Any
 
@@ -37,12 +38,13 @@ def to_arrays(images: Any, config: ModelConfig) -> tuple[list[Array], bool]:
     raise _unusable(array, config)
 
 
-def to_codes(codes: Any, side: int) -> tuple[Array, bool]:
+def to_codes(codes: Any, grid: tuple[int, int]) -> tuple[Array, bool]:
     """Grids of codes [N, h, w], and whether `codes` is a single grid.
 
     Args:
-        codes: An array, a tensor or nested sequences: [h, w], [N, h, w], or rows [N, side · side] as shards have them.
-        side: Side of the tokenizer's own grid.
+        codes: An array, a tensor or nested sequences: [h, w], [N, h, w], or rows [N, h · w] as shards
+            have them. An array of the shape of `grid` is one grid.
+        grid: Rows and columns of the tokenizer's own grid.
 
     Raises:
         InputError: They are not whole numbers from 0 in one or several grids.
@@ -52,8 +54,8 @@ def to_codes(codes: Any, side: int) -> tuple[Array, bool]:
         raise InputError(
             f"codes are {array.dtype} {list(array.shape)}: pass integers from 0 of the shape [h, w] or [N, h, w]"
         )
-    if array.ndim == 2 and array.shape[1] == side * side > side:
-        return array.reshape(-1, side, side), False
+    if array.ndim == 2 and array.shape != grid and array.shape[1] == math.prod(grid):
+        return array.reshape(-1, *grid), False
     return (array, False) if array.ndim == 3 else (array[None], True)
 
 

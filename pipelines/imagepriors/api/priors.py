@@ -94,7 +94,7 @@ class ImagePrior:
         """
         expected = self.sequence.fingerprint
         if self._given_tokenizer is not None:
-            if self._given_tokenizer.fingerprint != expected:
+            if expected not in self._given_tokenizer.code_fingerprints:
                 raise PriorError(
                     f"{self._given_tokenizer.folder} has fingerprint {self._given_tokenizer.fingerprint}, the codes "
                     f"were made by {expected}: decode with the tokenizer that made them"

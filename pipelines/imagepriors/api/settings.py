@@ -48,13 +48,20 @@ def build_config(
     return from_dict(cls, merged(start, plain))  # type: ignore[no-any-return]
 
 
-def stage_1_table(preset: str, table: str, dataset: str, data: Path) -> dict[str, Any]:
-    """The table of a preset for work on pictures; the preset "auto" follows from the dataset."""
+def stage_1_table(preset: str, table: str, dataset: str, data: Path, init: str = "") -> dict[str, Any]:
+    """The table of a preset for work on pictures; the preset "auto" follows from the dataset.
+
+    With `init`, the architecture is that of the tokenizer in this folder.
+    """
     fields = load_preset(preset_for_data(dataset, data) if preset == "auto" else preset, table)
     if table == "vqgan" and isinstance(fields.get("model", {}), dict):
         from vqgan.data import resolve
 
         fields["model"] = {"geometry": dataset_geometry(resolve(dataset, data)), **fields.get("model", {})}
+    if init := init or fields.get("init", ""):
+        from vqgan.finetune import initial_fields
+
+        fields = initial_fields(Path(init), fields)
     return fields
 
 

@@ -56,7 +56,7 @@ class ImageTokenizer:
         net = self.config
         return (
             f"ImageTokenizer({str(self.folder)!r}: {net.resolution}×{net.resolution} {net.modality} → "
-            f"{net.grid}×{net.grid} codes of {net.codebook_size:,})"
+            f"{net.grid[0]}×{net.grid[1]} codes of {net.codebook_size:,})"
         )
 
     @functools.cached_property
@@ -86,6 +86,13 @@ class ImageTokenizer:
         """Hash of the weights, which names the codes in shards and priors."""
         return self.loaded.fingerprint
 
+    @property
+    def code_fingerprints(self) -> set[str]:
+        """Fingerprints of the tokenizers that give the same codes: its own, and that whose encoder it has kept."""
+        from vqgan.checkpoint import load_config
+
+        return {self.fingerprint, load_config(self.folder).codes_of} - {""}
+
     def encode(self, images: Any) -> Codes:
         """Encode one image or several.
 
@@ -108,9 +115,7 @@ class ImageTokenizer:
         batches = [
             self.loaded.encode(arrays[start : start + _ENCODE_BATCH]) for start in range(0, len(arrays), _ENCODE_BATCH)
         ]
-        codes_NHW = np.concatenate(
-            [np.empty((0, self.config.grid, self.config.grid), code_dtype(self.config.codebook_size)), *batches]
-        )
+        codes_NHW = np.concatenate([np.empty((0, *self.config.grid), code_dtype(self.config.codebook_size)), *batches])
         return codes_NHW[0] if single else codes_NHW
 
     def decode(self, codes: Any) -> "Image.Image | list[Image.Image]":
@@ -207,7 +212,7 @@ def tokenizer_training(
 ) -> tuple[TokenizerConfig, "dict[str, Split]", Path]:
     """The settings, the pictures and the run folder of a training."""
     path, layout = dataset_of(data, dataset)
-    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path)
+    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path, str(fields.get("init", "")))
     settings = build_config(TokenizerConfig, fields, config=config, base=base, function=train_tokenizer)
     from vqgan.data import open_splits, sources_of
 

@@ -31,7 +31,7 @@ HELP_PRESET = "demo"
 def read_ahead(argv: Sequence[str]) -> argparse.Namespace:
     """The flags that decide the parser's defaults."""
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--preset", "--dataset", "--data", "--shards", "--prior"):
+    for flag in ("--preset", "--dataset", "--data", "--shards", "--prior", "--init"):
         ahead.add_argument(flag, nargs="?")
     ahead.add_argument("--help", "-h", action="store_true")
     found = ahead.parse_known_args(argv)[0]
@@ -48,7 +48,8 @@ def default_config(command: str, argv: Sequence[str]) -> Any:
     if given.help:
         fields = load_preset(given.preset, table)
     elif command in ("train-vqgan", "tokenize"):
-        fields = stage_1_table(given.preset, table, given.dataset or "auto", Path(given.data or DEMO_DATA))
+        data = Path(given.data or DEMO_DATA)
+        fields = stage_1_table(given.preset, table, given.dataset or "auto", data, given.init or "")
     else:
         beside_prior = command == "sample" and not given.shards
         shards = Path(given.prior or "runs/demo/prior").parent / "shards" if beside_prior else given.shards

@@ -18,7 +18,8 @@ def import_tokenizer(
     """Convert a released tokenizer to a tokenizer folder.
 
     Args:
-        files: The checkpoint file, of which nothing is executed, for CompVis the yaml that came with it, and the folder to write.
+        files: The checkpoint file, of which nothing is executed, for CompVis the yaml that came with it, and the folder
+            to write.
         kind: Project that published it. auto: recognised by the names of the tensors.
         part: Tokenizer of a CompVis transformer's checkpoint to convert; default: that of the images.
 
@@ -34,7 +35,7 @@ def import_tokenizer(
     groups = [f"{counts[start]} of {start}" for start in counts] if len(dropped) > 3 else dropped
     return (
         f"tokenizer in {out}: {found['kind']}, {net.resolution}×{net.resolution} {net.modality} → "
-        f"{net.grid}×{net.grid} codes of {net.codebook_size}; {found['tensors']} tensors used, "
+        f"{net.grid[0]}×{net.grid[1]} codes of {net.codebook_size}; {found['tensors']} tensors used, "
         f"{len(dropped)} dropped" + (f" ({', '.join(groups)})" if groups else "")
     )
 

@@ -12,6 +12,7 @@ def sample(
     *,
     prior: Path = Path("runs/demo/prior-row_major"),
     shards: Path | None = None,
+    tokenizer: Path | None = None,
     out: Path | None = None,
     n: int = 25,
     condition: tuple[str, ...] = (),
@@ -27,6 +28,8 @@ def sample(
         prior: Run folder of the trained prior.
         shards: Folder of token shards, with the tokenizer and the conditions of a conditional prior. Default: shards
             beside the prior.
+        tokenizer: Tokenizer that decodes, such as one whose decoder was fine-tuned (train-vqgan --freeze encoder).
+            Default: that of the prior or the shards.
         out: Folder for grid.png, the single pictures, the codes and their metadata. Default: samples-PRIOR beside it.
         n: Number of pictures.
         condition: Classes to draw, by name or number, which take turns. Default: all classes.
@@ -40,10 +43,11 @@ def sample(
         imagepriors sample --prior runs/photos/prior-zcurve-class --n 16 --temperature 0.9
     """
     from imagepriors.api.priors import ImagePrior
+    from imagepriors.api.tokenizers import as_tokenizer
     from imagepriors.decode.draw import check_count
 
     check_count(n)
-    trained = ImagePrior(prior, shards=shards)
+    trained = ImagePrior(prior, shards=shards, tokenizer=as_tokenizer(tokenizer) if tokenizer else None)
     names = trained.sequence.class_names if condition else ()
     classes = [int(value) if value.isdecimal() and value not in names else value for value in condition]
     chosen = [classes[i % len(classes)] for i in range(n)] if classes else None

@@ -73,7 +73,7 @@ def evaluate_tokenizer(
         "nearest, depth bilinear)",
         "arithmetic": "float32",
         "tokenizer": tokenizer.fingerprint,
-        "grid": [net.grid, net.grid],
+        "grid": list(net.grid),
         "codebook_size": net.codebook_size,
     }
     publish_file(out, pretty_json(finite_or_none(report)), _COMMAND)

@@ -3,6 +3,7 @@
 For each seed, all orders have the same shards, initial weights, batches and number of steps.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,12 @@ def run(workspace: Workspace) -> None:
     workspace.save("orders", text, results, pictures)
 
 
-def position_map(folders: list[Path], name: str, grid: int) -> npt.NDArray[np.float64]:
+def position_map(folders: list[Path], name: str, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
     """Mean loss of each cell of the grid, [H, W] in nats."""
     losses = [(load_summary(folder) or {})["val_nll_nats_by_position"] for folder in folders]
-    cells = np.empty(grid * grid)
-    cells[order(name, grid, grid)] = np.mean(losses, axis=0)
-    return cells.reshape(grid, grid)
+    cells = np.empty(math.prod(grid))
+    cells[order(name, *grid)] = np.mean(losses, axis=0)
+    return cells.reshape(grid)
 
 
 def ranking(finals: Mapping[str, npt.NDArray[np.float64]]) -> list[str]:

@@ -60,7 +60,7 @@ class RunFolder:
         """Rows and columns of the code grid."""
         if self.shards is not None:
             return self.shards.spec.image.height, self.shards.spec.image.width
-        return self.tokenizer.config.grid, self.tokenizer.config.grid
+        return self.tokenizer.config.grid
 
     @property
     def class_names(self) -> tuple[str, ...]:

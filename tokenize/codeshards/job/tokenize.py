@@ -274,7 +274,7 @@ def _preprocessing(models: Mapping[str, ModelConfig]) -> dict[str, str]:
 def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprints: Mapping[str, str]) -> ShardSpec:
     grids = {
         name: GridSpec(
-            height=model.grid, width=model.grid, codebook_size=model.codebook_size, fingerprint=fingerprints[name]
+            height=model.grid[0], width=model.grid[1], codebook_size=model.codebook_size, fingerprint=fingerprints[name]
         )
         for name, model in models.items()
     }
