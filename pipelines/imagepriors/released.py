@@ -1,7 +1,8 @@
 """Released CompVis transformers (Net2Net of taming-transformers) as a prior with its tokenizer.
 
 Class-conditional and unconditional models are read. Models that are conditioned on pictures, coordinates or an
-unmasked prefix are refused by name, because they require the codes of a second tokenizer.
+unmasked prefix are refused by name, because they require the codes of a second tokenizer; so are priors of LlamaGen
+and RAR, which have parts that ours do not have.
 """
 
 from dataclasses import asdict
@@ -31,13 +32,19 @@ _PERMUTERS: dict[str, OrderName] = {
     "AlternateParsing": "alternate",
 }
 
+_FOREIGN = {
+    "cls_embedding.": "LlamaGen: rows and columns rotate queries and keys, and those of the class are zero",
+    "adaln_before_head.": "RAR: the class scales and shifts the features of every block (adaLN)",
+}
+"""Beginning of a tensor's name → the project of such priors, and what of it does not map."""
 
-def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
+
+def import_prior(checkpoint: Path, project: Path | None, out: Path) -> SequenceSpec:
     """Convert a released checkpoint and its yaml to the folder of a prior, with the tokenizer in `out`/tokenizer.
 
     Args:
         checkpoint: The `.ckpt` file; nothing in it is executed.
-        project: The project's `.yaml`.
+        project: The project's `.yaml`; None is refused, after the kind of the checkpoint is known.
         out: Folder to write.
 
     Returns:
@@ -50,12 +57,20 @@ def import_prior(checkpoint: Path, project: Path, out: Path) -> SequenceSpec:
     check_apart(out, checkpoint=checkpoint, project=project)
     if any((out / name).exists() for name in (SUMMARY, CONFIG, WEIGHTS, "checkpoints")):
         raise InputError(f"{out} already holds a run: choose another folder, or remove it")
+    state = load_weights(checkpoint, InputError)
+    for start, reason in _FOREIGN.items():
+        if any(name.startswith(start) for name in state):
+            raise InputError(
+                f"{checkpoint} is a prior of {reason}, which has no equivalent here: import its tokenizer, tokenize "
+                "pictures with it, and train a prior on them"
+            )
+    if project is None:
+        raise InputError(f"{checkpoint} has no sizes of a prior: pass the yaml that came with a CompVis checkpoint")
     params, transformer = _read_project(project)
     if int(transformer.get("n_unmasked", 0)):
         raise InputError(f"{project}: n_unmasked = {transformer['n_unmasked']}: a causal prior has no unmasked prefix")
     classes, start_token = _condition(params, project)
     order_name = _order(params, project)
-    state = load_weights(checkpoint, InputError)
     tokenizer = import_tokenizer(checkpoint, out / "tokenizer", project=project, part="first_stage")["config"]
     _check_permuter(state, order_name, tokenizer.grid, checkpoint)
     parts = [ConditionSpec(name="class", height=1, width=1, vocabulary=classes, fingerprint="")] if classes else []

@@ -13,7 +13,7 @@ from vqgan.errors import InputError
 
 Modality = Literal["rgb", "segmentation", "depth", "pose"]
 Geometry = Literal["crop", "pad", "stretch"]
-Network = Literal["vqgan"]
+Network = Literal["vqgan", "maskgit", "magvit2"]
 Quantizer = Literal["vq", "l2", "simvq", "ibq", "fsq", "lfq", "bsq", "gumbel", "palette"]
 Discriminator = Literal["patch", "stylegan", "dino"]
 DiscLoss = Literal["hinge", "vanilla"]
@@ -55,7 +55,8 @@ class ModelConfig:
     n_labels: int = 0
     """Labels of a segmentation map, label 0 (unlabelled) included; 0 for every other modality."""
     network: Network = "vqgan"
-    """Encoder and decoder. vqgan: those of CompVis and LlamaGen."""
+    """Encoder and decoder. vqgan: those of CompVis, LlamaGen and IBQ. maskgit, magvit2: those of MaskGIT and of
+    Open-MAGVIT2, without attention; z_channels and embed_dim are equal."""
     resolution: int = 256
     """Side of the square picture in pixels."""
     geometry: Geometry = "crop"
@@ -68,7 +69,7 @@ class ModelConfig:
     num_res_blocks: int = 2
     """Residual blocks per encoder level (the decoder has one more)."""
     attn_resolutions: tuple[int, ...] = (16,)
-    """Sides of feature maps, in cells, that have self-attention."""
+    """Sides of feature maps, in cells, that have self-attention in the network vqgan; the others have none."""
     norm_groups: int = 0
     """Groups of each GroupNorm; 0: 32, or fewer where a group would have fewer than 4 channels."""
     z_channels: int = 256
@@ -108,6 +109,8 @@ class ModelConfig:
             self.resolution,
             f"choose a multiple of {self.factor}, the downsampling factor of {len(self.ch_mult)} levels",
         )
+        ok, remedy = self.projected or self.z_channels == self.embed_dim, f"{self.network} requires {self.z_channels}"
+        _require(ok, "embed_dim", self.embed_dim, f"{remedy}, the z_channels, because it has no projection")
         self._check_digits()
         if self.quantizer == "palette":
             ok = self.modality in ("rgb", "pose") and self.embed_dim == 3 and self.factor == 1
@@ -156,6 +159,11 @@ class ModelConfig:
             return self.plugin_grid[0], self.plugin_grid[1]
         side = self.resolution // self.factor
         return side, side
+
+    @property
+    def projected(self) -> bool:
+        """Whether there are 1×1 convolutions between the networks and the quantiser."""
+        return self.network == "vqgan"
 
     @property
     def channels(self) -> int:

@@ -101,3 +101,19 @@ def test_models_that_do_not_map_are_refused_by_name(tmp_path, capsys, params, me
     write_release(tmp_path, np.arange(64), **{"cond_stage_config": LABELS, **params})
     assert main(["import-prior", str(tmp_path / "last.ckpt"), str(tmp_path / "project.yaml"), str(tmp_path / "p")]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cls_embedding.embedding_table.weight", "prior of LlamaGen: rows and columns rotate"),
+        ("adaln_before_head.adaLN_modulation.1.weight", "prior of RAR: the class scales and shifts the features"),
+        ("head.weight", "pass the yaml that came with a CompVis checkpoint"),
+    ],
+)
+def test_priors_of_other_projects_are_refused_by_what_does_not_map(tmp_path, capsys, name, message):
+    torch.save({"model": {name: torch.zeros(2, 2)}}, tmp_path / "prior.pt")
+    assert main(["import-prior", str(tmp_path / "prior.pt"), str(tmp_path / "p")]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["import-prior", str(tmp_path / "prior.pt")]) == 2
+    assert "1 paths were given: pass CHECKPOINT OUT" in capsys.readouterr().err

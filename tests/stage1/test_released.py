@@ -206,20 +206,23 @@ def test_a_diffusers_folder_comes_back_bit_for_bit(tmp_path):
     change = {"scaling_factor": 0.18215}  # diffusers' default, which its VQModel does not use
     (tmp_path / "theirs" / "config.json").write_text(json.dumps({**about, **change}))
     assert fingerprint(import_diffusers(tmp_path / "theirs", tmp_path / "d")) == fingerprint(tmp_path / "a")
-    narrow = [width // 2 for width in about["block_out_channels"]]
-    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**about, "block_out_channels": narrow}))
-    with pytest.raises(InputError, match="64 channels: below 128"):
-        import_diffusers(tmp_path / "theirs", tmp_path / "e")
     (tmp_path / "a" / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(InputError, match="cannot be read"):
         load_model(tmp_path / "a")
 
 
-def test_narrow_models_are_not_exported(tmp_path):
-    narrow = ModelConfig(resolution=32, ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8, embed_dim=8)
+def test_narrow_models_keep_their_groups_and_are_refused_if_these_differ(tmp_path):
+    sizes = {"resolution": 32, "ch": 32, "num_res_blocks": 1, "z_channels": 8, "embed_dim": 8}
+    narrow = ModelConfig(**sizes, ch_mult=(1, 2), norm_groups=32)
     save_model(tmp_path / "narrow", TrainConfig(model=narrow), VQGAN(narrow))
-    with pytest.raises(InputError, match="ch 32"):
-        export_diffusers(tmp_path / "narrow", tmp_path / "out")
+    export_diffusers(tmp_path / "narrow", tmp_path / "theirs")
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["norm_num_groups"] == 32
+    import_diffusers(tmp_path / "theirs", tmp_path / "back")
+    assert fingerprint(tmp_path / "back") == fingerprint(tmp_path / "narrow")
+    mixed = ModelConfig(**sizes, ch_mult=(1, 2))
+    save_model(tmp_path / "mixed", TrainConfig(model=mixed), VQGAN(mixed))
+    with pytest.raises(InputError, match=r"GroupNorms of \[8, 16\] groups"):
+        export_diffusers(tmp_path / "mixed", tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -15,10 +15,11 @@ def import_tokenizer(
     kind: Kind = "auto",
     part: Part | None = None,
 ) -> str:
-    """Convert a released tokenizer to a tokenizer folder; nothing in the checkpoint is executed.
+    """Convert a released tokenizer to a tokenizer folder.
 
     Args:
-        files: The checkpoint file, for CompVis the yaml that came with it, and the folder to write.
+        files: The checkpoint file, of which nothing is executed, for CompVis the yaml that came with it, and the folder
+            to write.
         kind: Project that published it. auto: recognised by the names of the tensors.
         part: Tokenizer of a CompVis transformer's checkpoint to convert; default: that of the images.
 
@@ -27,40 +28,43 @@ def import_tokenizer(
     """
     from vqgan.compat.tokenizers import import_tokenizer as run
 
-    if len(files) not in (2, 3):
-        raise UserError(f"{len(files)} paths were given: pass CHECKPOINT OUT, or CHECKPOINT YAML OUT for CompVis")
-    project = files[1] if len(files) == 3 else None
-    found = run(files[0], files[-1], project=project, kind=kind, part=part)
+    checkpoint, project, out = _files(files)
+    found = run(checkpoint, out, project=project, kind=kind, part=part)
     net, dropped = found["config"], found["dropped"]
-    groups = Counter(name.split(".")[0] for name in dropped)
-    listed = ": " + ", ".join(f"{name}.* {n}" if n > 1 else name for name, n in groups.items()) if dropped else ""
+    counts = Counter(name.split(".")[0] for name in dropped)
+    groups = [f"{counts[start]} of {start}" for start in counts] if len(dropped) > 3 else dropped
     return (
-        f"tokenizer in {files[-1]}: {found['kind']}, {net.resolution}×{net.resolution} {net.modality} → "
+        f"tokenizer in {out}: {found['kind']}, {net.resolution}×{net.resolution} {net.modality} → "
         f"{net.grid[0]}×{net.grid[1]} codes of {net.codebook_size}; {found['tensors']} tensors used, "
-        f"{len(dropped)} dropped{listed}"
+        f"{len(dropped)} dropped" + (f" ({', '.join(groups)})" if groups else "")
     )
 
 
-def import_prior(
-    checkpoint: tyro.conf.Positional[Path], project: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]
-) -> str:
+def import_prior(files: tyro.conf.Positional[tuple[Path, ...]]) -> str:
     """Convert a released CompVis transformer to a prior with its tokenizer.
 
     Args:
-        checkpoint: The checkpoint file; nothing in it is executed.
-        project: The yaml that came with it; class-conditional and unconditional models are supported.
-        out: Folder to write.
+        files: The checkpoint file, of which nothing is executed, the yaml that came with it, and the folder to write.
+            Class-conditional and unconditional models are supported.
 
     Example:
         imagepriors import-prior last.ckpt project.yaml runs/imagenet/prior
     """
     from imagepriors.released import import_prior as run
 
+    checkpoint, project, out = _files(files)
     sequence = run(checkpoint, project, out)
     return (
         f"prior in {out}: {sequence.height}×{sequence.width} codes of {sequence.codebook_size} in order "
         f"{sequence.order}, condition {sequence.condition}; it has no null condition, so guidance is refused"
     )
+
+
+def _files(files: tuple[Path, ...]) -> tuple[Path, Path | None, Path]:
+    """Return the checkpoint, its yaml or None, and the folder to write."""
+    if len(files) not in (2, 3):
+        raise UserError(f"{len(files)} paths were given: pass CHECKPOINT OUT, or CHECKPOINT YAML OUT for CompVis")
+    return files[0], files[1] if len(files) == 3 else None, files[-1]
 
 
 def import_diffusers(folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> str:

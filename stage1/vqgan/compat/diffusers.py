@@ -18,6 +18,7 @@ from vqgan.checkpoint import check_files, check_model_folder, load_model, publis
 from vqgan.config import ModelConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
+from vqgan.networks.base import norm
 
 _EXPORT, _IMPORT = "export-diffusers", "import-diffusers"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -47,6 +48,11 @@ def _their_name(key: str, levels: int) -> str:
     return key
 
 
+def _norm_groups(config: ModelConfig) -> set[int]:
+    """Return the numbers of groups of the GroupNorms; VQModel has one number for all."""
+    return {norm(config.ch * mult, config.norm_groups).num_groups for mult in (1, *config.ch_mult)}
+
+
 def _their_config(config: ModelConfig) -> dict[str, Any]:
     attention = [config.resolution >> level in config.attn_resolutions for level in range(len(config.ch_mult))]
     return {
@@ -57,7 +63,7 @@ def _their_config(config: ModelConfig) -> dict[str, Any]:
         "in_channels": config.channels,
         "latent_channels": config.z_channels,
         "layers_per_block": config.num_res_blocks,
-        "norm_num_groups": 32,
+        "norm_num_groups": max(_norm_groups(config)),
         "norm_type": "group",
         "num_vq_embeddings": config.codebook_size,
         "out_channels": config.channels,
@@ -81,10 +87,11 @@ def export_diffusers(tokenizer: Path, out: Path) -> Path:
     check_files(out, (_WEIGHTS, "config.json"), _EXPORT)
     config, model = load_model(tokenizer)
     net = config.model
-    if net.kind or net.quantizer not in ("vq", "l2"):
-        raise InputError(f"{tokenizer} has a {net.kind or net.quantizer} quantiser: diffusers' VQModel has none")
-    if net.ch < 128:
-        raise InputError(f"{tokenizer} has ch {net.ch}: below 128 its GroupNorms differ from diffusers' 32 groups")
+    if net.kind or net.network != "vqgan" or net.quantizer not in ("vq", "l2"):
+        found = net.kind or f"{net.network} with a {net.quantizer} quantiser"
+        raise InputError(f"{tokenizer} is a {found}: diffusers' VQModel is a vqgan with vq or l2")
+    if len(groups := _norm_groups(net)) > 1:
+        raise InputError(f"{tokenizer} has GroupNorms of {sorted(groups)} groups: VQModel has one number for all")
     weights: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
         name = _their_name(key, len(net.ch_mult))
@@ -111,7 +118,7 @@ def import_diffusers(folder: Path, out: Path) -> Path:
         weights = load_tensors(folder / _WEIGHTS, InputError)
         check_finite(weights, folder / _WEIGHTS, InputError)
         channels, widths = int(theirs["in_channels"]), [int(width) for width in theirs["block_out_channels"]]
-        size = int(theirs["sample_size"])
+        size, groups = int(theirs["sample_size"]), int(theirs["norm_num_groups"])
         levels = [size >> level for level, kind in enumerate(theirs["down_block_types"]) if "Attn" in kind]
         config = ModelConfig(
             modality="rgb" if channels == 3 else "depth" if channels == 1 else "segmentation",
@@ -120,6 +127,7 @@ def import_diffusers(folder: Path, out: Path) -> Path:
             ch=widths[0],
             ch_mult=tuple(width // widths[0] for width in widths),
             num_res_blocks=int(theirs["layers_per_block"]),
+            norm_groups=0 if widths[0] >= 128 and groups == 32 else groups,
             attn_resolutions=tuple(levels),
             z_channels=int(theirs["latent_channels"]),
             embed_dim=int(theirs["vq_embed_dim"] or theirs["latent_channels"]),
@@ -129,8 +137,6 @@ def import_diffusers(folder: Path, out: Path) -> Path:
         raise
     except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{folder} is no saved diffusers VQModel with {_WEIGHTS}: {error!r}") from error
-    if config.ch < 128:
-        raise InputError(f"{folder} has {config.ch} channels: below 128 its 32 groups differ from our GroupNorms")
     known, ours_alone = _their_config(config), ("vq_embed_dim", "sample_size", "scaling_factor")  # the last is unused
     odd = [name for name in known if name not in ours_alone and theirs.get(name) != known[name]]
     if odd:

@@ -10,7 +10,7 @@ from runkit.folders import check_apart
 from runkit.tensors import check_finite
 from runkit.weights import load_weights
 from vqgan.checkpoint import check_model_folder, publish_model
-from vqgan.compat import compvis, llamagen
+from vqgan.compat import compvis, llamagen, maskgit, seed_voken
 from vqgan.compat.kinds import Kind, Part
 from vqgan.compat.released import Released, Weights
 from vqgan.errors import InputError
@@ -18,9 +18,15 @@ from vqgan.model import VQGAN
 
 _COMMAND = "import-tokenizer"
 _PARTS = ("first_stage_model.", "cond_stage_model.", "")
-_MARKS: dict[str, str] = {"llamagen": llamagen.MARK, "compvis": compvis.MARK}
-"""Pattern of a name that each kind has, the particular ones first."""
-_CONVERTERS: dict[str, Callable[[Weights], Released]] = {"llamagen": llamagen.convert, "compvis": compvis.convert}
+_MARKS: dict[str, str] = {
+    "llamagen": llamagen.MARK, "maskgit": maskgit.MARK, "magvit2": seed_voken.MAGVIT2_MARK,
+    "ibq": compvis.MARK, "compvis": compvis.MARK,
+}  # fmt: skip
+"""Pattern of a name that each kind has."""
+_CONVERTERS: dict[str, Callable[[Weights], Released]] = {
+    "llamagen": llamagen.convert, "maskgit": maskgit.convert, "magvit2": seed_voken.convert_magvit2,
+    "ibq": seed_voken.convert_ibq, "compvis": compvis.convert,
+}  # fmt: skip
 
 
 def import_tokenizer(
@@ -73,14 +79,19 @@ def _beginnings(weights: Weights) -> str:
 def _recognised(weights: Weights, checkpoint: Path, kind: str) -> str:
     """Return the kind of a checkpoint; `kind` is the one that is asked for."""
     found = [name for name, mark in _MARKS.items() if any(re.match(mark, key) for key in weights)]
-    if kind == "auto" and found:
-        return found[0]
-    if kind in found or (kind != "auto" and not found):
+    if kind in found:
         return kind
-    if kind == "auto":
+    if not found:
         kinds = ", ".join(sorted(_MARKS))
         raise InputError(f"{checkpoint} is of no known kind ({kinds}): its tensors are {_beginnings(weights)}")
-    raise InputError(f"{checkpoint} is no {kind} tokenizer, but a {found[0]} one: choose that kind, or auto")
+    if kind != "auto":
+        raise InputError(f"{checkpoint} is no {kind} tokenizer, but a {' or '.join(found)} one: choose that kind")
+    if len(found) > 1 and not any(key.startswith(seed_voken.EMA) for key in weights):
+        raise InputError(
+            f"{checkpoint} may be of {' or '.join(found)}, whose tensors have the same names: name the kind, or pass "
+            "the yaml that came with a CompVis checkpoint"
+        )
+    return found[0]
 
 
 def _publish(released: Released, checkpoint: Path, origin: object, out: Path) -> int:
