@@ -18,6 +18,8 @@ from vqgan.plugins import find_plugin
 
 Array = npt.NDArray[Any]
 _ASK = "correct the package that provides it"
+_NAMED: set[str] = set()
+"""Names that a person, and not a file, has given in this process."""
 
 
 class PictureTokenizer(Protocol):
@@ -69,17 +71,19 @@ def load_plugin(name: str, device: str = "cpu", precision: str = "float32", *, f
         device: "cpu" or "cuda", for a factory that takes it.
         precision: "float32" or "bfloat16", for a factory that takes it.
         from_file: Whether the name is from a file, which must not choose what is imported: then only that of an
-            installed package is accepted.
+            installed package is accepted, or one that was loaded by name in this process.
 
     Raises:
         InputError: It cannot be found or made.
     """
-    if from_file and ":" in name:
+    if from_file and ":" in name and name not in _NAMED:
         raise InputError(
             f"the codes were made by the tokenizer {name!r}, which is not imported because a file names it: pass "
             f"{name} as the tokenizer"
         )
-    factory = find_plugin("tokenizer", name, {}, allow_path=not from_file)
+    factory = find_plugin("tokenizer", name, {}, allow_path=":" in name)
+    if not from_file:
+        _NAMED.add(name)
     return _make(factory, name, device, precision)
 
 

@@ -44,15 +44,12 @@ n_embd = 16
 
 
 PIPELINE = """
-from pathlib import Path
 from imagepriors.cli import main
-from photo_scores import write_tokenizer
 
-write_tokenizer(Path("image"))
 data = ["--preset", "tiny.toml", "--dataset", "photo_scores:read", "--data", "data"]
 for command in (
     ["train-vqgan", *data, "--out", "depth", "--model.modality", "depth"],
-    ["tokenize", *data, "--tokenizer", "image", "--condition", "depth", "--out", "shards"],
+    ["tokenize", *data, "--tokenizer", "block-colours", "--condition", "depth", "--out", "shards"],
     ["train-prior", "--preset", "tiny.toml", "--shards", "shards", "--out", "prior", "--condition", "depth"],
     ["sample", "--prior", "prior", "--shards", "shards", "--n", "4", "--out", "samples"],
 ):
@@ -78,3 +75,52 @@ def test_a_package_adds_a_dataset_and_a_tokenizer_to_the_pipeline(tmp_path):
         np.testing.assert_array_equal(codes, np.rint(means / 85) @ [16, 4, 1])
     grid = np.asarray(Image.open(tmp_path / "samples/grid.png"))
     assert grid.ndim == 3
+
+
+ROW = """
+import numpy as np
+
+class Row:
+    '''16 codes in a row: the mean brightness of strips of 2 columns.'''
+    resolution, grid, codebook_size, fingerprint = 32, (1, 16), 256, "strips"
+
+    def encode(self, pictures):
+        return pictures.reshape(-1, 32, 16, 2, 3).mean((1, 3, 4)).round().astype(int)[:, None]
+
+    def decode(self, codes):
+        return codes[..., None, None].astype(np.uint8).repeat(32, 1).repeat(2, 2).reshape(-1, 32, 32, 1).repeat(3, 3)
+"""
+ROW_PIPELINE = """
+from imagepriors.cli import main
+data = ["--preset", "tiny.toml", "--dataset", "folder", "--data", "data/photos", "--workers", "1"]
+for command in (
+    ["tokenize", *data, "--tokenizer", "strips:Row", "--out", "shards"],
+    ["train-prior", "--preset", "tiny.toml", "--shards", "shards", "--out", "prior"],
+    ["sample", "--prior", "prior", "--shards", "shards", "--tokenizer", "strips:Row", "--n", "4", "--out", "samples"],
+    ["shards", "verify", "shards"],
+):
+    assert main(command) == 0, command
+"""
+
+
+def test_codes_in_a_row_go_through_the_pipeline_by_the_name_of_a_module(tmp_path):
+    write_photos(tmp_path / "data")
+    (tmp_path / "tiny.toml").write_text(PRESET)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/strips.py").write_text(ROW)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *sys.path])}
+    command = [sys.executable, "-c", ROW_PIPELINE]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "imagepriors", "sample", "--prior", "prior", "--shards", "shards", "--n", "1"]
+    refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 2
+    assert "not imported because a file names it: pass strips:Row as the tokenizer" in refused.stderr
+    dataset = ShardDataset.open(tmp_path / "shards")
+    assert dataset.spec.orders == ("row_major", "zcurve", "alternate")
+    (batch,) = dataset.batches("val", ["key", "codes_row_major", "codes_zcurve"])
+    np.testing.assert_array_equal(batch["codes_row_major"], batch["codes_zcurve"])
+    for key, codes in zip(batch["key"], batch["codes_row_major"], strict=True):
+        pixels = np.asarray(Image.open(tmp_path / f"data/photos/{key}.png")).astype(float)
+        np.testing.assert_array_equal(codes, [pixels[:, 2 * i : 2 * i + 2].mean().round() for i in range(16)])
+    assert np.asarray(Image.open(tmp_path / "samples/grid.png")).ndim == 3

@@ -1,21 +1,21 @@
 """Datasets and tokenizers of other packages: how their names are looked up, and what is refused."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from plugin_package import install, install_page, write_photos
 
-from vqgan.checkpoint import fingerprint, load_config, publish_model
-from vqgan.config import ModelConfig, TrainConfig
+from vqgan.checkpoint import describe_plugin, fingerprint, load_model
+from vqgan.config import TrainConfig
 from vqgan.data import AUTO, DATASETS, open_splits, resolve
 from vqgan.errors import InputError
-from vqgan.model import TokenizerModel, build_model
+from vqgan.finetune import completed
+from vqgan.plugin_tokenizer import load_plugin
 from vqgan.tokenizer import Tokenizer
-from vqgan.trainer import Trainer
 
 
 @pytest.fixture
@@ -111,47 +111,91 @@ def test_what_is_wrong_with_a_reader_is_one_message(tmp_path, site, name, words)
         open_splits(name, tmp_path)
 
 
-def test_the_tokenizer_of_the_page_encodes_and_decodes(tmp_path, site):
+def test_the_tokenizer_of_the_page_encodes_and_decodes(site):
     install_page(site)
-    from photo_scores import write_tokenizer  # type: ignore[import-not-found]
-
-    write_tokenizer(tmp_path / "t")
-    tokenizer = Tokenizer.load(tmp_path / "t", device="cpu")
+    tokenizer = Tokenizer.load(Path("block-colours"), device="cpu")
     colours = np.array([[0, 85, 255], [255, 170, 0], [85, 85, 85], [170, 0, 255]], np.uint8)  # of the dictionary
     picture = colours.reshape(2, 2, 3).repeat(16, 0).repeat(16, 1)
     codes = tokenizer.encode([picture])
     assert (codes.shape, codes.dtype) == ((1, 8, 8), np.uint16)
     assert len(np.unique(codes)) == 4
     np.testing.assert_array_equal(tokenizer.decode(codes)[0], picture)
-    with pytest.raises(InputError, match="have no coarser scales: leave scales empty"):
-        build_model(tokenizer.config).encode_scales(torch.zeros(1, 3, 32, 32), (1, 2))
-    assert tokenizer.fingerprint == fingerprint(tmp_path / "t")
-    with pytest.raises(InputError, match=r"model\.kind is 'block-colours': its package trains it"):
-        Trainer(TrainConfig(model=load_config(tmp_path / "t").model, device="cpu"))
-    shutil.rmtree(site / "photo_scores-1.0.dist-info")
-    with pytest.raises(
-        InputError, match=r"unknown tokenizer 'block-colours': install the package.*\(installed: none\)"
-    ):
-        Tokenizer.load(tmp_path / "t", device="cpu")
+    assert (tokenizer.fingerprint, tokenizer.config.grid) == ("block-colours-1", (8, 8))
+    with pytest.raises(InputError, match="has no coarser scales: leave scales empty"):
+        tokenizer.encode_async([picture], (1, 2))
+    with pytest.raises(InputError, match="neither trained nor exported here"):
+        load_model(Path("block-colours"))
+    with pytest.raises(InputError, match="a tokenizer of kind 'block-colours', which cannot be trained"):
+        completed(TrainConfig(init="block-colours"))
 
 
-def test_the_config_of_a_tokenizer_cannot_name_a_module(tmp_path, site):
+def test_a_folder_that_names_a_tokenizer_imports_installed_packages_only(tmp_path, site):
     """A downloaded config must not choose what is imported."""
+    install_page(site)
+    for name, content in describe_plugin(Path("block-colours")).items():
+        (tmp_path / name).write_bytes(content)
+    assert Tokenizer.load(tmp_path, device="cpu").fingerprint == "block-colours-1"
+    assert fingerprint(tmp_path) == "block-colours-1"
+    config = json.loads((tmp_path / "config.json").read_text())
     (site / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    config = ModelConfig(kind="evil:Model", resolution=32, codebook_size=64)
-    publish_model(tmp_path / "t", config, TokenizerModel(config), "test")
-    with pytest.raises(InputError, match="unknown tokenizer 'evil:Model'"):
-        Tokenizer.load(tmp_path / "t", device="cpu")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model": {**config["model"], "kind": "evil:Model"}}))
+    with pytest.raises(InputError, match="which is not imported because a file names it: pass evil:Model as the"):
+        Tokenizer.load(tmp_path, device="cpu")
     assert not (tmp_path / "ran").exists()
+    other = {**config["model"], "plugin_fingerprint": "block-colours-2"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model": other}))
+    with pytest.raises(InputError, match=r"another one than that of the codes .*'block-colours-1'.*'block-colours-2'"):
+        Tokenizer.load(tmp_path, device="cpu")
+    shutil.rmtree(site / "photo_scores-1.0.dist-info")
+    with pytest.raises(InputError, match=r"unknown tokenizer 'block-colours': install the package"):
+        Tokenizer.load(tmp_path, device="cpu")
 
 
-def test_a_tokenizer_that_is_not_one_is_refused(tmp_path, site):
-    install(site, "odd", "odd", "Model = dict", {"imagepriors.tokenizers": {"odd": "odd:make"}})
-    (site / "odd.py").write_text("def make(config): return {}")
-    config = ModelConfig(kind="odd", resolution=32, codebook_size=64)
-    publish_model(tmp_path / "t", config, TokenizerModel(config), "test")
-    with pytest.raises(InputError, match="the tokenizer 'odd' is a dict: it must be a TokenizerModel"):
-        Tokenizer.load(tmp_path / "t", device="cpu")
+_GOOD = """
+import numpy as np
+class Row:
+    resolution, grid, codebook_size, fingerprint = 8, (1, 4), 16, "r"
+    def encode(self, pictures): return np.zeros((len(pictures), 1, 4), int)
+    def decode(self, codes): return np.zeros((len(codes), 8, 8, 3), np.uint8)
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("    encode = None", "is a Row without encode: correct the package"),
+        ("    grid = (0, 4)", r"plugin_grid is \(0, 4\): give the rows and columns"),
+        ("    grid = 4", "the tokenizer 'rows:Row': "),
+        ("    codebook_size = 1", "codebook_size is 1: choose"),
+        ("    modality = 'sound'", "modality is 'sound'"),
+        ("    fingerprint = ''", "plugin_fingerprint is '': give what identifies its weights"),
+        ("    def __init__(self): 1 / 0", "cannot be made: ZeroDivisionError"),
+        ("    def encode(self, p): return np.zeros((1, 4), int)", r"int64 \(1, 4\), expected integers \(2, 1, 4\)"),
+        ("    def encode(self, p): return np.zeros((2, 1, 4))", "to float64"),
+        ("    def encode(self, p): return np.full((2, 1, 4), 16)", "gives codes 16 … 16, but its codebook_size is 16"),
+        ("    def encode(self, p): 1 / 0", r"cannot encode uint8 \(2, 8, 8, 3\): ZeroDivisionError"),
+        ("    def decode(self, c): return np.zeros((2, 3, 8, 8), np.uint8)", r"expected uint8 \(2, 8, 8, 3\)"),
+        ("    def decode(self, c): return np.zeros((2, 8, 8, 3))", "to float64"),
+    ],
+)
+def test_what_is_wrong_with_a_tokenizer_is_one_message(site, change, message):
+    (site / "rows.py").write_text(f"{_GOOD}{change}\n")
+    sys.modules.pop("rows", None)
+    with pytest.raises(InputError, match=message):
+        _round_trip(Path("rows:Row"))
+
+
+def _round_trip(name):
+    tokenizer = Tokenizer.load(name, device="cpu")
+    tokenizer.decode(tokenizer.encode([np.zeros((8, 8, 3), np.uint8)] * 2))
+
+
+def test_a_factory_gets_the_device_and_precision_that_it_takes(site):
+    (site / "placed.py").write_text(
+        f"{_GOOD}def make(device):\n    row = Row()\n    row.device = device\n    return row\n"
+    )
+    assert load_plugin("placed:make", "cuda", "bfloat16").device == "cuda"
+    assert load_plugin("placed:Row", "cuda", "bfloat16").fingerprint == "r"
 
 
 def test_built_in_names_are_the_table(tmp_path):
