@@ -130,12 +130,7 @@ class ImagePrior:
         """
         expected = self.sequence.fingerprint
         if self._given_tokenizer is not None:
-            if expected not in self._given_tokenizer.code_fingerprints:
-                raise PriorError(
-                    f"{self._given_tokenizer.folder} has fingerprint {self._given_tokenizer.fingerprint}, the codes "
-                    f"were made by {expected}: decode with the tokenizer that made them"
-                )
-            return self._given_tokenizer
+            return self._given_tokenizer.of_codes(expected)
         from codeshards.format import open_store
         from imagepriors.decode.rows import load_shard_tokenizer
 

@@ -96,7 +96,12 @@ def _by_modality(conditions: PathLike | ImageTokenizer | Sequence[PathLike | Ima
 
 
 def import_shards(
-    source: PathLike, out: PathLike, *, tokenizer: PathLike | ImageTokenizer | None = None, **fields: Any
+    source: PathLike,
+    out: PathLike,
+    *,
+    tokenizer: PathLike | ImageTokenizer | None = None,
+    config: ImportConfig | None = None,
+    **fields: Any,
 ) -> ShardDataset:
     """Make a dataset of a published set of tokens: RAR's lines, LlamaGen's folders, RandAR's tar. Requires no pixels.
 
@@ -104,16 +109,17 @@ def import_shards(
         source: The file or folder.
         out: Folder or URL to write; an interrupted import resumes.
         tokenizer: The tokenizer that made the codes; it gives grid and codebook, and is copied into the dataset.
-        **fields: Fields of :class:`codeshards.config.ImportConfig`, such as ``codebook_size=1024``.
+        config: A complete config in place of the default one.
+        **fields: Fields of :class:`codeshards.config.ImportConfig` to override, such as ``codebook_size=1024``.
 
     Raises:
         ShardError: The source is no set of tokens, does not fit, or too many of its images are broken.
     """
-    config = build_config(ImportConfig, fields, function=import_shards)
+    settings = build_config(ImportConfig, fields, config=config, function=import_shards)
     from codeshards.tools.import_tokens import import_tokens
 
     folder = as_tokenizer(tokenizer).folder if tokenizer is not None else None
-    import_tokens(as_path(source), absolute(as_path(out)), config, tokenizer=folder)
+    import_tokens(as_path(source), absolute(as_path(out)), settings, tokenizer=folder)
     return open_shards(out)
 
 

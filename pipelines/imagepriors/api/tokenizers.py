@@ -6,11 +6,12 @@ Axes: N images, B a batch, h × w the grid of codes, H × W pixels, C channels.
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from codeshards.format import ShardError
 from codeshards.format.files import read_json
 from imagepriors.api.datasets import ImageDataset, dataset_of
 from imagepriors.api.defaults import PathLike, as_path, model_folder, pretrained, results_folder, run_folder
@@ -124,6 +125,19 @@ class ImageTokenizer:
         from vqgan.checkpoint import load_config
 
         return {self.fingerprint, load_config(self.folder).codes_of} - {""}
+
+    def of_codes(self, fingerprint: str) -> Self:
+        """Return this tokenizer.
+
+        Raises:
+            ShardError: It is not that of codes with this fingerprint.
+        """
+        if fingerprint not in self.code_fingerprints:
+            raise ShardError(
+                f"{self.folder} has fingerprint {self.fingerprint}, the codes were made by {fingerprint}: decode with "
+                "the tokenizer that made them"
+            )
+        return self
 
     def encode(self, images: Any) -> Codes:
         """Encode one image or several.

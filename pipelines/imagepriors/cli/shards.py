@@ -150,20 +150,28 @@ def import_(
         source: The file of JSON lines, the folder, or the tar.
         out: Folder or URL to write; an interrupted import resumes.
         config: How the set is read and divided.
-        tokenizer: Folder of the tokenizer that made the codes; it gives grid and codebook, and is copied.
+        tokenizer: Folder of the tokenizer that made the codes, or its address on the Hub (hf://OWNER/NAME); it gives
+            grid and codebook, and is copied.
 
     Example:
         imagepriors shards import maskgitvq.jsonl runs/imagenet/shards --codebook-size 1024
     """
-    from codeshards.tools.import_tokens import import_tokens as run
+    import imagepriors as ip
 
-    manifest = run(source, out, config, tokenizer=tokenizer)
+    manifest = ip.import_shards(source, out, tokenizer=tokenizer, config=config).manifest
     rows = ", ".join(f"{split.rows:,} rows of {name}" for name, split in manifest.splits.items())
     failed = sum(split.failures for split in manifest.splits.values())
     return f"{rows} in {out}" + (f"; {failed:,} images failed, named in the sidecars" if failed else "")
 
 
-def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = "val", n: int = 16) -> str:
+def preview(
+    dataset: _Dataset,
+    *,
+    out: Path = Path("preview.png"),
+    split: str = "val",
+    n: int = 16,
+    tokenizer: Path | None = None,
+) -> str:
     """Decode rows to a PNG, each picture followed by its conditions.
 
     Args:
@@ -171,6 +179,7 @@ def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = 
         out: The PNG to write.
         split: Split to show.
         n: Number of rows, evenly spread over the split.
+        tokenizer: Tokenizer of the images, if it is not stored with the dataset, or is that of another package.
 
     Example:
         imagepriors shards preview runs/photos/shards --n 16 --out preview.png
@@ -180,7 +189,7 @@ def preview(dataset: _Dataset, *, out: Path = Path("preview.png"), split: str = 
     check_apart(out, dataset=dataset)
     check_publish(out.parent, [out.name], "shards-preview")
     shards = ShardDataset.open(dataset)
-    pictures, kinds = _decode_rows(shards, split, n)
+    pictures, kinds = _decode_rows(shards, split, n, tokenizer)
     columns = max(1, round(len(pictures) ** 0.5 / kinds)) * kinds
     grid = picture_grid(pictures, columns, scale=max(1, round(96 / pictures.shape[2])))
     publish_file(out, png_bytes(grid), "shards-preview")
@@ -193,10 +202,11 @@ SHARDS = Subcommands(
 )
 
 
-def _decode_rows(dataset: ShardDataset, split: str, n: int) -> tuple[Any, int]:
+def _decode_rows(dataset: ShardDataset, split: str, n: int, given: Path | None) -> tuple[Any, int]:
     """Pictures [n · kinds, H, W, 3], of each row the image and then each condition; and the number of kinds."""
     import numpy as np
 
+    from imagepriors.api.tokenizers import as_tokenizer
     from imagepriors.decode.rows import load_shard_tokenizer, read_rows
     from imagepriors.reports.figures import colorize
     from vqgan.data import spread
@@ -211,9 +221,12 @@ def _decode_rows(dataset: ShardDataset, split: str, n: int) -> tuple[Any, int]:
     rows[image] = rows[image][:, inverse(spec.orders[0], spec.image.height, spec.image.width)]
     shown = []
     for column, (tokenizer, grid) in sources.items():
-        if "folder" not in tokenizer:
-            raise ShardError(f"{dataset.path} does not hold the tokenizer of {column}: nothing can be decoded")
-        decoder = load_shard_tokenizer(dataset.path, tokenizer["folder"], grid.fingerprint)
+        if given and column == image:
+            decoder = as_tokenizer(given).of_codes(grid.fingerprint).loaded
+        elif "folder" in tokenizer:
+            decoder = load_shard_tokenizer(dataset.path, tokenizer["folder"], grid.fingerprint)
+        else:
+            raise ShardError(f"{dataset.path} does not hold the tokenizer of {column}: give it as the tokenizer")
         shown.append(colorize(decoder.decode(rows[column].reshape(-1, grid.height, grid.width))))
     pictures = np.stack(shown, axis=1)
     return pictures.reshape(-1, *pictures.shape[2:]), len(shown)

@@ -23,6 +23,7 @@ from codeshards.job.resume import close_job, locked_store, remove_temps
 from codeshards.job.tokenize import copy_tokenizers
 from codeshards.tools.tokensets import TokenSet, open_token_set
 from runkit.folders import check_apart
+from runkit.hub import source_of
 from runkit.places import Store, Where, open_store
 from runkit.progress import tqdm
 from vqgan.checkpoint import fingerprint, load_config
@@ -62,7 +63,7 @@ def import_tokens(source: Path, out: Where, config: ImportConfig, *, tokenizer: 
         about: dict[str, Any] = {"fingerprint": image.fingerprint}
         if tokenizer:
             copy_tokenizers({"image": tokenizer}, store)
-            about["folder"] = "tokenizer"
+            about |= {"folder": "tokenizer"} | ({"source": found} if (found := source_of(tokenizer.resolve())) else {})
         _write_shards(plan, tokens, indices, spec, config, store)
         sidecars = close_job(plan, store, config.max_failure_rate)
         manifest = Manifest.build(plan=plan, sidecars=sidecars, spec=spec, tokenizer=about, license=config.license)
@@ -87,6 +88,8 @@ def _grid(config: ImportConfig, tokenizer: Path | None, length: int, placeholder
     mark = placeholder
     if tokenizer:
         model = load_config(tokenizer).model
+        if model.modality != "rgb":
+            raise ShardError(f"{tokenizer} encodes {model.modality}, expected rgb: give the tokenizer of the codes")
         (height, width), mark = model.grid, fingerprint(tokenizer)
         if size not in (0, model.codebook_size):
             raise ShardError(f"codebook_size is {size}, but the tokenizer has {model.codebook_size} entries")
