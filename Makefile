@@ -22,6 +22,7 @@ SIZE    ?= small
 KIND    ?= depth
 MODEL   ?=
 TO      ?=
+INIT    ?=
 # Conditions to tokenize beside the images, each by a tokenizer of its own.
 CONDITIONS ?= $(if $(filter demo,$(DATASET)),segmentation)
 export RAY_ADDRESS
@@ -107,7 +108,7 @@ data/demo/demo.json: | $(READY)
 train-vqgan: $(RUN)/tokenizer/summary.json ## Stage 1: train the tokenizer
 $(RUN)/tokenizer/summary.json: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY)
 	$(NEEDDATA)
-	$(CLI) train-vqgan --preset $(PRESET) $(SOURCE) --out $(@D) $(if $(filter train-vqgan,$(MAKECMDGOALS)),$(SET))
+	$(CLI) train-vqgan --preset $(PRESET) $(SOURCE) --out $(@D) $(INIT:%=--init %) $(if $(filter train-vqgan,$(MAKECMDGOALS)),$(SET))
 $(RUN)/tokenizer-%/summary.json: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY)
 	$(NEEDDATA)
 	$(CLI) train-vqgan --preset $(if $(filter demo,$(DATASET)),demo-$*,$*-f16) $(SOURCE) --out $(@D)

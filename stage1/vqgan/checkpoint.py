@@ -40,10 +40,11 @@ BEST_FILES = (CONFIG, WEIGHTS, FIGURES, UNFINISHED)
 FREE_ON_RESUME = frozenset(
     {
         "steps", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "reader_threads", "device",
-        "compile", "tracker",
+        "compile", "tracker", "init",
     }
 )  # fmt: skip
-"""Fields of TrainConfig that a resumed run may change: none alters what a step computes.
+"""Fields of TrainConfig that a resumed run may change: none alters what a step computes. The tokenizer in `init` is
+identified by `init_fingerprint`.
 
 The cosine decay and the restarts of codes depend on `steps`, so a resume with another number warns.
 """

@@ -244,8 +244,9 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     """Loss terms."""
     init: str = ""
-    """Folder of the tokenizer, trained or imported, from whose weights and architecture the run starts; empty: random
-    weights. Resolution and geometry may differ. The discriminator always starts anew."""
+    """Folder of the tokenizer, trained or imported, from whose weights and architecture the run starts, or its address
+    on the Hub (hf://OWNER/NAME); empty: random weights. A run that resumes requires it as well. Resolution and geometry
+    may differ. The discriminator always starts anew."""
     init_fingerprint: str = ""
     """Fingerprint of the tokenizer in `init`, filled in by the run."""
     freeze: Literal["none", "encoder"] = "none"

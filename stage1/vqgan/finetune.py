@@ -23,7 +23,7 @@ def initial_fields(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: The folder holds no tokenizer.
     """
-    return {**fields, "init": str(folder), "model": dataclasses.asdict(load_config(folder).model)}
+    return {**fields, "init": str(folder), "model": dataclasses.asdict(_start(folder).model)}
 
 
 def completed(config: TrainConfig) -> TrainConfig:
@@ -37,7 +37,7 @@ def completed(config: TrainConfig) -> TrainConfig:
     if not config.init:
         return dataclasses.replace(config, init_fingerprint="", codes_of="")
     folder = Path(config.init)
-    start, model = load_config(folder), config.model
+    start, model = _start(folder), config.model
     if start.model.quantizer in ("gumbel", "palette") or start.model.kind:
         found = start.model.kind or start.model.quantizer
         raise InputError(
@@ -58,6 +58,14 @@ def completed(config: TrainConfig) -> TrainConfig:
         init_fingerprint=mark,
         codes_of=(start.codes_of or mark) if config.freeze == "encoder" and same_pictures else "",
     )
+
+
+def _start(folder: Path) -> TrainConfig:
+    """Return the config of the tokenizer that a run starts from."""
+    try:
+        return load_config(folder)
+    except InputError as error:
+        raise InputError(f"init: {error}; a run that resumes requires the tokenizer from which it started") from error
 
 
 def _attention(model: ModelConfig, resolution: int) -> tuple[int, ...]:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 import imagepriors as ip
+from imagepriors.cli import main
 from imagepriors.demo.layouts import write_demo_data
 from vqgan.checkpoint import fingerprint, load_config, load_model, publish_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
@@ -131,8 +133,57 @@ def test_the_command_takes_the_architecture_from_the_folder(start, data, tmp_pat
 def test_a_run_cannot_change_the_tokenizer_that_it_starts_from(start, splits, tmp_path):
     train_tokenizer(tiny(init=str(start), steps=2), splits, tmp_path / "run")
     train_tokenizer(tiny(steps=2, seed=9), splits, tmp_path / "other")
-    with pytest.raises(InputError, match=r"init was .* and is .* now"):
+    with pytest.raises(InputError, match=r"init_fingerprint was .* and is .* now"):
         train_tokenizer(tiny(init=str(tmp_path / "other"), steps=4), splits, tmp_path / "run")
+
+
+def test_a_resumed_run_finds_its_start_in_another_place_and_misses_one_that_is_gone(start, splits, tmp_path):
+    shutil.copytree(start, tmp_path / "first")
+    train_tokenizer(tiny(init=str(tmp_path / "first"), steps=2), splits, tmp_path / "run")
+    (tmp_path / "first").rename(tmp_path / "second")
+    with pytest.raises(InputError, match=r"init: no tokenizer in .*first .*requires the tokenizer from which it start"):
+        train_tokenizer(tiny(init=str(tmp_path / "first")), splits, tmp_path / "run")
+    train_tokenizer(tiny(init=str(tmp_path / "second")), splits, tmp_path / "run")
+    train_tokenizer(tiny(init=str(start)), splits, tmp_path / "whole")
+    first, second = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "run"))
+    assert first == second
+
+
+@pytest.mark.parametrize("freeze", ["none", "encoder"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"network": "maskgit"},
+        {"network": "magvit2", "quantizer": "lfq", "codebook_size": 256},
+        {"quantizer": "ibq"},
+    ],
+    ids=["maskgit", "magvit2", "ibq"],
+)
+def test_networks_of_other_projects_are_tuned_at_another_resolution(fields, freeze, splits, tmp_path):
+    torch.manual_seed(0)
+    model = dataclasses.replace(TINY, z_channels=8, attn_resolutions=() if "network" in fields else (8,), **fields)
+    publish_model(tmp_path / "imported", model, build_model(model), "import-tokenizer")
+    wider, entropy = dataclasses.replace(model, resolution=64), 0.1 if model.quantizer == "lfq" else 0.0
+    loss = dataclasses.replace(LOSS, entropy_weight=entropy)
+    config = tiny(model=wider, loss=loss, init=str(tmp_path / "imported"), freeze=freeze, batch_size=2)
+    train_tokenizer(dataclasses.replace(config, steps=2), splits, tmp_path / "run")
+    train_tokenizer(config, splits, tmp_path / "run")
+    tuned = Tokenizer.load(tmp_path / "run", device="cpu")
+    same = Tokenizer(tuned.config, build_model(tuned.config), "", torch.device("cpu"), "float32")
+    same._model.load_state_dict(load_model(tmp_path / "imported")[1].state_dict())
+    images = pictures(splits, side=64)
+    assert tuned.encode(images).shape == (4, 16, 16)
+    if freeze == "encoder":
+        np.testing.assert_array_equal(tuned.encode(images), same.encode(images))
+
+
+def test_a_run_starts_from_a_tokenizer_of_the_hub(start, data, hub, tmp_path):
+    ip.push(start, "user/tok")
+    words = ["--init", "hf://user/tok", "--dataset", "demo", "--data", str(data), "--out", str(tmp_path / "run")]
+    few = ["--steps", "1", "--batch-size", "2", "--eval-images", "2", "--loss.disc-weight", "0"]
+    assert main(["train-vqgan", *words, *few, "--loss.perceptual", "none"]) == 0
+    assert load_config(tmp_path / "run").init_fingerprint == fingerprint(start)
+    assert load_config(tmp_path / "run").model == TINY
 
 
 def test_what_cannot_be_tuned_is_refused(start, splits, tmp_path):

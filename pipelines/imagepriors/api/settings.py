@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from imagepriors.api.defaults import preset_for_data, preset_for_shards
+from imagepriors.api.defaults import model_folder, preset_for_data, preset_for_shards
 from imagepriors.presets import load_preset, merged
 from runkit.configs import check_table, from_dict
 from runkit.errors import UserError
@@ -51,7 +51,7 @@ def build_config(
 def stage_1_table(preset: str, table: str, dataset: str, data: Path, init: str = "") -> dict[str, Any]:
     """The table of a preset for work on pictures; the preset "auto" follows from the dataset.
 
-    With `init`, the architecture is that of the tokenizer in this folder.
+    With `init`, the architecture is that of the tokenizer in this folder, or at this address of the Hub.
     """
     fields = load_preset(preset_for_data(dataset, data) if preset == "auto" else preset, table)
     if table == "vqgan" and isinstance(fields.get("model", {}), dict):
@@ -61,7 +61,7 @@ def stage_1_table(preset: str, table: str, dataset: str, data: Path, init: str =
     if init := init or fields.get("init", ""):
         from vqgan.finetune import initial_fields
 
-        fields = initial_fields(Path(init), fields)
+        fields = initial_fields(model_folder(init), fields)
     return fields
 
 

@@ -3,6 +3,7 @@
 Axes: N images, B a batch, h × w the grid of codes, H × W pixels, C channels.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -263,6 +264,8 @@ def tokenizer_training(
     path, layout = dataset_of(data, dataset)
     base = {} if config else stage_1_table(str(preset), "vqgan", layout, path, str(fields.get("init", "")))
     settings = build_config(TokenizerConfig, fields, config=config, base=base, function=train_tokenizer)
+    if settings.init:  # absolute, because workers on a cluster have another working folder
+        settings = dataclasses.replace(settings, init=str(absolute(as_tokenizer(settings.init).folder)))
     from vqgan.data import open_splits, sources_of
 
     folder = as_path(out) if out else run_folder(path) / "tokenizer"
