@@ -3,12 +3,17 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from plugin_package import install_page, write_photos
 
+from codeprior.config import SequenceSpec
 from codeshards.format import ShardDataset, load_plan
+from imagepriors.decode.prefix import decode_prefix
+from imagepriors.reports.run_codes import block_means
+from vqgan.tokenizer import Tokenizer
 
 PRESET = """
 [vqgan]
@@ -94,10 +99,11 @@ ROW_PIPELINE = """
 from imagepriors.cli import main
 data = ["--preset", "tiny.toml", "--dataset", "folder", "--data", "data/photos", "--workers", "1"]
 for command in (
-    ["tokenize", *data, "--tokenizer", "strips:Row", "--out", "shards"],
-    ["train-prior", "--preset", "tiny.toml", "--shards", "shards", "--out", "prior"],
-    ["sample", "--prior", "prior", "--shards", "shards", "--tokenizer", "strips:Row", "--n", "4", "--out", "samples"],
-    ["shards", "verify", "shards"],
+    ["tokenize", *data, "--tokenizer", "strips:Row", "--out", "run/shards"],
+    ["train-prior", "--preset", "tiny.toml", "--shards", "run/shards", "--out", "run/prior-row_major"],
+    ["sample", "--prior", "run/prior-row_major", "--tokenizer", "strips:Row", "--n", "4", "--out", "samples"],
+    ["shards", "verify", "run/shards"],
+    ["report", "run", "--dataset", "folder", "--data", "data/photos", "--tokenizer", "strips:Row"],
 ):
     assert main(command) == 0, command
 """
@@ -112,11 +118,11 @@ def test_codes_in_a_row_go_through_the_pipeline_by_the_name_of_a_module(tmp_path
     command = [sys.executable, "-c", ROW_PIPELINE]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "imagepriors", "sample", "--prior", "prior", "--shards", "shards", "--n", "1"]
+    command = [sys.executable, "-m", "imagepriors", "sample", "--prior", "run/prior-row_major", "--n", "1"]
     refused = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert refused.returncode == 2
     assert "not imported because a file names it: pass strips:Row as the tokenizer" in refused.stderr
-    dataset = ShardDataset.open(tmp_path / "shards")
+    dataset = ShardDataset.open(tmp_path / "run/shards")
     assert dataset.spec.orders == ("row_major", "zcurve", "alternate")
     (batch,) = dataset.batches("val", ["key", "codes_row_major", "codes_zcurve"])
     np.testing.assert_array_equal(batch["codes_row_major"], batch["codes_zcurve"])
@@ -124,3 +130,18 @@ def test_codes_in_a_row_go_through_the_pipeline_by_the_name_of_a_module(tmp_path
         pixels = np.asarray(Image.open(tmp_path / f"data/photos/{key}.png")).astype(float)
         np.testing.assert_array_equal(codes, [pixels[:, 2 * i : 2 * i + 2].mean().round() for i in range(16)])
     assert np.asarray(Image.open(tmp_path / "samples/grid.png")).ndim == 3
+
+
+def test_a_cell_need_not_have_a_whole_number_of_pixels(tmp_path, monkeypatch):
+    source = ROW.replace("(1, 16)", "(1, 3)").replace("codes[", "codes[..., [0] * 16][")
+    (tmp_path / "three_codes.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tokenizer = Tokenizer.load(Path("three_codes:Row"), device="cpu")
+    sequence = SequenceSpec(height=1, width=3, codebook_size=256, order="row_major", fingerprint="strips")
+    shown = decode_prefix(tokenizer, sequence, np.full((1, 2), 9))[0]
+    assert (shown[:, :22] == 9).all()  # two thirds of 32 columns
+    assert (shown[:, 22:] == 128).all()
+    pictures = np.arange(32, dtype=np.uint8).repeat(3).reshape(1, 1, 32, 3).repeat(32, 1)
+    means = block_means(pictures, 1, 3)
+    assert means.shape == pictures.shape
+    assert abs(means.mean() - pictures.mean()) < 1

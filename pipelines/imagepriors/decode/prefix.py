@@ -65,5 +65,6 @@ def decode_prefix(
     known_HW = np.zeros(height * width, bool)
     known_HW[sequence.permutation(height, width)[:known]] = True
     pictures = pictures.repeat(full // pictures.shape[1], 1).repeat(full // pictures.shape[2], 2)
-    mask = known_HW.reshape(height, width).repeat(full // height, 0).repeat(full // width, 1)
+    pixels = np.arange(full)  # of which a cell need not have a whole number
+    mask = known_HW.reshape(height, width)[pixels * height // full][:, pixels * width // full]
     return np.where(mask[None, :, :, None], pictures, np.uint8(128))

@@ -18,14 +18,16 @@ Command = dict[str, str]
 """What a command makes, and its line for a shell."""
 
 
-def write_report(run: Path, data: Path, dataset: str) -> Path:
+def write_report(run: Path, data: Path, dataset: str, tokenizer: Path | None = None) -> Path:
     """Write RUN/report/report.html; sections without inputs are omitted.
+
+    The tokenizer of the images is that of the shards, if none is given.
 
     Raises:
         UserError: The run has no finished tokenizer and no shards, or the dataset cannot be opened.
     """
     out = run / "report"
-    parts = RunFolder.open(run, data, dataset)
+    parts = RunFolder.open(run, data, dataset, tokenizer)
     check_apart(out, data=sources_of(parts.splits, data))
     check_publish(out, ["report.html"], "report")
     publish(out, {"report.html": render("run", **_content(parts))}, "report", last="report.html")

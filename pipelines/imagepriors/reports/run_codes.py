@@ -142,16 +142,23 @@ def _original(split: Split, index: int, run: RunFolder) -> Pixels:
 def _mean_patches(
     codes_NHW: npt.NDArray[np.int64], decoded: Pixels
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The codes that occur, most frequent first, and the mean of the pixels [K, f, f, 3] at their cells."""
-    n, height, width = codes_NHW.shape
-    side = decoded.shape[1] // height
-    patches = decoded.reshape(n, height, side, width, side, 3).swapaxes(2, 3).reshape(-1, side, side, 3)
+    """The codes that occur, most frequent first, and the mean of the pixels [K, h, w, 3] at their cells."""
+    blocks = _blocks(decoded, *codes_NHW.shape[1:])
+    patches = blocks.swapaxes(2, 3).reshape(-1, *blocks.shape[2::2], 3)
     codes, cell_code, counts = np.unique(codes_NHW, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(codes), side, side, 3), np.float32)
+    sums = np.zeros((len(codes), *patches.shape[1:]), np.float32)
     np.add.at(sums, cell_code.ravel(), patches)
     frequent = np.argsort(-counts, kind="stable")
     sums /= counts[:, None, None, None]
     return codes[frequent], sums[frequent]
+
+
+def _blocks(pictures: Pixels, height: int, width: int) -> Pixels:
+    """The pixels of each cell of a grid of codes, [N, height, h, width, w, 3]; a cell has one pixel or more."""
+    n, side, _, _ = pictures.shape
+    h, w = max(1, side // height), max(1, side // width)
+    rows, columns = (np.arange(cells * size) * side // (cells * size) for cells, size in ((height, h), (width, w)))
+    return pictures[:, rows][:, :, columns].reshape(n, height, h, width, w, 3)
 
 
 def reconstruction_pairs(coded: Coded) -> list[tuple[Picture, Picture]]:
@@ -171,23 +178,24 @@ def psnr_db(originals: Pixels, decoded: Pixels) -> float:
 
 def block_means(originals: Pixels, height: int, width: int) -> Pixels:
     """The pictures with each cell of the code grid filled with its mean colour, a scale for reconstructions."""
-    n, side, _, _ = originals.shape
-    cells = originals.reshape(n, height, side // height, width, side // width, 3).mean((2, 4))
-    return np.asarray(cells.round().astype(np.uint8).repeat(side // height, 1).repeat(side // width, 2))
+    cells = _blocks(originals, height, width).mean((2, 4)).round().astype(np.uint8)
+    pixels = np.arange(originals.shape[1])
+    rows, columns = (pixels * cells // len(pixels) for cells in (height, width))
+    return np.asarray(cells[:, rows][:, :, columns])
 
 
 def codebook(run: RunFolder, coded: Coded) -> dict[str, Any]:
     """Picture of the codebook, and its frequencies in the validation split if the training recorded them."""
     columns, most, largest = _ATLAS
     _, patches = _mean_patches(coded.codes_NHW, coded.decoded)
-    every = max(1, patches.shape[1] // largest)
+    every, across = (max(1, side // largest) for side in patches.shape[1:3])
     whole_rows = max(columns, len(patches) // columns * columns)
-    cells = patches[: min(most, whole_rows), ::every, ::every].round().astype(np.uint8)
-    side = cells.shape[1]
+    cells = patches[: min(most, whole_rows), ::every, ::across].round().astype(np.uint8)
+    height, width = cells.shape[1:3]
     rows = math.ceil(len(cells) / columns)
-    atlas = np.zeros((rows * columns, side, side, 3), np.uint8)
+    atlas = np.zeros((rows * columns, height, width, 3), np.uint8)
     atlas[: len(cells)] = cells
-    pixels = atlas.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, columns * side, 3)
+    pixels = atlas.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
     alt = f"mean patch of the {len(cells)} most frequent codes"
     counts = sorted(summary(run.path / "tokenizer").get("code_counts", ()), reverse=True)
     share = [100 * count / max(1, sum(counts)) for count in counts]
@@ -209,7 +217,7 @@ def path_grid(run: RunFolder) -> tuple[int, int]:
     """The code grid, halved until its cells are few enough to draw."""
     height, width = run.grid
     while height * width > _DRAWN_CELLS:
-        height, width = height // 2, width // 2
+        height, width = max(1, height // 2), max(1, width // 2)
     return height, width
 
 

@@ -9,6 +9,7 @@ from codeshards.format import ShardDataset
 from codeshards.format.contents import EVENTS_FILE
 from codeshards.format.files import read_json
 from codeshards.job.progress import read_events
+from imagepriors.api.tokenizers import as_tokenizer
 from imagepriors.decode.rows import load_shard_tokenizer
 from runkit.errors import UserError
 from vqgan.data import Split, open_splits, resolve
@@ -33,9 +34,11 @@ class RunFolder:
     """Folders of finished tokenizers, that of the images first."""
     priors: list[Path]
     """Folders of finished priors."""
+    given: Path | None = None
+    """The tokenizer of the images, in place of that of the shards."""
 
     @classmethod
-    def open(cls, path: Path, data: Path, dataset: str) -> "RunFolder":
+    def open(cls, path: Path, data: Path, dataset: str, tokenizer: Path | None = None) -> "RunFolder":
         """Find the parts of a run.
 
         Raises:
@@ -46,14 +49,18 @@ class RunFolder:
         if shards is None and path / "tokenizer" not in tokenizers:
             raise UserError(f"{path} has no finished tokenizer and no shards: a report requires one of them")
         priors = sorted(found.parent for found in path.glob("prior-*/summary.json")) if shards else []
-        return cls(path, data, resolve(dataset, data), open_splits(dataset, data), shards, tokenizers, priors)
+        splits = open_splits(dataset, data)
+        return cls(path, data, resolve(dataset, data), splits, shards, tokenizers, priors, tokenizer)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the images: that of the shards, if there are any."""
+        """The tokenizer of the images: that given, or of the shards, if there are any."""
         if self.shards is None:
-            return Tokenizer.load(self.path / "tokenizer")
-        return load_shard_tokenizer(self.shards.path, "tokenizer", self.shards.spec.image.fingerprint)
+            return Tokenizer.load(self.given or self.path / "tokenizer")
+        expected = self.shards.spec.image.fingerprint
+        if self.given:
+            return as_tokenizer(self.given).of_codes(expected).loaded
+        return load_shard_tokenizer(self.shards.path, "tokenizer", expected)
 
     @property
     def grid(self) -> tuple[int, int]:
