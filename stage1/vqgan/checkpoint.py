@@ -160,8 +160,17 @@ def _as_trained(fields: dict[str, Any]) -> dict[str, Any]:
     model, loss = fields.get("model", {}), fields.get("loss", {})
     if not isinstance(model, dict) or not isinstance(loss, dict):
         return fields  # it is refused later
-    asked = inapplicable(from_dict(ModelConfig, model, InputError), from_dict(LossConfig, loss, InputError))
-    return {**fields, "loss": {**loss, **{name: off for name, (off, _) in asked.items()}}}
+    return {**fields, "loss": applicable(from_dict(ModelConfig, model, InputError), loss)}
+
+
+def applicable(model: ModelConfig, loss: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a loss with the terms that do not apply to a model disabled.
+
+    Raises:
+        InputError: They are no fields of a loss.
+    """
+    asked = inapplicable(model, from_dict(LossConfig, loss, InputError))
+    return {**loss, **{name: off for name, (off, _) in asked.items()}}
 
 
 def trained_against(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vqgan.checkpoint import fingerprint, load_config, load_model
+from vqgan.checkpoint import applicable, fingerprint, load_config, load_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
@@ -20,10 +20,16 @@ _FREE = frozenset({"resolution", "geometry", "attn_resolutions"})
 def initial_fields(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a TrainConfig with the architecture of a tokenizer, and `init` its folder.
 
+    What the fields ask for in training the codes of another quantiser is disabled.
+
     Raises:
-        InputError: The folder holds no tokenizer.
+        InputError: The folder holds no tokenizer, or a field of the loss is not allowed.
     """
-    return {**fields, "init": str(folder), "model": dataclasses.asdict(_start(folder).model)}
+    model = _start(folder).model
+    found = {**fields, "init": str(folder), "model": dataclasses.asdict(model)}
+    if "loss" in fields:
+        found["loss"] = applicable(model, fields["loss"])
+    return found if model.quantizer in ("vq", "l2") else {**found, "restart_every": 0}
 
 
 def completed(config: TrainConfig) -> TrainConfig:

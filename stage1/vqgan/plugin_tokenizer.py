@@ -18,6 +18,8 @@ from vqgan.plugins import find_plugin
 
 Array = npt.NDArray[Any]
 _ASK = "correct the package that provides it"
+_REQUIRED = ("resolution", "grid", "codebook_size", "fingerprint")
+_OPTIONAL = ("modality", "n_labels", "geometry")
 _NAMED: set[str] = set()
 """Names that a person, and not a file, has given in this process."""
 
@@ -103,18 +105,18 @@ def interface(tokenizer: Any, name: str) -> ModelConfig:
     Raises:
         InputError: An attribute or a method is missing, or has a value that is not allowed.
     """
-    missing = [key for key in ("encode", "decode") if not callable(getattr(tokenizer, key, None))]
-    missing += [key for key in ("resolution", "grid", "codebook_size", "fingerprint") if not hasattr(tokenizer, key)]
-    if missing:
-        raise InputError(f"the tokenizer {name!r} is a {type(tokenizer).__name__} without {missing[0]}: {_ASK}")
-    optional = {key: getattr(tokenizer, key) for key in ("modality", "n_labels", "geometry") if hasattr(tokenizer, key)}
     try:
+        missing = [key for key in ("encode", "decode") if not callable(getattr(tokenizer, key, None))]
+        missing += [key for key in _REQUIRED if not hasattr(tokenizer, key)]
+        if missing:
+            raise InputError(f"it is a {type(tokenizer).__name__} without {missing[0]}")
+        optional = {key: getattr(tokenizer, key) for key in _OPTIONAL if hasattr(tokenizer, key)}
         height, width = tokenizer.grid
         return ModelConfig(
             kind=name, resolution=tokenizer.resolution, codebook_size=tokenizer.codebook_size,
             plugin_grid=(int(height), int(width)), plugin_fingerprint=tokenizer.fingerprint, **optional,
         )  # fmt: skip
-    except (InputError, TypeError, ValueError) as error:
+    except Exception as error:  # an attribute may be computed by the package
         raise InputError(f"the tokenizer {name!r}: {error}; {_ASK}") from error
 
 

@@ -177,6 +177,28 @@ def test_networks_of_other_projects_are_tuned_at_another_resolution(fields, free
         np.testing.assert_array_equal(tuned.encode(images), same.encode(images))
 
 
+@pytest.mark.parametrize("quantizer", ["lfq", "fsq", "ibq"])
+def test_a_preset_for_other_codes_does_not_stop_a_run(quantizer, data, tmp_path):
+    dimension = {"lfq": 5, "fsq": 3, "ibq": 8}[quantizer]
+    sizes = {"codebook_size": 64, "levels": (4, 4, 4)} if quantizer == "fsq" else {}
+    model = dataclasses.replace(TINY, quantizer=quantizer, embed_dim=dimension, **sizes)
+    publish_model(tmp_path / "imported", model, build_model(model), "import-tokenizer")
+    words = [
+        "--init",
+        str(tmp_path / "imported"),
+        "--dataset",
+        "demo",
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    few = ["--steps", "1", "--batch-size", "2", "--eval-images", "2", "--loss.disc-weight", "0"]
+    assert main(["train-vqgan", "--preset", "demo", *words, *few, "--loss.perceptual", "none"]) == 0
+    found = load_config(tmp_path / "run")
+    assert (found.model, found.restart_every, found.loss.codebook_decay) == (model, 0, 0)
+
+
 def test_a_run_starts_from_a_tokenizer_of_the_hub(start, data, hub, tmp_path):
     ip.push(start, "user/tok")
     words = ["--init", "hf://user/tok", "--dataset", "demo", "--data", str(data), "--out", str(tmp_path / "run")]

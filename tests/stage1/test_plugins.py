@@ -163,12 +163,13 @@ class Row:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("    encode = None", "is a Row without encode: correct the package"),
+        ("    encode = None", "it is a Row without encode; correct the package"),
         ("    grid = (0, 4)", r"plugin_grid is \(0, 4\): give the rows and columns"),
         ("    grid = 4", "the tokenizer 'rows:Row': "),
         ("    codebook_size = 1", "codebook_size is 1: choose"),
         ("    modality = 'sound'", "modality is 'sound'"),
         ("    fingerprint = ''", "plugin_fingerprint is '': give what identifies its weights"),
+        ("    modality = property(lambda self: 1 / 0)", "division by zero; correct the package"),
         ("    def __init__(self): 1 / 0", "cannot be made: ZeroDivisionError"),
         ("    def encode(self, p): return np.zeros((1, 4), int)", r"int64 \(1, 4\), expected integers \(2, 1, 4\)"),
         ("    def encode(self, p): return np.zeros((2, 1, 4))", "to float64"),

@@ -265,7 +265,7 @@ def tokenizer_training(
     base = {} if config else stage_1_table(str(preset), "vqgan", layout, path, str(fields.get("init", "")))
     settings = build_config(TokenizerConfig, fields, config=config, base=base, function=train_tokenizer)
     if settings.init:  # absolute, because workers on a cluster have another working folder
-        settings = dataclasses.replace(settings, init=str(absolute(as_tokenizer(settings.init).folder)))
+        settings = dataclasses.replace(settings, init=str(as_tokenizer(settings.init).folder))
     from vqgan.data import open_splits, sources_of
 
     folder = as_path(out) if out else run_folder(path) / "tokenizer"
