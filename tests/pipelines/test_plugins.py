@@ -96,7 +96,8 @@ data = ["--preset", "tiny.toml", "--dataset", "folder", "--data", "data/photos",
 for command in (
     ["tokenize", *data, "--tokenizer", "strips:Row", "--out", "shards"],
     ["train-prior", "--preset", "tiny.toml", "--shards", "shards", "--out", "prior"],
-    ["sample", "--prior", "prior", "--shards", "shards", "--tokenizer", "strips:Row", "--n", "4", "--out", "samples"],
+    ["sample", "--prior", "prior", "--shards", "shards", "--tokenizer", "strips:Row", "--n", "4", "--frames",
+     "--out", "samples"],
     ["shards", "verify", "shards"],
 ):
     assert main(command) == 0, command
@@ -124,3 +125,4 @@ def test_codes_in_a_row_go_through_the_pipeline_by_the_name_of_a_module(tmp_path
         pixels = np.asarray(Image.open(tmp_path / f"data/photos/{key}.png")).astype(float)
         np.testing.assert_array_equal(codes, [pixels[:, 2 * i : 2 * i + 2].mean().round() for i in range(16)])
     assert np.asarray(Image.open(tmp_path / "samples/grid.png")).ndim == 3
+    assert (tmp_path / "samples/frames.gif").is_file()
