@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from codeshards.config import TokenizeConfig
@@ -37,6 +36,8 @@ from vqgan.tokenizer import Tokenizer
 
 _SIZE = 256
 _CHECKPOINT = "llamagen.pt"
+_COMPARED = 4
+"""Photos whose codes are compared with LlamaGen's."""
 _BATCH = {"cpu": 8, "cuda": 128}
 # Pictures per measurement, which takes tens of seconds.
 _PICTURES = {"cpu": {"loop": 16, "bare": 64, "job": 192}, "cuda": {"loop": 600, "bare": 10_240, "job": 24_000}}
@@ -201,7 +202,7 @@ def _prepare(data: Path | None, work: Path) -> str:
                 photo = photos[order[index % len(photos)]].resolve()
                 (folder / f"{index:06d}{photo.suffix}").symlink_to(photo)
     if peers.llamagen_folder():
-        _import_llamagen(work, photos[:4])
+        _import_llamagen(work)
     else:
         save_model(work / "tokenizer", TrainConfig(), random_weights())
         if peers.installed("diffusers"):
@@ -209,7 +210,7 @@ def _prepare(data: Path | None, work: Path) -> str:
     return f"{len(photos)} {'files of --data' if data else 'rendered scenes'}"
 
 
-def _import_llamagen(work: Path, photos: list[Path]) -> None:
+def _import_llamagen(work: Path) -> None:
     """Write a random VQ-16 of LlamaGen and the tokenizer imported from it.
 
     Raises:
@@ -219,7 +220,8 @@ def _import_llamagen(work: Path, photos: list[Path]) -> None:
     theirs = peers.llamagen_vq16()
     torch.save({"model": theirs.state_dict()}, work / _CHECKPOINT)
     import_tokenizer(work / _CHECKPOINT, work / "tokenizer")
-    pictures = np.stack([np.asarray(Image.open(path).convert("RGB").resize((_SIZE, _SIZE))) for path in photos])
+    split = open_splits("folder", work / "float32/data")["train"]
+    pictures = np.stack([split.read(index, _SIZE).image for index in range(_COMPARED)])
     with torch.no_grad():
         x_BCHW = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
         expected = theirs.encode(x_BCHW)[2][2].numpy()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from plugin_package import install_page, write_photos
 
@@ -62,6 +63,7 @@ for command in (
 """
 
 
+@pytest.mark.slow
 def test_a_package_adds_a_dataset_and_a_tokenizer_to_the_pipeline(tmp_path):
     site = install_page(tmp_path / "site")
     write_photos(tmp_path / "data")
@@ -101,7 +103,8 @@ data = ["--preset", "tiny.toml", "--dataset", "folder", "--data", "data/photos",
 for command in (
     ["tokenize", *data, "--tokenizer", "strips:Row", "--out", "run/shards"],
     ["train-prior", "--preset", "tiny.toml", "--shards", "run/shards", "--out", "run/prior-row_major"],
-    ["sample", "--prior", "run/prior-row_major", "--tokenizer", "strips:Row", "--n", "4", "--out", "samples"],
+    ["sample", "--prior", "run/prior-row_major", "--tokenizer", "strips:Row", "--n", "4", "--frames",
+     "--out", "samples"],
     ["shards", "verify", "run/shards"],
     ["report", "run", "--dataset", "folder", "--data", "data/photos", "--tokenizer", "strips:Row"],
 ):
@@ -130,17 +133,19 @@ def test_codes_in_a_row_go_through_the_pipeline_by_the_name_of_a_module(tmp_path
         pixels = np.asarray(Image.open(tmp_path / f"data/photos/{key}.png")).astype(float)
         np.testing.assert_array_equal(codes, [pixels[:, 2 * i : 2 * i + 2].mean().round() for i in range(16)])
     assert np.asarray(Image.open(tmp_path / "samples/grid.png")).ndim == 3
+    assert (tmp_path / "samples/frames.gif").is_file()
 
 
 def test_a_cell_need_not_have_a_whole_number_of_pixels(tmp_path, monkeypatch):
-    source = ROW.replace("(1, 16)", "(1, 3)").replace("codes[", "codes[..., [0] * 16][")
+    source = ROW.replace("(1, 16)", "(2, 3)").replace("codes[", "codes[:, :1, [0] * 16][")
     (tmp_path / "three_codes.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     tokenizer = Tokenizer.load(Path("three_codes:Row"), device="cpu")
-    sequence = SequenceSpec(height=1, width=3, codebook_size=256, order="row_major", fingerprint="strips")
+    sequence = SequenceSpec(height=2, width=3, codebook_size=256, order="row_major", fingerprint="strips")
     shown = decode_prefix(tokenizer, sequence, np.full((1, 2), 9))[0]
-    assert (shown[:, :22] == 9).all()  # two thirds of 32 columns
+    assert (shown[:16, :22] == 9).all()  # two thirds of 32 columns
     assert (shown[:, 22:] == 128).all()
+    assert (shown[16:] == 128).all()
     pictures = np.arange(32, dtype=np.uint8).repeat(3).reshape(1, 1, 32, 3).repeat(32, 1)
     means = block_means(pictures, 1, 3)
     assert means.shape == pictures.shape

@@ -82,8 +82,10 @@ def test_every_field_of_today_counts(field: str) -> None:
     other = {
         "modality": "pose", "resolution": 16, "ch": 16, "ch_mult": (1, 4), "num_res_blocks": 2,
         "attn_resolutions": (), "z_channels": 8, "embed_dim": 8, "quantizer": "l2", "codebook_size": 17,
-        "geometry": "pad", "kind": "other",
+        "geometry": "pad",
     }  # fmt: skip
+    if field in ("kind", "plugin_grid", "plugin_fingerprint"):
+        pytest.skip("of a tokenizer of another package, which gives its fingerprint")
     changes = {"modality": "segmentation", "n_labels": 2} if field == "n_labels" else {field: other.get(field)}
     if changes.get(field) is None:
         pytest.skip("a later field: it counts where it is not the default")

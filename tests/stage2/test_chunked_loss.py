@@ -13,13 +13,15 @@ from codeprior.config import ModelConfig, SequenceSpec
 from codeprior.model import Prior
 
 MEMORY = """
-import resource, sys
+import re, sys
+from pathlib import Path
 import torch
 import torch.nn.functional as F
 from codeprior.chunked_loss import head_nll
 x_ND, weight_VD = torch.zeros(512, 8, requires_grad=True), torch.zeros(1 << 18, 8, requires_grad=True)
 codes_N = torch.arange(512)
-used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not ru_maxrss, which begins at that of the process that has started this one.
+used = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = used()
 plain = lambda: F.cross_entropy(x_ND @ weight_VD.T, codes_N, reduction="none")
 (head_nll(x_ND, weight_VD, codes_N) if sys.argv[1] == "chunked" else plain()).sum().backward()

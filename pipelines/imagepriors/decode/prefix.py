@@ -51,6 +51,8 @@ def decode_prefix(
 ) -> Pixels:
     """Decode the first T codes of sequences: cells without a code are grey, and coarse scales are enlarged.
 
+    Codes in a row, of a 1-D tokenizer, have no cells on the picture: it is decoded with zeros for the codes to come.
+
     A decoder's receptive field covers all cells, so wrong codes tint their neighbours. Pass the whole sequences where
     they are known: they are decoded, and the cells outside the prefix are covered.
     """
@@ -62,6 +64,8 @@ def decode_prefix(
         scale, known = scale + 1, known - size
     height, width = sequence.grids[scale]
     pictures = colorize(tokenizer.decode(to_grids(sequence, torch.from_numpy(padded_NT))[scale].numpy()))
+    if height != width and 1 in (height, width):
+        return pictures
     known_HW = np.zeros(height * width, bool)
     known_HW[sequence.permutation(height, width)[:known]] = True
     pictures = pictures.repeat(full // pictures.shape[1], 1).repeat(full // pictures.shape[2], 2)
