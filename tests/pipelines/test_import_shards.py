@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hub_server import HubServer
 from PIL import Image
-from tiny_job import MODEL, write_tokenizer
+from tiny_job import MODEL, write_images, write_tokenizer
 
 import imagepriors as ip
 from imagepriors.cli import main
@@ -60,6 +60,19 @@ def test_a_tokenizer_of_the_hub_is_downloaded_and_its_commit_recorded(
     found = ip.open_shards(out).manifest.tokenizer
     assert found["source"] == f"hf://user/tok@{commit}"
     assert found["fingerprint"] == fingerprint(tokenizer)
+
+
+def test_a_tokenize_job_records_the_commit_of_its_tokenizer(
+    local_ray_cores: object, hub: HubServer, tmp_path: Path
+) -> None:
+    ip.push(write_tokenizer(tmp_path / "tokenizer"), "user/tok")
+    photos = write_images(tmp_path / "photos", train=4, val=2)
+    shards = ip.tokenize(photos, "hf://user/tok", out=tmp_path / "shards", workers=1, threads=1, shard_rows=8)
+    commit = hub.repositories["models/user/tok"].branches["main"]
+    assert shards.manifest.tokenizer["source"] == f"hf://user/tok@{commit}"
+    assert (tmp_path / "shards/tokenizer/config.json").is_file()
+    again = ip.tokenize(photos, tmp_path / "tokenizer", out=tmp_path / "local", workers=1, threads=1, shard_rows=8)
+    assert again.fingerprint == shards.fingerprint  # where a tokenizer is from does not identify the codes
 
 
 def test_tokenizers_that_do_not_fit_are_refused_with_one_message(source: Path, tmp_path: Path, capsys) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_shards import SPEC, make_dataset
 
 from codeprior.checkpoint import checkpoints, load_prior
 from codeprior.config import ModelConfig, PriorError, TrainConfig
@@ -104,6 +105,27 @@ def test_two_processes_give_the_curve_of_one(dataset: ShardDataset, single: Path
         assert load_prior(tmp_path / name / "best").parameter_count == load_prior(single).parameter_count
         for key, tensor in load_file(tmp_path / name / "model.safetensors").items():
             torch.testing.assert_close(tensor, expected_weights[key], rtol=1e-2, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_weights_of_one_with_a_codebook_that_is_computed_in_parts(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "shards", rows=12, spec=replace(SPEC, image=replace(SPEC.image, codebook_size=70_000)))
+    dataset = ShardDataset.open(tmp_path / "shards")
+    config = replace(
+        CONFIG, model=ModelConfig(n_layer=1, n_head=2, n_embd=8), condition="none", batch_size=4, steps=2,
+        eval_every=2, checkpoint_every=2, cond_dropout=0.0, random_order=False,
+    )  # fmt: skip
+    train_prior(config, dataset.path, tmp_path / "single")
+    runs = {"ddp": replace(config, accumulate=2), "fsdp": replace(config, parallel="fsdp")}
+    again = command(tmp_path, dataset, {tmp_path / name: run for name, run in runs.items()})
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    expected = load_file(tmp_path / "single/model.safetensors")
+    for name in runs:
+        for figure, values in curve(tmp_path / name).items():
+            assert values == pytest.approx(curve(tmp_path / "single")[figure], rel=2e-4), (name, figure)
+        for key, tensor in load_file(tmp_path / name / "model.safetensors").items():
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-2, atol=2e-4)
 
 
 def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(dataset: ShardDataset, tmp_path: Path) -> None:
