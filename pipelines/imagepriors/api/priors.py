@@ -128,17 +128,15 @@ class ImagePrior:
         Raises:
             ShardError: It is not the tokenizer of the codes that the prior was trained on.
         """
+        from codeshards.format import open_store
+        from imagepriors.decode.rows import load_shard_tokenizer, mismatch
+
         expected = self.sequence.fingerprint
         if self._given_tokenizer is not None:
             if expected not in self._given_tokenizer.code_fingerprints:
-                raise PriorError(
-                    f"{self._given_tokenizer.folder} has fingerprint {self._given_tokenizer.fingerprint}, the codes "
-                    f"were made by {expected}: decode with the tokenizer that made them"
-                )
+                found = f"{self._given_tokenizer.folder} has fingerprint {self._given_tokenizer.fingerprint}"
+                raise PriorError(mismatch(found, expected))
             return self._given_tokenizer
-        from codeshards.format import open_store
-        from imagepriors.decode.rows import load_shard_tokenizer
-
         home = self.folder if (self.folder / "tokenizer").is_dir() else self.shards
         if (open_store(home) / "tokenizer/config.json").size() is None:
             return None
