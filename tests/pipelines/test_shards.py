@@ -8,9 +8,10 @@ from PIL import Image
 from tiny_job import write_images, write_tokenizer
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import ShardDataset
+from codeshards.format import ShardDataset, ShardError
 from codeshards.job.tokenize import tokenize
 from imagepriors.cli import main
+from imagepriors.decode.rows import load_shard_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,19 @@ def test_merge_refuses_keys_that_occur_twice(made, capsys, tmp_path):
     shards = str(made / "shards")
     assert main(["shards", "merge", shards, shards, "--out", str(tmp_path / "m")]) == 2
     assert "occurs more than once" in capsys.readouterr().err
+
+
+def test_codes_that_were_imported_without_a_tokenizer_are_not_decoded(made, capsys, tmp_path):
+    lines = [json.dumps({"class_id": 0, "tokens": [code % 8] * 16}) for code in range(8)]
+    (tmp_path / "tokens.jsonl").write_text("\n".join(lines) + "\n")
+    shards = str(tmp_path / "shards")
+    options = ["--codebook-size", "8", "--lines", "1", "--val-every", "4"]
+    assert main(["shards", "import", str(tmp_path / "tokens.jsonl"), shards, *options]) == 0
+    assert main(["shards", "preview", shards, "--out", str(tmp_path / "preview.png")]) == 2
+    assert "nothing can be decoded" in capsys.readouterr().err
+    fingerprint = ShardDataset.open(shards).spec.image.fingerprint
+    with pytest.raises(ShardError, match="imported without their tokenizer: import them again with it"):
+        load_shard_tokenizer(shards, "tokenizer", fingerprint)
 
 
 def test_the_job_writes_both_formats(made):

@@ -128,11 +128,12 @@ class ImagePrior:
         Raises:
             ShardError: It is not the tokenizer of the codes that the prior was trained on.
         """
+        from codeshards.format import open_store
+        from imagepriors.decode.rows import load_shard_tokenizer
+
         expected = self.sequence.fingerprint
         if self._given_tokenizer is not None:
             return self._given_tokenizer.of_codes(expected)
-        from codeshards.format import open_store
-        from imagepriors.decode.rows import load_shard_tokenizer
 
         home = self.folder if (self.folder / "tokenizer").is_dir() else self.shards
         if (open_store(home) / "tokenizer/config.json").size() is None:

@@ -134,10 +134,9 @@ class ImageTokenizer:
             ShardError: It is not that of codes with this fingerprint.
         """
         if fingerprint not in self.code_fingerprints:
-            raise ShardError(
-                f"{self.folder} has fingerprint {self.fingerprint}, the codes were made by {fingerprint}: decode with "
-                "the tokenizer that made them"
-            )
+            from imagepriors.decode.rows import mismatch
+
+            raise ShardError(mismatch(f"{self.folder} has fingerprint {self.fingerprint}", fingerprint))
         return self
 
     def encode(self, images: Any) -> Codes:

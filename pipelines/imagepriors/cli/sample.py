@@ -28,8 +28,9 @@ def sample(
         prior: Run folder of the trained prior, or its address on the Hub (hf://OWNER/NAME).
         shards: Folder of token shards, with the tokenizer and the conditions of a conditional prior. Default: shards
             beside the prior.
-        tokenizer: Tokenizer that decodes, such as one whose decoder was fine-tuned (train-vqgan --freeze encoder).
-            Default: that of the prior or the shards.
+        tokenizer: Tokenizer that decodes, such as one whose decoder was fine-tuned (train-vqgan --freeze encoder), or
+            package.module:function of another package, which is never found by itself. Default: that of
+            the prior or the shards.
         out: Folder for grid.png, the single pictures, the codes and their metadata. Default: samples-PRIOR beside it.
         n: Number of pictures.
         condition: Classes to draw, by name or number, which take turns. Default: all classes.

@@ -27,7 +27,8 @@ def tokenize(
         config: Settings of the job.
         dataset: Layout of the data, as for train-vqgan.
         data: Folder of the dataset.
-        tokenizer: Run folder of the trained image tokenizer, or its address on the Hub (hf://OWNER/NAME); default:
+        tokenizer: Run folder of the image tokenizer, its address on the Hub (hf://OWNER/NAME), or its name in
+            another package (an entry point, or package.module:function); default:
             runs/NAME/tokenizer, where NAME is the name of the data's folder.
         condition: Run folders of tokenizers for conditions (masks, depth, poses) to encode beside the images.
         out: Folder to write; an interrupted job resumes. Default: runs/NAME/shards.

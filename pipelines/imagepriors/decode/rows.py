@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codeshards.format import ShardDataset, ShardError, Where, inverse, open_store
+from codeshards.format.schema import NO_TOKENIZER
 from vqgan.data import spread
 from vqgan.tokenizer import Tokenizer
 
@@ -17,17 +18,29 @@ def load_shard_tokenizer(shards: Where, name: str, fingerprint: str) -> Tokenize
     """Load a tokenizer that is stored with the shards, and check that it made their codes.
 
     Raises:
-        ShardError: the tokenizer has another fingerprint.
+        ShardError: the tokenizer has another fingerprint, or the codes were imported without theirs.
     """
     place = open_store(shards) / name
+    if fingerprint.startswith(NO_TOKENIZER):
+        raise ShardError(mismatch(f"there is no tokenizer in {place}", fingerprint))
     with place.as_folder() as folder:
         tokenizer = Tokenizer.load(folder, known=fingerprint)
     if tokenizer.fingerprint != fingerprint:
-        raise ShardError(
-            f"{place} has fingerprint {tokenizer.fingerprint}, the codes were made by {fingerprint}: "
-            "decode with the tokenizer that made them"
-        )
+        raise ShardError(mismatch(f"{place} has fingerprint {tokenizer.fingerprint}", fingerprint))
     return tokenizer
+
+
+def mismatch(found: str, fingerprint: str) -> str:
+    """Return the message about a tokenizer that is not known to be that of the codes.
+
+    Args:
+        found: Which tokenizer was found.
+        fingerprint: The tokenizer of the codes, as their shards record it.
+    """
+    if fingerprint.startswith(NO_TOKENIZER):
+        tokens = fingerprint.removeprefix(NO_TOKENIZER)
+        return f"{found}, the codes are {tokens}, imported without their tokenizer: import them again with it"
+    return f"{found}, the codes were made by {fingerprint}: decode with the tokenizer that made them"
 
 
 def select_rows(dataset: ShardDataset, split: str, n: int) -> npt.NDArray[np.int64]:

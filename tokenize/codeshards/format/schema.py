@@ -37,6 +37,9 @@ SCALE_SIDES = (1, 2, 4, 8)
 NO_LABEL = -1
 """Value of a null label in numpy arrays."""
 
+NO_TOKENIZER = "none: "
+"""Start of the fingerprint of codes that were imported without their tokenizer; the rest names them."""
+
 MAX_GRID_CODES = 1 << 20
 """Most codes per image, 1024×1024, because the tables of the orders have this size."""
 

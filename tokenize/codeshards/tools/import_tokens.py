@@ -17,7 +17,7 @@ from codeshards.format.errors import ShardError
 from codeshards.format.manifest import Failure, Manifest, Sidecar, shard_is_done, sidecar_path
 from codeshards.format.orders import defined_orders
 from codeshards.format.plan import Plan, PlannedShard, build_plan
-from codeshards.format.schema import GridSpec, ShardSpec, row_key
+from codeshards.format.schema import NO_TOKENIZER, GridSpec, ShardSpec, row_key
 from codeshards.format.shardfile import write_shard
 from codeshards.job.resume import close_job, locked_store, remove_temps
 from codeshards.job.tokenize import copy_tokenizers
@@ -53,7 +53,7 @@ def import_tokens(source: Path, out: Where, config: ImportConfig, *, tokenizer: 
     check_apart(out, source=source, tokenizer=[tokenizer] if tokenizer else [])
     kind, tokens = open_token_set(Path(source), config.kind, config.lines)
     views, length = _shape(tokens, source)
-    image = _grid(config, tokenizer, length, f"none: {kind} tokens of {Path(source).name}")
+    image = _grid(config, tokenizer, length, f"{NO_TOKENIZER}{kind} tokens of {Path(source).name}")
     spec = ShardSpec(image=image, orders=config.orders or defined_orders(image.height, image.width))
     plan, indices = _plan(config, kind, tokens, spec, views)
     with locked_store(out, "shards-import"):
