@@ -85,7 +85,7 @@ def test_codes_that_were_imported_without_a_tokenizer_are_not_decoded(made, caps
     options = ["--codebook-size", "8", "--lines", "1", "--val-every", "4"]
     assert main(["shards", "import", str(tmp_path / "tokens.jsonl"), shards, *options]) == 0
     assert main(["shards", "preview", shards, "--out", str(tmp_path / "preview.png")]) == 2
-    assert "nothing can be decoded" in capsys.readouterr().err
+    assert "imported without their tokenizer: import them again with it" in capsys.readouterr().err
     fingerprint = ShardDataset.open(shards).spec.image.fingerprint
     with pytest.raises(ShardError, match="imported without their tokenizer: import them again with it"):
         load_shard_tokenizer(shards, "tokenizer", fingerprint)

@@ -207,7 +207,7 @@ def _decode_rows(dataset: ShardDataset, split: str, n: int, given: Path | None) 
     import numpy as np
 
     from imagepriors.api.tokenizers import as_tokenizer
-    from imagepriors.decode.rows import load_shard_tokenizer, read_rows
+    from imagepriors.decode.rows import load_shard_tokenizer, mismatch, read_rows
     from imagepriors.reports.figures import colorize
     from vqgan.data import spread
 
@@ -226,7 +226,7 @@ def _decode_rows(dataset: ShardDataset, split: str, n: int, given: Path | None) 
         elif "folder" in tokenizer:
             decoder = load_shard_tokenizer(dataset.path, tokenizer["folder"], grid.fingerprint)
         else:
-            raise ShardError(f"{dataset.path} does not hold the tokenizer of {column}: give it as the tokenizer")
+            raise ShardError(mismatch(f"{dataset.path} does not hold the tokenizer of {column}", grid.fingerprint))
         shown.append(colorize(decoder.decode(rows[column].reshape(-1, grid.height, grid.width))))
     pictures = np.stack(shown, axis=1)
     return pictures.reshape(-1, *pictures.shape[2:]), len(shown)
