@@ -17,10 +17,10 @@ _FREE = frozenset({"resolution", "geometry", "attn_resolutions"})
 """Fields of the architecture that may differ from those of the tokenizer; attention follows the resolution."""
 
 
-def initial_fields(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+def initial_fields(folder: Path, fields: dict[str, Any], freeze: str = "none") -> dict[str, Any]:
     """Return the fields of a TrainConfig with the architecture of a tokenizer, and `init` its folder.
 
-    What the fields ask for in training the codes of another quantiser is disabled.
+    What the fields ask for in training codes is disabled if the quantiser does not have it, or the codes are frozen.
 
     Raises:
         InputError: The folder holds no tokenizer, or a field of the loss is not allowed.
@@ -29,7 +29,10 @@ def initial_fields(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     found = {**fields, "init": str(folder), "model": dataclasses.asdict(model)}
     if "loss" in fields:
         found["loss"] = applicable(model, fields["loss"])
-    return found if model.quantizer in ("vq", "l2") else {**found, "restart_every": 0}
+    if freeze == "encoder":
+        found["loss"] = {**found.get("loss", {}), "codebook_decay": 0.0}
+    trains_codes = freeze == "none" and model.quantizer in ("vq", "l2")
+    return found if trains_codes else {**found, "restart_every": 0}
 
 
 def completed(config: TrainConfig) -> TrainConfig:

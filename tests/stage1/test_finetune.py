@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import imagepriors as ip
-from imagepriors.cli import main
+from imagepriors.cli import main, parse
 from imagepriors.demo.layouts import write_demo_data
 from vqgan.checkpoint import fingerprint, load_config, load_model, publish_model
 from vqgan.config import LossConfig, ModelConfig, TrainConfig
@@ -128,6 +128,12 @@ def test_the_command_takes_the_architecture_from_the_folder(start, data, tmp_pat
     assert dataclasses.replace(tuned.config, resolution=32, attn_resolutions=(8,)) == TINY
     with pytest.raises(InputError, match=r"model.ch is 64, but the tokenizer in .* has 32: leave it out"):
         ip.train_tokenizer(data, init=start, out=tmp_path / "other", dataset="demo", model={"ch": 64}, **fields)
+
+
+def test_a_preset_does_not_train_frozen_codes(start, data):
+    flags = ["train-vqgan", "--data", str(data), "--preset", "demo", "--init", str(start), "--freeze", "encoder"]
+    config = parse(flags).keywords["config"]
+    assert (config.freeze, config.restart_every, config.loss.codebook_decay) == ("encoder", 0, 0.0)
 
 
 def test_a_run_cannot_change_the_tokenizer_that_it_starts_from(start, splits, tmp_path):

@@ -48,20 +48,26 @@ def build_config(
     return from_dict(cls, merged(start, plain))  # type: ignore[no-any-return]
 
 
-def stage_1_table(preset: str, table: str, dataset: str, data: Path, init: str = "") -> dict[str, Any]:
+def stage_1_table(preset: str, table: str, dataset: str, data: Path, **start: Any) -> dict[str, Any]:
     """The table of a preset for work on pictures; the preset "auto" follows from the dataset.
 
-    With `init`, the architecture is that of the tokenizer in this folder, or at this address of the Hub.
+    Args:
+        preset: Name or TOML file of the preset.
+        table: Its table.
+        dataset: Layout of the data.
+        data: Folder of the data.
+        **start: Fields that a caller sets and on which others depend: `init`, the folder or hf:// address of the
+            tokenizer that gives the architecture, and `freeze`.
     """
     fields = load_preset(preset_for_data(dataset, data) if preset == "auto" else preset, table)
     if table == "vqgan" and isinstance(fields.get("model", {}), dict):
         from vqgan.data import resolve
 
         fields["model"] = {"geometry": dataset_geometry(resolve(dataset, data)), **fields.get("model", {})}
-    if init := init or fields.get("init", ""):
+    if init := str(start.get("init") or fields.get("init", "")):
         from vqgan.finetune import initial_fields
 
-        fields = initial_fields(model_folder(init), fields)
+        fields = initial_fields(model_folder(init), fields, start.get("freeze") or fields.get("freeze", "none"))
     return fields
 
 

@@ -261,7 +261,8 @@ def tokenizer_training(
 ) -> tuple[TokenizerConfig, "dict[str, Split]", Path]:
     """The settings, the pictures and the run folder of a training."""
     path, layout = dataset_of(data, dataset)
-    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path, str(fields.get("init", "")))
+    start = {name: fields[name] for name in ("init", "freeze") if name in fields}
+    base = {} if config else stage_1_table(str(preset), "vqgan", layout, path, **start)
     settings = build_config(TokenizerConfig, fields, config=config, base=base, function=train_tokenizer)
     if settings.init:  # absolute, because workers on a cluster have another working folder
         settings = dataclasses.replace(settings, init=str(as_tokenizer(settings.init).folder))

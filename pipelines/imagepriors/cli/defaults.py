@@ -31,7 +31,7 @@ HELP_PRESET = "demo"
 def read_ahead(argv: Sequence[str]) -> argparse.Namespace:
     """The flags that decide the parser's defaults."""
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--preset", "--dataset", "--data", "--shards", "--prior", "--init"):
+    for flag in ("--preset", "--dataset", "--data", "--shards", "--prior", "--init", "--freeze"):
         ahead.add_argument(flag, nargs="?")
     ahead.add_argument("--help", "-h", action="store_true")
     found = ahead.parse_known_args(argv)[0]
@@ -49,7 +49,8 @@ def default_config(command: str, argv: Sequence[str]) -> Any:
         fields = load_preset(given.preset, table)
     elif command in ("train-vqgan", "tokenize"):
         data = Path(given.data or DEMO_DATA)
-        fields = stage_1_table(given.preset, table, given.dataset or "auto", data, given.init or "")
+        start = {"init": given.init, "freeze": given.freeze}
+        fields = stage_1_table(given.preset, table, given.dataset or "auto", data, **start)
     else:
         beside_prior = command == "sample" and not given.shards
         prior = results_folder(Path(given.prior or "runs/demo/prior"))
