@@ -87,7 +87,6 @@ def read_results(run, name):
     return found
 
 
-@pytest.mark.slow
 def test_experiments_write_results_figures_and_one_page(words, capsys):
     flags, run = words
     names = [name for name in EXPERIMENTS if name != "efficiency"]  # its sequences of 1,024 are slow

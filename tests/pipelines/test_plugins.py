@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 from plugin_package import install_page, write_photos
 
@@ -63,7 +62,6 @@ for command in (
 """
 
 
-@pytest.mark.slow
 def test_a_package_adds_a_dataset_and_a_tokenizer_to_the_pipeline(tmp_path):
     site = install_page(tmp_path / "site")
     write_photos(tmp_path / "data")

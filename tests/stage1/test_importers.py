@@ -85,7 +85,6 @@ def test_an_imported_tokenizer_says_what_it_was_trained_against_where_that_is_pu
     assert losses == {"ibq": "lpips-vgg", "llamagen": "lpips-vgg", "magvit2": "lpips-vgg", "maskgit": None}
 
 
-@pytest.mark.slow
 def test_pictures_become_shards_with_an_imported_tokenizer(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     for i in range(3):
