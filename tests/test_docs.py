@@ -55,7 +55,10 @@ def parse(argv: list[str]) -> None:
     if name in CONFIGS and functions is COMMANDS:
         preset = rest[rest.index("--preset") + 1] if "--preset" in rest else DEFAULT
         cls, table = CONFIGS[name]
-        config = from_dict(cls, load_preset(DEFAULT if preset.endswith(".toml") else preset, table))
+        fields = load_preset(DEFAULT if preset.endswith(".toml") else preset, table)
+        if "--freeze" in rest:  # these follow from the tokenizer of --init, which the page does not have
+            fields = {**fields, "restart_every": 0, "loss": {**fields["loss"], "codebook_decay": 0.0}}
+        config = from_dict(cls, fields)
         function = functools.partial(stub, config=config)
     tyro.cli(function, args=rest)
 
