@@ -4,7 +4,6 @@ Axes: B batch, C channels, H W pixels, S tokens of a vision transformer, E its w
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from runkit.weights import load_weights
+from vqgan.compat.released import renamed
 from vqgan.config import Discriminator, LossConfig, TrainConfig
 from vqgan.cpu_kernels import GroupNorm
 from vqgan.errors import InputError
@@ -231,11 +231,7 @@ def load_dino(path: Path) -> nn.Module:
     """
     from torchvision.models import VisionTransformer
 
-    weights = {}
-    for name, value in load_weights(path, InputError).items():
-        for pattern, replacement in _DINO_NAMES:
-            name = re.sub(pattern, replacement, name)
-        weights[name] = value
+    weights = renamed(load_weights(path, InputError), _DINO_NAMES)
     trunk: nn.Module = VisionTransformer(
         image_size=224, patch_size=16, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536
     )  # fmt: skip

@@ -15,6 +15,7 @@ from runkit.files import pretty_json
 from runkit.folders import check_apart
 from runkit.tensors import check_finite, load_tensors, pack_tensors
 from vqgan.checkpoint import check_files, check_model_folder, load_model, publish_files, publish_model
+from vqgan.compat.released import rename
 from vqgan.config import ModelConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
@@ -43,9 +44,7 @@ _PROJECTION = re.compile(r"attentions\.\d+\.to_(q|k|v|out\.0)\.weight$")
 
 def _their_name(key: str, levels: int) -> str:
     key = re.sub(r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.", key)
-    for pattern, replacement in _RENAMED:
-        key = re.sub(pattern, replacement, key)
-    return key
+    return rename(key, _RENAMED)
 
 
 def _norm_groups(config: ModelConfig) -> set[int]:

@@ -34,13 +34,15 @@ def without(weights: Weights, prefixes: tuple[str, ...]) -> tuple[dict[str, Tens
 
 
 def renamed(weights: Weights, rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """Return the tensors with each rule's pattern in their names replaced, one rule after the other."""
-    result = {}
-    for name, value in weights.items():
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        result[name] = value
-    return result
+    """Return the tensors with their names changed as :func:`rename` does."""
+    return {rename(name, rules): value for name, value in weights.items()}
+
+
+def rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    """Return a name with each rule's pattern replaced, one rule after the other."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def count(weights: Weights, pattern: str) -> int:
@@ -65,7 +67,7 @@ def network_sizes(weights: Weights, resolution: int = 256) -> dict[str, Any]:
 
     Args:
         weights: The tensors, under the names of this package.
-        resolution: Side of the pictures that it was trained on, which no tensor tells.
+        resolution: Side of the pictures that it was trained on, which cannot be inferred from the tensors.
 
     Raises:
         InputError: A tensor is missing.
