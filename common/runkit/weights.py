@@ -2,7 +2,8 @@
 
 A pickle is a program, of which torch's weights-only unpickler allows a harmless subset. The subset here is smaller:
 containers and tensors, and inert placeholders for the classes of a few packages that training checkpoints mention.
-Nothing in a file is executed, and the memory is in proportion to the size of the file.
+Of TorchScript archives the tensors are read and the code is not. Nothing in a file is executed, and the memory is in
+proportion to the size of the file.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ _STAND_INS = ("argparse", "pytorch_lightning", "lightning", "lightning_fabric", 
 """Packages whose classes a training checkpoint may mention; their instances become inert placeholders."""
 _NESTED = ("ema", "state_dict", "model")
 """Keys of the weights in training checkpoints: a moving average (LlamaGen), those of Lightning and of torchvision."""
+_SCRIPTED = "__torch__"
+"""Package of the classes in a TorchScript archive; their instances become placeholders that keep their tensors."""
+_SCRIPT_LISTS = "torch.jit._pickle."
+"""Functions that make the lists of a TorchScript archive; a placeholder takes the place of each list."""
 _LEGACY_PICKLES = 5
 """Pickles in a file of torch before 1.6, followed by raw bytes: magic number, protocol, system, object, storages."""
 _ZIP = b"PK\x03\x04"
@@ -52,11 +57,21 @@ class _Inert:
         pass
 
 
+class _Module(_Inert):
+    """Placeholder of a module in a TorchScript archive; it keeps its tensors and modules."""
+
+    parts: Mapping[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.parts = state if isinstance(state, Mapping) else {}
+
+
 def load_weights(path: Path, error: type[UserError] = UserError) -> dict[str, Tensor]:
     """Return the tensors of a file of torch (either format) or safetensors, on the CPU. Nothing in it is run.
 
     Args:
-        path: The file: a state dict, or a checkpoint that has one as "ema", "state_dict" or "model".
+        path: The file: a state dict; a checkpoint that has one as "ema", "state_dict" or "model"; or a TorchScript
+            archive, of which the parameters and all buffers are returned.
         error: Class of the error.
 
     Raises:
@@ -86,10 +101,11 @@ def _read_pickle(path: Path) -> Any:
 
     names = {name for pickle in _pickles(path) for name in _names_in(pickle)}
     dtypes = {str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}
-    stand_ins = {name for name in names if name.split(".")[0] in _STAND_INS}
+    stand_ins = {name: _Inert for name in names if name.split(".")[0] in _STAND_INS or name.startswith(_SCRIPT_LISTS)}
+    stand_ins |= {name: _Module for name in names if name.split(".")[0] == _SCRIPTED}
     hostile = {
         name
-        for name in names - _PLAIN - dtypes - stand_ins
+        for name in names - _PLAIN - dtypes - stand_ins.keys()
         if not (name.startswith("torch.") and name.endswith("Storage") and name.count(".") == 1)
     }
     if hostile:
@@ -97,9 +113,44 @@ def _read_pickle(path: Path) -> Any:
             f"it names {', '.join(sorted(hostile))}, which no weights need. Nothing of it was run: "
             "use a file from a source that you trust"
         )
-    inert: list[Any] = [(type(name.rsplit(".", 1)[-1], (_Inert,), {}), name) for name in stand_ins]
+    inert: list[Any] = [(type(name.rsplit(".", 1)[-1], (base,), {}), name) for name, base in stand_ins.items()]
     with torch.serialization.safe_globals(inert):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(_without_code(path), map_location="cpu", weights_only=True)
+    return dict(_tensors_of(found, "", set())) if isinstance(found, _Module) else found
+
+
+def _without_code(path: Path) -> Path | IO[bytes]:
+    """Return the file; of a TorchScript archive, which torch only reads as a program, a copy without the program."""
+    if not zipfile.is_zipfile(path):
+        return path
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if not _is_program(member.filename)]
+        if len(members) == len(archive.infolist()):
+            return path
+        copy = io.BytesIO()
+        with zipfile.ZipFile(copy, "w") as bare:
+            for member in members:
+                bare.writestr(member.filename, archive.read(member))
+    copy.seek(0)
+    return copy
+
+
+def _is_program(record: str) -> bool:
+    """Return whether a record of an archive is code, or the constants of code, by which torch tells TorchScript."""
+    parts = record.split("/")
+    return parts[1:2] == ["code"] or parts[1:] == ["constants.pkl"]
+
+
+def _tensors_of(module: _Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors of a module and its parts by name; each part once, because a file may contain a cycle."""
+    import torch
+
+    seen.add(id(module))
+    for name, value in module.parts.items():
+        if isinstance(value, torch.Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, _Module) and id(value) not in seen:
+            yield from _tensors_of(value, f"{prefix}{name}.", seen)
 
 
 def _pickles(path: Path) -> Iterator[IO[bytes]]:
@@ -117,7 +168,7 @@ def _pickles(path: Path) -> Iterator[IO[bytes]]:
         if min((member.header_offset for member in members), default=0) > 0:
             raise ValueError("it has bytes before its first record")
         for member in members:
-            if member.filename.endswith(".pkl"):
+            if member.filename.endswith(".pkl") and not _is_program(member.filename):
                 yield io.BytesIO(archive.read(member))
 
 

@@ -47,6 +47,59 @@ def test_safetensors_are_read(tmp_path):
         load_weights(tmp_path / "w.safetensors")
 
 
+def scripted(path, *, traced=False):
+    """Write a TorchScript archive, as Cosmos publishes its models; return the module."""
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).bfloat16().eval()
+    module.sides: list[int] = [1, 2]
+    picture = torch.ones(1, 3, 2, 2, dtype=torch.bfloat16)
+    torch.jit.save(torch.jit.trace(module, picture) if traced else torch.jit.script(module), path)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_tensors_of_a_torchscript_archive_are_read(tmp_path, traced):
+    module = scripted(tmp_path / "w.jit", traced=traced)
+    found = load_weights(tmp_path / "w.jit")
+    expected = module.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name])
+        assert value.dtype == expected[name].dtype
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_the_code_of_a_torchscript_archive_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scripted(tmp_path / "w.jit")
+    with zipfile.ZipFile(tmp_path / "w.jit") as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    changes = {"w/code/__torch__/torch/nn/modules/container.py": b"import os; os.system('touch executed')"}
+    changes["w/constants.pkl"] = pickle.dumps(Marker(), 2)
+    assert changes.keys() <= records.keys()
+    with zipfile.ZipFile(tmp_path / "code.jit", "w") as archive:
+        for name, content in {**records, **changes}.items():
+            archive.writestr(name, content)
+    assert len(load_weights(tmp_path / "code.jit")) == 7
+    with zipfile.ZipFile(tmp_path / "bad.jit", "w") as archive:
+        for name, content in {**records, "w/data.pkl": pickle.dumps(Marker(), 2)}.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=r"it names \w+\.system, which no weights need"):
+        load_weights(tmp_path / "bad.jit")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_torchscript_archive_that_contains_itself_ends(tmp_path):
+    scripted(tmp_path / "w.jit")
+    state = b"\x80\x02c__torch__\nLoop\n)\x81q\x00}X\x04\x00\x00\x00loopq\x01h\x00sb."
+    with zipfile.ZipFile(tmp_path / "w.jit") as archive, zipfile.ZipFile(tmp_path / "loop.jit", "w") as loop:
+        for name in archive.namelist():
+            loop.writestr(name, state if name == "w/data.pkl" else archive.read(name))
+    with pytest.raises(UserError, match="holds no state_dict of tensors"):
+        load_weights(tmp_path / "loop.jit")
+
+
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 def test_nothing_is_executed_in_either_form(tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
