@@ -1,7 +1,7 @@
 """Configuration of stage 1: the model, the loss, training. It imports no torch."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -55,8 +55,8 @@ class ModelConfig:
     n_labels: int = 0
     """Labels of a segmentation map, label 0 (unlabelled) included; 0 for every other modality."""
     network: Network = "vqgan"
-    """Encoder and decoder. vqgan: those of CompVis, LlamaGen and IBQ. maskgit, magvit2: those of MaskGIT and of
-    Open-MAGVIT2, without attention; z_channels and embed_dim are equal."""
+    """Encoder and decoder. vqgan: those of CompVis, LlamaGen, IBQ and, with a patch, Cosmos. maskgit, magvit2: those of
+    MaskGIT and of Open-MAGVIT2, without attention; z_channels and embed_dim are equal."""
     resolution: int = 256
     """Side of the square picture in pixels."""
     geometry: Geometry = "crop"
@@ -65,7 +65,13 @@ class ModelConfig:
     ch: int = 128
     """Channels at full resolution."""
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """Channel multiplier of each level; every level after the first halves the resolution."""
+    """Channel multiplier of each level; every level after the first halves the resolution, unless `halvings` is set."""
+    patch: int = 1
+    """Side of the squares of pixels that a Haar wavelet transform makes the channels of one cell before the encoder;
+    the decoder ends with its inverse. A power of two (Cosmos: 4) in the network vqgan; 1: none."""
+    halvings: int = 0
+    """Levels, from the first, after which the encoder of the network vqgan halves the resolution, and as many, from the
+    last, at which its decoder doubles it; 0: one less than there are levels."""
     num_res_blocks: int = 2
     """Residual blocks per encoder level (the decoder has one more)."""
     attn_resolutions: tuple[int, ...] = (16,)
@@ -103,11 +109,15 @@ class ModelConfig:
             fits = width % groups == 0 if groups else width < 128 or width % 32 == 0
             needed = f"a multiple of norm_groups = {groups}" if groups else "from 128 on a multiple of 32"
             _require(fits, "ch", self.ch, f"ch · ch_mult is {width}: GroupNorm requires {needed}")
+        ok = self.patch in (1, 2, 4, 8, 16, 32) and (self.patch == 1 or self.projected)
+        _require(ok, "patch", self.patch, "choose 1, 2, 4, 8, 16 or 32 in the network vqgan, 1 in others")
+        ok = 0 <= self.halvings <= (len(self.ch_mult) if self.projected else 0)
+        _require(ok, "halvings", self.halvings, f"choose 0 … {len(self.ch_mult)} in the network vqgan, 0 in others")
         _require(
             bool(self.kind) or self.resolution % self.factor == 0,
             "resolution",
             self.resolution,
-            f"choose a multiple of {self.factor}, the downsampling factor of {len(self.ch_mult)} levels",
+            f"choose a multiple of {self.factor}, the downsampling factor of the network",
         )
         ok, remedy = self.projected or self.z_channels == self.embed_dim, f"{self.network} requires {self.z_channels}"
         _require(ok, "embed_dim", self.embed_dim, f"{remedy}, the z_channels, because it has no projection")
@@ -150,7 +160,12 @@ class ModelConfig:
     @property
     def factor(self) -> int:
         """Pixels per code along one side."""
-        return int(2 ** (len(self.ch_mult) - 1))
+        return self.patch << self.n_halvings
+
+    @property
+    def n_halvings(self) -> int:
+        """Levels after which the resolution halves."""
+        return self.halvings or len(self.ch_mult) - 1
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -159,6 +174,15 @@ class ModelConfig:
             return self.plugin_grid[0], self.plugin_grid[1]
         side = self.resolution // self.factor
         return side, side
+
+    def at_resolution(self, resolution: int) -> "ModelConfig":
+        """Return the same network for pictures of another side; attention stays at the levels that have it.
+
+        Raises:
+            InputError: The side is no multiple of `factor`.
+        """
+        sides = tuple(side * resolution // self.resolution for side in self.attn_resolutions)
+        return replace(self, resolution=resolution, attn_resolutions=sides)
 
     @property
     def projected(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vqgan.checkpoint import applicable, fingerprint, load_config, load_model
-from vqgan.config import ModelConfig, TrainConfig
+from vqgan.config import TrainConfig
 from vqgan.errors import InputError
 from vqgan.model import VQGAN
 from vqgan.quantize import VectorQuantizer
@@ -63,7 +63,7 @@ def completed(config: TrainConfig) -> TrainConfig:
     same_pictures = (model.resolution, model.geometry) == (start.model.resolution, start.model.geometry)
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(model, attn_resolutions=_attention(start.model, model.resolution)),
+        model=dataclasses.replace(start.model.at_resolution(model.resolution), geometry=model.geometry),
         init_fingerprint=mark,
         codes_of=(start.codes_of or mark) if config.freeze == "encoder" and same_pictures else "",
     )
@@ -75,11 +75,6 @@ def _start(folder: Path) -> TrainConfig:
         return load_config(folder)
     except InputError as error:
         raise InputError(f"init: {error}; a run that resumes requires the tokenizer from which it started") from error
-
-
-def _attention(model: ModelConfig, resolution: int) -> tuple[int, ...]:
-    """Return the sides of the feature maps with attention, at another resolution of the same network."""
-    return tuple(side * resolution // model.resolution for side in model.attn_resolutions)
 
 
 @torch.no_grad()

@@ -162,8 +162,9 @@ def test_a_resumed_run_finds_its_start_in_another_place_and_misses_one_that_is_g
         {"network": "maskgit"},
         {"network": "magvit2", "quantizer": "lfq", "codebook_size": 256},
         {"quantizer": "ibq"},
+        {"quantizer": "fsq", "levels": (8, 5, 5), "embed_dim": 3, "codebook_size": 200, "patch": 2, "halvings": 1},
     ],
-    ids=["maskgit", "magvit2", "ibq"],
+    ids=["maskgit", "magvit2", "ibq", "cosmos"],
 )
 def test_networks_of_other_projects_are_tuned_at_another_resolution(fields, freeze, splits, tmp_path):
     torch.manual_seed(0)

@@ -223,6 +223,10 @@ def test_narrow_models_keep_their_groups_and_are_refused_if_these_differ(tmp_pat
     save_model(tmp_path / "mixed", TrainConfig(model=mixed), VQGAN(mixed))
     with pytest.raises(InputError, match=r"GroupNorms of \[8, 16\] groups"):
         export_diffusers(tmp_path / "mixed", tmp_path / "out")
+    folded = ModelConfig(**sizes, ch_mult=(1, 2), norm_groups=32, patch=2)
+    save_model(tmp_path / "folded", TrainConfig(model=folded), VQGAN(folded))
+    with pytest.raises(InputError, match="has patch 2, halvings 0: diffusers' VQModel has neither"):
+        export_diffusers(tmp_path / "folded", tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -348,6 +348,7 @@ def import_tokenizer(
     project: PathLike | None = None,
     kind: Kind = "auto",
     part: Part | None = None,
+    resolution: int | None = None,
 ) -> ImageTokenizer:
     """Convert a released tokenizer to a tokenizer folder; nothing in the checkpoint is executed.
 
@@ -357,6 +358,7 @@ def import_tokenizer(
         project: The yaml that came with a CompVis checkpoint.
         kind: Project that published it; auto: recognised by the names of the tensors.
         part: Tokenizer of a CompVis transformer's checkpoint to convert; default: that of the images.
+        resolution: Side of the pictures that it will encode; default: that on which it was trained, or 256.
 
     Raises:
         InputError: The file is of another kind of model; the message says what does not map.
@@ -364,5 +366,5 @@ def import_tokenizer(
     from vqgan.compat.tokenizers import import_tokenizer as convert
 
     yaml = None if project is None else as_path(project)
-    convert(as_path(checkpoint), as_path(out), project=yaml, kind=kind, part=part)
+    convert(as_path(checkpoint), as_path(out), project=yaml, kind=kind, part=part, resolution=resolution)
     return ImageTokenizer(as_path(out))

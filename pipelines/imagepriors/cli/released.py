@@ -14,6 +14,7 @@ def import_tokenizer(
     *,
     kind: Kind = "auto",
     part: Part | None = None,
+    resolution: int | None = None,
 ) -> str:
     """Convert a released tokenizer to a tokenizer folder.
 
@@ -22,6 +23,7 @@ def import_tokenizer(
             to write.
         kind: Project that published it. auto: recognised by the names of the tensors.
         part: Tokenizer of a CompVis transformer's checkpoint to convert; default: that of the images.
+        resolution: Side of the pictures that it will encode; default: that on which it was trained, or 256.
 
     Example:
         imagepriors import-tokenizer vq_ds16_c2i.pt runs/imagenet/tokenizer
@@ -29,7 +31,7 @@ def import_tokenizer(
     from vqgan.compat.tokenizers import import_tokenizer as run
 
     checkpoint, project, out = _files(files)
-    found = run(checkpoint, out, project=project, kind=kind, part=part)
+    found = run(checkpoint, out, project=project, kind=kind, part=part, resolution=resolution)
     net, dropped = found["config"], found["dropped"]
     counts = Counter(name.split(".")[0] for name in dropped)
     groups = [f"{counts[start]} of {start}" for start in counts] if len(dropped) > 3 else dropped

@@ -89,6 +89,8 @@ def export_diffusers(tokenizer: Path, out: Path) -> Path:
     if net.kind or net.network != "vqgan" or net.quantizer not in ("vq", "l2"):
         found = net.kind or f"{net.network} with a {net.quantizer} quantiser"
         raise InputError(f"{tokenizer} is a {found}: diffusers' VQModel is a vqgan with vq or l2")
+    if net.patch > 1 or net.halvings:
+        raise InputError(f"{tokenizer} has patch {net.patch}, halvings {net.halvings}: diffusers' VQModel has neither")
     if len(groups := _norm_groups(net)) > 1:
         raise InputError(f"{tokenizer} has GroupNorms of {sorted(groups)} groups: VQModel has one number for all")
     weights: dict[str, Tensor] = {}

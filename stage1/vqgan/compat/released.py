@@ -62,28 +62,34 @@ def size(weights: Weights, name: str, axis: int = 0) -> int:
     return weights[name].shape[axis]
 
 
-def network_sizes(weights: Weights, resolution: int = 256) -> dict[str, Any]:
+def network_sizes(weights: Weights, patch: int = 1) -> dict[str, Any]:
     """Return the fields of a ModelConfig that the tensors of a VQGAN tell, without those of its quantiser.
+
+    The side of the pictures, which cannot be inferred from the tensors, is 256.
 
     Args:
         weights: The tensors, under the names of this package.
-        resolution: Side of the pictures that it was trained on, which cannot be inferred from the tensors.
+        patch: Side of the squares of pixels that are the inputs of the network.
 
     Raises:
         InputError: A tensor is missing.
     """
-    ch, channels = (size(weights, "encoder.conv_in.weight", axis) for axis in (0, 1))
+    ch, inputs = (size(weights, "encoder.conv_in.weight", axis) for axis in (0, 1))
+    channels = inputs // patch**2
     levels = count(weights, r"encoder\.down\.(\d+)\.block\.")
     widths = [size(weights, f"encoder.down.{level}.block.0.conv1.weight") for level in range(levels)]
     attention = [level for level in range(levels) if count(weights, rf"encoder\.down\.{level}\.attn\.(\d+)\.")]
+    halvings = count(weights, r"encoder\.down\.(\d+)\.downsample\.") if patch > 1 else levels - 1
     modality: dict[int, dict[str, Any]] = {3: {}, 1: {"modality": "depth"}}
     return {
         **modality.get(channels, {"modality": "segmentation", "n_labels": channels}),
-        "resolution": resolution,
+        "resolution": 256,
         "ch": ch,
         "ch_mult": tuple(width // ch for width in widths),
         "num_res_blocks": count(weights, r"encoder\.down\.0\.block\.(\d+)\."),
-        "attn_resolutions": tuple(resolution >> level for level in attention),
+        "patch": patch,
+        "halvings": halvings if patch > 1 else 0,
+        "attn_resolutions": tuple(dict.fromkeys(256 // patch >> min(level, halvings) for level in attention)),
         "norm_groups": released_groups(ch),
         "z_channels": size(weights, "encoder.conv_out.weight"),
     }

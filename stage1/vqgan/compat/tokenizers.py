@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from runkit.folders import check_apart
 from runkit.tensors import check_finite
 from runkit.weights import load_weights
 from vqgan.checkpoint import check_model_folder, publish_model
-from vqgan.compat import compvis, llamagen, maskgit, seed_voken
+from vqgan.compat import compvis, cosmos, llamagen, maskgit, seed_voken
 from vqgan.compat.kinds import Kind, Part
 from vqgan.compat.released import Released, Weights
 from vqgan.errors import InputError
@@ -19,18 +20,24 @@ from vqgan.model import VQGAN
 _COMMAND = "import-tokenizer"
 _PARTS = ("first_stage_model.", "cond_stage_model.", "")
 _MARKS: dict[str, str] = {
-    "llamagen": llamagen.MARK, "maskgit": maskgit.MARK, "magvit2": seed_voken.MAGVIT2_MARK,
+    "cosmos": cosmos.MARK, "llamagen": llamagen.MARK, "maskgit": maskgit.MARK, "magvit2": seed_voken.MAGVIT2_MARK,
     "ibq": compvis.MARK, "compvis": compvis.MARK,
 }  # fmt: skip
-"""Pattern of a name that each kind has."""
+"""Pattern of a name that each kind has. The names of ibq are those of compvis, and part of those of cosmos."""
 _CONVERTERS: dict[str, Callable[[Weights], Released]] = {
-    "llamagen": llamagen.convert, "maskgit": maskgit.convert, "magvit2": seed_voken.convert_magvit2,
-    "ibq": seed_voken.convert_ibq, "compvis": compvis.convert,
+    "cosmos": cosmos.convert, "llamagen": llamagen.convert, "maskgit": maskgit.convert,
+    "magvit2": seed_voken.convert_magvit2, "ibq": seed_voken.convert_ibq, "compvis": compvis.convert,
 }  # fmt: skip
 
 
 def import_tokenizer(
-    checkpoint: Path, out: Path, *, project: Path | None = None, kind: Kind = "auto", part: Part | None = None
+    checkpoint: Path,
+    out: Path,
+    *,
+    project: Path | None = None,
+    kind: Kind = "auto",
+    part: Part | None = None,
+    resolution: int | None = None,
 ) -> dict[str, Any]:
     """Convert a released checkpoint to a tokenizer; return what was used and dropped.
 
@@ -40,6 +47,7 @@ def import_tokenizer(
         project: The project's `.yaml`, of CompVis checkpoints.
         kind: Project that published it; auto: recognised by the names of the tensors.
         part: Tokenizer of a transformer's checkpoint. None: its first stage, or a whole checkpoint.
+        resolution: Side of the pictures that it will encode. None: that on which it was trained, or 256.
 
     Raises:
         InputError: The file cannot be read; or it is of another kind; or a key is missing, unknown or of another shape.
@@ -61,6 +69,8 @@ def import_tokenizer(
         if project:
             raise
         raise InputError(f"{checkpoint} is no {found} tokenizer that can be imported: {error}") from error
+    if resolution is not None:
+        released = replace(released, config=released.config.at_resolution(resolution))
     used = _publish(released, checkpoint, project or found, out)
     return {
         "kind": found,
@@ -86,9 +96,9 @@ def _recognised(weights: Weights, checkpoint: Path, kind: str) -> str:
         raise InputError(f"{checkpoint} is of no known kind ({kinds}): its tensors are {_beginnings(weights)}")
     if kind != "auto":
         raise InputError(f"{checkpoint} is no {kind} tokenizer, but a {' or '.join(found)} one: choose that kind")
-    if len(found) > 1 and not any(key.startswith(seed_voken.EMA) for key in weights):
+    if found[0] == "ibq" and not any(key.startswith(seed_voken.EMA) for key in weights):
         raise InputError(
-            f"{checkpoint} may be of {' or '.join(found)}, whose tensors have the same names: name the kind, or pass "
+            f"{checkpoint} may be of ibq or compvis, whose tensors have the same names: name the kind, or pass "
             "the yaml that came with a CompVis checkpoint"
         )
     return found[0]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vqgan.config import ModelConfig
 from vqgan.networks.base import DecoderNetwork, EncoderNetwork, norm
+from vqgan.networks.haar import haar, inverse_haar
 
 
 class ResBlock(nn.Module):
@@ -121,23 +122,22 @@ class Encoder(EncoderNetwork):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        last = len(config.ch_mult) - 1
-        channels = config.ch
-        self.conv_in = nn.Conv2d(config.channels, channels, 3, padding=1)
+        self.patch, channels, side = config.patch, config.ch, config.resolution // config.patch
+        self.conv_in = nn.Conv2d(config.channels * config.patch**2, channels, 3, padding=1)
         self.down = nn.ModuleList()
         for level, mult in enumerate(config.ch_mult):
             width = config.ch * mult
-            attention = config.resolution >> level in config.attn_resolutions
-            resample = Downsample(width) if level < last else None
+            halves = level < config.n_halvings
+            attention, resample = side in config.attn_resolutions, Downsample(width) if halves else None
             self.down.append(Level(channels, width, config.num_res_blocks, attention, resample, config.norm_groups))
-            channels = width
+            channels, side = width, side // 2 if halves else side
         self.mid = Mid(channels, config.norm_groups)
         self.norm_out = norm(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, config.z_channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] → [B, z_channels, h, w]."""
-        h = self.conv_in(x_BCHW)
+        h = self.conv_in(haar(x_BCHW, self.patch))
         for level in self.down:
             h = level(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))  # type: ignore[no-any-return]
@@ -148,19 +148,19 @@ class Decoder(DecoderNetwork):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        channels = config.ch * config.ch_mult[-1]
+        self.patch, channels, side = config.patch, config.ch * config.ch_mult[-1], config.resolution // config.factor
         self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
         self.mid = Mid(channels, config.norm_groups)
         levels: list[Level] = []
         for level, mult in reversed(list(enumerate(config.ch_mult))):
             width = config.ch * mult
-            attention = config.resolution >> level in config.attn_resolutions
-            resample = Upsample(width) if level else None
+            doubles = level >= len(config.ch_mult) - config.n_halvings
+            attention, resample = side in config.attn_resolutions, Upsample(width) if doubles else None
             levels.append(Level(channels, width, config.num_res_blocks + 1, attention, resample, config.norm_groups))
-            channels = width
+            channels, side = width, side * 2 if doubles else side
         self.up = nn.ModuleList(reversed(levels))  # published checkpoints count from the highest resolution
         self.norm_out = norm(channels, config.norm_groups)
-        self.conv_out = nn.Conv2d(channels, config.channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, config.channels * config.patch**2, 3, padding=1)
 
     def body(self, z_BChw: Tensor) -> Tensor:
         """[B, z_channels, h, w] → features [B, ch, H, W] before the last layer."""
@@ -168,3 +168,7 @@ class Decoder(DecoderNetwork):
         for level in reversed(list(self.up)):
             h = level(h)
         return F.silu(self.norm_out(h))
+
+    def forward(self, z_BChw: Tensor) -> Tensor:
+        """[B, z_channels, h, w] → [B, C, H, W]."""
+        return inverse_haar(super().forward(z_BChw), self.patch)
