@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from runkit.errors import UserError
 
+_PLAIN = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
 _MAX_BYTES = 255
 """Longest name that common file systems allow."""
 
@@ -19,13 +22,7 @@ def plain_name(name: object, where: object, error: type[UserError] = UserError) 
     Raises:
         UserError: It is not a string, is empty, hidden or too long, or has a slash, a backslash or a control character.
     """
-    if (
-        not isinstance(name, str)
-        or not name
-        or name.startswith(".")
-        or any(letter in "/\\" or letter < " " or letter == "\x7f" or "\ud800" <= letter <= "\udfff" for letter in name)
-        or len(name.encode()) > _MAX_BYTES
-    ):
+    if not isinstance(name, str) or not _PLAIN.fullmatch(name) or len(name.encode()) > _MAX_BYTES:
         raise error(
             f"{where} names {name!r}, which is not a plain file or folder name: nothing was written. The file is "
             "damaged, or was made to reach other files: do not use it"

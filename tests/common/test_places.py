@@ -56,6 +56,8 @@ def test_listing_and_deleting(store: Store) -> None:
     hidden = [] if store.local else [".cache/z"]  # an object store has no hidden folders
     assert store.files() == [*hidden, "b.json", "train/deep/y", "train/x.tar"]
     assert (store / "train").files() == ["deep/y", "x.tar"]
+    assert (store / "train").sizes() == {"x.tar": 1}
+    assert (store / "val").sizes() == {}
     (store / "train/x.tar").delete()
     assert (store / "train").files() == ["deep/y"]
     (store / "train").delete() if store.local is None else None

@@ -9,7 +9,7 @@ import numpy as np
 from codeshards.format import Failure, GridSpec, Manifest, ShardSpec, Sidecar, Where, build_plan, open_store
 from codeshards.format.contents import save_dataset, save_or_match
 from codeshards.format.files import file_record, read_sealed_json, write_sealed_json
-from codeshards.format.manifest import shard_is_done, sidecar_path
+from codeshards.format.manifest import finished_sidecar, sidecar_path
 from codeshards.format.shardfile import ShardFormat, write_shard
 
 SPEC = ShardSpec(
@@ -78,7 +78,7 @@ def make_dataset(
             files=write_shard(folder, shard, table, formats),
         )
         sidecar.save(sidecar_path(folder, shard))
-        assert shard_is_done(folder, plan.hash, shard, check_hash=True)
+        assert finished_sidecar(folder, plan.hash, shard, check_hash=True)
         sidecars.append(sidecar)
     manifest = Manifest.build(
         plan=plan,

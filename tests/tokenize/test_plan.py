@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from codeshards.format import Failure, GridSpec, Manifest, Plan, ShardError, ShardSpec, Sidecar, build_plan, load_plan
 from codeshards.format.contents import save_dataset, save_or_match
 from codeshards.format.files import FileRecord, write_sealed_json
-from codeshards.format.manifest import CARD_FILE, shard_is_done, sidecar_path
+from codeshards.format.manifest import CARD_FILE, finished_sidecar, sidecar_path
 from codeshards.format.plan import planned_order
 from codeshards.format.schema import row_key
 
@@ -238,23 +238,23 @@ def test_loaded_sidecar_equals_the_saved_one(tmp_path: Path) -> None:
         Sidecar.load(tmp_path / "s.json")
 
 
-def test_shard_is_done_only_when_complete(tmp_path: Path) -> None:
+def test_finished_sidecar_only_when_complete(tmp_path: Path) -> None:
     plan = make_plan()
     shard = plan.shards[0]
     path = sidecar_path(tmp_path, shard)
-    assert not shard_is_done(tmp_path, plan.hash, shard)
+    assert not finished_sidecar(tmp_path, plan.hash, shard)
     sidecars_of(plan)[0].save(path)
-    assert not shard_is_done(tmp_path, plan.hash, shard)  # the data file is missing
+    assert not finished_sidecar(tmp_path, plan.hash, shard)  # the data file is missing
     data = shard.path(tmp_path, ".parquet").local
     assert data
     data.write_bytes(b"1234")
-    assert shard_is_done(tmp_path, plan.hash, shard)
-    assert not shard_is_done(tmp_path, plan.hash, shard, check_hash=True)
-    assert not shard_is_done(tmp_path, make_plan(views=1).hash, shard)
+    assert finished_sidecar(tmp_path, plan.hash, shard)
+    assert not finished_sidecar(tmp_path, plan.hash, shard, check_hash=True)
+    assert not finished_sidecar(tmp_path, make_plan(views=1).hash, shard)
     data.write_bytes(b"123")
-    assert not shard_is_done(tmp_path, plan.hash, shard)
+    assert not finished_sidecar(tmp_path, plan.hash, shard)
     path.write_bytes(b"{")
-    assert not shard_is_done(tmp_path, plan.hash, shard)
+    assert not finished_sidecar(tmp_path, plan.hash, shard)
 
 
 def test_manifest_bytes_do_not_depend_on_the_order_of_work(tmp_path: Path) -> None:

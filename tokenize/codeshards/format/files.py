@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -79,7 +80,7 @@ def read_sealed_json(path: Where) -> dict[str, Any]:
     try:
         # The second comparison detects what the first does not: spaces, escapes, upper-case digits of the hash.
         intact = seal == _seal(value) and content == pretty_json({**value, _SEAL: seal})
-    except ValueError:  # 1e999 and lone surrogates can be read as JSON but not written
+    except (ValueError, RecursionError):  # 1e999 and lone surrogates can be read as JSON but not written
         intact = False
     if not intact:
         raise ShardError(
@@ -116,7 +117,13 @@ def remove_stale_temps(folder: Where) -> list[Path]:
     unfinished upload has no name.
     """
     path = open_store(folder).local
-    stale = sorted(found for found in path.glob(f".*{TEMP_MARK}*") if found.is_file()) if path else []
+    if path is None or not path.is_dir():
+        return []
+    with os.scandir(path) as entries:  # a folder may have a hundred thousand files: no Path for each
+        names = sorted(
+            one.name for one in entries if one.name.startswith(".") and TEMP_MARK in one.name and one.is_file()
+        )
+    stale = [path / name for name in names]
     for found in stale:
         found.unlink(missing_ok=True)
     return stale

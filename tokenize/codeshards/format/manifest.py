@@ -92,31 +92,40 @@ def sidecar_path(dataset: Where, shard: PlannedShard) -> Store:
     return shard.path(dataset, ".json")
 
 
-def shard_is_done(
+def finished_sidecar(
     dataset: Where,
     plan_hash: str,
     shard: PlannedShard,
     *,
+    sizes: Mapping[str, int] | None = None,
     check_hash: bool = False,
     check_name: Callable[[str], object] | None = None,
-) -> bool:
-    """Whether a shard was made from this plan and its data files exist with the recorded sizes.
+) -> Sidecar | None:
+    """The sidecar of a shard that was made from this plan and whose data files have the recorded sizes, else None.
 
     Args:
         dataset: Folder of the dataset.
         plan_hash: Hash of the plan, given because it takes time to compute.
         shard: The shard.
-        check_hash: Also read the files and compare their sha256.
+        sizes: File name → size of the files in the split's folder; None looks up each file.
+        check_hash: Also read the data files and compare their sha256.
         check_name: As :meth:`Sidecar.load`.
     """
-    try:
-        sidecar = Sidecar.load(sidecar_path(dataset, shard), check_name=check_name)
-    except ShardError:
-        return False  # missing or damaged: the shard must be made again
-    if (sidecar.plan_hash, sidecar.split, sidecar.index) != (plan_hash, shard.split, shard.index):
-        return False
     folder = open_store(dataset) / shard.split
-    return all(is_intact(folder / name, record, check_hash) for name, record in sidecar.files.items())
+    name = f"{shard.name}.json"
+    if sizes is not None and name not in sizes:
+        return None
+    try:
+        sidecar = Sidecar.load(folder / name, check_name=check_name)
+    except ShardError:
+        return None  # missing or damaged: the shard must be made again
+    if (sidecar.plan_hash, sidecar.split, sidecar.index) != (plan_hash, shard.split, shard.index):
+        return None
+    for name, record in sidecar.files.items():
+        found = sizes[name] if sizes and name in sizes else (folder / name).size()
+        if found != record.bytes or (check_hash and sha256_file(folder / name) != record.sha256):
+            return None
+    return sidecar
 
 
 def is_intact(store: Store, record: FileRecord, check_hash: bool = True) -> bool:

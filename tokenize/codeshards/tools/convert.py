@@ -10,7 +10,7 @@ import pyarrow as pa
 from codeshards.format.contents import save_dataset, save_or_match
 from codeshards.format.dataset import ShardDataset
 from codeshards.format.errors import ShardError
-from codeshards.format.manifest import Manifest, ShardEntry, Sidecar, is_intact, shard_is_done, sidecar_path
+from codeshards.format.manifest import Manifest, ShardEntry, Sidecar, finished_sidecar, is_intact, sidecar_path
 from codeshards.format.plan import Plan, PlannedShard, load_plan
 from codeshards.format.shardfile import ShardFormat, check_formats, read_table, write_shard
 from codeshards.job.resume import locked_store, remove_temps
@@ -44,13 +44,14 @@ def _convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manif
     start_copy(plan, dataset.manifest, open_store(source), open_store(out))
     plan_hash, sidecars = plan.hash, list[Sidecar]()
     for shard, entry in planned_entries(old, dataset.manifest):
-        target = sidecar_path(out, shard)
-        if not shard_is_done(out, plan_hash, shard):
+        sidecar = finished_sidecar(out, plan_hash, shard)
+        if sidecar is None:
             table = read_intact_table(dataset, shard.split, entry)
-            sidecar = Sidecar.load(sidecar_path(source, shard))
             files = write_shard(out, shard, table, formats)
-            dataclasses.replace(sidecar, plan_hash=plan_hash, files=files).save(target)
-        sidecars.append(Sidecar.load(target))
+            original = Sidecar.load(sidecar_path(source, shard))
+            sidecar = dataclasses.replace(original, plan_hash=plan_hash, files=files)
+            sidecar.save(sidecar_path(out, shard))
+        sidecars.append(sidecar)
     return finish_copy(plan, sidecars, dataset.manifest, out)
 
 

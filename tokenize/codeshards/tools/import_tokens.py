@@ -14,7 +14,7 @@ import numpy as np
 from codeshards.config import ImportConfig
 from codeshards.format.contents import save_dataset, save_or_match
 from codeshards.format.errors import ShardError
-from codeshards.format.manifest import Failure, Manifest, Sidecar, shard_is_done, sidecar_path
+from codeshards.format.manifest import Failure, Manifest, Sidecar, finished_sidecar, sidecar_path
 from codeshards.format.orders import defined_orders
 from codeshards.format.plan import Plan, PlannedShard, build_plan
 from codeshards.format.schema import NO_TOKENIZER, GridSpec, ShardSpec, row_key
@@ -129,7 +129,7 @@ def _write_shards(
 ) -> None:
     plan_hash = plan.hash
     for shard in tqdm(plan.shards, desc="import", unit="shard", disable=None):
-        if shard_is_done(out, plan_hash, shard):
+        if finished_sidecar(out, plan_hash, shard):
             continue
         chosen = [indices[shard.split][position] for position in plan.sample_indices(shard)]
         table, failures = _table(tokens, chosen, spec, plan.views)
