@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Self, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, Self, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -41,6 +41,15 @@ class StoreError(UserError):
 
 class WriteError(StoreError):
     """A file cannot be written: no space, no permission or no network. No partial file is left."""
+
+
+class Listed(NamedTuple):
+    """What the listing of a folder says of a file."""
+
+    bytes: int
+    """Size of the file."""
+    mtime_ns: int
+    """Time of the last change, in nanoseconds since 1970; 0 where the store has none."""
 
 
 class Store(ABC):
@@ -84,8 +93,8 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def sizes(self) -> dict[str, int]:
-        """Name → bytes of each file in this folder, not below it, by one listing; empty if the folder is missing."""
+    def listing(self) -> dict[str, Listed]:
+        """Name → size and time of each file in this folder, not below it; empty if the folder is missing."""
 
     @abstractmethod
     def delete(self) -> None:
@@ -247,13 +256,15 @@ class _LocalStore(Store):
         return sorted(found)
 
     @patient
-    def sizes(self) -> dict[str, int]:
-        with _store_errors(self, "listed"):
-            try:
-                with os.scandir(self.path) as entries:
-                    return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-            except (FileNotFoundError, NotADirectoryError):
-                return {}
+    def listing(self) -> dict[str, Listed]:
+        found: dict[str, Listed] = {}
+        with _store_errors(self, "listed"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    if entry.is_file():
+                        status = entry.stat()
+                        found[entry.name] = Listed(status.st_size, status.st_mtime_ns)
+        return found
 
     @patient
     def delete(self) -> None:
@@ -340,10 +351,11 @@ class _ObjectStore(Store):
         return names
 
     @patient
-    def sizes(self) -> dict[str, int]:
+    def listing(self) -> dict[str, Listed]:
         with _store_errors(self, "listed"):
             infos = self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True))
-        return {info.base_name: int(info.size) for info in infos if info.type == fs.FileType.File}
+        files = [info for info in infos if info.type == fs.FileType.File]
+        return {info.base_name: Listed(int(info.size), info.mtime_ns or 0) for info in files}
 
     @patient
     def delete(self) -> None:

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,8 +57,10 @@ def test_listing_and_deleting(store: Store) -> None:
     hidden = [] if store.local else [".cache/z"]  # an object store has no hidden folders
     assert store.files() == [*hidden, "b.json", "train/deep/y", "train/x.tar"]
     assert (store / "train").files() == ["deep/y", "x.tar"]
-    assert (store / "train").sizes() == {"x.tar": 1}
-    assert (store / "val").sizes() == {}
+    ((name, found),) = (store / "train").listing().items()
+    assert (name, found.bytes) == ("x.tar", 1)
+    assert abs(found.mtime_ns / 1e9 - time.time()) < 600
+    assert (store / "val").listing() == {}
     (store / "train/x.tar").delete()
     assert (store / "train").files() == ["deep/y"]
     (store / "train").delete() if store.local is None else None

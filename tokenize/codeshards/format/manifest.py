@@ -19,7 +19,7 @@ from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard
 from codeshards.format.schema import FORMAT_VERSION, ShardSpec
 from codeshards.format.shardfile import SHARD_FORMATS, ShardFormat, format_of
 from runkit.names import plain_name, plain_path
-from runkit.places import Store, Where, open_store
+from runkit.places import Listed, Store, Where, open_store
 
 MANIFEST_FILE = "dataset.json"
 CARD_FILE = "README.md"
@@ -97,7 +97,7 @@ def finished_sidecar(
     plan_hash: str,
     shard: PlannedShard,
     *,
-    sizes: Mapping[str, int] | None = None,
+    listing: Mapping[str, Listed] | None = None,
     check_hash: bool = False,
     check_name: Callable[[str], object] | None = None,
 ) -> Sidecar | None:
@@ -107,13 +107,13 @@ def finished_sidecar(
         dataset: Folder of the dataset.
         plan_hash: Hash of the plan, given because it takes time to compute.
         shard: The shard.
-        sizes: File name → size of the files in the split's folder; None looks up each file.
+        listing: The files in the split's folder; None looks up each file.
         check_hash: Also read the data files and compare their sha256.
         check_name: As :meth:`Sidecar.load`.
     """
     folder = open_store(dataset) / shard.split
     name = f"{shard.name}.json"
-    if sizes is not None and name not in sizes:
+    if listing is not None and name not in listing:
         return None
     try:
         sidecar = Sidecar.load(folder / name, check_name=check_name)
@@ -122,7 +122,7 @@ def finished_sidecar(
     if (sidecar.plan_hash, sidecar.split, sidecar.index) != (plan_hash, shard.split, shard.index):
         return None
     for name, record in sidecar.files.items():
-        found = sizes[name] if sizes and name in sizes else (folder / name).size()
+        found = listing[name].bytes if listing and name in listing else (folder / name).size()
         if found != record.bytes or (check_hash and sha256_file(folder / name) != record.sha256):
             return None
     return sidecar

@@ -94,13 +94,13 @@ def missing_shards(
 ) -> MissingShards:
     """The shards that :func:`open_job` finds missing. Nothing is written."""
     plan_hash = plan.hash
-    sizes = {split: (store / split).sizes() for split in plan.splits}
+    listings = {split: (store / split).listing() for split in plan.splits}
 
     def is_missing(shard: PlannedShard) -> bool:
-        found = finished_sidecar(store, plan_hash, shard, sizes=sizes[shard.split], check_name=check_name)
+        found = finished_sidecar(store, plan_hash, shard, listing=listings[shard.split], check_name=check_name)
         return found is None or (retry_failed and bool(found.failures))
 
-    if not any(sizes.values()):
+    if not any(listings.values()):
         return MissingShards(plan, np.ones(sum(plan.shard_count(split) for split in plan.splits), bool))
     return MissingShards(plan, np.fromiter(_each(is_missing, plan, store), bool))
 
