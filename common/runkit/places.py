@@ -257,14 +257,13 @@ class _LocalStore(Store):
 
     @patient
     def listing(self) -> dict[str, Listed]:
-        found: dict[str, Listed] = {}
-        with _store_errors(self, "listed"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            with os.scandir(self.path) as entries:
-                for entry in entries:
-                    if entry.is_file():
-                        status = entry.stat()
-                        found[entry.name] = Listed(status.st_size, status.st_mtime_ns)
-        return found
+        with _store_errors(self, "listed"):
+            try:
+                entries = os.scandir(self.path)
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+            with entries:
+                return {entry.name: status for entry in entries if (status := _listed(entry))}
 
     @patient
     def delete(self) -> None:
@@ -275,6 +274,15 @@ class _LocalStore(Store):
         for folder, _, _ in os.walk(self.path, topdown=False):
             with contextlib.suppress(OSError):  # the folder is not empty
                 Path(folder).rmdir()
+
+
+def _listed(entry: os.DirEntry[str]) -> Listed | None:
+    """Return the size and time of a file; None for what is no file, or was deleted since it was listed."""
+    try:
+        status = entry.stat() if entry.is_file() else None
+    except FileNotFoundError:
+        return None
+    return Listed(status.st_size, status.st_mtime_ns) if status else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Columns of shards, decoded once into flat files that are memory-mapped.
+"""Columns of shards, decoded once into flat local files that are memory-mapped.
 
 Axes: N rows of a split.
 """
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from codeprior.config import PriorError
 from codeshards.format import ShardDataset, WriteError
+from codeshards.format.checked import cache_folder
 from codeshards.format.files import atomic_write
 from runkit.files import TEMP_MARK, temp_beside
 from runkit.progress import tqdm
@@ -36,17 +37,6 @@ _DIGEST_BYTES = 32
 """Length of the sha256 at the end of a cache file, over all bytes before it; numpy does not read beyond its data."""
 _INTACT: set[tuple[str, int, int, int]] = set()
 """Path, inode, size and time of the cache files whose sha256 this process has checked."""
-
-
-def cache_root(dataset: ShardDataset) -> Path:
-    """Return the folder of decoded columns: $IMAGEPRIORS_CACHE if set, else `.cache` inside the dataset.
-
-    A memory map requires a local file, so the columns of a dataset in an object store go to ~/.cache/imagepriors.
-    """
-    if chosen := os.environ.get("IMAGEPRIORS_CACHE"):
-        return Path(chosen)
-    folder = dataset.path.local
-    return folder / ".cache" if folder else Path.home() / ".cache" / "imagepriors"
 
 
 def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
@@ -66,7 +56,7 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
         raise PriorError(f"split {split!r} of {dataset.path} has no rows")
     content = "\n".join((str(CACHE_VERSION), dataset.fingerprint, split, column))
     address = hashlib.sha256(content.encode()).hexdigest()[:16]
-    path = cache_root(dataset) / f"{split}-{column}-{address}.npy"
+    path = cache_folder(dataset.path) / f"{split}-{column}-{address}.npy"
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,11 +50,22 @@ def test_verify_encodes_again(made, capsys, tmp_path):
 def test_verify_ends_with_the_problems_and_exit_code_2(made, capsys, tmp_path):
     assert main(["shards", "convert", str(made / "shards"), "--out", str(tmp_path / "t"), "--to", "webdataset"]) == 0
     path = tmp_path / "t/train/shard-000001.tar"
-    path.write_bytes(path.read_bytes().replace(b"codes.npy", b"codex.npy", 1))
+    intact = path.read_bytes()
+    path.write_bytes(intact.replace(b"codes.npy", b"codex.npy", 1))
     assert main(["shards", "verify", str(tmp_path / "t")]) == 2
     error = capsys.readouterr().err
     assert "has 1 problem:" in error
     assert f"{path} is missing, or its sha256" in error
+    path.write_bytes(intact)
+    assert main(["shards", "verify", str(tmp_path / "t"), "--again"]) == 0
+    assert "earlier run" not in capsys.readouterr().out
+    path.unlink()
+    assert main(["shards", "verify", str(tmp_path / "t")]) == 2
+    path.write_bytes(intact)
+    assert main(["shards", "verify", str(tmp_path / "t")]) == 0
+    assert "shards were read by an earlier run; --again reads them too" in capsys.readouterr().out
+    assert main(["shards", "verify", str(tmp_path / "t"), "--workers", "-1"]) == 2
+    assert "workers is -1" in capsys.readouterr().err
 
 
 def test_inspect_and_preview_show_the_dataset(made, capsys, tmp_path):

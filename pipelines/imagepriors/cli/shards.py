@@ -54,12 +54,21 @@ def inspect(dataset: _Dataset, *, out: Path | None = None) -> str:
 
 
 def verify(
-    folder: _Dataset, *, reencode: int = 0, dataset: str = "auto", data: Path | None = None, least: float = 0.95
+    folder: _Dataset,
+    *,
+    workers: int = 1,
+    again: bool = False,
+    reencode: int = 0,
+    dataset: str = "auto",
+    data: Path | None = None,
+    least: float = 0.95,
 ) -> str:
-    """Read every byte; with --reencode also encode samples again and compare.
+    """Read every byte; with --reencode also encode samples again and compare. An interrupted run resumes.
 
     Args:
         folder: Folder or URL of the dataset.
+        workers: Processes, on this machine or the Ray cluster RAY_ADDRESS; 0: one per core. One requires no Ray.
+        again: Also read the shards that an interrupted run, or one that found problems, has found intact.
         reencode: Samples to encode again from their pixels; requires `data`.
         dataset: Layout of the pictures from which the shards were made, as for tokenize.
         data: Folder of those pictures.
@@ -73,12 +82,14 @@ def verify(
 
     if reencode and data is None:
         raise ShardError("--reencode requires the pictures: pass the --data of tokenize")
-    found = run(folder, fingerprint_of=fingerprint)
+    found = run(folder, fingerprint_of=fingerprint, workers=workers, resume=not again)
     if found.problems:
         count = len(found.problems)
         problems = "\n".join(f"  {problem}" for problem in found.problems)
         raise ShardError(f"{folder} has {count} problem{'s' * (count > 1)}:\n{problems}")
     answer = f"{folder} is whole: {found.files:,} files, {found.rows:,} rows, every byte as it was written"
+    if found.earlier:
+        answer += f"\n{found.earlier:,} shards were read by an earlier run; --again reads them too"
     if found.uncovered:
         answer += f"\nnot covered, because no file has their hashes: {', '.join(found.uncovered)}"
     if data is None or not reencode:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from codeshards.format.card import card, is_card
+from codeshards.format.checked import CACHE_FOLDER, CHECKED_FILES
 from codeshards.format.errors import ShardError
 from codeshards.format.files import FileRecord, read_json
 from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, Sidecar, is_intact
@@ -33,7 +34,10 @@ _TOKENIZER_FILES = ("config.json", "model.safetensors")
 _SHARD = re.compile(
     rf"(?P<split>[^/]+)/shard-(?P<index>\d{{6,}})(?P<suffix>\.json|{'|'.join(map(re.escape, SUFFIXES.values()))})"
 )
-_CACHED = re.compile(r"\.cache/[a-z0-9_]+-(codes|scale|cond|label|view|key)[a-z0-9_]*-[0-9a-f]{16}\.npy")
+_CACHED = re.compile(
+    rf"{re.escape(CACHE_FOLDER)}/"
+    rf"([a-z0-9_]+-(codes|scale|cond|label|view|key)[a-z0-9_]*-[0-9a-f]{{16}}\.npy|{CHECKED_FILES})"
+)
 _MAX_LISTED = 3
 """Number of unexpected files that a message names."""
 
@@ -109,8 +113,8 @@ def delete_dataset(dataset: Where) -> None:
     store = open_store(dataset)
     if not (names := check_deletable(store)):
         return
-    names += [f".cache/{path.name}" for path in store.local.glob(".cache/*.npy")] if store.local else []
-    names = [name for name in names if not name.startswith(".cache/") or _CACHED.fullmatch(name)]
+    cached = (f"{CACHE_FOLDER}/{name}" for name in (store / CACHE_FOLDER).listing()) if store.local else ()
+    names += [name for name in cached if _CACHED.fullmatch(name)]
     for name in sorted(names, key=_deletion_rank):
         (store / name).delete()
     store.remove_empty_folders()

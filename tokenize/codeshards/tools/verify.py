@@ -5,30 +5,21 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
+from codeshards.format.checked import CACHE_FOLDER, CheckedShards
 from codeshards.format.contents import EVENTS_FILE, REPORT_FILE
 from codeshards.format.errors import ShardError
-from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, ShardEntry, Sidecar, is_intact, sidecar_path
-from codeshards.format.orders import inverse
+from codeshards.format.files import sha256_file
+from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, is_intact
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard, load_plan
-from codeshards.format.schema import ShardSpec, column_to_numpy, row_key
-from codeshards.format.shardfile import read_table
-from runkit.codes import Codes
-from runkit.places import Store, Where, open_store
+from codeshards.tools.verify_shards import Expected, ShardToCheck, check_shards
+from runkit.places import Store, Where, absolute, open_store
 
 UNCOVERED = (REPORT_FILE, EVENTS_FILE, ".gitattributes")
 """Files beside a dataset that differ between runs, or that a hub adds."""
 _PLAN_FILES = (PLAN_FILE, SAMPLES_FILE)
-_CACHE = ".cache"
-"""Folder in which loaders keep decoded columns, under names with the fingerprint of the dataset."""
-_THREADS = 4  # hashing and decoding release the GIL; each thread holds a shard in memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +34,17 @@ class Verification:
     """Number of rows whose codes were checked."""
     uncovered: tuple[str, ...] = ()
     """Existing files that no hash covers: they are about the job, not about the codes."""
+    earlier: int = 0
+    """Number of shards that an earlier call has found intact and that were not read again."""
 
 
-def verify(dataset: Where, *, fingerprint_of: Callable[[Path, str], str] | None = None) -> Verification:
+def verify(
+    dataset: Where,
+    *,
+    fingerprint_of: Callable[[Path, str], str] | None = None,
+    workers: int = 1,
+    resume: bool = False,
+) -> Verification:
     """Check every byte of a dataset.
 
     Checks for unexpected files and folders; hashes, sizes and row counts; ranges of codes and labels; keys against the
@@ -56,11 +55,19 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path, str], str] | None 
         dataset: A dataset whose job has finished.
         fingerprint_of: Function of a tokenizer's folder and the recorded fingerprint that returns the actual
             fingerprint; None skips this check.
+        workers: Processes on Ray, on this machine or the cluster RAY_ADDRESS, whose nodes must see the dataset; 0: one
+            per core, 1: this process, without Ray.
+        resume: Do not read the shards again that an interrupted call, or one that found problems elsewhere, found
+            intact, unless their files have changed since. They are recorded in the folder of cached columns until the
+            whole dataset is found intact.
 
     Raises:
-        ShardError: There is no dataset, or the object store cannot be read.
+        ShardError: There is no dataset, the object store cannot be read, or a shard's workers died repeatedly.
+        UserError: Ray cannot start, or has died.
     """
-    store = open_store(dataset)
+    if workers < 0:
+        raise ShardError(f"workers is {workers}: choose 1 or more, or 0 for one per core")
+    store = absolute(dataset) if workers != 1 else open_store(dataset)
     if not (store / MANIFEST_FILE).exists():
         Manifest.load(store)  # raises with the remedy
     try:
@@ -77,21 +84,48 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path, str], str] | None 
         problems += _tokenizer_problems(store, manifest, fingerprint_of, problems)
     plan = load_plan(store)
     problems += _plan_problems(store, manifest, plan)
-    entries = manifest.entries
-    shards = [shard for shard in plan.shards if (shard.split, shard.name) in entries]
-
-    def check(shard: PlannedShard) -> list[str]:
-        return list(_shard_problems(store, manifest, plan, shard, entries[shard.split, shard.name]))
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        problems += [problem for found in pool.map(check, shards) for problem in found]
-    data_files = sum(len(entry.files) for entry in entries.values())
+    record = CheckedShards(store, "verified", sha256_file(store / MANIFEST_FILE)) if resume else None
+    of_shards, earlier = _check_shards(store, manifest, plan, record, workers)
+    problems += of_shards
+    if record is not None and not problems:
+        record.delete()
+    entries = manifest.entries.values()
     return Verification(
         uncovered=tuple(name for name in UNCOVERED if name in found),
         problems=tuple(dict.fromkeys(problems)),
-        files=1 + len(manifest.files) + len(shards) + data_files,
-        rows=sum(entry.rows for entry in entries.values()),
+        files=1 + len(manifest.files) + sum(1 + len(entry.files) for entry in entries),
+        rows=sum(entry.rows for entry in entries),
+        earlier=earlier,
     )
+
+
+def _check_shards(
+    store: Store, manifest: Manifest, plan: Plan, record: CheckedShards | None, workers: int
+) -> tuple[list[str], int]:
+    """The problems of all shards in planned order, and the number of shards that the record knows to be intact."""
+    entries, problems = manifest.entries, dict[PlannedShard, list[str]]()
+    listings = {split: (store / split).listing() if record else {} for split in plan.splits}
+    shards = [shard for shard in plan.each_shard() if (shard.split, shard.name) in entries]
+    waiting = [shard for shard in shards if not (record and record.get(shard, listings[shard.split]))]
+
+    def task_of(shard: PlannedShard) -> ShardToCheck:
+        return ShardToCheck(shard, entries[shard.split, shard.name], plan.sample_keys(shard))
+
+    def on_done(shard: PlannedShard, found: list[str]) -> None:
+        if found:
+            problems[shard] = found
+        elif record:
+            files = (f"{shard.name}.json", *entries[shard.split, shard.name].files)
+            record.add(shard, files, listings[shard.split])
+
+    spec, classes = manifest.spec, len(manifest.class_names)
+    expected = Expected(store=store, spec=spec, plan_hash=manifest.plan_hash, views=plan.views, classes=classes)
+    try:
+        check_shards(waiting, task_of, expected, on_done, workers)
+    finally:
+        if record:
+            record.close()
+    return [problem for shard in waiting for problem in problems.get(shard, ())], len(shards) - len(waiting)
 
 
 def _file_problems(store: Store, manifest: Manifest) -> Iterator[str]:
@@ -112,13 +146,13 @@ def _file_problems(store: Store, manifest: Manifest) -> Iterator[str]:
 def _all_files(store: Store) -> list[str]:
     """All files below a dataset, including hidden ones, and empty folders, marked by a final slash."""
     if store.local is None:
-        return [name for name in store.files() if not name.startswith(f"{_CACHE}/")]
+        return [name for name in store.files() if not name.startswith(f"{CACHE_FOLDER}/")]
     found = []
     for place, folders, names in os.walk(store.local):
         within = os.path.relpath(place, store.local)
         prefix = "" if within == os.curdir else f"{within}/"
-        if not prefix and _CACHE in folders:
-            folders.remove(_CACHE)
+        if not prefix and CACHE_FOLDER in folders:
+            folders.remove(CACHE_FOLDER)
         links = [name for name in folders if Path(place, name).is_symlink()]
         found += [prefix + name for name in [*names, *links]]
         if not names and not folders:
@@ -184,64 +218,3 @@ def _plan_problems(store: Store, manifest: Manifest, plan: Plan) -> Iterator[str
     for split, found in manifest.splits.items():
         if found.rows != sum(entry.rows for entry in found.shards):
             yield f"{store / MANIFEST_FILE}: the rows of the shards of {split} do not add up to {found.rows}"
-
-
-def _shard_problems(
-    store: Store, manifest: Manifest, plan: Plan, shard: PlannedShard, entry: ShardEntry
-) -> Iterator[str]:
-    """Problems of one shard: its sidecar, the bytes of its files, and their contents."""
-    path = sidecar_path(store, shard)
-    if not path.exists():
-        yield f"{path} is missing, or no file"
-        return
-    try:
-        sidecar = Sidecar.load(path)
-    except ShardError as error:
-        yield str(error)
-        return
-    made = (sidecar.plan_hash, sidecar.split, sidecar.index, sidecar.rows, sidecar.files)
-    if made != (manifest.plan_hash, shard.split, shard.index, entry.rows, entry.files):
-        yield f"{path} and {MANIFEST_FILE} differ about this shard"
-        return
-    failed = {failure.key for failure in sidecar.failures}
-    keys = [row_key(key, v) for key in plan.sample_keys(shard) if key not in failed for v in range(plan.views)]
-    tables: dict[Store, pa.Table] = {}
-    for name, record in entry.files.items():
-        file = store / shard.split / name
-        try:
-            if not is_intact(file, record):
-                yield f"{file} is missing, or its sha256 is not the one of {MANIFEST_FILE}"
-                continue
-            tables[file] = read_table(file, manifest.spec, entry.rows)
-        except (ShardError, OSError) as error:  # a failing disk is a problem to report
-            yield f"{file}: {error}"
-            continue
-        for problem in _table_problems(tables[file], manifest, plan, keys):
-            yield f"{file}: {problem}"
-    if any(not table.equals(next(iter(tables.values()))) for table in tables.values()):
-        yield f"{' and '.join(map(str, tables))} hold different rows"
-
-
-def _table_problems(table: pa.Table, manifest: Manifest, plan: Plan, keys: list[str]) -> Iterator[str]:
-    spec = manifest.spec
-    columns = {name: column_to_numpy(table.column(name).combine_chunks()) for name in spec.column_names}
-    if columns["key"].tolist() != keys:
-        yield "keys are not those of the plan without the failures"
-    if columns["view"].tolist() != [row % plan.views for row in range(len(keys))]:
-        yield f"views are not 0 … {plan.views - 1} for each sample in turn"
-    if manifest.class_names and columns["label"].max(initial=0) >= len(manifest.class_names):
-        yield f"label {columns['label'].max()} is beyond the {len(manifest.class_names)} classes"
-    for name, grid in spec.code_grids.items():
-        if columns[name].max(initial=0) >= grid.codebook_size:
-            yield f"{name} has code {columns[name].max()}, beyond the codebook of {grid.codebook_size}"
-    rasters = {name: _raster(columns, spec, name) for name in spec.orders}
-    first = spec.orders[0]
-    for name, raster_NL in rasters.items():
-        wrong = np.flatnonzero((raster_NL != rasters[first]).any(1))
-        if len(wrong):
-            key = columns["key"][wrong[0]]
-            yield f"codes_{name} and codes_{first} show different pictures in {len(wrong)} rows, first {key!r}"
-
-
-def _raster(columns: dict[str, Any], spec: ShardSpec, name: Any) -> Codes:
-    return np.asarray(columns[f"codes_{name}"][:, inverse(name, spec.image.height, spec.image.width)])

@@ -1,0 +1,120 @@
+"""Shards that were checked before: what saves reading them again.
+
+A line of the file names a shard, the sizes and times of its files when they were checked, and what was found. It holds
+as long as the files have these sizes and times. The file is a cache: without it, everything is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from codeshards.format.errors import ShardError
+from codeshards.format.plan import PlannedShard
+from runkit.jsonfiles import parse_object
+from runkit.places import Listed, Store, absolute
+
+log = logging.getLogger(__name__)
+
+CACHE_FOLDER = ".cache"
+CHECKED_FILES = r"(finished|verified)-[0-9a-f]{16}\.jsonl"
+"""Names of these files, as a regular expression."""
+
+
+def cache_folder(dataset: Store) -> Path:
+    """Return the local folder of what is derived from a dataset: $IMAGEPRIORS_CACHE if set, else `.cache` inside it.
+
+    For a dataset in an object store it is ~/.cache/imagepriors.
+    """
+    if chosen := os.environ.get("IMAGEPRIORS_CACHE"):
+        return Path(chosen)
+    return dataset.local / CACHE_FOLDER if dataset.local else Path.home() / CACHE_FOLDER / "imagepriors"
+
+
+class CheckedShards:
+    """The shards of a dataset that were checked before, in an append-only file."""
+
+    def __init__(self, dataset: Store, kind: str, identity: str) -> None:
+        """Read the file, if there is one.
+
+        Args:
+            dataset: The dataset.
+            kind: finished or verified.
+            identity: Hash of what the shards were checked against; another one has another file.
+        """
+        address = hashlib.sha256(f"{absolute(dataset)}\n{identity}".encode()).hexdigest()[:16]
+        self._path: Path | None = cache_folder(dataset) / f"{kind}-{address}.jsonl"
+        self._file: BinaryIO | None = None
+        self._lines: dict[str, bytes] = {}
+        content = self._path.read_bytes() if self._path.is_file() else b""
+        for line in content.splitlines():
+            crc, _, rest = line.partition(b" ")
+            if crc == _crc(rest):  # else it was cut by a kill
+                name, _, value = rest.partition(b" ")
+                self._lines[name.decode()] = value
+
+    def get(self, shard: PlannedShard, listing: Mapping[str, Listed]) -> Any:
+        """Return what was found in a shard, None if it was not checked or its files have changed since.
+
+        Args:
+            shard: The shard.
+            listing: The files in the folder of its split.
+        """
+        if (line := self._lines.get(_name(shard))) is None:
+            return None
+        found = parse_object(line, self._path, ShardError)
+        unchanged = all(name in listing and [*listing[name]] == status for name, status in found["files"].items())
+        return found["value"] if unchanged else None
+
+    def add(self, shard: PlannedShard, files: Iterable[str], listing: Mapping[str, Listed], value: Any = True) -> None:
+        """Append a shard; where the file cannot be written, a warning is logged once.
+
+        Args:
+            shard: The shard.
+            files: Names of all its files.
+            listing: The files in the folder of its split before they were read; without one of its files, the shard is
+                not recorded.
+            value: What was found, in JSON.
+        """
+        found = {name: listing.get(name) for name in files}
+        if self._path is None or None in found.values():
+            return
+        line = f"{_name(shard)} {json.dumps({'files': found, 'value': value}, separators=(',', ':'))}".encode()
+        try:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("ab", buffering=0)
+                self._file.write(b"\n")  # ends a line that was cut by a kill
+            self._file.write(b"%b %b\n" % (_crc(line), line))
+        except OSError as error:
+            log.warning("%s cannot be written (%s): an interrupted run starts again", self._path, error.strerror)
+            self._path = None
+
+    def delete(self) -> None:
+        """Delete the file, and its folder if that is empty."""
+        self.close()
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+                self._path.parent.rmdir()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _name(shard: PlannedShard) -> str:
+    return f"{shard.split}/{shard.index}"
+
+
+def _crc(line: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(line)
