@@ -91,7 +91,8 @@ def test_the_reader_written_from_the_specification_reads_columns(shards, ending)
     reader = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reader)
     ours = ShardDataset.open(shards)
-    for rows, batch in zip(reader.shards(shards, "train", ending), ours.batches("train", ours.spec.column_names), strict=True):
+    batches = ours.batches("train", ours.spec.column_names)
+    for rows, batch in zip(reader.shards(shards, "train", ending), batches, strict=True):
         assert set(rows) == set(batch)
         assert all(np.array_equal(rows[name], batch[name]) for name in batch)
 
