@@ -362,8 +362,8 @@ class _ObjectStore(Store):
     def listing(self) -> dict[str, Listed]:
         with _store_errors(self, "listed"):
             infos = self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True))
-        files = [info for info in infos if info.type == fs.FileType.File]
-        return {info.base_name: Listed(int(info.size), info.mtime_ns or 0) for info in files}
+        here = [one for one in infos if one.type == fs.FileType.File and one.path == f"{self.key}/{one.base_name}"]
+        return {one.base_name: Listed(int(one.size), one.mtime_ns or 0) for one in here}
 
     @patient
     def delete(self) -> None:

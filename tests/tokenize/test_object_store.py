@@ -12,6 +12,7 @@ from codeprior.data import memory_map, sequence_from_dataset
 from codeprior.stream import StreamBatches
 from codeshards.format import ShardDataset, ShardError
 from codeshards.format.files import remove_stale_temps
+from codeshards.tools.verify import verify
 from runkit.places import open_store
 
 
@@ -52,6 +53,10 @@ def test_a_dataset_is_the_same_on_the_hub(hub: HubServer, tmp_path: Path) -> Non
     hub.put_folder("datasets/owner/name", tmp_path / "d")
     local, remote = (ShardDataset.open(place) for place in (tmp_path / "d/shards", "hf://datasets/owner/name/shards"))
     assert remote.fingerprint == local.fingerprint
+    assert {name: found.bytes for name, found in (remote.path / "train").listing().items()} == {
+        name: found.bytes for name, found in (local.path / "train").listing().items()
+    }
+    assert verify(remote.path, resume=True).problems == ()
     for here, there in zip(
         local.batches("train", SPEC.column_names), remote.batches("train", SPEC.column_names), strict=True
     ):
