@@ -17,14 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codeprior.speed import measured_flops, resolve_precision
 from codeshards.config import TokenizeConfig
-from codeshards.format import GridSpec, Manifest, Plan, ShardSpec, Sidecar, build_plan
+from codeshards.format import GridSpec, Manifest, Plan, ShardSpec, Sidecar, build_plan, open_store
 from codeshards.format.contents import EVENTS_FILE, save_dataset
 from codeshards.format.files import FileRecord
 from codeshards.format.manifest import ShardEntry, SplitEntry, sidecar_path
 from codeshards.format.plan import PlannedShard
 from codeshards.format.shardfile import write_shard
 from codeshards.job.progress import EventLog, read_events
-from codeshards.job.resume import MissingShards, close_job, open_job
+from codeshards.job.resume import Arrivals, MissingShards, close_job, open_job
 from codeshards.job.scheduler import run_shards
 from codeshards.job.tokenize import tokenize
 from priorbench import harness, loader, processes, train_prior
@@ -74,9 +74,11 @@ def plan(folder: Path, samples: int, shards: int) -> dict[str, float]:
 
     made = timed("plan_s", lambda: plan_of(samples, shards))
     missing: MissingShards = timed("open_s", lambda: open_job(made, folder))
+    arrivals = Arrivals(open_store(folder), made.hash)
     with mock.patch("os.fsync"):  # writing the shards is not measured
         for shard in missing:
-            _pretend(shard, made.hash, folder)
+            arrivals.expect(shard, _pretend(shard, made.hash, folder))
+    arrivals.close()
     if left := len(timed("resume_s", lambda: open_job(made, folder))):
         raise RuntimeError(f"{left} of {shards} made shards are to be made again")
     timed(
@@ -86,18 +88,20 @@ def plan(folder: Path, samples: int, shards: int) -> dict[str, float]:
     return {**seconds, "mib": _mib_over(before_gib)}
 
 
-def _pretend(shard: PlannedShard, plan_hash: str, folder: Path) -> None:
+def _pretend(shard: PlannedShard, plan_hash: str, folder: Path) -> Sidecar:
     """Write an empty shard and its sidecar."""
     name = f"{shard.name}.parquet"
-    Sidecar(
+    sidecar = Sidecar(
         plan_hash=plan_hash,
         split=shard.split,
         index=shard.index,
         rows=shard.samples,
         samples=shard.samples,
         files={name: FileRecord(hashlib.sha256().hexdigest(), 0)},
-    ).save(sidecar_path(folder, shard))
+    )
+    sidecar.save(sidecar_path(folder, shard))
     (folder / shard.split / name).touch()
+    return sidecar
 
 
 def hand_out(folder: Path, samples: int, shards: int) -> dict[str, float]:

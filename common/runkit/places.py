@@ -51,6 +51,11 @@ class Listed(NamedTuple):
     mtime_ns: int
     """Time of the last change, in nanoseconds since 1970; 0 where the store has none."""
 
+    @classmethod
+    def of(cls, status: os.stat_result) -> Listed:
+        """What a listing would say of a local file with this status."""
+        return cls(status.st_size, status.st_mtime_ns)
+
 
 class Store(ABC):
     """A file or folder. Create it with :func:`open_store`; it keeps nothing open and can be pickled."""
@@ -282,7 +287,7 @@ def _listed(entry: os.DirEntry[str]) -> Listed | None:
         status = entry.stat() if entry.is_file() else None
     except FileNotFoundError:
         return None
-    return Listed(status.st_size, status.st_mtime_ns) if status else None
+    return Listed.of(status) if status else None
 
 
 @dataclass(frozen=True, slots=True)

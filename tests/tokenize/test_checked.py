@@ -52,14 +52,14 @@ def write_record(folder: Path, identity: str = "plan") -> None:
 
 def test_a_shard_is_known_while_its_files_stay_the_same(tmp_path: Path) -> None:
     write_record(tmp_path)
-    record = CheckedShards(open_store(tmp_path), "finished", "plan")
+    record = CheckedShards(open_store(tmp_path), "finished", "plan").read()
     assert [record.get(shard, LISTING) for shard in SHARDS] == [{"rows": 0}, {"rows": 1}, {"rows": 2}]
     name = f"{SHARDS[1].name}.json"
     for changed in (Listed(12, LISTING[name].mtime_ns), Listed(11, LISTING[name].mtime_ns + 1), None):
         listing = {**LISTING, name: changed} if changed else {key: LISTING[key] for key in LISTING if key != name}
         assert record.get(SHARDS[1], listing) is None
     for kind, identity in (("finished", "another plan"), ("verified", "plan")):
-        assert CheckedShards(open_store(tmp_path), kind, identity).get(SHARDS[0], LISTING) is None
+        assert CheckedShards(open_store(tmp_path), kind, identity).read().get(SHARDS[0], LISTING) is None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -76,10 +76,10 @@ def test_damage_costs_only_the_damaged_lines(tmp_path: Path, data: st.DataObject
     else:
         content[at] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
-    record = CheckedShards(open_store(tmp_path), "finished", "plan")
+    record = CheckedShards(open_store(tmp_path), "finished", "plan").read()
     assert all(record.get(shard, LISTING) in (None, {"rows": shard.index}) for shard in SHARDS)
     write_record(tmp_path)  # appended
-    record = CheckedShards(open_store(tmp_path), "finished", "plan")
+    record = CheckedShards(open_store(tmp_path), "finished", "plan").read()
     assert all(record.get(shard, LISTING) == {"rows": shard.index} for shard in SHARDS)
 
 
@@ -163,6 +163,7 @@ def test_a_dataset_with_problems_keeps_the_record_of_its_intact_shards(dataset: 
 
 def test_records_are_deleted_with_the_dataset(dataset: Path) -> None:
     killed(dataset)
+    write_record(dataset)
     (dataset / ".cache/verified.jsonl").write_text("mine")
     delete_dataset(dataset)
     assert [path.name for path in dataset.rglob("*") if path.is_file()] == ["verified.jsonl"]

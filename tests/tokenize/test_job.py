@@ -16,7 +16,7 @@ import pytest
 from tiny_job import CONFIG, hashes
 
 from codeshards.config import TokenizeConfig
-from codeshards.format import GridSpec, Manifest, ShardDataset, ShardError, ShardSpec, load_plan, open_store
+from codeshards.format import GridSpec, Manifest, ShardDataset, ShardError, ShardSpec, Sidecar, load_plan, open_store
 from codeshards.format.contents import save_or_match
 from codeshards.format.files import sha256_file
 from codeshards.format.manifest import MANIFEST_FILE
@@ -212,14 +212,15 @@ def test_dataset_with_too_many_failures_is_not_finished(data, tokenizer, tmp_pat
 
 def test_shards_that_never_become_visible_end_the_job(tmp_path):
     shards = [PlannedShard(split="val", index=index, start=0, stop=1) for index in range(3)]
-    arrivals = Arrivals(open_store(tmp_path), timeout_s=0.0)
+    made = [Sidecar(plan_hash="p", split="val", index=one.index, rows=1, samples=1, files={}) for one in shards]
+    arrivals = Arrivals(open_store(tmp_path), "p", timeout_s=0.0)
     (tmp_path / "val").mkdir()
     (tmp_path / "val/shard-000000.json").write_text("{}")
-    arrivals.expect(shards[0])
+    arrivals.expect(shards[0], made[0])
     with pytest.raises(ShardError, match=r"val/shard-000001 was made .* nodes must share that folder"):
-        arrivals.expect(shards[1])
-    Arrivals(open_store(tmp_path)).expect(shards[2])  # a network file system may show it later
-    Arrivals(open_store("s3://bucket/o"), timeout_s=0.0).expect(shards[2])
+        arrivals.expect(shards[1], made[1])
+    Arrivals(open_store(tmp_path), "p").expect(shards[2], made[2])  # a network file system may show it later
+    Arrivals(open_store("s3://bucket/o"), "p", timeout_s=0.0).expect(shards[2], made[2])
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,26 @@
-"""Which shards a job finds finished, on a fast disk, a slow one and an object store."""
+"""Which shards a job finds finished: on a fast disk, on a slow one, in an object store and from the driver's cache."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_shards import make_dataset
 
-from codeshards.format import Failure, Plan, Sidecar, load_plan, open_store
+from codeshards.format import Failure, Manifest, Plan, Sidecar, load_plan, open_store
 from codeshards.format.manifest import sidecar_path
 from codeshards.job import resume
-from codeshards.job.resume import close_job, open_job
+from codeshards.job.resume import Arrivals, close_job, open_job
 from runkit.places import Store
 
 
-@pytest.fixture(params=["fast", "slow", "s3"])
+@pytest.fixture(params=["fast", "slow", "cached", "s3"])
 def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, Plan]:
     """A dataset of six shards in train and one in val; on a slow disk threads read the sidecars."""
+    monkeypatch.delenv("IMAGEPRIORS_CACHE", raising=False)
     store = open_store(tmp_path / "d")
     if request.param == "s3":
         request.getfixturevalue("s3")
@@ -26,7 +28,18 @@ def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(resume, "_PROBED", 2)
     monkeypatch.setattr(resume, "_SLOW_READ_S", 0.0 if request.param == "slow" else 60.0)
     make_dataset(store, rows=24)
+    if request.param == "cached":
+        remember(store)
     return store, load_plan(store)
+
+
+def remember(store: Store) -> None:
+    """Cache the shards as a driver does."""
+    plan = load_plan(store)
+    arrivals = Arrivals(store, plan.hash)
+    for shard in plan.shards:
+        arrivals.expect(shard, Sidecar.load(sidecar_path(store, shard)))
+    arrivals.close()
 
 
 def names(missing: Any) -> list[str]:
@@ -64,8 +77,26 @@ def test_shards_with_failures_are_made_again_on_request(made: tuple[Store, Plan]
 
 def test_a_job_closes_with_its_sidecars_in_planned_order(made: tuple[Store, Plan]) -> None:
     store, plan = made
-    found = [(sidecar.split, sidecar.index) for sidecar in close_job(plan, store, 0.0)]
-    assert found == [(shard.split, shard.index) for shard in plan.shards]
+    before = (store / "dataset.json").read_bytes()
+    found = list(close_job(plan, store, 0.0))
+    assert [(sidecar.split, sidecar.index) for sidecar in found] == [(one.split, one.index) for one in plan.shards]
+    old = Manifest.load(store)
+    manifest = Manifest.build(plan=plan, sidecars=found, spec=old.spec, class_names=old.class_names)
+    dataclasses.replace(manifest, tokenizer=old.tokenizer).save(store)
+    assert (store / "dataset.json").read_bytes() == before
+    assert not store.local or not (store.local / ".cache").exists()
+
+
+def test_a_cached_sidecar_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMAGEPRIORS_CACHE", raising=False)
+    make_dataset(tmp_path)
+    remember(open_store(tmp_path))
+    path = tmp_path / "train/shard-000000.json"
+    status = path.stat()
+    path.write_bytes(bytes(status.st_size))
+    assert names(open_job(load_plan(tmp_path), tmp_path)) == ["train/0"]
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert names(open_job(load_plan(tmp_path), tmp_path)) == []
 
 
 def test_a_folder_without_shards_misses_all(made: tuple[Store, Plan]) -> None:

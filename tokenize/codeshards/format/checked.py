@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from codeshards.format.errors import ShardError
 from codeshards.format.plan import PlannedShard
@@ -42,7 +42,7 @@ class CheckedShards:
     """The shards of a dataset that were checked before, in an append-only file."""
 
     def __init__(self, dataset: Store, kind: str, identity: str) -> None:
-        """Read the file, if there is one.
+        """Name the file.
 
         Args:
             dataset: The dataset.
@@ -50,15 +50,19 @@ class CheckedShards:
             identity: Hash of what the shards were checked against; another one has another file.
         """
         address = hashlib.sha256(f"{absolute(dataset)}\n{identity}".encode()).hexdigest()[:16]
-        self._path: Path | None = cache_folder(dataset) / f"{kind}-{address}.jsonl"
+        self._path, self._can_write = cache_folder(dataset) / f"{kind}-{address}.jsonl", True
         self._file: BinaryIO | None = None
         self._lines: dict[str, bytes] = {}
-        content = self._path.read_bytes() if self._path.is_file() else b""
-        for line in content.splitlines():
-            crc, _, rest = line.partition(b" ")
-            if crc == _crc(rest):  # else it was cut by a kill
-                name, _, value = rest.partition(b" ")
-                self._lines[name.decode()] = value
+
+    def read(self) -> Self:
+        """Read the shards that the file names, if there is a file."""
+        with contextlib.suppress(OSError), self._path.open("rb") as file:
+            for line in file:
+                crc, _, rest = line.rstrip(b"\n").partition(b" ")
+                if crc == _crc(rest):  # else it was cut by a kill
+                    name, _, value = rest.partition(b" ")
+                    self._lines[name.decode()] = value
+        return self
 
     def get(self, shard: PlannedShard, listing: Mapping[str, Listed]) -> Any:
         """Return what was found in a shard, None if it was not checked or its files have changed since.
@@ -84,7 +88,7 @@ class CheckedShards:
             value: What was found, in JSON.
         """
         found = {name: listing.get(name) for name in files}
-        if self._path is None or None in found.values():
+        if not self._can_write or None in found.values():
             return
         line = f"{_name(shard)} {json.dumps({'files': found, 'value': value}, separators=(',', ':'))}".encode()
         try:
@@ -95,15 +99,14 @@ class CheckedShards:
             self._file.write(b"%b %b\n" % (_crc(line), line))
         except OSError as error:
             log.warning("%s cannot be written (%s): an interrupted run starts again", self._path, error.strerror)
-            self._path = None
+            self._can_write = False
 
     def delete(self) -> None:
         """Delete the file, and its folder if that is empty."""
         self.close()
-        if self._path is not None:
-            with contextlib.suppress(OSError):
-                self._path.unlink(missing_ok=True)
-                self._path.parent.rmdir()
+        with contextlib.suppress(OSError):  # there are other files
+            self._path.unlink(missing_ok=True)
+            self._path.parent.rmdir()
 
     def close(self) -> None:
         """Close the file."""

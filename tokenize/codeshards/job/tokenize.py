@@ -214,10 +214,10 @@ def _make(
     out: Store,
 ) -> None:
     """Make the missing shards on Ray and leave no partial file, however the job ends."""
-    events, arrivals = EventLog(out / EVENTS_FILE), Arrivals(out)
+    events, arrivals = EventLog(out / EVENTS_FILE), Arrivals(out, plan.hash)
 
     def failures_of(shard: PlannedShard, sidecar: Sidecar) -> dict[str, int]:
-        arrivals.expect(shard)
+        arrivals.expect(shard, sidecar)
         return dict(Counter(kind_of(failure.reason) for failure in sidecar.failures))
 
     device, folders = (
@@ -253,6 +253,7 @@ def _make(
     finally:
         events.write(end)
         events.close()
+        arrivals.close()
         remove_temps(plan, out)  # also after success: workers may have died
 
 

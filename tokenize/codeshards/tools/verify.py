@@ -84,7 +84,7 @@ def verify(
         problems += _tokenizer_problems(store, manifest, fingerprint_of, problems)
     plan = load_plan(store)
     problems += _plan_problems(store, manifest, plan)
-    record = CheckedShards(store, "verified", sha256_file(store / MANIFEST_FILE)) if resume else None
+    record = CheckedShards(store, "verified", sha256_file(store / MANIFEST_FILE)).read() if resume else None
     of_shards, earlier = _check_shards(store, manifest, plan, record, workers)
     problems += of_shards
     if record is not None and not problems:
