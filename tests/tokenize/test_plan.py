@@ -3,6 +3,8 @@
 import dataclasses
 import gc
 import json
+import resource
+import signal
 import tempfile
 import time
 import tracemalloc
@@ -375,3 +377,15 @@ def test_files_of_keys_are_deleted_with_the_plan(tmp_path: Path, monkeypatch: py
     del plan
     gc.collect()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_a_full_disk_for_temporary_files_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+    try:
+        with pytest.raises(ShardError, match=r"the keys of 100 samples cannot be sorted in .*set TMPDIR"):
+            make_plan(train=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqgan.data.samples import Item
+from vqgan.errors import InputError
 
 IN_MEMORY = 1 << 17
 """Items of a list that is held in memory, about 100 MB."""
@@ -53,19 +54,34 @@ class _Blocks:
     """Blocks of items in a temporary file: of each, its keys and then the rest. It is deleted with this object."""
 
     def __init__(self, items: Iterable[Item]) -> None:
+        """Write the items.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
         self._classes: dict[type, tuple[int, tuple[str, ...]]] = {}
         self._file = tempfile.TemporaryFile(prefix="items-")  # noqa: SIM115 - open as long as this object
         self._offsets, self.count = array("q", [0]), 0
         source = iter(items)
         while block := list(islice(source, _BLOCK)):
             for part in ([item.key for item in block], [self._packed(item) for item in block]):
-                content = zlib.compress(marshal.dumps(part), 1)
-                self._file.write(content)
-                self._offsets.append(self._offsets[-1] + len(content))
+                self._write(zlib.compress(marshal.dumps(part), 1))
             self.count += len(block)
-        self._file.flush()
+        self._write(b"", flush=True)
         self.keys = functools.lru_cache(_CACHED)(lambda block: self._read(2 * block))
         self.items = functools.lru_cache(_CACHED)(self._read_items)
+
+    def _write(self, content: bytes, flush: bool = False) -> None:
+        try:
+            self._file.write(content)
+            if flush:
+                self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"the list of samples cannot be written to {tempfile.gettempdir()} ({error.strerror}): free some space "
+                "there, or set TMPDIR to another folder"
+            ) from error
+        self._offsets.append(self._offsets[-1] + len(content))
 
     def _read(self, part: int) -> Any:
         start, stop = self._offsets[part : part + 2]

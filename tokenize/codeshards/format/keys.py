@@ -145,22 +145,35 @@ def shuffled_keys(groups: Groups, order: npt.NDArray[np.integer[Any]]) -> Keys:
     Args:
         groups: The keys.
         order: Position in the result → index in the source.
+
+    Raises:
+        ShardError: The temporary files cannot be written.
     """
     if len(order) <= GROUP:
         keys = pa.concat_arrays([*groups(), pa.array([], KEY_TYPE)]).take(pa.array(order))
         return Keys(len(keys), lambda _: keys)
     folder = tempfile.TemporaryDirectory(prefix="keys-")
     path = Path(folder.name)
-    _scatter(groups, order, path)
-
-    for group in range(-(-len(order) // GROUP)):
-        scattered = _read(path / str(group))
-        keys = scattered["key"].combine_chunks().take(pa.array(np.argsort(scattered["place"].to_numpy())))
-        with _writer(path / str(group), _SORTED) as writer:
-            writer.write(pa.RecordBatch.from_arrays([keys], schema=_SORTED))
+    try:
+        _scatter(groups, order, path)
+        _sort(path, -(-len(order) // GROUP))
+    except OSError as error:
+        raise ShardError(
+            f"the keys of {len(order):,} samples cannot be sorted in {path.parent} ({error.strerror or error}): free "
+            "some space there, or set TMPDIR to another folder"
+        ) from error
     made = Keys(len(order), lambda group: _read(path / str(group))["key"].combine_chunks())
     weakref.finalize(made, folder.cleanup)
     return made
+
+
+def _sort(folder: Path, groups: int) -> None:
+    """Bring the keys of each file into the order of their places."""
+    for group in range(groups):
+        scattered = _read(folder / str(group))
+        keys = scattered["key"].combine_chunks().take(pa.array(np.argsort(scattered["place"].to_numpy())))
+        with _writer(folder / str(group), _SORTED) as writer:
+            writer.write(pa.RecordBatch.from_arrays([keys], schema=_SORTED))
 
 
 _SCATTERED = pa.schema([("place", pa.int32()), ("key", KEY_TYPE)])
