@@ -216,7 +216,8 @@ class Manifest:
     @property
     def formats(self) -> tuple[ShardFormat, ...]:
         """The file formats of every shard."""
-        found = [{format_of(name) for name in shard.files} for shard in self.entries.values()]
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        found = {frozenset(map(format_of, shard.files)) for shard in shards}
         return tuple(name for name in SHARD_FORMATS if found and all(name in formats for formats in found))
 
     @property
