@@ -102,11 +102,12 @@ class CheckedShards:
             self._can_write = False
 
     def delete(self) -> None:
-        """Delete the file, and its folder if that is empty."""
+        """Delete the file, and the cache folder of the dataset if it is empty."""
         self.close()
         with contextlib.suppress(OSError):  # there are other files
             self._path.unlink(missing_ok=True)
-            self._path.parent.rmdir()
+            if self._path.parent.name == CACHE_FOLDER:
+                self._path.parent.rmdir()
 
     def close(self) -> None:
         """Close the file."""
