@@ -76,20 +76,20 @@ def evaluate(
 class Run(TrainingLoop):
     """The loop of one prior's run."""
 
-    def __init__(self, trainer: Trainer, dataset: ShardDataset) -> None:
-        self.trainer, self.dataset, self.config = trainer, dataset, trainer.config
+    def __init__(self, trainer: Trainer, blend: Blend) -> None:
+        self.trainer, self.blend, self.config = trainer, blend, trainer.config
         config, sequence = trainer.config, trainer.run.sequence
         super().__init__(
             trainer.folder, steps=config.steps, log_every=config.log_every, eval_every=config.eval_every,
             checkpoint_every=config.checkpoint_every, keep=config.keep_checkpoints, tracker=config.tracker,
         )  # fmt: skip
-        self.val_data = CodeData.open(dataset, "val", sequence) if "val" in dataset.splits else None
+        self.validation = Validation(blend, sequence)
         self.recent: list[tuple[Tensor, Tensor]] = []
         """Loss and gradient norm of the steps since the last line of metrics, on the device."""
         self.train_seconds = 0.0
         self.best_nats = math.inf
-        self.val_nll_T: NDArray[np.float64] | None = None
-        """Validation loss at each position, if it was measured at this step."""
+        self.val_nll_ST: NDArray[np.float64] | None = None
+        """Validation loss of each dataset at each position, if it was measured at this step."""
         self._timed_steps, self._interval_s, self._mark_s = 0, 0.0, 0.0
         self._flops_per_step = config.batch_size * step_flops_per_sequence(trainer.prior)
 
@@ -124,7 +124,7 @@ class Run(TrainingLoop):
         """Do one step."""
         self.recent.append(self.trainer.advance())
         self._timed_steps += 1
-        self.val_nll_T = None
+        self.val_nll_ST = None
 
     def _synchronize(self) -> tuple[list[float], list[float]]:
         """Wait for the device, stop the clock, refuse losses that are not finite; return losses and gradient norms."""
@@ -185,23 +185,24 @@ class Run(TrainingLoop):
 
     def evaluate(self, check_stop: Callable[[], None]) -> None:
         """Evaluate on the validation split, and keep the weights if they are the best."""
-        if self.val_data is None:
+        if not self.validation.data:
             return
         self._synchronize()
         trainer = self.trainer
         # As many rows per batch as a step reads, so that a run that trains within the memory also evaluates within it.
         rows = self.config.batch_size // self.config.accumulate
-        self.val_nll_T = evaluate(
-            trainer.shipped, self.val_data, batch_size=rows, autocast=trainer.autocast, before_batch=check_stop
-        )
-        figures = self._val_figures(float(self.val_nll_T.mean()))
+        self.val_nll_ST = np.stack([
+            evaluate(trainer.shipped, data, batch_size=rows, autocast=trainer.autocast, before_batch=check_stop)
+            for data in self.validation.data.values()
+        ])  # fmt: skip
+        figures, val_nll_T = self._val_figures(self.val_nll_ST)
         if self.log is not None:
             self.log.write(trainer.step, figures)
         if figures["val_nll_nats"] < self.best_nats:
             self.best_nats = figures["val_nll_nats"]
             weights = trainer.weights()
             if self.first:
-                by_position = {"val_nll_nats_by_position": self.val_nll_T.tolist()}
+                by_position = {"val_nll_nats_by_position": val_nll_T.tolist()}
                 summary = {"step": trainer.step, **figures, **by_position}
                 ckpt.save_best(self.folder.path, trainer.run, weights, summary)
         barrier()
