@@ -22,8 +22,8 @@ from codeprior.stream import StreamBatches
 from codeshards.format import ShardDataset, Where, absolute
 from runkit.codes import Codes
 
-Shards: TypeAlias = "Where | Mapping[Where, float]"
-"""A dataset of shards, or several with their weights."""
+Shards: TypeAlias = "Where | Mapping[Any, float]"
+"""A folder or URL of a dataset of shards, or a mapping from several to their weights."""
 
 _MOST_CYCLE = 100_000  # rows after which a schedule repeats itself, at most: a limit of its table
 _SOURCE = 31  # separates the seeds of the datasets from the permutations of epochs

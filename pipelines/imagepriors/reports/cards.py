@@ -56,6 +56,11 @@ def model_card(
     return sealed("\n\n".join([*parts, f"## Use\n\n{use}"])).encode()
 
 
+def blend_text(summary: Mapping[str, Any]) -> str:
+    """The datasets that a prior was trained on with their proportions; "" for a single one."""
+    return ", ".join(f"{part['proportion']:.2%} {part['shards']}" for part in summary.get("blend", ()))
+
+
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: value for name, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)
