@@ -174,14 +174,14 @@ class BlendBatches(Batches):
     def take(self, epoch: int, first: int, end: int) -> Batch:
         """Return rows first … end - 1 of an epoch."""
         start = epoch * self.batches_per_epoch * self.batch_size
-        cycles, places = np.divmod(np.arange(start + first, start + end), len(self._schedule))
-        numbers = self._schedule[places]
+        cycles, slots = np.divmod(np.arange(start + first, start + end), len(self._schedule))
+        numbers = self._schedule[slots]
         order = np.argsort(numbers, kind="stable")
         found: list[Batch] = []
         for number, source in enumerate(self._sources):
             mine = np.flatnonzero(numbers == number)
             if len(mine):
-                begin = int(cycles[mine[0]]) * self._parts[number] + int(self._before[places[mine[0]]])
+                begin = int(cycles[mine[0]]) * self._parts[number] + int(self._before[slots[mine[0]]])
                 found.extend(_consecutive(source, begin, begin + len(mine)))
         return Batch.join(found).pick(np.argsort(order))
 
