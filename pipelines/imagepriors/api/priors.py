@@ -376,7 +376,7 @@ def prior_training(
     fields: Mapping[str, Any],
 ) -> tuple[PriorConfig, Path | dict[Path, float], Path]:
     """The settings, the shards with their weights if they are several, and the run folder of a training."""
-    given = _located(shards) if isinstance(shards, Mapping) else location(shards)
+    given = _located(shards)
     first = _first(given)
     base = {} if config else stage_2_table(str(preset), "prior", first)
     settings = build_config(PriorConfig, fields, config=config, base=base, function=train_prior)
@@ -385,7 +385,10 @@ def prior_training(
     return settings, given, as_path(out) if out else beside(first) / name
 
 
-def _located(shards: Mapping[Any, float]) -> dict[Path, float]:
+def _located(shards: AnyShards) -> Path | dict[Path, float]:
+    """The folder or URL of token shards, or those of several with their weights."""
+    if not isinstance(shards, Mapping) or isinstance(shards, ImageDataset):  # pictures are a mapping of splits
+        return location(shards)
     found: dict[Path, float] = {}
     for one, weight in shards.items():
         if (place := location(one)) in found:
