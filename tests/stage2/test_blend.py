@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tiny_shards import SPEC
 from tiny_shards import make_dataset as make_tiny
 
-from codeprior.blend import Blend, rows_per_cycle, schedule
+from codeprior.blend import Blend, absolute_shards, rows_per_cycle, schedule
 from codeprior.checkpoint import checkpoints, load_prior
 from codeprior.config import ModelConfig, PriorError, TrainConfig
 from codeprior.data import Batch, Batches, CodeBatches, CodeData
@@ -217,6 +217,21 @@ def test_a_dataset_without_a_val_split_is_not_in_the_loss(pair: dict[Path, float
     summary = train_prior(CONFIG, {first: 1, other.path: 3}, tmp_path / "run")
     assert summary["val_nll_nats"] == summary["val_nll_nats_1"]
     assert "val_nll_nats_2" not in summary
+
+
+@LOADERS
+def test_datasets_in_an_object_store_blend_with_local_ones(
+    s3: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    monkeypatch.setenv("IMAGEPRIORS_CACHE", str(tmp_path / "cache"))
+    for place, seed in ((tmp_path / "a", 1), (tmp_path / "b", 5), ("s3://bucket/b", 5)):
+        make_tiny(place, rows=20, seed=seed)
+    options = {"condition": "none", "cond_dropout": 0.0, "loader": loader}
+    remote, local = (
+        batches_of(absolute_shards({tmp_path / "a": 3, second: 1}), **options)
+        for second in ("s3://bucket/b", tmp_path / "b")
+    )
+    assert all(torch.equal(next(remote).codes_BT, next(local).codes_BT) for _ in range(6))
 
 
 def test_another_blend_does_not_resume(pair: dict[Path, float], make_dataset, tmp_path: Path) -> None:
