@@ -72,6 +72,8 @@ class ReadOptions(TypedDict, total=False):
     draft: bool
     """Let the JPEG decoder shrink the image by 2, 4 or 8 where it stays larger than required. It is faster on large
     photos, and gives slightly different pixels. Default: False."""
+    maps_only: bool
+    """Leave the image empty, [0, 0, 3], and read of its file the size alone. Default: False."""
 
 
 def decode(
@@ -83,6 +85,7 @@ def decode(
     conditions: Sequence[str] = (),
     geometry: Geometry = "crop",
     draft: bool = False,
+    maps_only: bool = False,
 ) -> list[Sample]:
     """Decode an item once and cut its views; see `Split.read_views`."""
     with open_image(item) as opened:
@@ -92,7 +95,7 @@ def decode(
             whole, least = CENTRE.window(*full_size, geometry), -(-size // min(view.scale for view in views))
             shrink = max(1, int(min(whole.width, whole.height) // least))
             opened.draft("RGB", (opened.width // shrink, opened.height // shrink))
-        image = to_rgb(opened)
+        image = None if maps_only else to_rgb(opened)
     if any(view.mirror for view in views):
         check_mirror(item, conditions)
     maps = {condition: _read_condition(item, condition, full_size, n_labels) for condition in conditions}
@@ -104,7 +107,7 @@ def decode(
             unit_depth, depth_map = found.get("depth"), maps.get("depth")
             if isinstance(depth_map, DepthMap):
                 found["depth"] = depth_map.values(found["depth"])
-            image_HWC = make("image", image)
+            image_HWC = np.empty((0, 0, 3), np.uint8) if image is None else make("image", image)
             samples.append(
                 Sample(key=item.key, image=image_HWC, label=item.label, conditions=found, unit_depth=unit_depth)
             )

@@ -91,7 +91,7 @@ def save_dataset(manifest: Manifest, dataset: Where) -> None:
     """
     path = open_store(dataset) / CARD_FILE
     if not path.exists() or is_card(path.read_bytes()):
-        path.write_bytes(card(manifest).encode())
+        path.write_bytes(card(manifest.whole).encode())
     else:
         log.warning("%s is not the card that was made for this dataset, and is kept", path)
     manifest.save(dataset)

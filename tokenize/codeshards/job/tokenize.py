@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from codeshards.config import TokenizeConfig
+from codeshards.format.column import ColumnSpec
 from codeshards.format.contents import EVENTS_FILE, delete_dataset, save_dataset
 from codeshards.format.errors import ShardError
 from codeshards.format.files import atomic_write
@@ -113,7 +114,7 @@ def make_plan(
     if config.compile and "RAY_ADDRESS" not in os.environ:  # the nodes of a cluster check for themselves
         check_compiler(device_of(config), ShardError)
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
-    _check_fit(models, splits)
+    check_fit(models, splits)
     if config.views > 1:
         for samples in splits.values():
             samples.check_mirror([name for name in models if name != IMAGE], "set views = 1")
@@ -200,7 +201,7 @@ def _make(
         run_shards(
             missing,
             task_maker(plan, splits),
-            _Worker,
+            EncodeWorker,
             (config, spec, folders, out, device),
             name="tokenize",
             device=device,
@@ -231,7 +232,7 @@ def _finish(
     """Check that all shards are made and few samples failed, and write the manifest."""
     about = {
         name: {
-            "folder": _folder_name(name),
+            "folder": folder_name(name),
             "fingerprint": grid.fingerprint,
             **({"source": source} if (source := source_of(tokenizers[name].resolve())) else {}),
         }
@@ -250,7 +251,7 @@ def _finish(
     return manifest
 
 
-def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:
+def check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:
     """Refuse tokenizers of a wrong modality, resolution or geometry, and conditions that are missing in a split."""
     if IMAGE not in models:
         raise ShardError(f"tokenizers has no {IMAGE!r} (found {', '.join(models) or 'none'}): name the image tokenizer")
@@ -310,7 +311,8 @@ def device_of(config: TokenizeConfig) -> Literal["cpu", "cuda"]:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _folder_name(name: str) -> str:
+def folder_name(name: str) -> str:
+    """Folder of a tokenizer in a dataset."""
     return "tokenizer" if name == IMAGE else f"tokenizer-{name}"
 
 
@@ -318,7 +320,7 @@ def _folder_name(name: str) -> str:
 def copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
     """Copy config and weights beside the shards, so that the codes can be decoded without other files."""
     for name, source in tokenizers.items():
-        target = out / _folder_name(name)
+        target = out / folder_name(name)
         for file, content in describe_plugin(source).items():
             (target / file).write_bytes(content)
         for file in () if plugin_name(source) else ("config.json", "model.safetensors"):
@@ -326,7 +328,7 @@ def copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
                 shutil.copyfileobj(original, copy)
 
 
-class _Worker:
+class EncodeWorker:
     """The worker of an actor: loads the tokenizers once, then encodes shards, reading one while it encodes another."""
 
     def __init__(
@@ -336,11 +338,12 @@ class _Worker:
         folders: Mapping[str, Path],
         out: Store,
         device: Literal["cpu", "cuda"],
+        column: ColumnSpec | None = None,
     ) -> None:
         from vqgan.tokenizer import Tokenizer
 
         fix_arithmetic(config.threads)
-        self._config, self._spec, self._out = config, spec, out
+        self._config, self._spec, self._out, self._column = config, spec, out, column
         self._resources = WorkerResources(config.decode_threads or max(2, assigned_cores()))
         self._tokenizers = {
             name: Tokenizer.load(folder, device=device, precision=config.precision, compiled=config.compile)
@@ -361,4 +364,5 @@ class _Worker:
             config=self._config,
             out=self._out,
             resources=self._resources,
+            column=self._column,
         )

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from codeshards.format.contents import save_dataset, save_or_match
 from codeshards.format.dataset import ShardDataset
+from codeshards.format.entries import ShardEntry
 from codeshards.format.errors import ShardError
-from codeshards.format.manifest import Manifest, ShardEntry, Sidecar, is_intact, shard_is_done, sidecar_path
+from codeshards.format.manifest import Manifest, Sidecar, is_intact, shard_is_done, sidecar_path
 from codeshards.format.plan import Plan, PlannedShard, load_plan
 from codeshards.format.shardfile import ShardFormat, check_formats, read_table, write_shard
 from codeshards.job.resume import locked_store, remove_temps

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from codeshards.format.contents import EVENTS_FILE, REPORT_FILE
+from codeshards.format.entries import ShardEntry
 from codeshards.format.errors import ShardError
-from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, ShardEntry, Sidecar, is_intact, sidecar_path
+from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, Sidecar, is_intact, sidecar_path
 from codeshards.format.orders import inverse
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard, load_plan
 from codeshards.format.schema import ShardSpec, column_to_numpy, row_key
