@@ -32,6 +32,16 @@ def open_finished(store: Store) -> tuple[Manifest, Plan]:
     return manifest, plan
 
 
+def whole_plan(plan: Plan, manifest: Manifest) -> Plan:
+    """The plan of one job for all columns: that of a dataset with the added columns in its shards."""
+    if not manifest.added:
+        return plan
+    settings = {**plan.settings, "spec": manifest.whole.spec.to_json()}
+    for column in manifest.added:
+        settings |= {name: value for name, value in column.settings.items() if name != "device"}
+    return replace(plan, settings=settings)
+
+
 def failures_of(store: Store, manifest: Manifest, plan: Plan, shard: PlannedShard, rows: int) -> list[Failure]:
     """The samples of a shard that have no row, in planned order, from the sidecars of the shard and of added columns.
 

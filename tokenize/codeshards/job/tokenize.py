@@ -6,18 +6,20 @@ alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
 from codeshards.config import TokenizeConfig
 from codeshards.format.column import ColumnSpec
 from codeshards.format.contents import EVENTS_FILE, delete_dataset, save_dataset
+from codeshards.format.entries import AddedColumn
 from codeshards.format.errors import ShardError
 from codeshards.format.files import atomic_write
 from codeshards.format.manifest import MANIFEST_FILE, UNKNOWN_LICENSE, Manifest, Sidecar, is_intact
@@ -29,7 +31,6 @@ from codeshards.job.encode import IMAGE, ShardTask, WorkerResources, encode_shar
 from codeshards.job.progress import EventLog, kind_of
 from codeshards.job.resume import (
     Arrivals,
-    MissingShards,
     close_job,
     locked_store,
     open_job,
@@ -49,6 +50,8 @@ from vqgan.data import Split, open_splits, resolve, sources_of
 from vqgan.plugin_tokenizer import plugin_name
 
 log = logging.getLogger(__name__)
+DEPTH_RANGE = "stretched over the whole map"
+"""How depth is scaled, for the plan."""
 
 
 @exit_on_sigterm()
@@ -153,6 +156,7 @@ def _tokenize(
     if overwrite:
         delete_dataset(store)
     missing = open_job(plan, store, retry_failed=retry_failed)
+    added: tuple[AddedColumn, ...] = ()
     if not missing and (store / MANIFEST_FILE).exists():
         made = Manifest.load(store)
         failed = sum(split.failures for split in made.splits.values())
@@ -161,25 +165,50 @@ def _tokenize(
         complete = all(is_intact(store / name, record, check_hash=False) for name, record in made.files.items())
         if config.license in (UNKNOWN_LICENSE, made.license) and failed <= allowed and complete:
             return made
+        added = made.added
     copy_tokenizers(tokenizers, store)
     if missing:
-        (store / MANIFEST_FILE).delete()  # it may be wrong while shards are made again
-        _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=store)
-    return _finish(plan, spec, config, splits, tokenizers, store)
+        _delete_manifest(store)
+        events = EventLog(store / EVENTS_FILE)
+        task_of = task_maker(plan, splits)
+        make_shards(missing, config, plan, spec, tokenizers, store, task_of=task_of, events=events)
+    return _finish(plan, spec, config, splits, tokenizers, store, added)
 
 
-def _make(
-    missing: MissingShards,
+def _delete_manifest(store: Store) -> None:
+    """Delete the manifest, which may be wrong while shards are made again."""
+    with contextlib.suppress(ShardError):  # there is none, or it is damaged
+        if names := ", ".join(column.spec.name for column in Manifest.load(store).added):
+            log.warning("add %s again afterwards: shards are made, and only those of other rows are encoded", names)
+    (store / MANIFEST_FILE).delete()
+
+
+def make_shards(
+    missing: Collection[PlannedShard],
     config: TokenizeConfig,
-    *,
-    splits: Mapping[str, Split],
     plan: Plan,
     spec: ShardSpec,
     tokenizers: Mapping[str, Path],
     out: Store,
+    *,
+    task_of: Callable[[PlannedShard], ShardTask],
+    events: EventLog,
+    column: ColumnSpec | None = None,
 ) -> None:
-    """Make the missing shards on Ray and leave no partial file, however the job ends."""
-    events, arrivals = EventLog(out / EVENTS_FILE), Arrivals(out)
+    """Make the missing shards on Ray and leave no partial file, however the job ends.
+
+    Args:
+        missing: The shards.
+        config: Settings of the job.
+        plan: Their plan.
+        spec: Columns of the shards.
+        tokenizers: Name → folder of the tokenizer.
+        out: Folder of the dataset, or of the column.
+        task_of: Makes the task of a shard.
+        events: Where to log events.
+        column: Make side-car shards of this condition.
+    """
+    arrivals = Arrivals(out)
 
     def failures_of(shard: PlannedShard, sidecar: Sidecar) -> dict[str, int]:
         arrivals.expect(shard)
@@ -200,9 +229,9 @@ def _make(
     try:
         run_shards(
             missing,
-            task_maker(plan, splits),
+            task_of,
             EncodeWorker,
-            (config, spec, folders, out, device),
+            (config, spec, folders, out, device, column),
             name="tokenize",
             device=device,
             settings=config,
@@ -228,16 +257,10 @@ def _finish(
     splits: Mapping[str, Split],
     tokenizers: Mapping[str, Path],
     out: Store,
+    added: tuple[AddedColumn, ...],
 ) -> Manifest:
     """Check that all shards are made and few samples failed, and write the manifest."""
-    about = {
-        name: {
-            "folder": folder_name(name),
-            "fingerprint": grid.fingerprint,
-            **({"source": source} if (source := source_of(tokenizers[name].resolve())) else {}),
-        }
-        for name, grid in _grids(spec).items()
-    }
+    about = {name: about_tokenizer(name, grid, tokenizers[name]) for name, grid in _grids(spec).items()}
     manifest = Manifest.build(
         plan=plan,
         sidecars=close_job(plan, out, config.max_failure_rate),
@@ -247,8 +270,15 @@ def _finish(
         conditions=about,
         license=config.license,
     )
+    manifest = dataclasses.replace(manifest, added=added)
     save_dataset(manifest, out)
     return manifest
+
+
+def about_tokenizer(name: str, grid: GridSpec, folder: Path) -> dict[str, str]:
+    """What the manifest says about the tokenizer of the image or a condition."""
+    source = source_of(folder.resolve())
+    return {"folder": folder_name(name), "fingerprint": grid.fingerprint, **({"source": source} if source else {})}
 
 
 def check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:
@@ -280,21 +310,22 @@ def _preprocessing(models: Mapping[str, ModelConfig]) -> dict[str, str]:
     if models[IMAGE].geometry != "crop":
         found["geometry"] = models[IMAGE].geometry
     if "depth" in models:
-        found["depth"] = "stretched over the whole map"
+        found["depth"] = DEPTH_RANGE
     return found
 
 
 def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprints: Mapping[str, str]) -> ShardSpec:
-    grids = {
-        name: GridSpec(
-            height=model.grid[0], width=model.grid[1], codebook_size=model.codebook_size, fingerprint=fingerprints[name]
-        )
-        for name, model in models.items()
-    }
+    grids = {name: grid_of(model, fingerprints[name]) for name, model in models.items()}
     image = grids.pop(IMAGE)
     # All orders mean all that are defined on the grid; one that is asked for by name must be.
     orders = defined_orders(image.height, image.width) if config.orders == ORDER_NAMES else config.orders
     return ShardSpec(image=image, orders=orders, scales=config.scales, conditions=grids)
+
+
+def grid_of(model: ModelConfig, mark: str) -> GridSpec:
+    """The grid of a tokenizer with this fingerprint."""
+    height, width = model.grid
+    return GridSpec(height=height, width=width, codebook_size=model.codebook_size, fingerprint=mark)
 
 
 def _grids(spec: ShardSpec) -> dict[str, GridSpec]:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from codeshards.format.added import failures_of, whole_plan
 from codeshards.format.contents import save_dataset, save_or_match
 from codeshards.format.dataset import ShardDataset
 from codeshards.format.entries import ShardEntry
 from codeshards.format.errors import ShardError
-from codeshards.format.manifest import Manifest, Sidecar, is_intact, shard_is_done, sidecar_path
+from codeshards.format.manifest import Manifest, Sidecar, shard_is_done, sidecar_path
 from codeshards.format.plan import Plan, PlannedShard, load_plan
-from codeshards.format.shardfile import ShardFormat, check_formats, read_table, write_shard
+from codeshards.format.shardfile import ShardFormat, check_formats, write_shard
 from codeshards.job.resume import locked_store, remove_temps
 from runkit.folders import check_apart
 from runkit.places import Store, Where, open_store
@@ -22,7 +23,7 @@ from runkit.places import Store, Where, open_store
 def convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manifest:
     """Write a dataset again with its shards in other formats; converting back gives the same bytes.
 
-    Rows, plan (except its formats), failures and tokenizers stay the same. An interrupted conversion resumes.
+    Columns that were added later are written into the shards, as by one job for all columns. Rows, plan (except its formats), failures and tokenizers stay the same. An interrupted conversion resumes.
 
     Args:
         source: A finished dataset.
@@ -41,16 +42,23 @@ def convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manife
 
 def _convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manifest:
     dataset, old = ShardDataset.open(source), load_plan(source)
-    plan = dataclasses.replace(old, settings={**old.settings, "formats": list(check_formats(formats))})
+    settings = whole_plan(old, dataset.manifest).settings
+    plan = dataclasses.replace(old, settings={**settings, "formats": list(check_formats(formats))})
     start_copy(plan, dataset.manifest, open_store(source), open_store(out))
     plan_hash, sidecars = plan.hash, list[Sidecar]()
     for shard, entry in planned_entries(old, dataset.manifest):
         target = sidecar_path(out, shard)
         if not shard_is_done(out, plan_hash, shard):
             table = read_intact_table(dataset, shard.split, entry)
-            sidecar = Sidecar.load(sidecar_path(source, shard))
-            files = write_shard(out, shard, table, formats)
-            dataclasses.replace(sidecar, plan_hash=plan_hash, files=files).save(target)
+            failures = failures_of(dataset.path, dataset.manifest, old, shard, entry.rows)
+            dataclasses.replace(
+                Sidecar.load(sidecar_path(source, shard)),
+                plan_hash=plan_hash,
+                rows=entry.rows,
+                samples=shard.samples - len(failures),
+                failures=tuple(failures),
+                files=write_shard(out, shard, table, formats),
+            ).save(target)
         sidecars.append(Sidecar.load(target))
     return finish_copy(plan, sidecars, dataset.manifest, out)
 
@@ -94,7 +102,4 @@ def read_intact_table(dataset: ShardDataset, split: str, entry: ShardEntry) -> p
     Raises:
         ShardError: It has another: a flipped bit would get a valid hash in the new dataset.
     """
-    file = dataset.file_of(split, entry)
-    if not is_intact(file, entry.files[file.name]):
-        raise ShardError(f"{file} is not the file that {dataset.path} lists: verify the dataset")
-    return read_table(file, dataset.spec, entry.rows)
+    return dataset.table(split, entry)

@@ -21,6 +21,7 @@ from codeshards.format.orders import inverse
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard, load_plan
 from codeshards.format.schema import ShardSpec, column_to_numpy, row_key
 from codeshards.format.shardfile import read_table
+from codeshards.tools.verify_added import added_problems
 from runkit.codes import Codes
 from runkit.places import Store, Where, open_store
 
@@ -82,11 +83,12 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path, str], str] | None 
     shards = [shard for shard in plan.shards if (shard.split, shard.name) in entries]
 
     def check(shard: PlannedShard) -> list[str]:
-        return list(_shard_problems(store, manifest, plan, shard, entries[shard.split, shard.name]))
+        problems = list(_shard_problems(store, manifest, plan, shard, entries[shard.split, shard.name]))
+        return problems or list(added_problems(store, manifest, plan, shard))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         problems += [problem for found in pool.map(check, shards) for problem in found]
-    data_files = sum(len(entry.files) for entry in entries.values())
+    data_files = sum(len(entry.files) for entry in entries.values()) + 2 * len(manifest.added) * len(shards)
     return Verification(
         uncovered=tuple(name for name in UNCOVERED if name in found),
         problems=tuple(dict.fromkeys(problems)),
@@ -130,9 +132,13 @@ def _all_files(store: Store) -> list[str]:
 def _stray_problems(store: Store, manifest: Manifest, found: list[str]) -> Iterator[str]:
     """Unexpected files: those who read a folder by a pattern would read them too."""
     known = {MANIFEST_FILE, CARD_FILE, PLAN_FILE, SAMPLES_FILE, *manifest.files, *UNCOVERED}
-    for split, entries in manifest.splits.items():
-        known |= {f"{split}/{name}" for entry in entries.shards for name in (*entry.files, f"{entry.name}.json")}
+    columns = {"": manifest.splits, **{f"{column.spec.name}/": column.splits for column in manifest.added}}
+    for prefix, splits in columns.items():
+        for split, entries in splits.items():
+            names = [name for entry in entries.shards for name in (*entry.files, f"{entry.name}.json")]
+            known |= {f"{prefix}{split}/{name}" for name in names}
     own_folders = {*manifest.splits, *(folder.partition("/")[0] for folder in manifest.tokenizer_folders)}
+    own_folders |= {prefix.rstrip("/") for prefix in columns if prefix}
     strays = Counter[str]()
     for name in found:
         top, slash, _ = name.partition("/")
@@ -153,8 +159,9 @@ def _tokenizer_problems(
     store: Store, manifest: Manifest, fingerprint_of: Callable[[Path, str], str], problems: list[str]
 ) -> Iterator[str]:
     """Tokenizers with another fingerprint, among those whose files have no problems."""
-    grids = {"image": manifest.spec.image, **manifest.spec.conditions}
-    for name, about in {"image": manifest.tokenizer, **manifest.conditions}.items():
+    whole = manifest.whole
+    grids = {"image": whole.spec.image, **whole.spec.conditions}
+    for name, about in {"image": whole.tokenizer, **whole.conditions}.items():
         if "folder" not in about:
             continue
         place = store / about["folder"]
