@@ -133,7 +133,7 @@ class Tokenizer:
         for start in range(0, len(codes_NHW), _DECODED):
             codes = torch.from_numpy(codes_NHW[start : start + _DECODED].astype(np.int64)).to(self._device)
             with self._autocast():
-                pooled = pooled_codes(codes, self._model.quantize, side)  # type: ignore[arg-type]
+                pooled = pooled_codes(codes, self._model.quantize, side)
             found.append(pooled.cpu().numpy().astype(found[0].dtype))
         return np.concatenate(found)
 

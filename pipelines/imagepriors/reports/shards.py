@@ -31,7 +31,7 @@ Rates = dict[str, tuple[list[float], list[float]]]
 def summarize(where: Where) -> str:
     """Describe rows, failures, size and speed of a finished dataset in a few lines."""
     out = open_store(where)
-    facts = _facts(Manifest.load(out), read_events(out / EVENTS_FILE))
+    facts = _facts(Manifest.load(out).whole, read_events(out / EVENTS_FILE))
     return "\n".join(f"  {name:16} {value}" for name, value in facts)
 
 

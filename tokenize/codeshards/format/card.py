@@ -24,7 +24,7 @@ def card(manifest: Manifest) -> str:
         f"{image.codebook_size:,} entries: {image.height}×{image.width} = {image.length} codes a picture. "
         "Made by the tokenize job of `imagepriors`; `dataset.json` is the exact account, with every file's sha256.",
         _splits(manifest),
-        "## Columns\n\n" + _columns(spec),
+        "## Columns\n\n" + _columns(spec) + _added(manifest),
         _making(manifest),
         "## Reading\n\n`PATH` is the folder of this file. `imagepriors` reads `hf://datasets/OWNER/NAME` as well.\n\n"
         + "\n\n".join(_reading(manifest)),
@@ -98,6 +98,21 @@ def _columns(spec: ShardSpec) -> str:
             f"| `{name}` | {what}: {grid.length} codes ({grid.height}×{grid.width}) below {grid.codebook_size:,} |"
         )
     return "\n".join(lines)
+
+
+def _added(manifest: Manifest) -> str:
+    """Where the columns are that were added later."""
+    if not (names := [column.spec.name for column in manifest.added]):
+        return ""
+    split, name = next(iter(manifest.splits), "train"), names[0]
+    files = [f"'PATH/{folder}{split}/*.parquet'" for folder in ("", f"{name}/")]
+    listed = ", ".join(f"`{name}/`" for name in names)
+    return (
+        f"\n\nColumns in folders of their own, joined by `key`: {listed}. A row belongs to the dataset if the last of "
+        "them has it."
+        f'\n\n```python\nimport duckdb\n\nduckdb.sql("select key, {name} from {files[0]} join {files[1]} using (key)")\n```'
+        * ("parquet" in manifest.formats)
+    )
 
 
 def _making(manifest: Manifest) -> str:

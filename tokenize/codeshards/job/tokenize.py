@@ -230,7 +230,7 @@ def make_shards(
         run_shards(
             missing,
             task_of,
-            EncodeWorker,
+            _Worker,
             (config, spec, folders, out, device, column),
             name="tokenize",
             device=device,
@@ -359,7 +359,7 @@ def copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
                 shutil.copyfileobj(original, copy)
 
 
-class EncodeWorker:
+class _Worker:
     """The worker of an actor: loads the tokenizers once, then encodes shards, reading one while it encodes another."""
 
     def __init__(

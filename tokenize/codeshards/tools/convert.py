@@ -23,7 +23,8 @@ from runkit.places import Store, Where, open_store
 def convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manifest:
     """Write a dataset again with its shards in other formats; converting back gives the same bytes.
 
-    Columns that were added later are written into the shards, as by one job for all columns. Rows, plan (except its formats), failures and tokenizers stay the same. An interrupted conversion resumes.
+    Columns that were added later are written into the shards, as by one job for all columns. Rows, plan (except its
+    formats), failures and tokenizers stay the same. An interrupted conversion resumes.
 
     Args:
         source: A finished dataset.

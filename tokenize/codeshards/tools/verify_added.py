@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from codeshards.format.added import SideCar, SideCars
+from codeshards.format.added import SideCars
 from codeshards.format.dataset import ShardDataset
-from codeshards.format.entries import AddedColumn, ShardEntry
+from codeshards.format.entries import AddedColumn
 from codeshards.format.errors import ShardError
 from codeshards.format.manifest import MANIFEST_FILE, Manifest, Sidecar, is_intact, sidecar_path
 from codeshards.format.orders import inverse
@@ -20,39 +20,35 @@ from codeshards.format.shardfile import read_table
 from runkit.places import Store
 
 
-def added_problems(store: Store, manifest: Manifest, plan: Plan, shard: PlannedShard) -> Iterator[str]:
-    """Problems of the side-car shards of a shard that has none itself: bytes, rows, keys, and orders against the image.
+def added_check(store: Store, manifest: Manifest, plan: Plan) -> Callable[[PlannedShard], list[str]]:
+    """A function of a shard that has no problems itself, to those of its side-car shards.
 
-    Args:
-        store: The dataset.
-        manifest: Its manifest.
-        plan: Its plan.
-        shard: The shard.
+    It checks bytes, rows and keys, that they were made for these image codes, and orders against the image.
     """
+    checks = []
     for count, column in enumerate(manifest.added):
         before = dataclasses.replace(manifest, added=manifest.added[:count])
-        entry = column.splits[shard.split].shards[shard.index]
-        try:
-            side_car = SideCars(store, plan, before, column.spec, column.settings).of(shard)
-            sidecar = Sidecar.load(sidecar_path(store / column.spec.name, shard))
-            problems = list(_problems(store, before, plan, column, side_car, sidecar, entry))
-        except (ShardError, OSError) as error:  # a failing disk is a problem to report
-            problems = [str(error)]
-        yield from problems
-        if problems:
-            return  # what was added later has the rows of this column
+        side_cars = SideCars(store, plan, before, column.spec, column.settings)
+        checks.append((column, side_cars, ShardDataset(store, before)))
+
+    def check(shard: PlannedShard) -> list[str]:
+        for column, side_cars, dataset in checks:
+            try:
+                problems = list(_problems(column, side_cars, dataset, plan, shard))
+            except (ShardError, OSError) as error:  # a failing disk is a problem to report
+                problems = [str(error)]
+            if problems:
+                return problems  # what was added later has the rows of this column
+        return []
+
+    return check
 
 
 def _problems(
-    store: Store,
-    before: Manifest,
-    plan: Plan,
-    column: AddedColumn,
-    side_car: SideCar,
-    sidecar: Sidecar,
-    entry: ShardEntry,
+    column: AddedColumn, side_cars: SideCars, dataset: ShardDataset, plan: Plan, shard: PlannedShard
 ) -> Iterator[str]:
-    shard, folder = side_car.shard, store / column.spec.name
+    entry, folder, side_car = column.splits[shard.split].shards[shard.index], side_cars.folder, side_cars.of(shard)
+    sidecar = Sidecar.load(sidecar_path(folder, shard))
     made = (sidecar.plan_hash, sidecar.split, sidecar.index, sidecar.rows, sidecar.files)
     if made != (side_car.hash, shard.split, shard.index, entry.rows, entry.files):
         yield f"{sidecar_path(folder, shard)} and {MANIFEST_FILE} differ about this shard"
@@ -69,13 +65,12 @@ def _problems(
             yield f"{file}: its keys and views are not those of {shard.split}/{shard.name}"
         elif found[column.spec.name].max(initial=0) >= column.spec.grid.codebook_size:
             yield f"{file}: {column.spec.name} has a code beyond the codebook of {column.spec.grid.codebook_size}"
-        elif column.spec.name.startswith("codes_") and not _same_pictures(store, before, shard, found):
+        elif column.spec.name.startswith("codes_") and not _same_pictures(dataset, shard, found):
             yield f"{file}: {column.spec.name} shows other pictures than {shard.split}/{shard.name}"
 
 
-def _same_pictures(store: Store, before: Manifest, shard: PlannedShard, found: dict[str, Any]) -> bool:
+def _same_pictures(dataset: ShardDataset, shard: PlannedShard, found: dict[str, Any]) -> bool:
     """Whether an added order has the codes of the first order."""
-    dataset = ShardDataset(store, before)
     image, first = dataset.spec.image, dataset.spec.orders[0]
     batches = dataset.batches(shard.split, [f"codes_{first}"], shards=[shard.index])
     rasters = [batch[f"codes_{first}"][:, inverse(first, image.height, image.width)] for batch in batches]
