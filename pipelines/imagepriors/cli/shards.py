@@ -1,4 +1,4 @@
-"""`imagepriors shards …`: inspect, verify, convert, merge, add columns to, import and preview datasets of token shards."""
+"""`imagepriors shards …`: inspect, verify, convert, merge, add, import and preview; for datasets of token shards."""
 
 from collections import Counter
 from pathlib import Path

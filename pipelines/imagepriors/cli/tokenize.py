@@ -51,7 +51,7 @@ def tokenize(
     if add_condition:
         if tokenizer or condition or overwrite or dry_run:
             raise ShardError(
-                "--add-condition works on finished shards: leave out --tokenizer, --condition, --overwrite and --dry-run"
+                "--add-condition takes finished shards: leave out --tokenizer, --condition, --overwrite and --dry-run"
             )
         shards = ip.add_conditions(
             data, add_condition, shards=out, dataset=dataset, retry_failed=retry_failed, config=config

@@ -110,7 +110,7 @@ def _added(manifest: Manifest) -> str:
     return (
         f"\n\nColumns in folders of their own, joined by `key`: {listed}. A row belongs to the dataset if the last of "
         "them has it."
-        f'\n\n```python\nimport duckdb\n\nduckdb.sql("select key, {name} from {files[0]} join {files[1]} using (key)")\n```'
+        f'\n\n```python\nimport duckdb\n\nduckdb.sql("select * from {files[0]} join {files[1]} using (key)")\n```'
         * ("parquet" in manifest.formats)
     )
 
@@ -118,7 +118,7 @@ def _added(manifest: Manifest) -> str:
 def _making(manifest: Manifest) -> str:
     lines = ["| | tokenizer | fingerprint |", "|---|---|---|"]
     about = {"image": manifest.tokenizer, **manifest.conditions}
-    grids = {"image": manifest.spec.image, **manifest.spec.conditions}
+    grids = {"image": manifest.spec.image, **dict(sorted(manifest.spec.conditions.items()))}
     for name, grid in grids.items():
         folder = about.get(name, {}).get("folder")
         lines.append(f"| {name} | {f'`{folder}/`' if folder else 'not included'} | `{grid.fingerprint}` |")
