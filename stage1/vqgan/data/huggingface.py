@@ -4,7 +4,7 @@ import functools
 import io
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -74,6 +74,28 @@ class Cell:
         return Path(self.path).stat().st_size
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The columns of a row of a table that are texts, numbers or truth values."""
+
+    path: str
+    group: int
+    row: int
+
+    def read(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the values of these columns, as far as the table has them."""
+        here = set(names) & set(self.available())
+        return {name: _column(self.path, self.group, name)[self.row].as_py() for name in names if name in here}
+
+    def available(self) -> tuple[str, ...]:
+        """Return the names of these columns."""
+        return _plain_columns(self.path)
+
+    def stamp(self, names: Sequence[str]) -> str:
+        """Return nothing: the image's size is already that of the whole file."""
+        return ""
+
+
 def huggingface(root: Path) -> dict[str, Split]:
     """Read Parquet or Arrow files; a split is named by the file or its folder (`data/train-00000-of-00002.parquet`).
 
@@ -84,7 +106,7 @@ def huggingface(root: Path) -> dict[str, Split]:
     Raises:
         InputError: a file cannot be read or is missing, or has no column of images.
     """
-    for cached in (_column, _metadata, _arrow):
+    for cached in (_column, _metadata, _arrow, _plain_columns):
         cached.cache_clear()  # a file may have changed
     found: dict[str, list[tuple[Item, Any]]] = {}
     names: list[str] = []
@@ -155,6 +177,7 @@ def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tu
                 key=f"{stem}/{first + row:07d}",
                 image=Cell(table, group, row, images[0]),
                 conditions={condition: Cell(table, group, row, name) for name, condition in conditions.items()},
+                columns=Row(table, group, row),
             )
             # A list of one label is read as that label.
             yield item, value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -203,6 +226,20 @@ def _describe(path: Path) -> tuple[Any, list[int]]:
 @functools.lru_cache(maxsize=64)  # with thousands of row groups a check takes longer than reading one
 def _metadata(path: str) -> Any:
     return check_table(Path(path), InputError)
+
+
+@functools.lru_cache(maxsize=64)
+def _plain_columns(path: str) -> tuple[str, ...]:
+    """Return the names of the columns of texts, numbers and truth values."""
+    parquet = path.lower().endswith(".parquet")
+    schema = open_table(Path(path), _metadata(path)).schema_arrow if parquet else _arrow(path)[0]
+    return tuple(field.name for field in schema if _is_plain(field.type))
+
+
+def _is_plain(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating)
+    return any(test(kind) for test in (*tests, pa.types.is_boolean))
 
 
 @functools.lru_cache(maxsize=64)

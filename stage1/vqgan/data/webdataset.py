@@ -9,6 +9,7 @@ from typing import Any
 
 from runkit.jsonfiles import parse_json
 from vqgan.data.archives import tar_members
+from vqgan.data.columns import Beside
 from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, make_key
 from vqgan.data.labels import read_labels
 from vqgan.data.samples import Item
@@ -28,7 +29,8 @@ def webdataset(root: Path) -> dict[str, Split]:
 
     Without such a name all shards are train. The members of a sample, `KEY.*`, may be anywhere in the tar: the image
     (`.jpg`, `.input.jpg`, …), the label (`.cls` as a number or a word, or "label" or "cls" in `.json`) and maps as
-    `.segmentation.png` or `.seg.png`, `.depth.png` or `.depth.npy`, `.pose.png`. Keys are unique over all shards of a
+    `.segmentation.png` or `.seg.png`, `.depth.png` or `.depth.npy`, `.pose.png`. Columns are the fields of `.json`, and
+    `.txt` is the caption. Keys are unique over all shards of a
     split. The tars must not be compressed, because samples are read in place.
 
     Raises:
@@ -67,7 +69,10 @@ def _samples(path: Path) -> Iterator[tuple[Item, Any]]:
             imageless.append(base)
             continue
         conditions: dict[str, Any] = {condition: parts[extension] for condition, extension in maps}
-        yield Item(key=make_key(f"{base}."), image=parts[images[0]], conditions=conditions), _label(path, base, parts)
+        text, about = parts.get("txt"), parts.get("json")
+        columns = Beside(text, about) if text or about else None
+        item = Item(key=make_key(f"{base}."), image=parts[images[0]], conditions=conditions, columns=columns)
+        yield item, _label(path, base, parts)
     if not samples:
         log.warning("%s has no member", path)
     if imageless:

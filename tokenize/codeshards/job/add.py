@@ -22,17 +22,9 @@ from codeshards.format.schema import CONDITION_NAMES, ShardSpec
 from codeshards.job.encode import IMAGE, ShardTask
 from codeshards.job.progress import EventLog
 from codeshards.job.resume import close_job, locked_store, remove_temps
-from codeshards.job.tokenize import (
-    DEPTH_RANGE,
-    about_tokenizer,
-    check_fit,
-    copy_tokenizers,
-    device_of,
-    grid_of,
-    make_shards,
-    open_inputs,
-)
-from runkit.places import Store, Where
+from codeshards.job.tokenize import device_of, make_shards, open_inputs
+from codeshards.job.tokenizers import DEPTH_RANGE, about_tokenizer, check_fit, copy_tokenizers, grid_of
+from runkit.places import Store, Where, absolute
 from runkit.termination import exit_on_sigterm
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
@@ -76,11 +68,12 @@ def add_conditions(
             tokenizer; the tokenizers do not fit; or more maps failed than `config.max_failure_rate` allows.
         InputError: The pictures or a tokenizer cannot be opened.
     """
-    store, found, _ = open_inputs(dataset, data, tokenizers, out)
+    store = absolute(out)
     with locked_store(store, "tokenize"):
         manifest, plan = open_finished(store)
-        splits = check_source(plan, found, data)
         config = planned_config(plan, config)
+        found = open_inputs(config, dataset, data, tokenizers, store).splits
+        splits = check_source(plan, found, data, manifest.spec)
         with (store / manifest.tokenizer["folder"]).as_folder() as folder:
             image = load_config(folder).model
         models = {name: load_config(folder).model for name, folder in tokenizers.items()}
@@ -93,16 +86,14 @@ def add_conditions(
     return manifest
 
 
-def check_source(plan: Plan, splits: Mapping[str, Split], data: Path) -> dict[str, Split]:
-    """The splits of a plan, if they are what it was made from.
+def check_source(plan: Plan, splits: Mapping[str, Split], data: Path, spec: ShardSpec) -> dict[str, Split]:
+    """The splits of a plan, if they are what its shards with this spec were made from.
 
     Raises:
-        ShardError: They are not, or the plan has no single source.
+        ShardError: They are not.
     """
-    if "batch_size" not in plan.settings:
-        raise ShardError("the plan has no single source of pictures: it was merged or imported. Use its parts")
     for split in plan.splits:
-        if split not in splits or splits[split].source_hash() != plan.source_hashes[split]:
+        if split not in splits or splits[split].source_hash(tuple(spec.carried)) != plan.source_hashes[split]:
             raise ShardError(
                 f"{data} is not what split {split!r} was made from: its files or settings differ. Give the pictures of "
                 "the tokenize job, and their layout"
@@ -111,9 +102,15 @@ def check_source(plan: Plan, splits: Mapping[str, Split], data: Path) -> dict[st
 
 
 def planned_config(plan: Plan, config: TokenizeConfig) -> TokenizeConfig:
-    """A config with the settings of a plan that determine codes; a `device` other than auto stays."""
+    """A config with the settings of a plan that determine codes; a `device` other than auto stays.
+
+    Raises:
+        ShardError: The plan has none.
+    """
     names = ("draft", "batch_size", "precision", "compile", "threads")
-    found = {name: plan.settings[name] for name in names}
+    if not set(names) <= plan.settings.keys():
+        raise ShardError("the dataset has no single source of pictures: it was merged or imported. Use its parts")
+    found = {name: plan.settings[name] for name in names} | {"where": plan.settings.get("where", "")}
     device = plan.settings["device"] if config.device == "auto" else config.device
     return dataclasses.replace(config, **found, views=plan.views, device=device)  # type: ignore[arg-type]
 

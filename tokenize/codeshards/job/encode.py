@@ -28,7 +28,7 @@ from codeshards.format.shardfile import write_column, write_shard
 from runkit.places import Where
 from runkit.retries import is_outage
 from vqgan.config import ModelConfig
-from vqgan.data import Sample, Split, views_of
+from vqgan.data import ColumnType, Sample, Split, views_of
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
@@ -159,6 +159,7 @@ def encode_rows(
         task=task,
         model=next(iter(tokenizers.values())).config,  # all have one resolution and geometry
         conditions=tuple(spec.conditions),
+        columns=spec.carried,
         config=config,
         maps_only=IMAGE not in tokenizers,
     )
@@ -211,6 +212,8 @@ class Rows:
     keys: list[str] = field(default_factory=list)
     views: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    carried: dict[str, list[Any]] = field(default_factory=dict)
+    """Carried column → value of each row."""
     failures: list[Failure] = field(default_factory=list)
     durations_s: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("decode_wait", "turn_wait", "encode", "write"), 0.0)
@@ -231,6 +234,8 @@ class Rows:
                 self.keys.append(row_key(sample.key, view))
                 self.views.append(view)
                 self.labels.append(-1 if sample.label is None else sample.label)
+                for name, value in sample.columns.items():
+                    self.carried.setdefault(name, []).append(value)
             for name, codes_Nhw in codes().items():
                 self.codes[name].append(codes_Nhw[: len(views)])  # without the padding of the batch
 
@@ -250,7 +255,8 @@ class Rows:
         }
         image_codes_Nhw = codes.pop(IMAGE)
         scales = {side: codes.pop(f"scale_{side}") for side in spec.scales}
-        return spec.rows_to_table(self.keys, self.views, self.labels, image_codes_Nhw, scales, codes)
+        carried = {name: self.carried.get(name, []) for name in spec.carried}
+        return spec.rows_to_table(self.keys, self.views, self.labels, image_codes_Nhw, scales, codes, carried)
 
 
 def read_ahead(read: Callable[[int], T], total: int, step: int, pool: ThreadPoolExecutor) -> Iterator[list[T]]:
@@ -274,6 +280,7 @@ def _read_views(
     task: ShardTask,
     model: ModelConfig,
     conditions: Sequence[str],
+    columns: Mapping[str, ColumnType],
     config: TokenizeConfig,
     maps_only: bool,
 ) -> list[Sample] | Failure:
@@ -288,6 +295,7 @@ def _read_views(
             model.resolution,
             views_of(config.views),
             conditions=conditions,
+            columns=columns,
             geometry=model.geometry,
             draft=config.draft,
             maps_only=maps_only,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from codeshards.format.schema import column_to_numpy, row_key
 from codeshards.format.shardfile import read_table
 from codeshards.job.add import check_source, planned_config
 from codeshards.job.encode import IMAGE, ShardTask, encode_shard
+from codeshards.job.tokenize import filtered
 from runkit.places import Where
 from vqgan.data import Split, open_splits
 from vqgan.tokenizer import Tokenizer
@@ -56,8 +58,8 @@ def reencode(dataset: Where, *, source: str, data: Path, samples: int, device: s
         InputError: The source or a tokenizer cannot be opened.
     """
     shards, plan = ShardDataset.open(dataset), load_plan(dataset)
-    splits = check_source(plan, open_splits(source, data), data)
     config = _config(plan, shards.manifest, device)
+    splits = check_source(plan, filtered(open_splits(source, data), config.where), data, shards.spec)
     per_shard, planned = config.batch_samples, plan.shards
     step = max(1, len(planned) * per_shard // max(samples, 1))
     chosen = planned[::step][: -(-samples // per_shard)]
@@ -82,7 +84,11 @@ def _config(plan: Plan, manifest: Manifest, device: str) -> TokenizeConfig:
 
 
 def _rates(
-    shards: ShardDataset, plan: Plan, splits: dict[str, Split], chosen: tuple[PlannedShard, ...], config: TokenizeConfig
+    shards: ShardDataset,
+    plan: Plan,
+    splits: Mapping[str, Split],
+    chosen: tuple[PlannedShard, ...],
+    config: TokenizeConfig,
 ) -> dict[str, float]:
     spec, manifest = shards.spec, shards.manifest
     columns = [f"codes_{spec.orders[0]}", *(name for name in spec.code_grids if not name.startswith("codes_"))]
