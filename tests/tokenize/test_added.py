@@ -1,11 +1,13 @@
 """Conditions, orders and scales added to finished shards equal those of one job, also after kills, and are checked."""
 
+import runpy
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,13 @@ from PIL import Image
 from tiny_job import CONFIG, MODEL, hashes, write_images, write_tokenizer
 
 from codeprior.cache import memory_map
-from codeshards.format import Manifest, ShardDataset, ShardError, Sidecar, load_plan
+from codeprior.config import ModelConfig as PriorModel
+from codeprior.config import TrainConfig as PriorConfig
+from codeprior.train import train_prior
+from codeshards.format import Manifest, ShardDataset, ShardError, Sidecar, load_plan, open_store
 from codeshards.format.contents import delete_dataset
-from codeshards.format.files import file_record, read_sealed_json, write_sealed_json
+from codeshards.format.files import file_record, read_sealed_json, sha256_file, write_sealed_json
+from codeshards.format.hub import upload_of
 from codeshards.job.add import add_conditions
 from codeshards.job.tokenize import tokenize
 from codeshards.tools.add_codes import add_codes
@@ -150,6 +156,70 @@ def test_failed_map_costs_its_rows_in_all_columns(world, added):
     assert sum(found["rows"] for found in inspect(added).to_json()["splits"].values()) == 58 + 12 - 2
     mapped = memory_map(after, "train", "cond_depth"), memory_map(after, "train", "codes_row_major")
     assert len(mapped[0]) == len(mapped[1]) == after.rows("train")
+
+
+def test_reader_of_the_specification_reads_added_columns(added):
+    path = Path(__file__).resolve().parents[2] / "examples/read_shards.py"
+    reader = runpy.run_path(str(path))
+    for split in ("train", "val"):
+        found, expected = list(reader["shards"](added, split)), columns(added, split)
+        assert found[0].keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_array_equal(np.concatenate([rows[name] for rows in found]), values)
+    assert reader["fingerprint"](added) == ShardDataset.open(added).fingerprint
+
+
+def test_columns_are_added_in_an_object_store(world, added, base, s3):
+    out = open_store("s3://bucket/o")
+    for path in (path for path in base.rglob("*") if path.is_file() and path.name[0] != "."):
+        (out / path.relative_to(base).as_posix()).write_bytes(path.read_bytes())
+    add(world, "s3://bucket/o", "depth", "segmentation")
+    add_codes(out, orders=ALL, scales=(1, 2, 4))
+    assert {name: sha256_file(out / name) for name in hashes(added)} == hashes(added)
+    assert verify(out).problems == ()
+    delete_dataset(out)
+    assert [name for name in out.files() if name != "events.jsonl"] == []
+
+
+def test_upload_and_card_have_the_side_car_shards(added):
+    dataset = ShardDataset.open(added)
+    names = set(upload_of(dataset).files)
+    side_cars = {path.relative_to(added).as_posix() for path in added.glob("*_*/*/shard-*")}
+    assert len(side_cars) == 9 * 10 * 2
+    assert side_cars | {"train/shard-000000.parquet", "tokenizer-depth/config.json"} <= names
+    text = (added / "README.md").read_text()
+    query = text.partition('duckdb.sql("')[2].partition('")')[0].replace("PATH", str(added))
+    assert len(duckdb.sql(query).fetchall()) == dataset.rows("train")
+
+
+# -- priors ----------------------------------------------------------------------------------------------------
+
+TINY = PriorConfig(
+    model=PriorModel(n_layer=1, n_head=2, n_embd=32), order="zcurve", condition="depth", batch_size=8, steps=4,
+    warmup_steps=1, precision="float32", device="cpu", eval_every=4, checkpoint_every=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"loader": "stream"}, {"condition": "segmentation+depth"}, {"multiscale": True}]
+)
+def test_prior_of_added_columns_equals_that_of_one_job(added, one_pass, tmp_path, changes):
+    weights = []
+    for shards in (added, one_pass):
+        train_prior(replace(TINY, **changes), shards, tmp_path / shards.name)
+        weights.append((tmp_path / shards.name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("loader", ["memory_map", "stream"])
+def test_prior_from_before_resumes_as_if_nothing_had_been_added(world, added, tmp_path, loader):
+    config = replace(TINY, order="row_major", condition="none", loader=loader, steps=2)
+    train_prior(config, world / "base", tmp_path / "run")
+    train_prior(replace(config, steps=4), added, tmp_path / "run")
+    train_prior(config, world / "base", tmp_path / "whole")
+    train_prior(replace(config, steps=4), world / "base", tmp_path / "whole")
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "whole"))
+    assert one == other
 
 
 # -- workers, kills, resuming ----------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def write_tokenize_report(where: Where) -> Store:
 def _facts(out: Store, manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     spec = manifest.spec
     shards = manifest.entries.values()
-    nbytes = sum(record.bytes for shard in shards for record in shard.files.values())
+    nbytes = sum(map(manifest.data_bytes, manifest.splits))
     failures = sum(split.failures for split in manifest.splits.values())
     samples = failures + sum(split.samples for split in manifest.splits.values())
     facts = [

@@ -71,7 +71,7 @@ def _front_matter(manifest: Manifest) -> str:
 def _splits(manifest: Manifest) -> str:
     lines = ["| split | rows | pictures | failed | shards | MB |", "|---|---|---|---|---|---|"]
     for name, split in manifest.splits.items():
-        megabytes = sum(record.bytes for shard in split.shards for record in shard.files.values()) / 1e6
+        megabytes = manifest.data_bytes(name) / 1e6
         lines.append(
             f"| {name} | {split.rows:,} | {split.samples:,} | {split.failures:,} | {len(split.shards):,} "
             f"| {megabytes:,.1f} |"

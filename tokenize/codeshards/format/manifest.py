@@ -220,6 +220,11 @@ class Manifest:
         spec = with_columns(self.spec, [column.spec for column in self.added])
         return replace(self, spec=spec, splits=splits, conditions={**self.conditions, **conditions})
 
+    def data_bytes(self, split: str) -> int:
+        """Bytes of the data files of a split, side-car shards included."""
+        shards = [shard for part in (self, *self.added) for shard in part.splits[split].shards]
+        return sum(record.bytes for shard in shards for record in shard.files.values())
+
     @property
     def tokenizer_folders(self) -> tuple[str, ...]:
         """Folders of the tokenizers in the dataset."""
