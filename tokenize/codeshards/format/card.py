@@ -107,7 +107,7 @@ def _added(manifest: Manifest) -> str:
     """Where the columns are that were added later."""
     if not (names := [column.spec.name for column in manifest.added]):
         return ""
-    split, name = next(iter(manifest.splits), "train"), names[0]
+    split, name = next(iter(manifest.splits), "train"), names[-1]
     files = [f"'PATH/{folder}{split}/*.parquet'" for folder in ("", f"{name}/")]
     listed = ", ".join(f"`{name}/`" for name in names)
     return (

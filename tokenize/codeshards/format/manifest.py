@@ -222,7 +222,8 @@ class Manifest:
 
     def data_bytes(self, split: str) -> int:
         """Bytes of the data files of a split, side-car shards included."""
-        shards = [shard for part in (self, *self.added) for shard in part.splits[split].shards]
+        splits = [self.splits, *(column.splits for column in self.added)]
+        shards = [shard for found in splits for shard in found[split].shards]
         return sum(record.bytes for shard in shards for record in shard.files.values())
 
     @property
