@@ -110,12 +110,13 @@ def _added(manifest: Manifest) -> str:
     split, name = next(iter(manifest.splits), "train"), names[-1]
     files = [f"'PATH/{folder}{split}/*.parquet'" for folder in ("", f"{name}/")]
     listed = ", ".join(f"`{name}/`" for name in names)
-    return (
-        f"\n\nColumns in folders of their own, joined by `key`: {listed}. A row belongs to the dataset if the last of "
-        "them has it."
-        f'\n\n```python\nimport duckdb\n\nduckdb.sql("select * from {files[0]} join {files[1]} using (key)")\n```'
-        * ("parquet" in manifest.formats)
+    text = (
+        f"Columns in folders of their own, joined by `key`: {listed}. The rows of the dataset are those of `{name}/`."
     )
+    if "parquet" in manifest.formats:
+        query = f"select * from {files[0]} join {files[1]} using (key)"
+        text += f'\n\n```python\nimport duckdb\n\nduckdb.sql("{query}")\n```'
+    return f"\n\n{text}"
 
 
 def _making(manifest: Manifest) -> str:
