@@ -1,17 +1,22 @@
 """`imagepriors shards …` on a dataset that the tokenize job made."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_job import write_images, write_tokenizer
+from tiny_job import MODEL, write_images, write_tokenizer
 
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError
 from codeshards.job.tokenize import tokenize
 from imagepriors.cli import main
 from imagepriors.decode.rows import load_shard_tokenizer
+from vqgan.checkpoint import save_model
+from vqgan.config import LossConfig, TrainConfig
+from vqgan.model import VQGAN
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +101,29 @@ def test_the_job_writes_both_formats(made):
     assert manifest.formats == ("parquet", "webdataset")
     text = Path(made / "shards" / "README.md").read_text()
     assert "| `scale_2` | the picture, coarser: 4 codes (2×2) below 64 |" in text
+
+
+def test_columns_are_added_by_commands(made, capsys, tmp_path):
+    data, shards = tmp_path / "data", str(tmp_path / "shards")
+    shutil.copytree(made / "data", data)
+    shutil.copytree(made / "shards", shards)
+    for split in ("train", "val"):
+        for path in sorted((data / split).rglob("*.png")):
+            place = data / f"{split}_depth" / path.relative_to(data / split)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(path).convert("L").save(place)
+    model = replace(MODEL, modality="depth")
+    save_model(tmp_path / "depth", TrainConfig(model=model, loss=LossConfig(perceptual="none")), VQGAN(model))
+    words = ["tokenize", "--data", str(data), "--out", shards, "--add-condition", str(tmp_path / "depth")]
+    assert main([*words, "--workers", "1", "--preset", "demo"]) == 0
+    assert "conditions       depth" in capsys.readouterr().out
+    assert main([*words, "--tokenizer", str(made / "tokenizer"), "--preset", "demo"]) == 2
+    assert "--add-condition takes finished shards" in capsys.readouterr().err
+    assert main(["shards", "add", shards, "--scales", "4"]) == 0
+    assert "scales 1, 2, 4 in" in capsys.readouterr().out
+    assert main(["shards", "add", shards]) == 2
+    assert "nothing to add" in capsys.readouterr().err
+    assert main(["shards", "verify", shards]) == 0
+    assert main(["shards", "preview", shards, "--out", str(tmp_path / "p.png"), "--n", "4"]) == 0
+    assert main(["shards", "inspect", shards]) == 0
+    assert "cond_depth" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`imagepriors shards …`: inspect, verify, convert, merge, add, import and preview; for datasets of token shards."""
+"""`imagepriors shards …`: inspect, verify, convert, merge, extend, import and preview datasets of token shards."""
 
 from collections import Counter
 from pathlib import Path
@@ -216,7 +216,7 @@ def preview(
 
 
 SHARDS = Subcommands(
-    "Inspect, verify, convert, merge, add columns to, import or preview datasets of token shards.",
+    "Inspect, verify, convert, merge, extend, import or preview token shards.",
     {
         "inspect": inspect,
         "verify": verify,

@@ -43,7 +43,6 @@ def tokenize(
 
     Example:
         imagepriors tokenize --data data/photos --views 2 --workers 4
-        imagepriors tokenize --data data/photos --add-condition runs/depth/tokenizer
     """
     import imagepriors as ip
     from imagepriors.reports.shards import summarize, write_tokenize_report
