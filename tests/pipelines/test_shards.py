@@ -2,21 +2,17 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_job import MODEL, write_images, write_tokenizer
+from tiny_job import write_images, write_tokenizer
 
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset, ShardError
 from codeshards.job.tokenize import tokenize
 from imagepriors.cli import main
 from imagepriors.decode.rows import load_shard_tokenizer
-from vqgan.checkpoint import save_model
-from vqgan.config import LossConfig, TrainConfig
-from vqgan.model import VQGAN
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +108,7 @@ def test_columns_are_added_by_commands(made, capsys, tmp_path):
             place = data / f"{split}_depth" / path.relative_to(data / split)
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.open(path).convert("L").save(place)
-    model = replace(MODEL, modality="depth")
-    save_model(tmp_path / "depth", TrainConfig(model=model, loss=LossConfig(perceptual="none")), VQGAN(model))
+    write_tokenizer(tmp_path / "depth", modality="depth")
     words = ["tokenize", "--data", str(data), "--out", shards, "--add-condition", str(tmp_path / "depth")]
     assert main([*words, "--workers", "1", "--preset", "demo"]) == 0
     assert "conditions       depth" in capsys.readouterr().out

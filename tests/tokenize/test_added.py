@@ -10,9 +10,8 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny_job import CONFIG, MODEL, hashes, write_images, write_tokenizer
+from tiny_job import CONFIG, MORTAL, hashes, write_images, write_tokenizer
 
 from codeprior.cache import memory_map
 from codeprior.config import ModelConfig as PriorModel
@@ -30,22 +29,11 @@ from codeshards.tools.inspect import inspect
 from codeshards.tools.merge import merge
 from codeshards.tools.reencode import reencode
 from codeshards.tools.verify import verify
-from vqgan.checkpoint import fingerprint, save_model
-from vqgan.config import LossConfig, TrainConfig
-from vqgan.model import VQGAN
+from vqgan.checkpoint import fingerprint
 
 ALL = ("row_major", "spiral_out", "zcurve", "subsample", "alternate")
 BASE = replace(CONFIG, orders=("row_major",), views=2, max_failure_rate=0.1)
 SIDE_CAR = "cond_depth/train/shard-000002.parquet"
-
-
-def condition_tokenizer(folder: Path, seed: int = 1, **changes) -> Path:
-    torch.manual_seed(seed)
-    model = replace(MODEL, **changes)
-    net = VQGAN(model)
-    torch.nn.init.normal_(net.quantize.embedding.weight)
-    save_model(folder, TrainConfig(model=model, loss=LossConfig(perceptual="none")), net)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +51,8 @@ def world(local_ray_cores, tmp_path_factory) -> Path:
     (data / "train/class0/003.png").write_bytes(b"no picture")
     (data / "train_depth/class2/011.png").write_bytes(b"no map")
     write_tokenizer(root / "image")
-    condition_tokenizer(root / "depth", modality="depth")
-    condition_tokenizer(root / "segmentation", modality="segmentation", n_labels=9)
+    write_tokenizer(root / "depth", 1, modality="depth")
+    write_tokenizer(root / "segmentation", 2, modality="segmentation", n_labels=9)
     tokenize(BASE, dataset="folder", data=data, tokenizers={"image": root / "image"}, out=root / "base")
     return root
 
@@ -231,13 +219,7 @@ def test_two_workers_and_a_killed_worker_give_the_same_bytes(world, added, base,
         "import os, pathlib\nimport codeshards.job.tokenize as job\nfrom codeshards.job.add import add_conditions\n"
         "from codeshards.config import TokenizeConfig\n"
         f"marker = pathlib.Path({str(tmp_path / 'died')!r})\n"
-        "class Mortal(job._Worker):\n"
-        "    def run(self, task):\n"
-        "        if task.shard.index == 3 and not marker.exists():\n"
-        "            marker.touch()\n"
-        "            os.kill(os.getpid(), 9)\n"
-        "        return super().run(task)\n"
-        "job._Worker = Mortal\n"
+        f"{MORTAL}"
         f"add_conditions(TokenizeConfig(workers=2, max_failure_rate=0.1), dataset='folder', "
         f"data=pathlib.Path({str(world / 'data')!r}), tokenizers={{'depth': pathlib.Path({str(world / 'depth')!r})}}, "
         f"out=pathlib.Path({str(base)!r}))\n"
@@ -305,8 +287,8 @@ def test_shards_that_are_made_again_drop_the_column_until_it_is_added_again(worl
 def test_wrong_input_is_refused(world, base, added, tmp_path):
     other = Path(shutil.copytree(world / "data", tmp_path / "other"))
     (other / "train/class0/000.png").unlink()
-    condition_tokenizer(tmp_path / "depth", modality="depth", geometry="pad")
-    condition_tokenizer(tmp_path / "new/depth", seed=9, modality="depth")
+    write_tokenizer(tmp_path / "depth", modality="depth", geometry="pad")
+    write_tokenizer(tmp_path / "new/depth", seed=9, modality="depth")
     with pytest.raises(ShardError, match="is not what split 'train' was made from"):
         add(world, base, "depth", data=other)
     with pytest.raises(ShardError, match="differ in geometry"):
