@@ -21,7 +21,7 @@ from codeshards.format.orders import inverse
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard, load_plan
 from codeshards.format.schema import ShardSpec, column_to_numpy, row_key
 from codeshards.format.shardfile import read_table
-from codeshards.tools.verify_added import added_check
+from codeshards.tools.verify_added import added_problems
 from runkit.codes import Codes
 from runkit.places import Store, Where, open_store
 
@@ -82,14 +82,12 @@ def verify(dataset: Where, *, fingerprint_of: Callable[[Path, str], str] | None 
     entries = manifest.entries
     shards = [shard for shard in plan.shards if (shard.split, shard.name) in entries]
 
-    check_added = added_check(store, manifest, plan)
-
     def check(shard: PlannedShard) -> list[str]:
-        problems = list(_shard_problems(store, manifest, plan, shard, entries[shard.split, shard.name]))
-        return problems or check_added(shard)
+        return list(_shard_problems(store, manifest, plan, shard, entries[shard.split, shard.name]))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         problems += [problem for found in pool.map(check, shards) for problem in found]
+    problems += added_problems(store, manifest, plan)
     data_files = sum(len(entry.files) for entry in entries.values()) + 2 * len(manifest.added) * len(shards)
     return Verification(
         uncovered=tuple(name for name in UNCOVERED if name in found),

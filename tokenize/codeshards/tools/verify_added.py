@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,11 @@ from codeshards.format.schema import column_to_numpy
 from codeshards.format.shardfile import read_table
 from runkit.places import Store
 
+_THREADS = 4  # hashing and decoding release the GIL
 
-def added_check(store: Store, manifest: Manifest, plan: Plan) -> Callable[[PlannedShard], list[str]]:
-    """A function of a shard that has no problems itself, to those of its side-car shards.
 
-    It checks bytes, rows and keys, that they were made for these image codes, and orders against the image.
-    """
+def added_problems(store: Store, manifest: Manifest, plan: Plan) -> list[str]:
+    """The problems of all side-car shards: bytes, rows and keys, other image codes, and orders against the image."""
     checks = []
     for count, column in enumerate(manifest.added):
         before = dataclasses.replace(manifest, added=manifest.added[:count])
@@ -41,7 +41,10 @@ def added_check(store: Store, manifest: Manifest, plan: Plan) -> Callable[[Plann
                 return problems  # what was added later has the rows of this column
         return []
 
-    return check
+    if not checks or {(shard.split, shard.name) for shard in plan.each_shard()} != manifest.entries.keys():
+        return []  # the latter is a problem of the manifest
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [problem for found in pool.map(check, plan.shards) for problem in found]
 
 
 def _problems(
