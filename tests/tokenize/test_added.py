@@ -210,6 +210,15 @@ def test_prior_from_before_resumes_as_if_nothing_had_been_added(world, added, tm
     assert one == other
 
 
+def test_blend_from_before_resumes_as_if_nothing_had_been_added(world, added, one_pass, tmp_path):
+    config = replace(TINY, order="row_major", condition="none", steps=2)
+    for name, later in (("run", added), ("whole", world / "base")):
+        train_prior(config, {world / "base": 0.75, one_pass: 0.25}, tmp_path / name)
+        train_prior(replace(config, steps=4), {later: 0.75, one_pass: 0.25}, tmp_path / name)
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "whole"))
+    assert one == other
+
+
 # -- workers, kills, resuming ----------------------------------------------------------------------------------
 
 
