@@ -82,7 +82,7 @@ def parquet_rows(content: bytes, spec: dict[str, Any]) -> dict[str, np.ndarray]:
     table = pq.read_table(io.BytesIO(content)).combine_chunks()
     if json.loads(table.schema.metadata[b"imagepriors"]) != spec:
         raise ValueError("the shard belongs to another dataset")
-    rows = {"label": table["label"].fill_null(-1).to_numpy()}
+    rows = {"label": table["label"].fill_null(-1).to_numpy()} if "label" in table.column_names else {}
     rows |= {name: np.array(table[name].to_pylist(), object) for name in spec.get("carried", {})}
     for name in set(table.column_names) - rows.keys():
         values = table[name].combine_chunks()
@@ -120,6 +120,16 @@ def tar_rows(content: bytes, spec: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.array(values, object if name in objects else None) for name, values in found.items()}
 
 
+def with_column(rows: dict[str, np.ndarray], column: dict[str, Any], content: bytes) -> dict[str, np.ndarray]:
+    """Rows with a column that was added later, without those that its side-car shard does not have."""
+    added, name = parquet_rows(content, column), column["name"]
+    keys = set(added["key"])
+    kept = [key in keys for key in rows["key"]]
+    if list(rows["key"][kept]) != list(added["key"]):
+        raise ValueError(f"the rows of {name} are not those of the shard")
+    return {other: values[kept] for other, values in rows.items()} | {name: added[name]}
+
+
 def shards(dataset: Path, split: str, ending: str = ".parquet") -> Iterator[dict[str, np.ndarray]]:
     """The rows of each shard of a split in planned order, from the files with this ending."""
     manifest = sealed(dataset / "dataset.json")
@@ -128,10 +138,14 @@ def shards(dataset: Path, split: str, ending: str = ".parquet") -> Iterator[dict
         raise ValueError(f"format version {manifest['format_version']} is unknown")
     if spec["orders_hash"] != orders_hash(spec["orders"], image["height"], image["width"]):
         raise ValueError("the orders of the shards have other tables")
-    for shard in manifest["splits"][split]["shards"]:
+    for number, shard in enumerate(manifest["splits"][split]["shards"]):
         name = shard["name"] + ending
         content = checked(dataset / split, shard["files"], name)
-        yield (tar_rows if ending == ".tar" else parquet_rows)(content, spec)
+        rows = (tar_rows if ending == ".tar" else parquet_rows)(content, spec)
+        for entry in manifest.get("added", []):
+            folder, side_car = dataset / entry["column"]["name"] / split, entry["splits"][split]["shards"][number]
+            rows = with_column(rows, entry["column"], checked(folder, side_car["files"], f"{side_car['name']}.parquet"))
+        yield rows
 
 
 def planned_keys(dataset: Path, split: str) -> list[str]:
@@ -155,11 +169,18 @@ def planned_order(samples: int, seed: int | None) -> np.ndarray:
 def fingerprint(dataset: Path) -> str:
     """The content address of a dataset."""
     manifest = sealed(dataset / "dataset.json")
-    splits = {
+    content: dict[str, Any] = {"spec": manifest["spec"], "splits": contents(manifest["splits"])}
+    if added := manifest.get("added"):
+        content["added"] = [[entry["column"], contents(entry["splits"])] for entry in added]
+    return sha256(compact(content))
+
+
+def contents(splits: dict[str, Any]) -> dict[str, list[Any]]:
+    """The shards of each split, for the fingerprint."""
+    return {
         split: [[s["name"], s["rows"], {n: f["sha256"] for n, f in s["files"].items()}] for s in found["shards"]]
-        for split, found in manifest["splits"].items()
+        for split, found in splits.items()
     }
-    return sha256(compact({"spec": manifest["spec"], "splits": splits}))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,17 @@ import importlib.util
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_shards import make_dataset, make_rows
+from tiny_shards import SPEC, make_dataset, make_rows
 
 from codeshards.format import ORDER_NAMES, ShardDataset, defined_orders, load_plan, order
+from codeshards.tools.add_codes import add_codes
 
 ROOT = Path(__file__).resolve().parents[1]
 EARLIER = sorted((ROOT / "tests/data/earlier").glob("*/shards"))
@@ -132,13 +134,17 @@ def test_parquet_columns_are_those_of_the_page(dataset):
     assert schema.metadata[b"imagepriors"] == reader.compact(reader.sealed(dataset / "dataset.json")["spec"])
 
 
-def test_json_fields_are_those_of_the_page(dataset):
+def test_json_fields_are_those_of_the_page(dataset, tmp_path):
     """Every key of the three JSON files is in the page, and in no file is there another."""
     text = (ROOT / "docs/format.md").read_text()
     manifest, plan = (json.loads((dataset / name).read_text()) for name in ("dataset.json", "plan.json"))
     sidecar = json.loads((dataset / "train/shard-000000.json").read_text())
+    make_dataset(tmp_path / "d", spec=replace(SPEC, orders=("row_major",)))
+    add_codes(tmp_path / "d", orders=["zcurve"])
+    added = json.loads((tmp_path / "d/dataset.json").read_text())
     for section, value in (
-        ("## dataset.json", {key if key != "splits" else "splits.SPLIT" for key in manifest}),
+        ("## dataset.json", {key if key != "splits" else "splits.SPLIT" for key in added}),
+        ("## Added columns", set(added["added"][0])),
         ("## Sidecars", set(sidecar)),
         ("## The spec", {*manifest["spec"], *manifest["spec"]["image"], "carried"}),  # only where there are any
         ("## plan.json", {"hash", "shards.SPLIT", *(f"plan.{key}" for key in plan["plan"] if key != "splits")}),

@@ -19,8 +19,9 @@ from codeprior.speed import measured_flops, resolve_precision
 from codeshards.config import TokenizeConfig
 from codeshards.format import GridSpec, Manifest, Plan, ShardSpec, Sidecar, build_plan, open_store
 from codeshards.format.contents import EVENTS_FILE, save_dataset
+from codeshards.format.entries import ShardEntry, SplitEntry
 from codeshards.format.files import FileRecord
-from codeshards.format.manifest import ShardEntry, SplitEntry, sidecar_path
+from codeshards.format.manifest import sidecar_path
 from codeshards.format.plan import PlannedShard
 from codeshards.format.shardfile import write_shard
 from codeshards.job.progress import EventLog, read_events

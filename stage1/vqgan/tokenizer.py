@@ -19,6 +19,7 @@ from vqgan.errors import InputError
 from vqgan.modalities import to_input, to_pictures
 from vqgan.model import TokenizerModel
 from vqgan.plugin_tokenizer import decode_with, encode_with, interface, load_plugin, plugin_name
+from vqgan.quantize import pooled_codes
 
 _DECODED = 64
 """Pictures that are decoded at once: at 256×256 one activation of 64 takes 2 GiB."""
@@ -126,6 +127,17 @@ class Tokenizer:
         return finish
 
     @torch.inference_mode()
+    def rescale(self, codes_NHW: npt.NDArray[Any], side: int) -> Codes:
+        """Return the codes [N, S, S] of a coarser side, from codes [N, h, w] and the codebook; see `pooled_codes`."""
+        found = [np.empty((0, side, side), code_dtype(self.config.codebook_size))]
+        for start in range(0, len(codes_NHW), _DECODED):
+            codes = torch.from_numpy(codes_NHW[start : start + _DECODED].astype(np.int64)).to(self._device)
+            with self._autocast():
+                pooled = pooled_codes(codes, self._model.quantize, side)
+            found.append(pooled.cpu().numpy().astype(found[0].dtype))
+        return np.concatenate(found)
+
+    @torch.inference_mode()
     def decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the pictures of codes [N, h, w], as `to_pictures` does: RGB, label maps or depth in [0, 1].
 
@@ -175,6 +187,10 @@ class PluginTokenizer(Tokenizer):
             raise InputError(f"the tokenizer {self.config.kind!r} has no coarser scales: leave scales empty")
         codes_Nhw = encode_with(self._plugin, self.config, np.stack(pictures))
         return lambda: [codes_Nhw.astype(code_dtype(self.config.codebook_size))]
+
+    def rescale(self, codes_NHW: npt.NDArray[Any], side: int) -> Codes:
+        """Refuse: the codebook is that of another package."""
+        raise InputError(f"the tokenizer {self.config.kind!r} has no coarser scales: add none")
 
     def _decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return decode_with(self._plugin, self.config, codes_NHW.astype(np.int64))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import zip_longest
 from numbers import Real
 from typing import Any, Self, TypeAlias
 
@@ -56,7 +57,8 @@ class Blend:
 
         Args:
             shards: The folder or URL of a dataset, or a mapping from several to their weights.
-            known: A fingerprint of one dataset stored by an earlier version; see :attr:`ShardDataset.fingerprint`.
+            known: The fingerprint of an earlier run; datasets to which columns were added since keep theirs, see
+                :attr:`ShardDataset.fingerprint`.
 
         Raises:
             ShardError: A dataset cannot be opened or is given twice, or a weight is not a positive number.
@@ -66,7 +68,11 @@ class Blend:
         if len(shards) < 2:
             raise PriorError(f"a blend of {len(shards)} datasets: give several, or the path of one without a weight")
         parts = rows_per_cycle({str(place): weight for place, weight in shards.items()})
-        datasets = tuple(ShardDataset.open(place) for place in shards)
+        marks = known.split()[3::2] if known.startswith("blend of ") else []  # as `fingerprint` writes them
+        marks = marks if len(marks) == len(shards) else []
+        datasets = tuple(
+            ShardDataset.open(place, known=mark.rstrip(",")) for place, mark in zip_longest(shards, marks, fillvalue="")
+        )
         seen: dict[str, ShardDataset] = {}
         for dataset in datasets:
             if (other := seen.setdefault(dataset.fingerprint, dataset)) is not dataset:

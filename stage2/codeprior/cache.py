@@ -54,7 +54,7 @@ def memory_map(dataset: ShardDataset, split: str, column: str) -> NDArray[Any]:
     rows = dataset.rows(split)
     if rows == 0:
         raise PriorError(f"split {split!r} of {dataset.path} has no rows")
-    content = "\n".join((str(CACHE_VERSION), dataset.fingerprint, split, column))
+    content = "\n".join((str(CACHE_VERSION), dataset.fingerprint_of(column), split, column))
     address = hashlib.sha256(content.encode()).hexdigest()[:16]
     path = cache_folder(dataset.path) / f"{split}-{column}-{address}.npy"
     if not path.exists():

@@ -1,7 +1,9 @@
 """A tokenize job that takes a second: small noise pictures and a small random tokenizer."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,11 +36,28 @@ def write_images(root: Path, train: int = 60, val: int = 6) -> Path:
     return root
 
 
-def write_tokenizer(folder: Path) -> Path:
-    torch.manual_seed(0)
-    model = VQGAN(MODEL)
+MORTAL = """
+class Mortal(job._Worker):
+    \"\"\"A worker that dies in its fourth shard, as if killed for its memory, if no other has died before.\"\"\"
+
+    def run(self, task):
+        if task.shard.index == 3 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), 9)
+        return super().run(task)
+
+job._Worker = Mortal
+"""
+"""Text of a program in which `job` is the module of the tokenize job, and `marker` a file for the death."""
+
+
+def write_tokenizer(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A random tokenizer; `changes` are fields of its model."""
+    torch.manual_seed(seed)
+    config = replace(MODEL, **changes)
+    model = VQGAN(config)
     torch.nn.init.normal_(model.quantize.embedding.weight)
-    save_model(folder, TrainConfig(model=MODEL, loss=LossConfig(perceptual="none")), model)
+    save_model(folder, TrainConfig(model=config, loss=LossConfig(perceptual="none")), model)
     return folder
 
 

@@ -1,6 +1,7 @@
 """`imagepriors shards …` on a dataset that the tokenize job made."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,28 @@ def test_the_job_writes_both_formats(made):
     assert manifest.formats == ("parquet", "webdataset")
     text = Path(made / "shards" / "README.md").read_text()
     assert "| `scale_2` | the picture, coarser: 4 codes (2×2) below 64 |" in text
+
+
+def test_columns_are_added_by_commands(made, capsys, tmp_path):
+    data, shards = tmp_path / "data", str(tmp_path / "shards")
+    shutil.copytree(made / "data", data)
+    shutil.copytree(made / "shards", shards)
+    for split in ("train", "val"):
+        for path in sorted((data / split).rglob("*.png")):
+            place = data / f"{split}_depth" / path.relative_to(data / split)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(path).convert("L").save(place)
+    write_tokenizer(tmp_path / "depth", modality="depth")
+    words = ["tokenize", "--data", str(data), "--out", shards, "--add-condition", str(tmp_path / "depth")]
+    assert main([*words, "--workers", "1", "--preset", "demo"]) == 0
+    assert "conditions       depth" in capsys.readouterr().out
+    assert main([*words, "--tokenizer", str(made / "tokenizer"), "--preset", "demo"]) == 2
+    assert "--add-condition takes finished shards" in capsys.readouterr().err
+    assert main(["shards", "add", shards, "--scales", "4"]) == 0
+    assert "scales 1, 2, 4 in" in capsys.readouterr().out
+    assert main(["shards", "add", shards]) == 2
+    assert "nothing to add" in capsys.readouterr().err
+    assert main(["shards", "verify", shards]) == 0
+    assert main(["shards", "preview", shards, "--out", str(tmp_path / "p.png"), "--n", "4"]) == 0
+    assert main(["shards", "inspect", shards]) == 0
+    assert "cond_depth" in capsys.readouterr().out

@@ -6,30 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny_job import CONFIG, MODEL
+from tiny_job import CONFIG, write_tokenizer
 
 from codeshards.format import GridSpec, ShardDataset, ShardError, ShardSpec, load_plan
 from codeshards.format.plan import PlannedShard
 from codeshards.job.encode import ShardTask, encode_shard
 from codeshards.job.tokenize import tokenize
-from vqgan.checkpoint import save_model
-from vqgan.config import TrainConfig
 from vqgan.data import open_splits, views_of
 from vqgan.data.poses import JOINTS
 from vqgan.errors import InputError
-from vqgan.model import VQGAN
 from vqgan.tokenizer import Tokenizer
-
-
-def write_tokenizer(folder: Path, **changes) -> Path:
-    torch.manual_seed(1)
-    model = replace(MODEL, **changes)
-    net = VQGAN(model)
-    torch.nn.init.normal_(net.quantize.embedding.weight)
-    save_model(folder, TrainConfig(model=model), net)
-    return folder
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_job import CONFIG, hashes
+from tiny_job import CONFIG, MORTAL, hashes
 
 from codeshards.config import TokenizeConfig
 from codeshards.format import GridSpec, Manifest, ShardDataset, ShardError, ShardSpec, Sidecar, load_plan, open_store
@@ -132,13 +132,7 @@ def test_killed_worker_does_not_change_the_bytes(data, tokenizer, undisturbed, t
     script.write_text(
         "import os, pathlib\nimport codeshards.job.tokenize as job\nfrom codeshards.config import TokenizeConfig\n"
         f"marker = pathlib.Path({str(tmp_path / 'died')!r})\n"
-        "class Mortal(job._Worker):\n"
-        "    def run(self, task):\n"
-        "        if task.shard.index == 3 and not marker.exists():\n"
-        "            marker.touch()\n"
-        "            os.kill(os.getpid(), 9)\n"
-        "        return super().run(task)\n"
-        "job._Worker = Mortal\n"
+        f"{MORTAL}"
         "c = TokenizeConfig(shard_rows=8, batch_size=4, threads=1, workers=2)\n"
         f"job.tokenize(c, dataset='folder', data=pathlib.Path({str(data)!r}), "
         f"tokenizers={{'image': pathlib.Path({str(tokenizer)!r})}}, out=pathlib.Path({str(tmp_path / 'o')!r}))\n"

@@ -6,17 +6,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from codeshards.config import TokenizeConfig
     from codeshards.format.dataset import ShardDataset
+    from codeshards.job.add import add_conditions
     from codeshards.job.tokenize import tokenize
+    from codeshards.tools.add_codes import add_codes
     from codeshards.tools.convert import convert
     from codeshards.tools.inspect import inspect
     from codeshards.tools.merge import merge
     from codeshards.tools.verify import verify
 
-__all__ = ["ShardDataset", "TokenizeConfig", "convert", "inspect", "merge", "tokenize", "verify"]
+__all__ = [
+    "ShardDataset",
+    "TokenizeConfig",
+    "add_codes",
+    "add_conditions",
+    "convert",
+    "inspect",
+    "merge",
+    "tokenize",
+    "verify",
+]
 
 _MODULES = {
     "ShardDataset": "format.dataset",
     "TokenizeConfig": "config",
+    "add_codes": "tools.add_codes",
+    "add_conditions": "job.add",
     "convert": "tools.convert",
     "inspect": "tools.inspect",
     "merge": "tools.merge",

@@ -8,7 +8,7 @@ from imagepriors.api.hub import push
 from imagepriors.api.plans import plan_prior, plan_tokenize, plan_tokenizer
 from imagepriors.api.priors import ImagePrior, evaluate_prior, import_prior, load_prior, train_prior
 from imagepriors.api.samples import SampledImages
-from imagepriors.api.shards import import_shards, inspect, open_shards, tokenize
+from imagepriors.api.shards import add_codes, add_conditions, import_shards, inspect, open_shards, tokenize
 from imagepriors.api.tokenizers import (
     ImageTokenizer,
     evaluate_tokenizer,
@@ -38,6 +38,8 @@ __all__ = [
     "TokenizerConfig",
     "UserError",
     "WorkPlan",
+    "add_codes",
+    "add_conditions",
     "evaluate_prior",
     "evaluate_tokenizer",
     "import_prior",

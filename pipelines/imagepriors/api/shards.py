@@ -9,6 +9,7 @@ from codeshards.config import ImportConfig, TokenizeConfig
 from codeshards.format import ShardDataset, ShardError, Where, open_store
 from codeshards.format.files import read_json
 from codeshards.format.manifest import MANIFEST_FILE
+from codeshards.format.orders import OrderName
 from imagepriors.api.datasets import ImageDataset, dataset_of
 from imagepriors.api.defaults import PathLike, as_path, run_folder, shards_folder
 from imagepriors.api.settings import build_config, stage_1_table
@@ -93,6 +94,67 @@ def _by_modality(conditions: PathLike | ImageTokenizer | Sequence[PathLike | Ima
     if len(found) < len(folders):
         raise ShardError(f"two tokenizers of conditions have one modality: {', '.join(map(str, folders))}")
     return found
+
+
+def add_conditions(
+    data: PathLike | ImageDataset,
+    conditions: PathLike | ImageTokenizer | Sequence[PathLike | ImageTokenizer],
+    *,
+    shards: PathLike | ShardDataset | None = None,
+    dataset: str = "auto",
+    retry_failed: bool = False,
+    config: TokenizeConfig | None = None,
+    **fields: Any,
+) -> ShardDataset:
+    """Add conditions to finished shards, in parallel on Ray, and leave image codes as they are; resumes.
+
+    Args:
+        data: Folder of the pictures that the shards were made from, with the maps, or an open dataset.
+        conditions: Tokenizers of the conditions (masks, depth, poses).
+        shards: The dataset of shards, its folder or URL; default: runs/NAME/shards.
+        dataset: Layout of the data; "auto" recognises it.
+        retry_failed: Encode the side-car shards with failures again.
+        config: A complete config in place of the default one. What determines codes is that of the shards' plan.
+        **fields: Fields of :class:`TokenizeConfig` to override, such as ``workers=1``.
+
+    Returns:
+        The dataset, with the conditions in its spec.
+
+    Raises:
+        InputError: The data or a tokenizer cannot be opened.
+        ShardError: They do not fit the shards, or too many maps failed.
+    """
+    path, layout = dataset_of(data, dataset)
+    settings = build_config(TokenizeConfig, fields, config=config, function=add_conditions)
+    place = absolute(run_folder(path) / "shards" if shards is None else location(shards))
+    from codeshards.job.add import add_conditions as run_job
+
+    tokenizers = _by_modality(conditions)
+    run_job(settings, dataset=layout, data=path.absolute(), tokenizers=tokenizers, out=place, retry_failed=retry_failed)
+    return ShardDataset.open(place)
+
+
+def add_codes(
+    shards: PathLike | ShardDataset, *, orders: Sequence[OrderName] = (), scales: Sequence[int] = ()
+) -> ShardDataset:
+    """Add orders and coarser scales to finished shards, from their codes and the codebook. Requires no pixels.
+
+    Args:
+        shards: The dataset of shards, its folder or URL.
+        orders: Sequence orders to add.
+        scales: Sides of coarser grids of codes to add.
+
+    Returns:
+        The dataset, with them in its spec.
+
+    Raises:
+        ShardError: They do not fit the shards, or there is no tokenizer.
+    """
+    from codeshards.tools.add_codes import add_codes as run
+
+    place = absolute(location(shards))
+    run(place, orders=orders, scales=scales)
+    return ShardDataset.open(place)
 
 
 def import_shards(

@@ -1,13 +1,13 @@
-"""`imagepriors shards …`: inspect, verify, convert, merge, import and preview datasets of token shards."""
+"""`imagepriors shards …`: inspect, verify, convert, merge, extend, import and preview datasets of token shards."""
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from codeshards.config import ImportConfig
-from codeshards.format import ShardDataset, ShardError, inverse
+from codeshards.format import OrderName, ShardDataset, ShardError, inverse
 from codeshards.format.schema import CAPTION, NO_LABEL
 from codeshards.format.shardfile import ShardFormat
 from imagepriors.cli.common import FLAT, Subcommands
@@ -148,6 +148,25 @@ def merge(datasets: tyro.conf.Positional[tuple[str, ...]], *, out: str, to: tupl
     return f"{rows} in {out}"
 
 
+def add(dataset: _Dataset, *, orders: tuple[OrderName, ...] = (), scales: tuple[Literal[1, 2, 4, 8], ...] = ()) -> str:
+    """Add orders and coarser scales to finished shards, from their codes and the codebook.
+
+    Args:
+        dataset: Folder or URL of the dataset; its shards stay as they are.
+        orders: Sequence orders to add.
+        scales: Sides of coarser grids of codes to add, for the multiscale prior.
+
+    Example:
+        imagepriors shards add runs/photos/shards --scales 1 2 4 8
+    """
+    import imagepriors as ip
+
+    if not orders and not scales:
+        raise ShardError("nothing to add: give --orders, --scales, or both; conditions are added by tokenize")
+    spec = ip.add_codes(dataset, orders=orders, scales=scales).spec
+    return f"orders {', '.join(spec.orders)} and scales {', '.join(map(str, spec.scales)) or 'none'} in {dataset}"
+
+
 def import_(
     source: tyro.conf.Positional[Path],
     out: tyro.conf.Positional[str],
@@ -208,8 +227,16 @@ def preview(
 
 
 SHARDS = Subcommands(
-    "Inspect, verify, convert, merge, import or preview datasets of token shards.",
-    {"inspect": inspect, "verify": verify, "convert": convert, "merge": merge, "import": import_, "preview": preview},
+    "Inspect, verify, convert, merge, extend, import or preview token shards.",
+    {
+        "inspect": inspect,
+        "verify": verify,
+        "convert": convert,
+        "merge": merge,
+        "add": add,
+        "import": import_,
+        "preview": preview,
+    },
 )
 
 

@@ -33,7 +33,7 @@ Rates = dict[str, tuple[list[float], list[float]]]
 def summarize(where: Where) -> str:
     """Describe rows, failures, size and speed of a finished dataset in a few lines."""
     out = open_store(where)
-    facts = _facts(out, Manifest.load(out), read_events(out / EVENTS_FILE))
+    facts = _facts(out, Manifest.load(out).whole, read_events(out / EVENTS_FILE))
     return "\n".join(f"  {name:16} {value}" for name, value in facts)
 
 
@@ -59,7 +59,7 @@ def write_tokenize_report(where: Where) -> Store:
 def _facts(out: Store, manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     spec = manifest.spec
     shards = manifest.entries.values()
-    nbytes = sum(record.bytes for shard in shards for record in shard.files.values())
+    nbytes = sum(map(manifest.data_bytes, manifest.splits))
     failures = sum(split.failures for split in manifest.splits.values())
     samples = failures + sum(split.samples for split in manifest.splits.values())
     facts = [

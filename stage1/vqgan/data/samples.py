@@ -79,6 +79,8 @@ class ReadOptions(TypedDict, total=False):
     draft: bool
     """Let the JPEG decoder shrink the image by 2, 4 or 8 where it stays larger than required. It is faster on large
     photos, and gives slightly different pixels. Default: False."""
+    maps_only: bool
+    """Leave the image empty, [0, 0, 3], and read of its file the size alone. Default: False."""
 
 
 def decode(
@@ -91,6 +93,7 @@ def decode(
     columns: Mapping[str, ColumnType] | None = None,
     geometry: Geometry = "crop",
     draft: bool = False,
+    maps_only: bool = False,
 ) -> list[Sample]:
     """Decode an item once and cut its views; see `Split.read_views`."""
     with open_image(item) as opened:
@@ -100,7 +103,7 @@ def decode(
             whole, least = CENTRE.window(*full_size, geometry), -(-size // min(view.scale for view in views))
             shrink = max(1, int(min(whole.width, whole.height) // least))
             opened.draft("RGB", (opened.width // shrink, opened.height // shrink))
-        image = to_rgb(opened)
+        image = None if maps_only else to_rgb(opened)
     if any(view.mirror for view in views):
         check_mirror(item, conditions)
     values = read_columns(item, columns or {})
@@ -115,7 +118,7 @@ def decode(
                 found["depth"] = depth_map.values(found["depth"])
             sample = Sample(
                 key=item.key,
-                image=make("image", image),
+                image=np.empty((0, 0, 3), np.uint8) if image is None else make("image", image),
                 label=item.label,
                 conditions=found,
                 columns=values,

@@ -24,7 +24,7 @@ def card(manifest: Manifest) -> str:
         f"{image.codebook_size:,} entries: {image.height}×{image.width} = {image.length} codes a picture. "
         "Made by the tokenize job of `imagepriors`; `dataset.json` is the exact account, with every file's sha256.",
         _splits(manifest),
-        "## Columns\n\n" + _columns(spec),
+        "## Columns\n\n" + _columns(spec) + _added(manifest),
         _making(manifest),
         "## Reading\n\n`PATH` is the folder of this file. `imagepriors` reads `hf://datasets/OWNER/NAME` as well.\n\n"
         + "\n\n".join(_reading(manifest)),
@@ -71,7 +71,7 @@ def _front_matter(manifest: Manifest) -> str:
 def _splits(manifest: Manifest) -> str:
     lines = ["| split | rows | pictures | failed | shards | MB |", "|---|---|---|---|---|---|"]
     for name, split in manifest.splits.items():
-        megabytes = sum(record.bytes for shard in split.shards for record in shard.files.values()) / 1e6
+        megabytes = manifest.data_bytes(name) / 1e6
         lines.append(
             f"| {name} | {split.rows:,} | {split.samples:,} | {split.failures:,} | {len(split.shards):,} "
             f"| {megabytes:,.1f} |"
@@ -103,10 +103,26 @@ def _columns(spec: ShardSpec) -> str:
     return "\n".join(lines)
 
 
+def _added(manifest: Manifest) -> str:
+    """Where the columns are that were added later."""
+    if not (names := [column.spec.name for column in manifest.added]):
+        return ""
+    split, name = next(iter(manifest.splits), "train"), names[-1]
+    files = [f"'PATH/{folder}{split}/*.parquet'" for folder in ("", f"{name}/")]
+    listed = ", ".join(f"`{name}/`" for name in names)
+    text = (
+        f"Columns in folders of their own, joined by `key`: {listed}. The rows of the dataset are those of `{name}/`."
+    )
+    if "parquet" in manifest.formats:
+        query = f"select * from {files[0]} join {files[1]} using (key)"
+        text += f'\n\n```python\nimport duckdb\n\nduckdb.sql("{query}")\n```'
+    return f"\n\n{text}"
+
+
 def _making(manifest: Manifest) -> str:
     lines = ["| | tokenizer | fingerprint |", "|---|---|---|"]
     about = {"image": manifest.tokenizer, **manifest.conditions}
-    grids = {"image": manifest.spec.image, **manifest.spec.conditions}
+    grids = {"image": manifest.spec.image, **dict(sorted(manifest.spec.conditions.items()))}
     for name, grid in grids.items():
         folder = about.get(name, {}).get("folder")
         lines.append(f"| {name} | {f'`{folder}/`' if folder else 'not included'} | `{grid.fingerprint}` |")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from codeshards.format.card import card, is_card
 from codeshards.format.checked import CACHE_FOLDER, CHECKED_FILES
+from codeshards.format.column import ADDABLE
 from codeshards.format.errors import ShardError
 from codeshards.format.files import FileRecord, read_json
 from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, Sidecar, is_intact
@@ -95,7 +96,7 @@ def save_dataset(manifest: Manifest, dataset: Where) -> None:
     """
     path = open_store(dataset) / CARD_FILE
     if not path.exists() or is_card(path.read_bytes()):
-        path.write_bytes(card(manifest).encode())
+        path.write_bytes(card(manifest.whole).encode())
     else:
         log.warning("%s is not the card that was made for this dataset, and is kept", path)
     manifest.save(dataset)
@@ -191,10 +192,18 @@ def _is_planned(name: str, plan: Plan) -> bool:
     folder, _, file = name.rpartition("/")
     if name in _TOP or (folder in TOKENIZER_FOLDERS and file in _TOKENIZER_FILES):
         return True
-    found = _SHARD.fullmatch(name)
+    found = _SHARD.fullmatch(_within_column(name))
     if not found or found["split"] not in plan.splits:
         return False
+    if name != found.string and found["suffix"] not in (".json", SUFFIXES["parquet"]):
+        return False
     return int(found["index"]) < plan.shard_count(found["split"])
+
+
+def _within_column(name: str) -> str:
+    """The part of a file's name below the folder of an added column."""
+    folder, _, rest = name.partition("/")
+    return rest if folder in ADDABLE else name
 
 
 def _is_sidecar_of(plan: Plan, folder: Store, name: str) -> bool:
@@ -217,16 +226,19 @@ def _changed(store: Store, plan: Plan, names: list[str]) -> Iterator[str]:
             yield MANIFEST_FILE
     elif CARD_FILE in there and not is_card((store / CARD_FILE).read_bytes()):
         yield CARD_FILE
-    for shard in plan.each_shard():
-        sidecar = f"{shard.split}/{shard.name}.json"
-        data = {f"{shard.split}/{shard.name}{suffix}" for suffix in SUFFIXES.values()} & there
+    columns = sorted({name.partition("/")[0] for name in names} & {*ADDABLE})
+    for prefix, shard in (
+        (prefix, shard) for prefix in ("", *(f"{c}/" for c in columns)) for shard in plan.each_shard()
+    ):
+        stem = f"{prefix}{shard.split}/{shard.name}"
+        sidecar, data = f"{stem}.json", {f"{stem}{suffix}" for suffix in SUFFIXES.values()} & there
         if sidecar in there:
             try:
                 files = Sidecar.load(store / sidecar).files
             except ShardError:
                 yield sidecar
                 continue
-            recorded |= {f"{shard.split}/{name}": record for name, record in files.items()}
+            recorded |= {f"{prefix}{shard.split}/{name}": record for name, record in files.items()}
         # A shard whose job was killed before its sidecar has no recorded hash, but identifies itself.
         yield from (name for name in sorted(data - recorded.keys()) if not _is_shard(store / name))
     for name, record in recorded.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from codeshards.format.card import card, is_card
+from codeshards.format.column import ADDABLE
 from codeshards.format.contents import TOKENIZER_FOLDERS
 from codeshards.format.dataset import ShardDataset
 from codeshards.format.errors import ShardError
@@ -19,6 +20,7 @@ _OWNED = (
     PLAN_FILE,
     SAMPLES_FILE,
     *(f"*/shard-*{suffix}" for suffix in (".json", *SUFFIXES.values())),
+    *(f"{column}/*/shard-*{suffix}" for column in ADDABLE for suffix in (".json", SUFFIXES["parquet"])),
     *(f"{folder}/{name}" for folder in TOKENIZER_FOLDERS for name in ("config.json", "model.safetensors")),
 )
 
@@ -38,14 +40,16 @@ def upload_of(dataset: ShardDataset) -> Upload:
     if folder is None:
         raise ShardError(f"{dataset.path} is not a local folder: copy it to one, and push that")
     recorded = dict(manifest.files)
-    for split, name in manifest.entries:
-        recorded |= {f"{split}/{file}": record for file, record in manifest.entries[split, name].files.items()}
+    sidecars, columns = list[str](), [("", manifest.splits)]
+    columns += [(f"{column.spec.name}/", column.splits) for column in manifest.added]
+    for prefix, split, shard in ((p, name, s) for p, splits in columns for name in splits for s in splits[name].shards):
+        sidecars.append(f"{prefix}{split}/{shard.name}.json")
+        recorded |= {f"{prefix}{split}/{file}": record for file, record in shard.files.items()}
     for name, record in recorded.items():
         if name == CARD_FILE and (folder / name).is_file():  # a person may have edited it
             continue
         if not (folder / name).is_file() or (folder / name).stat().st_size != record.bytes:
             raise ShardError(f"{folder / name} is missing or has changed: verify the dataset before it is pushed")
-    sidecars = [f"{split}/{name}.json" for split, name in manifest.entries]
     files: dict[str, Path | bytes] = {name: folder / name for name in (MANIFEST_FILE, *recorded, *sidecars)}
     return Upload(
         what="dataset of shards",

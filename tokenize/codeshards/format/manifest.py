@@ -10,9 +10,19 @@ process encoded what and when.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from codeshards.format.column import with_columns
+from codeshards.format.entries import (
+    AddedColumn,
+    ShardEntry,
+    SplitEntry,
+    files_from_json,
+    files_json,
+    split_from_json,
+    split_json,
+)
 from codeshards.format.errors import ShardError
 from codeshards.format.files import FileRecord, file_record, read_sealed_json, sha256_file, write_sealed_json
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard
@@ -62,7 +72,7 @@ class Sidecar:
             name: getattr(self, name) for name in ("plan_hash", "split", "index", "rows", "samples", "durations_s")
         }
         value["failures"] = [failure._asdict() for failure in self.failures]
-        value["files"] = _files_json(self.files)
+        value["files"] = files_json(self.files)
         write_sealed_json(path, value)
 
     @classmethod
@@ -82,7 +92,7 @@ class Sidecar:
             for name in value["files"]:
                 check_name(name) if check_name else plain_name(name, path, ShardError)
             failures = tuple(Failure(**failure) for failure in value.pop("failures"))
-            return cls(**{**value, "failures": failures, "files": _files_from_json(value["files"])})
+            return cls(**{**value, "failures": failures, "files": files_from_json(value["files"])})
         except (KeyError, TypeError, AttributeError) as error:
             raise ShardError(f"{path} is not a sidecar of a shard ({error!r}). Delete it and resume the job") from error
 
@@ -134,32 +144,6 @@ def is_intact(store: Store, record: FileRecord, check_hash: bool = True) -> bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShardEntry:
-    """One shard in the manifest."""
-
-    name: str
-    """File name without its ending."""
-    rows: int
-    """Rows of the shard."""
-    files: dict[str, FileRecord]
-    """File name → sha256 and size."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SplitEntry:
-    """One split in the manifest."""
-
-    rows: int
-    """Rows of all its shards."""
-    samples: int
-    """Samples encoded."""
-    failures: int
-    """Samples left out; the sidecars name them."""
-    shards: tuple[ShardEntry, ...]
-    """Its shards in planned order."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """``dataset.json``: the contents of a finished dataset."""
 
@@ -179,6 +163,8 @@ class Manifest:
     """Licence of the pictures as an SPDX or Hugging Face identifier, which the codes inherit."""
     files: dict[str, FileRecord] = field(default_factory=dict)
     """File name → sha256 and size of the other files: card, plan and tokenizers."""
+    added: tuple[AddedColumn, ...] = ()
+    """Columns that were added to the finished shards, in this sequence; :attr:`whole` has them in its spec."""
 
     @classmethod
     def build(
@@ -226,9 +212,34 @@ class Manifest:
         return {(name, shard.name): shard for name, split in self.splits.items() for shard in split.shards}
 
     @property
+    def whole(self) -> Manifest:
+        """The manifest with the added columns in its spec, and with the rows that all columns have."""
+        if not self.added:
+            return self
+        splits = {}
+        for name, last in self.added[-1].splits.items():
+            own = self.splits[name]
+            shards = zip(own.shards, last.shards, strict=True)
+            splits[name] = SplitEntry(
+                rows=last.rows,
+                samples=last.samples,
+                failures=own.failures + own.samples - last.samples,
+                shards=tuple(replace(shard, rows=side.rows) for shard, side in shards),
+            )
+        conditions = {a.spec.name.removeprefix("cond_"): a.tokenizer for a in self.added if a.tokenizer}
+        spec = with_columns(self.spec, [column.spec for column in self.added])
+        return replace(self, spec=spec, splits=splits, conditions={**self.conditions, **conditions})
+
+    def data_bytes(self, split: str) -> int:
+        """Bytes of the data files of a split, side-car shards included."""
+        splits = [self.splits, *(column.splits for column in self.added)]
+        shards = [shard for found in splits for shard in found[split].shards]
+        return sum(record.bytes for shard in shards for record in shard.files.values())
+
+    @property
     def tokenizer_folders(self) -> tuple[str, ...]:
         """Folders of the tokenizers in the dataset."""
-        about = [self.tokenizer, *self.conditions.values()]
+        about = [self.tokenizer, *self.whole.conditions.values()]
         return tuple(str(one["folder"]) for one in about if "folder" in one)
 
     def save(self, dataset: Where) -> None:
@@ -246,13 +257,15 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "spec": self.spec.to_json(),
             "plan_hash": self.plan_hash,
-            "splits": {name: _split_json(split) for name, split in self.splits.items()},
+            "splits": {name: split_json(split) for name, split in self.splits.items()},
             "class_names": list(self.class_names),
             "tokenizer": self.tokenizer,
             "conditions": self.conditions,
             "license": self.license,
-            "files": _files_json(files),
+            "files": files_json(files),
         }
+        if self.added:
+            value["added"] = [column.to_json() for column in self.added]
         write_sealed_json(store / MANIFEST_FILE, value)
 
     @classmethod
@@ -277,12 +290,13 @@ class Manifest:
             return cls(
                 spec=ShardSpec.from_json(value["spec"]),
                 plan_hash=value["plan_hash"],
-                splits={name: _split_from_json(split) for name, split in value["splits"].items()},
+                splits={name: split_from_json(split) for name, split in value["splits"].items()},
                 class_names=tuple(value["class_names"]),
                 tokenizer=value["tokenizer"],
                 conditions=value["conditions"],
                 license=value["license"],
-                files=_files_from_json(value["files"]),
+                files=files_from_json(value["files"]),
+                added=_added_from_json(value),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ShardError(f"{path} is not a manifest of a dataset ({error!r})") from error
@@ -290,14 +304,15 @@ class Manifest:
 
 def _check_names(value: Mapping[str, Any], where: Store) -> None:
     """Check every name in a manifest that becomes a path: splits, shards and their files, tokenizers, other files."""
-    for split, found in value["splits"].items():
+    added = value.get("added", [])
+    for split, found in (item for part in (value, *added) for item in part["splits"].items()):
         plain_name(split, where, ShardError)
         for shard in found["shards"]:
             if type(shard["rows"]) is not int:
                 raise ShardError(f"{where} is not a manifest of a dataset: a shard has {shard['rows']!r} rows")
             for name in (shard["name"], *shard["files"]):
                 plain_name(name, where, ShardError)
-    for about in (value["tokenizer"], *value["conditions"].values()):
+    for about in (value["tokenizer"], *value["conditions"].values(), *(part["tokenizer"] for part in added)):
         if "folder" in about:
             plain_name(about["folder"], where, ShardError)
     for name in value["files"]:
@@ -335,22 +350,13 @@ class _SplitBuilder:
         return SplitEntry(rows=self.rows, samples=self.samples, failures=self.failures, shards=shards)
 
 
-def _split_json(split: SplitEntry) -> dict[str, Any]:
-    shards = [{"name": shard.name, "rows": shard.rows, "files": _files_json(shard.files)} for shard in split.shards]
-    return {"rows": split.rows, "samples": split.samples, "failures": split.failures, "shards": shards}
-
-
-def _split_from_json(value: Mapping[str, Any]) -> SplitEntry:
-    shards = tuple(
-        ShardEntry(name=shard["name"], rows=shard["rows"], files=_files_from_json(shard["files"]))
-        for shard in value["shards"]
-    )
-    return SplitEntry(rows=value["rows"], samples=value["samples"], failures=value["failures"], shards=shards)
-
-
-def _files_json(files: Mapping[str, FileRecord]) -> dict[str, dict[str, Any]]:
-    return {name: record._asdict() for name, record in files.items()}
-
-
-def _files_from_json(value: Mapping[str, Mapping[str, Any]]) -> dict[str, FileRecord]:
-    return {name: FileRecord(**record) for name, record in value.items()}
+def _added_from_json(value: Mapping[str, Any]) -> tuple[AddedColumn, ...]:
+    """The added columns, each new and with a side-car shard for every shard."""
+    added = tuple(AddedColumn.from_json(entry) for entry in value.get("added", ()))
+    names = [column.spec.name for column in added]
+    shards = {name: [shard["name"] for shard in split["shards"]] for name, split in value["splits"].items()}
+    for column in added:
+        found = {name: [shard.name for shard in split.shards] for name, split in column.splits.items()}
+        if found != shards or names.count(column.spec.name) > 1:
+            raise ShardError(f"{MANIFEST_FILE} lists other side-car shards of {column.spec.name} than shards")
+    return added

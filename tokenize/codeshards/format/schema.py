@@ -204,10 +204,7 @@ class ShardSpec:
         Raises:
             ShardError: It is not a count, or the decoded rows exceed :data:`MAX_SHARD_BYTES`.
         """
-        most = MAX_SHARD_BYTES // sum(grid.dtype.itemsize * grid.length for grid in self.code_grids.values())
-        if type(rows) is not int or not 0 <= rows <= most:
-            raise ShardError(f"a shard of {rows!r} rows: with these columns it has 0 to {most:,}. Make smaller shards")
-        return rows
+        return check_rows(rows, self.code_grids.values())
 
     def schema(self) -> pa.Schema:
         """The Arrow schema of a shard, with this spec as JSON under the metadata key ``imagepriors``."""
@@ -216,7 +213,7 @@ class ShardSpec:
             pa.field("view", pa.uint8(), nullable=False),
             pa.field("label", pa.int32(), nullable=True),
         ]
-        fields += [pa.field(name, _codes_type(grid), nullable=False) for name, grid in self.code_grids.items()]
+        fields += [pa.field(name, codes_type(grid), nullable=False) for name, grid in self.code_grids.items()]
         fields += [pa.field(name, _CARRIED[self.carried[name]], nullable=True) for name in sorted(self.carried)]
         return pa.schema(fields, metadata={METADATA_KEY: compact_json(self.to_json()).encode()})
 
@@ -354,18 +351,28 @@ class ShardSpec:
         arrays: list[Any] = [key_column, _view_column(views, count), _label_column(labels, count)]
         for name, grid in grids.items():
             _check_range(name, columns[name], grid)
-            arrays.append(_codes_column(columns[name], grid))
+            arrays.append(codes_column(columns[name], grid))
         arrays += [_carried_column(name, carried[name], self.carried[name]) for name in sorted(carried)]
         return pa.Table.from_arrays(arrays, schema=self.schema())
 
 
-def _codes_type(grid: GridSpec) -> Any:
+def check_rows(rows: int, grids: Iterable[GridSpec]) -> int:
+    """Return `rows` if a shard with columns of these grids may have this many; see :meth:`ShardSpec.check_rows`."""
+    most = MAX_SHARD_BYTES // sum(grid.dtype.itemsize * grid.length for grid in grids)
+    if type(rows) is not int or not 0 <= rows <= most:
+        raise ShardError(f"a shard of {rows!r} rows: with these columns it has 0 to {most:,}. Make smaller shards")
+    return rows
+
+
+def codes_type(grid: GridSpec) -> Any:
+    """The Arrow type of a column of codes."""
     return pa.list_(pa.field("element", pa.from_numpy_dtype(grid.dtype), nullable=False), grid.length)
 
 
-def _codes_column(codes_NL: Codes, grid: GridSpec) -> Any:
+def codes_column(codes_NL: Codes, grid: GridSpec) -> Any:
+    """Codes [N, L] as an Arrow column."""
     values = pa.array(np.ascontiguousarray(codes_NL, grid.dtype).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(values, type=_codes_type(grid))
+    return pa.FixedSizeListArray.from_arrays(values, type=codes_type(grid))
 
 
 def _checked_codes(name: str, codes: npt.NDArray[Any], count: int, grid: GridSpec) -> Codes:

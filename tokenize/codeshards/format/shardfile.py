@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from codeshards.format.column import ColumnSpec
 from codeshards.format.errors import ShardError
 from codeshards.format.files import FileRecord
 from codeshards.format.parquet import open_parquet, parquet_bytes, parquet_rows
@@ -44,9 +45,31 @@ def write_shard(
         WriteError: A file cannot be written.
     """
     ShardSpec.from_schema(table.schema).check_rows(table.num_rows)
+    return _write(dataset, shard, table, check_formats(formats))
+
+
+def write_column(folder: Where, shard: PlannedShard, table: pa.Table) -> dict[str, FileRecord]:
+    """Write a table made by :meth:`ColumnSpec.to_table` as a side-car shard; the write is atomic.
+
+    Args:
+        folder: Folder of the column.
+        shard: The shard that it belongs to.
+        table: Its rows.
+
+    Raises:
+        ShardError: The table is not that of a side-car shard, or it has too many rows.
+        WriteError: The file cannot be written.
+    """
+    ColumnSpec.from_schema(table.schema).check_rows(table.num_rows)
+    return _write(folder, shard, table, ("parquet",))
+
+
+def _write(
+    folder: Where, shard: PlannedShard, table: pa.Table, formats: Sequence[ShardFormat]
+) -> dict[str, FileRecord]:
     records: dict[str, FileRecord] = {}
-    for name in check_formats(formats):
-        store = shard.path(dataset, SUFFIXES[name])
+    for name in formats:
+        store = shard.path(folder, SUFFIXES[name])
         content = memoryview(_WRITERS[name](table))
         store.write_bytes(content)
         records[store.name] = FileRecord(hashlib.sha256(content).hexdigest(), content.nbytes)
@@ -87,7 +110,12 @@ def data_file(folder: Where, files: Mapping[str, Any]) -> Store:
 
 
 def read_batches(
-    store: Store, spec: ShardSpec, rows: int, columns: Sequence[str], batch_rows: int, content: bytes | None = None
+    store: Store,
+    spec: ShardSpec | ColumnSpec,
+    rows: int,
+    columns: Sequence[str],
+    batch_rows: int,
+    content: bytes | None = None,
 ) -> Iterator[Any]:
     """The record batches of one data file, which must have this spec and number of rows.
 
@@ -106,13 +134,18 @@ def read_batches(
 
 
 def _read_once(
-    store: Store, spec: ShardSpec, rows: int, columns: Sequence[str], batch_rows: int, content: bytes | None
+    store: Store,
+    spec: ShardSpec | ColumnSpec,
+    rows: int,
+    columns: Sequence[str],
+    batch_rows: int,
+    content: bytes | None,
 ) -> Iterator[Any]:
     try:
         spec.check_rows(rows)
         if format_of(store.name) == "parquet":
             with open_parquet(store, content) as file:
-                _check_shard(store, ShardSpec.from_schema(file.schema_arrow), spec, parquet_rows(file), rows)
+                _check_shard(store, type(spec).from_schema(file.schema_arrow), spec, parquet_rows(file), rows)
                 yield from file.iter_batches(batch_rows, columns=list(columns))
         else:
             table = read_tar(store.read_bytes() if content is None else content)
@@ -130,13 +163,15 @@ def _read_once(
         raise ShardError(f"{store} is damaged ({error}). Delete it and run the tokenize job again") from error
 
 
-def read_table(store: Store, spec: ShardSpec, rows: int, content: bytes | None = None) -> pa.Table:
+def read_table(store: Store, spec: ShardSpec | ColumnSpec, rows: int, content: bytes | None = None) -> pa.Table:
     """All rows of one data file; arguments and errors as :func:`read_batches`."""
     batches = read_batches(store, spec, rows, spec.column_names, max(rows, 1), content)
     return pa.Table.from_batches(batches, schema=spec.schema())
 
 
-def _check_shard(store: Store, found: ShardSpec, spec: ShardSpec, found_rows: int, rows: int) -> None:
+def _check_shard(
+    store: Store, found: ShardSpec | ColumnSpec, spec: ShardSpec | ColumnSpec, found_rows: int, rows: int
+) -> None:
     if found != spec:
         raise ShardError(f"{store} belongs to another dataset: it holds {found}, dataset.json says {spec}")
     if found_rows != rows:

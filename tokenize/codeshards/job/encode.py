@@ -20,10 +20,11 @@ import numpy.typing as npt
 import torch
 
 from codeshards.config import TokenizeConfig
+from codeshards.format.column import ColumnSpec
 from codeshards.format.manifest import Failure, Sidecar, sidecar_path
 from codeshards.format.plan import Plan, PlannedShard
 from codeshards.format.schema import ShardSpec, row_key
-from codeshards.format.shardfile import write_shard
+from codeshards.format.shardfile import write_column, write_shard
 from runkit.places import Where
 from runkit.retries import is_outage
 from vqgan.config import ModelConfig
@@ -52,6 +53,8 @@ class ShardTask:
     """Hash of its plan."""
     samples: Split
     """The samples of this shard in planned order: a worker never lists the data folder."""
+    left_out: frozenset[str] = frozenset()
+    """Keys of samples that are not encoded, although they keep their place in the batches."""
 
 
 def task_maker(plan: Plan, splits: Mapping[str, Split]) -> Callable[[PlannedShard], ShardTask]:
@@ -97,6 +100,7 @@ def encode_shard(
     config: TokenizeConfig,
     out: Where,
     resources: WorkerResources | None = None,
+    column: ColumnSpec | None = None,
 ) -> Sidecar:
     """Encode one shard and write its files, the sidecar last.
 
@@ -109,8 +113,9 @@ def encode_shard(
         tokenizers: ``image`` and each of the spec's conditions → its tokenizer.
         spec: The columns of the shard.
         config: Settings of the job.
-        out: Folder of the dataset.
+        out: Folder of the dataset, or of the column.
         resources: Shared by the threads that call this function for several shards at once.
+        column: Make a side-car shard of this condition alone; `tokenizers` then has no ``image``.
 
     Returns:
         The sidecar as written: rows, failures with reasons, file hashes, seconds per step.
@@ -119,14 +124,17 @@ def encode_shard(
     with rows.timed("write"):
         # Where a shard is made again, the old sidecar must not describe new bytes.
         sidecar_path(out, task.shard).delete()
-        files = write_shard(out, task.shard, rows.to_table(spec), config.formats)
+        if column:
+            files = write_column(out, task.shard, rows.to_column(column))
+        else:
+            files = write_shard(out, task.shard, rows.to_table(spec), config.formats)
     sidecar = Sidecar(
         plan_hash=task.plan_hash,
         split=task.shard.split,
         index=task.shard.index,
         rows=len(rows.keys),
         samples=len(task.samples) - len(rows.failures),
-        failures=tuple(rows.failures),
+        failures=tuple(failure for failure in rows.failures if failure.key not in task.left_out),
         files=files,
         durations_s={name: round(seconds, 3) for name, seconds in rows.durations_s.items()},
     )
@@ -148,11 +156,12 @@ def encode_rows(
     rows = Rows({name: [] for name in _code_grids(spec)})
     read = functools.partial(
         _read_views,
-        samples=task.samples,
-        model=tokenizers[IMAGE].config,
+        task=task,
+        model=next(iter(tokenizers.values())).config,  # all have one resolution and geometry
         conditions=tuple(spec.conditions),
         columns=spec.carried,
         config=config,
+        maps_only=IMAGE not in tokenizers,
     )
     batches = read_ahead(read, len(task.samples), config.batch_samples, resources.decode_pool)
     with rows.timed("decode_wait"):
@@ -230,6 +239,14 @@ class Rows:
             for name, codes_Nhw in codes().items():
                 self.codes[name].append(codes_Nhw[: len(views)])  # without the padding of the batch
 
+    def to_column(self, column: ColumnSpec) -> Any:
+        """The codes of a condition as the table of a side-car shard."""
+        codes = self.codes[column.name.removeprefix("cond_")]
+        codes_NL = np.concatenate(
+            [part.reshape(len(part), -1) for part in codes or [np.empty((0, column.grid.length))]]
+        )
+        return column.to_table(self.keys, self.views, codes_NL)
+
     def to_table(self, spec: ShardSpec) -> Any:
         """The rows as a shard's table."""
         codes = {
@@ -260,15 +277,19 @@ def read_ahead(read: Callable[[int], T], total: int, step: int, pool: ThreadPool
 def _read_views(
     index: int,
     *,
-    samples: Split,
+    task: ShardTask,
     model: ModelConfig,
     conditions: Sequence[str],
     columns: Mapping[str, ColumnType],
     config: TokenizeConfig,
+    maps_only: bool,
 ) -> list[Sample] | Failure:
-    """All views of one sample at the resolution of the image model, decoded once."""
+    """All views of one sample at the resolution of the model, decoded once."""
+    samples, key = task.samples, task.samples.keys[index]
+    if key in task.left_out:
+        return Failure(key, "left out")
     return read_or_failure(
-        samples.keys[index],
+        key,
         lambda: samples.read_views(
             index,
             model.resolution,
@@ -277,6 +298,7 @@ def _read_views(
             columns=columns,
             geometry=model.geometry,
             draft=config.draft,
+            maps_only=maps_only,
         ),
     )
 

@@ -204,10 +204,17 @@ class Arrivals:
     show new files with a delay, so that a missing shard is an error only after `timeout_s`.
     """
 
-    def __init__(self, out: Store, plan_hash: str, timeout_s: float = 300.0) -> None:
+    def __init__(self, out: Store, plan_hash: str | None, timeout_s: float = 300.0) -> None:
+        """Start with no shards.
+
+        Args:
+            out: Output folder.
+            plan_hash: Hash of the plan for the cache; None keeps none, for side-car shards, each with its own hash.
+            timeout_s: Seconds until a missing shard is an error.
+        """
         self._out, self._timeout_s = out, timeout_s
         self._unseen: deque[tuple[float, PlannedShard, Sidecar]] = deque()
-        self._cache = _cache(out, plan_hash)
+        self._cache = None if plan_hash is None else _cache(out, plan_hash)
 
     def expect(self, shard: PlannedShard, sidecar: Sidecar) -> None:
         """Add a finished shard and check the earlier ones.
@@ -233,11 +240,12 @@ class Arrivals:
     def _remember(self, folder: Path, shard: PlannedShard, sidecar: Sidecar) -> None:
         """Cache a sidecar without its durations; one with failures is long and rare, and is read again."""
         names = (f"{shard.name}.json", *sidecar.files)
-        if not sidecar.failures:
+        if self._cache and not sidecar.failures:
             with contextlib.suppress(OSError):  # a file is not visible yet
                 listing = {name: Listed.of((folder / name).stat()) for name in names}
                 self._cache.add(shard, names, listing, (sidecar.rows, sidecar.samples, sidecar.files))
 
     def close(self) -> None:
         """Close the cache."""
-        self._cache.close()
+        if self._cache:
+            self._cache.close()

@@ -6,19 +6,20 @@ alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
-import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
 from codeshards.config import TokenizeConfig
+from codeshards.format.column import ColumnSpec
 from codeshards.format.contents import EVENTS_FILE, delete_dataset, save_dataset
+from codeshards.format.entries import AddedColumn
 from codeshards.format.errors import ShardError
-from codeshards.format.files import atomic_write
 from codeshards.format.manifest import MANIFEST_FILE, UNKNOWN_LICENSE, Manifest, Sidecar, is_intact
 from codeshards.format.orders import ORDER_NAMES, defined_orders
 from codeshards.format.plan import Plan, PlannedShard, build_plan
@@ -28,7 +29,6 @@ from codeshards.job.encode import IMAGE, ShardTask, WorkerResources, encode_shar
 from codeshards.job.progress import EventLog, kind_of
 from codeshards.job.resume import (
     Arrivals,
-    MissingShards,
     close_job,
     locked_store,
     open_job,
@@ -36,13 +36,12 @@ from codeshards.job.resume import (
     remove_temps,
 )
 from codeshards.job.scheduler import run_shards
+from codeshards.job.tokenizers import about_tokenizer, check_fit, copy_tokenizers, grid_of, preprocessing
 from runkit.compiling import check_compiler
 from runkit.folders import check_apart
-from runkit.hub import source_of
 from runkit.places import Store, Where, absolute
-from runkit.retries import patient
 from runkit.termination import exit_on_sigterm
-from vqgan.checkpoint import describe_plugin, fingerprint, load_config
+from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
 from vqgan.data import (
     ColumnType,
@@ -153,7 +152,7 @@ def make_plan(
     if config.compile and "RAY_ADDRESS" not in os.environ:  # the nodes of a cluster check for themselves
         check_compiler(device_of(config), ShardError)
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
-    _check_fit(models, splits)
+    check_fit(models, splits)
     if config.views > 1:
         for samples in splits.values():
             samples.check_mirror([name for name in models if name != IMAGE], "set views = 1")
@@ -170,7 +169,7 @@ def make_plan(
             **config.plan_settings(device_of(config)),
             "dataset": inputs.dataset,
             "resolution": models[IMAGE].resolution,
-            **_preprocessing(models),
+            **preprocessing(models),
             **({"where": config.where, "left_out": inputs.left_out} if config.where else {}),
             "spec": spec.to_json(),
         },
@@ -188,6 +187,7 @@ def _tokenize(
     if overwrite:
         delete_dataset(store)
     missing = open_job(plan, store, retry_failed=retry_failed)
+    added: tuple[AddedColumn, ...] = ()
     if not missing and (store / MANIFEST_FILE).exists():
         made = Manifest.load(store)
         failed = sum(split.failures for split in made.splits.values())
@@ -196,25 +196,50 @@ def _tokenize(
         complete = all(is_intact(store / name, record, check_hash=False) for name, record in made.files.items())
         if config.license in (UNKNOWN_LICENSE, made.license) and failed <= allowed and complete:
             return made
+        added = made.added
     copy_tokenizers(tokenizers, store)
     if missing:
-        (store / MANIFEST_FILE).delete()  # it may be wrong while shards are made again
-        _make(missing, config, splits=splits, plan=plan, spec=spec, tokenizers=tokenizers, out=store)
-    return _finish(plan, spec, config, splits, tokenizers, store)
+        _delete_manifest(store)
+        events = EventLog(store / EVENTS_FILE)
+        task_of = task_maker(plan, splits)
+        make_shards(missing, config, plan, spec, tokenizers, store, task_of=task_of, events=events)
+    return _finish(plan, spec, config, splits, tokenizers, store, added)
 
 
-def _make(
-    missing: MissingShards,
+def _delete_manifest(store: Store) -> None:
+    """Delete the manifest, which may be wrong while shards are made again."""
+    with contextlib.suppress(ShardError):  # there is none, or it is damaged
+        if names := ", ".join(column.spec.name for column in Manifest.load(store).added):
+            log.warning("add %s again afterwards: shards are made, and only those of other rows are encoded", names)
+    (store / MANIFEST_FILE).delete()
+
+
+def make_shards(
+    missing: Collection[PlannedShard],
     config: TokenizeConfig,
-    *,
-    splits: Mapping[str, Split],
     plan: Plan,
     spec: ShardSpec,
     tokenizers: Mapping[str, Path],
     out: Store,
+    *,
+    task_of: Callable[[PlannedShard], ShardTask],
+    events: EventLog,
+    column: ColumnSpec | None = None,
 ) -> None:
-    """Make the missing shards on Ray and leave no partial file, however the job ends."""
-    events, arrivals = EventLog(out / EVENTS_FILE), Arrivals(out, plan.hash)
+    """Make the missing shards on Ray and leave no partial file, however the job ends.
+
+    Args:
+        missing: The shards.
+        config: Settings of the job.
+        plan: Their plan.
+        spec: Columns of the shards.
+        tokenizers: Name → folder of the tokenizer.
+        out: Folder of the dataset, or of the column.
+        task_of: Makes the task of a shard.
+        events: Where to log events.
+        column: Make side-car shards of this condition.
+    """
+    arrivals = Arrivals(out, None if column else plan.hash)
 
     def failures_of(shard: PlannedShard, sidecar: Sidecar) -> dict[str, int]:
         arrivals.expect(shard, sidecar)
@@ -235,9 +260,9 @@ def _make(
     try:
         run_shards(
             missing,
-            task_maker(plan, splits),
+            task_of,
             _Worker,
-            (config, spec, folders, out, device),
+            (config, spec, folders, out, device, column),
             name="tokenize",
             device=device,
             settings=config,
@@ -264,16 +289,10 @@ def _finish(
     splits: Mapping[str, Split],
     tokenizers: Mapping[str, Path],
     out: Store,
+    added: tuple[AddedColumn, ...],
 ) -> Manifest:
     """Check that all shards are made and few samples failed, and write the manifest."""
-    about = {
-        name: {
-            "folder": _folder_name(name),
-            "fingerprint": grid.fingerprint,
-            **({"source": source} if (source := source_of(tokenizers[name].resolve())) else {}),
-        }
-        for name, grid in _grids(spec).items()
-    }
+    about = {name: about_tokenizer(name, grid, tokenizers[name]) for name, grid in _grids(spec).items()}
     manifest = Manifest.build(
         plan=plan,
         sidecars=close_job(plan, out, config.max_failure_rate),
@@ -283,41 +302,9 @@ def _finish(
         conditions=about,
         license=config.license,
     )
+    manifest = dataclasses.replace(manifest, added=added)
     save_dataset(manifest, out)
     return manifest
-
-
-def _check_fit(models: Mapping[str, ModelConfig], splits: Mapping[str, Split]) -> None:
-    """Refuse tokenizers of a wrong modality, resolution or geometry, and conditions that are missing in a split."""
-    if IMAGE not in models:
-        raise ShardError(f"tokenizers has no {IMAGE!r} (found {', '.join(models) or 'none'}): name the image tokenizer")
-    for name, model in models.items():
-        expected = "rgb" if name == IMAGE else name
-        if model.modality != expected:
-            raise ShardError(f"tokenizer {name!r} encodes {model.modality}, expected {expected}")
-        if model.resolution != models[IMAGE].resolution:
-            sizes = f"{model.resolution} and {models[IMAGE].resolution} pixels"
-            raise ShardError(
-                f"tokenizers {name!r} and {IMAGE!r} differ in resolution ({sizes}): train both at the same resolution"
-            )
-        if model.geometry != models[IMAGE].geometry:
-            both = f"{model.geometry} and {models[IMAGE].geometry}"
-            raise ShardError(
-                f"tokenizers {name!r} and {IMAGE!r} differ in geometry ({both}): train both with the same geometry"
-            )
-        for split, samples in splits.items():
-            if name != IMAGE and not any(name in item.conditions for item in samples.items):
-                raise ShardError(f"no sample of split {split!r} has {name}: leave its tokenizer out, or make the maps")
-
-
-def _preprocessing(models: Mapping[str, ModelConfig]) -> dict[str, str]:
-    """How pictures are preprocessed, for the plan; the behaviour of earlier versions is left out."""
-    found: dict[str, str] = {}
-    if models[IMAGE].geometry != "crop":
-        found["geometry"] = models[IMAGE].geometry
-    if "depth" in models:
-        found["depth"] = "stretched over the whole map"
-    return found
 
 
 def _spec(
@@ -326,12 +313,7 @@ def _spec(
     fingerprints: Mapping[str, str],
     carried: Mapping[str, ColumnType],
 ) -> ShardSpec:
-    grids = {
-        name: GridSpec(
-            height=model.grid[0], width=model.grid[1], codebook_size=model.codebook_size, fingerprint=fingerprints[name]
-        )
-        for name, model in models.items()
-    }
+    grids = {name: grid_of(model, fingerprints[name]) for name, model in models.items()}
     image = grids.pop(IMAGE)
     # All orders mean all that are defined on the grid; one that is asked for by name must be.
     orders = defined_orders(image.height, image.width) if config.orders == ORDER_NAMES else config.orders
@@ -352,22 +334,6 @@ def device_of(config: TokenizeConfig) -> Literal["cpu", "cuda"]:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _folder_name(name: str) -> str:
-    return "tokenizer" if name == IMAGE else f"tokenizer-{name}"
-
-
-@patient
-def copy_tokenizers(tokenizers: Mapping[str, Path], out: Store) -> None:
-    """Copy config and weights beside the shards, so that the codes can be decoded without other files."""
-    for name, source in tokenizers.items():
-        target = out / _folder_name(name)
-        for file, content in describe_plugin(source).items():
-            (target / file).write_bytes(content)
-        for file in () if plugin_name(source) else ("config.json", "model.safetensors"):
-            with atomic_write(target / file) as copy, (source / file).open("rb") as original:
-                shutil.copyfileobj(original, copy)
-
-
 class _Worker:
     """The worker of an actor: loads the tokenizers once, then encodes shards, reading one while it encodes another."""
 
@@ -378,11 +344,12 @@ class _Worker:
         folders: Mapping[str, Path],
         out: Store,
         device: Literal["cpu", "cuda"],
+        column: ColumnSpec | None = None,
     ) -> None:
         from vqgan.tokenizer import Tokenizer
 
         fix_arithmetic(config.threads)
-        self._config, self._spec, self._out = config, spec, out
+        self._config, self._spec, self._out, self._column = config, spec, out, column
         self._resources = WorkerResources(config.decode_threads or max(2, assigned_cores()))
         self._tokenizers = {
             name: Tokenizer.load(folder, device=device, precision=config.precision, compiled=config.compile)
@@ -403,4 +370,5 @@ class _Worker:
             config=self._config,
             out=self._out,
             resources=self._resources,
+            column=self._column,
         )

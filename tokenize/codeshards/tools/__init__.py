@@ -1,1 +1,1 @@
-"""Tools for finished datasets: inspect, verify, convert, merge, compare with the pixels."""
+"""Tools for finished datasets: inspect, verify, convert, merge, extend, compare with the pixels."""

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from codeshards.format.added import failures_of, whole_plan
 from codeshards.format.contents import save_dataset, save_or_match
 from codeshards.format.dataset import ShardDataset
+from codeshards.format.entries import ShardEntry
 from codeshards.format.errors import ShardError
-from codeshards.format.manifest import Manifest, ShardEntry, Sidecar, finished_sidecar, is_intact, sidecar_path
+from codeshards.format.manifest import Manifest, Sidecar, finished_sidecar, sidecar_path
 from codeshards.format.plan import Plan, PlannedShard, load_plan
-from codeshards.format.shardfile import ShardFormat, check_formats, read_table, write_shard
+from codeshards.format.shardfile import ShardFormat, check_formats, write_shard
 from codeshards.job.resume import locked_store, remove_temps
 from runkit.folders import check_apart
 from runkit.places import Store, Where, open_store
@@ -21,7 +23,8 @@ from runkit.places import Store, Where, open_store
 def convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manifest:
     """Write a dataset again with its shards in other formats; converting back gives the same bytes.
 
-    Rows, plan (except its formats), failures and tokenizers stay the same. An interrupted conversion resumes.
+    Columns that were added later are written into the shards, as by one job for all columns. Rows, plan (except its
+    formats), failures and tokenizers stay the same. An interrupted conversion resumes.
 
     Args:
         source: A finished dataset.
@@ -40,16 +43,23 @@ def convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manife
 
 def _convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manifest:
     dataset, old = ShardDataset.open(source), load_plan(source)
-    plan = dataclasses.replace(old, settings={**old.settings, "formats": list(check_formats(formats))})
+    settings = whole_plan(old, dataset.manifest).settings
+    plan = dataclasses.replace(old, settings={**settings, "formats": list(check_formats(formats))})
     start_copy(plan, dataset.manifest, open_store(source), open_store(out))
     plan_hash, sidecars = plan.hash, list[Sidecar]()
     for shard, entry in planned_entries(old, dataset.manifest):
         sidecar = finished_sidecar(out, plan_hash, shard)
         if sidecar is None:
             table = read_intact_table(dataset, shard.split, entry)
-            files = write_shard(out, shard, table, formats)
-            original = Sidecar.load(sidecar_path(source, shard))
-            sidecar = dataclasses.replace(original, plan_hash=plan_hash, files=files)
+            failures = failures_of(dataset.path, dataset.manifest, old, shard, entry.rows)
+            sidecar = dataclasses.replace(
+                Sidecar.load(sidecar_path(source, shard)),
+                plan_hash=plan_hash,
+                rows=entry.rows,
+                samples=shard.samples - len(failures),
+                failures=tuple(failures),
+                files=write_shard(out, shard, table, formats),
+            )
             sidecar.save(sidecar_path(out, shard))
         sidecars.append(sidecar)
     return finish_copy(plan, sidecars, dataset.manifest, out)
@@ -94,7 +104,4 @@ def read_intact_table(dataset: ShardDataset, split: str, entry: ShardEntry) -> p
     Raises:
         ShardError: It has another: a flipped bit would get a valid hash in the new dataset.
     """
-    file = dataset.file_of(split, entry)
-    if not is_intact(file, entry.files[file.name]):
-        raise ShardError(f"{file} is not the file that {dataset.path} lists: verify the dataset")
-    return read_table(file, dataset.spec, entry.rows)
+    return dataset.table(split, entry)

@@ -20,7 +20,7 @@ from codeshards.format.plan import Plan, PlannedShard, build_plan
 from codeshards.format.schema import NO_TOKENIZER, GridSpec, ShardSpec, row_key
 from codeshards.format.shardfile import write_shard
 from codeshards.job.resume import close_job, locked_store, remove_temps
-from codeshards.job.tokenize import copy_tokenizers
+from codeshards.job.tokenizers import copy_tokenizers
 from codeshards.tools.tokensets import TokenSet, open_token_set
 from runkit.folders import check_apart
 from runkit.hub import source_of

@@ -80,7 +80,7 @@ class Inspection:
                     "samples": split.samples,
                     "failures": split.failures,
                     "shards": len(split.shards),
-                    "bytes": sum(record.bytes for shard in split.shards for record in shard.files.values()),
+                    "bytes": manifest.data_bytes(name),
                     "labels": {str(label): count for label, count in sorted(self.labels[name].items())},
                 }
                 for name, split in manifest.splits.items()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from codeshards.format.added import failures_of, whole_plan
 from codeshards.format.dataset import ShardDataset
 from codeshards.format.errors import ShardError
 from codeshards.format.manifest import Failure, Manifest, Sidecar, sidecar_path
@@ -41,7 +42,7 @@ def merge(sources: Sequence[Where], out: Where, *, formats: Sequence[ShardFormat
 
 def _merge(sources: Sequence[Where], out: Where, formats: Sequence[ShardFormat]) -> Manifest:
     datasets, plans = [ShardDataset.open(source) for source in sources], [load_plan(source) for source in sources]
-    _check_mergeable(datasets, plans)
+    _check_mergeable(datasets, [whole_plan(p, d.manifest) for p, d in zip(plans, datasets, strict=True)])
     manifest = datasets[0].manifest
     formats = check_formats(formats or manifest.formats)
     plan = _merged_plan(plans, manifest, formats)
@@ -68,6 +69,7 @@ def _merge(sources: Sequence[Where], out: Where, formats: Sequence[ShardFormat])
 
 def _merged_plan(plans: Sequence[Plan], manifest: Manifest, formats: Sequence[ShardFormat]) -> Plan:
     splits, hashes = sorted({split for plan in plans for split in plan.splits}), [plan.hash for plan in plans]
+    settings = whole_plan(plans[0], manifest).settings
     try:
         return build_plan(
             samples={s: [key for plan in plans if s in plan.keys for key in plan.keys[s].to_pylist()] for s in splits},
@@ -76,7 +78,7 @@ def _merged_plan(plans: Sequence[Plan], manifest: Manifest, formats: Sequence[Sh
                 "merged": hashes,
                 "spec": manifest.spec.to_json(),
                 "formats": list(formats),
-                **{name: value for name, value in plans[0].settings.items() if name == "scales_from"},
+                **{name: value for name, value in settings.items() if name == "scales_from"},
             },
             views=plans[0].views,
             shard_rows=plans[0].shard_rows,
@@ -99,7 +101,7 @@ class _Piece:
 def _pieces(dataset: ShardDataset, plan: Plan, split: str) -> Iterator[_Piece]:
     for shard, entry in planned_entries(plan, dataset.manifest):
         if shard.split == split:
-            failed = {one.key: one for one in Sidecar.load(sidecar_path(dataset.path, shard)).failures}
+            failed = {one.key: one for one in failures_of(dataset.path, dataset.manifest, plan, shard, entry.rows)}
             table = read_intact_table(dataset, split, entry)
             yield _Piece([failed.get(key) for key in plan.sample_keys(shard)], table)
 

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from codeshards.config import TokenizeConfig
+from codeshards.format.added import whole_plan
 from codeshards.format.dataset import ShardDataset
 from codeshards.format.errors import ShardError
 from codeshards.format.manifest import Manifest
 from codeshards.format.plan import Plan, PlannedShard, load_plan
 from codeshards.format.schema import column_to_numpy, row_key
 from codeshards.format.shardfile import read_table
+from codeshards.job.add import check_source, planned_config
 from codeshards.job.encode import IMAGE, ShardTask, encode_shard
 from codeshards.job.tokenize import filtered
 from runkit.places import Where
@@ -56,13 +58,8 @@ def reencode(dataset: Where, *, source: str, data: Path, samples: int, device: s
         InputError: The source or a tokenizer cannot be opened.
     """
     shards, plan = ShardDataset.open(dataset), load_plan(dataset)
-    splits, carried = filtered(open_splits(source, data), plan.settings.get("where", "")), tuple(shards.spec.carried)
     config = _config(plan, shards.manifest, device)
-    for split in plan.splits:
-        if split not in splits or splits[split].source_hash(carried) != plan.source_hashes[split]:
-            raise ShardError(
-                f"{data} read as {source!r} is not what split {split!r} was made from: its files or settings differ"
-            )
+    splits = check_source(plan, filtered(open_splits(source, data), config.where), data, shards.spec)
     per_shard, planned = config.batch_samples, plan.shards
     step = max(1, len(planned) * per_shard // max(samples, 1))
     chosen = planned[::step][: -(-samples // per_shard)]
@@ -75,19 +72,15 @@ def reencode(dataset: Where, *, source: str, data: Path, samples: int, device: s
 
 
 def _config(plan: Plan, manifest: Manifest, device: str) -> TokenizeConfig:
-    settings = plan.settings
-    try:
-        return TokenizeConfig(
-            orders=manifest.spec.orders,
-            scales=manifest.spec.scales,  # type: ignore[arg-type]
-            scales_from=plan.scales_from,  # type: ignore[arg-type]
-            views=plan.views,  # type: ignore[arg-type]
-            device=device,  # type: ignore[arg-type]
-            workers=1,
-            **{name: settings[name] for name in ("draft", "batch_size", "precision", "compile", "threads")},
-        )
-    except KeyError as error:
-        raise ShardError(f"the plan has no {error}: a merged dataset has no single source. Verify its parts") from error
+    plan = whole_plan(plan, manifest)
+    config = TokenizeConfig(
+        orders=manifest.spec.orders,
+        scales=manifest.spec.scales,  # type: ignore[arg-type]
+        scales_from=plan.scales_from,  # type: ignore[arg-type]
+        device=device,  # type: ignore[arg-type]
+        workers=1,
+    )
+    return dataclasses.replace(planned_config(plan, config), device=device)  # type: ignore[arg-type]
 
 
 def _rates(

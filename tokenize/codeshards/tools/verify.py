@@ -14,6 +14,7 @@ from codeshards.format.errors import ShardError
 from codeshards.format.files import sha256_file
 from codeshards.format.manifest import CARD_FILE, MANIFEST_FILE, Manifest, is_intact
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, Plan, PlannedShard, load_plan
+from codeshards.tools.verify_added import added_problems
 from codeshards.tools.verify_shards import Expected, ShardToCheck, check_shards
 from runkit.places import Store, Where, absolute, open_store
 
@@ -87,13 +88,14 @@ def verify(
     record = CheckedShards(store, "verified", sha256_file(store / MANIFEST_FILE)).read() if resume else None
     of_shards, earlier = _check_shards(store, manifest, plan, record, workers)
     problems += of_shards
+    problems += added_problems(store, manifest, plan)
     if record is not None and not problems:
         record.delete()
     entries = manifest.entries.values()
     return Verification(
         uncovered=tuple(name for name in UNCOVERED if name in found),
         problems=tuple(dict.fromkeys(problems)),
-        files=1 + len(manifest.files) + sum(1 + len(entry.files) for entry in entries),
+        files=1 + len(manifest.files) + sum(1 + len(entry.files) + 2 * len(manifest.added) for entry in entries),
         rows=sum(entry.rows for entry in entries),
         earlier=earlier,
     )
@@ -163,9 +165,13 @@ def _all_files(store: Store) -> list[str]:
 def _stray_problems(store: Store, manifest: Manifest, found: list[str]) -> Iterator[str]:
     """Unexpected files: those who read a folder by a pattern would read them too."""
     known = {MANIFEST_FILE, CARD_FILE, PLAN_FILE, SAMPLES_FILE, *manifest.files, *UNCOVERED}
-    for split, entries in manifest.splits.items():
-        known |= {f"{split}/{name}" for entry in entries.shards for name in (*entry.files, f"{entry.name}.json")}
+    columns = {"": manifest.splits, **{f"{column.spec.name}/": column.splits for column in manifest.added}}
+    for prefix, splits in columns.items():
+        for split, entries in splits.items():
+            names = [name for entry in entries.shards for name in (*entry.files, f"{entry.name}.json")]
+            known |= {f"{prefix}{split}/{name}" for name in names}
     own_folders = {*manifest.splits, *(folder.partition("/")[0] for folder in manifest.tokenizer_folders)}
+    own_folders |= {prefix.rstrip("/") for prefix in columns if prefix}
     strays = Counter[str]()
     for name in found:
         top, slash, _ = name.partition("/")
@@ -186,8 +192,9 @@ def _tokenizer_problems(
     store: Store, manifest: Manifest, fingerprint_of: Callable[[Path, str], str], problems: list[str]
 ) -> Iterator[str]:
     """Tokenizers with another fingerprint, among those whose files have no problems."""
-    grids = {"image": manifest.spec.image, **manifest.spec.conditions}
-    for name, about in {"image": manifest.tokenizer, **manifest.conditions}.items():
+    whole = manifest.whole
+    grids = {"image": whole.spec.image, **whole.spec.conditions}
+    for name, about in {"image": whole.tokenizer, **whole.conditions}.items():
         if "folder" not in about:
             continue
         place = store / about["folder"]

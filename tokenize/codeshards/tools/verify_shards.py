@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from codeshards.format.entries import ShardEntry
 from codeshards.format.errors import ShardError
 from codeshards.format.files import FileRecord
-from codeshards.format.manifest import ShardEntry, Sidecar, sidecar_path
+from codeshards.format.manifest import Sidecar, sidecar_path
 from codeshards.format.orders import OrderName, inverse
 from codeshards.format.plan import PlannedShard
 from codeshards.format.schema import ShardSpec, column_to_numpy, row_key
