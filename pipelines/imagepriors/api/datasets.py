@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagepriors.api.defaults import PathLike, as_path
+from runkit.places import url_of
 from vqgan.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def open_dataset(data: PathLike, dataset: str = "auto") -> ImageDataset:
     """Open a folder of pictures; "train" and "val" are always among its splits.
 
     Args:
-        data: The folder, as it was downloaded.
+        data: The folder, as it was downloaded, or its URL.
         dataset: Its layout; "auto" recognises it.
 
     Raises:
@@ -67,7 +68,8 @@ def open_dataset(data: PathLike, dataset: str = "auto") -> ImageDataset:
     """
     from vqgan.data import open_splits, resolve
 
-    path = as_path(data).absolute()
+    path = as_path(data)
+    path = path if url_of(path) else path.absolute()
     return ImageDataset(open_splits(dataset, path), path, resolve(dataset, path))
 
 

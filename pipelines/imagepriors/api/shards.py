@@ -13,7 +13,7 @@ from imagepriors.api.datasets import ImageDataset, dataset_of
 from imagepriors.api.defaults import PathLike, as_path, run_folder, shards_folder
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
-from runkit.places import absolute
+from runkit.places import absolute, url_of
 from vqgan.config import Geometry
 
 
@@ -77,7 +77,9 @@ def tokenize_job(
     folders = {"image": as_tokenizer(tokenizer).folder if tokenizer is not None else run_folder(path) / "tokenizer"}
     return settings, {
         "dataset": layout,
-        "data": path.absolute(),  # a Ray session that runs already may have another working folder
+        "data": path
+        if url_of(path)
+        else path.absolute(),  # a Ray session that runs already may have another working folder
         "tokenizers": folders | _by_modality(conditions),
         "out": place,
     }

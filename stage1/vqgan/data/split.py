@@ -4,7 +4,7 @@ import copy
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Unpack
@@ -12,6 +12,8 @@ from typing import Unpack
 import numpy as np
 import numpy.typing as npt
 
+from runkit.places import url_of
+from runkit.remote import RemoteFile, in_parallel
 from runkit.retries import patient
 from vqgan.data.geometry import CENTRE, View
 from vqgan.data.pictures import to_rgb, upright_size
@@ -90,13 +92,27 @@ class Split:
         return tuple(name for name in first if all(name in item.conditions for item in self.items))
 
     def source_hash(self) -> str:
-        """Return the sha256 of all keys, labels and sizes in bytes, which decide the rows of a shard."""
+        """Return the sha256 of all keys, labels and sizes in bytes, which decide the rows of a shard.
+
+        Of remote files it covers the state of each, by which a change is noticed.
+        """
         digest = hashlib.sha256()
         chunks = (self.items[start : start + _SIZE_CHUNK] for start in range(0, len(self.items), _SIZE_CHUNK))
         with ThreadPoolExecutor(16) as pool:  # on a network file system each size costs a round trip
             for text in pool.map(_source_lines, chunks):
                 digest.update(text)
         return digest.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Check that the remote archives and tables of the samples are those that were listed.
+
+        Samples that were read before are then samples of these files.
+
+        Raises:
+            ChangedError: one was changed or deleted.
+        """
+        if files := {file for item in self.items for file in _remote_files(item, File)}:
+            in_parallel(RemoteFile.check, files)
 
     @patient
     def image_size(self, index: int) -> tuple[int, int]:
@@ -173,11 +189,23 @@ class Split:
 
 
 def _source_lines(items: Sequence[Item]) -> bytes:
-    return "".join(f"{item.key}\t{item.label}\t{item.image.nbytes()}\n" for item in items).encode()
+    lines = []
+    for item in items:
+        states = "".join(f"\t{file.size} {file.stamp}" for file in _remote_files(item))
+        lines.append(f"{item.key}\t{item.label}\t{item.image.nbytes()}{states}\n")
+    return "".join(lines).encode()
 
 
-def sources_of(splits: Mapping[str, Split], root: Path) -> list[Path]:
-    """Return the folders that hold a dataset's samples: an output in one of them would be read as data next time.
+def _remote_files(item: Item, *others: type) -> Iterator[RemoteFile]:
+    """Yield the remote files of an item, except of sources of the classes `others`."""
+    for source in (item.image, *item.conditions.values()):
+        path = getattr(source, "path", None)
+        if isinstance(path, RemoteFile) and not isinstance(source, others):
+            yield path
+
+
+def sources_of(splits: Mapping[str, Split], root: Path) -> list[Path | str]:
+    """Return the folders or URLs of a dataset's samples: an output in one of them would be read as data next time.
 
     These are the folders of the splits and of their maps. Of archives and tables it is the root, because they are
     searched for below it.
@@ -187,8 +215,8 @@ def sources_of(splits: Mapping[str, Split], root: Path) -> list[Path]:
         for source in (item.image, *(part for part in item.conditions.values() if not isinstance(part, Keypoints))):
             # The key is the path from the folder of the split, without its suffix.
             depth = item.key.count("/") + 1
-            found.add(source.path.rsplit("/", depth)[0] if isinstance(source, File) else str(root))
-    return sorted(map(Path, found))
+            found.add(str(source.path).rsplit("/", depth)[0] if isinstance(source, File) else url_of(root) or str(root))
+    return sorted((path if url_of(path) else Path(path) for path in found), key=str)
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -4,12 +4,12 @@ import functools
 import logging
 import posixpath
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from runkit.jsonfiles import parse_json
+from runkit.remote import AnyPath
 from vqgan.data.archives import tar_members
-from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, make_key
+from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, make_key, read_each
 from vqgan.data.labels import read_labels
 from vqgan.data.samples import Item
 from vqgan.data.sources import Source
@@ -23,7 +23,7 @@ _IMAGE_NAMES = ("", "image", "img", "input", "rgb")
 """Names before the suffix of the image (`KEY.jpg`, `KEY.input.jpg`); the first that a sample has is read."""
 
 
-def webdataset(root: Path) -> dict[str, Split]:
+def webdataset(root: AnyPath) -> dict[str, Split]:
     """Read tar shards; a split is named by the file or its folder (`train-000000.tar`, `val/000.tar`).
 
     Without such a name all shards are train. The members of a sample, `KEY.*`, may be anywhere in the tar: the image
@@ -36,7 +36,7 @@ def webdataset(root: Path) -> dict[str, Split]:
             neither a number nor a word.
     """
     found = {
-        split: [sample for path in paths for sample in _samples(root / path)]
+        split: [sample for samples in read_each(_samples, [root / path for path in paths]) for sample in samples]
         for split, paths in by_split(find_files(root, {".tar"}, count_others=True), root).items()
     }
     names, labels = read_labels(((item.key, value) for samples in found.values() for item, value in samples), root)
@@ -46,10 +46,10 @@ def webdataset(root: Path) -> dict[str, Split]:
     }
 
 
-def _samples(path: Path) -> Iterator[tuple[Item, Any]]:
+def _samples(path: AnyPath) -> Iterator[tuple[Item, Any]]:
     """Yield the samples of a tar, each with the value of its label."""
     samples: dict[str, dict[str, Source]] = {}
-    for name, source in tar_members(path):
+    for name, source in tar_members(path, _is_label):
         base, extension = _divide(name)
         parts = samples.setdefault(base, {})
         if extension in parts:
@@ -104,7 +104,11 @@ def _roles(extensions: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]
     return choices, maps
 
 
-def _label(path: Path, base: str, parts: dict[str, Source]) -> Any:
+def _is_label(name: str) -> bool:
+    return _divide(name)[1] in ("cls", "json")
+
+
+def _label(path: AnyPath, base: str, parts: dict[str, Source]) -> Any:
     try:
         if "cls" in parts:
             with parts["cls"].open() as file:
