@@ -18,6 +18,7 @@ from pyarrow import ipc, parquet
 from s3_server import S3Server
 from web_server import WebServer
 
+from runkit import remote
 from runkit.errors import UserError
 from runkit.places import ChangedError, StoreError, open_store
 from runkit.remote import open_folder
