@@ -83,7 +83,8 @@ def parquet_rows(content: bytes, spec: dict[str, Any]) -> dict[str, np.ndarray]:
     if json.loads(table.schema.metadata[b"imagepriors"]) != spec:
         raise ValueError("the shard belongs to another dataset")
     rows = {"label": table["label"].fill_null(-1).to_numpy()}
-    for name in set(table.column_names) - {"label"}:
+    rows |= {name: np.array(table[name].to_pylist(), object) for name in spec.get("carried", {})}
+    for name in set(table.column_names) - rows.keys():
         values = table[name].combine_chunks()
         codes = name.startswith(("codes_", "scale_", "cond_"))
         rows[name] = values.flatten().to_numpy().reshape(len(values), -1) if codes else values.to_numpy(False)
@@ -105,6 +106,7 @@ def tar_rows(content: bytes, spec: dict[str, Any]) -> dict[str, np.ndarray]:
                 about = json.loads(data)
                 row = {"key": about["key"], "view": about["view"]}
                 row["label"] = -1 if about["label"] is None else about["label"]
+                row |= {name: about[name] for name in spec.get("carried", {})}
             elif column == "codes.npy":
                 row = {
                     f"codes_{name}": codes
@@ -114,7 +116,8 @@ def tar_rows(content: bytes, spec: dict[str, Any]) -> dict[str, np.ndarray]:
                 row = {column.removesuffix(".npy"): np.load(io.BytesIO(data))}
             for name, value in row.items():
                 found.setdefault(name, []).append(value)
-    return {name: np.array(values, object if name == "key" else None) for name, values in found.items()}
+    objects = {"key", *spec.get("carried", {})}
+    return {name: np.array(values, object if name in objects else None) for name, values in found.items()}
 
 
 def shards(dataset: Path, split: str, ending: str = ".parquet") -> Iterator[dict[str, np.ndarray]]:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import io
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ _T = TypeVar("_T")
 _F = TypeVar("_F")
 _THREADS = 16
 """Files that are opened at a time: each waits for the network."""
+_SMALL = 64 * 2**10
+"""Bytes up to which a range is read in a block."""
 _CHECKED_S = 60
 """Seconds after which an open file is compared with its listed state again."""
 _WEB = ("http", "https")
@@ -71,6 +74,16 @@ class RemoteFile:
             raise ChangedError(f"{self} ends before byte {offset + nbytes:,}, but had {self.size:,} bytes: run again")
         return content
 
+    def read_near(self, offset: int, nbytes: int) -> bytes:
+        """Return the bytes of a range as :meth:`read_at`; small ranges that a thread reads in turn share requests."""
+        if nbytes > _SMALL:
+            return self.read_at(offset, nbytes)
+        ranges: RangedFile | None = getattr(_thread, "ranges", None)
+        if ranges is None or ranges.file != self:
+            ranges = _thread.ranges = RangedFile(self, ahead=_LEAST_BLOCK)
+        ranges.seek(offset)
+        return ranges.read(nbytes)
+
     @patient
     def check(self) -> None:
         """Compare the file with its listed state; errors as :meth:`read_at`."""
@@ -95,7 +108,7 @@ class RemoteFile:
 
     def open_ahead(self) -> RangedFile:
         """Open the file so that reads that follow each other closely share requests."""
-        return RangedFile(self, ahead=True)
+        return RangedFile(self, ahead=_FIRST_BLOCK)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -126,16 +139,25 @@ _HOP = 512 * 2**10
 _FIRST_BLOCK, _LEAST_BLOCK, _LARGEST_BLOCK = 256 * 2**10, 16 * 2**10, 8 * 2**20
 
 
+_thread = threading.local()
+
+
 class RangedFile(io.RawIOBase):
-    """A remote file at a position. Every read is one request, or with `ahead` as few as pay.
+    """A remote file at a position. Every read is one request, or with `ahead` fewer.
 
     Reads that are less than `_HOP` apart read through what is between them, in blocks that grow; over a larger distance
     a small block is read.
     """
 
-    def __init__(self, file: RemoteFile, *, ahead: bool = False) -> None:
+    def __init__(self, file: RemoteFile, *, ahead: int = 0) -> None:
+        """Begin at the start.
+
+        Args:
+            file: The file.
+            ahead: Bytes of the first block; 0: every read is a request.
+        """
         super().__init__()
-        self._file, self._ahead = file, ahead
+        self.file, self._ahead = file, ahead
         self._place = self._start = 0
         self._block, self._content = 0, b""
 
@@ -149,7 +171,7 @@ class RangedFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to an offset, without a request."""
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._file.size}[whence]
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.file.size}[whence]
         return self._place
 
     def tell(self) -> int:
@@ -158,13 +180,13 @@ class RangedFile(io.RawIOBase):
 
     def size(self) -> int:
         """Return the size of the file in bytes."""
-        return self._file.size
+        return self.file.size
 
     def read(self, nbytes: int | None = -1) -> bytes:
         """Return the next bytes, as many as there are."""
-        left = max(0, self._file.size - self._place)
+        left = max(0, self.file.size - self._place)
         nbytes = left if nbytes is None or nbytes < 0 else min(nbytes, left)
-        content = self._from_block(nbytes) if self._ahead else self._file.read_at(self._place, nbytes)
+        content = self._from_block(nbytes) if self._ahead else self.file.read_at(self._place, nbytes)
         self._place += len(content)
         return content
 
@@ -172,14 +194,14 @@ class RangedFile(io.RawIOBase):
         end = self._start + len(self._content)
         if not self._start <= self._place <= self._place + nbytes <= end:
             if not self._block:
-                self._block = _FIRST_BLOCK
+                self._block = self._ahead
             elif abs(self._place - end) <= _HOP:
                 self._block = min(2 * self._block, _LARGEST_BLOCK)
             else:
                 self._block = _LEAST_BLOCK
             kept = self._content[self._place - self._start :] if self._start <= self._place < end else b""
             self._start = self._place
-            self._content = kept + self._file.read_at(self._place + len(kept), max(self._block, nbytes - len(kept)))
+            self._content = kept + self.file.read_at(self._place + len(kept), max(self._block, nbytes - len(kept)))
         first = self._place - self._start
         return self._content[first : first + nbytes]
 

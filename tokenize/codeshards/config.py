@@ -46,6 +46,11 @@ class TokenizeConfig:
     views: Literal[1, 2, 12] = 1
     """Rows per sample: 1 is the picture in the tokenizer's geometry, 2 adds its mirror image, 12 adds the ten-crop.
     Part of the plan."""
+    columns: tuple[str, ...] = ()
+    """Columns of the source to carry into the shards, such as caption, each as NAME or NAME:TYPE (string, int64,
+    float64 or bool). Without a type it is inferred from values. Part of the plan."""
+    where: str = ""
+    """Keep only the samples whose columns satisfy this, such as "width >= 256 and aesthetic > 5". Part of the plan."""
     draft: bool = False
     """Let the JPEG decoder downscale large photos: faster from twice the resolution, but with other pixels. Part of the
     plan."""

@@ -8,7 +8,7 @@ import tyro
 
 from codeshards.config import ImportConfig
 from codeshards.format import ShardDataset, ShardError, inverse
-from codeshards.format.schema import NO_LABEL
+from codeshards.format.schema import CAPTION, NO_LABEL
 from codeshards.format.shardfile import ShardFormat
 from imagepriors.cli.common import FLAT, Subcommands
 from runkit.files import pretty_json
@@ -193,7 +193,7 @@ def preview(
     columns = max(1, round(len(pictures) ** 0.5 / kinds)) * kinds
     grid = picture_grid(pictures, columns, scale=max(1, round(96 / pictures.shape[2])))
     publish_file(out, png_bytes(grid), "shards-preview")
-    return f"{len(pictures) // kinds} rows of {split} in {out}"
+    return "\n".join([f"{len(pictures) // kinds} rows of {split} in {out}", *_captions(shards, split, n)])
 
 
 SHARDS = Subcommands(
@@ -232,6 +232,19 @@ def _decode_rows(dataset: ShardDataset, split: str, n: int, given: Path | None) 
     return pictures.reshape(-1, *pictures.shape[2:]), len(shown)
 
 
+def _captions(dataset: ShardDataset, split: str, n: int) -> list[str]:
+    """Lines with the captions of the rows that a preview shows; none where the dataset has no captions."""
+    import numpy as np
+
+    from imagepriors.decode.rows import read_rows
+    from vqgan.data import spread
+
+    if CAPTION not in dataset.spec.carried:
+        return []
+    rows = read_rows(dataset, split, [CAPTION], np.array(spread(dataset.rows(split), n), np.int64))
+    return [f"{number:>4}  {caption or ''}" for number, caption in enumerate(rows[CAPTION], start=1)]
+
+
 def _describe(found: "Inspection") -> list[str]:
     value = found.to_json()
     lines = [f"{name:>20}  {kind}" for name, kind in value["schema"].items()]
@@ -249,6 +262,8 @@ def _describe(found: "Inspection") -> list[str]:
             f"perplexity {codes['perplexity']:,.1f}, entropy {codes['entropy_bits']:.2f} bits, "
             f"{min(bits):.2f} … {max(bits):.2f} per position"
         )
+    for name, carried in value["carried"].items():
+        lines.append(f"{name}: {carried['nulls']:,} rows without a value, the first is {carried['first']!r:.80}")
     labels = _labels(found)
     most = max(labels.values(), default=1)
     lines += [f"{name:>20} {n:>10,} {'█' * max(1, round(40 * n / most))}" for name, n in list(labels.items())[:20]]

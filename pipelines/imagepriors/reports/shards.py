@@ -9,6 +9,8 @@ import numpy as np
 
 from codeshards.format import Failure, Manifest, ShardDataset, Sidecar, Store, Where, inverse, open_store
 from codeshards.format.contents import EVENTS_FILE, REPORT_FILE
+from codeshards.format.plan import plan_settings
+from codeshards.format.schema import CAPTION
 from codeshards.job.progress import kind_of, read_events
 from imagepriors.decode.rows import load_shard_tokenizer
 from imagepriors.reports.charts import line_chart
@@ -31,7 +33,7 @@ Rates = dict[str, tuple[list[float], list[float]]]
 def summarize(where: Where) -> str:
     """Describe rows, failures, size and speed of a finished dataset in a few lines."""
     out = open_store(where)
-    facts = _facts(Manifest.load(out), read_events(out / EVENTS_FILE))
+    facts = _facts(out, Manifest.load(out), read_events(out / EVENTS_FILE))
     return "\n".join(f"  {name:16} {value}" for name, value in facts)
 
 
@@ -48,13 +50,13 @@ def write_tokenize_report(where: Where) -> Store:
         *_failure_sections(out, dataset.manifest),
         *_code_sections(dataset),
     ]
-    html = render_page(f"Shards in {out.name}", _facts(dataset.manifest, events), sections)
+    html = render_page(f"Shards in {out.name}", _facts(out, dataset.manifest, events), sections)
     page = out / REPORT_FILE
     page.write_bytes(html)
     return page
 
 
-def _facts(manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _facts(out: Store, manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     spec = manifest.spec
     shards = manifest.entries.values()
     nbytes = sum(record.bytes for shard in shards for record in shard.files.values())
@@ -70,6 +72,12 @@ def _facts(manifest: Manifest, events: list[dict[str, Any]]) -> list[tuple[str, 
         facts.append(("scales", ", ".join(map(str, spec.scales))))
     if spec.conditions:
         facts.append(("conditions", ", ".join(spec.conditions)))
+    if spec.carried:
+        facts.append(("columns", ", ".join(sorted(spec.carried))))
+    settings = plan_settings(out)
+    if left_out := settings.get("left_out"):
+        counts = " + ".join(f"{count:,} {name}" for name, count in left_out.items())
+        facts.append(("left out", f"{counts} samples, by {settings.get('where')}"))
     seconds, images = 0.0, 0
     for run in _runs(events):
         seconds += run[-1][0] - run[0][0]
@@ -151,10 +159,13 @@ def _code_sections(dataset: ShardDataset) -> list[dict[str, Any]]:
     split = max(dataset.splits, key=dataset.rows)
     column = f"codes_{order}"
     counts_K, rows = np.zeros(grid.codebook_size, np.int64), 0
-    first = np.empty((0, grid.length), grid.dtype)
-    for batch in dataset.batches(split, [column]):
+    first, captions = np.empty((0, grid.length), grid.dtype), list[Any]()
+    captioned = [CAPTION] if CAPTION in dataset.spec.carried else []
+    for batch in dataset.batches(split, [column, *captioned]):
         codes_NT = batch[column]
-        first = first if len(first) >= _SHOWN else np.concatenate([first, codes_NT])
+        if len(first) < _SHOWN:
+            first = np.concatenate([first, codes_NT])
+            captions += batch[CAPTION].tolist() if captioned else [None] * len(codes_NT)
         counts_K += np.bincount(codes_NT.ravel(), minlength=grid.codebook_size)
         rows += len(codes_NT)
         if rows >= _COUNTED_ROWS:
@@ -164,11 +175,15 @@ def _code_sections(dataset: ShardDataset) -> list[dict[str, Any]]:
     used = f"{(counts_K > 0).sum():,} of {grid.codebook_size:,} codes occur"
     usage = usage_chart(np.sort(100 * counts_K / counts_K.sum())[::-1].tolist())
     tokenizer = load_shard_tokenizer(dataset.path, "tokenizer", grid.fingerprint)
-    chosen_NT = first[spread(len(first), _SHOWN)][:, inverse(order, grid.height, grid.width)]
+    rows_shown = spread(len(first), _SHOWN)
+    chosen_NT = first[rows_shown][:, inverse(order, grid.height, grid.width)]
     decoded = np.concatenate(
         [tokenizer.decode(few) for few in np.array_split(chosen_NT.reshape(-1, grid.height, grid.width), 4)]
     )
-    tiles = [embed(pixels, f"decoded row {number}") for number, pixels in enumerate(colorize(decoded), 1)]
+    tiles = [
+        embed(pixels, f"decoded row {number}", captions[row] or "")
+        for number, (pixels, row) in enumerate(zip(colorize(decoded), rows_shown, strict=True), 1)
+    ]
     return [
         {
             "title": "Code usage",

@@ -4,20 +4,26 @@
 `registry.DATASETS` lists them.
 """
 
+from vqgan.data.columns import ColumnType, parse_columns
+from vqgan.data.filters import Filter
 from vqgan.data.geometry import CENTRE, View, views_of
 from vqgan.data.registry import AUTO, DATASETS, open_splits, resolve
 from vqgan.data.samples import Item, Sample
-from vqgan.data.split import Split, sources_of, spread
+from vqgan.data.split import Split, column_types, sources_of, spread
 
 __all__ = [
     "AUTO",
     "CENTRE",
     "DATASETS",
+    "ColumnType",
+    "Filter",
     "Item",
     "Sample",
     "Split",
     "View",
+    "column_types",
     "open_splits",
+    "parse_columns",
     "resolve",
     "sources_of",
     "spread",

@@ -1,6 +1,7 @@
 """Tars whose members are read in place, and small archives that are read whole."""
 
 import gzip
+import io
 import os
 import posixpath
 import tarfile
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from runkit.places import StoreError
 from runkit.remote import AnyPath, RemoteFile
 from vqgan.data.files import is_system_name
-from vqgan.data.sources import Blob, Memory, Source, Stored, open_regular, size_of, stored
+from vqgan.data.sources import Blob, Source, Stored, open_regular, size_of, stored
 from vqgan.errors import InputError
 
 _ARCHIVE_BYTES = 512 * 2**20
@@ -21,7 +22,7 @@ _ARCHIVE_BYTES = 512 * 2**20
 _SPARSE_BYTES = 2**30
 """Largest sparse member; its header may declare any size."""
 _KEPT_BYTES = 2**16
-"""Largest member that is kept in memory."""
+"""Largest member that is read on the way."""
 _MAX_LINKS = 16
 """Longest chain of links between members."""
 _CHUNK = 2**20
@@ -45,7 +46,27 @@ class Absent:
         return -1
 
 
-def tar_members(path: AnyPath, kept: Callable[[str], bool] = lambda name: False) -> Iterator[tuple[str, Source]]:
+class Contents(dict[Source, bytes]):
+    """The content of the small members with some suffixes."""
+
+    def __init__(self, *suffixes: str) -> None:
+        super().__init__()
+        self._suffixes = suffixes
+
+    def add(self, name: str, source: Source, file: BinaryIO) -> None:
+        """Read a member from its open archive if it is one of them."""
+        if not name.lower().endswith(self._suffixes) or not isinstance(source, Blob) or source.pieces is not None:
+            return
+        if source.length <= _KEPT_BYTES:
+            file.seek(source.offset)
+            self[source] = file.read(source.length)
+
+    def open(self, source: Source) -> BinaryIO:
+        """Open a member."""
+        return io.BytesIO(self[source]) if source in self else source.open()
+
+
+def tar_members(path: AnyPath, contents: Contents | None = None) -> Iterator[tuple[str, Source]]:
     """Yield the files of a tar as (name, bytes in place): in archive order, then its hard and symbolic links.
 
     Names are relative, without "." and "..". Members that operating systems add, such as `._x`, are left out. All of
@@ -53,7 +74,7 @@ def tar_members(path: AnyPath, kept: Callable[[str], bool] = lambda name: False)
 
     Args:
         path: The archive.
-        kept: Returns whether a small member with a name is read on the way, because its content is required.
+        contents: Filled with members of a remote archive on the way, which saves a request for each.
 
     Raises:
         InputError: it is not a tar, is truncated or broken, or is compressed, so that members cannot be read in place.
@@ -62,7 +83,9 @@ def tar_members(path: AnyPath, kept: Callable[[str], bool] = lambda name: False)
         where = stored(path)
         with cast(BinaryIO, where.open_ahead()) if isinstance(where, RemoteFile) else open_regular(where) as file:
             for name, source in _files(where, file, 0, size_of(where)):
-                yield name, _in_memory(source, file) if kept(name) else source
+                if contents is not None and isinstance(where, RemoteFile):
+                    contents.add(name, source, file)
+                yield name, source
     except StoreError:
         raise
     except _BROKEN as error:
@@ -94,14 +117,6 @@ def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Source]]:
         raise InputError(
             f"{path} cannot be read as a tar of uncompressed tars ({error}): unpack it, or download it again"
         ) from error
-
-
-def _in_memory(source: Source, file: BinaryIO) -> Source:
-    """Return a member with its content if it is small, otherwise as it is."""
-    if not isinstance(source, Blob) or source.pieces is not None or source.length > _KEPT_BYTES:
-        return source
-    file.seek(source.offset)
-    return Memory(source.name, file.read(source.length))
 
 
 def _files(path: Stored, file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, Source]]:

@@ -5,7 +5,7 @@ import io
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ from runkit.remote import AnyPath, RemoteFile, RemotePath, in_parallel
 from runkit.tables import check_rows, check_table, open_table
 from vqgan.data.files import find_files, make_key
 from vqgan.data.labels import read_labels
-from vqgan.data.remote_arrow import read_batch, read_batches
+from vqgan.data.remote_arrow import read_batch, read_batches, read_schema
 from vqgan.data.samples import Item
 from vqgan.data.sources import Stored, open_regular, read_text, size_of, stored
 from vqgan.data.split import Split
@@ -82,6 +82,28 @@ class Cell:
         return size_of(self.path)
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The columns of a row of a table that are texts, numbers or truth values."""
+
+    path: Stored
+    group: int
+    row: int
+
+    def read(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the values of these columns, as far as the table has them."""
+        here = set(names) & set(self.available())
+        return {name: _plain_column(self.path, self.group, name)[self.row].as_py() for name in names if name in here}
+
+    def available(self) -> tuple[str, ...]:
+        """Return the names of these columns."""
+        return _plain_columns(self.path)
+
+    def stamp(self, names: Sequence[str]) -> str:
+        """Return nothing: the image's size is already that of the whole file."""
+        return ""
+
+
 def huggingface(root: AnyPath) -> dict[str, Split]:
     """Read Parquet or Arrow files; a split is named by the file or its folder (`data/train-00000-of-00002.parquet`).
 
@@ -92,7 +114,7 @@ def huggingface(root: AnyPath) -> dict[str, Split]:
     Raises:
         InputError: a file cannot be read or is missing, or has no column of images.
     """
-    for cached in (_column, _metadata, _arrow):
+    for cached in (_column, _plain_column, _metadata, _arrow, _plain_columns):
         cached.cache_clear()  # a file may have changed
     found: dict[str, list[tuple[Item, Any]]] = {}
     names: list[str] = []
@@ -168,6 +190,7 @@ def _items(root: AnyPath, path: str, schema: Any, groups: dict[int, int]) -> Ite
                 key=f"{stem}/{first + row:07d}",
                 image=Cell(table, group, row, images[0]),
                 conditions={condition: Cell(table, group, row, name) for name, condition in conditions.items()},
+                columns=Row(table, group, row),
             )
             # A list of one label is read as that label.
             yield item, value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -244,6 +267,22 @@ def _lock(path: Stored, group: int) -> threading.Lock:
 
 
 @functools.lru_cache(maxsize=64)
+def _plain_columns(path: Stored) -> tuple[str, ...]:
+    """Return the names of the columns of texts, numbers and truth values."""
+    if _is_parquet(path):
+        schema = open_table(_plain(path), _metadata(path)).schema_arrow
+    else:
+        schema = read_schema(path) if isinstance(path, RemoteFile) else _arrow(path)[0]
+    return tuple(field.name for field in schema if _is_plain(field.type))
+
+
+def _is_plain(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating)
+    return any(test(kind) for test in (*tests, pa.types.is_boolean))
+
+
+@functools.lru_cache(maxsize=64)
 def _arrow(path: str) -> tuple[Any, list[Any]]:
     """Return schema and memory-mapped batches of Arrow, in the file or the stream format."""
     open_regular(path).close()
@@ -263,3 +302,9 @@ def _column(path: Stored, group: int, column: str) -> Any:
     if isinstance(path, RemoteFile):
         return read_batch(path, group).column(column)
     return _arrow(path)[1][group].column(column)
+
+
+@functools.lru_cache(maxsize=512)  # small: filters read many groups at once
+def _plain_column(path: Stored, group: int, column: str) -> Any:
+    found = _column.__wrapped__(path, group, column)
+    return found.take(pa.array(range(len(found)))) if isinstance(path, RemoteFile) else found  # without the images

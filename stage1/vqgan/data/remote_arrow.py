@@ -38,11 +38,12 @@ def read_batch(file: RemoteFile, place: int) -> Any:
     """Read the batch that begins at a place; errors as `read_batches`."""
     with file.open_ahead() as source:
         source.seek(place)
-        return _decoded(ipc.read_message(pa.PythonFile(source, mode="r")), _schema(file))
+        return _decoded(ipc.read_message(pa.PythonFile(source, mode="r")), read_schema(file))
 
 
 @functools.lru_cache(maxsize=64)
-def _schema(file: RemoteFile) -> Any:
+def read_schema(file: RemoteFile) -> Any:
+    """Return the schema of a file; errors as `read_batches`."""
     with file.open_ahead() as source:
         return _begin(source)[0]
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vqgan.config import Geometry
+from vqgan.data.columns import Columns, ColumnType, typed
 from vqgan.data.conditions import DepthMap, read_map
 from vqgan.data.geometry import CENTRE, View, cut
 from vqgan.data.pictures import open_picture, to_rgb, upright_size
@@ -33,6 +34,8 @@ class Item:
     """Index of its class, if it has one."""
     conditions: Mapping[str, Source | Keypoints] = field(default_factory=dict)
     """Name of a condition → its map or keypoints."""
+    columns: Columns | None = None
+    """Its values of further columns, such as a caption."""
 
     def labelled(self, label: int | None) -> "Item":
         """Return the item with this label."""
@@ -49,6 +52,8 @@ class Sample:
     label: int | None
     conditions: dict[str, Array]
     """segmentation: uint8 [H, W]; depth: float32 [H, W], in the unit of its map; pose: uint8 [H, W, 3]."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Name of a carried column → its value; None is null."""
     unit_depth: npt.NDArray[np.float32] | None = None
     """Depth from 0, the lowest value of the whole map, to 1, its highest: the input of a depth tokenizer."""
 
@@ -67,6 +72,8 @@ class ReadOptions(TypedDict, total=False):
 
     conditions: Sequence[str]
     """Conditions to decode as well; default: none."""
+    columns: Mapping[str, ColumnType]
+    """Columns to read as well, each with its type; default: none."""
     geometry: Geometry
     """How an image that is not square becomes one; see `View`. Default: crop."""
     draft: bool
@@ -81,6 +88,7 @@ def decode(
     n_labels: int,
     *,
     conditions: Sequence[str] = (),
+    columns: Mapping[str, ColumnType] | None = None,
     geometry: Geometry = "crop",
     draft: bool = False,
 ) -> list[Sample]:
@@ -95,6 +103,7 @@ def decode(
         image = to_rgb(opened)
     if any(view.mirror for view in views):
         check_mirror(item, conditions)
+    values = read_columns(item, columns or {})
     maps = {condition: _read_condition(item, condition, full_size, n_labels) for condition in conditions}
     with _attributed(item, item.image.name):
         samples = []
@@ -104,11 +113,41 @@ def decode(
             unit_depth, depth_map = found.get("depth"), maps.get("depth")
             if isinstance(depth_map, DepthMap):
                 found["depth"] = depth_map.values(found["depth"])
-            image_HWC = make("image", image)
-            samples.append(
-                Sample(key=item.key, image=image_HWC, label=item.label, conditions=found, unit_depth=unit_depth)
+            sample = Sample(
+                key=item.key,
+                image=make("image", image),
+                label=item.label,
+                conditions=found,
+                columns=values,
+                unit_depth=unit_depth,
             )
+            samples.append(sample)
         return samples
+
+
+def raw_columns(item: Item, names: Sequence[str]) -> Mapping[str, Any]:
+    """Return values of an item as they are; a name that it does not have may be missing.
+
+    Raises:
+        InputError: They cannot be read.
+    """
+    with _attributed(item, "columns"):
+        return item.columns.read(names) if item.columns and names else {}
+
+
+def read_columns(item: Item, columns: Mapping[str, ColumnType]) -> dict[str, Any]:
+    """Return the values of an item, each of its column's type; None where it has none.
+
+    Raises:
+        InputError: They cannot be read, or one is not of the type.
+    """
+    found, values = raw_columns(item, tuple(columns)), {}
+    for name, kind in columns.items():
+        try:
+            values[name] = typed(found.get(name), kind)
+        except ValueError as error:
+            raise InputError(f"{item.key}: column {name}: {error}: choose another type, as in {name}:string") from error
+    return values
 
 
 def _read_condition(

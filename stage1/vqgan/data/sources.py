@@ -93,7 +93,7 @@ class Blob:
         """Read the bytes into memory."""
         stored = self.length if self.pieces is None else sum(length for _, length in self.pieces)
         if isinstance(self.path, RemoteFile):
-            data = self.path.read_at(self.offset, stored)
+            data = self.path.read_near(self.offset, stored)
         else:
             with open_regular(self.path) as file:
                 file.seek(self.offset)
@@ -127,6 +127,12 @@ class Memory:
     def nbytes(self) -> int:
         """Number of bytes."""
         return len(self.data)
+
+
+def remote_state(source: Source) -> str:
+    """Return the state of a remote file, by which a change is noticed; "" for other sources."""
+    path = source.path if isinstance(source, File) else ""
+    return f" {path.stamp}" if isinstance(path, RemoteFile) else ""
 
 
 def open_regular(path: Stored | AnyPath) -> BinaryIO:

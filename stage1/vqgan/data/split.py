@@ -1,32 +1,50 @@
 """Splits: sequences of samples."""
 
 import copy
+import functools
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from runkit.places import url_of
 from runkit.remote import RemoteFile, in_parallel
 from runkit.retries import patient
+from vqgan.data.columns import ColumnType, infer_type
+from vqgan.data.filters import Filter
 from vqgan.data.geometry import CENTRE, View
 from vqgan.data.pictures import to_rgb, upright_size
 from vqgan.data.poses import Keypoints
-from vqgan.data.samples import Item, ReadOptions, Sample, check_mirror, decode, open_image
+from vqgan.data.samples import (
+    Item,
+    ReadOptions,
+    Sample,
+    check_mirror,
+    decode,
+    open_image,
+    raw_columns,
+    read_columns,
+)
 from vqgan.data.sources import File
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 _MAX_UNREADABLE = 10
 """Unreadable samples in a row after which training stops: one is a bad file, ten are a wrong folder."""
 _SIZE_CHUNK = 4096
 """Items whose sizes one thread looks up at a time."""
+_TYPED = 1000
+"""Samples of a split from which the types of columns are inferred."""
+_LISTED = 20
+"""Columns that a message names."""
 _VAL_FRACTION = 20
 """One of so many samples is held out as val."""
 
@@ -91,17 +109,37 @@ class Split:
         first = self.items[0].conditions if self.items else {}
         return tuple(name for name in first if all(name in item.conditions for item in self.items))
 
-    def source_hash(self) -> str:
+    def source_hash(self, columns: Sequence[str] = ()) -> str:
         """Return the sha256 of all keys, labels and sizes in bytes, which decide the rows of a shard.
 
         Of remote files it covers the state of each, by which a change is noticed.
+
+        Args:
+            columns: Carried columns: their values count where they are in memory, else their sizes.
         """
         digest = hashlib.sha256()
+        for text in self._in_chunks(functools.partial(_source_lines, columns=tuple(columns))):
+            digest.update(text)
+        return digest.hexdigest()
+
+    def _in_chunks(self, work: Callable[[Sequence[Item]], _T]) -> Iterator[_T]:
+        """Yield what `work` returns for consecutive chunks of the items, in threads."""
         chunks = (self.items[start : start + _SIZE_CHUNK] for start in range(0, len(self.items), _SIZE_CHUNK))
         with ThreadPoolExecutor(16) as pool:  # on a network file system each size costs a round trip
-            for text in pool.map(_source_lines, chunks):
-                digest.update(text)
-        return digest.hexdigest()
+            yield from pool.map(work, chunks)
+
+    def where(self, filter: Filter, types: Mapping[str, ColumnType]) -> "Split":
+        """Return the samples that satisfy a filter.
+
+        Args:
+            filter: The filter.
+            types: Type of each of its columns.
+
+        Raises:
+            InputError: A value cannot be read, or is not of its type.
+        """
+        kept = np.concatenate([np.empty(0, bool), *self._in_chunks(functools.partial(_kept, filter, types))])
+        return self.subset(np.flatnonzero(kept).tolist())
 
     def check_unchanged(self) -> None:
         """Check that the remote archives and tables of the samples are those that were listed.
@@ -188,12 +226,45 @@ class Split:
             check_mirror(item, conditions, remedy)
 
 
-def _source_lines(items: Sequence[Item]) -> bytes:
-    lines = []
-    for item in items:
-        states = "".join(f"\t{file.size} {file.stamp}" for file in _remote_files(item))
-        lines.append(f"{item.key}\t{item.label}\t{item.image.nbytes()}{states}\n")
-    return "".join(lines).encode()
+def _source_lines(items: Sequence[Item], columns: tuple[str, ...]) -> bytes:
+    def stamp(item: Item) -> str:
+        remote = "".join(f"\t{file.size} {file.stamp}" for file in _remote_files(item))
+        return f"{remote}\t{item.columns.stamp(columns)}" if columns and item.columns else remote
+
+    return "".join(f"{item.key}\t{item.label}\t{item.image.nbytes()}{stamp(item)}\n" for item in items).encode()
+
+
+@patient
+def _kept(filter: Filter, types: Mapping[str, ColumnType], items: Sequence[Item]) -> npt.NDArray[np.bool_]:
+    """Return which items satisfy a filter."""
+    values = [read_columns(item, types) for item in items]
+    columns = {name: pa.array([row[name] for row in values], kind) for name, kind in types.items()}
+    return np.asarray(filter.mask(columns).to_numpy(zero_copy_only=False))
+
+
+@patient
+def column_types(splits: Mapping[str, Split], wanted: Mapping[str, ColumnType | None]) -> dict[str, ColumnType]:
+    """Return the types of columns; those that are not given are inferred from up to a thousand samples of each split.
+
+    Raises:
+        InputError: No sample has a column, or a value cannot be read.
+    """
+    items = [split.items[index] for split in splits.values() for index in spread(len(split), _TYPED)]
+    unknown = [name for name, kind in wanted.items() if kind is None]
+    found = {name: kind for name, kind in wanted.items() if kind is not None}
+    with ThreadPoolExecutor(16) as pool:
+        values = list(pool.map(functools.partial(raw_columns, names=unknown), items)) if unknown else []
+    for name in unknown:
+        kind = infer_type(row.get(name) for row in values)
+        if kind is None:
+            names = sorted({name for item in items[:1] if item.columns for name in item.columns.available()})
+            available = f"available: {', '.join(names[:_LISTED]) or 'none'}{', …' * (len(names) > _LISTED)}"
+            raise InputError(
+                f"column {name!r} has no value in {len(items):,} samples ({available}): correct the name, or give its "
+                f"type, as in {name}:string"
+            )
+        found[name] = kind
+    return {name: found[name] for name in wanted}
 
 
 def _remote_files(item: Item, *others: type) -> Iterator[RemoteFile]:

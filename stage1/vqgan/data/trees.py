@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import islice
 
 from runkit.remote import AnyPath
+from vqgan.data.columns import Beside
 from vqgan.data.conditions import CONDITIONS
 from vqgan.data.files import (
     IMAGE_SUFFIXES,
@@ -104,9 +105,16 @@ def _holds_images(folder: AnyPath) -> bool:
 def class_items(folder: AnyPath, class_names: Sequence[str]) -> Iterator[Item]:
     """Yield the images below `folder`, labelled by the name of the first folder; without a folder the label is None."""
     label_of = {name: label for label, name in enumerate(class_names)}
-    for path in find_files(folder, count_others=True):
+    found = find_files(folder, IMAGE_SUFFIXES | {".txt", ".json"}, count_others=True)
+    beside = {path for path in found if path.endswith((".txt", ".json"))}
+    for path in found:
+        if path in beside or not is_image_name(path):
+            continue
         label = label_of[path.split("/", 1)[0]] if "/" in path else None
-        yield Item(key=make_key(path), image=File(stored_in(folder, path)), label=label)
+        text, about = (f"{path.rpartition('.')[0]}{suffix}" for suffix in (".txt", ".json"))
+        columns = Beside(*(File(stored_in(folder, name)) if name in beside else None for name in (text, about)))
+        given = columns if columns != Beside() else None
+        yield Item(key=make_key(path), image=File(stored_in(folder, path)), label=label, columns=given)
 
 
 def with_maps(items: Iterable[Item], folders: Mapping[str, AnyPath]) -> tuple[list[Item], tuple[str, ...]]:

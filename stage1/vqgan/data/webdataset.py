@@ -8,7 +8,8 @@ from typing import Any
 
 from runkit.jsonfiles import parse_json
 from runkit.remote import AnyPath
-from vqgan.data.archives import tar_members
+from vqgan.data.archives import Contents, tar_members
+from vqgan.data.columns import Beside
 from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, make_key, read_each
 from vqgan.data.labels import read_labels
 from vqgan.data.samples import Item
@@ -28,7 +29,8 @@ def webdataset(root: AnyPath) -> dict[str, Split]:
 
     Without such a name all shards are train. The members of a sample, `KEY.*`, may be anywhere in the tar: the image
     (`.jpg`, `.input.jpg`, …), the label (`.cls` as a number or a word, or "label" or "cls" in `.json`) and maps as
-    `.segmentation.png` or `.seg.png`, `.depth.png` or `.depth.npy`, `.pose.png`. Keys are unique over all shards of a
+    `.segmentation.png` or `.seg.png`, `.depth.png` or `.depth.npy`, `.pose.png`. Columns are the fields of `.json`, and
+    `.txt` is the caption. Keys are unique over all shards of a
     split. The tars must not be compressed, because samples are read in place.
 
     Raises:
@@ -49,7 +51,8 @@ def webdataset(root: AnyPath) -> dict[str, Split]:
 def _samples(path: AnyPath) -> Iterator[tuple[Item, Any]]:
     """Yield the samples of a tar, each with the value of its label."""
     samples: dict[str, dict[str, Source]] = {}
-    for name, source in tar_members(path, _is_label):
+    contents = Contents(".cls", ".json")
+    for name, source in tar_members(path, contents):
         base, extension = _divide(name)
         parts = samples.setdefault(base, {})
         if extension in parts:
@@ -67,7 +70,10 @@ def _samples(path: AnyPath) -> Iterator[tuple[Item, Any]]:
             imageless.append(base)
             continue
         conditions: dict[str, Any] = {condition: parts[extension] for condition, extension in maps}
-        yield Item(key=make_key(f"{base}."), image=parts[images[0]], conditions=conditions), _label(path, base, parts)
+        text, about = parts.get("txt"), parts.get("json")
+        columns = Beside(text, about) if text or about else None
+        item = Item(key=make_key(f"{base}."), image=parts[images[0]], conditions=conditions, columns=columns)
+        yield item, _label(path, base, parts, contents)
     if not samples:
         log.warning("%s has no member", path)
     if imageless:
@@ -104,18 +110,14 @@ def _roles(extensions: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]
     return choices, maps
 
 
-def _is_label(name: str) -> bool:
-    return _divide(name)[1] in ("cls", "json")
-
-
-def _label(path: AnyPath, base: str, parts: dict[str, Source]) -> Any:
+def _label(path: AnyPath, base: str, parts: dict[str, Source], contents: Contents) -> Any:
     try:
         if "cls" in parts:
-            with parts["cls"].open() as file:
+            with contents.open(parts["cls"]) as file:
                 return file.read().decode("utf-8-sig")
         if "json" not in parts:
             return None
-        with parts["json"].open() as file:
+        with contents.open(parts["json"]) as file:
             content = parse_json(file.read(), base)
         found = [content.get(name) for name in ("label", "cls")] if isinstance(content, dict) else []
         return next((value for value in found if value is not None), None)

@@ -97,6 +97,9 @@ def _columns(spec: ShardSpec) -> str:
         lines.append(
             f"| `{name}` | {what}: {grid.length} codes ({grid.height}×{grid.width}) below {grid.codebook_size:,} |"
         )
+    for name, kind_of_value in sorted(spec.carried.items()):
+        what = "caption of the picture, carried along" if name == "caption" else "carried along from the source"
+        lines.append(f"| `{name}` | {what} ({kind_of_value}) |")
     return "\n".join(lines)
 
 

@@ -47,6 +47,16 @@ MAX_SHARD_BYTES = 1 << 30
 """Most bytes of a shard's decoded codes, because loaders hold several whole shards in memory. It allows 419,430 rows of
 16×16 codes in five orders."""
 
+CarriedType = Literal["string", "int64", "float64", "bool"]
+"""Types of the columns that are carried along from the source."""
+_CARRIED: dict[CarriedType, Any] = {
+    "string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()
+}  # fmt: skip
+CAPTION = "caption"
+"""Name of the carried column that describes the picture; reports and previews show it."""
+_CARRIED_NAME = re.compile(r"(?!(key|view|label|orders)$|(codes|scale|cond)_)[A-Za-z_][A-Za-z0-9_]{0,63}")
+"""Names of carried columns: identifiers that are no column of codes and no field of a row in a tar."""
+
 _BAD_KEY = r"^$|[.\x00-\x1f]|^/"
 
 
@@ -133,6 +143,8 @@ class ShardSpec:
     """Sides S of the coarser scales, ascending, out of 1, 2, 4, 8; one column ``scale_<S>`` each."""
     conditions: dict[str, GridSpec] = field(default_factory=dict)
     """Condition name → grid of its own tokenizer; one column ``cond_<name>`` each, always row_major."""
+    carried: dict[str, CarriedType] = field(default_factory=dict)
+    """Column of the source that is carried along, such as caption → its type; values may be null."""
 
     def __post_init__(self) -> None:
         if not self.orders or len(set(self.orders)) != len(self.orders):
@@ -148,6 +160,14 @@ class ShardSpec:
         for condition in self.conditions:
             if condition not in CONDITION_NAMES:
                 raise ShardError(f"unknown condition {condition!r}. Choose out of: {', '.join(CONDITION_NAMES)}")
+        for column, kind in self.carried.items():
+            if not _CARRIED_NAME.fullmatch(column):
+                raise ShardError(
+                    f"column {column!r} cannot be carried: a name has letters, digits and underscores, and is none "
+                    "of every shard's (key, view, label, orders, codes_…, scale_…, cond_…). Rename it in the source"
+                )
+            if kind not in _CARRIED:
+                raise ShardError(f"column {column!r} has the type {kind!r}: choose out of {', '.join(_CARRIED)}")
 
     def _is_scale(self, side: int) -> bool:
         height, width = self.image.height, self.image.width
@@ -171,7 +191,7 @@ class ShardSpec:
     @property
     def column_names(self) -> tuple[str, ...]:
         """The columns of a shard in file order."""
-        return ("key", "view", "label", *self.code_grids)
+        return ("key", "view", "label", *self.code_grids, *sorted(self.carried))
 
     def check_rows(self, rows: int) -> int:
         """Return `rows` if a shard of this spec may have this many.
@@ -192,6 +212,7 @@ class ShardSpec:
             pa.field("label", pa.int32(), nullable=True),
         ]
         fields += [pa.field(name, _codes_type(grid), nullable=False) for name, grid in self.code_grids.items()]
+        fields += [pa.field(name, _CARRIED[self.carried[name]], nullable=True) for name in sorted(self.carried)]
         return pa.schema(fields, metadata={METADATA_KEY: compact_json(self.to_json()).encode()})
 
     def to_json(self) -> dict[str, Any]:
@@ -203,6 +224,7 @@ class ShardSpec:
             "orders_hash": orders_hash(self.orders, self.image.height, self.image.width),
             "scales": list(self.scales),
             "conditions": {name: asdict(grid) for name, grid in self.conditions.items()},
+            **({"carried": self.carried} if self.carried else {}),
         }
 
     @classmethod
@@ -224,6 +246,7 @@ class ShardSpec:
                 orders=tuple(check_order_name(name) for name in value["orders"]),
                 scales=tuple(value["scales"]),
                 conditions={name: GridSpec(**grid) for name, grid in value["conditions"].items()},
+                carried=dict(**value.get("carried", {})),
             )
             found_hash = value["orders_hash"]
         except (KeyError, TypeError, AttributeError) as error:
@@ -266,6 +289,7 @@ class ShardSpec:
         codes_NHW: npt.NDArray[Any],
         scales: Mapping[int, npt.NDArray[Any]] | None = None,
         conditions: Mapping[str, npt.NDArray[Any]] | None = None,
+        carried: Mapping[str, Sequence[Any]] | None = None,
     ) -> pa.Table:
         """Make the table of a shard, with the image codes once in every order.
 
@@ -276,6 +300,7 @@ class ShardSpec:
             codes_NHW: Integer [N, H, W], raster layout, below the codebook's size.
             scales: Side S → integer [N, S, S], for exactly this spec's scales.
             conditions: Name → integer [N, h, w], for exactly this spec's conditions.
+            carried: Name → N values, None for null, for exactly this spec's carried columns.
 
         Returns:
             A table with :meth:`schema`.
@@ -294,7 +319,7 @@ class ShardSpec:
         sides = {f"scale_{side}": codes for side, codes in scales.items()}
         others = sides | {f"cond_{name}": codes for name, codes in conditions.items()}
         columns |= {name: _checked_codes(name, codes, count, grids[name]) for name, codes in others.items()}
-        return self.columns_to_table(keys, views, labels, columns)
+        return self.columns_to_table(keys, views, labels, columns, carried)
 
     def columns_to_table(
         self,
@@ -302,6 +327,7 @@ class ShardSpec:
         views: npt.ArrayLike,
         labels: npt.ArrayLike | None,
         columns: Mapping[str, Codes],
+        carried: Mapping[str, Sequence[Any]] | None = None,
     ) -> pa.Table:
         """Make the table of a shard from codes that are already in their orders, e.g. those of another shard.
 
@@ -310,18 +336,21 @@ class ShardSpec:
             views: As :meth:`rows_to_table`.
             labels: As :meth:`rows_to_table`.
             columns: Each of :attr:`code_grids` → codes of its type [N, L].
+            carried: As :meth:`rows_to_table`.
 
         Raises:
-            ShardError: Bad or repeated keys, codes out of range, missing columns.
+            ShardError: Bad or repeated keys, codes out of range, missing columns, a value of another type.
         """
-        count, grids = len(keys), self.code_grids
+        count, grids, carried = len(keys), self.code_grids, carried or {}
         _same_names("columns", columns, grids)
+        _same_names("carried columns", carried, self.carried)
         key_column = pa.array(keys, pa.string())
         check_keys(key_column, "these rows")
         arrays: list[Any] = [key_column, _view_column(views, count), _label_column(labels, count)]
         for name, grid in grids.items():
             _check_range(name, columns[name], grid)
             arrays.append(_codes_column(columns[name], grid))
+        arrays += [_carried_column(name, carried[name], self.carried[name]) for name in sorted(carried)]
         return pa.Table.from_arrays(arrays, schema=self.schema())
 
 
@@ -352,13 +381,17 @@ def _check_range(name: str, codes: npt.NDArray[Any], grid: GridSpec) -> None:
 
 
 def column_to_numpy(column: Any) -> npt.NDArray[Any]:
-    """A shard's Arrow column as numpy, codes without a copy; a null label is -1."""
+    """A shard's Arrow column as numpy, codes without a copy; a null label is -1, a null carried value None."""
     if pa.types.is_fixed_size_list(column.type):
         # flatten() respects the slice and does not copy; lists and codes are never null.
         return np.asarray(column.flatten().to_numpy(zero_copy_only=True)).reshape(len(column), column.type.list_size)
     if pa.types.is_int32(column.type):
         return np.asarray(column.fill_null(NO_LABEL).to_numpy(zero_copy_only=True))
-    return np.asarray(column.to_numpy(zero_copy_only=False))
+    if pa.types.is_uint8(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    found = np.empty(len(column), object)
+    found[:] = column.to_pylist()
+    return found
 
 
 def _view_column(views: npt.ArrayLike, count: int) -> Any:
@@ -375,6 +408,13 @@ def _label_column(labels: npt.ArrayLike | None, count: int) -> Any:
     if array.shape != (count,) or (count and array.max() > np.iinfo(np.int32).max):
         raise ShardError(f"labels: expected {count} class indices of 32 bits, found shape {array.shape}")
     return pa.array(array.astype(np.int32), mask=array < 0)
+
+
+def _carried_column(name: str, values: Sequence[Any], kind: CarriedType) -> Any:
+    try:
+        return pa.array(values, _CARRIED[kind])
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+        raise ShardError(f"column {name!r} of {kind} has a value of another type ({error})") from error
 
 
 def _same_names(what: str, found: Iterable[object], expected: Iterable[object]) -> None:

@@ -3,7 +3,7 @@
 Members, in this sequence::
 
     __imagepriors__         the shard's spec and number of rows as JSON; webdataset skips names like this
-    KEY.json                {"key": …, "label": … or null, "orders": […], "view": …}
+    KEY.json                {"key": …, "label": … or null, "orders": […], "view": …}, and the carried columns by name
     KEY.codes.npy           [orders, H·W], the image codes, one row per name in "orders"
     KEY.scale_1.npy …       [S·S], where the spec has scales
     KEY.cond_depth.npy …    [h·w], row_major, where the spec has conditions
@@ -46,6 +46,7 @@ def tar_bytes(table: pa.Table) -> bytes:
         zip(columns["key"], columns["view"].tolist(), columns["label"].tolist(), strict=True)
     ):
         about = {"key": key, "label": None if label == NO_LABEL else label, "orders": orders, "view": view}
+        about |= {name: columns[name][row] for name in spec.carried}
         _add(out, f"{key}.json", compact_json(about).encode())
         for name, values in arrays.items():
             _add(out, f"{key}.{name}", _npy_header(values.dtype.str, values.shape[1:]) + values[row].tobytes())
@@ -89,6 +90,7 @@ def _read_rows(content: bytes, members: Iterator[tuple[str, int, int]], spec: Sh
         raise ShardError(f"the tar is damaged: {len(content)} bytes cannot hold the {rows!r} rows that it names")
     found = {name: np.empty((rows, *shape), descr) for name, (descr, shape) in members_of_row.items()}
     keys, views, labels = list[str](), np.empty(rows, np.uint8), np.empty(rows, np.int64)
+    carried: dict[str, list[Any]] = {name: [] for name in spec.carried}
     for row in range(rows):
         name, start, stop = next(members)
         about = parse_json(content[start:stop], name, ShardError)
@@ -98,12 +100,14 @@ def _read_rows(content: bytes, members: Iterator[tuple[str, int, int]], spec: Sh
         keys.append(key)
         views[row] = about["view"]
         labels[row] = NO_LABEL if about["label"] is None else about["label"]
-        for column, values in found.items():
+        for name, column in carried.items():
+            column.append(about[name])
+        for part, values in found.items():
             name, start, stop = next(members)
-            header = _npy_header(*members_of_row[column])
-            if name != f"{key}.{column}" or not content.startswith(header, start):
+            header = _npy_header(*members_of_row[part])
+            if name != f"{key}.{part}" or not content.startswith(header, start):
                 raise ShardError(
-                    f"the tar is damaged: found member {name}, expected {key}.{column} of the spec's type and shape"
+                    f"the tar is damaged: found member {name}, expected {key}.{part} of the spec's type and shape"
                 )
             values[row] = np.frombuffer(content[start + len(header) : stop], values.dtype).reshape(values.shape[1:])
     if (extra := next(members, None)) is not None:
@@ -111,7 +115,7 @@ def _read_rows(content: bytes, members: Iterator[tuple[str, int, int]], spec: Sh
     codes_NOL = found.pop("codes.npy")
     columns = {f"codes_{name}": codes_NOL[:, index] for index, name in enumerate(spec.orders)}
     columns |= {name.removesuffix(".npy"): values for name, values in found.items()}
-    return spec.columns_to_table(keys, views, labels, columns)
+    return spec.columns_to_table(keys, views, labels, columns, carried)
 
 
 def _stacked(spec: ShardSpec, columns: dict[str, npt.NDArray[Any]]) -> dict[str, Codes]:

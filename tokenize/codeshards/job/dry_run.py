@@ -44,8 +44,9 @@ def plan_tokenize(
     Raises:
         UserError: As the job.
     """
-    store, splits, dataset = open_inputs(dataset, data, tokenizers, out)
-    plan, spec = make_plan(config, dataset, splits, tokenizers, store, overwrite=overwrite)
+    inputs = open_inputs(config, dataset, data, tokenizers, out)
+    plan, spec = make_plan(config, inputs, tokenizers, overwrite=overwrite)
+    store, splits = inputs.store, inputs.splits
     if overwrite:
         deleted, missing = len(check_deletable(store)), list(plan.each_shard())
     else:
@@ -55,10 +56,11 @@ def plan_tokenize(
     samples = sum(shard.samples for shard in missing)
     workers = min(max(1, len(missing)), config.workers or _workers(config))
     figures = {
-        "dataset": dataset, "splits": {name: len(split) for name, split in splits.items()},
+        "dataset": inputs.dataset, "splits": {name: len(split) for name, split in splits.items()},
+        **({"left_out": dict(inputs.left_out)} if config.where else {}),
         "rows": sum(map(len, splits.values())) * config.views, "shards": sum(map(plan.shard_count, plan.splits)),
         "shards_to_make": len(missing), "images_to_encode": samples, "files_to_delete": deleted,
-        "columns": len(spec.orders) + len(spec.scales) + len(spec.conditions),
+        "columns": len(spec.orders) + len(spec.scales) + len(spec.conditions) + len(spec.carried),
         "workers": workers, "device": device_of(config),
     }  # fmt: skip
     notes = []

@@ -27,7 +27,7 @@ from codeshards.format.shardfile import write_shard
 from runkit.places import Where, has_store_error
 from runkit.retries import is_outage
 from vqgan.config import ModelConfig
-from vqgan.data import Sample, Split, views_of
+from vqgan.data import ColumnType, Sample, Split, views_of
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
@@ -152,6 +152,7 @@ def encode_rows(
         samples=task.samples,
         model=tokenizers[IMAGE].config,
         conditions=tuple(spec.conditions),
+        columns=spec.carried,
         config=config,
     )
     batches = read_ahead(read, len(task.samples), config.batch_samples, resources.decode_pool)
@@ -203,6 +204,8 @@ class Rows:
     keys: list[str] = field(default_factory=list)
     views: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    carried: dict[str, list[Any]] = field(default_factory=dict)
+    """Carried column → value of each row."""
     failures: list[Failure] = field(default_factory=list)
     durations_s: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("decode_wait", "turn_wait", "encode", "write"), 0.0)
@@ -223,6 +226,8 @@ class Rows:
                 self.keys.append(row_key(sample.key, view))
                 self.views.append(view)
                 self.labels.append(-1 if sample.label is None else sample.label)
+                for name, value in sample.columns.items():
+                    self.carried.setdefault(name, []).append(value)
             for name, codes_Nhw in codes().items():
                 self.codes[name].append(codes_Nhw[: len(views)])  # without the padding of the batch
 
@@ -234,7 +239,8 @@ class Rows:
         }
         image_codes_Nhw = codes.pop(IMAGE)
         scales = {side: codes.pop(f"scale_{side}") for side in spec.scales}
-        return spec.rows_to_table(self.keys, self.views, self.labels, image_codes_Nhw, scales, codes)
+        carried = {name: self.carried.get(name, []) for name in spec.carried}
+        return spec.rows_to_table(self.keys, self.views, self.labels, image_codes_Nhw, scales, codes, carried)
 
 
 def read_ahead(read: Callable[[int], T], total: int, step: int, pool: ThreadPoolExecutor) -> Iterator[list[T]]:
@@ -253,7 +259,13 @@ def read_ahead(read: Callable[[int], T], total: int, step: int, pool: ThreadPool
 
 
 def _read_views(
-    index: int, *, samples: Split, model: ModelConfig, conditions: Sequence[str], config: TokenizeConfig
+    index: int,
+    *,
+    samples: Split,
+    model: ModelConfig,
+    conditions: Sequence[str],
+    columns: Mapping[str, ColumnType],
+    config: TokenizeConfig,
 ) -> list[Sample] | Failure:
     """All views of one sample at the resolution of the image model, decoded once."""
     return read_or_failure(
@@ -263,6 +275,7 @@ def _read_views(
             model.resolution,
             views_of(config.views),
             conditions=conditions,
+            columns=columns,
             geometry=model.geometry,
             draft=config.draft,
         ),

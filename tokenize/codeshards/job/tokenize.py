@@ -44,7 +44,16 @@ from runkit.retries import patient
 from runkit.termination import exit_on_sigterm
 from vqgan.checkpoint import describe_plugin, fingerprint, load_config
 from vqgan.config import ModelConfig
-from vqgan.data import Split, open_splits, resolve, sources_of
+from vqgan.data import (
+    ColumnType,
+    Filter,
+    Split,
+    column_types,
+    open_splits,
+    parse_columns,
+    resolve,
+    sources_of,
+)
 from vqgan.plugin_tokenizer import plugin_name
 
 log = logging.getLogger(__name__)
@@ -85,31 +94,62 @@ def tokenize(
             of a shard died repeatedly, or more samples failed than `config.max_failure_rate` allows.
         InputError: The dataset or a tokenizer cannot be opened.
     """
-    store, splits, dataset = open_inputs(dataset, data, tokenizers, out)
-    with locked_store(store, "tokenize"):
-        return _tokenize(config, dataset, splits, tokenizers, store, overwrite=overwrite, retry_failed=retry_failed)
+    inputs = open_inputs(config, dataset, data, tokenizers, out)
+    with locked_store(inputs.store, "tokenize"):
+        return _tokenize(config, inputs, tokenizers, overwrite=overwrite, retry_failed=retry_failed)
 
 
-def open_inputs(
-    dataset: str, data: Path, tokenizers: Mapping[str, Path], out: Where
-) -> tuple[Store, dict[str, Split], str]:
-    """The output, the splits and the resolved name of the dataset; arguments and errors as :func:`tokenize`."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """What a job reads and where it writes."""
+
+    store: Store
+    """The output."""
+    splits: Mapping[str, Split]
+    """The samples, without those that a filter leaves out."""
+    dataset: str
+    """Resolved name of the dataset."""
+    left_out: Mapping[str, int]
+    """Split → number of samples that a filter leaves out; empty without one."""
+
+
+def open_inputs(config: TokenizeConfig, dataset: str, data: Path, tokenizers: Mapping[str, Path], out: Where) -> Inputs:
+    """Open the samples of a job; arguments and errors as :func:`tokenize`."""
     store = absolute(out)
+    parse_columns(config.columns)  # refused before files are listed
+    if config.where:
+        Filter.parse(config.where)
     splits = open_splits(dataset, data)
     check_apart(store, data=sources_of(splits, data), tokenizer=list(tokenizers.values()))
-    return store, splits, resolve(dataset, data)
+    kept = filtered(splits, config.where)
+    left_out = {name: len(split) - len(kept[name]) for name, split in splits.items()} if config.where else {}
+    return Inputs(store=store, splits=kept, dataset=resolve(dataset, data), left_out=left_out)
+
+
+def filtered(splits: Mapping[str, Split], where: str) -> Mapping[str, Split]:
+    """The samples that satisfy an expression, "" for all; logs how many do.
+
+    Raises:
+        InputError: The expression or a column cannot be read.
+        ShardError: A split is left without samples.
+    """
+    if not where:
+        return splits
+    condition = Filter.parse(where)
+    types = column_types(splits, dict.fromkeys(condition.names))
+    found = {name: split.where(condition, types) for name, split in splits.items()}
+    for name, split in found.items():
+        log.info("%s: %d of %d samples satisfy %s", name, len(split), len(splits[name]), condition.text)
+        if not len(split):
+            raise ShardError(f"no sample of split {name!r} satisfies {condition.text!r}: weaken the condition")
+    return found
 
 
 def make_plan(
-    config: TokenizeConfig,
-    dataset: str,
-    splits: Mapping[str, Split],
-    tokenizers: Mapping[str, Path],
-    store: Store,
-    *,
-    overwrite: bool,
+    config: TokenizeConfig, inputs: Inputs, tokenizers: Mapping[str, Path], *, overwrite: bool
 ) -> tuple[Plan, ShardSpec]:
     """The plan of a job and the columns of its shards; arguments and errors as :func:`tokenize`."""
+    splits = inputs.splits
     if config.compile and "RAY_ADDRESS" not in os.environ:  # the nodes of a cluster check for themselves
         check_compiler(device_of(config), ShardError)
     models = {name: load_config(folder).model for name, folder in tokenizers.items()}
@@ -117,19 +157,21 @@ def make_plan(
     if config.views > 1:
         for samples in splits.values():
             samples.check_mirror([name for name in models if name != IMAGE], "set views = 1")
-    planned = None if overwrite else planned_spec(store)
+    planned = None if overwrite else planned_spec(inputs.store)
     known = {name: grid.fingerprint for name, grid in _grids(planned).items()} if planned else {}
     found = {name: fingerprint(folder, known.get(name, "")) for name, folder in tokenizers.items()}
-    spec = _spec(config, models, found)
+    carried = column_types(splits, parse_columns(config.columns))
+    spec = _spec(config, models, found, carried)
     spec.check_rows(config.shard_rows)
     return build_plan(
         samples={name: split.keys for name, split in splits.items()},
-        source_hashes={name: split.source_hash() for name, split in splits.items()},
+        source_hashes={name: split.source_hash(tuple(carried)) for name, split in splits.items()},
         settings={
             **config.plan_settings(device_of(config)),
-            "dataset": dataset,
+            "dataset": inputs.dataset,
             "resolution": models[IMAGE].resolution,
             **_preprocessing(models),
+            **({"where": config.where, "left_out": inputs.left_out} if config.where else {}),
             "spec": spec.to_json(),
         },
         views=config.views,
@@ -139,16 +181,10 @@ def make_plan(
 
 
 def _tokenize(
-    config: TokenizeConfig,
-    dataset: str,
-    splits: Mapping[str, Split],
-    tokenizers: Mapping[str, Path],
-    store: Store,
-    *,
-    overwrite: bool,
-    retry_failed: bool,
+    config: TokenizeConfig, inputs: Inputs, tokenizers: Mapping[str, Path], *, overwrite: bool, retry_failed: bool
 ) -> Manifest:
-    plan, spec = make_plan(config, dataset, splits, tokenizers, store, overwrite=overwrite)
+    store, splits = inputs.store, inputs.splits
+    plan, spec = make_plan(config, inputs, tokenizers, overwrite=overwrite)
     if overwrite:
         delete_dataset(store)
     missing = open_job(plan, store, retry_failed=retry_failed)
@@ -283,7 +319,12 @@ def _preprocessing(models: Mapping[str, ModelConfig]) -> dict[str, str]:
     return found
 
 
-def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprints: Mapping[str, str]) -> ShardSpec:
+def _spec(
+    config: TokenizeConfig,
+    models: Mapping[str, ModelConfig],
+    fingerprints: Mapping[str, str],
+    carried: Mapping[str, ColumnType],
+) -> ShardSpec:
     grids = {
         name: GridSpec(
             height=model.grid[0], width=model.grid[1], codebook_size=model.codebook_size, fingerprint=fingerprints[name]
@@ -293,7 +334,7 @@ def _spec(config: TokenizeConfig, models: Mapping[str, ModelConfig], fingerprint
     image = grids.pop(IMAGE)
     # All orders mean all that are defined on the grid; one that is asked for by name must be.
     orders = defined_orders(image.height, image.width) if config.orders == ORDER_NAMES else config.orders
-    return ShardSpec(image=image, orders=orders, scales=config.scales, conditions=grids)
+    return ShardSpec(image=image, orders=orders, scales=config.scales, conditions=grids, carried=dict(carried))
 
 
 def _grids(spec: ShardSpec) -> dict[str, GridSpec]:

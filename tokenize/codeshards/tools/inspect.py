@@ -6,7 +6,7 @@ Axes: N rows, L codes of a picture in raster order, K entries of the codebook.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,16 @@ class CodeStatistics:
         }
 
 
+@dataclass(kw_only=True, slots=True)
+class CarriedStatistics:
+    """What a carried column holds over the rows of all splits."""
+
+    nulls: int = 0
+    """Number of rows without a value."""
+    first: Any = None
+    """The first value."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
     """Contents of a dataset."""
@@ -51,6 +61,8 @@ class Inspection:
     """``image`` and each scale and condition → statistics of its codes."""
     labels: dict[str, Counter[int]]
     """Split → rows of each label; -1 counts the rows without one."""
+    carried: dict[str, CarriedStatistics]
+    """Carried column → its nulls and first value."""
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -75,6 +87,7 @@ class Inspection:
             },
             "class_names": list(manifest.class_names),
             "codes": {name: statistics.to_json() for name, statistics in self.codes.items()},
+            "carried": {name: asdict(statistics) for name, statistics in self.carried.items()},
         }
 
 
@@ -94,10 +107,15 @@ def inspect(dataset: Where) -> Inspection:
         for name, column in columns.items()
     }
     labels: dict[str, Counter[int]] = {split: Counter() for split in shards.splits}
+    carried = {name: CarriedStatistics() for name in sorted(spec.carried)}
     for split in shards.splits:
-        for batch in shards.batches(split, ["label", *columns.values()]):
+        for batch in shards.batches(split, ["label", *columns.values(), *carried]):
             values, numbers = np.unique(batch["label"], return_counts=True)
             labels[split].update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+            for name, found in carried.items():
+                known = [value for value in batch[name] if value is not None]
+                found.nulls += len(batch[name]) - len(known)
+                found.first = found.first if found.first is not None else next(iter(known), None)
             for name, column in columns.items():
                 codes = batch[column][:, to_raster] if name == "image" else batch[column]
                 _add_counts(counts[name], codes)
@@ -105,7 +123,7 @@ def inspect(dataset: Where) -> Inspection:
         name: CodeStatistics(counts_K=counts_LK.sum(0, np.int64), entropy_bits_L=_entropy_bits(counts_LK))
         for name, counts_LK in counts.items()
     }
-    return Inspection(manifest=shards.manifest, codes=statistics, labels=labels)
+    return Inspection(manifest=shards.manifest, codes=statistics, labels=labels, carried=carried)
 
 
 def _add_counts(counts_LK: npt.NDArray[np.uint32], codes_NL: Codes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from codeshards.format.plan import Plan, PlannedShard, load_plan
 from codeshards.format.schema import column_to_numpy, row_key
 from codeshards.format.shardfile import read_table
 from codeshards.job.encode import IMAGE, ShardTask, encode_shard
+from codeshards.job.tokenize import filtered
 from runkit.places import Where
 from vqgan.data import Split, open_splits
 from vqgan.tokenizer import Tokenizer
@@ -53,10 +55,11 @@ def reencode(dataset: Where, *, source: str, data: Path, samples: int, device: s
         ShardError: The source is not the one that the plan was made from, or the dataset was merged.
         InputError: The source or a tokenizer cannot be opened.
     """
-    shards, plan, splits = ShardDataset.open(dataset), load_plan(dataset), open_splits(source, data)
+    shards, plan = ShardDataset.open(dataset), load_plan(dataset)
+    splits, carried = filtered(open_splits(source, data), plan.settings.get("where", "")), tuple(shards.spec.carried)
     config = _config(plan, shards.manifest, device)
     for split in plan.splits:
-        if split not in splits or splits[split].source_hash() != plan.source_hashes[split]:
+        if split not in splits or splits[split].source_hash(carried) != plan.source_hashes[split]:
             raise ShardError(
                 f"{data} read as {source!r} is not what split {split!r} was made from: its files or settings differ"
             )
@@ -88,7 +91,11 @@ def _config(plan: Plan, manifest: Manifest, device: str) -> TokenizeConfig:
 
 
 def _rates(
-    shards: ShardDataset, plan: Plan, splits: dict[str, Split], chosen: tuple[PlannedShard, ...], config: TokenizeConfig
+    shards: ShardDataset,
+    plan: Plan,
+    splits: Mapping[str, Split],
+    chosen: tuple[PlannedShard, ...],
+    config: TokenizeConfig,
 ) -> dict[str, float]:
     spec, manifest = shards.spec, shards.manifest
     columns = [f"codes_{spec.orders[0]}", *(name for name in spec.code_grids if not name.startswith("codes_"))]
