@@ -183,6 +183,11 @@ def url_of(where: str | os.PathLike[str]) -> str | None:
     return f"{match[1]}://{text[match.end() :]}" if match and match[1] != "file" else None
 
 
+def as_typed(where: str | os.PathLike[str]) -> str:
+    """Return a local path, or the URL that a path stands for, as a user writes it."""
+    return url_of(where) or os.fspath(where)
+
+
 def absolute(where: Where) -> Store:
     """Return the same store with an absolute path, for a process with another working directory."""
     store = open_store(where)

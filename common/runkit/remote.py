@@ -135,7 +135,9 @@ def _open_checked(file: RemoteFile) -> Any:
     return opened
 
 
-_HOP = 512 * 2**10
+_HOP = 256 * 2**10
+"""Bytes between two reads up to which what is between them is read as well. With a delay of 25 ms, 16 threads read
+through 100 kB members 14 times as fast as they skip them at 10 Gb/s, and twice as fast at 1 Gb/s."""
 _FIRST_BLOCK, _LEAST_BLOCK, _LARGEST_BLOCK = 256 * 2**10, 16 * 2**10, 8 * 2**20
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagepriors.api.defaults import PathLike, as_path
-from runkit.places import url_of
+from runkit.places import as_typed, url_of
 from vqgan.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ImageDataset(Mapping[str, "Split"]):
 
     def __repr__(self) -> str:
         counts = " and ".join(f"{len(split):,} {name}" for name, split in self.items())
-        return f"ImageDataset({str(self.path)!r}, layout {self.layout}: {counts} images)"
+        return f"ImageDataset({as_typed(self.path)!r}, layout {self.layout}: {counts} images)"
 
     def images(self, split: str = "train", n: int = 8) -> "list[Image.Image]":
         """`n` whole pictures of a split, evenly spread over it.
@@ -52,7 +52,7 @@ class ImageDataset(Mapping[str, "Split"]):
         if isinstance(n, bool) or not hasattr(n, "__index__") or n < 0:
             raise InputError(f"n is {n!r}: pass a whole number from 0")
         if split not in self:
-            raise InputError(f"{self.path} has no split {split!r}: choose among {', '.join(self)}")
+            raise InputError(f"{as_typed(self.path)} has no split {split!r}: choose among {', '.join(self)}")
         return [Image.fromarray(self[split].read_whole(index)) for index in spread(len(self[split]), n)]
 
 

@@ -9,7 +9,7 @@ from codeshards.format.manifest import MANIFEST_FILE
 from codeshards.format.plan import plan_settings
 from runkit.errors import UserError
 from runkit.hub import HubAddress, download_folder, is_hub, pinned, source_of
-from runkit.places import url_of
+from runkit.places import as_typed, url_of
 from runkit.web import WEB_FILES
 
 PathLike = str | os.PathLike[str]
@@ -112,7 +112,7 @@ def preset_for_data(dataset: str, data: Path) -> str:
         except InputError as error:
             problem = error
     if not sides:
-        raise InputError(f"none of {_SAMPLED} images of {data} can be read (the last: {problem})")
+        raise InputError(f"none of {_SAMPLED} images of {as_typed(data)} can be read (the last: {problem})")
     side = sorted(sides)[len(sides) // 2]
     return _chosen(_by_side(side), f"because the shorter side of its pictures is {side} pixels (median)")
 

@@ -20,7 +20,7 @@ from codeshards.format.schema import column_to_numpy, row_key
 from codeshards.format.shardfile import read_table
 from codeshards.job.encode import IMAGE, ShardTask, encode_shard
 from codeshards.job.tokenize import filtered
-from runkit.places import Where
+from runkit.places import Where, as_typed
 from vqgan.data import Split, open_splits
 from vqgan.tokenizer import Tokenizer
 
@@ -61,7 +61,8 @@ def reencode(dataset: Where, *, source: str, data: Path, samples: int, device: s
     for split in plan.splits:
         if split not in splits or splits[split].source_hash(carried) != plan.source_hashes[split]:
             raise ShardError(
-                f"{data} read as {source!r} is not what split {split!r} was made from: its files or settings differ"
+                f"{as_typed(data)} read as {source!r} is not what split {split!r} was made from: its files or settings "
+                "differ"
             )
     per_shard, planned = config.batch_samples, plan.shards
     step = max(1, len(planned) * per_shard // max(samples, 1))
