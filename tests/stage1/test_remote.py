@@ -94,6 +94,7 @@ def write_folder(root: Path) -> None:
             folder = root / split / LABELS[number % 3]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{split} {number}.png").write_bytes(picture(number))
+            (folder / f"{split} {number}.txt").write_text(f"number {number}")
             maps = root / f"{split}_segmentation" / LABELS[number % 3]
             maps.mkdir(parents=True, exist_ok=True)
             (maps / f"{split} {number}.png").write_bytes(grey(number))
@@ -128,11 +129,11 @@ def upload(root: Path, url: str) -> None:
 def as_read(split: Split, index: int) -> Any:
     item = split.items[index]
     try:
-        sample = split.read(index, 16, conditions=tuple(item.conditions))
+        sample = split.read(index, 16, conditions=tuple(item.conditions), columns={"caption": "string"})
     except InputError as error:
         return item.key, item.label, str(error).startswith(item.key)
     maps = {name: array.tolist() for name, array in sample.conditions.items()}
-    return sample.key, sample.label, sample.image.tolist(), maps
+    return sample.key, sample.label, sample.image.tolist(), maps, sample.columns
 
 
 def assert_equal(found: dict[str, Split], wanted: dict[str, Split]) -> None:
