@@ -1,18 +1,18 @@
 """Files of web servers, read in ranges, and lists of them.
 
-Proxies and certificates follow the environment: HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE.
+Proxies and certificates follow the environment: HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE, SSL_CERT_FILE.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import http.client
 import itertools
 import os
 import re
-import urllib.error
-import urllib.request
+import threading
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -27,20 +27,21 @@ _WHOLE_BYTES = 16 * 2**20
 """Largest file that is read whole from a server without ranges."""
 _LIST_BYTES = 256 * 2**20
 _MOST_URLS = 1_000_000
+_thread = threading.local()
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)")
 
 
 class WebFile:
-    """A file of a web server, opened by one small request. It keeps no connection, and threads may share it."""
+    """A file of a web server, opened by one small request. Threads may share it."""
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         """Ask for the size.
 
         Args:
             url: Its address.
-            headers: Headers of the requests, such as Authorization; they are not sent to where an answer redirects.
+            headers: Headers of the requests; Authorization is not sent to another host that an answer redirects to.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -49,14 +50,15 @@ class WebFile:
         self.url = url
         self._headers = dict(headers or {})
         with _request(url, self._headers, (0, 1)) as answer:
-            self.stamp = stamp_of(answer.headers)
+            self.stamp = _stamp_of(answer.headers)
             """What every answer must have; "" for no check."""
-            self._whole = answer.code == http.client.OK
+            self._whole = answer.status_code == HTTPStatus.OK
             if self._whole:
                 self.size = int(answer.headers.get("Content-Length", -1))
             else:
                 total = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
                 self.size = int(total[1]) if total else -1
+                answer.raw.drain_conn()  # so that the connection is used again
         if self.size < 0:
             raise OSError("the server does not report the size of the file: download it, and pass the folder")
         if self._whole and self.size > _WHOLE_BYTES:
@@ -72,17 +74,17 @@ class WebFile:
         if nbytes <= 0:
             return b""
         with _request(self.url, self._headers, (offset, nbytes)) as answer:
-            if answer.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return b""
-            if answer.code != http.client.PARTIAL_CONTENT:
-                raise OSError(f"the server answered a range request with status {answer.code}")
-            if self.stamp and stamp_of(answer.headers) != self.stamp:
+            if answer.status_code != HTTPStatus.PARTIAL_CONTENT:
+                raise OSError(f"the server answered a range request with status {answer.status_code}")
+            if self.stamp and _stamp_of(answer.headers) != self.stamp:
                 raise ChangedError(f"{self.url} was changed while it was read: run again")
-            content: bytes = answer.read()
+            content: bytes = answer.content
             return content
 
 
-def stamp_of(headers: Mapping[str, str]) -> str:
+def _stamp_of(headers: Mapping[str, str]) -> str:
     """Return what identifies the content of an answer: its ETag, or else its time of modification; "" for neither."""
     return headers.get("ETag", "").removeprefix("W/") or headers.get("Last-Modified", "")
 
@@ -90,28 +92,37 @@ def stamp_of(headers: Mapping[str, str]) -> str:
 @functools.lru_cache(maxsize=4)
 def _content(url: str, headers: tuple[tuple[str, str], ...], stamp: str) -> bytes:
     with _request(url, dict(headers), None) as answer:
-        content: bytes = answer.read()
+        content: bytes = answer.content
         return content
 
 
-def _request(url: str, headers: Mapping[str, str], span: tuple[int, int] | None) -> Any:
-    """Send a GET request for `span`, an offset and a length, or for the whole file."""
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
-    if span is not None:
-        request.add_header("Range", f"bytes={span[0]}-{span[0] + span[1] - 1}")
-    for name, value in headers.items():
-        request.add_unredirected_header(name, value)
+@contextlib.contextmanager
+def _request(url: str, headers: Mapping[str, str], span: tuple[int, int] | None) -> Iterator[Any]:
+    """Provide the answer to a request for `span`, an offset and a length, or for the whole file."""
+    import requests
+
+    ranges = {"Range": f"bytes={span[0]}-{span[0] + span[1] - 1}"} if span is not None else {}
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file is empty, or ends before the range
-            return error
-        error.close()
-        if error.code in (http.client.NOT_FOUND, http.client.GONE):
-            raise FileNotFoundError(f"HTTP status {error.code} {error.reason}") from None
-        raise OSError(f"HTTP status {error.code} {error.reason}") from None
-    except urllib.error.URLError as error:
-        raise OSError(str(error.reason)) from (error.reason if isinstance(error.reason, Exception) else error)
+        sent = {"Accept-Encoding": "identity", **ranges, **headers}
+        with _session().get(url, headers=sent, timeout=TIMEOUT_S, stream=True) as answer:
+            if answer.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+                raise FileNotFoundError(f"HTTP status {answer.status_code} {answer.reason}")
+            if not answer.ok and answer.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise OSError(f"HTTP status {answer.status_code} {answer.reason}")
+            yield answer
+    except requests.RequestException as error:
+        kind = OSError if isinstance(error, ValueError) else ConnectionError  # a ValueError is an invalid URL
+        raise kind(" ".join(str(error).split())) from error
+
+
+def _session() -> Any:
+    """Return the session of this thread, which keeps its connections."""
+    import requests
+
+    if not hasattr(_thread, "session"):
+        _thread.session = requests.Session()
+        _thread.session.verify = os.environ.get("SSL_CERT_FILE") or True
+    return _thread.session
 
 
 def read_list(url: str) -> dict[str, str]:
@@ -166,7 +177,7 @@ def _expanded(url: str) -> Iterator[str]:
 @patient
 def _lines(url: str) -> list[str]:
     with _request(url, {}, None) as answer:
-        content = answer.read(_LIST_BYTES + 1)
+        content = answer.raw.read(_LIST_BYTES + 1)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:

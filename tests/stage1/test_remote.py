@@ -18,7 +18,7 @@ from pyarrow import ipc, parquet
 from s3_server import S3Server
 from web_server import WebServer
 
-from runkit import remote
+from runkit import remote, retries
 from runkit.errors import UserError
 from runkit.places import ChangedError, StoreError, open_store
 from runkit.remote import open_folder
@@ -218,6 +218,27 @@ def test_lists_of_web_servers_that_cannot_be_read_are_refused(web: WebServer) ->
         file.truncate(17 * 2**20)
     with pytest.raises(StoreError, match=r"big.tar .*does not support range requests.* has 17,825,792 bytes"):
         open_splits("webdataset", Path(f"{web.url}/big.tar"))
+
+
+def test_a_web_server_may_fail_in_passing_but_not_change_a_file(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
+    write_tars(web.root)
+    wanted, count = open_splits("webdataset", web.root), iter(range(10**6))
+    web.fails = lambda: next(count) % 3 == 0
+    found = open_splits("webdataset", Path(f"{web.url}/{{train-{{000000..000002}},val-000000}}.tar"))
+    assert_equal(found, wanted)
+    web.fails = lambda: False
+    write_tar(web.root / "val-000000.tar", 901, 4)
+    with pytest.raises(InputError, match=r"val-000000.tar was changed while it was read"):
+        found["val"].read(1, 16)
+    with pytest.raises(ChangedError, match=r"val-000000.tar was changed after it was listed"):
+        found["val"].check_unchanged()
+    web.close()
+    with pytest.raises(InputError, match=r"val-000000.tar cannot be read .*(refused|timed out)") as raised:
+        found["val"].read(0, 16)
+    assert retries.is_outage(raised.value)  # which postpones the shard
 
 
 def test_planning_reads_headers_and_labels(s3: S3Server, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ _CACHE = re.compile(r"(cache-|tmp)[^/]*\.arrow")
 """Files that the datasets library caches beside tables that it has loaded."""
 _LARGE_GROUP = 1000
 """Rows of a row group above which reading one image is slow."""
+_REMOTE_GROUP_BYTES = 4 * 2**20
+"""The same for the bytes of a row group of a remote file."""
 _WRAPPERS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_dictionary)
 """Types of a column around the type of its images."""
 
@@ -229,7 +231,15 @@ def _describe(path: Stored) -> tuple[Any, dict[int, int]]:
     if _is_parquet(path):
         metadata = _metadata(path)
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        if max(rows, default=0) > _LARGE_GROUP:
+        if isinstance(path, RemoteFile) and len(rows) and path.size / len(rows) > _REMOTE_GROUP_BYTES:
+            log.warning(
+                "%s has row groups of %d images, and reading one image transfers a whole group, about %d MB: copy the "
+                "files to a disk, or save them again with row_group_size=10",
+                path,
+                max(rows),
+                path.size / len(rows) / 1e6,
+            )
+        elif max(rows, default=0) > _LARGE_GROUP:
             log.warning(
                 "%s has row groups of %d images, and reading one image decodes a whole group: save it again "
                 "with row_group_size=100, or as Arrow with save_to_disk",
