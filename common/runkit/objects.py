@@ -119,7 +119,7 @@ class ObjectStore(Store):
         """
         with store_errors(self, "read"):
             file = self.filesystem.open_input_file(self.key)
-            modified = (file.metadata() or {}).get(b"Last-Modified") if self.scheme == "s3" else None
+            modified = (file.metadata() or {}).get("Last-Modified") if self.scheme == "s3" else None
             if modified:  # saves the request for the state
                 return file, (file.size(), str(round(datetime.fromisoformat(modified.decode()).timestamp())))
             return file, _state(self.filesystem.get_file_info(self.key))

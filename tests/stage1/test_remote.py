@@ -258,6 +258,13 @@ def test_planning_reads_headers_and_labels(s3: S3Server, tmp_path: Path) -> None
         s3.count()
         found["train"].read(1, 16)
         assert s3.count().requests <= 3
+    open_store("s3://bucket/photos/a.png").write_bytes(picture(0))
+    file = open_folder("s3://bucket/photos") / "a.png"
+    s3.count()
+    assert len(file.file.read_at(0, 100)) == 100
+    assert s3.count().requests == 2  # its state and the range; the next range is one more
+    file.file.read_at(0, 10)
+    assert s3.count().requests == 1
 
 
 def test_errors_in_passing_change_nothing(s3: S3Server, tmp_path: Path) -> None:

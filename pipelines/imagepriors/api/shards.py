@@ -33,7 +33,7 @@ def tokenize(
     """Encode a whole dataset into token shards, in parallel on Ray; an interrupted job resumes.
 
     Args:
-        data: Folder of the pictures, or an open dataset.
+        data: Folder or URL of the pictures, or an open dataset.
         tokenizer: The image tokenizer or its folder; default: runs/NAME/tokenizer, where NAME is the name of the
             data's folder.
         out: Folder or URL to write; default: runs/NAME/shards.

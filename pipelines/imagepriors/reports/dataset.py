@@ -33,7 +33,7 @@ def inspect_dataset(
 
     Args:
         dataset: Layout of the data; "auto" recognises it.
-        data: Folder of the dataset.
+        data: Folder or URL of the dataset.
         out: Folder to write.
         limit: Maximum number of samples per split to decode, evenly spaced; 0: all.
         shown: Number of samples on a contact sheet.
