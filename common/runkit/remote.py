@@ -329,7 +329,7 @@ def open_folder(where: str | os.PathLike[str], *, known: bool = False) -> AnyPat
         return _last[url]
     local = open_store(where).local
     assert local is not None
-    return Path(where) if isinstance(where, Path) else local
+    return local
 
 
 _last: dict[str, RemotePath] = {}

@@ -45,7 +45,7 @@ def photos(s3: S3Server, write_images: Callable[..., Path], tmp_path: Path, monk
 
 
 def test_commands_read_pictures_from_a_store(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dpt: Path
+    local_ray_cores: object, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dpt: Path
 ) -> None:
     preset = tmp_path / "tiny.toml"
     preset.write_text(TINY)
@@ -67,6 +67,10 @@ def test_commands_read_pictures_from_a_store(
     model = ["annotate", "depth", "--data", URL, "--model", str(dpt)]
     assert main(model) == 2
     assert f"no map can be beside an image of {URL}: pass --out DIR" in capsys.readouterr().err
+    assert main([*model, "--out", "maps", "--shard-samples", "8", "--workers", "1"]) == 0
+    assert (
+        len(list(Path("maps/train_depth").rglob("*.png"))) == len(list(Path("maps/train_images").rglob("*.png"))) == 6
+    )
     assert main(["tokenize", "--data", URL, "--tokenizer", "runs/photos/tokenizer", "--out", f"{URL}/train/o"]) == 2
     assert f"the output {URL}/train/o is in the input data {URL}/train" in capsys.readouterr().err
     assert main(["inspect", "imagenet", "--data", URL]) == 2
