@@ -102,7 +102,7 @@ def read_table(path: AnyFile, columns: Sequence[str] | None = None, error: type[
         # Group by group, because Arrow does not merge dictionaries in structs.
         groups = [file.read_row_group(group, columns) for group in range(file.num_row_groups)]
         table = pa.concat_tables(groups) if groups else file.read(columns)
-        _check_bytes(path, sum(map(_decoded_bytes, table.itercolumns())), "the table", _size(path), error)
+        _check_bytes(path, sum(map(decoded_bytes, table.itercolumns())), "the table", _size(path), error)
         plain = [pa.field(field.name, _plain(field.type), field.nullable, field.metadata) for field in table.schema]
         return table.cast(pa.schema(plain, table.schema.metadata))
     except StoreError:
@@ -167,17 +167,17 @@ def _check_bytes(path: AnyFile, nbytes: int, what: str, size: int, error: type[U
         )
 
 
-def _decoded_bytes(values: Any) -> int:
+def decoded_bytes(values: Any) -> int:
     """Return the bytes of a column after decoding its dictionaries."""
     if isinstance(values, pa.ChunkedArray):
-        return sum(map(_decoded_bytes, values.chunks))
+        return sum(map(decoded_bytes, values.chunks))
     if pa.types.is_dictionary(values.type):
         lengths = pc.binary_length(values.dictionary).take(values.indices)
         return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
     if pa.types.is_struct(values.type):
-        return sum(_decoded_bytes(values.field(index)) for index in range(values.type.num_fields))
+        return sum(decoded_bytes(values.field(index)) for index in range(values.type.num_fields))
     if _is_list(values.type):
-        return _decoded_bytes(values.flatten())
+        return decoded_bytes(values.flatten())
     return int(values.nbytes)
 
 

@@ -28,8 +28,8 @@ class WebServer:
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.ranges = root, True
-        self.fails: Callable[[], bool] = lambda: False
-        """Which requests are answered with status 503."""
+        self.fails: Callable[[str], bool] = lambda path: False
+        """Which requests, by path, are answered with status 503."""
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -39,7 +39,7 @@ class WebServer:
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = self.root / environ["PATH_INFO"].lstrip("/")
-        if self.fails():
+        if self.fails(environ["PATH_INFO"]):
             start_response("503 Service Unavailable", [("Content-Length", "0")])
             return [b""]
         if not path.is_file():
