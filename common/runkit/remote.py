@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from runkit.hub import hub_file, hub_files
 from runkit.objects import ObjectStore
 from runkit.places import ChangedError, StoreError, open_store, store_errors, url_of
+from runkit.progress import tqdm
 from runkit.retries import patient
 from runkit.web import WebFile, read_list
 
@@ -373,7 +374,7 @@ def _hub_files(url: str) -> dict[str, RemoteFile]:
 def _web_files(url: str) -> dict[str, RemoteFile]:
     with store_errors(url, "listed"):
         urls = read_list(url)
-    return dict(zip(urls, in_parallel(_web_file, urls.values()), strict=True))
+    return dict(zip(urls, in_parallel(_web_file, urls.values(), "files of the list"), strict=True))
 
 
 @patient
@@ -386,12 +387,18 @@ def _web_file(url: str) -> RemoteFile:
     return RemoteFile(url, found.size, found.stamp)
 
 
-def in_parallel(work: Callable[[_F], _T], items: Iterable[_F]) -> list[_T]:
-    """Return the results of `work`, which waits for the network, in the order of the items."""
+def in_parallel(work: Callable[[_F], _T], items: Iterable[_F], title: str = "") -> list[_T]:
+    """Return the results of `work`, which waits for the network, in the order of the items.
+
+    Args:
+        work: The function.
+        items: Its arguments.
+        title: Title of a progress bar; "" for none.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
-            return [future.result() for future in futures]
+            return [future.result() for future in tqdm(futures, title, disable=None if title else True)]
         finally:
             for future in futures:
                 future.cancel()

@@ -6,30 +6,13 @@ from pathlib import Path
 
 import pytest
 from s3_server import S3Server
+from tiny_pictures import TINY
 
 import imagepriors as ip
 from imagepriors.api.defaults import run_folder
 from imagepriors.cli import main
 from runkit.places import open_store
 
-TINY = """
-[vqgan]
-batch_size = 2
-steps = 1
-device = "cpu"
-[vqgan.model]
-resolution = 16
-ch = 8
-ch_mult = [1, 1]
-num_res_blocks = 1
-attn_resolutions = []
-z_channels = 8
-embed_dim = 8
-codebook_size = 8
-[vqgan.loss]
-perceptual = "none"
-disc_weight = 0.0
-"""
 URL = "s3://bucket/sets/photos"
 
 

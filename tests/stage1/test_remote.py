@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -278,7 +279,14 @@ def test_errors_in_passing_change_nothing(s3: S3Server, tmp_path: Path) -> None:
     upload(tmp_path / "data", "s3://bucket/data")
     wanted = open_splits("webdataset", tmp_path / "data")
     s3.status, count = "503 Slow Down", iter(range(10**6))
-    s3.fails = lambda environ: next(count) % 3 == 0
+
+    def fails(environ: dict[str, Any]) -> bool:
+        number = next(count)
+        if number % 5 == 1:
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)  # a dropped connection
+        return number % 3 == 0
+
+    s3.fails = fails
     assert_equal(open_splits("webdataset", Path("s3://bucket/data")), wanted)
 
 

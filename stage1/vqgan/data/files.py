@@ -48,7 +48,7 @@ def read_each(read: Callable[[AnyPath], Iterable[_T]], paths: Iterable[AnyPath])
         return map(read, paths)
     kept = _kept.get(read, {})
     missing = {file: path for file, path in remote.items() if file not in kept}
-    found = in_parallel(lambda path: list(read(path)), missing.values())
+    found = in_parallel(lambda path: list(read(path)), missing.values(), "remote files")
     kept = kept | dict(zip(missing, found, strict=True))
     _kept[read] = {file: kept[file] for file in remote}
     return [kept[file] for file in remote]

@@ -121,8 +121,9 @@ def huggingface(root: AnyPath) -> dict[str, Split]:
     found: dict[str, list[tuple[Item, Any]]] = {}
     names: list[str] = []
     for split, paths in by_split(_tables(root), root).items():
-        each = in_parallel if isinstance(root, RemotePath) else map
-        for path, (here, items) in zip(paths, each(functools.partial(_read, root), paths), strict=True):
+        read = functools.partial(_read, root)
+        tables = in_parallel(read, paths, "remote tables") if isinstance(root, RemotePath) else map(read, paths)
+        for path, (here, items) in zip(paths, tables, strict=True):
             names = names or here
             if here and here != names:
                 raise InputError(
