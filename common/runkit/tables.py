@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from runkit.errors import UserError
 from runkit.places import StoreError
-from runkit.remote import RemoteFile
+from runkit.ranges import RemoteFile
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """Errors of pyarrow for damaged files; column names that are not UTF-8 raise a plain ValueError."""

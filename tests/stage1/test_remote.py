@@ -20,7 +20,7 @@ from pyarrow import ipc, parquet
 from s3_server import S3Server
 from web_server import WebServer
 
-from runkit import remote, retries
+from runkit import ranges, retries
 from runkit.errors import UserError
 from runkit.places import ChangedError, StoreError, open_store
 from runkit.remote import open_folder
@@ -303,7 +303,7 @@ def test_a_changed_object_is_noticed(s3: S3Server, tmp_path: Path) -> None:
         with pytest.raises(ChangedError, match=r"s3://bucket/data/train-000001.tar was (changed|deleted)"):
             found["train"].check_unchanged()
         found["val"].check_unchanged()
-        remote._opened.cache_clear()  # as in another process
+        ranges._opened.cache_clear()  # as in another process
         with pytest.raises(InputError, match=r"s3://bucket/data/train-000001.tar was (changed|deleted)") as raised:
             found["train"].read(index, 16)
         assert isinstance(raised.value.__cause__, ChangedError)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from runkit.places import StoreError
-from runkit.remote import AnyPath, RemoteFile
+from runkit.ranges import RemoteFile
+from runkit.remote import AnyPath
 from vqgan.data.files import is_system_name
 from vqgan.data.sources import Blob, Source, Stored, open_regular, size_of, stored
 from vqgan.errors import InputError

@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from runkit.remote import AnyPath, RemoteFile, RemotePath, in_parallel
+from runkit.ranges import RemoteFile
+from runkit.remote import AnyPath, RemotePath, in_parallel
 from runkit.retries import is_passing
 from vqgan.errors import InputError
 

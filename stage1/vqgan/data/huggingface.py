@@ -16,7 +16,8 @@ from pyarrow import ipc
 from runkit.errors import UserError
 from runkit.jsonfiles import parse_json
 from runkit.names import plain_name
-from runkit.remote import AnyPath, RemoteFile, RemotePath, in_parallel
+from runkit.ranges import RemoteFile
+from runkit.remote import AnyPath, RemotePath, in_parallel
 from runkit.tables import check_rows, check_table, open_table
 from vqgan.data.files import find_files, make_key
 from vqgan.data.labels import read_labels

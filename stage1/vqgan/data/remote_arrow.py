@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import ipc
 
-from runkit.remote import RangedFile, RemoteFile
+from runkit.ranges import RangedFile, RemoteFile
 
 _MAGIC = b"ARROW1\0\0"
 

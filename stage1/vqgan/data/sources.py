@@ -6,7 +6,8 @@ import stat
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from runkit.remote import AnyPath, RemoteFile, RemotePath
+from runkit.ranges import RemoteFile
+from runkit.remote import AnyPath, RemotePath
 from runkit.retries import is_passing, patient
 from vqgan.errors import InputError
 

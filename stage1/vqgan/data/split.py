@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from runkit.places import url_of
-from runkit.remote import RemoteFile, in_parallel
+from runkit.ranges import RemoteFile
+from runkit.remote import in_parallel
 from runkit.retries import patient
 from vqgan.data.columns import ColumnType, infer_type
 from vqgan.data.filters import Filter
