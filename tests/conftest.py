@@ -48,7 +48,7 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A server of the Hugging Face Hub with an empty dataset repository, to which HF_ENDPOINT points."""
-    from runkit import places, retries
+    from runkit import objects, retries
 
     server = HubServer()
     monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -56,9 +56,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setattr(retries, "PAUSES_S", (0.0,))
-    places._hugging_face.cache_clear()  # its client has another endpoint
+    objects._hugging_face.cache_clear()  # its client has another endpoint
     yield server
-    places._hugging_face.cache_clear()
+    objects._hugging_face.cache_clear()
     server.close()
 
 

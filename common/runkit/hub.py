@@ -120,6 +120,35 @@ def download_folder(where: str | os.PathLike[str], names: Sequence[str]) -> Path
     return folder
 
 
+def hub_files(where: str | os.PathLike[str]) -> tuple[HubAddress, dict[str, tuple[int, str]]]:
+    """Return the address of a folder with the commit that its revision means now, and the files below it.
+
+    Each file is a path below the folder → its size in bytes and the id of its content.
+
+    Raises:
+        UserError: It is not an address.
+        FileNotFoundError: There is no such folder.
+        OSError: The repository cannot be read.
+    """
+    address, client = HubAddress.parse(where), hub_client()
+    with hub_errors():
+        address = replace(address, revision=client.repo_info(**address.repository).sha)
+        tree = list(client.list_repo_tree(path_in_repo=address.path or None, recursive=True, **address.repository))
+    prefix = f"{address.path}/" if address.path else ""
+    return address, {
+        entry.path.removeprefix(prefix): (entry.size, entry.blob_id) for entry in tree if hasattr(entry, "size")
+    }
+
+
+def hub_file(where: str) -> tuple[str, dict[str, str]]:
+    """Return the https URL of a file, and the headers of its requests, which carry this process's token."""
+    from huggingface_hub import get_token, hf_hub_url
+
+    address, token = HubAddress.parse(where), get_token()
+    url: str = hf_hub_url(filename=address.path, endpoint=hub_client().endpoint, **address.repository)
+    return url, {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def source_of(path: Path) -> str | None:
     """Return the address and commit from which a folder or file in the client's cache comes; None for others."""
     match = _CACHED.search(path.as_posix())

@@ -1,30 +1,27 @@
 """Files in a local folder, an object store or a repository of the Hugging Face Hub, behind one set of operations.
 
 A :class:`Store` names a file or a folder as a path does: ``store / "train/shard-000000.parquet"``. A file is either
-complete or absent, wherever it is. Object stores are accessed through ``pyarrow.fs``, and the Hub through
-:mod:`runkit.hub`. Credentials come from where the store's own tools look for them. Transient failures are retried
-(:mod:`runkit.retries`), except in :meth:`Store.write`, whose block belongs to the caller.
+complete or absent, wherever it is. :mod:`runkit.objects` has object stores and the Hub. Credentials come from where the
+store's own tools look for them. Transient failures are retried (:mod:`runkit.retries`), except in :meth:`Store.write`,
+whose block belongs to the caller.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import mmap
 import os
 import re
 import stat
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, Self, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow as pa
-from pyarrow import fs
 
 from runkit.errors import UserError
 from runkit.files import fsync_path, temp_beside
@@ -32,11 +29,16 @@ from runkit.retries import patient
 
 # A Path drops one of the two slashes. A local folder named "s3:" is not supported.
 _URL = re.compile(r"^(s3|gs|gcs|hf|file):/+")
+_ANY_URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class StoreError(UserError):
     """A file or folder, or what it contains, cannot be used. The message states what to do."""
+
+
+class ChangedError(StoreError):
+    """A file is not the one that was listed."""
 
 
 class WriteError(StoreError):
@@ -55,6 +57,13 @@ class Listed(NamedTuple):
     def of(cls, status: os.stat_result) -> Listed:
         """What a listing would say of a local file with this status."""
         return cls(status.st_size, status.st_mtime_ns)
+
+
+def has_store_error(error: BaseException | None) -> bool:
+    """Return whether an error, or a cause of it, is a :class:`StoreError`."""
+    while error is not None and not isinstance(error, StoreError):
+        error = error.__cause__
+    return error is not None
 
 
 class Store(ABC):
@@ -177,10 +186,24 @@ def open_store(where: Where) -> Store:
         if not rest.strip("/"):
             names = "datasets/OWNER/NAME" if scheme == "hf" else "BUCKET/FOLDER"
             raise StoreError(f"{text} names no bucket or repository: write {scheme}://{names}")
-        return _ObjectStore(scheme, str(PurePosixPath(rest)))
+        from runkit.objects import ObjectStore
+
+        return ObjectStore(scheme, str(PurePosixPath(rest)))
     if isinstance(where, str) and "://" in text:
         raise StoreError(f"{text} is not supported: use a local path or an s3, gs, gcs, hf or file URL")
     return _LocalStore(Path(text))
+
+
+def url_of(where: str | os.PathLike[str]) -> str | None:
+    """Return the URL that a text or a path stands for, with two slashes after the scheme; None for a local path."""
+    text = os.fspath(where)
+    match = _ANY_URL.match(text)
+    return f"{match[1]}://{text[match.end() :]}" if match and match[1] != "file" else None
+
+
+def as_typed(where: str | os.PathLike[str]) -> str:
+    """Return a local path, or the URL that a path stands for, as a user writes it."""
+    return url_of(where) or os.fspath(where)
 
 
 def absolute(where: Where) -> Store:
@@ -208,7 +231,7 @@ class _LocalStore(Store):
         return str(self.path)
 
     def _open(self, buffering: int = -1) -> BinaryIO:
-        with _store_errors(self, "read"):
+        with store_errors(self, "read"):
             if not stat.S_ISREG(self.path.stat().st_mode):
                 raise StoreError(f"{self} is not a regular file: remove it")  # reading a pipe would block
             return self.path.open("rb", buffering)
@@ -222,16 +245,16 @@ class _LocalStore(Store):
     def write(self) -> Iterator[BinaryIO]:
         # In the same folder, because a rename is atomic only within one file system.
         temp = temp_beside(self.path)
-        with _write_errors(self, OSError):
+        with write_errors(self, OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = temp.open("xb")
         try:
             with file:
                 yield file
-                with _write_errors(self, OSError):
+                with write_errors(self, OSError):
                     file.flush()
                     os.fsync(file.fileno())
-            with _write_errors(self, OSError):
+            with write_errors(self, OSError):
                 temp.replace(self.path)
         except BaseException as error:  # also on Ctrl-C: no partial file must be left
             temp.unlink(missing_ok=True)
@@ -239,12 +262,12 @@ class _LocalStore(Store):
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise _write_error(self, error) from error
             raise
-        with _write_errors(self, OSError):
+        with write_errors(self, OSError):
             fsync_path(self.path.parent)
 
     @patient
     def size(self) -> int | None:
-        with _store_errors(self, "looked up"):
+        with store_errors(self, "looked up"):
             return self.path.stat().st_size if self.path.is_file() else None
 
     @patient
@@ -254,7 +277,7 @@ class _LocalStore(Store):
                 raise error  # a folder that cannot be listed is not empty
 
         found: list[str] = []
-        with _store_errors(self, "listed"):
+        with store_errors(self, "listed"):
             for folder, folders, names in os.walk(self.path, onerror=refuse):
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 found += [(Path(folder) / name).relative_to(self.path).as_posix() for name in names]
@@ -262,7 +285,7 @@ class _LocalStore(Store):
 
     @patient
     def listing(self) -> dict[str, Listed]:
-        with _store_errors(self, "listed"):
+        with store_errors(self, "listed"):
             try:
                 entries = os.scandir(self.path)
             except (FileNotFoundError, NotADirectoryError):
@@ -272,7 +295,7 @@ class _LocalStore(Store):
 
     @patient
     def delete(self) -> None:
-        with _store_errors(self, "deleted"):
+        with store_errors(self, "deleted"):
             self.path.unlink(missing_ok=True)
 
     def remove_empty_folders(self) -> None:
@@ -290,123 +313,14 @@ def _listed(entry: os.DirEntry[str]) -> Listed | None:
     return Listed.of(status) if status else None
 
 
-@dataclass(frozen=True, slots=True)
-class _ObjectStore(Store):
-    scheme: str
-    key: str
-    """Bucket or repository, and path, separated by slashes."""
-
-    def __reduce__(self) -> tuple[Callable[[Where], Store], tuple[str]]:
-        # Another process connects with its own environment, because its credentials may differ.
-        return open_store, (str(self),)
-
-    @property
-    def local(self) -> None:
-        return None
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.key).name
-
-    @property
-    def filesystem(self) -> Any:
-        """The client, shared by all stores of a bucket and created on first use: naming a store needs no network."""
-        with _store_errors(self, "reached"):
-            if self.scheme == "hf":
-                return _hugging_face()
-            if self.scheme != "s3":
-                return _google()
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-            return _amazon(self.key.partition("/")[0], endpoint, region, os.environ.get("AWS_ACCESS_KEY_ID"))
-
-    def __truediv__(self, name: str) -> _ObjectStore:
-        return _ObjectStore(self.scheme, f"{self.key}/{name}")
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.key}"
-
-    def _open(self) -> BinaryIO:
-        with _store_errors(self, "read"):
-            return self.filesystem.open_input_file(self.key)  # type: ignore[no-any-return]
-
-    @contextlib.contextmanager
-    def write(self) -> Iterator[BinaryIO]:
-        # The object is built locally and sent in one call. Closing a stream commits the object even after an error, so
-        # nothing on this side may fail while a stream is open.
-        with _write_errors(self, OSError):
-            file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
-        with file:
-            yield file
-            with _write_errors(self, OSError):
-                file.flush()
-                size = file.seek(0, os.SEEK_END)
-            content: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-            with _write_errors(self, OSError, pa.ArrowException), self.filesystem.open_output_stream(self.key) as out:
-                out.write(content)
-
-    @patient
-    def size(self) -> int | None:
-        with _store_errors(self, "looked up"):
-            info = self.filesystem.get_file_info(self.key)
-        return int(info.size) if info.type == fs.FileType.File else None
-
-    @patient
-    def files(self) -> list[str]:
-        with _store_errors(self, "listed"):
-            selector = fs.FileSelector(self.key, recursive=True, allow_not_found=True)
-            infos = self.filesystem.get_file_info(selector)
-        prefix = f"{self.key}/"
-        names = sorted(info.path.removeprefix(prefix) for info in infos if info.type == fs.FileType.File)
-        for name in names:
-            if {"", ".", ".."} & {*name.split("/")}:  # a copy of such an object could be written outside its folder
-                raise StoreError(f"{self} holds an object named {name!r}, which is not a path: delete or rename it")
-        return names
-
-    @patient
-    def listing(self) -> dict[str, Listed]:
-        with _store_errors(self, "listed"):
-            infos = self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True))
-        here = [one for one in infos if one.type == fs.FileType.File and one.path == f"{self.key}/{one.base_name}"]
-        return {one.base_name: Listed(int(one.size), one.mtime_ns or 0) for one in here}
-
-    @patient
-    def delete(self) -> None:
-        with _store_errors(self, "deleted"):
-            if self.filesystem.get_file_info(self.key).type == fs.FileType.File:
-                self.filesystem.delete_file(self.key)
-
-    def remove_empty_folders(self) -> None:
-        pass
-
-
-@functools.cache
-def _hugging_face() -> Any:
-    from runkit.hub import HubFileSystem
-
-    return HubFileSystem()
-
-
-@functools.cache
-def _google() -> Any:
-    return fs.GcsFileSystem()
-
-
-@functools.lru_cache(maxsize=16)
-def _amazon(bucket: str, endpoint: str | None, region: str | None, key_id: str | None) -> Any:
-    """Create a client with the credentials of the environment; `key_id` identifies them in the cache."""
-    # With allow_delayed_open a small object takes one request, not the three of a multipart upload.
-    if endpoint:
-        url = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
-        address = f"{url.netloc}{url.path.rstrip('/')}"
-        return fs.S3FileSystem(
-            endpoint_override=address, scheme=url.scheme, region=region or "us-east-1", allow_delayed_open=True
-        )
-    return fs.S3FileSystem(region=region or fs.resolve_s3_region(bucket), allow_delayed_open=True)
-
-
 @contextlib.contextmanager
-def _store_errors(store: Store, what: str) -> Iterator[None]:
+def store_errors(store: object, what: str) -> Iterator[None]:
+    """Convert the errors of a block to :class:`StoreError`, except that of a missing file.
+
+    Args:
+        store: What the message names.
+        what: What it cannot be: read, listed, …
+    """
     try:
         yield
     except FileNotFoundError:
@@ -416,7 +330,8 @@ def _store_errors(store: Store, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _write_errors(store: Store, *kinds: type[Exception]) -> Iterator[None]:
+def write_errors(store: Store, *kinds: type[Exception]) -> Iterator[None]:
+    """Convert the errors of a block to :class:`WriteError`."""
     try:
         yield
     except kinds as error:
@@ -430,11 +345,11 @@ def _write_error(store: Store, error: Exception) -> WriteError:
     )
 
 
-def _remedy(store: Store, error: Exception) -> str:
+def _remedy(store: object, error: Exception) -> str:
     code = getattr(error, "errno", None)
     if code in _DISK_FULL:
         return "Free some space"
-    if store.local is not None:
+    if isinstance(store, Store) and store.local is not None:
         return "Choose a folder that can be written, or correct its permissions"
     if code == errno.EROFS:
         return "Choose a local folder (publish it with `hf upload`)"

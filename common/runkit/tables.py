@@ -11,13 +11,15 @@ import io
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
 from runkit.errors import UserError
+from runkit.places import StoreError
+from runkit.ranges import RemoteFile
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """Errors of pyarrow for damaged files; column names that are not UTF-8 raise a plain ValueError."""
@@ -28,9 +30,20 @@ _FREE_ROWS = 100_000
 """Number of rows that a table may have in addition to one per byte of its file."""
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 """Parquet's physical type → bytes of a value."""
+AnyFile: TypeAlias = Path | RemoteFile
+"""A local file, or a remote one, which is read in ranges."""
 
 
-def check_table(path: Path, error: type[UserError] = UserError) -> Any:
+def _source(path: AnyFile) -> Any:
+    """Return what pyarrow reads."""
+    return path if isinstance(path, Path) else path.open_ranges()
+
+
+def _size(path: AnyFile) -> int:
+    return path.stat().st_size if isinstance(path, Path) else path.size
+
+
+def check_table(path: AnyFile, error: type[UserError] = UserError) -> Any:
     """Return the metadata of a Parquet file after checking that its columns fit the memory.
 
     Args:
@@ -41,11 +54,13 @@ def check_table(path: Path, error: type[UserError] = UserError) -> Any:
         UserError: It is not a regular Parquet file, or its announced content is out of proportion to its size.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
+        if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
             raise error(f"{path} is no regular file: pass a Parquet file")
-        metadata = parquet.read_metadata(path)
-        _check_columns(metadata, status.st_size)
+        size = _size(path)
+        metadata = parquet.read_metadata(_source(path))
+        _check_columns(metadata, size)
+    except StoreError:
+        raise
     except _UNREADABLE as problem:
         raise error(f"{path} cannot be read: {problem}") from problem
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
@@ -56,11 +71,11 @@ def check_table(path: Path, error: type[UserError] = UserError) -> Any:
             chunk = group.column(column)
             width = leaf.length or _WIDTHS.get(leaf.physical_type, 0)
             nbytes = max(chunk.total_uncompressed_size, chunk.num_values * width)
-            _check_bytes(path, nbytes, f"column {leaf.path}", status.st_size, error)
+            _check_bytes(path, nbytes, f"column {leaf.path}", size, error)
     return metadata
 
 
-def open_table(path: Path, metadata: Any) -> parquet.ParquetFile:
+def open_table(path: AnyFile, metadata: Any) -> parquet.ParquetFile:
     """Open a Parquet file so that texts and bytes, also in structs and lists, are read as dictionaries.
 
     Any of its row groups can be read safely, as long as its dictionaries are not decoded as a whole.
@@ -71,10 +86,11 @@ def open_table(path: Path, metadata: Any) -> parquet.ParquetFile:
     """
     leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    return parquet.ParquetFile(path, metadata=metadata, read_dictionary=texts)
+    remote = not isinstance(path, Path)  # fewer requests
+    return parquet.ParquetFile(_source(path), metadata=metadata, read_dictionary=texts, pre_buffer=remote)
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None, error: type[UserError] = UserError) -> pa.Table:
+def read_table(path: AnyFile, columns: Sequence[str] | None = None, error: type[UserError] = UserError) -> pa.Table:
     """Read columns of a Parquet file, None for all; the result has no dictionaries.
 
     Raises:
@@ -86,9 +102,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None, error: type[Use
         # Group by group, because Arrow does not merge dictionaries in structs.
         groups = [file.read_row_group(group, columns) for group in range(file.num_row_groups)]
         table = pa.concat_tables(groups) if groups else file.read(columns)
-        _check_bytes(path, sum(map(decoded_bytes, table.itercolumns())), "the table", path.stat().st_size, error)
+        _check_bytes(path, sum(map(decoded_bytes, table.itercolumns())), "the table", _size(path), error)
         plain = [pa.field(field.name, _plain(field.type), field.nullable, field.metadata) for field in table.schema]
         return table.cast(pa.schema(plain, table.schema.metadata))
+    except StoreError:
+        raise
     except _UNREADABLE as problem:
         raise error(f"{path} cannot be read: {problem}") from problem
 
@@ -131,9 +149,9 @@ def _check_columns(metadata: Any, size: int) -> None:
         file.read_row_groups(range(metadata.num_row_groups), use_threads=False)
 
 
-def check_rows(path: Path, rows: int, error: type[UserError] = UserError) -> None:
+def check_rows(path: AnyFile, rows: int, error: type[UserError] = UserError) -> None:
     """Refuse a table with more rows than is plausible for its size, because lists of them would fill the memory."""
-    size = path.stat().st_size
+    size = _size(path)
     if rows > _FREE_ROWS + size:
         raise error(
             f"{path} has {rows:,} rows in {size:,} bytes, more than a row for each byte: it is damaged, or was made to "
@@ -141,7 +159,7 @@ def check_rows(path: Path, rows: int, error: type[UserError] = UserError) -> Non
         )
 
 
-def _check_bytes(path: Path, nbytes: int, what: str, size: int, error: type[UserError]) -> None:
+def _check_bytes(path: AnyFile, nbytes: int, what: str, size: int, error: type[UserError]) -> None:
     if nbytes > max(_FREE_BYTES, _FACTOR * size):
         raise error(
             f"{path}: {what} would become {nbytes:,} bytes, more than {_FACTOR} times the file's {size:,}: it is "

@@ -12,6 +12,7 @@ from codeshards.format.files import read_json
 from runkit.devices import Device
 from runkit.errors import UserError, user_message
 from runkit.folders import check_apart
+from runkit.places import url_of
 from runkit.ray_session import connected
 from vqgan.config import TrainConfig
 from vqgan.data import open_splits
@@ -30,7 +31,7 @@ def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path,
     """Train stage 1 with `workers` processes; returns the summary of the run. See :func:`train_on_ray`."""
     check_workers(workers, config.batch_size)
     open_splits(dataset, data)  # raises here, not on the cluster, where the path is wrong
-    data, out = data.resolve(), out.resolve()
+    data, out = data if url_of(data) else data.resolve(), out.resolve()
 
     def worker(device: Device) -> None:
         from vqgan.train import train_tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hub_server import HubServer
 
-from runkit import places
+from runkit import objects
 from runkit.errors import UserError
 from runkit.places import StoreError, WriteError, open_store
 
@@ -91,6 +91,6 @@ def test_a_missing_client_is_named_with_the_command_that_installs_it(monkeypatch
         return real(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without_client)
-    places._hugging_face.cache_clear()
+    objects._hugging_face.cache_clear()
     with pytest.raises(UserError, match="pip install huggingface_hub"):
         open_store(REPOSITORY).files()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from web_server import sliced
 from werkzeug.serving import make_server
 
 Answer = tuple[str, dict[str, str], bytes]
@@ -86,6 +87,9 @@ class HubServer:
         else:
             content = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             status, headers, body = self._respond(path, content, "HTTP_AUTHORIZATION" in environ)
+        if status == "200 OK" and "HTTP_RANGE" in environ:
+            status, span, body = sliced(body, environ["HTTP_RANGE"])
+            headers |= span
         start_response(status, [("Content-Length", str(len(body))), *headers.items()])
         return [] if method == "HEAD" else [body]
 

@@ -7,6 +7,26 @@ from typing import Any
 
 from PIL import Image
 
+TINY = """
+[vqgan]
+batch_size = 2
+steps = 1
+device = "cpu"
+[vqgan.model]
+resolution = 16
+ch = 8
+ch_mult = [1, 1]
+num_res_blocks = 1
+attn_resolutions = []
+z_channels = 8
+embed_dim = 8
+codebook_size = 8
+[vqgan.loss]
+perceptual = "none"
+disc_weight = 0.0
+"""
+"""A preset of a tokenizer that trains in a second."""
+
 
 def png(shade: int = 0, size: tuple[int, int] = (8, 8)) -> bytes:
     """A picture whose red is `shade`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_pictures import TINY
 
 from imagepriors.cli import main
 from imagepriors.experiments.config import ExperimentConfig
@@ -16,25 +17,6 @@ from vqgan.data import open_splits
 from vqgan.data.poses import JOINTS
 from vqgan.model import VQGAN
 from vqgan.tokenizer import Tokenizer
-
-TINY = """
-[vqgan]
-batch_size = 2
-steps = 1
-device = "cpu"
-[vqgan.model]
-resolution = 16
-ch = 8
-ch_mult = [1, 1]
-num_res_blocks = 1
-attn_resolutions = []
-z_channels = 8
-embed_dim = 8
-codebook_size = 8
-[vqgan.loss]
-perceptual = "none"
-disc_weight = 0.0
-"""
 
 
 @pytest.fixture

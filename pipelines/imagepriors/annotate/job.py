@@ -31,6 +31,7 @@ from imagepriors.annotate.networks import DEFAULT_MODEL, Annotator, find_model, 
 from runkit.devices import pick_device
 from runkit.files import append_file, sha256_of
 from runkit.folders import held
+from runkit.places import url_of
 from runkit.retries import patient
 from vqgan.data import Split, open_splits, resolve
 from vqgan.data.conditions import read_map
@@ -84,7 +85,7 @@ def annotate(
         ShardError: There are maps of another plan, the workers of a shard died repeatedly, or more samples failed than
             `config.max_failure_rate` allows.
     """
-    data, out = data.resolve(), out.resolve() if out else None
+    data, out = data if url_of(data) else data.resolve(), out.resolve() if out else None
     splits = open_splits(dataset, data)
     dataset = resolve(dataset, data)
     suffix = ".npy" if kind == "depth" and config.format == "npy" else ".png"

@@ -20,6 +20,7 @@ from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, PlannedShard
 from imagepriors.annotate.config import Kind
 from runkit.files import sha256_of
 from runkit.folders import check_apart, publish
+from runkit.places import url_of
 from vqgan.data import Item, Split, sources_of
 from vqgan.data.conditions import CONDITIONS
 from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, map_folder
@@ -69,13 +70,13 @@ class MapTree:
 
     def copy_path(self, split: str, item: Item) -> Path | None:
         """Path in `out` of a copy of an image that is not a file, because a list can only name files; else None."""
-        if self.out is None or isinstance(item.image, File):
+        if self.out is None or _local_path(item.image):
             return None
         suffix = Path(item.image.name).suffix.lower()
         return Path(f"{self.out}/{split}_images/{item.key}{suffix if suffix in IMAGE_SUFFIXES else '.img'}")
 
     def _folder(self, split: str, item: Item) -> Path:
-        return self.out / f"{split}_{self.kind}" if self.out else map_folder(_split_path(item)[0], self.kind)
+        return self.out / f"{split}_{self.kind}" if self.out else Path(str(map_folder(_split_path(item)[0], self.kind)))
 
     def folders(self, splits: Mapping[str, Split]) -> tuple[Path, ...]:
         """All folders that the job writes to."""
@@ -102,6 +103,8 @@ class MapTree:
         """
         if self.out:
             return self._check_out(self.out, splits)
+        if url := url_of(self.data):
+            raise InputError(f"no map can be beside an image of {url}: {_OUT}")
         if dataset not in _READERS:
             raise InputError(f"the layout {dataset} has no place for added {self.kind} maps: {_OUT}")
         for item in (item for split in splits.values() for item in split.items):
@@ -218,8 +221,8 @@ class MapTree:
         for split, item in ((name, item) for name, samples in splits.items() for item in samples.items):
             if (split, item.key) in failed:
                 continue
-            image = self.copy_path(split, item) or Path(item.image.path if isinstance(item.image, File) else "")
-            maps = {name: Path(source.path) for name, source in item.conditions.items() if isinstance(source, File)}
+            image = self.copy_path(split, item) or Path(_local_path(item.image))
+            maps = {name: Path(path) for name, source in item.conditions.items() if (path := _local_path(source))}
             paths = {"image": image, **maps, self.kind: self.map_path(split, item)}
             named = {
                 name: path.relative_to(self.out).as_posix() if path.is_relative_to(self.out) else str(path)
@@ -234,10 +237,14 @@ class MapTree:
         publish(self.out, {self.list_file.name: file.getvalue()}, f"annotate-{self.kind}")
 
 
+def _local_path(source: object) -> str:
+    """The path of a source that is a local file; "" for others."""
+    return source.path if isinstance(source, File) and isinstance(source.path, str) else ""
+
+
 def _split_path(item: Item) -> tuple[Path, str]:
     """The root folder of an image file, and its path from there, whose depth is that of its key."""
-    assert isinstance(item.image, File)
-    folder, *parts = item.image.path.rsplit("/", item.key.count("/") + 1)
+    folder, *parts = _local_path(item.image).rsplit("/", item.key.count("/") + 1)
     return Path(folder), "/".join(parts)
 
 

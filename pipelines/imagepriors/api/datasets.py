@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagepriors.api.defaults import PathLike, as_path
+from runkit.places import as_typed, url_of
 from vqgan.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class ImageDataset(Mapping[str, "Split"]):
 
     def __repr__(self) -> str:
         counts = " and ".join(f"{len(split):,} {name}" for name, split in self.items())
-        return f"ImageDataset({str(self.path)!r}, layout {self.layout}: {counts} images)"
+        return f"ImageDataset({as_typed(self.path)!r}, layout {self.layout}: {counts} images)"
 
     def images(self, split: str = "train", n: int = 8) -> "list[Image.Image]":
         """`n` whole pictures of a split, evenly spread over it.
@@ -51,7 +52,7 @@ class ImageDataset(Mapping[str, "Split"]):
         if isinstance(n, bool) or not hasattr(n, "__index__") or n < 0:
             raise InputError(f"n is {n!r}: pass a whole number from 0")
         if split not in self:
-            raise InputError(f"{self.path} has no split {split!r}: choose among {', '.join(self)}")
+            raise InputError(f"{as_typed(self.path)} has no split {split!r}: choose among {', '.join(self)}")
         return [Image.fromarray(self[split].read_whole(index)) for index in spread(len(self[split]), n)]
 
 
@@ -59,7 +60,7 @@ def open_dataset(data: PathLike, dataset: str = "auto") -> ImageDataset:
     """Open a folder of pictures; "train" and "val" are always among its splits.
 
     Args:
-        data: The folder, as it was downloaded.
+        data: The folder, as it was downloaded, or its URL.
         dataset: Its layout; "auto" recognises it.
 
     Raises:
@@ -67,7 +68,8 @@ def open_dataset(data: PathLike, dataset: str = "auto") -> ImageDataset:
     """
     from vqgan.data import open_splits, resolve
 
-    path = as_path(data).absolute()
+    path = as_path(data)
+    path = path if url_of(path) else path.absolute()
     return ImageDataset(open_splits(dataset, path), path, resolve(dataset, path))
 
 

@@ -9,6 +9,8 @@ from codeshards.format.manifest import MANIFEST_FILE
 from codeshards.format.plan import plan_settings
 from runkit.errors import UserError
 from runkit.hub import HubAddress, download_folder, is_hub, pinned, source_of
+from runkit.places import as_typed, url_of
+from runkit.web import WEB_FILES
 
 PathLike = str | os.PathLike[str]
 log = logging.getLogger(__name__)
@@ -81,8 +83,14 @@ def results_folder(model: Path) -> Path:
 
 
 def run_folder(data: Path) -> Path:
-    """Folder of the runs on a dataset: `runs/` and the name of the data's folder."""
-    return RUNS / data.resolve().name
+    """Folder of the runs on a dataset: `runs/` and the name of the data's folder; of files of a web server, theirs."""
+    url = url_of(data)
+    if url is None:
+        return RUNS / data.resolve().name
+    parts = url.partition("?")[0].strip("/").split("/")
+    while len(parts) > 1 and ("{" in parts[-1] or parts[-1].endswith((".txt", *WEB_FILES))):
+        parts.pop()
+    return RUNS / parts[-1].partition("@")[0]
 
 
 def preset_for_data(dataset: str, data: Path) -> str:
@@ -104,7 +112,7 @@ def preset_for_data(dataset: str, data: Path) -> str:
         except InputError as error:
             problem = error
     if not sides:
-        raise InputError(f"none of {_SAMPLED} images of {data} can be read (the last: {problem})")
+        raise InputError(f"none of {_SAMPLED} images of {as_typed(data)} can be read (the last: {problem})")
     side = sorted(sides)[len(sides) // 2]
     return _chosen(_by_side(side), f"because the shorter side of its pictures is {side} pixels (median)")
 

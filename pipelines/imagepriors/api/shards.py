@@ -14,7 +14,7 @@ from imagepriors.api.datasets import ImageDataset, dataset_of
 from imagepriors.api.defaults import PathLike, as_path, run_folder, shards_folder
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
-from runkit.places import absolute
+from runkit.places import absolute, url_of
 from vqgan.config import Geometry
 
 
@@ -34,7 +34,7 @@ def tokenize(
     """Encode a whole dataset into token shards, in parallel on Ray; an interrupted job resumes.
 
     Args:
-        data: Folder of the pictures, or an open dataset.
+        data: Folder or URL of the pictures, or an open dataset.
         tokenizer: The image tokenizer or its folder; default: runs/NAME/tokenizer, where NAME is the name of the
             data's folder.
         out: Folder or URL to write; default: runs/NAME/shards.
@@ -78,7 +78,9 @@ def tokenize_job(
     folders = {"image": as_tokenizer(tokenizer).folder if tokenizer is not None else run_folder(path) / "tokenizer"}
     return settings, {
         "dataset": layout,
-        "data": path.absolute(),  # a Ray session that runs already may have another working folder
+        "data": path
+        if url_of(path)
+        else path.absolute(),  # a Ray session that runs already may have another working folder
         "tokenizers": folders | _by_modality(conditions),
         "out": place,
     }

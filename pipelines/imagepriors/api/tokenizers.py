@@ -226,7 +226,7 @@ def train_tokenizer(
     """Train a VQGAN on pictures; an interrupted run resumes, and a finished one is not repeated.
 
     Args:
-        data: Folder of the pictures, or an open dataset.
+        data: Folder or URL of the pictures, or an open dataset.
         out: Run folder; default: runs/NAME/tokenizer, where NAME is the name of the data's folder.
         dataset: Layout of the data; "auto" recognises it.
         preset: Name or TOML file of the preset; "auto" chooses it by the size of the pictures.
@@ -288,7 +288,7 @@ def train_palette(
     """Fit a palette tokenizer: a dictionary of colours, one code per pixel (the paper's pixel baseline).
 
     Args:
-        data: Folder of the pictures, or an open dataset.
+        data: Folder or URL of the pictures, or an open dataset.
         out: Folder to write; default: runs/NAME/palette, where NAME is the name of the data's folder.
         dataset: Layout of the data; "auto" recognises it.
         colours: Colours of the dictionary.
@@ -325,7 +325,7 @@ def evaluate_tokenizer(
 
     Args:
         tokenizer: The tokenizer or its folder.
-        data: Folder of the pictures, or an open dataset.
+        data: Folder or URL of the pictures, or an open dataset.
         out: JSON file to write; default: evaluation.json in the tokenizer's folder.
         dataset: Layout of the data; "auto" recognises it.
         config: A complete config in place of the default one.

@@ -27,7 +27,7 @@ def annotate(
         kind: Maps to make.
         config: Model and settings.
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder of the dataset.
+        data: Folder or URL of the dataset.
         out: Folder for the maps, required for archives and tables; default: beside the images, train_depth/ next to
             train/.
         overwrite: First delete the maps that this command made there, and nothing else.

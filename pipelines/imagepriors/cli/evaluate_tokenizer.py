@@ -25,7 +25,7 @@ def evaluate_tokenizer(
         tokenizer: Folder of the tokenizer, or its address on the Hub (hf://OWNER/NAME); default: runs/NAME/tokenizer,
             where NAME is the name of the data's folder.
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder of the dataset.
+        data: Folder or URL of the dataset.
         out: JSON file to write; default: evaluation.json in the tokenizer's folder.
 
     Example:

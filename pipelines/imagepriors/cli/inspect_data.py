@@ -22,7 +22,7 @@ def inspect_data(
 
     Args:
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder of the dataset.
+        data: Folder or URL of the dataset.
         out: Folder for inspection.json and the contact sheets; default: runs/NAME/inspect, where NAME
             is the name of the data's folder.
         limit: Samples to decode per split, evenly spread over it; 0: all.

@@ -18,7 +18,7 @@ def report(
 
     Args:
         run: Folder with tokenizer/, shards/ and prior-*/.
-        data: Folder of the dataset.
+        data: Folder or URL of the dataset.
         dataset: Layout of the data.
         tokenizer: Tokenizer of the images, if it is not stored with the shards, or is that of another package.
 

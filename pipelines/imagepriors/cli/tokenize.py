@@ -28,7 +28,7 @@ def tokenize(
     Args:
         config: Settings of the job.
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder of the dataset.
+        data: Folder or URL of the dataset.
         tokenizer: Run folder of the image tokenizer, its address on the Hub (hf://OWNER/NAME), or its name in
             another package (an entry point, or package.module:function); default:
             runs/NAME/tokenizer, where NAME is the name of the data's folder.

@@ -22,7 +22,7 @@ def train_palette(
 
     Args:
         dataset: Layout of the data, as for train-vqgan.
-        data: Folder of the dataset.
+        data: Folder or URL of the dataset.
         out: Folder to write; default: runs/NAME/palette, where NAME is the name of the data's folder.
         colours: Colours of the dictionary.
         resolution: Side of the pictures, in pixels and in codes.

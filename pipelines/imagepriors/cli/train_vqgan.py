@@ -25,7 +25,7 @@ def train_vqgan(
         dataset: Layout of the data: ade20k, cifar10, deepfashion, demo, folder, huggingface, imagenet, imagenet-depth,
             landscapes, restricted-imagenet, webdataset; auto recognises it. Of another package: the name of
             its entry point, or package.module:function.
-        data: Folder of the dataset.
+        data: Folder or URL of the dataset.
         out: Run folder; an interrupted run resumes. Default: runs/NAME/tokenizer, where NAME is the name of
             the data's folder.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.

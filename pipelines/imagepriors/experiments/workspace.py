@@ -28,6 +28,7 @@ from runkit.configs import from_dict
 from runkit.files import pretty_json
 from runkit.folders import publish
 from runkit.jsonfiles import finite_or_none
+from runkit.places import url_of
 from vqgan.config import Geometry, TrainConfig, dataset_geometry
 from vqgan.data import open_splits
 from vqgan.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ class Workspace:
 
     def __init__(self, config: ExperimentConfig, run: Path, data: Path) -> None:
         # Absolute, because Ray workers have working folders of their own.
-        self.config, self.run, self.data = config, run.resolve(), data.resolve()
+        self.config, self.run, self.data = config, run.resolve(), data if url_of(data) else data.resolve()
         self.home = self.run / "experiments"
 
     @property

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from imagepriors.reports.figures import colorize, picture_grid, png_bytes
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
+from runkit.places import as_typed
 from runkit.progress import tqdm
 from vqgan.config import Geometry, dataset_geometry
 from vqgan.data import Sample, Split, open_splits, resolve, sources_of, spread
@@ -32,7 +33,7 @@ def inspect_dataset(
 
     Args:
         dataset: Layout of the data; "auto" recognises it.
-        data: Folder of the dataset.
+        data: Folder or URL of the dataset.
         out: Folder to write.
         limit: Maximum number of samples per split to decode, evenly spaced; 0: all.
         shown: Number of samples on a contact sheet.
@@ -50,7 +51,7 @@ def inspect_dataset(
     check_apart(out, data=sources_of(splits, data))
     check_publish(out, ["inspection.json"], "inspect")
     shape = geometry or dataset_geometry(dataset)
-    facts, lines, files = {}, [f"{data} is read as {dataset}"], dict[str, bytes]()
+    facts, lines, files = {}, [f"{as_typed(data)} is read as {dataset}"], dict[str, bytes]()
     for name, split in splits.items():
         found, samples = _inspect_split(name, split, limit, shown, size, shape)
         facts[name] = found

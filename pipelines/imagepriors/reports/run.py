@@ -12,6 +12,7 @@ from imagepriors.reports.charts import Chart, curve, line_chart
 from imagepriors.reports.page import embed, render
 from imagepriors.reports.run_folder import RunFolder, summary
 from runkit.folders import check_apart, check_publish, publish
+from runkit.places import as_typed
 from vqgan.data import sources_of
 
 Command = dict[str, str]
@@ -41,7 +42,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
     shards, net = run.shards, run.tokenizer.config
     return {
         "title": run.path.resolve().name,
-        "dataset": run.dataset, "path": str(run.path), "data": str(run.data),
+        "dataset": run.dataset, "path": str(run.path), "data": as_typed(run.data),
         "images": {name: len(split) for name, split in run.splits.items()},
         "conditions": run.splits["train"].conditions,
         "net": net, "grid": run.grid, "bits": math.log2(net.codebook_size),
@@ -126,7 +127,7 @@ def _loss_chart(run: RunFolder) -> Chart | None:
 
 def _commands(run: RunFolder) -> list[Command]:
     """Commands that make the parts of this run again, in their order."""
-    data = ["--data", str(run.data)] + ([] if run.dataset == "demo" else ["--dataset", run.dataset])
+    data = ["--data", as_typed(run.data)] + ([] if run.dataset == "demo" else ["--dataset", run.dataset])
     found = []
     for folder in run.tokenizers:
         modality = folder.name.removeprefix("tokenizer").removeprefix("-")
@@ -149,7 +150,7 @@ def _commands(run: RunFolder) -> list[Command]:
 
 def _next_commands(run: RunFolder) -> list[Command]:
     """Three commands that lead on from what is finished."""
-    shards, data = str(run.path / "shards"), ["--data", str(run.data)]
+    shards, data = str(run.path / "shards"), ["--data", as_typed(run.data)]
     own = ("Train on your own pictures", ["train-vqgan", "--data", "path/to/photos"])
     if run.shards is None:
         tokenizer = str(run.path / "tokenizer")

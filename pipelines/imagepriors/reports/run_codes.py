@@ -19,6 +19,7 @@ from imagepriors.reports.charts import line_chart
 from imagepriors.reports.figures import Pixels, colorize
 from imagepriors.reports.page import Picture, embed
 from imagepriors.reports.run_folder import RunFolder, summary
+from runkit.places import as_typed
 from vqgan.data import Split, spread
 from vqgan.errors import InputError
 from vqgan.tokenizer import Tokenizer
@@ -94,7 +95,7 @@ def read_coded(run: RunFolder) -> Coded:
     index_of = {key: index for index, key in enumerate(split.keys)}
     if missing := [key for key in keys if key not in index_of]:
         raise ShardError(
-            f"{missing[0]!r} of {run.path / 'shards'} is not a picture of {run.data}: "
+            f"{missing[0]!r} of {run.path / 'shards'} is not a picture of {as_typed(run.data)}: "
             "pass the shards' --dataset and --data"
         )
     indices = [index_of[key] for key in keys]

@@ -59,7 +59,7 @@ def landscapes(root: Path) -> dict[str, Split]:
                 f"{folder} is missing: landscapes are images/ with masks of the same names in segmentations/"
             )
     images, masks = root / "images", root / "segmentations"
-    folders = split_folders(images)
+    folders = {split: Path(str(folder)) for split, folder in split_folders(images).items()}
     mask_folders = {split: _masks(masks, folder.name, split) for split, folder in folders.items()} or {"train": masks}
     folders = folders or {"train": images}
     names = sorted({name for folder in folders.values() for name in folders_in(folder)})

@@ -1,6 +1,7 @@
 """Tars whose members are read in place, and small archives that are read whole."""
 
 import gzip
+import io
 import os
 import posixpath
 import tarfile
@@ -8,16 +9,21 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
+from runkit.places import StoreError
+from runkit.ranges import RemoteFile
+from runkit.remote import AnyPath
 from vqgan.data.files import is_system_name
-from vqgan.data.sources import Blob, Source, open_regular
+from vqgan.data.sources import Blob, Source, Stored, open_regular, size_of, stored
 from vqgan.errors import InputError
 
 _ARCHIVE_BYTES = 512 * 2**20
 """Most bytes that an archive unpacks to: CIFAR-10 has 186 MB, ImageNet's development kit less than 10."""
 _SPARSE_BYTES = 2**30
 """Largest sparse member; its header may declare any size."""
+_KEPT_BYTES = 2**16
+"""Largest member that is read on the way."""
 _MAX_LINKS = 16
 """Longest chain of links between members."""
 _CHUNK = 2**20
@@ -41,18 +47,48 @@ class Absent:
         return -1
 
 
-def tar_members(path: Path) -> Iterator[tuple[str, Source]]:
+class Contents(dict[Source, bytes]):
+    """The content of the small members with some suffixes."""
+
+    def __init__(self, *suffixes: str) -> None:
+        super().__init__()
+        self._suffixes = suffixes
+
+    def add(self, name: str, source: Source, file: BinaryIO) -> None:
+        """Read a member from its open archive if it is one of them."""
+        if not name.lower().endswith(self._suffixes) or not isinstance(source, Blob) or source.pieces is not None:
+            return
+        if source.length <= _KEPT_BYTES:
+            file.seek(source.offset)
+            self[source] = file.read(source.length)
+
+    def open(self, source: Source) -> BinaryIO:
+        """Open a member."""
+        return io.BytesIO(self[source]) if source in self else source.open()
+
+
+def tar_members(path: AnyPath, contents: Contents | None = None) -> Iterator[tuple[str, Source]]:
     """Yield the files of a tar as (name, bytes in place): in archive order, then its hard and symbolic links.
 
     Names are relative, without "." and "..". Members that operating systems add, such as `._x`, are left out. All of
     several concatenated tars (`cat a.tar b.tar`) are read.
 
+    Args:
+        path: The archive.
+        contents: Filled with members of a remote archive on the way, which saves a request for each.
+
     Raises:
         InputError: it is not a tar, is truncated or broken, or is compressed, so that members cannot be read in place.
     """
     try:
-        with open_regular(path) as file:
-            yield from _files(path, file, 0, os.fstat(file.fileno()).st_size)
+        where = stored(path)
+        with cast(BinaryIO, where.open_ahead()) if isinstance(where, RemoteFile) else open_regular(where) as file:
+            for name, source in _files(where, file, 0, size_of(where)):
+                if contents is not None and isinstance(where, RemoteFile):
+                    contents.add(name, source, file)
+                yield name, source
+    except StoreError:
+        raise
     except _BROKEN as error:
         raise InputError(
             f"{path} cannot be read as an uncompressed tar ({error}): unpack it, decompress it, or download it again"
@@ -67,13 +103,13 @@ def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Source]]:
     """
     try:
         with open_regular(path) as whole:
-            for inner, found in _files(path, whole, 0, os.fstat(whole.fileno()).st_size):
+            for inner, found in _files(str(path), whole, 0, os.fstat(whole.fileno()).st_size):
                 if not inner.lower().endswith(".tar"):
                     continue
                 if not isinstance(found, Blob) or found.pieces is not None:
                     raise OSError(f"its member {inner} is sparse or a link")
                 empty = True
-                for name, source in _files(path, whole, found.offset, found.offset + found.length):
+                for name, source in _files(str(path), whole, found.offset, found.offset + found.length):
                     empty = False
                     yield inner, name, source
                 if empty:  # without its class, the labels of all later classes would change
@@ -84,7 +120,7 @@ def inner_tar_members(path: Path) -> Iterator[tuple[str, str, Source]]:
         ) from error
 
 
-def _files(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, Source]]:
+def _files(path: Stored, file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, Source]]:
     """Yield the files of concatenated tars in bytes `start` to `end` of a file."""
     if start >= end:
         raise tarfile.ReadError("it is empty")
@@ -109,7 +145,7 @@ def _files(path: Path, file: BinaryIO, start: int, end: int) -> Iterator[tuple[s
         start = _next_start(file, place, end)
 
 
-def _blob(path: Path, member: tarfile.TarInfo, end: int) -> Blob:
+def _blob(path: Stored, member: tarfile.TarInfo, end: int) -> Blob:
     stored_at: Any = member.sparse  # typeshed has it wrong
     pieces = None if stored_at is None else tuple((int(at), int(size)) for at, size in stored_at)
     stored = member.size if pieces is None else sum(size for _, size in pieces)
@@ -119,7 +155,7 @@ def _blob(path: Path, member: tarfile.TarInfo, end: int) -> Blob:
         raise tarfile.ReadError(f"{member.name} is sparse and declares {member.size:,} bytes")
     if any(not 0 <= at <= at + length <= member.size for at, length in pieces or ()):
         raise tarfile.ReadError(f"{member.name} is sparse, and its map points outside it")
-    return Blob(str(path), member.offset_data, member.size, posixpath.basename(member.name), pieces)
+    return Blob(path, member.offset_data, member.size, posixpath.basename(member.name), pieces)
 
 
 def _linked(links: dict[str, str], found: dict[str, Blob]) -> Iterator[tuple[str, Source]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from runkit.jsonfiles import parse_object
 from runkit.suggestions import choose_one_of
-from vqgan.data.sources import Source
+from vqgan.data.sources import Source, remote_state
 from vqgan.errors import InputError
 
 ColumnType = Literal["string", "int64", "float64", "bool"]
@@ -79,8 +79,10 @@ class Beside:
         return tuple(self.read(()))
 
     def stamp(self, names: Sequence[str]) -> str:
-        """Return the sizes in bytes."""
-        return " ".join(str(source.nbytes() if source else "") for source in (self.text, self.about))
+        """Return the sizes in bytes, and the states of remote files."""
+        return " ".join(
+            f"{source.nbytes()}{remote_state(source)}" if source else "" for source in (self.text, self.about)
+        )
 
 
 def _content(source: Source) -> str:

@@ -4,14 +4,18 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
 from urllib.parse import quote
 
+from runkit.ranges import RemoteFile
+from runkit.remote import AnyPath, RemotePath, in_parallel
 from runkit.retries import is_passing
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 IMAGE_SUFFIXES = frozenset({
     ".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
     ".tif", ".tiff", ".webp",
@@ -34,6 +38,26 @@ _NOT_IN_KEYS = re.compile(r"[%.\s\x00-\x1f\x7f]")
 _REPORTED_SUFFIXES = 10
 
 
+def read_each(read: Callable[[AnyPath], Iterable[_T]], paths: Iterable[AnyPath]) -> Iterable[Iterable[_T]]:
+    """Return what `read` yields for each file, in order: of local files one after the other, of remote ones at once.
+
+    What was read of remote files is kept until others are read, because a command opens a dataset several times.
+    """
+    paths = list(paths)
+    remote = {path.file: path for path in paths if isinstance(path, RemotePath)}
+    if not remote:
+        return map(read, paths)
+    kept = _kept.get(read, {})
+    missing = {file: path for file, path in remote.items() if file not in kept}
+    found = in_parallel(lambda path: list(read(path)), missing.values(), "remote files")
+    kept = kept | dict(zip(missing, found, strict=True))
+    _kept[read] = {file: kept[file] for file in remote}
+    return [kept[file] for file in remote]
+
+
+_kept: dict[Callable[[AnyPath], Iterable[Any]], dict[RemoteFile, list[Any]]] = {}
+
+
 def is_system_name(name: str) -> bool:
     """Return whether a file or folder is hidden, or added by an operating system; no dataset reads it."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
@@ -53,7 +77,7 @@ def make_key(path: str | PurePosixPath) -> str:
     return _NOT_IN_KEYS.sub(lambda found: quote(found[0], safe="").replace(".", "%2E"), stem)
 
 
-def find_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, *, count_others: bool = False) -> list[str]:
+def find_files(folder: AnyPath, suffixes: Iterable[str] = IMAGE_SUFFIXES, *, count_others: bool = False) -> list[str]:
     """List the files below `folder` with one of the suffixes, as sorted relative paths with "/".
 
     Hidden files and those of operating systems are left out. Symbolic links are followed. A dangling link is listed, so
@@ -68,7 +92,7 @@ def find_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, *, count_
         InputError: a folder cannot be listed, or a link leads back to a folder above it.
     """
     suffixes, found, others = frozenset(suffixes), list[str](), Counter[str]()
-    for path in walk(str(folder)) if folder.is_dir() else ():
+    for path in walk(folder) if folder.is_dir() else ():
         suffix = os.path.splitext(path)[1].lower()
         if suffix in suffixes:
             found.append(path)
@@ -81,8 +105,14 @@ def find_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES, *, count_
     return sorted(found)
 
 
-def walk(folder: str, prefix: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+def walk(folder: AnyPath) -> Iterator[str]:
     """Yield the relative paths of all files below a folder, except those of operating systems; see `find_files`."""
+    if not isinstance(folder, RemotePath):
+        return _walk(str(folder))
+    return (path for path in folder.walk_files() if not any(map(is_system_name, path.split("/"))))
+
+
+def _walk(folder: str, prefix: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     try:
         status = os.stat(folder)
         entries = list(os.scandir(folder))
@@ -95,7 +125,7 @@ def walk(folder: str, prefix: str = "", above: tuple[tuple[int, int], ...] = ())
         if is_system_name(entry.name):
             continue
         if is_folder(entry):
-            yield from walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
         else:
             yield prefix + entry.name
 
@@ -113,13 +143,15 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def folders_in(folder: Path) -> list[str]:
+def folders_in(folder: AnyPath) -> list[str]:
     """Return the sorted names of the folders in `folder`, without hidden ones and those of operating systems."""
+    if isinstance(folder, RemotePath):
+        return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_system_name(path.name))
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if is_folder(entry) and not is_system_name(entry.name))
 
 
-def map_folder(folder: Path, condition: str) -> Path:
+def map_folder(folder: AnyPath, condition: str) -> AnyPath:
     """Return the folder of the maps of a folder of images, which is beside it: `train_depth/` beside `train/`."""
     folder = folder.absolute()
     return folder.with_name(f"{folder.name}_{condition}")

@@ -4,16 +4,16 @@ import io
 import logging
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
+from runkit.remote import AnyPath, RemotePath
 from runkit.suggestions import did_you_mean
 from vqgan.data.columns import Listed
 from vqgan.data.conditions import CONDITIONS
 from vqgan.data.files import make_key
 from vqgan.data.labels import read_labels
 from vqgan.data.samples import Item
-from vqgan.data.sources import File, read_text
+from vqgan.data.sources import File, read_text, stored
 from vqgan.data.split import Split
 from vqgan.data.split_names import SPLIT_NAMES, choose_splits, split_word
 from vqgan.data.trees import image_tree, split_folders
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _COLUMNS = ("image", "label", "split", "key", *CONDITIONS)
 
 
-def folder(root: Path) -> dict[str, Split]:
+def folder(root: AnyPath) -> dict[str, Split]:
     """Read a folder of images: `train/` and `val/` (also validation, dev, eval, test, …, in any case), or the root.
 
     Sub-folders are classes, labelled in the order of their sorted names. Maps are in folders beside the images, under
@@ -42,7 +42,7 @@ def folder(root: Path) -> dict[str, Split]:
     return image_tree(split_folders(root) or {"train": root})
 
 
-def _listed(root: Path, path: Path) -> dict[str, Split]:
+def _listed(root: AnyPath, path: AnyPath) -> dict[str, Split]:
     rows = _rows(path)
     names, labels = read_labels(((f"row {number}", row.get("label")) for number, row in enumerate(rows, start=1)), path)
     items: dict[str, list[Item]] = {}
@@ -53,7 +53,7 @@ def _listed(root: Path, path: Path) -> dict[str, Split]:
             choices = f"split is {row.get('split')!r}: choose one of {', '.join(SPLIT_NAMES)}"
             raise InputError(f"{path.name}, row {number}: {choices if image else 'image is empty'}")
         conditions: dict[str, Any] = {
-            name: File(str(root / _relative(root, row[name]))) for name in CONDITIONS if row.get(name)
+            name: File(stored(root / _relative(root, row[name]))) for name in CONDITIONS if row.get(name)
         }
         if not isinstance(image, str):
             raise InputError(
@@ -64,19 +64,23 @@ def _listed(root: Path, path: Path) -> dict[str, Split]:
         key = make_key(os.path.normpath(relative).lstrip("/") if given in (None, "") else f"{given}.")
         further = Listed({name: value for name, value in row.items() if name not in _COLUMNS})
         items.setdefault(split, []).append(
-            Item(key=key, image=File(str(root / relative)), label=label, conditions=conditions, columns=further)
+            Item(key=key, image=File(stored(root / relative)), label=label, conditions=conditions, columns=further)
         )
     chosen = choose_splits({f"{path.name}, split {word}": word for word in items}, root)
     return {split: Split(items[found[0].rpartition(" ")[2]], names) for split, found in chosen.items()}
 
 
-def _relative(root: Path, path: object) -> str:
+def _relative(root: AnyPath, path: object) -> str:
     """Return a path of the list, with "/" in place of the "\\" of Windows."""
     text = str(path)
-    return text.replace("\\", "/") if "\\" in text and not os.path.lexists(root / text) else text
+    return text.replace("\\", "/") if "\\" in text and not _is_there(root / text) else text
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _is_there(path: AnyPath) -> bool:
+    return path.exists() if isinstance(path, RemotePath) else os.path.lexists(path)
+
+
+def _rows(path: AnyPath) -> list[dict[str, Any]]:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -91,7 +95,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
             table = csv.read_csv(content, parse_options=quoting, convert_options=as_text)
         else:
-            table = read_table(path, error=InputError)
+            table = read_table(path.file if isinstance(path, RemotePath) else path, error=InputError)
         rows: list[dict[str, Any]] = table.to_pylist()
     except InputError:
         raise

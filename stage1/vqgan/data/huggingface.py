@@ -4,6 +4,7 @@ import functools
 import io
 import logging
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from pyarrow import ipc
 
+from runkit.errors import UserError
 from runkit.jsonfiles import parse_json
 from runkit.names import plain_name
+from runkit.ranges import RemoteFile
+from runkit.remote import AnyPath, RemotePath, in_parallel
 from runkit.tables import check_rows, check_table, open_table
 from vqgan.data.files import find_files, make_key
 from vqgan.data.labels import read_labels
+from vqgan.data.remote_arrow import read_batch, read_batches, read_schema
 from vqgan.data.samples import Item
-from vqgan.data.sources import open_regular, read_text
+from vqgan.data.sources import Stored, open_regular, read_text, size_of, stored
 from vqgan.data.split import Split
 from vqgan.data.split_names import by_split
 from vqgan.errors import InputError
@@ -35,6 +40,8 @@ _CACHE = re.compile(r"(cache-|tmp)[^/]*\.arrow")
 """Files that the datasets library caches beside tables that it has loaded."""
 _LARGE_GROUP = 1000
 """Rows of a row group above which reading one image is slow."""
+_REMOTE_GROUP_BYTES = 4 * 2**20
+"""The same for the bytes of a row group of a remote file."""
 _WRAPPERS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_dictionary)
 """Types of a column around the type of its images."""
 
@@ -43,9 +50,9 @@ _WRAPPERS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_li
 class Cell:
     """An image in a table. Reading it from Parquet decodes its row group; a few row groups are cached."""
 
-    path: str
+    path: Stored
     group: int
-    """Row group (Parquet) or record batch (Arrow)."""
+    """Index of the row group (Parquet) or record batch (Arrow); of remote Arrow, where the batch begins in the file."""
     row: int
     """Row within the group."""
     column: str
@@ -53,11 +60,13 @@ class Cell:
     @property
     def name(self) -> str:
         """File, group, row and column."""
-        return f"{Path(self.path).name}, group {self.group}, row {self.row}, {self.column}"
+        return f"{Path(str(self.path)).name}, group {self.group}, row {self.row}, {self.column}"
 
     def open(self) -> BinaryIO:
         """Open the image; if the table has only a path, the file at that path, relative to the table."""
-        value = _column(self.path, self.group, self.column)[self.row].as_py()
+        with _lock(self.path, self.group):  # threads that read one group wait for the first of them
+            column = _column(self.path, self.group, self.column)
+        value = column[self.row].as_py()
         if isinstance(value, list):
             if len(value) > 1:
                 raise OSError(f"the cell has {len(value)} images, expected one")
@@ -67,25 +76,27 @@ class Cell:
             return io.BytesIO(data)
         if path is None:
             raise OSError("the cell is empty")
+        if isinstance(self.path, RemoteFile):
+            raise OSError("the cell has no bytes but a path, which is read beside local tables only")
         return open_regular(Path(self.path).parent / path)
 
     def nbytes(self) -> int:
         """Size of the whole file: the size of a cell is not known without reading it."""
-        return Path(self.path).stat().st_size
+        return size_of(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """The columns of a row of a table that are texts, numbers or truth values."""
 
-    path: str
+    path: Stored
     group: int
     row: int
 
     def read(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the values of these columns, as far as the table has them."""
         here = set(names) & set(self.available())
-        return {name: _column(self.path, self.group, name)[self.row].as_py() for name in names if name in here}
+        return {name: _plain_column(self.path, self.group, name)[self.row].as_py() for name in names if name in here}
 
     def available(self) -> tuple[str, ...]:
         """Return the names of these columns."""
@@ -96,7 +107,7 @@ class Row:
         return ""
 
 
-def huggingface(root: Path) -> dict[str, Split]:
+def huggingface(root: AnyPath) -> dict[str, Split]:
     """Read Parquet or Arrow files; a split is named by the file or its folder (`data/train-00000-of-00002.parquet`).
 
     The first column of images is the image. Further ones named annotation, segmentation or mask, depth or depth_map,
@@ -106,25 +117,20 @@ def huggingface(root: Path) -> dict[str, Split]:
     Raises:
         InputError: a file cannot be read or is missing, or has no column of images.
     """
-    for cached in (_column, _metadata, _arrow, _plain_columns):
+    for cached in (_column, _plain_column, _metadata, _arrow, _plain_columns):
         cached.cache_clear()  # a file may have changed
     found: dict[str, list[tuple[Item, Any]]] = {}
     names: list[str] = []
     for split, paths in by_split(_tables(root), root).items():
-        for path in paths:
-            try:
-                schema, groups = _describe(root / path)
-                here = _class_names(root / path, schema)
-                names = names or here
-                if here and here != names:
-                    raise InputError(
-                        f"{root / path} names other classes than the files before it: save all with the same names"
-                    )
-                found.setdefault(split, []).extend(_items(root, path, schema, groups))
-            except InputError:
-                raise
-            except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-                raise InputError(f"{root / path} cannot be read: {error}") from error
+        read = functools.partial(_read, root)
+        tables = in_parallel(read, paths, "remote tables") if isinstance(root, RemotePath) else map(read, paths)
+        for path, (here, items) in zip(paths, tables, strict=True):
+            names = names or here
+            if here and here != names:
+                raise InputError(
+                    f"{root / path} names other classes than the files before it: save all with the same names"
+                )
+            found.setdefault(split, []).extend(items)
     class_names, labels = read_labels(
         ((item.key, value) for rows in found.values() for item, value in rows), root, names
     )
@@ -134,7 +140,18 @@ def huggingface(root: Path) -> dict[str, Split]:
     }
 
 
-def _tables(root: Path) -> list[str]:
+def _read(root: AnyPath, path: str) -> tuple[list[str], list[tuple[Item, Any]]]:
+    """Return the class names that a table has, and its items with the values of their labels."""
+    try:
+        schema, groups = _describe(stored(root / path))
+        return _class_names(root / path, schema), list(_items(root, path, schema, groups))
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{root / path} cannot be read: {error}") from error
+
+
+def _tables(root: AnyPath) -> list[str]:
     """Return the paths of all tables; of a saved dataset, those listed in its state.json."""
     paths = find_files(root, {".parquet", ".arrow"}, count_others=True)
     saved = {path.rpartition("/")[0] for path in find_files(root, {".json"}) if path.rpartition("/")[2] == "state.json"}
@@ -149,7 +166,7 @@ def _tables(root: Path) -> list[str]:
     ]
 
 
-def _saved(path: Path) -> list[str]:
+def _saved(path: AnyPath) -> list[str]:
     """Return the names of the files that a state.json lists."""
     state = parse_json(read_text(path), path, InputError)
     if isinstance(state, dict) and state.get("_indices_data_files"):
@@ -160,7 +177,7 @@ def _saved(path: Path) -> list[str]:
         raise InputError(f"{path} lists no _data_files: save_to_disk did not write it ({error!r})") from error
 
 
-def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tuple[Item, Any]]:
+def _items(root: AnyPath, path: str, schema: Any, groups: dict[int, int]) -> Iterator[tuple[Item, Any]]:
     """Yield the items of a table, each with the value of its label."""
     images = [field.name for field in schema if _is_image(field)]
     if not images:
@@ -169,9 +186,9 @@ def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tu
         )
     label = next((name for wanted in _LABELS for name in schema.names if name.lower() == wanted), None)
     conditions = {name: _CONDITIONS[name.lower()] for name in images if name.lower() in _CONDITIONS}
-    table, stem, first = str(root / path), make_key(path), 0
-    for group, rows in enumerate(groups):
-        values = _column(table, group, label).to_pylist() if label else [None] * rows
+    table, stem, first = stored(root / path), make_key(path), 0
+    for group, rows in groups.items():
+        values = _values(table, group, label) if label else [None] * rows
         for row, value in enumerate(values):
             item = Item(
                 key=f"{stem}/{first + row:07d}",
@@ -184,6 +201,12 @@ def _items(root: Path, path: str, schema: Any, groups: list[int]) -> Iterator[tu
         first += rows
 
 
+def _values(path: Stored, group: int, column: str) -> list[Any]:
+    if isinstance(path, RemoteFile) and not _is_parquet(path):
+        return list(_batches(path)[1][group].column(column).to_pylist())
+    return list(_column(path, group, column).to_pylist())
+
+
 def _is_image(field: Any) -> bool:
     kind = field.type
     while any(test(kind) for test in _WRAPPERS):
@@ -194,7 +217,7 @@ def _is_image(field: Any) -> bool:
     return bare and field.name.lower() in (*_IMAGES, *_CONDITIONS)
 
 
-def _class_names(path: Path, schema: Any) -> list[str]:
+def _class_names(path: AnyPath, schema: Any) -> list[str]:
     """Return the names of the ClassLabel in the features that the datasets library stores in the schema."""
     value = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), path, InputError)
     for step in ("info", "features"):
@@ -205,34 +228,63 @@ def _class_names(path: Path, schema: Any) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _describe(path: Path) -> tuple[Any, list[int]]:
+def _describe(path: Stored) -> tuple[Any, dict[int, int]]:
     """Return the schema, and the number of rows of each group."""
-    if path.suffix.lower() == ".parquet":
-        metadata = check_table(path, InputError)
+    if _is_parquet(path):
+        metadata = _metadata(path)
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        if max(rows, default=0) > _LARGE_GROUP:
+        if isinstance(path, RemoteFile) and len(rows) and path.size / len(rows) > _REMOTE_GROUP_BYTES:
+            log.warning(
+                "%s has row groups of %d images, and reading one image transfers a whole group, about %d MB: copy the "
+                "files to a disk, or save them again with row_group_size=10",
+                path,
+                max(rows),
+                path.size / len(rows) / 1e6,
+            )
+        elif max(rows, default=0) > _LARGE_GROUP:
             log.warning(
                 "%s has row groups of %d images, and reading one image decodes a whole group: save it again "
                 "with row_group_size=100, or as Arrow with save_to_disk",
                 path,
                 max(rows),
             )
-        return open_table(path, metadata).schema_arrow, rows
-    schema, batches = _arrow(str(path))
-    check_rows(path, sum(batch.num_rows for batch in batches), InputError)
-    return schema, [batch.num_rows for batch in batches]
+        return open_table(_plain(path), metadata).schema_arrow, dict(enumerate(rows))
+    if isinstance(path, RemoteFile):
+        schema, batches_at = _batches(path)
+        return schema, {place: batch.num_rows for place, batch in batches_at.items()}
+    schema, batches = _arrow(path)
+    check_rows(Path(path), sum(batch.num_rows for batch in batches), InputError)
+    return schema, {group: batch.num_rows for group, batch in enumerate(batches)}
 
 
 @functools.lru_cache(maxsize=64)  # with thousands of row groups a check takes longer than reading one
-def _metadata(path: str) -> Any:
-    return check_table(Path(path), InputError)
+def _metadata(path: Stored) -> Any:
+    return check_table(_plain(path), InputError)
+
+
+def _plain(path: Stored) -> Path | RemoteFile:
+    return Path(path) if isinstance(path, str) else path
+
+
+def _is_parquet(path: Stored) -> bool:
+    return (path if isinstance(path, str) else path.name).lower().endswith(".parquet")
+
+
+_batches = functools.lru_cache(maxsize=16)(read_batches)  # until the items of the file are listed
 
 
 @functools.lru_cache(maxsize=64)
-def _plain_columns(path: str) -> tuple[str, ...]:
+def _lock(path: Stored, group: int) -> threading.Lock:
+    return threading.Lock()
+
+
+@functools.lru_cache(maxsize=64)
+def _plain_columns(path: Stored) -> tuple[str, ...]:
     """Return the names of the columns of texts, numbers and truth values."""
-    parquet = path.lower().endswith(".parquet")
-    schema = open_table(Path(path), _metadata(path)).schema_arrow if parquet else _arrow(path)[0]
+    if _is_parquet(path):
+        schema = open_table(_plain(path), _metadata(path)).schema_arrow
+    else:
+        schema = read_schema(path) if isinstance(path, RemoteFile) else _arrow(path)[0]
     return tuple(field.name for field in schema if _is_plain(field.type))
 
 
@@ -256,7 +308,15 @@ def _arrow(path: str) -> tuple[Any, list[Any]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _column(path: str, group: int, column: str) -> Any:
-    if path.lower().endswith(".parquet"):
-        return open_table(Path(path), _metadata(path)).read_row_group(group, columns=[column]).column(column)
+def _column(path: Stored, group: int, column: str) -> Any:
+    if _is_parquet(path):
+        return open_table(_plain(path), _metadata(path)).read_row_group(group, columns=[column]).column(column)
+    if isinstance(path, RemoteFile):
+        return read_batch(path, group).column(column)
     return _arrow(path)[1][group].column(column)
+
+
+@functools.lru_cache(maxsize=512)  # small: filters read many groups at once
+def _plain_column(path: Stored, group: int, column: str) -> Any:
+    found = _column.__wrapped__(path, group, column)
+    return found.take(pa.array(range(len(found)))) if isinstance(path, RemoteFile) else found  # without the images

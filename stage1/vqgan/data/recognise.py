@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 
+from runkit.remote import AnyPath
 from vqgan.data.files import IMAGE_SUFFIXES, find_files, folders_in, is_system_name
 from vqgan.data.split_names import split_names, split_word
 from vqgan.data.trees import without_maps
@@ -16,7 +16,7 @@ _GENERAL = ("folder", "webdataset", "huggingface")
 _KINDS = {".tar": "tars", ".parquet": "tables", ".arrow": "tables"}
 
 
-def recognise(root: Path) -> tuple[str, str]:
+def recognise(root: AnyPath) -> tuple[str, str]:
     """Return the name of the reader that fits a folder, and the reason.
 
     Raises:
@@ -33,7 +33,7 @@ def recognise(root: Path) -> tuple[str, str]:
     )
 
 
-def other_layout(name: str, root: Path) -> str | None:
+def other_layout(name: str, root: AnyPath) -> str | None:
     """Return why a folder that is read as `name` looks like another published dataset, or None if it does not."""
     here = _Folder(root)
     published = ((found, test(here)) for found, test in _TESTS if found not in _GENERAL)
@@ -45,7 +45,7 @@ def other_layout(name: str, root: Path) -> str | None:
 class _Folder:
     """The names in a folder and in the folders of its splits."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: AnyPath) -> None:
         self.root = root
         self.folders = set(folders_in(root))
         self.files = {path.name for path in root.iterdir() if not is_system_name(path.name)} - self.folders

@@ -4,11 +4,34 @@ import io
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from runkit.ranges import RemoteFile
+from runkit.remote import AnyPath, RemotePath
 from runkit.retries import is_passing, patient
 from vqgan.errors import InputError
+
+Stored = str | RemoteFile
+"""Where a source is: the path of a local file, or a remote file."""
+
+
+def stored(path: AnyPath) -> Stored:
+    """Return a file as sources have it."""
+    return path.file if isinstance(path, RemotePath) else str(path)
+
+
+def stored_in(folder: AnyPath, name: str) -> Stored:
+    """Return a file in a folder as sources have it."""
+    return (folder / name).file if isinstance(folder, RemotePath) else f"{folder}/{name}"
+
+
+def size_of(path: Stored) -> int:
+    """Return the size of a file in bytes.
+
+    Raises:
+        OSError: it is missing.
+    """
+    return path.size if isinstance(path, RemoteFile) else os.stat(path).st_size
 
 
 class Source(Protocol):
@@ -33,12 +56,12 @@ class Source(Protocol):
 class File:
     """A whole file."""
 
-    path: str
+    path: Stored
 
     @property
     def name(self) -> str:
         """Name without the folder."""
-        return os.path.basename(self.path)
+        return self.path.name if isinstance(self.path, RemoteFile) else os.path.basename(self.path)
 
     def open(self) -> BinaryIO:
         """Open the file."""
@@ -48,7 +71,7 @@ class File:
     def nbytes(self) -> int:
         """Size of the file, -1 where it is missing."""
         try:
-            return os.stat(self.path).st_size
+            return size_of(self.path)
         except OSError as error:
             if is_passing(error):
                 raise  # -1 would change the source hash of a file that exists
@@ -59,7 +82,7 @@ class File:
 class Blob:
     """A range of bytes in a file, such as a member of a tar, which is read in place."""
 
-    path: str
+    path: Stored
     offset: int
     length: int
     name: str
@@ -70,9 +93,12 @@ class Blob:
     def open(self) -> BinaryIO:
         """Read the bytes into memory."""
         stored = self.length if self.pieces is None else sum(length for _, length in self.pieces)
-        with open_regular(self.path) as file:
-            file.seek(self.offset)
-            data = file.read(stored)
+        if isinstance(self.path, RemoteFile):
+            data = self.path.read_near(self.offset, stored)
+        else:
+            with open_regular(self.path) as file:
+                file.seek(self.offset)
+                data = file.read(stored)
         if len(data) < stored:
             raise OSError(f"{self.path} ends before this member does: the archive is truncated")
         if self.pieces is not None:
@@ -104,14 +130,22 @@ class Memory:
         return len(self.data)
 
 
-def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading.
+def remote_state(source: Source) -> str:
+    """Return the state of a remote file, by which a change is noticed; "" for other sources."""
+    path = source.path if isinstance(source, File) else ""
+    return f" {path.stamp}" if isinstance(path, RemoteFile) else ""
+
+
+def open_regular(path: Stored | AnyPath) -> BinaryIO:
+    """Open a regular file for reading; a remote one is read into memory.
 
     A pipe or a device is refused, because reading it may never end.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
     """
+    if isinstance(path, RemoteFile | RemotePath):
+        return (path.file if isinstance(path, RemotePath) else path).open()
     file = open(path, "rb", opener=_opener)  # noqa: SIM115 - the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -123,7 +157,7 @@ def _opener(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # without it, opening a pipe waits for a writer
 
 
-def read_text(path: Path) -> str:
+def read_text(path: AnyPath) -> str:
     """Return the content of a UTF-8 text file, without a byte order mark.
 
     Raises:

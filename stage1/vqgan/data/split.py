@@ -15,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from runkit.places import url_of
+from runkit.ranges import RemoteFile
+from runkit.remote import in_parallel
 from runkit.retries import patient
 from vqgan.data.columns import ColumnType, infer_type
 from vqgan.data.filters import Filter
@@ -123,6 +126,8 @@ class Split:
     def source_hash(self, columns: Sequence[str] = ()) -> str:
         """Return the sha256 of all keys, labels and sizes in bytes, which decide the rows of a shard.
 
+        Of remote files it covers the state of each, by which a change is noticed.
+
         Args:
             columns: Carried columns: their values count where they are in memory, else their sizes.
         """
@@ -151,6 +156,17 @@ class Split:
         """
         kept = np.concatenate([np.empty(0, bool), *self._in_chunks(functools.partial(_kept, filter, types))])
         return self.subset(np.flatnonzero(kept))
+
+    def check_unchanged(self) -> None:
+        """Check that the remote archives and tables of the samples are those that were listed.
+
+        Samples that were read before are then samples of these files.
+
+        Raises:
+            ChangedError: one was changed or deleted.
+        """
+        if files := {file for item in self.items for file in _remote_files(item, File)}:
+            in_parallel(RemoteFile.check, files)
 
     @patient
     def image_size(self, index: int) -> tuple[int, int]:
@@ -228,7 +244,8 @@ class Split:
 
 def _source_lines(items: Sequence[Item], columns: tuple[str, ...]) -> bytes:
     def stamp(item: Item) -> str:
-        return f"\t{item.columns.stamp(columns)}" if columns and item.columns else ""
+        remote = "".join(f"\t{file.size} {file.stamp}" for file in _remote_files(item))
+        return f"{remote}\t{item.columns.stamp(columns)}" if columns and item.columns else remote
 
     return "".join(f"{item.key}\t{item.label}\t{item.image.nbytes()}{stamp(item)}\n" for item in items).encode()
 
@@ -270,8 +287,16 @@ def _hash_of(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
 
 
-def sources_of(splits: Mapping[str, Split], root: Path) -> list[Path]:
-    """Return the folders that hold a dataset's samples: an output in one of them would be read as data next time.
+def _remote_files(item: Item, *others: type) -> Iterator[RemoteFile]:
+    """Yield the remote files of an item, except of sources of the classes `others`."""
+    for source in (item.image, *item.conditions.values()):
+        path = getattr(source, "path", None)
+        if isinstance(path, RemoteFile) and not isinstance(source, others):
+            yield path
+
+
+def sources_of(splits: Mapping[str, Split], root: Path) -> list[Path | str]:
+    """Return the folders or URLs of a dataset's samples: an output in one of them would be read as data next time.
 
     These are the folders of the splits and of their maps. Of archives and tables it is the root, because they are
     searched for below it.
@@ -281,8 +306,8 @@ def sources_of(splits: Mapping[str, Split], root: Path) -> list[Path]:
         for source in (item.image, *(part for part in item.conditions.values() if not isinstance(part, Keypoints))):
             # The key is the path from the folder of the split, without its suffix.
             depth = item.key.count("/") + 1
-            found.add(source.path.rsplit("/", depth)[0] if isinstance(source, File) else str(root))
-    return sorted(map(Path, found))
+            found.add(str(source.path).rsplit("/", depth)[0] if isinstance(source, File) else url_of(root) or str(root))
+    return sorted((path if url_of(path) else Path(path) for path in found), key=str)
 
 
 def spread(total: int, count: int) -> list[int]:

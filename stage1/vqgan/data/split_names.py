@@ -3,8 +3,8 @@
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
+from runkit.remote import AnyPath
 from vqgan.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def names_both(words: Iterable[str]) -> bool:
     return {SPLIT_NAMES[word] for word in words} == {"train", "val"}
 
 
-def by_split(paths: Iterable[str], where: Path) -> dict[str, list[str]]:
+def by_split(paths: Iterable[str], where: AnyPath) -> dict[str, list[str]]:
     """Group files by split: a word in any part of a path names it (`train-000.tar`, `data/test/0.parquet`).
 
     All files are train if none names a split.
@@ -66,7 +66,7 @@ def by_split(paths: Iterable[str], where: Path) -> dict[str, list[str]]:
     return choose_splits(word_of, where)
 
 
-def choose_splits(word_of: Mapping[str, str | None], where: Path) -> dict[str, list[str]]:
+def choose_splits(word_of: Mapping[str, str | None], where: AnyPath) -> dict[str, list[str]]:
     """Choose what is read for each split: of several names for one split, the first in `SPLIT_NAMES`.
 
     What is not read, because another name comes first or because it names no split, is logged.

@@ -1,11 +1,11 @@
 """Folders of images: which are splits, which are classes, and which hold maps."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
+from runkit.remote import AnyPath
 from vqgan.data.columns import Beside
 from vqgan.data.conditions import CONDITIONS
 from vqgan.data.files import (
@@ -19,7 +19,7 @@ from vqgan.data.files import (
     walk,
 )
 from vqgan.data.samples import Item
-from vqgan.data.sources import File
+from vqgan.data.sources import File, Stored, stored_in
 from vqgan.data.split import Split
 from vqgan.data.split_names import choose_splits, counted, names_both, split_names, split_word
 from vqgan.errors import InputError
@@ -29,7 +29,7 @@ _NO_CLASSES = frozenset({"image", "images", "img", "imgs", "jpegimages"})
 """Common names of a folder of images that has a folder of maps beside it."""
 
 
-def split_folders(root: Path) -> dict[str, Path]:
+def split_folders(root: AnyPath) -> dict[str, AnyPath]:
     """Return the folder of each split in `root`, by the usual names in any case; empty if no folder has one.
 
     They may be in a common folder (`images/train/`, `images/val/`), and in a folder of the same name (`train/train/`).
@@ -59,7 +59,7 @@ def without_maps(names: Iterable[str]) -> set[str]:
     return names - {f"{name}_{condition}" for name in names for condition in CONDITIONS}
 
 
-def _splits_below(root: Path) -> dict[str, Path]:
+def _splits_below(root: AnyPath) -> dict[str, AnyPath]:
     """Return the splits of the one folder in `root` that has splits."""
     folders = folders_in(root)
     holders = [name for name in folders if names_both(split_names(folders_in(root / name)).values())]
@@ -80,7 +80,7 @@ def _splits_below(root: Path) -> dict[str, Path]:
     return split_folders(root / first[0]) if len(first) == 1 else {}
 
 
-def _unwrapped(folder: Path) -> Path:
+def _unwrapped(folder: AnyPath) -> AnyPath:
     """Return the folder of the same split that is the only content of a folder, as after unpacking into one."""
     inner = sorted(without_maps(folders_in(folder))) if folder.is_dir() else []
     same = len(inner) == 1 and folder.name.lower() in (inner[0].lower(), split_word(inner[0]))
@@ -89,7 +89,7 @@ def _unwrapped(folder: Path) -> Path:
     return folder if any(is_image_name(path.name) for path in folder.iterdir()) else _unwrapped(folder / inner[0])
 
 
-def _beside(root: Path, names: Iterable[str]) -> list[str]:
+def _beside(root: AnyPath, names: Iterable[str]) -> list[str]:
     """Return the images in `root`, and its folders with images, except these names and their maps."""
     names = set(names)
     folders = folders_in(root)
@@ -98,11 +98,11 @@ def _beside(root: Path, names: Iterable[str]) -> list[str]:
     return sorted(found + [path.name for path in root.iterdir() if is_image_name(path.name) and path.is_file()])
 
 
-def _holds_images(folder: Path) -> bool:
-    return any(is_image_name(path) for path in walk(str(folder)))
+def _holds_images(folder: AnyPath) -> bool:
+    return any(is_image_name(path) for path in walk(folder))
 
 
-def class_items(folder: Path, class_names: Sequence[str]) -> Iterator[Item]:
+def class_items(folder: AnyPath, class_names: Sequence[str]) -> Iterator[Item]:
     """Yield the images below `folder`, labelled by the name of the first folder; without a folder the label is None."""
     label_of = {name: label for label, name in enumerate(class_names)}
     found = find_files(folder, IMAGE_SUFFIXES | {".txt", ".json"}, count_others=True)
@@ -112,12 +112,12 @@ def class_items(folder: Path, class_names: Sequence[str]) -> Iterator[Item]:
             continue
         label = label_of[path.split("/", 1)[0]] if "/" in path else None
         text, about = (f"{path.rpartition('.')[0]}{suffix}" for suffix in (".txt", ".json"))
-        columns = Beside(*(File(f"{folder}/{name}") if name in beside else None for name in (text, about)))
+        columns = Beside(*(File(stored_in(folder, name)) if name in beside else None for name in (text, about)))
         given = columns if columns != Beside() else None
-        yield Item(key=make_key(path), image=File(f"{folder}/{path}"), label=label, columns=given)
+        yield Item(key=make_key(path), image=File(stored_in(folder, path)), label=label, columns=given)
 
 
-def with_maps(items: Iterable[Item], folders: dict[str, Path]) -> tuple[list[Item], tuple[str, ...]]:
+def with_maps(items: Iterable[Item], folders: Mapping[str, AnyPath]) -> tuple[list[Item], tuple[str, ...]]:
     """Attach maps to the items with the same relative path, whatever the suffix.
 
     Args:
@@ -133,10 +133,11 @@ def with_maps(items: Iterable[Item], folders: dict[str, Path]) -> tuple[list[Ite
     items, strays = list(items), list[str]()
     for condition, folder in folders.items():
         suffixes = IMAGE_SUFFIXES if condition == "pose" else MAP_SUFFIXES
-        map_of: dict[str, str] = {}
+        map_of: dict[str, Stored] = {}
         for path in find_files(folder, suffixes, count_others=True):
-            other = map_of.setdefault(make_key(path), f"{folder}/{path}")
-            if other != f"{folder}/{path}":
+            found = stored_in(folder, path)
+            other = map_of.setdefault(make_key(path), found)
+            if other != found:
                 raise InputError(f"{other} and {path} are maps of the same image: move one of them away")
         items = [
             replace(item, conditions={**item.conditions, condition: File(map_of.pop(item.key))})
@@ -144,12 +145,12 @@ def with_maps(items: Iterable[Item], folders: dict[str, Path]) -> tuple[list[Ite
             else item
             for item in items
         ]
-        strays += map_of.values()
+        strays += map(str, map_of.values())
     return items, tuple(strays)
 
 
 def image_tree(
-    folders: dict[str, Path], *, conditions: Sequence[str] = CONDITIONS, n_labels: int = 256
+    folders: Mapping[str, AnyPath], *, conditions: Sequence[str] = CONDITIONS, n_labels: int = 256
 ) -> dict[str, Split]:
     """Return splits of folders with an optional sub-folder per class and optional folders of maps beside them.
 
@@ -170,7 +171,7 @@ def image_tree(
     return splits
 
 
-def _warn_of_maps(folder: Path, labels: set[int | None], names: Sequence[str]) -> None:
+def _warn_of_maps(folder: AnyPath, labels: set[int | None], names: Sequence[str]) -> None:
     """Warn that folders are read as classes, if the name of one suggests that the others hold maps of its images."""
     classes = [name for label, name in enumerate(names) if label in labels]
     if len(classes) > 1 and any(name.lower() in _NO_CLASSES for name in classes):

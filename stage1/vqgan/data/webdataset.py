@@ -4,13 +4,13 @@ import functools
 import logging
 import posixpath
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from runkit.jsonfiles import parse_json
-from vqgan.data.archives import tar_members
+from runkit.remote import AnyPath
+from vqgan.data.archives import Contents, tar_members
 from vqgan.data.columns import Beside
-from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, make_key
+from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, make_key, read_each
 from vqgan.data.labels import read_labels
 from vqgan.data.samples import Item
 from vqgan.data.sources import Source
@@ -24,7 +24,7 @@ _IMAGE_NAMES = ("", "image", "img", "input", "rgb")
 """Names before the suffix of the image (`KEY.jpg`, `KEY.input.jpg`); the first that a sample has is read."""
 
 
-def webdataset(root: Path) -> dict[str, Split]:
+def webdataset(root: AnyPath) -> dict[str, Split]:
     """Read tar shards; a split is named by the file or its folder (`train-000000.tar`, `val/000.tar`).
 
     Without such a name all shards are train. The members of a sample, `KEY.*`, may be anywhere in the tar: the image
@@ -38,7 +38,7 @@ def webdataset(root: Path) -> dict[str, Split]:
             neither a number nor a word.
     """
     found = {
-        split: [sample for path in paths for sample in _samples(root / path)]
+        split: [sample for samples in read_each(_samples, [root / path for path in paths]) for sample in samples]
         for split, paths in by_split(find_files(root, {".tar"}, count_others=True), root).items()
     }
     names, labels = read_labels(((item.key, value) for samples in found.values() for item, value in samples), root)
@@ -48,10 +48,11 @@ def webdataset(root: Path) -> dict[str, Split]:
     }
 
 
-def _samples(path: Path) -> Iterator[tuple[Item, Any]]:
+def _samples(path: AnyPath) -> Iterator[tuple[Item, Any]]:
     """Yield the samples of a tar, each with the value of its label."""
     samples: dict[str, dict[str, Source]] = {}
-    for name, source in tar_members(path):
+    contents = Contents(".cls", ".json")
+    for name, source in tar_members(path, contents):
         base, extension = _divide(name)
         parts = samples.setdefault(base, {})
         if extension in parts:
@@ -72,7 +73,7 @@ def _samples(path: Path) -> Iterator[tuple[Item, Any]]:
         text, about = parts.get("txt"), parts.get("json")
         columns = Beside(text, about) if text or about else None
         item = Item(key=make_key(f"{base}."), image=parts[images[0]], conditions=conditions, columns=columns)
-        yield item, _label(path, base, parts)
+        yield item, _label(path, base, parts, contents)
     if not samples:
         log.warning("%s has no member", path)
     if imageless:
@@ -109,14 +110,14 @@ def _roles(extensions: tuple[str, ...]) -> tuple[list[str], list[tuple[str, str]
     return choices, maps
 
 
-def _label(path: Path, base: str, parts: dict[str, Source]) -> Any:
+def _label(path: AnyPath, base: str, parts: dict[str, Source], contents: Contents) -> Any:
     try:
         if "cls" in parts:
-            with parts["cls"].open() as file:
+            with contents.open(parts["cls"]) as file:
                 return file.read().decode("utf-8-sig")
         if "json" not in parts:
             return None
-        with parts["json"].open() as file:
+        with contents.open(parts["json"]) as file:
             content = parse_json(file.read(), base)
         found = [content.get(name) for name in ("label", "cls")] if isinstance(content, dict) else []
         return next((value for value in found if value is not None), None)

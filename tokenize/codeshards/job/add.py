@@ -24,7 +24,7 @@ from codeshards.job.progress import EventLog
 from codeshards.job.resume import close_job, locked_store, remove_temps
 from codeshards.job.tokenize import device_of, make_shards, open_inputs
 from codeshards.job.tokenizers import DEPTH_RANGE, about_tokenizer, check_fit, copy_tokenizers, grid_of
-from runkit.places import Store, Where, absolute
+from runkit.places import Store, Where, absolute, as_typed
 from runkit.termination import exit_on_sigterm
 from vqgan.checkpoint import fingerprint, load_config
 from vqgan.config import ModelConfig
@@ -95,8 +95,8 @@ def check_source(plan: Plan, splits: Mapping[str, Split], data: Path, spec: Shar
     for split in plan.splits:
         if split not in splits or splits[split].source_hash(tuple(spec.carried)) != plan.source_hashes[split]:
             raise ShardError(
-                f"{data} is not what split {split!r} was made from: its files or settings differ. Give the pictures of "
-                "the tokenize job, and their layout"
+                f"{as_typed(data)} is not what split {split!r} was made from: its files or settings differ. Give the "
+                "pictures of the tokenize job, and their layout"
             )
     return {split: splits[split] for split in plan.splits}
 

@@ -25,7 +25,7 @@ from codeshards.format.manifest import Failure, Sidecar, sidecar_path
 from codeshards.format.plan import Plan, PlannedShard
 from codeshards.format.schema import ShardSpec, row_key
 from codeshards.format.shardfile import write_column, write_shard
-from runkit.places import Where
+from runkit.places import Where, has_store_error
 from runkit.retries import is_outage
 from vqgan.config import ModelConfig
 from vqgan.data import ColumnType, Sample, Split, views_of
@@ -121,6 +121,7 @@ def encode_shard(
         The sidecar as written: rows, failures with reasons, file hashes, seconds per step.
     """
     rows = encode_rows(task, tokenizers, spec, config, resources or WorkerResources(config.decode_threads or 2))
+    task.samples.check_unchanged()
     with rows.timed("write"):
         # Where a shard is made again, the old sidecar must not describe new bytes.
         sidecar_path(out, task.shard).delete()
@@ -307,14 +308,14 @@ def read_or_failure(key: str, read: Callable[[], T]) -> T | Failure:
     """The result of `read`, or a failure with the reason why the sample `key` cannot be read.
 
     Where the storage is unavailable, all samples of a shard fail alike: then the error is raised, so that the shard is
-    made later.
+    made later. The error of a remote file that was changed or is refused is raised, too.
     """
     try:
         return read()
     except MemoryError as error:  # caused by the machine, not by the sample
         raise MemoryError(f"sample {key}: {str(error) or 'out of memory'}") from error
     except Exception as error:  # decoders raise any exception on broken files, and one file must not stop the job
-        if is_outage(error):
+        if is_outage(error) or has_store_error(error):
             raise
         return Failure(key, str(error) or repr(error))
 

@@ -77,7 +77,7 @@ def tokenize(
     Args:
         config: Settings of the job.
         dataset: Name of the dataset's reader; "auto" detects it.
-        data: Folder of the dataset; every node of a cluster must see it under this path.
+        data: Folder or URL of the dataset; every node of a cluster must see it under this path.
         tokenizers: ``image`` and any of segmentation, depth, pose → folder of the trained tokenizer.
         out: Folder or URL (s3://…, gs://…) of the shards; every node must reach it under this name.
         overwrite: Delete the dataset in `out` first; refused where `out` holds anything else.
