@@ -1,4 +1,4 @@
-"""The Slurm scripts of docs/cluster, run as they are; stand-ins for `srun` and `scontrol` make nodes of this machine."""
+"""The Slurm scripts of docs/cluster, run as they are on nodes that stand-ins for `srun` and `scontrol` make here."""
 
 import os
 import signal
@@ -10,15 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from srun import processes_with
+from slurm import processes_with, scancel
 from tiny_job import CONFIG, FLAGS, hashes, write_images, write_tokenizer
+from tiny_shards import make_dataset
 
+from codeshards.format.files import sha256_file
 from codeshards.job.tokenize import tokenize
 
 CLUSTER = Path(__file__).resolve().parents[2] / "docs" / "cluster"
-HELPERS = Path(__file__).resolve().parents[1] / "helpers"
+STAND_INS = Path(__file__).resolve().parents[1] / "helpers" / "slurm.py"
 SCRIPTS = sorted(CLUSTER.glob("*.sbatch"))
-JOB, NODES = "4711", ["node1", "node2", "node3"]
+JOB, NODES = "4711", ["localhost", "node2", "node3"]
 
 
 class Job:
@@ -28,14 +30,14 @@ class Job:
         programs = folder / "bin"
         programs.mkdir(parents=True, exist_ok=True)
         self._requeues = folder / "scontrol"
+        self.mark = f"IMAGEPRIORS_TEST_JOB={uuid.uuid4().hex}"
         for name, line in (
-            ("srun", f'exec {sys.executable} {HELPERS / "srun.py"} "$@"'),
+            ("srun", f'exec {sys.executable} {STAND_INS} srun "$@"'),
+            ("scancel", f"exec {sys.executable} {STAND_INS} scancel {self.mark}"),
             ("scontrol", f'echo "$@" >>{self._requeues}'),
-            ("imagepriors", f'exec {sys.executable} -m imagepriors "$@"'),
         ):
             (programs / name).write_text(f"#!/bin/sh\n{line}\n")
             (programs / name).chmod(0o755)
-        self.mark = f"IMAGEPRIORS_TEST_JOB={uuid.uuid4().hex}"
         env = {
             **os.environ,
             "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -46,6 +48,7 @@ class Job:
             "SLURMD_NODENAME": nodes[0],
             **dict([self.mark.split("=")]),
         }
+        self._folders = set(Path("/tmp").glob("*ray.??????"))
         self._log = folder / f"{uuid.uuid4().hex}.log"
         with self._log.open("w") as log:
             self._shell = subprocess.Popen(
@@ -75,15 +78,16 @@ class Job:
 
     def preempt(self) -> None:
         """Signal all processes of the steps, as Slurm does when a preemption or scancel begins."""
-        for pid in processes_with(self.mark):
-            if b"SLURM_STEP_ID=" in Path(f"/proc/{pid}/environ").read_bytes():
-                os.kill(pid, signal.SIGTERM)
+        scancel(self.mark)
 
     def result(self) -> int:
         code = self._shell.wait(300)
-        print(self.log)
-        assert list(processes_with(self.mark)) == []
-        assert not list(Path("/tmp").glob("*ray.??????"))
+        sys.stdout.write(self.log)  # shown where a test fails, and with -s
+        end_s = time.monotonic() + 5
+        while (left := list(processes_with(self.mark))) and time.monotonic() < end_s:
+            time.sleep(0.1)
+        assert [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in left] == []
+        assert set(Path("/tmp").glob("*ray.??????")) <= self._folders
         return code
 
 
@@ -135,11 +139,39 @@ def test_job_on_three_nodes_makes_the_shards_of_a_local_job(inputs, expected, tm
         assert "3 of 3 nodes have joined Ray" in job.log
         assert job.requeues == (f"requeue {JOB}\n" if end == "time limit" else "")
         finished = len(list(out.glob("train/*.json")))
-        print(f"finished shards after the first start: {finished} of {len(expected) - 2}")
+        sys.stdout.write(f"-- {finished} of {len(expected) - 2} shards are finished --\n")
         assert 2 < finished < 150
         assert not (out / "dataset.json").exists()
-    before = Job(tmp_path, "slurm.sbatch", *command)
-    assert before.result() == 0
-    assert "3 of 3 nodes have joined Ray" in before.log
-    assert before.requeues == (f"requeue {JOB}\n" if end == "time limit" else "")
+    job = Job(tmp_path, "slurm.sbatch", *command)
+    assert job.result() == 0
+    assert "3 of 3 nodes have joined Ray" in job.log
+    assert job.requeues == (f"requeue {JOB}\n" if end == "time limit" else "")
     assert hashes(out) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_training_on_two_nodes_resumes_where_the_time_limit_stopped_it(tmp_path):
+    make_dataset(tmp_path / "shards", rows=40)
+    flags = [
+        "--preset", "demo", "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--batch-size", "4",
+        "--steps", "1500", "--device", "cpu", "--log-every", "1", "--eval-every", "1500", "--checkpoint-every", "1500",
+    ]  # fmt: skip
+
+    def start(out: Path) -> Job:
+        command = ["imagepriors", "train-prior", "--shards", str(tmp_path / "shards"), "--out", str(out), *flags]
+        return Job(tmp_path, "torchrun.sbatch", *command, nodes=NODES[:2])
+
+    whole, out = tmp_path / "whole", tmp_path / "prior"
+    assert start(whole).result() == 0
+    job, metrics = start(out), out / "metrics.jsonl"
+    job.when(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 20)
+    job.warn()
+    assert job.result() != 0
+    assert job.requeues == f"requeue {JOB}\n"
+    assert not (out / "summary.json").exists()
+    job = start(out)
+    assert job.result() == 0
+    assert job.requeues == f"requeue {JOB}\n"
+    weights = "checkpoint-00001500/model.safetensors"
+    assert sha256_file(out / weights) == sha256_file(whole / weights)
