@@ -138,9 +138,9 @@ def test_job_on_three_nodes_makes_the_shards_of_a_local_job(inputs, expected, tm
         assert job.result() != 0
         assert "3 of 3 nodes have joined Ray" in job.log
         assert job.requeues == (f"requeue {JOB}\n" if end == "time limit" else "")
-        finished = len(list(out.glob("train/*.json")))
-        sys.stdout.write(f"-- {finished} of {len(expected) - 2} shards are finished --\n")
-        assert 2 < finished < 150
+        finished, planned = (len(list(out.glob("train/*.json"))), sum(name.startswith("train/") for name in expected))
+        sys.stdout.write(f"-- {finished} of {planned} training shards are finished --\n")
+        assert 2 < finished < planned
         assert not (out / "dataset.json").exists()
     job = Job(tmp_path, "slurm.sbatch", *command)
     assert job.result() == 0
@@ -155,7 +155,7 @@ def test_training_on_two_nodes_resumes_where_the_time_limit_stopped_it(tmp_path)
     make_dataset(tmp_path / "shards", rows=40)
     flags = [
         "--preset", "demo", "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--batch-size", "4",
-        "--steps", "1500", "--device", "cpu", "--log-every", "1", "--eval-every", "1500", "--checkpoint-every", "1500",
+        "--steps", "800", "--device", "cpu", "--log-every", "1", "--eval-every", "800", "--checkpoint-every", "800",
     ]  # fmt: skip
 
     def start(out: Path) -> Job:
@@ -173,5 +173,4 @@ def test_training_on_two_nodes_resumes_where_the_time_limit_stopped_it(tmp_path)
     job = start(out)
     assert job.result() == 0
     assert job.requeues == f"requeue {JOB}\n"
-    weights = "checkpoint-00001500/model.safetensors"
-    assert sha256_file(out / weights) == sha256_file(whole / weights)
+    assert sha256_file(out / "model.safetensors") == sha256_file(whole / "model.safetensors")
