@@ -23,6 +23,8 @@ KIND    ?= depth
 MODEL   ?=
 TO      ?=
 INIT    ?=
+# Token shards of other runs to train the prior on: one folder or URL, or several as PATH=WEIGHT.
+SHARDS  ?=
 # Conditions to tokenize beside the images, each by a tokenizer of its own.
 CONDITIONS ?= $(if $(filter demo,$(DATASET)),segmentation)
 export RAY_ADDRESS
@@ -53,7 +55,7 @@ $(call one_of,KIND,$(KINDS))
 
 $(foreach name,$(CONDITIONS),$(if $(filter $(name),$(MODALITIES)),,$(error CONDITIONS=$(name) is unknown: choose out of $(MODALITIES))))
 
-PRIOR    := $(RUN)/prior-$(ORDER)$(if $(filter-out none,$(COND)),-$(COND))
+PRIOR    := $(RUN)/prior-$(ORDER)$(if $(filter-out none,$(COND)),-$(COND))$(if $(word 2,$(SHARDS)),-blend)
 BESIDE   := $(CONDITIONS:%=$(RUN)/tokenizer-%/summary.json)
 SOURCE   := --dataset $(DATASET) --data $(DATA)
 NEEDDATA  = @test -n "$(DATA)" || { echo "DATA= is empty: pass the folder that holds $(DATASET), DATA=/path" >&2; exit 2; }
@@ -132,11 +134,12 @@ $(RUN)/shards/dataset.json: $(RUN)/tokenizer/summary.json $(BESIDE) | $(READY)
 	  $(if $(BESIDE),--condition $(patsubst %/summary.json,%,$(BESIDE))) \
 	  --out $(@D) --workers $(WORKERS) $(if $(filter tokenize,$(MAKECMDGOALS)),$(SET))
 
-# The folder is named prior-ORDER or prior-ORDER-CONDITION.
-train-prior: $(PRIOR)/summary.json ## Stage 2: train the prior (ORDER=, COND=)
-$(RUN)/prior-%/summary.json: $(RUN)/shards/dataset.json | $(READY)
+# The folder is named prior-ORDER or prior-ORDER-CONDITION, with -blend at the end for several SHARDS.
+train-prior: $(PRIOR)/summary.json ## Stage 2: train the prior (ORDER=, COND=, SHARDS='a=0.7 b=0.3')
+$(RUN)/prior-%/summary.json: $(if $(SHARDS),,$(RUN)/shards/dataset.json) | $(READY)
 	$(CLI) train-prior --preset $(PRESET) --order $(firstword $(subst -, ,$*)) \
-	  --condition $(or $(word 2,$(subst -, ,$*)),none) --shards $(RUN)/shards --out $(@D) \
+	  --condition $(or $(filter-out blend,$(word 2,$(subst -, ,$*))),none) --shards $(or $(SHARDS),$(RUN)/shards) \
+	  --out $(@D) \
 	  $(if $(filter train-prior,$(MAKECMDGOALS)),$(SET))
 
 sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
+from torchvision.io import decode_image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from priorbench import harness
@@ -59,6 +61,8 @@ def run(repeats: int, *, out: Path = harness.RESULTS, data: Path | None = None, 
             OURS: lambda number: ours.read(number, SIZE),
             "imagepriors, ImageNet's tar of tars, in place": lambda number: tars.read(number % len(tars), SIZE),
             "imagepriors, folders, draft": lambda number: ours.read_views(number, SIZE, (CENTRE,), draft=True),
+            "Pillow decodes, torch resizes": lambda number: _resized(_decoded_by_pillow(paths[number])),
+            "torchvision decodes, torch resizes": lambda number: _resized(decode_image(paths[number], mode="RGB")),
         }
         for read in contenders.values():
             _rate(read, len(paths))  # fill the page cache
@@ -69,6 +73,19 @@ def run(repeats: int, *, out: Path = harness.RESULTS, data: Path | None = None, 
             lambda found: _report(out, found, what, float(np.mean(gaps))),
             repeats,
         )
+
+
+def _decoded_by_pillow(path: str) -> torch.Tensor:
+    """Return an image as uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+
+
+def _resized(image_CHW: torch.Tensor) -> torch.Tensor:
+    """Return the centre square in SIZE, resized by torch with antialiasing."""
+    side, (height, width) = min(image_CHW.shape[1:]), image_CHW.shape[1:]
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image_CHW[None, :, top : top + side, left : left + side]
+    return torch.nn.functional.interpolate(square, (SIZE, SIZE), mode="bicubic", antialias=True)[0]
 
 
 def _photos(data: Path | None, work: Path, images: int) -> tuple[Path, str]:

@@ -195,7 +195,7 @@ def _driver_text(found: RoundsBySize) -> str:
     return (
         f"The tokenize driver's own work for {SAMPLES:,} samples ({HANDED_OUT:,} while handing out shards to two idle "
         f"workers, from the first ready worker on), local disk, {_rounds(found)}. Memory: peak resident set above "
-        "that of the idle process, including the synthetic list of keys. Resume: all shards exist and are "
+        "that of the idle process; synthetic keys are made while they are read. Resume: all shards exist and are "
         f"checked.{_grows(found, _SECONDS)}"
     )
 

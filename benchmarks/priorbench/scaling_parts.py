@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,6 +37,20 @@ _SIDE = 8
 _FILE_ROWS = 50_000
 
 
+class _Keys(Sequence[str]):
+    """Keys like those of ImageNet, made when they are read."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, part: Any) -> Any:
+        start, stop, _ = part.indices(self._count)
+        return [f"n{i % 1000:08d}/picture{i:010d}" for i in range(start, stop)]
+
+
 class _Idle:
     """A worker that returns its task."""
 
@@ -52,7 +66,7 @@ def _mib_over(before_gib: float) -> float:
 def plan_of(samples: int, shards: int) -> Plan:
     """A shuffled plan of synthetic keys like those of ImageNet."""
     return build_plan(
-        samples={"train": [f"n{i % 1000:08d}/picture{i:010d}" for i in range(samples)]},
+        samples={"train": _Keys(samples)},
         source_hashes={"train": "benchmark"},
         settings={},
         views=1,

@@ -86,7 +86,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, error: type[Use
         # Group by group, because Arrow does not merge dictionaries in structs.
         groups = [file.read_row_group(group, columns) for group in range(file.num_row_groups)]
         table = pa.concat_tables(groups) if groups else file.read(columns)
-        _check_bytes(path, sum(map(_decoded_bytes, table.itercolumns())), "the table", path.stat().st_size, error)
+        _check_bytes(path, sum(map(decoded_bytes, table.itercolumns())), "the table", path.stat().st_size, error)
         plain = [pa.field(field.name, _plain(field.type), field.nullable, field.metadata) for field in table.schema]
         return table.cast(pa.schema(plain, table.schema.metadata))
     except _UNREADABLE as problem:
@@ -149,17 +149,17 @@ def _check_bytes(path: Path, nbytes: int, what: str, size: int, error: type[User
         )
 
 
-def _decoded_bytes(values: Any) -> int:
+def decoded_bytes(values: Any) -> int:
     """Return the bytes of a column after decoding its dictionaries."""
     if isinstance(values, pa.ChunkedArray):
-        return sum(map(_decoded_bytes, values.chunks))
+        return sum(map(decoded_bytes, values.chunks))
     if pa.types.is_dictionary(values.type):
         lengths = pc.binary_length(values.dictionary).take(values.indices)
         return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
     if pa.types.is_struct(values.type):
-        return sum(_decoded_bytes(values.field(index)) for index in range(values.type.num_fields))
+        return sum(decoded_bytes(values.field(index)) for index in range(values.type.num_fields))
     if _is_list(values.type):
-        return _decoded_bytes(values.flatten())
+        return decoded_bytes(values.flatten())
     return int(values.nbytes)
 
 

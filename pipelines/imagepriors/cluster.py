@@ -5,10 +5,9 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codeprior.config import TrainConfig as PriorConfig
-from codeshards.format import ShardDataset, Where, absolute
 from codeshards.format.files import read_json
 from runkit.devices import Device
 from runkit.errors import UserError, user_message
@@ -17,6 +16,9 @@ from runkit.ray_session import connected
 from vqgan.config import TrainConfig
 from vqgan.data import open_splits
 from vqgan.errors import InputError
+
+if TYPE_CHECKING:
+    from codeprior.blend import Shards
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +40,19 @@ def train_vqgan_on_ray(config: TrainConfig, dataset: str, data: Path, out: Path,
     return train_on_ray(worker, out, workers, name="train-vqgan", device=config.device)
 
 
-def train_prior_on_ray(config: PriorConfig, shards: Where, out: Path, workers: int) -> dict[str, Any]:
+def train_prior_on_ray(config: PriorConfig, shards: "Shards", out: Path, workers: int) -> dict[str, Any]:
     """Train stage 2 with `workers` processes; returns the summary of the run. See :func:`train_on_ray`."""
+    from codeprior.blend import Blend, absolute_shards, places
+
     check_workers(workers, config.batch_size)
-    check_apart(out, shards=shards)
-    ShardDataset.open(shards)
-    place, out = absolute(shards), out.resolve()
+    check_apart(out, shards=places(shards))
+    Blend.open(shards)
+    given, out = absolute_shards(shards), out.resolve()
 
     def worker(device: Device) -> None:
         from codeprior.train import train_prior
 
-        train_prior(replace(config, device=device), place, out)
+        train_prior(replace(config, device=device), given, out)
 
     return train_on_ray(worker, out, workers, name="train-prior", device=config.device)
 

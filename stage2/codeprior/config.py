@@ -102,7 +102,8 @@ class TrainConfig:
     loader: Literal["memory_map", "stream"] = "memory_map"
     """memory_map decodes the split once to disk and shuffles exactly; stream reads the shards again every epoch."""
     shuffle_rows: int = 65_536
-    """Rows that the stream shuffles together (whole shards, at least this many); determines its memory."""
+    """Rows that the stream shuffles together (whole shards, at least this many); determines its memory. The datasets of
+    a blend share them."""
     batch_size: int = 64
     """Sequences per optimizer step, over all ranks and accumulated parts."""
     accumulate: int = 1

@@ -57,6 +57,11 @@ class Batch:
         """Concatenate batches."""
         return cls(**{name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()})
 
+    def pick(self, rows: NDArray[np.int64]) -> Self:
+        """Return these rows, in this sequence."""
+        index = torch.from_numpy(rows)
+        return type(self)(**{name: tensor[index] for name, tensor in self.tensors().items()})
+
     def split(self, parts: int) -> list[Self]:
         """Split the batch into equal parts, for gradient accumulation."""
         chunks = {name: tensor.chunk(parts) for name, tensor in self.tensors().items()}
@@ -155,12 +160,19 @@ def checked(batch: Batch, sequence: SequenceSpec) -> Batch:
 def check_shards(dataset: ShardDataset, sequence: SequenceSpec) -> None:
     """Refuse shards that do not fit a prior's sequences, naming all differences.
 
-    The order tables are not checked here, because shards with other tables cannot be opened.
-
     Raises:
         PriorError: The grid, codebook or tokenizer is another one, or an order, a scale or a condition is missing.
     """
-    spec, wrong = dataset.spec, []
+    if wrong := differences(dataset, sequence):
+        raise PriorError(f"{dataset.path} does not fit this prior: {'; '.join(wrong)}")
+
+
+def differences(dataset: ShardDataset, sequence: SequenceSpec) -> list[str]:
+    """Return in what shards do not fit a prior's sequences; nothing if they fit.
+
+    The order tables are not compared, because shards with other tables cannot be opened.
+    """
+    spec, wrong = dataset.spec, list[str]()
 
     def compare(what: str, expected: object, found: object) -> None:
         if expected != found:
@@ -183,8 +195,7 @@ def check_shards(dataset: ShardDataset, sequence: SequenceSpec) -> None:
             compare(f"{part.name} grid", f"{part.height}×{part.width}", f"{grid.height}×{grid.width}")
             compare(f"{part.name} codebook_size", part.vocabulary, grid.codebook_size)
             compare(f"{part.name} tokenizer", part.fingerprint, grid.fingerprint)
-    if wrong:
-        raise PriorError(f"{dataset.path} does not fit this prior: {'; '.join(wrong)}")
+    return wrong
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -258,9 +269,20 @@ class Batches(ABC):
         self.step = 0
         """Number of batches returned so far, over all epochs."""
 
-    @abstractmethod
     def at(self, step: int) -> Batch:
         """Return this rank's part of global batch `step`."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        first = index * self.batch_size
+        return self.take(epoch, first + self.mine.start, first + self.mine.stop)
+
+    @abstractmethod
+    def take(self, epoch: int, first: int, end: int) -> Batch:
+        """Return rows first … end - 1 of an epoch, in the sequence in which its batches have them."""
+
+    @property
+    def sources(self) -> tuple[Batches, ...]:
+        """The datasets that the rows come from: for one dataset, this object alone."""
+        return (self,)
 
     @abstractmethod
     def codes(self) -> Iterator[Codes]:
@@ -301,19 +323,14 @@ class CodeBatches(Batches):
         super().__init__(rows, data.identity, **options)
         self._shuffled: tuple[int, NDArray[np.int64]] | None = None
 
-    def rows_of(self, step: int) -> NDArray[np.int64]:
-        """Return the row numbers of global batch `step`, the same on every rank."""
-        epoch, index = divmod(step, self.batches_per_epoch)
+    def take(self, epoch: int, first: int, end: int) -> Batch:
+        """Return rows first … end - 1 of an epoch."""
         if self._shuffled is None or self._shuffled[0] != epoch:
             rows = epoch_permutation(self.epoch_rows, self.seed, epoch)
             if self._samples is not None:
                 rows = draw_views(self._samples, self.seed, epoch)[rows]
             self._shuffled = (epoch, rows)
-        return self._shuffled[1][index * self.batch_size : (index + 1) * self.batch_size]
-
-    def at(self, step: int) -> Batch:
-        """Return this rank's part of global batch `step`."""
-        return self.data.take(self.rows_of(step)[self.mine])
+        return self.data.take(self._shuffled[1][first:end])
 
     def codes(self) -> Iterator[Codes]:
         """Yield this rank's part of the image codes of the split, in pieces."""

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from codeprior import checkpoint as ckpt
+from codeprior.blend import Blend, Shards, places
 from codeprior.chunked_loss import CHUNK, LARGE_CODEBOOK
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
-from codeprior.data import Batch, check_labels, check_shards, sequence_from_dataset
+from codeprior.data import Batch, check_labels, check_shards
 from codeprior.model import Prior
 from codeprior.optim import make_optimizer
 from codeprior.speed import peak_flops, resolve_precision, step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
-from codeshards.format import ShardDataset, Where
+from codeshards.format import ShardDataset
 from runkit.codes import code_dtype
 from runkit.devices import Autocast, make_autocast
 from runkit.folders import check_apart
@@ -30,7 +31,7 @@ from runkit.trackers import check_tracker
 from runkit.training import place_run
 
 
-def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPlan:
+def plan_training(config: TrainConfig, shards: Shards, out: str | Path) -> WorkPlan:
     """Return what :func:`codeprior.train.train_prior` would do; it finds the same errors, and writes nothing.
 
     Time and memory are those of a few steps on random codes.
@@ -38,16 +39,17 @@ def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPl
     Raises:
         ShardError: As the training.
     """
-    check_apart(out, shards=shards)
+    check_apart(out, shards=places(shards))
     check_tracker(config.tracker, PriorError)
     folder = ckpt.run_folder(Path(out))
-    dataset = ShardDataset.open(shards, known=ckpt.dataset_of(Path(out)))
-    sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)
-    check_shards(dataset, sequence)
-    _check_labels(dataset, sequence)
-    run = ckpt.RunConfig(train=config, sequence=sequence, data=dataset.fingerprint)
+    blend = Blend.open(shards, known=ckpt.dataset_of(Path(out)))
+    sequence = blend.sequence(config)
+    for dataset in blend.datasets:
+        check_shards(dataset, sequence)
+        _check_labels(dataset, sequence)
+    run = ckpt.RunConfig(train=config, sequence=sequence, data=blend.fingerprint)
     done = folder.planned_step(run, config.steps)
-    rows = {split: dataset.rows(split) for split in dataset.splits}
+    rows = {split: blend.rows(split) for split in blend.splits}
     if rows["train"] < config.batch_size:
         raise PriorError(f"batch_size = {config.batch_size}: an epoch has only {rows['train']} rows; use at most that")
     stored = code_dtype(sequence.codebook_size).itemsize
@@ -67,7 +69,10 @@ def plan_training(config: TrainConfig, shards: Where, out: str | Path) -> WorkPl
         if steps and fits:
             trial, row_s = _trial(config, sequence, prior, device, precision)
             eval_s = evaluations(steps, config.eval_every) * rows.get("val", 0) * row_s
+    shares = zip(blend.datasets, blend.proportions, strict=True)
+    datasets = {str(dataset.path): f"{share:.2%}" for dataset, share in shares} if len(blend.datasets) > 1 else {}
     figures = {
+        **({"blend": datasets} if datasets else {}),
         "steps": steps, "steps_done": done, "rows": rows, "epochs": round(steps * config.batch_size / rows["train"], 2),
         "codes_per_sequence": sequence.length, "condition_tokens": sequence.condition_length,
         "parameters": prior.parameter_count, "device": device.type, "precision": precision,

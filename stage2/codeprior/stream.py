@@ -75,11 +75,8 @@ class StreamBatches(Batches):
         self._loading: dict[tuple[int, int], Future[CodeData]] = {}
         self._epoch_windows: tuple[int, list[Window]] | None = None
 
-    def at(self, step: int) -> Batch:
-        """Return this rank's part of global batch `step`."""
-        epoch, index = divmod(step, self.batches_per_epoch)
-        first = index * self.batch_size + self.mine.start
-        end = index * self.batch_size + self.mine.stop
+    def take(self, epoch: int, first: int, end: int) -> Batch:
+        """Return rows first … end - 1 of an epoch."""
         windows = [w for w in self.windows(epoch) if w.start < end and w.start + w.rows > first]
         needed = [(epoch, window.number) for window in windows]
         following = self._following(epoch, windows[-1].number)

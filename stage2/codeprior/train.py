@@ -1,6 +1,6 @@
 """Training a prior from token shards: the loop around the step, with its metrics and evaluation.
 
-Axes: T image codes of a sequence.
+Axes: S datasets of a blend, T image codes of a sequence.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codeprior import checkpoint as ckpt
+from codeprior.blend import Blend, Shards, places
 from codeprior.config import PriorError, TrainConfig
-from codeprior.data import CodeData, checked, pixel_dims, sequence_from_dataset
+from codeprior.data import CodeData, checked, pixel_dims
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at
 from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.trainer import Trainer
-from codeprior.unigram import code_counts, entropy_nats, unigram_nll_nats
-from codeshards.format import ShardDataset, Where
+from codeprior.unigram import code_counts, entropy_nats, mixed, unigram_nll_nats
 from runkit.checkpoints import checkpoints
 from runkit.codes import Codes
 from runkit.folders import check_apart
@@ -76,20 +76,25 @@ def evaluate(
 class Run(TrainingLoop):
     """The loop of one prior's run."""
 
-    def __init__(self, trainer: Trainer, dataset: ShardDataset) -> None:
-        self.trainer, self.dataset, self.config = trainer, dataset, trainer.config
+    def __init__(self, trainer: Trainer, blend: Blend) -> None:
+        self.trainer, self.blend, self.config = trainer, blend, trainer.config
         config, sequence = trainer.config, trainer.run.sequence
         super().__init__(
             trainer.folder, steps=config.steps, log_every=config.log_every, eval_every=config.eval_every,
             checkpoint_every=config.checkpoint_every, keep=config.keep_checkpoints, tracker=config.tracker,
         )  # fmt: skip
-        self.val_data = CodeData.open(dataset, "val", sequence) if "val" in dataset.splits else None
+        self.val_data = {
+            number: CodeData.open(dataset, "val", sequence)
+            for number, dataset in enumerate(blend.datasets)
+            if "val" in dataset.splits
+        }
+        """Validation split of each dataset that has one, by its number."""
         self.recent: list[tuple[Tensor, Tensor]] = []
         """Loss and gradient norm of the steps since the last line of metrics, on the device."""
         self.train_seconds = 0.0
         self.best_nats = math.inf
-        self.val_nll_T: NDArray[np.float64] | None = None
-        """Validation loss at each position, if it was measured at this step."""
+        self.val_nll_ST: NDArray[np.float64] | None = None
+        """Validation loss of each dataset at each position, if it was measured at this step."""
         self._timed_steps, self._interval_s, self._mark_s = 0, 0.0, 0.0
         self._flops_per_step = config.batch_size * step_flops_per_sequence(trainer.prior)
 
@@ -124,7 +129,7 @@ class Run(TrainingLoop):
         """Do one step."""
         self.recent.append(self.trainer.advance())
         self._timed_steps += 1
-        self.val_nll_T = None
+        self.val_nll_ST = None
 
     def _synchronize(self) -> tuple[list[float], list[float]]:
         """Wait for the device, stop the clock, refuse losses that are not finite; return losses and gradient norms."""
@@ -185,23 +190,24 @@ class Run(TrainingLoop):
 
     def evaluate(self, check_stop: Callable[[], None]) -> None:
         """Evaluate on the validation split, and keep the weights if they are the best."""
-        if self.val_data is None:
+        if not self.val_data:
             return
         self._synchronize()
         trainer = self.trainer
         # As many rows per batch as a step reads, so that a run that trains within the memory also evaluates within it.
         rows = self.config.batch_size // self.config.accumulate
-        self.val_nll_T = evaluate(
-            trainer.shipped, self.val_data, batch_size=rows, autocast=trainer.autocast, before_batch=check_stop
-        )
-        figures = self._val_figures(float(self.val_nll_T.mean()))
+        self.val_nll_ST = np.stack([
+            evaluate(trainer.shipped, data, batch_size=rows, autocast=trainer.autocast, before_batch=check_stop)
+            for data in self.val_data.values()
+        ])  # fmt: skip
+        figures, val_nll_T = self._val_figures(self.val_nll_ST)
         if self.log is not None:
             self.log.write(trainer.step, figures)
         if figures["val_nll_nats"] < self.best_nats:
             self.best_nats = figures["val_nll_nats"]
             weights = trainer.weights()
             if self.first:
-                by_position = {"val_nll_nats_by_position": self.val_nll_T.tolist()}
+                by_position = {"val_nll_nats_by_position": val_nll_T.tolist()}
                 summary = {"step": trainer.step, **figures, **by_position}
                 ckpt.save_best(self.folder.path, trainer.run, weights, summary)
         barrier()
@@ -214,35 +220,55 @@ class Run(TrainingLoop):
             ckpt.finish_run(self.folder.path, checkpoints(self.folder.path)[-1], summary)
         return summary
 
-    def _val_figures(self, nll: float) -> dict[str, float]:
+    def _val_shares(self) -> NDArray[np.float64]:
+        """Return the weight of each validation split: the proportions of the training rows, which sum to one."""
+        shares = [self.blend.proportions[number] for number in self.val_data]
+        return np.array(shares) / sum(shares)
+
+    def _val_figures(self, nll_ST: NDArray[np.float64]) -> tuple[dict[str, float], NDArray[np.float64]]:
+        """Return the figures of an evaluation, and the loss at each position."""
+        nll_T = (self._val_shares()[:, None] * nll_ST).sum(axis=0)
+        nll = float(nll_T.mean())
         figures = {"val_nll_nats": nll, "val_bits_per_code": nll / math.log(2)}
-        dims = pixel_dims(self.dataset)
+        dims = pixel_dims(self.blend.datasets[0])
         if dims is not None:
             figures["val_bits_per_dim"] = nll * self.trainer.run.sequence.length / (math.log(2) * dims)
-        return figures
+        if len(self.blend.datasets) > 1:
+            for number, one_T in zip(self.val_data, nll_ST, strict=True):
+                figures[f"val_nll_nats_{number + 1}"] = float(one_T.mean())
+        return figures, nll_T
 
     def summary(self) -> dict[str, Any]:
         """Return the results of the finished run. Losses are means per image code, and None without a val split."""
-        trainer, sequence = self.trainer, self.trainer.run.sequence
-        counts = self._count("train", trainer.batches.codes())
+        trainer, sequence, blend = self.trainer, self.trainer.run.sequence, self.blend
+        sources = zip(blend.datasets, trainer.batches.sources, strict=True)
+        counts = mixed(
+            [self._count("train", source.codes(), dataset.rows("train")) for dataset, source in sources],
+            blend.proportions,
+        )
         trained = trainer.step * self.config.batch_size
         val: dict[str, Any] = dict.fromkeys(
             ("val_nll_nats", "val_bits_per_code", "val_nll_nats_by_position", "unigram_val_nll_nats")
         )
-        if self.val_data is not None and self.val_nll_T is not None:
-            val_counts = self._count("val", self.val_data.codes(rank(), world_size()))
+        if self.val_nll_ST is not None:
+            val_counts = [
+                self._count("val", data.codes(rank(), world_size()), data.rows) for data in self.val_data.values()
+            ]
+            figures, nll_T = self._val_figures(self.val_nll_ST)
             val = {
-                **self._val_figures(float(self.val_nll_T.mean())),
-                "val_nll_nats_by_position": self.val_nll_T.tolist(),
-                "unigram_val_nll_nats": unigram_nll_nats(counts, val_counts),
+                **figures,
+                "val_nll_nats_by_position": nll_T.tolist(),
+                "unigram_val_nll_nats": unigram_nll_nats(counts, mixed(val_counts, self._val_shares())),
             }
+        first = blend.datasets[0].path
         return {
             "steps": trainer.step,
             "epochs": trainer.step / trainer.batches.batches_per_epoch,
             "parameters": trainer.parameter_count,
-            **({"shards": str(self.dataset.path)} if self.dataset.path.local is None else {}),
-            "train_rows": self.dataset.rows("train"),
-            "val_rows": self.val_data.rows if self.val_data else 0,
+            **({"shards": str(first)} if first.local is None else {}),
+            **({"blend": self._blend_figures(trained)} if len(blend.datasets) > 1 else {}),
+            "train_rows": blend.rows("train"),
+            "val_rows": sum(data.rows for data in self.val_data.values()),
             **val,
             "unigram_entropy_nats": entropy_nats(counts),
             "train_seconds": round(self.train_seconds, 3),
@@ -252,10 +278,23 @@ class Run(TrainingLoop):
             "precision": trainer.precision,
         }
 
-    def _count(self, split: str, pieces: Iterable[Codes]) -> NDArray[np.int64]:
+    def _blend_figures(self, trained: int) -> list[dict[str, Any]]:
+        """Return what each dataset of a blend contributed to so many rows."""
+        blend, sources = self.blend, self.trainer.batches.sources
+        return [
+            {
+                "shards": str(dataset.path), "weight": weight, "proportion": share,
+                "epochs": trained * share / source.epoch_rows,
+            }
+            for dataset, weight, share, source in zip(
+                blend.datasets, blend.rows_per_cycle, blend.proportions, sources, strict=True
+            )
+        ]  # fmt: skip
+
+    def _count(self, split: str, pieces: Iterable[Codes], rows: int) -> NDArray[np.int64]:
         """Return how often each image code occurs in a split, of which every rank counts its part."""
         sequence = self.trainer.run.sequence
-        total = self.dataset.rows(split) * sequence.length // world_size()
+        total = rows * sequence.length // world_size()
         hidden = None if self.first else True
         with tqdm(total=total, desc=f"count {split}", unit="code", unit_scale=True, disable=hidden) as bar:
             counts = torch.from_numpy(code_counts(_with_progress(pieces, bar), sequence.codebook_size))
@@ -268,15 +307,16 @@ def _with_progress(pieces: Iterable[Codes], bar: tqdm) -> Iterator[Codes]:
         bar.update(piece.size)
 
 
-def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: bool = True) -> dict[str, Any]:
-    """Train a prior from a dataset of shards, or resume a run that was stopped.
+def train_prior(config: TrainConfig, shards: Shards, out: str | Path, *, resume: bool = True) -> dict[str, Any]:
+    """Train a prior from a dataset of shards, or from a blend of several, or resume a run that was stopped.
 
     Under `torchrun`, or in a process group that exists already, each process trains on its part of every batch.
 
     Args:
         config: The run. On resume only the fields in `checkpoint.FREE_ON_RESUME` may differ. With more steps a finished
             run continues; if its schedule depends on the steps, the result is not that of as many steps from the start.
-        shards: Folder or URL of a finished dataset.
+        shards: Folder or URL of a finished dataset, or a mapping from several to their weights: positive numbers, in
+            whose proportions each batch takes their rows.
         out: The run's folder, see :mod:`codeprior.checkpoint`; all processes must see it.
         resume: False removes an earlier run in `out`, file by file, and starts over.
 
@@ -289,17 +329,16 @@ def train_prior(config: TrainConfig, shards: Where, out: str | Path, *, resume: 
             `out`; or `out` holds files of these names that were not made by training.
         StoppedError: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
-    check_apart(out, shards=shards)
+    check_apart(out, shards=places(shards))
     check_tracker(config.tracker, PriorError)
     with process_group():
         out = Path(out)
-        dataset = ShardDataset.open(shards, known=ckpt.dataset_of(out) if resume else "")
-        sequence = sequence_from_dataset(dataset, config.order, config.condition, scales=config.multiscale)
-        run = ckpt.RunConfig(train=config, sequence=sequence, data=dataset.fingerprint)
+        blend = Blend.open(shards, known=ckpt.dataset_of(out) if resume else "")
+        run = ckpt.RunConfig(train=config, sequence=blend.sequence(config), data=blend.fingerprint)
         return run_training(
             ckpt.run_folder(out),
             run,
             config.steps,
-            lambda: Run(Trainer(run, dataset, out), dataset),
+            lambda: Run(Trainer(run, blend, out), blend),
             clear=None if resume else lambda: ckpt.remove_run(out),
         )

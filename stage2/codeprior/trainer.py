@@ -22,13 +22,12 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from codeprior import checkpoint as ckpt
 from codeprior import distributed
 from codeprior.augment import augment
+from codeprior.blend import Blend
 from codeprior.config import PriorError
-from codeprior.data import Batch, Batches, CodeBatches, CodeData, checked, random_bits
+from codeprior.data import Batch, checked, random_bits
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at, make_optimizer
 from codeprior.speed import resolve_precision
-from codeprior.stream import StreamBatches
-from codeshards.format import ShardDataset
 from runkit.checkpoints import TENSORS, DamagedError, check_shapes, read_tensors, read_values
 from runkit.devices import Autocast, make_autocast, resumed_precision
 from runkit.files import write_json
@@ -124,13 +123,13 @@ def train_step(
 class Trainer:
     """All that a step changes, on this rank's device."""
 
-    def __init__(self, run: ckpt.RunConfig, dataset: ShardDataset, out: Path) -> None:
+    def __init__(self, run: ckpt.RunConfig, blend: Blend, out: Path) -> None:
         self.run, self.config, self.out = run, run.train, out
         config = run.train
         self.folder = ckpt.run_folder(out)
         self.device, precision = place_run(config, resolve_precision, PriorError)
         self._set_precision(precision)
-        self.batches = self._open_batches(dataset)
+        self.batches = blend.batches(config, run.sequence, rank=rank(), world_size=world_size())
         torch.manual_seed(config.seed)
         self.prior = Prior(config.model, run.sequence).to(self.device)
         self.averaged = copy.deepcopy(self.prior).requires_grad_(False) if config.ema_decay else None
@@ -141,18 +140,6 @@ class Trainer:
         self.loss: nn.Module = self._wrap()
         self.optimizer = make_optimizer(self.prior, config, precision)
         self._moments = moments_of(self.optimizer)
-
-    def _open_batches(self, dataset: ShardDataset) -> Batches:
-        config, sequence, views = self.config, self.run.sequence, self.config.views == "one"
-        shares: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "seed": config.seed,
-            "rank": rank(),
-            "world_size": world_size(),
-        }
-        if config.loader == "stream":
-            return StreamBatches(dataset, "train", sequence, shuffle_rows=config.shuffle_rows, views=views, **shares)
-        return CodeBatches(CodeData.open(dataset, "train", sequence, views=views), **shares)
 
     def _wrap(self) -> nn.Module:
         several, loss = world_size() > 1, SequenceLoss(self.prior)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,20 @@ def code_counts(pieces: Iterable[NDArray[Any]], codebook_size: int) -> NDArray[n
     return counts
 
 
-def entropy_nats(counts: NDArray[np.int64]) -> float:
+def mixed(counts: Sequence[NDArray[np.int64]], shares: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the counts of a blend: the frequencies in each dataset in these shares, with as many codes as in all."""
+    total = sum(int(one.sum()) for one in counts)
+    parts = [share * one * (total / one.sum()) for one, share in zip(counts, shares, strict=True)]
+    return np.sum(parts, axis=0)  # type: ignore[no-any-return]
+
+
+def entropy_nats(counts: NDArray[np.float64]) -> float:
     """Return the entropy of the frequencies: the loss per code of the unigram model on its training data."""
     p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log(p)).sum())
 
 
-def unigram_nll_nats(train_counts: NDArray[np.int64], val_counts: NDArray[np.int64]) -> float:
+def unigram_nll_nats(train_counts: NDArray[np.float64], val_counts: NDArray[np.float64]) -> float:
     """Return the mean negative log-likelihood of the validation codes under the training frequencies.
 
     One is added to every count, so that the loss of codes that do not occur in training is finite.

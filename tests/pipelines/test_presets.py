@@ -90,6 +90,16 @@ def test_make_has_a_preset_for_every_dataset(dataset, tmp_path):
     assert {preset for _, preset in found} <= {"auto", *preset_names()}
 
 
+@pytest.mark.parametrize(("shards", "name"), [("a=0.7 b=0.3", "prior-zcurve-class-blend"), ("a", "prior-zcurve-class")])
+def test_make_trains_on_shards_of_other_runs(shards, name, tmp_path):
+    variables = [f"SHARDS={shards}", f"RUN={tmp_path}", "ORDER=zcurve", "COND=class"]
+    make = ["make", "-C", ROOT, "-n", "train-prior", *variables]
+    done = subprocess.run(make, capture_output=True, text=True, check=True)
+    command = " ".join(done.stdout.replace("\\\n", " ").split())
+    assert f"--order zcurve --condition class --shards {shards} --out {tmp_path / name}" in command
+    assert "imagepriors tokenize" not in command
+
+
 def test_make_help_lists_targets_and_variables():
     done = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
     for word in ("quickstart", "train-prior", "ORDER=row_major", "RAY_ADDRESS="):

@@ -148,6 +148,20 @@ def test_a_prior_trains_from_shards_of_the_hub_and_records_the_commit(
     assert ip.open_shards(prior.summary["shards"]).fingerprint == opened.fingerprint
 
 
+def test_the_card_of_a_blend_names_its_datasets(hub: HubServer, made: SimpleNamespace, tmp_path: Path) -> None:
+    spec = ip.open_shards(made.shards).spec
+    make_dataset(tmp_path / "more", spec=spec, seed=7)
+    prior = ip.train_prior(
+        {made.shards: 3, tmp_path / "more": 1}, out=tmp_path / "prior", preset="tiny", **PRIOR_FIELDS
+    )
+    assert prior.shards == made.shards
+    ip.push(prior, "user/blend")
+    card = hub.files("models/user/blend")["README.md"].decode()
+    first, second = ("/".join(path.parts[-2:]) for path in (made.shards, tmp_path / "more"))
+    assert f"It was trained on a blend of 75.00% {first}, 25.00% {second}." in card
+    assert str(tmp_path) not in card
+
+
 def test_revisions(hub: HubServer, made: SimpleNamespace) -> None:
     ip.push(made.tokenizer, "hf://user/tok@next", message="A first version")
     assert "config.json" not in hub.files("models/user/tok")

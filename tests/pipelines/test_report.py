@@ -95,6 +95,16 @@ def test_the_curves_of_an_unfinished_prior_wait_for_its_end(run, tmp_path):
     assert "zcurve-class" not in write_report(out, data, "auto").read_text()
 
 
+def test_a_blend_is_named_with_the_command_that_trains_it(run, tmp_path):
+    data, out = copy_of(run, tmp_path)
+    path = out / "prior-zcurve-class" / "summary.json"
+    parts = [{"shards": name, "weight": weight, "proportion": weight / 10} for name, weight in (("a", 7), ("b c", 3))]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"blend": parts}))
+    text = re.sub(r"</?span>", "", html.unescape(write_report(out, data, "auto").read_text()))
+    assert "Trained on a blend of 70.00% a, 30.00% b c." in text
+    assert "train-prior --shards a=7 'b c=3' --order zcurve" in text
+
+
 def test_an_empty_run_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="no finished tokenizer and no shards"):
         write_report(tmp_path, run[0], "auto")

@@ -50,7 +50,9 @@ def write_dataset(
     views: int = 1,
     scales: tuple[int, ...] = (),
     formats: tuple[str, ...] = ("parquet",),
+    first_number: int | None = None,
 ) -> ShardDataset:
+    """Write structured rows, or from `first_number` on rows whose last four codes are their number in base 16."""
     rows = rows or {"train": 200, "val": 50}
     conditions = {name: PICTURES[name] for name in pictures}
     spec = ShardSpec(image=IMAGE, orders=orders, conditions=conditions, scales=scales)
@@ -66,6 +68,10 @@ def write_dataset(
     for shard in plan.shards:
         count = shard.samples * views
         made = structured_rows(rng, count)
+        if first_number is not None:
+            numbers = first_number + np.arange(count)[:, None]
+            made["codes"][:, -1] = numbers // 16 ** np.arange(3, -1, -1) % 16
+            first_number += count
         table = spec.rows_to_table(
             [row_key(key, view) for key in plan.sample_keys(shard) for view in range(views)],
             np.tile(np.arange(views), shard.samples),
@@ -117,3 +123,12 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> ShardDataset:
     """200 training and 50 validation rows in several shards; read-only by agreement."""
     return write_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, float]:
+    """A blend: 200 training rows with numbers from 0, 90 from 1000, as 7 to 3; read-only by agreement."""
+    root = tmp_path_factory.mktemp("pair")
+    write_dataset(root / "a", first_number=0)
+    write_dataset(root / "b", rows={"train": 90, "val": 20}, first_number=1000, seed=1)
+    return {root / "a": 0.7, root / "b": 0.3}

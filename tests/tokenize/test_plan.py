@@ -1,7 +1,11 @@
 """The plan, sidecars and manifest: equal inputs give equal bytes, and every sample is accounted for."""
 
 import dataclasses
+import gc
 import json
+import resource
+import signal
+import tempfile
 import time
 import tracemalloc
 from pathlib import Path
@@ -13,7 +17,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codeshards.format import Failure, GridSpec, Manifest, Plan, ShardError, ShardSpec, Sidecar, build_plan, load_plan
+from codeshards.format import (
+    Failure,
+    GridSpec,
+    Manifest,
+    Plan,
+    ShardError,
+    ShardSpec,
+    Sidecar,
+    build_plan,
+    keys,
+    load_plan,
+)
 from codeshards.format.contents import save_dataset, save_or_match
 from codeshards.format.files import FileRecord, write_sealed_json
 from codeshards.format.manifest import CARD_FILE, shard_is_done, sidecar_path
@@ -305,3 +320,72 @@ def test_manifest_refuses_missing_shards_and_samples() -> None:
         build([dataclasses.replace(good[0], failures=()), *good[1:]])
     with pytest.raises(ShardError, match=r"train/99, which is not in the plan"):
         build([*good, dataclasses.replace(good[0], index=99)])
+
+
+# -- more keys than fit in memory --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of 16 keys, so that a plan of 100 samples keeps them in files."""
+    monkeypatch.setattr(keys, "GROUP", 16)
+
+
+@pytest.mark.parametrize("samples", [15, 16, 17, 32, 100])
+def test_plans_with_keys_in_files_equal_those_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    expected = make_plan(train=samples, val=samples)
+    save_or_match(expected, tmp_path / "memory")
+    monkeypatch.setattr(keys, "GROUP", 16)
+    plan = make_plan(train=samples, val=samples)
+    assert plan.hash == expected.hash
+    for shard in expected.shards:
+        assert plan.sample_keys(shard) == expected.sample_keys(shard)
+    save_or_match(plan, tmp_path / "files")
+    loaded = load_plan(tmp_path / "files")
+    assert loaded == plan
+    assert {split: found.to_pylist() for split, found in loaded.keys.items()} == {
+        split: found.to_pylist() for split, found in expected.keys.items()
+    }
+    assert load_plan(tmp_path / "memory").hash == expected.hash  # row groups of any size are read
+    monkeypatch.undo()
+    assert load_plan(tmp_path / "files").hash == expected.hash
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({70: "key5"}, "'key5' occurs more than once in split 'train'"),
+        ({99: "a.png"}, "'a.png' is not allowed"),
+        ({60: "key3-v1"}, "'key3-v1' is named like a view"),
+        ({3: "key60-v1"}, "'key60-v1' is named like a view"),
+    ],
+)
+def test_bad_keys_in_any_group_are_refused(changed: dict[int, str], message: str) -> None:
+    names = [changed.get(i, f"key{i}") for i in range(100)]
+    with pytest.raises(ShardError, match=message):
+        make_plan(samples={"train": names, "val": ["v"]}, views=2)
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_files_of_keys_are_deleted_with_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    plan = make_plan(train=100)
+    assert len(list(tmp_path.iterdir())) == 1
+    del plan
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_a_full_disk_for_temporary_files_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+    try:
+        with pytest.raises(ShardError, match=r"the keys of 100 samples cannot be sorted in .*set TMPDIR"):
+            make_plan(train=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

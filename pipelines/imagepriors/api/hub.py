@@ -117,6 +117,8 @@ def _tokenizer(tokenizer: ImageTokenizer, address: HubAddress, license: str | No
 
 
 def _prior(prior: ImagePrior, address: HubAddress, license: str | None) -> Upload:
+    from imagepriors.reports.cards import blend_text, model_card
+
     spec, folder, tokenizer = prior.sequence, prior.folder, prior.tokenizer
     samples = folder.parent / f"samples-{folder.name}/grid.png"
     extra: dict[str, Path | bytes] = {"samples.png": samples} if samples.is_file() else {}
@@ -129,13 +131,12 @@ def _prior(prior: ImagePrior, address: HubAddress, license: str | None) -> Uploa
         f"{spec.order}, condition {spec.condition}. "
         + ("The tokenizer is in `tokenizer/`." if tokenizer else "The tokenizer is not included.")
         + f" Its fingerprint is `{spec.fingerprint}`."
+        + (f" It was trained on a blend of {blend}." if (blend := blend_text(prior.summary)) else "")
     )
     use = _use(
         f'prior = ip.ImagePrior.from_pretrained("{_name(address)}")\nprior.sample(16).grid().save("samples.png")',
         f"imagepriors sample --prior {address} --n 16",
     )
-    from imagepriors.reports.cards import model_card
-
     task = "unconditional-image-generation"
     card = model_card(
         title=_title(address), task=task, tags=["autoregressive", "image-prior"], about=about, use=use,

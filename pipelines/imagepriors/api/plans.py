@@ -5,11 +5,10 @@ from typing import Any
 
 from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
-from codeshards.format import ShardDataset
 from imagepriors.api.datasets import ImageDataset
 from imagepriors.api.defaults import PathLike
 from imagepriors.api.memory import keep_freed_memory
-from imagepriors.api.priors import prior_training
+from imagepriors.api.priors import AnyShards, prior_training
 from imagepriors.api.shards import tokenize_job
 from imagepriors.api.tokenizers import ImageTokenizer, tokenizer_training
 from runkit.plans import WorkPlan
@@ -65,7 +64,7 @@ def plan_tokenize(
 
 
 def plan_prior(
-    shards: PathLike | ShardDataset,
+    shards: AnyShards,
     *,
     out: PathLike | None = None,
     preset: PathLike = "auto",
@@ -77,7 +76,7 @@ def plan_prior(
 
     Arguments and errors are those of :func:`train_prior`. A few steps are tried, on one process.
     """
-    settings, place, folder = prior_training(shards, out, preset, config, fields)
+    settings, given, folder = prior_training(shards, out, preset, config, fields)
     if workers:
         from imagepriors.cluster import check_workers
 
@@ -85,4 +84,4 @@ def plan_prior(
     keep_freed_memory()
     from codeprior.plan import plan_training
 
-    return plan_training(settings, place, folder)
+    return plan_training(settings, given, folder)

@@ -3,13 +3,15 @@
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from codeshards.format import open_store
+from codeshards.format.manifest import MANIFEST_FILE
 from runkit.errors import UserError
 from runkit.suggestions import choose_one_of
 
@@ -25,6 +27,42 @@ def shown(path: Path | str) -> str:
 def figures(summary: Mapping[str, Any]) -> str:
     """The numbers of a run's summary in one line."""
     return ", ".join(f"{key} {value:.4g}" for key, value in summary.items() if isinstance(value, int | float))
+
+
+def weighted(values: Sequence[str]) -> Path | dict[Path, float]:
+    """The token shards that a flag names: one dataset, or several as PATH=WEIGHT.
+
+    A path may contain "=": a number after the last one is the weight.
+
+    Raises:
+        UserError: A weight is missing or superfluous, a dataset is named twice, or none is named.
+    """
+    parts = [_weight(value) for value in values]
+    if len(parts) == 1:
+        if parts[0][1] is None or (open_store(values[0]) / MANIFEST_FILE).size() is not None:  # such as size=64
+            return Path(values[0])
+        raise UserError(f"--shards {values[0]}: one dataset has no weight; write --shards {parts[0][0]}")
+    found: dict[Path, float] = {}
+    for path, weight in parts:
+        if weight is None:
+            raise UserError(
+                f"--shards: {path} has no weight; write PATH=WEIGHT for each of several datasets, with equal weights, "
+                "such as a=1 b=1, for equal parts"
+            )
+        if Path(path) in found:
+            raise UserError(f"--shards: {path} is named twice; name it once, with one weight")
+        found[Path(path)] = weight
+    if not found:
+        raise UserError("--shards is empty: name a folder or URL of token shards")
+    return found
+
+
+def _weight(value: str) -> tuple[str, float | None]:
+    path, mark, number = value.rpartition("=")
+    with contextlib.suppress(ValueError):
+        if mark:
+            return path, float(number)
+    return value, None
 
 
 @dataclass(frozen=True)

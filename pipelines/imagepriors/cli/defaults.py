@@ -13,6 +13,7 @@ from codeprior.config import TrainConfig as PriorConfig
 from codeshards.config import TokenizeConfig
 from imagepriors.api.defaults import DEMO_DATA, results_folder
 from imagepriors.api.settings import stage_1_table, stage_2_table
+from imagepriors.cli.common import weighted
 from imagepriors.presets import load_preset
 from runkit.configs import from_dict
 from vqgan.config import TrainConfig as TokenizerConfig
@@ -31,8 +32,9 @@ HELP_PRESET = "demo"
 def read_ahead(argv: Sequence[str]) -> argparse.Namespace:
     """The flags that decide the parser's defaults."""
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--preset", "--dataset", "--data", "--shards", "--prior", "--init", "--freeze"):
+    for flag in ("--preset", "--dataset", "--data", "--prior", "--init", "--freeze"):
         ahead.add_argument(flag, nargs="?")
+    ahead.add_argument("--shards", nargs="*")
     ahead.add_argument("--help", "-h", action="store_true")
     found = ahead.parse_known_args(argv)[0]
     found.preset = found.preset or "auto"
@@ -54,6 +56,7 @@ def default_config(command: str, argv: Sequence[str]) -> Any:
     else:
         beside_prior = command == "sample" and not given.shards
         prior = results_folder(Path(given.prior or "runs/demo/prior"))
-        shards = prior.parent / "shards" if beside_prior else Path(given.shards or "runs/demo/shards")
+        named = weighted(given.shards or ["runs/demo/shards"])
+        shards = prior.parent / "shards" if beside_prior else next(iter(named)) if isinstance(named, dict) else named
         fields = stage_2_table(given.preset, table, shards)
     return from_dict(cls, fields)

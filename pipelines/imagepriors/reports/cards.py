@@ -1,6 +1,7 @@
 """The cards of tokenizers and priors on the Hugging Face Hub: ``README.md``, with the figures of their run."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from codeshards.format.card import sealed
@@ -54,6 +55,18 @@ def model_card(
     parts += [f"![{caption}]({name})" for name, caption in pictures.items()]
     parts += [_table(where, values) for where, values in numbers.items() if values]
     return sealed("\n\n".join([*parts, f"## Use\n\n{use}"])).encode()
+
+
+def blend_text(summary: Mapping[str, Any]) -> str:
+    """The datasets that a prior was trained on with their proportions; "" for a single one.
+
+    Of local folders the last two names are given, because a card is read elsewhere.
+    """
+    return ", ".join(f"{part['proportion']:.2%} {_short(str(part['shards']))}" for part in summary.get("blend", ()))
+
+
+def _short(place: str) -> str:
+    return place if "://" in place else "/".join(Path(place).parts[-2:])
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -140,7 +140,9 @@ def _commands(run: RunFolder) -> list[Command]:
         sequence = RunConfig.load(folder / CONFIG).sequence
         flags = ["--order", sequence.order, *(["--condition", sequence.condition] if sequence.conditions else [])]
         flags += ["--multiscale"] if sequence.scales else []
-        found.append((folder.name, ["train-prior", "--shards", str(run.path / "shards"), *flags, "--out", str(folder)]))
+        blend = [f"{part['shards']}={part['weight']}" for part in summary(folder).get("blend", ())]
+        shards = blend or [str(run.path / "shards")]
+        found.append((folder.name, ["train-prior", "--shards", *shards, *flags, "--out", str(folder)]))
     found.append(("this page", ["report", str(run.path), *data]))
     return [{"name": name, "line": shlex.join(["imagepriors", *words])} for name, words in found]
 

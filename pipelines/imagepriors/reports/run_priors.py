@@ -14,6 +14,7 @@ from codeprior.checkpoint import load_prior
 from codeprior.config import SampleConfig, SequenceSpec
 from codeprior.sample import to_grids
 from imagepriors.decode.draw import DrawnCodes, decode_condition, draw_codes, load_prior_tokenizer
+from imagepriors.reports.cards import blend_text
 from imagepriors.reports.charts import Chart, Curve, curve, line_chart
 from imagepriors.reports.figures import Pixels, colorize
 from imagepriors.reports.page import Picture, embed, embed_frames
@@ -47,6 +48,7 @@ def prior_part(run: RunFolder, folder: Path) -> dict[str, Any]:
         "name": folder.name, "label": folder.name.removeprefix("prior-"),
         "condition": sequence.condition, "order": sequence.order, "length": sequence.length,
         "rows": _rows(sequence, tokenizer, shards, drawn, columns, sequence.class_names or run.class_names),
+        "blend": blend_text(summary(folder)),
         "nll": _likelihood(folder, sequence), "cells": _by_position(folder, sequence),
     }  # fmt: skip
 

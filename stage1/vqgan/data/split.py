@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar, Unpack
 
@@ -18,6 +19,7 @@ from runkit.retries import patient
 from vqgan.data.columns import ColumnType, infer_type
 from vqgan.data.filters import Filter
 from vqgan.data.geometry import CENTRE, View
+from vqgan.data.items import chosen, collect, keys_of
 from vqgan.data.pictures import to_rgb, upright_size
 from vqgan.data.poses import Keypoints
 from vqgan.data.samples import (
@@ -43,6 +45,7 @@ _TYPED = 1000
 """Samples of a split from which the types of columns are inferred."""
 _LISTED = 20
 """Columns that a message names."""
+_THREADS = 16
 _VAL_FRACTION = 20
 """One of so many samples is held out as val."""
 
@@ -64,15 +67,25 @@ class Split:
             n_labels: Number of labels that a mask may hold, 0 … n_labels - 1.
             strays: Files of conditions that belong to no image.
         """
-        self.items = list(items)
+        self.items = collect(items)
         self.class_names = tuple(class_names)
         self.n_labels = n_labels
         self.strays = tuple(strays)
-        self.keys = [item.key for item in self.items]
-        if len(set(self.keys)) < len(self.keys):
-            key = next(key for key, count in Counter(self.keys).items() if count > 1)
-            names = " and ".join(item.image.name for item in self.items if item.key == key)
-            raise InputError(f"{names} share the key {key!r} (a path without its suffix): rename or remove one of them")
+        self.keys = keys_of(self.items)
+        self._check_keys()
+
+    def _check_keys(self) -> None:
+        # Hashes take eight bytes a key, and equal ones are nearly always equal keys.
+        hashes = np.fromiter(map(hash, self.keys), np.int64, len(self))
+        hashes.sort()
+        twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        suspects = Counter(key for key in self.keys if hash(key) in twice) if twice else Counter[str]()
+        for key, count in suspects.items():
+            if count > 1:
+                names = " and ".join(item.image.name for item in self.items if item.key == key)
+                raise InputError(
+                    f"{names} share the key {key!r} (a path without its suffix): rename or remove one of them"
+                )
         for key in self.keys:
             if not key.isascii() and any("\ud800" <= letter <= "\udfff" for letter in key):
                 raise InputError(f"{key!a}: this name is not UTF-8, which shards cannot hold: rename the file (convmv)")
@@ -82,7 +95,7 @@ class Split:
 
     def subset(self, indices: Iterable[int]) -> "Split":
         """Return the split with these samples alone, in this order."""
-        return Split([self.items[index] for index in indices], self.class_names, n_labels=self.n_labels)
+        return Split(chosen(self.items, indices), self.class_names, n_labels=self.n_labels)
 
     def having(self, condition: str) -> "Split":
         """Return the samples that have this condition.
@@ -120,9 +133,11 @@ class Split:
 
     def _in_chunks(self, work: Callable[[Sequence[Item]], _T]) -> Iterator[_T]:
         """Yield what `work` returns for consecutive chunks of the items, in threads."""
-        chunks = (self.items[start : start + _SIZE_CHUNK] for start in range(0, len(self.items), _SIZE_CHUNK))
-        with ThreadPoolExecutor(16) as pool:  # on a network file system each size costs a round trip
-            yield from pool.map(work, chunks)
+        starts = iter(range(0, len(self.items), _SIZE_CHUNK))
+        with ThreadPoolExecutor(_THREADS) as pool:  # on a network file system each size costs a round trip
+            # A few at a time: an executor's own map takes all chunks at once.
+            while some := [self.items[start : start + _SIZE_CHUNK] for start in islice(starts, 2 * _THREADS)]:
+                yield from pool.map(work, some)
 
     def where(self, filter: Filter, types: Mapping[str, ColumnType]) -> "Split":
         """Return the samples that satisfy a filter.
@@ -135,7 +150,7 @@ class Split:
             InputError: A value cannot be read, or is not of its type.
         """
         kept = np.concatenate([np.empty(0, bool), *self._in_chunks(functools.partial(_kept, filter, types))])
-        return self.subset(np.flatnonzero(kept).tolist())
+        return self.subset(np.flatnonzero(kept))
 
     @patient
     def image_size(self, index: int) -> tuple[int, int]:
@@ -251,6 +266,10 @@ def column_types(splits: Mapping[str, Split], wanted: Mapping[str, ColumnType | 
     return {name: found[name] for name in wanted}
 
 
+def _hash_of(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
+
+
 def sources_of(splits: Mapping[str, Split], root: Path) -> list[Path]:
     """Return the folders that hold a dataset's samples: an output in one of them would be read as data next time.
 
@@ -285,11 +304,12 @@ def hold_out(split: Split) -> dict[str, Split]:
     """
     if len(split) < 2:
         raise InputError(f"{len(split)} image is too few to hold out a validation split: add images")
-    hashes = [int(hashlib.sha256(key.encode()).hexdigest(), 16) for key in split.keys]
-    limit = max(2**256 // _VAL_FRACTION, min(hashes) + 1)
+    # The first 64 bits of the hash decide.
+    hashes = np.fromiter((_hash_of(key) for key in split.keys), np.uint64, len(split))
+    is_val_N = hashes < max(2**64 // _VAL_FRACTION, int(hashes.min()) + 1)
     return {
         name: Split(
-            [item for item, value in zip(split.items, hashes, strict=True) if (value < limit) == is_val],
+            chosen(split.items, np.flatnonzero(is_val_N == is_val)),
             split.class_names,
             n_labels=split.n_labels,
             strays=() if is_val else split.strays,

@@ -16,23 +16,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codeshards.format.errors import ShardError
 from codeshards.format.files import atomic_write, atomic_write_json, compact_json, read_json
-from codeshards.format.schema import FORMAT_VERSION, check_keys
+from codeshards.format.keys import Keys, check_groups, file_keys, groups_of, shuffled_keys
+from codeshards.format.schema import FORMAT_VERSION
 from runkit.names import plain_name
 from runkit.places import Store, Where, open_store
 from runkit.retries import patient
-from runkit.tables import read_table
+from runkit.tables import check_table, open_table
 
 PLAN_FILE = "plan.json"
 SAMPLES_FILE = "samples.parquet"
 SHUFFLED_SPLIT = "train"
 """The only split that is shuffled; the others keep source order, so that reports follow the source."""
-
-_HASH_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +75,8 @@ class Plan:
     """Seed of the train split's shuffle; None keeps source order."""
     source_hashes: dict[str, str]
     """Split → hash that identifies its list of samples, computed by the caller."""
-    keys: dict[str, Any] = field(repr=False, compare=False)
-    """Split → Arrow array of its sample keys in planned order."""
+    keys: dict[str, Keys] = field(repr=False, compare=False)
+    """Split → its sample keys in planned order."""
     keys_sha256: dict[str, str]
     """Split → sha256 over its keys in planned order."""
 
@@ -164,10 +162,11 @@ def build_plan(
     """Plan a dataset's shards.
 
     The train split is shuffled, because source folders are sorted by class and a shard of a single class makes a
-    poor streaming buffer. Ten million samples take the memory of their keys and one int64 each.
+    poor streaming buffer. The memory is that of a few int64 per sample; the keys of more than 2^20 samples are in
+    temporary files.
 
     Args:
-        samples: Split → sample keys in source order.
+        samples: Split → sample keys in source order, of which slices are taken.
         source_hashes: Split → hash that identifies its source list.
         settings: JSON values of everything else that determines bytes.
         views: Views per sample, at least 1.
@@ -180,17 +179,15 @@ def build_plan(
     _check_numbers(views, shard_rows, shuffle_seed)
     if not samples or set(samples) != set(source_hashes):
         raise ShardError(f"splits with samples {sorted(samples)} and with source hashes {sorted(source_hashes)} differ")
-    keys: dict[str, Any] = {}
+    keys: dict[str, Keys] = {}
     for split, names in sorted(samples.items()):
         if not split or not split.isidentifier():
             raise ShardError(f"split name {split!r} is not allowed: use letters, digits and underscores")
         if not len(names):
             raise ShardError(f"split {split!r} has no samples. Leave it out or check the data folder")
-        column = pa.array(names, pa.large_string())
-        check_keys(column, f"split {split!r}")
-        if views > 1:
-            _check_view_keys(column, split)
-        keys[split] = column.take(planned_order(len(column), _split_seed(split, shuffle_seed)))
+        groups = groups_of(names)
+        count = check_groups(groups, split, views)
+        keys[split] = shuffled_keys(groups, planned_order(count, _split_seed(split, shuffle_seed)))
     return Plan(
         settings=json.loads(compact_json(dict(settings))),  # tuples become lists, as in the file
         views=views,
@@ -198,7 +195,7 @@ def build_plan(
         shuffle_seed=shuffle_seed,
         source_hashes={split: source_hashes[split] for split in keys},
         keys=keys,
-        keys_sha256={split: _keys_sha256(column) for split, column in keys.items()},
+        keys_sha256={split: found.sha256() for split, found in keys.items()},
     )
 
 
@@ -233,7 +230,7 @@ def load_plan(dataset: Where) -> Plan:
             shuffle_seed=body["shuffle_seed"],
             source_hashes={name: split["source_hash"] for name, split in splits.items()},
             keys=keys,
-            keys_sha256={name: _keys_sha256(column) for name, column in keys.items()},
+            keys_sha256={name: found.sha256() for name, found in keys.items()},
         )
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ShardError(f"{folder / PLAN_FILE} is not a plan ({error!r})") from error
@@ -286,27 +283,6 @@ def _check_numbers(views: int, shard_rows: int, shuffle_seed: int | None) -> Non
         raise ShardError(f"shuffle_seed is {shuffle_seed}: give 0 or more, or None for source order")
 
 
-def _check_view_keys(keys: Any, split: str) -> None:
-    """Refuse a sample whose key is also the row key of another sample's view (``a-v1`` beside ``a``)."""
-    suffixed = keys.filter(pc.match_substring_regex(keys, r"-v[0-9]+$"))
-    clashes = suffixed.filter(pc.is_in(pc.replace_substring_regex(suffixed, r"-v[0-9]+$", ""), value_set=keys))
-    if len(clashes):
-        raise ShardError(f"split {split!r}: sample {clashes[0].as_py()!r} is named like a view of another. Rename it")
-
-
-def _keys_sha256(keys: Any) -> str:
-    digest = hashlib.sha256()
-    newline, nothing = pa.scalar("\n", pa.large_string()), pa.scalar("", pa.large_string())
-    for start in range(0, len(keys), _HASH_CHUNK):
-        # Keys have no control characters, so that a newline after each is unambiguous. The values of the joined column
-        # are in one buffer: ten million keys take a second this way and half a minute as Python strings.
-        lines = pc.binary_join_element_wise(keys[start : start + _HASH_CHUNK], newline, nothing)
-        _, offsets, values = lines.buffers()
-        first, last = np.frombuffer(offsets, np.int64)[[lines.offset, lines.offset + len(lines)]]
-        digest.update(memoryview(values)[first:last])
-    return digest.hexdigest()
-
-
 SAMPLES_SCHEMA = pa.schema(
     [pa.field("split", pa.string(), nullable=False), pa.field("key", pa.large_string(), nullable=False)]
 )
@@ -316,25 +292,24 @@ SAMPLES_SCHEMA = pa.schema(
 def _write_samples(plan: Plan, path: Store) -> None:
     with atomic_write(path) as file, pq.ParquetWriter(file, SAMPLES_SCHEMA, compression="zstd") as writer:
         for split, keys in plan.keys.items():
-            split_column = pa.repeat(pa.scalar(split, pa.string()), len(keys))
-            writer.write_table(pa.Table.from_arrays([split_column, keys], schema=SAMPLES_SCHEMA))
+            for group in keys.groups():
+                split_column = pa.repeat(pa.scalar(split, pa.string()), len(group))
+                writer.write_table(pa.Table.from_arrays([split_column, group], schema=SAMPLES_SCHEMA))
 
 
 @patient
-def _read_samples(path: Store, counts: Mapping[str, int]) -> dict[str, Any]:
+def _read_samples(path: Store, counts: Mapping[str, int]) -> dict[str, Keys]:
     """Split → its keys; plan.json gives their number, and the plan's hash covers them."""
     try:
         if path.local is not None:
-            table = read_table(path.local, error=ShardError).cast(SAMPLES_SCHEMA)
+            file = open_table(path.local, check_table(path.local, ShardError))
         else:
-            with path.open() as file:
-                table = pq.read_table(file, schema=SAMPLES_SCHEMA)
+            file = pq.ParquetFile(path.open(), read_dictionary=["key"])
+        if file.schema_arrow.names != SAMPLES_SCHEMA.names:
+            raise ShardError(f"its columns are {', '.join(file.schema_arrow.names)}")
+        return file_keys(file, counts)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ShardError(f"{path} cannot be read ({error})") from error
-    return {
-        split: table.filter(pc.field("split") == split)["key"].combine_chunks()[:count]
-        for split, count in counts.items()
-    }
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

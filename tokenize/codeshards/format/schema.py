@@ -73,12 +73,17 @@ def check_key(key: str) -> str:
     return key
 
 
-def check_keys(keys: pa.Array[Any] | pa.ChunkedArray[Any], where: str) -> None:
-    """:func:`check_key` for a whole column of keys, which must also be unique and not null."""
+def check_each_key(keys: pa.Array[Any] | pa.ChunkedArray[Any]) -> None:
+    """:func:`check_key` for a whole column of keys, which must not be null."""
     bad: Any = pc.match_substring_regex(keys, _BAD_KEY).fill_null(True)
     first_bad = pc.index(bad, True).as_py()
     if first_bad >= 0:
         check_key(keys[first_bad].as_py() or "")
+
+
+def check_keys(keys: pa.Array[Any] | pa.ChunkedArray[Any], where: str) -> None:
+    """:func:`check_each_key` for keys that must also be unique."""
+    check_each_key(keys)
     if pc.count_distinct(keys).as_py() != len(keys):
         counts: Any = pc.value_counts(keys)
         repeated = int(np.argmax(counts.field("counts").to_numpy()))
