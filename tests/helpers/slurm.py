@@ -14,11 +14,11 @@ FLAGS = {"--overlap", "--nodes", "--ntasks-per-node", "--cpus-per-task", "--kill
 """Flags that make no difference here."""
 
 
-def processes_with(mark: str) -> Iterator[int]:
-    """Ids of the processes that have NAME=VALUE in their environment."""
+def processes_with(*marks: str) -> Iterator[int]:
+    """Ids of the processes that have each of these NAME=VALUE in their environment."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+            if {mark.encode() for mark in marks} <= {*(folder / "environ").read_bytes().split(b"\0")}:
                 yield int(folder.name)
 
 

@@ -150,6 +150,23 @@ def test_job_on_three_nodes_makes_the_shards_of_a_local_job(inputs, expected, tm
 
 
 @pytest.mark.slow
+def test_time_limit_while_ray_starts_ends_in_the_queue(tmp_path):
+    job = Job(tmp_path, "slurm.sbatch", "touch", str(tmp_path / "ran"))
+    job.when(lambda: any(processes_with(job.mark, "SLURM_NODEID=0")))
+    job.warn()
+    assert job.result() == 143
+    assert job.requeues == f"requeue {JOB}\n"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.slow
+def test_exit_code_of_the_command_is_that_of_the_job(tmp_path):
+    job = Job(tmp_path, "slurm.sbatch", "sh", "-c", "exit 7", nodes=NODES[:1])
+    assert job.result() == 7
+    assert job.requeues == ""
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_training_on_two_nodes_resumes_where_the_time_limit_stopped_it(tmp_path):
     make_dataset(tmp_path / "shards", rows=40)
