@@ -34,7 +34,7 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         for line in lines_of(page):
-            start = re.search(r"(?:^|-- |^\w+=\S+ |\$\(which )imagepriors\)? (?!\S+: )", line)
+            start = re.search(r"(?:^|-- |^\w+=\S+ |\.sbatch +|\$\(which )imagepriors\)? (?!\S+: )", line)
             if start:
                 words = line[start.start() :]
                 found.append((page.relative_to(ROOT).as_posix(), words[words.index("imagepriors") :]))

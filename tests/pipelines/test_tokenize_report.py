@@ -78,6 +78,9 @@ def test_cluster_files_fit_ray():
     assert cluster["available_node_types"]["head"]["resources"]["CPU"] == 0
     spec = yaml.safe_load((CLUSTER / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
     (group,) = spec["workerGroupSpecs"]
+    assert spec["enableInTreeAutoscaling"]
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    assert spec["authOptions"] == {"mode": "token"}
     assert group["minReplicas"] == 0 < group["maxReplicas"]
     (container,) = group["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
