@@ -5,9 +5,12 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from tiny_pictures import png, put_tar
 
-from vqgan.data import Split, items
+from vqgan.data import Split, items, open_splits
 from vqgan.data.archives import Absent
 from vqgan.data.columns import Beside, Listed
 from vqgan.data.items import StoredItems, collect, keys_of
@@ -85,6 +88,30 @@ def test_splits_of_stored_items_equal_those_of_lists(monkeypatch):
         name: list(split.keys) for name, split in expected.items()
     }
     assert 0 < len(held["val"]) < 100
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "huggingface"])
+def test_readers_give_the_same_samples_from_a_file(tmp_path, monkeypatch, layout):
+    if layout == "webdataset":
+        for shard in range(3):
+            members = {f"{shard}{n:02d}.png": png(n) for n in range(20)}
+            members |= {f"{shard}{n:02d}.cls": ("cat", "fox", "ant")[n % 3].encode() for n in range(20)}
+            put_tar(tmp_path / f"{('train', 'train', 'val')[shard]}-{shard}.tar", members)
+    else:
+        for split, rows in (("train", 40), ("validation", 20)):
+            images = [{"bytes": png(n), "path": None} for n in range(rows)]
+            table = pa.table({"image": images, "label": [n % 3 for n in range(rows)]})
+            pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet", row_group_size=7)
+    expected = open_splits(layout, tmp_path)
+    monkeypatch.setattr(items, "IN_MEMORY", 10)
+    found = open_splits(layout, tmp_path)
+    for name, split in expected.items():
+        assert isinstance(found[name].items, StoredItems)
+        assert list(found[name].items) == split.items
+        assert found[name].class_names == split.class_names
+        assert found[name].source_hash() == split.source_hash()
+        np.testing.assert_array_equal(found[name].read(13, 8).image, split.read(13, 8).image)
+    assert {item.label for item in found["train"].items} == {0, 1, 2}
 
 
 def test_a_repeated_key_of_stored_items_is_named(small_memory):

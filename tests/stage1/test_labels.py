@@ -21,7 +21,7 @@ from vqgan.errors import InputError
 )
 def test_numbers_are_labels_and_words_are_classes(values, labels, names):
     found = read_labels(((str(place), value) for place, value in enumerate(values)), "list")
-    assert found[1] == labels
+    assert list(found[1]) == labels
     assert found[0] == (tuple(map(str, range(names))) if isinstance(names, int) else names)
 
 
@@ -58,5 +58,6 @@ def test_any_label_is_read_or_refused(values):
         names, labels = read_labels(((str(place), value) for place, value in enumerate(values)), "list")
     except InputError:
         return
-    assert len(labels) == len(values)
-    assert all(label is None or 0 <= label < len(names) for label in labels)
+    found = list(labels)
+    assert len(found) == len(values)
+    assert all(label is None or 0 <= label < len(names) for label in found)

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from runkit.ranges import RemoteFile
 from runkit.remote import AnyPath, RemotePath, in_parallel
 from runkit.tables import check_rows, check_table, open_table
 from vqgan.data.files import find_files, make_key
+from vqgan.data.items import collect_labelled, keys_of, with_labels
 from vqgan.data.labels import read_labels
 from vqgan.data.remote_arrow import read_batch, read_batches, read_schema
 from vqgan.data.samples import Item
@@ -119,25 +121,26 @@ def huggingface(root: AnyPath) -> dict[str, Split]:
     """
     for cached in (_column, _plain_column, _metadata, _arrow, _plain_columns):
         cached.cache_clear()  # a file may have changed
-    found: dict[str, list[tuple[Item, Any]]] = {}
     names: list[str] = []
-    for split, paths in by_split(_tables(root), root).items():
-        read = functools.partial(_read, root)
-        tables = in_parallel(read, paths, "remote tables") if isinstance(root, RemotePath) else map(read, paths)
-        for path, (here, items) in zip(paths, tables, strict=True):
-            names = names or here
-            if here and here != names:
-                raise InputError(
-                    f"{root / path} names other classes than the files before it: save all with the same names"
-                )
-            found.setdefault(split, []).extend(items)
-    class_names, labels = read_labels(
-        ((item.key, value) for rows in found.values() for item, value in rows), root, names
-    )
-    of_each = iter(labels)
-    return {
-        split: Split([item.labelled(next(of_each)) for item, _ in rows], class_names) for split, rows in found.items()
+    found = {
+        split: collect_labelled(_rows(root, paths, names)) for split, paths in by_split(_tables(root), root).items()
     }
+    listed = (zip(keys_of(items), values, strict=True) for items, values in found.values())
+    class_names, labels = read_labels(chain.from_iterable(listed), root, names)
+    return {split: Split(with_labels(items, labels), class_names) for split, (items, _) in found.items()}
+
+
+def _rows(root: AnyPath, paths: Sequence[str], names: list[str]) -> Iterator[tuple[Item, Any]]:
+    """Yield the items of tables, each with the value of its label; class names are added to `names` or compared."""
+    read = functools.partial(_read, root)
+    tables = in_parallel(read, paths, "remote tables") if isinstance(root, RemotePath) else map(read, paths)
+    for path, (here, items) in zip(paths, tables, strict=True):
+        names += [] if names else here
+        if here and here != names:
+            raise InputError(
+                f"{root / path} names other classes than the files before it: save all with the same names"
+            )
+        yield from items
 
 
 def _read(root: AnyPath, path: str) -> tuple[list[str], list[tuple[Item, Any]]]:

@@ -4,6 +4,7 @@ import functools
 import marshal
 import os
 import pickle
+import sys
 import tempfile
 import zlib
 from array import array
@@ -33,6 +34,26 @@ def collect(items: Iterable[Item]) -> Sequence[Item]:
     source = iter(items)
     first = list(islice(source, IN_MEMORY + 1))
     return first if len(first) <= IN_MEMORY else StoredItems(_Blocks(chain(first, source)))
+
+
+def collect_labelled(pairs: Iterable[tuple[Item, Any]]) -> tuple[Sequence[Item], list[Any]]:
+    """Return the items of pairs of an item and the value of its label, as `collect` does, and the values."""
+    values: list[Any] = []
+
+    def items() -> Iterator[Item]:
+        for item, value in pairs:
+            values.append(sys.intern(value) if type(value) is str else value)  # a class has many samples
+            yield item
+
+    return collect(items()), values
+
+
+def with_labels(items: Sequence[Item], labels: Iterable[int | None]) -> Sequence[Item]:
+    """Return collected items with these labels; no more labels are taken than there are items."""
+    mine = islice(labels, len(items))
+    if isinstance(items, StoredItems):
+        return items.labelled(mine)
+    return [item.labelled(label) for item, label in zip(items, mine, strict=True)]
 
 
 def keys_of(items: Sequence[Item]) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 
 from vqgan.errors import InputError
@@ -16,8 +16,8 @@ _NO_LABEL = frozenset({"", "nan", "na", "n/a", "<na>", "null", "none"})
 
 def read_labels(
     values: Iterable[tuple[str, object]], where: object, names: Sequence[str] = ()
-) -> tuple[tuple[str, ...], list[int | None]]:
-    """Return the class names, and the label of each value.
+) -> tuple[tuple[str, ...], Iterator[int | None]]:
+    """Return the class names, and an iterator over the labels of the values.
 
     Whole numbers, also as text or with a fraction of zero (`2`, ` 2`, `2.0`), are labels. Negative numbers, NaN and
     empty text mean no label. Words are classes, labelled in the order of their sorted names.
@@ -33,8 +33,9 @@ def read_labels(
     """
     meaning: dict[object, int | str | None] = {}
     first: dict[object, str] = {}
-    listed = list(values)
-    for sample, value in listed:
+    listed: list[object] = []
+    for sample, value in values:
+        listed.append(value)
         try:
             if value not in meaning:
                 meaning[value], first[value] = _meaning(value), sample
@@ -58,7 +59,7 @@ def read_labels(
                 f"{where}: label {_short(value)} of {first[value]} is not one of the {len(class_names)} named classes"
             )
     label_of_value = {value: None if found is None else label_of[found] for value, found in meaning.items()}
-    return class_names, [label_of_value[value] for _, value in listed]
+    return class_names, map(label_of_value.__getitem__, listed)
 
 
 def _short(value: object) -> str:

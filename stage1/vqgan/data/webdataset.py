@@ -4,6 +4,7 @@ import functools
 import logging
 import posixpath
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from runkit.jsonfiles import parse_json
@@ -11,6 +12,7 @@ from runkit.remote import AnyPath
 from vqgan.data.archives import Contents, tar_members
 from vqgan.data.columns import Beside
 from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, make_key, read_each
+from vqgan.data.items import collect_labelled, keys_of, with_labels
 from vqgan.data.labels import read_labels
 from vqgan.data.samples import Item
 from vqgan.data.sources import Source
@@ -38,14 +40,12 @@ def webdataset(root: AnyPath) -> dict[str, Split]:
             neither a number nor a word.
     """
     found = {
-        split: [sample for samples in read_each(_samples, [root / path for path in paths]) for sample in samples]
+        split: collect_labelled(chain.from_iterable(read_each(_samples, [root / path for path in paths])))
         for split, paths in by_split(find_files(root, {".tar"}, count_others=True), root).items()
     }
-    names, labels = read_labels(((item.key, value) for samples in found.values() for item, value in samples), root)
-    of_each = iter(labels)
-    return {
-        split: Split([item.labelled(next(of_each)) for item, _ in samples], names) for split, samples in found.items()
-    }
+    listed = (zip(keys_of(items), values, strict=True) for items, values in found.values())
+    names, labels = read_labels(chain.from_iterable(listed), root)
+    return {split: Split(with_labels(items, labels), names) for split, (items, _) in found.items()}
 
 
 def _samples(path: AnyPath) -> Iterator[tuple[Item, Any]]:
