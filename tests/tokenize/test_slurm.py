@@ -172,7 +172,7 @@ def test_training_on_two_nodes_resumes_where_the_time_limit_stopped_it(tmp_path)
     make_dataset(tmp_path / "shards", rows=40)
     flags = [
         "--preset", "demo", "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--batch-size", "4",
-        "--steps", "800", "--device", "cpu", "--log-every", "1", "--eval-every", "800", "--checkpoint-every", "800",
+        "--steps", "800", "--device", "cpu", "--precision", "float32", "--log-every", "1", "--eval-every", "800", "--checkpoint-every", "800",
     ]  # fmt: skip
 
     def start(out: Path) -> Job:
