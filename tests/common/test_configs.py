@@ -16,6 +16,8 @@ from runkit.devices import Device, Precision, pick_device
 from runkit.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = {("ColumnSpec", "name"): "codes_zcurve"}
+"""Values of required fields of which not any text is allowed."""
 
 
 def configs() -> list[type[Any]]:
@@ -38,7 +40,7 @@ def build(cls: type[Any], **given: Any) -> Any:
             continue
         kind = kinds[field.name]
         if field.default_factory is dataclasses.MISSING:
-            some = {str: "x", int: 4}
+            some = {str: EXAMPLES.get((cls.__name__, field.name), "x"), int: 4}
             choice = get_args(kind)[0] if get_origin(kind) is Literal else None
             given[field.name] = choice or (build(kind) if dataclasses.is_dataclass(kind) else some[kind])
     return cls(**given)

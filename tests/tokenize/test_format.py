@@ -27,9 +27,10 @@ from codeshards.format.files import (
     remove_stale_temps,
     sha256_file,
 )
+from codeshards.format.keys import check_key
 from codeshards.format.parquet import group_rows, parquet_bytes
 from codeshards.format.plan import PlannedShard
-from codeshards.format.schema import METADATA_KEY, check_key
+from codeshards.format.schema import METADATA_KEY
 from codeshards.format.shardfile import ShardFormat, write_shard
 
 SHARD = PlannedShard(split="train", index=0, start=0, stop=50)
@@ -53,7 +54,7 @@ for name in codeshards.__all__:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     found = [line.split() for line in done.stdout.splitlines()]
-    assert len(found) == 7
+    assert len(found) == 9
     assert all(name == loaded for name, loaded in found)
     with pytest.raises(ImportError, match="cannot import name 'shards'"):
         from codeshards import shards  # noqa: F401

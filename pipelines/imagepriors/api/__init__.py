@@ -6,7 +6,7 @@ from codeshards.config import TokenizeConfig
 from imagepriors.api.datasets import ImageDataset, open_dataset
 from imagepriors.api.hub import push
 from imagepriors.api.plans import plan_prior, plan_tokenize, plan_tokenizer
-from imagepriors.api.priors import ImagePrior, evaluate_prior, import_prior, load_prior, train_prior
+from imagepriors.api.priors import ImagePrior, evaluate_prior, import_prior, load_prior
 from imagepriors.api.samples import SampledImages
 from imagepriors.api.shards import add_codes, add_conditions, import_shards, inspect, open_shards, tokenize
 from imagepriors.api.tokenizers import (
@@ -17,6 +17,7 @@ from imagepriors.api.tokenizers import (
     train_palette,
     train_tokenizer,
 )
+from imagepriors.api.training import train_prior
 from imagepriors.evaluate.config import EvaluateConfig, EvaluatePriorConfig
 from imagepriors.presets import preset_names
 from runkit.errors import UserError

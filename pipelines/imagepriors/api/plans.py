@@ -8,9 +8,9 @@ from codeshards.config import TokenizeConfig
 from imagepriors.api.datasets import ImageDataset
 from imagepriors.api.defaults import PathLike
 from imagepriors.api.memory import keep_freed_memory
-from imagepriors.api.priors import AnyShards, prior_training
 from imagepriors.api.shards import tokenize_job
 from imagepriors.api.tokenizers import ImageTokenizer, tokenizer_training
+from imagepriors.api.training import AnyShards, prior_training
 from runkit.plans import WorkPlan
 from vqgan.config import TrainConfig as TokenizerConfig
 

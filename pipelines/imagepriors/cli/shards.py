@@ -8,7 +8,8 @@ import tyro
 
 from codeshards.config import ImportConfig
 from codeshards.format import OrderName, ShardDataset, ShardError, inverse
-from codeshards.format.schema import CAPTION, NO_LABEL
+from codeshards.format.carried import CAPTION
+from codeshards.format.schema import NO_LABEL
 from codeshards.format.shardfile import ShardFormat
 from imagepriors.cli.common import FLAT, Subcommands
 from runkit.files import pretty_json

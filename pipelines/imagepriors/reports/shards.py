@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from codeshards.format import Failure, Manifest, ShardDataset, Sidecar, Store, Where, inverse, open_store
+from codeshards.format.carried import CAPTION
 from codeshards.format.contents import EVENTS_FILE, REPORT_FILE
 from codeshards.format.plan import plan_settings
-from codeshards.format.schema import CAPTION
 from codeshards.job.progress import kind_of, read_events
 from imagepriors.decode.rows import load_shard_tokenizer
 from imagepriors.reports.charts import line_chart

@@ -80,7 +80,9 @@ class _Blocks:
         Raises:
             InputError: The file cannot be written.
         """
-        self._classes: dict[type, tuple[int, tuple[str, ...]]] = {}
+        self._numbers: dict[type, int] = {}
+        self._classes: list[tuple[type, tuple[str, ...]]] = []
+        """Classes of the sources, each with the names of its fields."""
         self._file = tempfile.TemporaryFile(prefix="items-")  # noqa: SIM115 - open as long as this object
         self._offsets, self.count = array("q", [0]), 0
         source = iter(items)
@@ -89,8 +91,7 @@ class _Blocks:
                 self._write(zlib.compress(marshal.dumps(part), 1))
             self.count += len(block)
         self._write(b"", flush=True)
-        self.keys = functools.lru_cache(_CACHED)(lambda block: self._read(2 * block))
-        self.items = functools.lru_cache(_CACHED)(self._read_items)
+        self._part = functools.lru_cache(2 * _CACHED)(self._read)
 
     def _write(self, content: bytes, flush: bool = False) -> None:
         try:
@@ -109,19 +110,20 @@ class _Blocks:
         content = os.pread(self._file.fileno(), stop - start, start)  # threads share the file
         return marshal.loads(zlib.decompress(content))
 
-    def _read_items(self, block: int) -> list[Item]:
-        return [
-            Item(
-                key=key,
-                image=self._unpacked(image),
-                label=label,
-                conditions={name: self._unpacked(part) for name, part in conditions.items()},
-                columns=self._unpacked(columns),
-            )
-            for key, (image, label, conditions, columns) in zip(
-                self.keys(block), self._read(2 * block + 1), strict=True
-            )
-        ]
+    def key(self, place: int) -> str:
+        """Return the key of an item."""
+        return self._part(place // _BLOCK * 2)[place % _BLOCK]  # type: ignore[no-any-return]
+
+    def item(self, place: int) -> Item:
+        """Return an item."""
+        image, label, conditions, columns = self._part(place // _BLOCK * 2 + 1)[place % _BLOCK]
+        return Item(
+            key=self.key(place),
+            image=self._unpacked(image),
+            label=label,
+            conditions={name: self._unpacked(part) for name, part in conditions.items()},
+            columns=self._unpacked(columns),
+        )
 
     def _packed(self, item: Item) -> tuple[Any, ...]:
         conditions = {name: self._pack(part) for name, part in item.conditions.items()}
@@ -132,9 +134,12 @@ class _Blocks:
         if value is None or isinstance(value, str | int | float):
             return value
         if is_dataclass(value) and not isinstance(value, type):
-            names = tuple(part.name for part in fields(value))
-            number, names = self._classes.setdefault(type(value), (len(self._classes), names))
-            return [number, *(self._pack(getattr(value, name)) for name in names)]
+            kind = type(value)
+            if kind not in self._numbers:
+                self._numbers[kind] = len(self._classes)
+                self._classes.append((kind, tuple(part.name for part in fields(value))))
+            number = self._numbers[kind]
+            return [number, *(self._pack(getattr(value, name)) for name in self._classes[number][1])]
         return [pickle.dumps(value)]
 
     def _unpacked(self, value: Any) -> Any:
@@ -142,7 +147,7 @@ class _Blocks:
             return value
         if isinstance(value[0], bytes):
             return pickle.loads(value[0])
-        kind, (_, names) = list(self._classes.items())[value[0]]
+        kind, names = self._classes[value[0]]
         return kind(**dict(zip(names, map(self._unpacked, value[1:]), strict=True)))
 
 
@@ -175,7 +180,7 @@ class StoredItems(Sequence[Item]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         place = self.place(index)
-        item = self._blocks.items(place // _BLOCK)[place % _BLOCK]
+        item = self._blocks.item(place)
         if self._labels is None:
             return item
         label = int(self._labels[place])
@@ -183,8 +188,7 @@ class StoredItems(Sequence[Item]):
 
     def key(self, index: int) -> str:
         """Return the key of an item."""
-        place = self.place(index)
-        return self._blocks.keys(place // _BLOCK)[place % _BLOCK]  # type: ignore[no-any-return]
+        return self._blocks.key(self.place(index))
 
     def select(self, indices: npt.NDArray[np.int64]) -> "StoredItems":
         """Return the items with these indices, in this order."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import re
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from codeshards.format.errors import ShardError
-from codeshards.format.schema import check_each_key, check_keys
 from runkit.tables import decoded_bytes
 
 GROUP = 1 << 20
@@ -33,8 +33,40 @@ _MAX_GROUP_BYTES = 1 << 30
 """Most bytes of the keys of a row group: a kilobyte each."""
 _VIEW_KEY = r"-v[0-9]+$"
 
+_BAD_KEY = r"^$|[.\x00-\x1f]|^/"
+
 Groups = Callable[[], Iterator[Any]]
 """Returns an iterator over the groups of a list of keys, as Arrow arrays; it can be called again."""
+
+
+def check_key(key: str) -> str:
+    """Return ``key`` if it can name a row: not empty, no dots, no control characters, no leading slash.
+
+    WebDataset splits a member's name at its first dot, so that a key with a dot would be cut there.
+    """
+    if re.search(_BAD_KEY, key):
+        raise ShardError(
+            f"key {key!r} is not allowed: keys are not empty, have no dots or control characters and do not "
+            "start with a slash. Replace these characters, e.g. dots by underscores"
+        )
+    return key
+
+
+def check_each_key(keys: pa.Array[Any] | pa.ChunkedArray[Any]) -> None:
+    """:func:`check_key` for a whole column of keys, which must not be null."""
+    bad: Any = pc.match_substring_regex(keys, _BAD_KEY).fill_null(True)
+    first_bad = pc.index(bad, True).as_py()
+    if first_bad >= 0:
+        check_key(keys[first_bad].as_py() or "")
+
+
+def check_keys(keys: pa.Array[Any] | pa.ChunkedArray[Any], where: str) -> None:
+    """:func:`check_each_key` for keys that must also be unique."""
+    check_each_key(keys)
+    if pc.count_distinct(keys).as_py() != len(keys):
+        counts: Any = pc.value_counts(keys)
+        repeated = int(np.argmax(counts.field("counts").to_numpy()))
+        raise ShardError(f"key {counts.field('values')[repeated].as_py()!r} occurs more than once in {where}")
 
 
 class Keys:

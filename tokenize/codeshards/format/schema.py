@@ -5,7 +5,6 @@ Axes: N rows of a shard, H×W the grid of codes, L = H·W its codes, S a scale's
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
@@ -13,10 +12,11 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from codeshards.format.carried import CarriedType, carried_column, carried_type, check_carried
 from codeshards.format.errors import ShardError
 from codeshards.format.files import compact_json
+from codeshards.format.keys import check_keys
 from codeshards.format.orders import ORDER_NAMES, OrderName, check_order_name, order, orders_hash
 from runkit.codes import MAX_CODEBOOK_SIZE, Codes, code_dtype
 from runkit.jsonfiles import parse_json
@@ -46,48 +46,6 @@ MAX_GRID_CODES = 1 << 20
 MAX_SHARD_BYTES = 1 << 30
 """Most bytes of a shard's decoded codes, because loaders hold several whole shards in memory. It allows 419,430 rows of
 16×16 codes in five orders."""
-
-CarriedType = Literal["string", "int64", "float64", "bool"]
-"""Types of the columns that are carried along from the source."""
-_CARRIED: dict[CarriedType, Any] = {
-    "string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()
-}  # fmt: skip
-CAPTION = "caption"
-"""Name of the carried column that describes the picture; reports and previews show it."""
-_CARRIED_NAME = re.compile(r"(?!(key|view|label|orders)$|(codes|scale|cond)_)[A-Za-z_][A-Za-z0-9_]{0,63}")
-"""Names of carried columns: identifiers that are no column of codes and no field of a row in a tar."""
-
-_BAD_KEY = r"^$|[.\x00-\x1f]|^/"
-
-
-def check_key(key: str) -> str:
-    """Return ``key`` if it can name a row: not empty, no dots, no control characters, no leading slash.
-
-    WebDataset splits a member's name at its first dot, so that a key with a dot would be cut there.
-    """
-    if re.search(_BAD_KEY, key):
-        raise ShardError(
-            f"key {key!r} is not allowed: keys are not empty, have no dots or control characters and do not "
-            "start with a slash. Replace these characters, e.g. dots by underscores"
-        )
-    return key
-
-
-def check_each_key(keys: pa.Array[Any] | pa.ChunkedArray[Any]) -> None:
-    """:func:`check_key` for a whole column of keys, which must not be null."""
-    bad: Any = pc.match_substring_regex(keys, _BAD_KEY).fill_null(True)
-    first_bad = pc.index(bad, True).as_py()
-    if first_bad >= 0:
-        check_key(keys[first_bad].as_py() or "")
-
-
-def check_keys(keys: pa.Array[Any] | pa.ChunkedArray[Any], where: str) -> None:
-    """:func:`check_each_key` for keys that must also be unique."""
-    check_each_key(keys)
-    if pc.count_distinct(keys).as_py() != len(keys):
-        counts: Any = pc.value_counts(keys)
-        repeated = int(np.argmax(counts.field("counts").to_numpy()))
-        raise ShardError(f"key {counts.field('values')[repeated].as_py()!r} occurs more than once in {where}")
 
 
 def row_key(sample_key: str, view: int) -> str:
@@ -165,14 +123,7 @@ class ShardSpec:
         for condition in self.conditions:
             if condition not in CONDITION_NAMES:
                 raise ShardError(f"unknown condition {condition!r}. Choose out of: {', '.join(CONDITION_NAMES)}")
-        for column, kind in self.carried.items():
-            if not _CARRIED_NAME.fullmatch(column):
-                raise ShardError(
-                    f"column {column!r} cannot be carried: a name has letters, digits and underscores, and is none "
-                    "of every shard's (key, view, label, orders, codes_…, scale_…, cond_…). Rename it in the source"
-                )
-            if kind not in _CARRIED:
-                raise ShardError(f"column {column!r} has the type {kind!r}: choose out of {', '.join(_CARRIED)}")
+        check_carried(self.carried)
 
     def _is_scale(self, side: int) -> bool:
         height, width = self.image.height, self.image.width
@@ -214,7 +165,7 @@ class ShardSpec:
             pa.field("label", pa.int32(), nullable=True),
         ]
         fields += [pa.field(name, codes_type(grid), nullable=False) for name, grid in self.code_grids.items()]
-        fields += [pa.field(name, _CARRIED[self.carried[name]], nullable=True) for name in sorted(self.carried)]
+        fields += [pa.field(name, carried_type(self.carried[name])) for name in sorted(self.carried)]
         return pa.schema(fields, metadata={METADATA_KEY: compact_json(self.to_json()).encode()})
 
     def to_json(self) -> dict[str, Any]:
@@ -352,7 +303,7 @@ class ShardSpec:
         for name, grid in grids.items():
             _check_range(name, columns[name], grid)
             arrays.append(codes_column(columns[name], grid))
-        arrays += [_carried_column(name, carried[name], self.carried[name]) for name in sorted(carried)]
+        arrays += [carried_column(name, carried[name], self.carried[name]) for name in sorted(carried)]
         return pa.Table.from_arrays(arrays, schema=self.schema())
 
 
@@ -420,13 +371,6 @@ def _label_column(labels: npt.ArrayLike | None, count: int) -> Any:
     if array.shape != (count,) or (count and array.max() > np.iinfo(np.int32).max):
         raise ShardError(f"labels: expected {count} class indices of 32 bits, found shape {array.shape}")
     return pa.array(array.astype(np.int32), mask=array < 0)
-
-
-def _carried_column(name: str, values: Sequence[Any], kind: CarriedType) -> Any:
-    try:
-        return pa.array(values, _CARRIED[kind])
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
-        raise ShardError(f"column {name!r} of {kind} has a value of another type ({error})") from error
 
 
 def _same_names(what: str, found: Iterable[object], expected: Iterable[object]) -> None:
