@@ -6,8 +6,11 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny_job import CONFIG, write_images
+from tiny_pictures import png, put_tar
 
 from codeshards.format import GridSpec, ShardDataset, ShardError, ShardSpec
 from codeshards.format.tar import read_tar, tar_bytes
@@ -202,3 +205,30 @@ def test_tars_carry_every_type_and_null():
         spec.rows_to_table(["x"], [0], None, codes[:1], carried={"a": [""], "b": ["x"], "c": [1.0], "d": [True]})
     with pytest.raises(ShardError, match="carried columns"):
         spec.rows_to_table(["x"], [0], None, codes[:1])
+
+
+def as_webdataset(root: Path, pictures: dict[str, bytes]) -> None:
+    for split, names in (("train", list(pictures)[:12]), ("val", list(pictures)[12:])):
+        members = {f"{name}.png": pictures[name] for name in names}
+        members |= {f"{name}.txt": caption(name).encode() for name in names}
+        members |= {f"{name}.json": json.dumps({"url": f"https://example.org/{name}"}).encode() for name in names}
+        put_tar(root / f"{split}-000000.tar", members)
+
+
+def as_huggingface(root: Path, pictures: dict[str, bytes]) -> None:
+    for split, names in (("train", list(pictures)[:12]), ("validation", list(pictures)[12:])):
+        columns = {"image": [{"bytes": pictures[name], "path": None} for name in names]}
+        columns |= {"caption": list(map(caption, names)), "url": [f"https://example.org/{name}" for name in names]}
+        pq.write_table(pa.table(columns), root / f"{split}-00000-of-00001.parquet", row_group_size=4)
+
+
+@pytest.mark.parametrize("write", [as_webdataset, as_huggingface])
+def test_captions_of_tars_and_tables_come_through_to_duckdb_and_the_card(local_ray_cores, tokenizer, tmp_path, write):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data", {f"{n:03d}": png(n) for n in range(16)})
+    config, arguments = job(tmp_path / "data", tokenizer, tmp_path / "out", columns=("caption", "url"))
+    tokenize(config, **{**arguments, "dataset": "auto"})
+    query = f"select url, caption from read_parquet('{tmp_path}/out/*/*.parquet') order by url"
+    expected = [(f"https://example.org/{n:03d}", caption(f"{n:03d}")) for n in range(16)]
+    assert duckdb.sql(query).fetchall() == expected
+    assert "| `caption` | caption of the picture, carried along (string) |" in (tmp_path / "out/README.md").read_text()
