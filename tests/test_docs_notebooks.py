@@ -85,7 +85,7 @@ def test_the_page_about_python(run, monkeypatch):
     """Its blocks run where the quickstart has run."""
     monkeypatch.chdir(run.parents[1])
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), {})
 

@@ -61,7 +61,7 @@ def run(repeats: int, *, out: Path = harness.RESULTS, data: Path | None = None, 
             OURS: lambda number: ours.read(number, SIZE),
             "imagepriors, ImageNet's tar of tars, in place": lambda number: tars.read(number % len(tars), SIZE),
             "imagepriors, folders, draft": lambda number: ours.read_views(number, SIZE, (CENTRE,), draft=True),
-            "Pillow decodes, torch resizes": lambda number: _resized(_decoded_by_pillow(paths[number])),
+            "imagepriors, folders, resized by torch": lambda number: ours.read(number, SIZE, resampler="torch"),
             "torchvision decodes, torch resizes": lambda number: _resized(decode_image(paths[number], mode="RGB")),
         }
         for read in contenders.values():
@@ -73,11 +73,6 @@ def run(repeats: int, *, out: Path = harness.RESULTS, data: Path | None = None, 
             lambda found: _report(out, found, what, float(np.mean(gaps))),
             repeats,
         )
-
-
-def _decoded_by_pillow(path: str) -> torch.Tensor:
-    """Return an image as uint8 [3, H, W]."""
-    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
 
 
 def _resized(image_CHW: torch.Tensor) -> torch.Tensor:

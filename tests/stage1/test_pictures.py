@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqgan.data import Item, Split
+from vqgan.data import Item, Split, views_of
 from vqgan.data.sources import File, Memory
 from vqgan.errors import InputError
 
@@ -236,3 +236,19 @@ def test_a_drawn_pose_on_a_transparent_ground_is_on_black():
     drawn = split.read(0, 16, conditions=("pose",)).conditions["pose"]
     assert drawn[0, 0].tolist() == [0, 0, 0]
     assert drawn[5, 5].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("geometry", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (64, 90), (33, 31), (64, 64)])
+def test_torch_resizes_like_pillow(tmp_path, geometry, width, height):
+    smooth = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC).save(tmp_path / "a.png")
+    split = Split([Item(key="a", image=File(str(tmp_path / "a.png")))])
+    for view in views_of(12):
+        pillow, torch = (
+            split.read(0, 64, view=view, geometry=geometry, resampler=name).image for name in ("pillow", "torch")
+        )
+        gap = np.abs(pillow.astype(int) - torch)
+        assert pillow.shape == torch.shape == (64, 64, 3)
+        assert gap.mean() < 0.5
+        assert gap.max() <= 8

@@ -25,6 +25,7 @@ from codeshards.job.encode import ShardTask, encode_shard
 from codeshards.job.resume import Arrivals
 from codeshards.job.scheduler import run_shards
 from codeshards.job.tokenize import tokenize
+from codeshards.tools.reencode import reencode
 from codeshards.tools.verify import verify
 from imagepriors.decode.rows import load_shard_tokenizer
 from vqgan.checkpoint import architecture_of, fingerprint, load_config, save_model
@@ -262,3 +263,14 @@ def test_the_job_writes_to_an_object_store_and_resumes_there(s3, data, tokenizer
     found = {name: sha256_file(out / name) for name in hashes(undisturbed)}
     assert found == hashes(undisturbed)
     assert verify(out, fingerprint_of=fingerprint).problems == ()
+
+
+def test_pictures_resized_by_torch_have_a_plan_of_their_own(local_ray_cores, data, tokenizer, tmp_path):
+    arguments = {"dataset": "folder", "data": data, "tokenizers": {"image": tokenizer}, "out": tmp_path / "out"}
+    tokenize(replace(CONFIG, resampler="torch"), **arguments)
+    settings = json.loads((tmp_path / "out" / "plan.json").read_text())["plan"]["settings"]
+    assert settings["resampler"] == "torch"
+    with pytest.raises(ShardError, match=r'settings.resampler: "torch" → null'):
+        tokenize(CONFIG, **arguments)
+    rates = reencode(tmp_path / "out", source="folder", data=data, samples=8, device="cpu")
+    assert set(rates.same.values()) == {1.0}

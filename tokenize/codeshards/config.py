@@ -54,6 +54,9 @@ class TokenizeConfig:
     draft: bool = False
     """Let the JPEG decoder downscale large photos: faster from twice the resolution, but with other pixels. Part of the
     plan."""
+    resampler: Literal["pillow", "torch"] = "pillow"
+    """Library that resizes pictures, bicubic and antialiased in both. torch is faster and gives slightly different
+    pixels, which may depend on the kind of CPU. Part of the plan."""
     shard_rows: int = 4096
     """Rows per shard, the unit of work and of what is lost with a killed worker. Part of the plan."""
     shuffle_seed: int = 0
@@ -109,7 +112,9 @@ class TokenizeConfig:
         Args:
             device: The resolved device.
         """
-        later = {"scales_from": self.scales_from} if self.scales and self.scales_from != "continuous" else {}
+        later: dict[str, Any] = {"resampler": self.resampler} if self.resampler != "pillow" else {}
+        if self.scales and self.scales_from != "continuous":
+            later["scales_from"] = self.scales_from
         return {
             **later,
             "batch_size": self.batch_size,

@@ -1,6 +1,6 @@
 """How images become square: the windows that are cut from an image and from its conditions."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,9 @@ from vqgan.config import Geometry
 from vqgan.data.poses import draw_pose
 
 Array = npt.NDArray[Any]
+Resampler = Literal["pillow", "torch"]
+"""Library that resizes images, bicubic and antialiased in both. Their pixels differ by a fraction of a grey level on
+average; torch is faster where it has kernels for the CPU, and may round differently on another CPU."""
 _RESIZED = {
     "image": (Image.Resampling.BICUBIC, 255),
     "segmentation": (Image.Resampling.NEAREST, 0),
@@ -98,6 +101,7 @@ def cut(
     full_size: tuple[int, int],
     *,
     mirror: bool = False,
+    resampler: Resampler = "pillow",
 ) -> Array:
     """Cut a window of an image or of one of its conditions, as a picture of `size` × `size` pixels.
 
@@ -108,6 +112,7 @@ def cut(
         window: The window to cut.
         full_size: Width and height of the image in pixels.
         mirror: Flip left and right.
+        resampler: Library that resizes the image; conditions are always resized by Pillow.
     """
     if not isinstance(part, Image.Image):
         return np.array(draw_pose(part, window, size, mirror=mirror))
@@ -119,6 +124,8 @@ def cut(
     if box[0] >= box[2] or box[1] >= box[3]:  # the window is beside the image
         left, top, right, bottom = 0, 0, 0, 0
         pixels = np.array(part.crop((0, 0, 1, 1)))[:0, :0]
+    elif resampler == "torch" and name == "image":
+        pixels = _resized_by_torch(part, scaled, right - left, bottom - top)
     else:
         pixels = np.array(part.resize((right - left, bottom - top), how, box=scaled))
     if pixels.shape[:2] != (size, size):
@@ -127,3 +134,15 @@ def cut(
     if name == "depth":
         pixels = pixels.clip(0, 1)  # the weights of the resampling sum to about 1
     return np.ascontiguousarray(pixels[:, ::-1]) if mirror else pixels
+
+
+def _resized_by_torch(part: Image.Image, box: tuple[float, ...], width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Return a part of an image, rounded to whole pixels, in another size: uint8 [height, width, 3]."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    left, top, right, bottom = map(round, box)
+    pixels_HWC = np.array(part.crop((left, top, max(right, left + 1), max(bottom, top + 1))))
+    image_1CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]
+    resized = interpolate(image_1CHW, (height, width), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).contiguous().numpy()

@@ -13,7 +13,7 @@ from PIL import Image
 from vqgan.config import Geometry
 from vqgan.data.columns import Columns, ColumnType, typed
 from vqgan.data.conditions import DepthMap, read_map
-from vqgan.data.geometry import CENTRE, View, cut
+from vqgan.data.geometry import CENTRE, Resampler, View, cut
 from vqgan.data.pictures import open_picture, to_rgb, upright_size
 from vqgan.data.poses import Keypoints
 from vqgan.data.sources import Source
@@ -79,6 +79,8 @@ class ReadOptions(TypedDict, total=False):
     draft: bool
     """Let the JPEG decoder shrink the image by 2, 4 or 8 where it stays larger than required. It is faster on large
     photos, and gives slightly different pixels. Default: False."""
+    resampler: Resampler
+    """Library that resizes the image. Default: pillow."""
     maps_only: bool
     """Leave the image empty, [0, 0, 3], and read of its file the size alone. Default: False."""
 
@@ -93,6 +95,7 @@ def decode(
     columns: Mapping[str, ColumnType] | None = None,
     geometry: Geometry = "crop",
     draft: bool = False,
+    resampler: Resampler = "pillow",
     maps_only: bool = False,
 ) -> list[Sample]:
     """Decode an item once and cut its views; see `Split.read_views`."""
@@ -111,7 +114,9 @@ def decode(
     with _attributed(item, item.image.name):
         samples = []
         for view, window in zip(views, windows, strict=True):
-            make = functools.partial(cut, size=size, window=window, full_size=full_size, mirror=view.mirror)
+            make = functools.partial(
+                cut, size=size, window=window, full_size=full_size, mirror=view.mirror, resampler=resampler
+            )
             found = {name: make(name, part.unit if isinstance(part, DepthMap) else part) for name, part in maps.items()}
             unit_depth, depth_map = found.get("depth"), maps.get("depth")
             if isinstance(depth_map, DepthMap):

@@ -110,7 +110,8 @@ def planned_config(plan: Plan, config: TokenizeConfig) -> TokenizeConfig:
     names = ("draft", "batch_size", "precision", "compile", "threads")
     if not set(names) <= plan.settings.keys():
         raise ShardError("the dataset has no single source of pictures: it was merged or imported. Use its parts")
-    found = {name: plan.settings[name] for name in names} | {"where": plan.settings.get("where", "")}
+    found = {name: plan.settings[name] for name in names}
+    found |= {"where": plan.settings.get("where", ""), "resampler": plan.settings.get("resampler", "pillow")}
     device = plan.settings["device"] if config.device == "auto" else config.device
     return dataclasses.replace(config, **found, views=plan.views, device=device)  # type: ignore[arg-type]
 

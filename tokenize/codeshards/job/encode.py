@@ -299,6 +299,7 @@ def _read_views(
             columns=columns,
             geometry=model.geometry,
             draft=config.draft,
+            resampler=config.resampler,
             maps_only=maps_only,
         ),
     )
