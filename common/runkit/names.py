@@ -1,10 +1,15 @@
-"""Checks of file names that are read from files, before they are used in paths."""
+"""Checks of names: of files, before they are used in paths, and of many keys, which must be unique."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from runkit.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _PLAIN = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
 _MAX_BYTES = 255
@@ -35,3 +40,12 @@ def plain_path(name: object, where: object, error: type[UserError] = UserError) 
     for part in name.split("/") if isinstance(name, str) else [name]:
         plain_name(part, where, error)
     return str(name)
+
+
+def repeated_hashes(hashes: NDArray[np.int64]) -> set[int]:
+    """Return the values that occur more than once; the array is sorted in place.
+
+    Of the hashes of many keys, which take eight bytes each, these are those of equal keys, and rarely of others.
+    """
+    hashes.sort()
+    return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from runkit.names import repeated_hashes
 from runkit.places import url_of
 from runkit.ranges import RemoteFile
 from runkit.remote import in_parallel
@@ -78,10 +79,7 @@ class Split:
         self._check_keys()
 
     def _check_keys(self) -> None:
-        # Hashes take eight bytes a key, and equal ones are nearly always equal keys.
-        hashes = np.fromiter(map(hash, self.keys), np.int64, len(self))
-        hashes.sort()
-        twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        twice = repeated_hashes(np.fromiter(map(hash, self.keys), np.int64, len(self)))
         suspects = Counter(key for key in self.keys if hash(key) in twice) if twice else Counter[str]()
         for key, count in suspects.items():
             if count > 1:

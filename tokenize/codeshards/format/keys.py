@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from codeshards.format.errors import ShardError
+from runkit.names import repeated_hashes
 from runkit.tables import decoded_bytes
 
 GROUP = 1 << 20
@@ -32,7 +33,6 @@ _CHUNK = 1 << 16
 _MAX_GROUP_BYTES = 1 << 30
 """Most bytes of the keys of a row group: a kilobyte each."""
 _VIEW_KEY = r"-v[0-9]+$"
-
 _BAD_KEY = r"^$|[.\x00-\x1f]|^/"
 
 Groups = Callable[[], Iterator[Any]]
@@ -142,18 +142,16 @@ def check_groups(groups: Groups, split: str, views: int) -> int:
             suffixed.append(keys.filter(pc.match_substring_regex(keys, _VIEW_KEY)))
     found = np.concatenate(hashes) if hashes else np.empty(0, np.int64)
     del hashes
-    found.sort()
-    if len(twice := found[1:][found[1:] == found[:-1]]):
+    if twice := repeated_hashes(found):
         _check_equal(groups, twice, where)
     if any(len(part) for part in suffixed):
         _check_view_keys(groups, pa.concat_arrays(suffixed), split)
     return len(found)
 
 
-def _check_equal(groups: Groups, hashes: npt.NDArray[np.int64], where: str) -> None:
+def _check_equal(groups: Groups, hashes: set[int], where: str) -> None:
     """Check the keys with these hashes, which are nearly always equal."""
-    wanted = set(hashes.tolist())
-    suspects = [key for keys in groups() for key in keys.to_pylist() if hash(key) in wanted]
+    suspects = [key for keys in groups() for key in keys.to_pylist() if hash(key) in hashes]
     check_keys(pa.array(suspects, KEY_TYPE), where)
 
 
