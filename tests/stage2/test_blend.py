@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupts import interrupted_at
 from tiny_shards import SPEC
 from tiny_shards import make_dataset as make_tiny
 
@@ -25,7 +25,6 @@ from codeprior.config import ModelConfig, PriorError, TrainConfig
 from codeprior.data import Batch, Batches, CodeBatches, CodeData
 from codeprior.plan import plan_training
 from codeprior.train import evaluate, train_prior
-from codeprior.trainer import train_step
 from codeshards.format import ShardDataset
 from runkit.devices import make_autocast
 from runkit.signals import StoppedError
@@ -146,23 +145,13 @@ def test_one_view_of_each_sample_is_drawn_in_each_epoch(make_dataset, loader: st
 @LOADERS
 @pytest.mark.parametrize("stop_at", [7, 12])
 def test_resume_equals_uninterrupted_to_the_bit(
-    pair: dict[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str, stop_at: int
+    pair: dict[Path, float], tmp_path: Path, loader: str, stop_at: int
 ) -> None:
     """Stopped in the middle of an interval, and at a checkpoint; dropout and dropped conditions are on."""
-
-    def interrupted_step(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        steps.append(1)
-        if len(steps) == stop_at:
-            signal.raise_signal(signal.SIGINT)
-        return train_step(*args, **kwargs)
-
-    steps: list[int] = []
     config = replace(CONFIG, loader=loader)
     train_prior(config, pair, tmp_path / "whole")
-    monkeypatch.setattr("codeprior.trainer.train_step", interrupted_step)
-    with pytest.raises(StoppedError):
+    with interrupted_at(stop_at), pytest.raises(StoppedError):
         train_prior(config, pair, tmp_path / "parts")
-    monkeypatch.undo()
     assert checkpoints(tmp_path / "parts")[-1].name == f"step-{stop_at:08d}"
     train_prior(config, pair, tmp_path / "parts")
     for name in ("model.safetensors", "config.json", "checkpoints/step-00000014/state.safetensors"):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interrupts import interrupted_at
 from safetensors.torch import load_file, save_file
 
 from codeprior import checkpoint as ckpt
@@ -196,21 +197,11 @@ def test_loaded_prior_gives_the_summary_s_loss(dataset: ShardDataset, finished: 
 
 @pytest.mark.parametrize("stop_at", [1, 7, 8])
 def test_resume_equals_uninterrupted_to_the_bit(
-    dataset: ShardDataset, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    dataset: ShardDataset, finished: Path, tmp_path: Path, stop_at: int
 ) -> None:
     """Ctrl-C in the middle of an interval, of an epoch, and at a checkpoint; dropout is on."""
-
-    def interrupted_step(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        steps.append(1)
-        if len(steps) == stop_at:
-            signal.raise_signal(signal.SIGINT)
-        return train_step(*args, **kwargs)
-
-    steps: list[int] = []
-    monkeypatch.setattr("codeprior.trainer.train_step", interrupted_step)
-    with pytest.raises(StoppedError):
+    with interrupted_at(stop_at), pytest.raises(StoppedError):
         train_prior(TINY, dataset.path, tmp_path / "run")
-    monkeypatch.undo()
     assert checkpoints(tmp_path / "run")[-1].name == f"step-{stop_at:08d}"
     torch.rand(5)  # another process would not have these random numbers either
     train_prior(TINY, dataset.path, tmp_path / "run")
