@@ -136,7 +136,7 @@ def _without_code(path: Path) -> Path | IO[bytes]:
 
 
 def _is_program(record: str) -> bool:
-    """Return whether a record of an archive is code, or the constants of code, by which torch tells TorchScript."""
+    """Return whether a record of an archive is code, or its constants, by which torch recognises TorchScript."""
     parts = record.split("/")
     return parts[1:2] == ["code"] or parts[1:] == ["constants.pkl"]
 

@@ -63,12 +63,11 @@ def keys_of(items: Sequence[Item]) -> Sequence[str]:
 
 def chosen(items: Sequence[Item], indices: Iterable[int]) -> Sequence[Item]:
     """Return the items with these indices, in this order."""
-    if isinstance(items, list):
-        return [items[index] for index in indices]
-    found = np.fromiter(indices, np.int64)
-    return (
-        items.select(found) if isinstance(items, StoredItems) and len(found) > IN_MEMORY else [items[i] for i in found]
-    )
+    if isinstance(items, StoredItems):
+        indices = np.fromiter(indices, np.int64)
+        if len(indices) > IN_MEMORY:
+            return items.select(indices)
+    return [items[index] for index in indices]
 
 
 class _Blocks:
