@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from codeprior.compat import prior_from_mingpt
-from codeprior.config import SampleConfig, SequenceSpec
+from codeprior.config import SequenceSpec
 from codeprior.model import Prior
 from codeprior.sample import prepare, sample_sequences
+from codeprior.sample_config import SampleConfig
 from codeprior.speed import resolve_precision
 from priorbench import harness, peers, processes
 from priorbench.harness import RESULTS

@@ -6,9 +6,10 @@ from runkit.lazy import lazy_names
 
 if TYPE_CHECKING:
     from codeprior.checkpoint import load_prior
-    from codeprior.config import ModelConfig, PriorError, SampleConfig, TrainConfig
+    from codeprior.config import ModelConfig, PriorError, TrainConfig
     from codeprior.model import Prior
     from codeprior.sample import sample_codes
+    from codeprior.sample_config import SampleConfig
     from codeprior.train import train_prior
 
 __all__ = [
@@ -18,7 +19,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "ModelConfig": "config", "Prior": "model", "PriorError": "config", "SampleConfig": "config",
+        "ModelConfig": "config", "Prior": "model", "PriorError": "config", "SampleConfig": "sample_config",
         "TrainConfig": "config", "load_prior": "checkpoint", "sample_codes": "sample", "train_prior": "train",
     },
 )  # fmt: skip

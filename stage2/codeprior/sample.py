@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codeprior.config import PriorError, SampleConfig, SequenceSpec
-from codeprior.model import KVCache, Prior
+from codeprior.attention import KVCache
+from codeprior.config import PriorError, SequenceSpec
+from codeprior.model import Prior
+from codeprior.sample_config import SampleConfig
 from codeshards.format import defined_orders, order
 from runkit.compiling import check_compiler
 from runkit.progress import tqdm

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from codeprior.config import PriorError, SampleConfig, SequenceSpec
-from codeprior.model import KVCache, Prior
+from codeprior.attention import KVCache
+from codeprior.config import PriorError, SequenceSpec
+from codeprior.model import Prior
 from codeprior.sample import (
     Condition,
     condition_tokens,
@@ -22,6 +23,7 @@ from codeprior.sample import (
     sample_keys,
     with_null,
 )
+from codeprior.sample_config import SampleConfig
 from runkit.progress import tqdm
 
 

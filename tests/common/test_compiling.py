@@ -10,9 +10,10 @@ import torch
 from tiny_job import CONFIG, MODEL, write_images, write_tokenizer
 from tiny_shards import make_dataset
 
-from codeprior.config import ModelConfig, PriorError, SampleConfig, SequenceSpec, TrainConfig
+from codeprior.config import ModelConfig, PriorError, SequenceSpec, TrainConfig
 from codeprior.model import Prior
 from codeprior.sample import sample_codes
+from codeprior.sample_config import SampleConfig
 from codeprior.train import train_prior
 from codeshards.format import ShardError
 from codeshards.job.tokenize import tokenize

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from codeprior.checkpoint import RunConfig
-from codeprior.config import SampleConfig
+from codeprior.sample_config import SampleConfig
 from codeprior.train import train_prior
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset

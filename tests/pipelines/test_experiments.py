@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from codeprior.config import ModelConfig, SampleConfig, SequenceSpec
+from codeprior.config import ModelConfig, SequenceSpec
 from codeprior.model import Prior
 from codeprior.sample import sample_sequences
+from codeprior.sample_config import SampleConfig
 from codeshards.format import ShardError, order
 from imagepriors.cli import main
 from imagepriors.experiments import EXPERIMENTS, conditional, training

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
+from codeprior.sample_config import SampleConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardError
 from imagepriors.cli import COMMANDS

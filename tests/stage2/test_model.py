@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from codeprior.attention import KVCache
 from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpec, condition_parts
-from codeprior.model import KVCache, Prior, rotate, rotation_at
+from codeprior.model import Prior
+from codeprior.positions import rotate, rotation_at
 from runkit.devices import make_autocast
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16, position="learned")
@@ -236,7 +238,7 @@ def test_sdpa_equals_math_in_values_and_gradients(
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("codeprior.model._BFLOAT16_CPU", bfloat16_cpu)
+    monkeypatch.setattr("codeprior.attention._BFLOAT16_CPU", bfloat16_cpu)
     found: list[tuple[Tensor, Tensor]] = []
     for attention in ("sdpa", "math"):
         prior = with_options({**options, "attention": attention})

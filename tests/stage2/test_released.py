@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from codeprior.compat import prior_from_mingpt
-from codeprior.config import ConditionSpec, PriorError, SampleConfig, SequenceSpec
+from codeprior.config import ConditionSpec, PriorError, SequenceSpec
 from codeprior.sample import sample_codes
+from codeprior.sample_config import SampleConfig
 
 
 def sequence(classes: int = 0) -> SequenceSpec:

@@ -19,7 +19,8 @@ from killing import killed_at
 from safetensors.torch import load_file, save_file
 
 from codeprior.checkpoint import load_prior
-from codeprior.config import ModelConfig, PriorError, SampleConfig, SequenceSpec, TrainConfig
+from codeprior.config import ModelConfig, PriorError, SequenceSpec, TrainConfig
+from codeprior.sample_config import SampleConfig
 from codeprior.train import train_prior
 from codeshards.format import ShardDataset
 from codeshards.format.files import sha256_file

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from codeprior import sample as sample_module
-from codeprior.config import ConditionSpec, ModelConfig, PriorError, SampleConfig, SequenceSpec
+from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpec
 from codeprior.model import Prior
 from codeprior.sample import (
     condition_tokens,
@@ -25,6 +25,7 @@ from codeprior.sample import (
     sample_sequences,
     to_grids,
 )
+from codeprior.sample_config import SampleConfig
 from codeprior.window import sample_larger
 from codeshards.format import ORDER_NAMES, order
 

@@ -24,11 +24,12 @@ from safetensors.torch import load_file, save_file
 from codeprior import checkpoint as ckpt
 from codeprior import speed, train
 from codeprior.checkpoint import checkpoints, load_prior
-from codeprior.config import ModelConfig, PriorError, SampleConfig, TrainConfig
+from codeprior.config import ModelConfig, PriorError, TrainConfig
 from codeprior.data import CodeBatches, CodeData, checked, sequence_from_dataset
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at, make_optimizer
 from codeprior.sample import prefix_of_scales, sample_codes, sample_sequences, to_grids
+from codeprior.sample_config import SampleConfig
 from codeprior.speed import resolve_precision
 from codeprior.train import evaluate, train_prior
 from codeprior.trainer import SequenceLoss, train_step

@@ -1,7 +1,7 @@
 """The functions and objects of `import imagepriors`; torch and Ray are imported where they are used."""
 
-from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
+from codeprior.sample_config import SampleConfig
 from codeshards.config import TokenizeConfig
 from imagepriors.api.datasets import ImageDataset, open_dataset
 from imagepriors.api.hub import push

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from codeprior.config import PriorError, SampleConfig, SequenceSpec
+from codeprior.config import PriorError, SequenceSpec
+from codeprior.sample_config import SampleConfig
 from codeshards.format import ShardDataset
 from codeshards.format.files import read_json
 from imagepriors.api.datasets import ImageDataset, dataset_of

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
+from codeprior.sample_config import SampleConfig
 from codeshards.config import TokenizeConfig
 from imagepriors.api.defaults import DEMO_DATA, results_folder
 from imagepriors.api.settings import stage_1_table, stage_2_table

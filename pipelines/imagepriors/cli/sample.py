@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from codeprior.config import SampleConfig
+from codeprior.sample_config import SampleConfig
 from imagepriors.cli.common import FLAT
 
 

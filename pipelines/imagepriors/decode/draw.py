@@ -9,10 +9,11 @@ import numpy.typing as npt
 import torch
 
 from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
-from codeprior.config import PriorError, SampleConfig, SequenceSpec
+from codeprior.config import PriorError, SequenceSpec
 from codeprior.data import check_shards
 from codeprior.model import Prior
 from codeprior.sample import sample_codes, to_grids
+from codeprior.sample_config import SampleConfig
 from codeprior.window import sample_larger
 from codeshards.format import ShardDataset, ShardError
 from imagepriors.decode.prefix import Codes, decode_prefix

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from codeprior.checkpoint import CONFIG, RunConfig, prior_folder
-from codeprior.config import SampleConfig
 from codeprior.model import Prior
+from codeprior.sample_config import SampleConfig
 from imagepriors.decode.draw import Samples, check_count, draw_samples
 from imagepriors.decode.prefix import prefix_length
 from imagepriors.reports.figures import picture_grid, png_bytes

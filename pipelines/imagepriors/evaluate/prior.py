@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
-from codeprior.config import SampleConfig, SequenceSpec
+from codeprior.config import SequenceSpec
 from codeprior.data import CodeData, check_shards, pixel_dims
+from codeprior.sample_config import SampleConfig
 from codeprior.train import evaluate
 from codeshards.format import ShardDataset, open_store
 from imagepriors.decode.draw import draw_samples

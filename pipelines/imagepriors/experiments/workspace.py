@@ -15,8 +15,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from codeprior.config import SampleConfig
 from codeprior.config import TrainConfig as PriorConfig
+from codeprior.sample_config import SampleConfig
 from codeshards.config import TokenizeConfig
 from codeshards.format import ShardDataset
 from imagepriors.decode.rows import load_shard_tokenizer

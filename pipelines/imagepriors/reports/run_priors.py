@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from codeprior.checkpoint import load_prior
-from codeprior.config import SampleConfig, SequenceSpec
+from codeprior.config import SequenceSpec
 from codeprior.sample import to_grids
+from codeprior.sample_config import SampleConfig
 from imagepriors.decode.draw import DrawnCodes, decode_condition, draw_codes, load_prior_tokenizer
 from imagepriors.reports.cards import blend_text
 from imagepriors.reports.charts import Chart, Curve, curve, line_chart

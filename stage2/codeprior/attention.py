@@ -1,0 +1,168 @@
+"""Causal attention and its key/value cache.
+
+Axes: B batch, N = B · H, S tokens that enter a block, P tokens of a full cache, D channels, H heads, E channels per
+head.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codeprior.config import ModelConfig, PriorError
+from codeprior.cpu_kernels import Linear
+from codeprior.positions import Rotation, rotate
+
+if TYPE_CHECKING:
+    from codeprior.model import Prior
+
+_SHORT = 512
+"""Number of tokens up to which attention may keep all scores of a layer in memory."""
+_BFLOAT16_CPU = torch.cpu._is_avx512_bf16_supported()  # a constant for compiled code
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, in tensors that are allocated once.
+
+    A cache that grows by concatenation would be copied for every token.
+
+    Args:
+        prior: Determines the number of layers, the type and the device.
+        batch: Number of sequences.
+        static: Attend to all places under a mask, so that every step has the same shapes, as compiled code and CUDA
+            graphs require. Otherwise attend to the filled places only, which reads less memory.
+    """
+
+    def __init__(self, prior: Prior, batch: int, *, static: bool = False) -> None:
+        config, weight = prior.config, prior.code_embedding.weight
+        shape = (batch, config.n_head, prior.max_tokens, config.n_embd // config.n_head)
+        self.batch = batch
+        # Zeros, because 0 · NaN of a masked place would be NaN. One tensor per layer, because compiled code copies a
+        # whole tensor to write into a part of it.
+        zeros = functools.partial(torch.zeros, shape, device=weight.device, dtype=weight.dtype)
+        self.keys = [zeros() for _ in range(config.n_layer)]
+        self.values = [zeros() for _ in range(config.n_layer)]
+        self.length = 0
+        """Number of tokens whose keys and values are valid, in every layer."""
+        self.static = static
+        self.place_1 = torch.zeros(1, device=weight.device, dtype=torch.int64)
+        """Place of the token that a step reads; a tensor, so that it is no constant of compiled code."""
+        if static:
+            for tensor in (*self.keys, *self.values, self.place_1):
+                torch._dynamo.mark_static_address(tensor)  # CUDA graphs then write into it instead of a copy
+
+    def extend(self, layer: int, k_BHSE: Tensor, v_BHSE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store keys and values of new tokens; return those to attend to, and a mask of valid places (None: all)."""
+        keys_BHPE, values_BHPE = self.keys[layer], self.values[layer]
+        if self.static and k_BHSE.shape[2] == 1:
+            keys_BHPE.index_copy_(2, self.place_1, k_BHSE)
+            values_BHPE.index_copy_(2, self.place_1, v_BHSE)
+            seen_1P = torch.arange(keys_BHPE.shape[2], device=keys_BHPE.device)[None] <= self.place_1
+            return keys_BHPE, values_BHPE, seen_1P
+        end = self.length + k_BHSE.shape[2]
+        keys_BHPE[:, :, self.length : end] = k_BHSE
+        values_BHPE[:, :, self.length : end] = v_BHSE
+        return keys_BHPE[:, :, :end], values_BHPE[:, :, :end], None
+
+
+def attend_sdpa(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return attention [B, H, S, E]: causal for several queries; for a single one, to all places or those in `seen`.
+
+    There is no dropout on the attention weights, which would disable the fused kernels.
+    """
+    causal = q_BHSE.shape[2] > 1
+    if not causal and q_BHSE.device.type == "cpu":  # torch's kernel takes up to four times as long for one query
+        return attend_math(q_BHSE, k_BHSE, v_BHSE, seen)
+    if q_BHSE.device.type == "cuda" or q_BHSE.dtype != torch.bfloat16 or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, attn_mask=seen, is_causal=causal)
+    # torch's bfloat16 kernel for CPUs is never faster than its float32 kernel, and backward up to four times slower.
+    # Plain products take half the time of the float32 kernel if the CPU has bfloat16, and memory for all scores.
+    if q_BHSE.shape[2] <= _SHORT and _BFLOAT16_CPU:
+        return _attend_short(q_BHSE, k_BHSE, v_BHSE)
+    with torch.autocast(q_BHSE.device.type, enabled=False):
+        out_BHSE = F.scaled_dot_product_attention(q_BHSE.float(), k_BHSE.float(), v_BHSE.float(), is_causal=causal)
+    return out_BHSE.to(q_BHSE.dtype)
+
+
+def _attend_short(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
+    """Return causal attention by two batched products, with scale and mask in the first."""
+    q_NSE, k_NSE, v_NSE = (x.flatten(0, 1) for x in (q_BHSE, k_BHSE, v_BHSE))
+    S, E = q_NSE.shape[1:]
+    hidden_SS = torch.full((S, S), -math.inf, dtype=v_BHSE.dtype, device=v_BHSE.device).triu(1)
+    scores_NSS = torch.baddbmm(hidden_SS, q_NSE, k_NSE.transpose(1, 2), alpha=1 / math.sqrt(E))
+    return (scores_NSS.softmax(dim=-1) @ v_NSE).view_as(q_BHSE)
+
+
+def attend_math(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return the same by plain products, the reference of the fused kernels."""
+    S = q_BHSE.shape[2]
+    scores_BHSS = q_BHSE @ k_BHSE.transpose(-2, -1) / math.sqrt(q_BHSE.shape[3])
+    if S > 1:
+        seen = torch.ones(S, S, dtype=torch.bool, device=q_BHSE.device).tril()
+    if seen is not None:
+        scores_BHSS = scores_BHSS.masked_fill(~seen, -math.inf)
+    return scores_BHSS.softmax(dim=-1) @ v_BHSE
+
+
+def attend_xformers(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return the same by xformers' memory_efficient_attention.
+
+    Raises:
+        PriorError: xformers is not installed, or the tensors are not on an NVIDIA GPU.
+    """
+    if q_BHSE.device.type != "cuda":
+        raise PriorError(f"attention = 'xformers' runs on NVIDIA GPUs only, not on {q_BHSE.device}: use 'sdpa'")
+    try:
+        from xformers.ops import LowerTriangularMask, memory_efficient_attention
+    except ImportError as error:
+        raise PriorError(f"attention = 'xformers': {error}; pip install 'imagepriors[cuda]', or use 'sdpa'") from error
+    if q_BHSE.shape[2] == 1:  # not faster for one query
+        return attend_sdpa(q_BHSE, k_BHSE, v_BHSE, seen)
+    # Rotary angles and autocast may give queries in float32 and values in bfloat16.
+    q, k, v = (x.transpose(1, 2).to(v_BHSE.dtype) for x in (q_BHSE, k_BHSE, v_BHSE))
+    out_BSHE: Tensor = memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask())
+    return out_BSHE.transpose(1, 2)
+
+
+ATTENTION = {"sdpa": attend_sdpa, "math": attend_math, "xformers": attend_xformers}
+
+
+def make_norm(config: ModelConfig, width: int) -> nn.Module:
+    """Return the config's normalisation over the last axis."""
+    return nn.LayerNorm(width) if config.norm == "layernorm" else nn.RMSNorm(width, eps=1e-5)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which token s attends to tokens 0 … s."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.n_head = layer, config.n_head
+        self.attend = ATTENTION[config.attention]
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd)
+        head = config.n_embd // config.n_head
+        self.query_norm = make_norm(config, head) if config.qk_norm else nn.Identity()
+        self.key_norm = make_norm(config, head) if config.qk_norm else nn.Identity()
+
+    def forward(self, x_BSD: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None) -> Tensor:
+        """[B, S, D] → [B, S, D]: attend to the same tokens and to those in the cache."""
+        B, S, D = x_BSD.shape
+        qkv_3BHSE = self.qkv(x_BSD).view(B, S, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)
+        q_BHSE, k_BHSE, v_BHSE = qkv_3BHSE.unbind(0)
+        q_BHSE, k_BHSE = self.query_norm(q_BHSE), self.key_norm(k_BHSE)
+        if rotation is not None:
+            q_BHSE, k_BHSE = rotate(q_BHSE, rotation), rotate(k_BHSE, rotation)
+        seen = None
+        if cache is not None:
+            # A causal mask is aligned to the first key, so several tokens at once require an empty cache.
+            assert S == 1 or cache.length == 0
+            k_BHSE, v_BHSE, seen = cache.extend(self.layer, k_BHSE, v_BHSE)
+        out_BHSE = self.attend(q_BHSE, k_BHSE, v_BHSE, seen)
+        out_BSD: Tensor = self.proj(out_BHSE.transpose(1, 2).reshape(B, S, D))
+        return out_BSD

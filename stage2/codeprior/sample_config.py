@@ -1,0 +1,46 @@
+"""How codes are drawn from a prior. It imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from codeprior.config import PriorError
+from runkit.configs import check_fields, require
+from runkit.devices import Autocast
+
+_require = partial(require, error=PriorError)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig:
+    """How codes are drawn from a trained prior. The default temperature and top-k are those of the paper."""
+
+    temperature: float = 1.0
+    """Divides the logits: below 1 gives less variety, above 1 more."""
+    top_k: int | None = 100
+    """Draw from the k most probable codes; None: from all, 1: greedy."""
+    top_p: float = 1.0
+    """Of these, keep the fewest whose probabilities sum to this; 1: all."""
+    min_p: float = 0.0
+    """Of these, keep those at least this fraction as probable as the most probable one; 0: all."""
+    guidance: float = 1.0
+    """Classifier-free guidance: factor of the difference that the condition makes to the logits; 1: off."""
+    precision: Autocast = "float32"
+    """Type of the weights and of the cache. bfloat16 halves the memory traffic per code; samples differ."""
+    compile: bool = False
+    """Compile the step of one code, with CUDA graphs on a GPU; pays off for more than a few batches."""
+    seed: int = 0
+    """Sample i is determined by (seed, i) and its condition, for any batch size and number of samples."""
+    batch_size: int = 25
+    """Samples per batch; bounds the memory of the key/value cache."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, PriorError)
+        _require(self.temperature > 0, "temperature", self.temperature, "use above 0 (top_k=1 is greedy)")
+        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "use None or at least 1")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "use above 0 to 1 (off)")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "use 0 (off) to 1")
+        _require(self.guidance >= 0, "guidance", self.guidance, "use 0 (no condition), 1 (off) or more")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 to 2**63 - 1")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "use at least 1")
