@@ -175,10 +175,10 @@ class ImagePrior:
         needs_rows = completes or any(part.name != "class" for part in spec.conditions)
         if condition is None and (needs_rows or size):
             from imagepriors.decode.draw import draw_codes
-            from imagepriors.decode.prefix import prefix_length
+            from imagepriors.decode.partial import known_codes
 
-            known = prefix_length(spec, str(given))
-            drawn = draw_codes(self.loaded, self.folder, self.shards, n, config=settings, given=known, size=size)
+            known_T = known_codes(spec, given)
+            drawn = draw_codes(self.loaded, self.folder, self.shards, n, config=settings, known_T=known_T, size=size)
             return SampledImages(drawn.codes_NHW, drawn.conditions, self.tokenizer)
         if completes or size:
             raise PriorError("condition: given and size take their conditions from the shards; leave one of them out")

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from codeprior.checkpoint import CONFIG, RunConfig, load_prior, load_summary
 from codeprior.data import sequence_from_dataset
+from codeprior.draw import draw, sample_keys
 from codeprior.model import Prior
-from codeprior.sample import draw, sample_keys, sample_sequences, to_grids
+from codeprior.sample import sample_sequences, to_grids
 from codeprior.sample_config import SampleConfig
 from codeprior.speed import step_flops_per_sequence
 from codeshards.format import ShardDataset
