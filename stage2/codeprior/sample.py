@@ -16,6 +16,7 @@ from torch import Tensor
 
 from codeprior.attention import KVCache
 from codeprior.config import PriorError, SequenceSpec
+from codeprior.guidance import Progress, guide, temperature_at, with_null
 from codeprior.model import Prior
 from codeprior.sample_config import SampleConfig
 from codeshards.format import defined_orders, order
@@ -239,49 +240,34 @@ def _sample_batch(
     prefix_RP = codes_BT[:, :P].repeat(len(condition_RC) // B, 1)
     logits_RV = prior.prefill(condition_RC, cache, prefix_RP)
     t_1 = torch.full((1,), P, device=prior.device)
-    codes_BT[:, P] = draw(guide(logits_RV, config), config, keys_B, t_1)
+    codes_BT[:, P] = draw(guide(logits_RV, config, t_1 / T), config, keys_B, t_1, t_1 / T)
     bar.update()
     for t in range(P, T):
         if t > P:
-            codes_BT[:, t] = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1.fill_(t))
+            codes_BT[:, t] = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1.fill_(t), t_1 / T)
             bar.update()
         if watch is not None:
             watch(first, t, codes_BT[:, : t + 1])
     return codes_BT.cpu()
 
 
-def with_null(condition_BC: Tensor, config: SampleConfig) -> Tensor:
-    """Return condition tokens [R, C]; under guidance, the samples are repeated with the null condition."""
-    if config.guidance == 1:
-        return condition_BC
-    return torch.cat((condition_BC, torch.full_like(condition_BC, -1)))
-
-
-def guide(logits_RV: Tensor, config: SampleConfig) -> Tensor:
-    """Return logits [B, V] after classifier-free guidance (Ho and Salimans, arXiv 2207.12598)."""
-    if config.guidance == 1:
-        return logits_RV.float()
-    with_BV, without_BV = logits_RV.float().chunk(2)
-    return without_BV + config.guidance * (with_BV - without_BV)
-
-
 def next_codes(
-    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor
+    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor, progress: Tensor
 ) -> Tensor:
     """Read codes t - 1 and return codes t, [B]."""
     if not cache.static:
         codes_R = codes_B.repeat(cache.batch // len(codes_B))
-        return draw(guide(prior.decode(codes_R, cache), config), config, keys_B, t_1)
+        return draw(guide(prior.decode(codes_R, cache), config, progress), config, keys_B, t_1, progress)
     cache.place_1.fill_(cache.length)
     cache.length += 1
-    return _compiled(prior.device.type)(prior, cache, codes_B.clone(), config, keys_B, t_1)
+    return _compiled(prior.device.type)(prior, cache, codes_B.clone(), config, keys_B, t_1, progress)
 
 
 def _static_step(
-    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor
+    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor, progress: Tensor
 ) -> Tensor:
     codes_R = codes_B.repeat(cache.batch // len(codes_B))
-    return draw(guide(prior.decode_static(codes_R, cache), config), config, keys_B, t_1)
+    return draw(guide(prior.decode_static(codes_R, cache), config, progress), config, keys_B, t_1, progress)
 
 
 @functools.cache
@@ -290,14 +276,14 @@ def _compiled(device: str) -> Callable[..., Tensor]:
     return torch.compile(_static_step, dynamic=False, mode="reduce-overhead" if device == "cuda" else "default")
 
 
-def draw(logits_BV: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor) -> Tensor:
+def draw(logits_BV: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor, progress: Progress) -> Tensor:
     """Return code t for each row of logits, [B], by an exponential race: argmax p / Exp(1) is distributed as p.
 
     The race requires one random number per remaining code and no other rows, so a sample does not depend on its batch.
     """
     V = logits_BV.shape[1]
     kept_BK, codes_BK = logits_BV.topk(min(config.top_k or V, V))
-    kept_BK = kept_BK / config.temperature
+    kept_BK = kept_BK / temperature_at(config, progress)
     if config.top_p < 1 or config.min_p > 0:
         p_BK = kept_BK.softmax(dim=1)  # descending
         # A code is kept if those before it sum to less than top_p; the first one always is.

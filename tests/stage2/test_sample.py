@@ -372,7 +372,7 @@ def test_a_sample_does_not_depend_on_its_batch(batch_size: int) -> None:
 def test_draws_follow_the_tempered_probabilities() -> None:
     logits, n = torch.tensor([2.0, 1.0, 0.0, -1.0]), 4000
     config = SampleConfig(temperature=2.0, top_k=3)
-    drawn = draw(logits.expand(n, 4), config, sample_keys(0, 0, n), torch.tensor([5]))
+    drawn = draw(logits.expand(n, 4), config, sample_keys(0, 0, n), torch.tensor([5]), 0.0)
     expected = torch.cat([(logits[:3] / 2).softmax(0), torch.zeros(1)])
     torch.testing.assert_close(drawn.bincount(minlength=4) / n, expected, atol=0.025, rtol=0)
 
