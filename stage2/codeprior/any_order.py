@@ -77,7 +77,7 @@ def draw_in_any_order(
     """Return the codes [B, T] of samples first … first + B - 1, in the prior's order."""
     device, T = prior.device, prior.sequence.length
     keys_B = sample_keys(config.seed, first, len(given_BT)).to(device)
-    codes_BT, condition_RC = given_BT.to(device), with_null(condition_BC, config).to(device)
+    codes_BT, condition_RC = given_BT.to(device, copy=True), with_null(condition_BC, config).to(device)
     order_BT = drawing_order(prior.sequence, config, codes_BT, keys_B)
     cache, rows = KVCache(prior, len(condition_RC)), (len(condition_RC) // len(given_BT), 1)
     read, known = 0, int((given_BT[0] != UNKNOWN).sum())
@@ -90,7 +90,7 @@ def draw_in_any_order(
         )  # fmt: skip
         logits_BQV = guide(logits_RQV, config, known / T)
         keys_N = keys_B.repeat_interleave(asked_BQ.shape[1])
-        drawn_BQ = draw(logits_BQV.flatten(0, 1), config, keys_N, asked_BQ.flatten()).view_as(asked_BQ)
+        drawn_BQ = draw(logits_BQV.flatten(0, 1), config, keys_N, asked_BQ.flatten(), known / T).view_as(asked_BQ)
         if config.order == "confidence":
             sure_BQ = logits_BQV.log_softmax(dim=2).gather(2, drawn_BQ[..., None])[..., 0]
             gumbel_BQ = -race_noise(keys_B, torch.full_like(keys_B, _CHOICE - step), asked_BQ).log()

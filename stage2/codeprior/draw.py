@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codeprior.guidance import Progress, temperature_at
 from codeprior.sample_config import SampleConfig
 
 
-def draw(logits_BV: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor) -> Tensor:
+def draw(logits_BV: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor, progress: Progress) -> Tensor:
     """Return code t for each row of logits, [B], by an exponential race: argmax p / Exp(1) is distributed as p.
 
     The race requires one random number per remaining code and no other rows, so a sample does not depend on its batch.
     """
     V = logits_BV.shape[1]
     kept_BK, codes_BK = logits_BV.topk(min(config.top_k or V, V))
-    kept_BK = kept_BK / config.temperature
+    kept_BK = kept_BK / temperature_at(config, progress)
     if config.top_p < 1 or config.min_p > 0:
         p_BK = kept_BK.softmax(dim=1)  # descending
         # A code is kept if those before it sum to less than top_p; the first one always is.

@@ -181,36 +181,36 @@ def _draw_in_own_order(
     B, T = given_BT.shape
     known = int((given_BT[0] != UNKNOWN).sum())
     keys_B = sample_keys(config.seed, first, B).to(prior.device)
-    codes_BT = given_BT.to(prior.device)
+    codes_BT = given_BT.to(prior.device, copy=True)
     condition_RC = with_null(condition_BC, config).to(prior.device)
     cache = KVCache(prior, len(condition_RC), static=config.compile)
     logits_RV = prior.prefill(condition_RC, cache, codes_BT[:, :known].repeat(len(condition_RC) // B, 1))
     t_1 = torch.full((1,), known, device=prior.device)
-    codes_BT[:, known] = draw(guide(logits_RV, config), config, keys_B, t_1)
+    codes_BT[:, known] = draw(guide(logits_RV, config, t_1 / T), config, keys_B, t_1, t_1 / T)
     report(codes_BT, 1)
     for t in range(known + 1, T):
-        codes_BT[:, t] = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1.fill_(t))
+        codes_BT[:, t] = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1.fill_(t), t_1 / T)
         report(codes_BT, 1)
     return codes_BT
 
 
 def next_codes(
-    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor
+    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor, progress: Tensor
 ) -> Tensor:
     """Read codes t - 1 and return codes t, [B]."""
     if not cache.static:
         codes_R = codes_B.repeat(cache.batch // len(codes_B))
-        return draw(guide(prior.decode(codes_R, cache), config), config, keys_B, t_1)
+        return draw(guide(prior.decode(codes_R, cache), config, progress), config, keys_B, t_1, progress)
     cache.place_1.fill_(cache.length)
     cache.length += 1
-    return _compiled(prior.device.type)(prior, cache, codes_B.clone(), config, keys_B, t_1)
+    return _compiled(prior.device.type)(prior, cache, codes_B.clone(), config, keys_B, t_1, progress)
 
 
 def _static_step(
-    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor
+    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor, progress: Tensor
 ) -> Tensor:
     codes_R = codes_B.repeat(cache.batch // len(codes_B))
-    return draw(guide(prior.decode_static(codes_R, cache), config), config, keys_B, t_1)
+    return draw(guide(prior.decode_static(codes_R, cache), config, progress), config, keys_B, t_1, progress)
 
 
 @functools.cache

@@ -102,8 +102,10 @@ def _draw_batch(
         left = min(max(column - W // 2, 0), width - W)
         local = (row - top) * W + column - left
         t_1 = torch.full((1,), t, device=prior.device)
+        progress = t_1 / (height * width)
         if cache is not None and before == (top, left, local - 1):  # same window: the cache is valid
-            codes_Bhw[:, row, column] = next_codes(prior, cache, codes_Bhw.flatten(1)[:, t - 1], config, keys_B, t_1)
+            codes_B = codes_Bhw.flatten(1)[:, t - 1]
+            codes_Bhw[:, row, column] = next_codes(prior, cache, codes_B, config, keys_B, t_1, progress)
         else:
             condition_BC = windows.at(top, left)[samples.start : samples.stop]
             condition_RC = with_null(condition_BC, config).to(prior.device)
@@ -111,6 +113,6 @@ def _draw_batch(
             cache.length = 0
             codes_BT = codes_Bhw[:, top : top + H, left : left + W].flatten(1)[:, :local]
             logits_RV = prior.prefill(condition_RC, cache, codes_BT.repeat(len(condition_RC) // B, 1))
-            codes_Bhw[:, row, column] = draw(guide(logits_RV, config), config, keys_B, t_1)
+            codes_Bhw[:, row, column] = draw(guide(logits_RV, config, progress), config, keys_B, t_1, progress)
         before = (top, left, local)
     return codes_Bhw.cpu()

@@ -31,7 +31,7 @@ def write_samples(
     n: int,
     *,
     config: SampleConfig,
-    given: str = "0",
+    given: Any = 0,
     size: tuple[int, int] | None = None,
     classes: npt.NDArray[np.int64] | None = None,
     frames: bool = False,
@@ -83,7 +83,8 @@ def write_samples(
     files["metadata.json"] = pretty_json({
         "prior": str(prior_run), "n": n, "sampling": asdict(config),
         "samples": [{"file": name, "seed": [config.seed, i]} for i, name in enumerate(names)],
-        "given": given, "given_codes": int(known_T.sum()), "size": size, "sequence": asdict(samples.sequence),
+        "given": given if isinstance(given, str | int) else "mask", "given_codes": int(known_T.sum()), "size": size,
+        "sequence": asdict(samples.sequence),
     })  # fmt: skip
     publish(out, files, _COMMAND, last="metadata.json")
     return out / "grid.png"

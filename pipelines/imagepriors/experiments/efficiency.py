@@ -212,5 +212,6 @@ def sample_uncached(prior: Prior, n: int, config: SampleConfig | None = None) ->
     for t in range(prior.sequence.length):
         logits = prior(condition, codes)[:, -1].float()
         t_1 = torch.full((1,), t, device=prior.device)
-        codes = torch.cat((codes, draw(logits, config, keys, t_1)[:, None]), dim=1)
+        drawn = draw(logits, config, keys, t_1, t / prior.sequence.length)
+        codes = torch.cat((codes, drawn[:, None]), dim=1)
     return codes.cpu()

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from codeprior.checkpoint import CONFIG, RunConfig
 from codeshards.format import ShardDataset
 from imagepriors.decode.draw import draw_samples
+from imagepriors.decode.partial import known_codes
 from imagepriors.evaluate.networks import Lite0Features
 from imagepriors.evaluate.prior import training_loss
 from imagepriors.experiments.config import ShardKind
