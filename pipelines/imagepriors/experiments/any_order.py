@@ -188,9 +188,9 @@ def describe_likelihoods(likelihoods: Mapping[str, tuple[Values, Values]], behin
         [name for name, found in behind.items() if found.shown and sign * found.mean > 0] for sign in (1, -1)
     )
     return (
-        f"Validation NLL in nats per code of one prior of any order, read in each order, and of the priors of that "
-        f"order alone, mean of {seeds} seed{'s' if seeds > 1 else ''}, and their difference, ± half of the 95% interval "
-        f"for all {len(behind)} at once: {rows}. Shown to be worse than the prior of that order: "
+        "Validation NLL in nats per code of one prior of any order, read in each order, and of the priors of that "
+        f"order alone, mean of {seeds} seed{'s' if seeds > 1 else ''}, and their difference (± half of the 95% "
+        f"interval for all {len(behind)} at once): {rows}. Shown to be worse than the prior of that order: "
         f"{listed(worse)}; better: {listed(better)}."
     )
 
@@ -209,8 +209,8 @@ def describe_steps(distances: Mapping[str, Values], seconds: Mapping[str, list[f
         )
     return (
         f"the cached prior of {_ONE_ORDER}, one code per step: {one_order:.3f} s, distance "
-        f"{distances[_ONE_ORDER].mean():.1f}. The prior of any order, in random order with the cosine schedule, against it "
-        f"(± half of the 95% interval for all {len(steps)} at once): {'; '.join(rows)}."
+        f"{distances[_ONE_ORDER].mean():.1f}. The prior of any order, in random order with the cosine schedule, "
+        f"against it (± half of the 95% interval for all {len(steps)} at once): {'; '.join(rows)}."
     )
 
 

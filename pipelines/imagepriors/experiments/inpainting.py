@@ -5,6 +5,7 @@ prior looks at what surrounds the hole. Where one of the orders begins with the 
 completes the same pictures.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -63,10 +64,12 @@ def priors(workspace: Workspace) -> PriorRuns:
 def run(workspace: Workspace) -> None:
     """Complete validation pictures, each seed its own ones, and measure the error."""
     tokenizer, seeds = workspace.decoder(), workspace.config.seeds
-    every_NHW = _validation_codes(workspace, seeds * max(1, workspace.config.n // len(KNOWN)))
+    every_NHW = _validation_codes(workspace, max(workspace.config.n, len(KNOWN)))
     found = {name: Completions() for name in KNOWN}
     for seed in range(seeds):
-        _complete(workspace, tokenizer, seed, every_NHW[seed::seeds], found)
+        # Each seed completes all pictures, and other ones of each known part than the seeds before it.
+        parts = [every_NHW[(number + seed) % len(KNOWN) :: len(KNOWN)] for number in range(len(KNOWN))]
+        _complete(workspace, tokenizer, seed, dict(zip(KNOWN, parts, strict=True)), found)
     quality = Quality(workspace, "shards")
     distances = {
         name: [quality.distance(np.concatenate([getattr(one, name)[seed] for one in found.values()]))
@@ -78,7 +81,8 @@ def run(workspace: Workspace) -> None:
     }
     against = differences_to_one_order(found)
     text = (
-        f"{len(every_NHW)} validation pictures, each completed by one of {seeds} priors of any order. "
+        f"{len(every_NHW)} validation pictures, one in {len(KNOWN)} for each known part, completed by the priors of "
+        f"any order of {seeds} seed{'s' if seeds > 1 else ''}. "
         f"{describe(found, gains, against)} {quality.name} of all completions {np.mean(distances['pictures']):.1f}, "
         f"with samples pasted in {np.mean(distances['pasted']):.1f}, of other validation pictures "
         f"{'unknown, too few' if quality.floor is None else f'{quality.floor:.1f}'} ({quality.note}). Pictures: the "
@@ -116,22 +120,16 @@ def _validation_codes(workspace: Workspace, n: int) -> Array:
 
 
 def _complete(
-    workspace: Workspace, tokenizer: Tokenizer, seed: int, codes_NHW: Array, found: Mapping[str, Completions]
+    workspace: Workspace, tokenizer: Tokenizer, seed: int, parts: Mapping[str, Array], found: Mapping[str, Completions]
 ) -> None:
-    """Complete pictures with the priors of a seed."""
+    """Complete the pictures of each known part, given as codes [N, H, W], with the priors of a seed."""
     device, config = pick_device("auto"), workspace.sampling(batch_size=64, seed=seed)
     prior = load_prior(any_order.any_order_folder(workspace, "shards", seed), device=device)
     one_order = {name: load_prior(orders.run_folder(workspace, name, seed), device=device) for name in ORDER_NAMES}
-    samples_NHW = sample_codes(prior, len(codes_NHW), config=config).numpy()
-    originals = tokenizer.decode(codes_NHW)
-    for name, one in found.items():
-        region_HW = known_region(prior.sequence, name)
-
-        def error(pictures: Array, region_HW: Array = region_HW) -> float:
-            side = tokenizer.config.resolution // region_HW.shape[0], tokenizer.config.resolution // region_HW.shape[1]
-            hole_HW = ~region_HW.repeat(side[0], 0).repeat(side[1], 1)
-            return float(((pictures[:, hole_HW].astype(float) - originals[:, hole_HW]) ** 2).mean() ** 0.5)
-
+    for name, codes_NHW in parts.items():
+        one, region_HW = found[name], known_region(prior.sequence, name)
+        samples_NHW = sample_codes(prior, len(codes_NHW), config=config).numpy()
+        error = functools.partial(error_outside, tokenizer.decode(codes_NHW), region_HW)
         one.pictures.append(tokenizer.decode(_completed(prior, codes_NHW, region_HW, config)))
         one.pasted.append(tokenizer.decode(np.where(region_HW, codes_NHW, samples_NHW)))
         one.error.append(error(one.pictures[-1]))
@@ -143,6 +141,13 @@ def _complete(
                 continue
             one.one_order_error.append(error(tokenizer.decode(codes)))
             break
+
+
+def error_outside(originals: Array, region_HW: Array, pictures: Array) -> float:
+    """Root mean square difference of pictures [N, H, W, 3] to their originals outside the known cells."""
+    rows, columns = (pixels // cells for pixels, cells in zip(originals.shape[1:], region_HW.shape, strict=False))
+    hole_HW = ~region_HW.repeat(rows, 0).repeat(columns, 1)
+    return float(((pictures[:, hole_HW].astype(float) - originals[:, hole_HW]) ** 2).mean() ** 0.5)
 
 
 def _completed(prior: Prior, codes_NHW: Array, region_HW: Array, config: SampleConfig) -> Array:
