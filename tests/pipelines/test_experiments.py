@@ -15,10 +15,9 @@ from codeprior.config import ModelConfig, SequenceSpec
 from codeprior.model import Prior
 from codeprior.sample import sample_sequences
 from codeprior.sample_config import SampleConfig
-from codeshards.format import ShardError, order
+from codeshards.format import ORDER_NAMES, ShardError, order
 from imagepriors.cli import main
-from imagepriors.experiments import EXPERIMENTS, conditional, training
-from imagepriors.experiments.any_order import describe_steps
+from imagepriors.experiments import EXPERIMENTS, any_order, conditional, training
 from imagepriors.experiments.command import load_config
 from imagepriors.experiments.efficiency import describe_training, sample_uncached, seconds_per_picture
 from imagepriors.experiments.inpainting import error_outside, known_region
@@ -76,7 +75,7 @@ def words(local_ray_cores, tmp_path_factory):
         )
     (root / "tiny.toml").write_text(
         f'dataset = "demo"\ntokenizer = "{root}/image.toml"\nsmall_tokenizer = "{root}/f2.toml"\n'
-        f'prior = "{root}/image.toml"\nscales = [1]\nscales_of = "shards-codes"\nn = 12\nprior_steps = 2\n'
+        f'prior = "{root}/image.toml"\nscales = [1]\nn = 8\nprior_steps = 2\n'
         f"reader_steps = 2\nevaluations = 2\n"
         f'[conditions]\nsegmentation = "{root}/masks.toml"\n'
     )
@@ -101,7 +100,7 @@ def test_experiments_write_results_figures_and_one_page(words, capsys):
     assert sorted(found["orders"]["ranking"]) == sorted(found["orders"]["val_nll_nats"])
     assert set(found["conditional"]["agreement"]) == {"class", "segmentation"}
     assert set(found["any-order"]["val_nll_nats"]) == set(found["orders"]["val_nll_nats"])
-    assert set(found["any-order"]["seconds_per_picture"]) == {"row_major", "8 steps", "16 steps", "32 steps"}
+    assert set(found["any-order"]["seconds_per_picture"]) == {"row_major", "2 steps", "4 steps", "8 steps", "16 steps"}
     assert found["inpainting"]["error"]["upper"]["one_order"]  # row_major begins with it
     assert not found["inpainting"]["error"]["checkerboard"]["one_order"]
 
@@ -119,6 +118,16 @@ def test_scales_are_made_of_the_pictures_in_the_preset(tmp_path):
     small, paper = (Workspace(load_config(name), tmp_path, tmp_path) for name in ("small", "paper"))
     assert small.tokenize_config("shards-codes").scales == paper.tokenize_config("shards").scales == (1, 2, 4, 8)
     assert small.tokenize_config("shards").scales == paper.tokenize_config("shards-codes").scales == ()
+
+
+def test_many_codes_per_step_are_drawn_from_the_shards_with_the_most_codes(tmp_path):
+    workspace = Workspace(replace(load_config("small"), seeds=2), tmp_path, tmp_path)
+    runs = any_order.priors(workspace)
+    assert len(runs) == 2 * (len(ORDER_NAMES) + 1) + 2 * 2
+    of_most = {config.objective for config, shards in runs.values() if shards.name == "shards-codes"}
+    assert of_most == {"ordered", "any_order"}
+    ways = any_order.drawing_ways(workspace.sampling(), 256)
+    assert [config.steps for config in ways.values() if config.order == "auto"] == [0, 8, 16, 32, 64, 128, 256, 32]
 
 
 def test_the_papers_learning_rate_follows_the_batch(tmp_path):
@@ -179,10 +188,11 @@ def test_a_dataset_without_conditions_is_reported_and_affects_no_other_experimen
 
 def test_an_interval_is_students_of_the_paired_differences():
     baseline = np.array([9.0, 2.0, 5.0, 7.0, 3.0])  # seeds differ more than the runs of a seed
-    found = difference(baseline + [1.0, 2.0, 3.0, 4.0, 5.0], baseline)
+    values = baseline + np.arange(1.0, 6.0)
+    found = difference(values, baseline)
     assert (found.mean, found.half) == pytest.approx((3.0, 2.776 * 0.5**0.5), abs=1e-3)  # t of 97.5%, 4 degrees
     assert found.shown
-    at_once = difference(baseline + [1.0, 2.0, 3.0, 4.0, 5.0], baseline, comparisons=5)
+    at_once = difference(values, baseline, comparisons=5)
     assert at_once.half == pytest.approx(4.604 * 0.5**0.5, abs=1e-3)  # of 99.5%
     assert not at_once.shown
     assert not difference(baseline[:1] + 9, baseline[:1]).shown  # one seed has no interval
@@ -222,9 +232,9 @@ def test_speed_and_loss_of_quality_are_those_of_the_same_round_and_seed():
         "8 steps": np.array([110.0, 150.0]),
         "4 steps": np.array([90.0, 250.0]),
     }
-    text = describe_steps(distances, {"row_major": [4.0, 8.0], "8 steps": [2.0, 2.0], "4 steps": [1.0, 1.0]})
+    text = any_order.describe_steps(distances, {"row_major": [4.0, 8.0], "8 steps": [2.0, 2.0], "4 steps": [1.0, 1.0]})
     assert "8 steps 2.000 s, 3.0× as fast (2.0–4.0), distance 130.0 (+10.000 ± 0.000)" in text
-    assert "4 steps 1.000 s, 6.0× as fast (4.0–8.0), distance 170.0 (+50.000 ± 1524.690, not shown)" in text
+    assert "4 steps 1.000 s, 6.0× as fast (4.0–8.0), distance 170.0 (+50.000 ± 1527.101, not shown)" in text
 
 
 def test_the_error_of_a_completion_is_that_of_its_unknown_part():
