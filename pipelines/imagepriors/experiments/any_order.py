@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from codeprior.checkpoint import load_prior
+from codeprior.checkpoint import CONFIG, RunConfig, load_prior
 from codeprior.config import TrainConfig
 from codeprior.data import CodeData
 from codeprior.model import Prior
@@ -21,7 +21,6 @@ from codeprior.sample_config import SampleConfig
 from codeprior.train import evaluate
 from codeshards.format import ORDER_NAMES, ShardDataset
 from imagepriors.experiments import orders
-from imagepriors.experiments.config import ShardKind
 from imagepriors.experiments.paired import Difference, Values, difference, intervals_figure, listed
 from imagepriors.experiments.quality import Quality, seconds_in_turn
 from imagepriors.experiments.workspace import PriorRuns, Workspace
@@ -37,53 +36,41 @@ _ROUNDS = 3
 _SHOWN = 8
 _EVALUATED = 32
 """Sequences per batch while the likelihood is computed."""
-
-
-def shards(workspace: Workspace) -> tuple[ShardKind, ...]:
-    """The shards of the dataset, and those with the most codes per picture, which are drawn in steps."""
-    return tuple(dict.fromkeys(("shards", workspace.config.scales_of)))
+shards = orders.shards
 
 
 def priors(workspace: Workspace) -> PriorRuns:
-    """The priors of `orders`, and a prior of any order per seed; on the shards with the most codes, both as well."""
-    runs = orders.priors(workspace)
-    for kind in shards(workspace):
-        for seed in range(workspace.config.seeds):
-            runs |= any_order_prior(workspace, kind, seed)
-            one_order = workspace.prior_config(order=_ONE_ORDER, seed=seed)
-            runs.setdefault(_one_order_folder(workspace, kind, seed), (one_order, workspace.shards(kind)))
-    return runs
+    """The priors of `orders`, and those of any order."""
+    return orders.priors(workspace) | any_order_priors(workspace)
 
 
-def any_order_prior(workspace: Workspace, kind: ShardKind, seed: int) -> PriorRuns:
-    """A prior of any order; other experiments use some of them."""
-    config: TrainConfig = workspace.prior_config(order=_ONE_ORDER, seed=seed)
-    model = replace(config.model, target_positions=config.model.position != "grid")
-    folder = any_order_folder(workspace, kind, seed)
-    return {folder: (replace(config, model=model, objective="any_order"), workspace.shards(kind))}
+def any_order_priors(workspace: Workspace) -> PriorRuns:
+    """A prior of any order per seed."""
+    config: TrainConfig = workspace.prior_config(order=_ONE_ORDER, objective="any_order", **_known_targets(workspace))
+    seeds = range(workspace.config.seeds)
+    return {run_folder(workspace, seed): (replace(config, seed=seed), workspace.shards()) for seed in seeds}
 
 
-def any_order_folder(workspace: Workspace, kind: ShardKind, seed: int) -> Path:
+def _known_targets(workspace: Workspace) -> dict[str, Any]:
+    """The model of the preset, whose tokens know which code they predict."""
+    model = workspace.prior_config().model
+    return {"model": replace(model, target_positions=model.position != "grid")}
+
+
+def run_folder(workspace: Workspace, seed: int) -> Path:
     """Run folder of a prior of any order."""
-    return workspace.out("any-order") / f"{kind}-any-seed{seed}"
-
-
-def _one_order_folder(workspace: Workspace, kind: ShardKind, seed: int) -> Path:
-    if kind == "shards":
-        return orders.run_folder(workspace, _ONE_ORDER, seed)
-    return workspace.out("any-order") / f"{kind}-{_ONE_ORDER}-seed{seed}"
+    return workspace.out("any-order") / f"seed{seed}"
 
 
 def run(workspace: Workspace) -> None:
     """Measure likelihood in each order, and quality and time by the number of steps."""
-    kind = workspace.config.scales_of
-    likelihoods = {name: _likelihoods(workspace, name) for name in ORDER_NAMES}
+    likelihoods: dict[str, tuple[Values, Values]] = {name: _likelihoods(workspace, name) for name in ORDER_NAMES}
     behind = {name: difference(any_S, one_S, len(likelihoods)) for name, (any_S, one_S) in likelihoods.items()}
-    codes = load_prior(any_order_folder(workspace, kind, 0), device=pick_device("auto")).sequence.length
+    codes = RunConfig.load(run_folder(workspace, 0) / CONFIG).sequence.length
     ways = drawing_ways(workspace.sampling(batch_size=64), codes)
-    quality = Quality(workspace, kind)
-    distances, tiles = _draw(workspace, kind, ways, quality)
-    seconds = _seconds(workspace, kind, {name: ways[name] for name in ways if "," not in name})
+    quality = Quality(workspace)
+    distances, tiles = _draw(workspace, ways, quality)
+    seconds = _seconds(workspace, {name: ways[name] for name in ways if "," not in name})
     text = (
         f"{describe_likelihoods(likelihoods, behind)} Drawing {codes} codes per picture; {quality.name} of "
         f"{workspace.config.n} samples to decoded training pictures ({quality.note}; of decoded validation pictures: "
@@ -114,7 +101,7 @@ def _likelihoods(workspace: Workspace, order_name: Any) -> tuple[Values, Values]
     dataset, device = ShardDataset.open(workspace.shards()), pick_device("auto")
     found: list[list[float]] = [[], []]
     for seed in range(workspace.config.seeds):
-        folders = (any_order_folder(workspace, "shards", seed), orders.run_folder(workspace, order_name, seed))
+        folders = (run_folder(workspace, seed), orders.run_folder(workspace, order_name, seed))
         for folder, order, values in zip(folders, (order_name, None), found, strict=True):
             prior = load_prior(folder, device=device)
             data = CodeData.open(dataset, "val", prior.sequence)
@@ -145,16 +132,14 @@ def _steps(codes: int) -> list[int]:
     return [codes // share for share in _CODES_PER_STEP if codes // share >= 4]
 
 
-def _draw(
-    workspace: Workspace, kind: ShardKind, ways: Mapping[str, SampleConfig], quality: Quality
-) -> tuple[dict[str, Values], Any]:
+def _draw(workspace: Workspace, ways: Mapping[str, SampleConfig], quality: Quality) -> tuple[dict[str, Values], Any]:
     """Distance of the samples of each way and seed, and some samples of each way."""
-    decoder, device = workspace.decoder(kind), pick_device("auto")
+    decoder, device = workspace.decoder(), pick_device("auto")
     distances: dict[str, list[float]] = {name: [] for name in ways}
     tiles = []
     for seed in range(workspace.config.seeds):
-        one_order = load_prior(_one_order_folder(workspace, kind, seed), device=device)
-        any_order = load_prior(any_order_folder(workspace, kind, seed), device=device)
+        one_order = load_prior(orders.run_folder(workspace, _ONE_ORDER, seed), device=device)
+        any_order = load_prior(run_folder(workspace, seed), device=device)
         for name, config in ways.items():
             prior = one_order if name == _ONE_ORDER else any_order
             drawn = sample_codes(prior, workspace.config.n, config=replace(config, seed=seed))
@@ -164,11 +149,11 @@ def _draw(
     return {name: np.array(values) for name, values in distances.items()}, np.concatenate(tiles)
 
 
-def _seconds(workspace: Workspace, kind: ShardKind, ways: Mapping[str, SampleConfig]) -> dict[str, list[float]]:
+def _seconds(workspace: Workspace, ways: Mapping[str, SampleConfig]) -> dict[str, list[float]]:
     """Seconds to draw and decode one picture in each way."""
-    decoder, device = workspace.decoder(kind), pick_device("auto")
-    one_order = load_prior(_one_order_folder(workspace, kind, 0), device=device)
-    any_order = load_prior(any_order_folder(workspace, kind, 0), device=device)
+    decoder, device = workspace.decoder(), pick_device("auto")
+    one_order = load_prior(orders.run_folder(workspace, _ONE_ORDER, 0), device=device)
+    any_order = load_prior(run_folder(workspace, 0), device=device)
 
     def task(prior: Prior, config: SampleConfig) -> Any:
         return lambda: decoder.decode(sample_codes(prior, 1, config=config).numpy())

@@ -26,7 +26,7 @@ from imagepriors.decode.rows import read_rows
 from imagepriors.experiments import any_order, orders
 from imagepriors.experiments.paired import Difference, difference, intervals_figure, listed
 from imagepriors.experiments.quality import Quality
-from imagepriors.experiments.workspace import PriorRuns, Workspace
+from imagepriors.experiments.workspace import Workspace
 from imagepriors.reports.figures import picture_grid
 from runkit.devices import pick_device
 from vqgan.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ KNOWN = ("upper", "not-upper", "left", "centre", "not-centre", "corner", "checke
 """Known parts; random cells are a quarter of them."""
 _DRAWN, _ROWS = 5, 2
 """Completions per picture, and pictures per known part, that are shown."""
-shards = orders.shards
+shards, priors = any_order.shards, any_order.priors
 Array = npt.NDArray[Any]
 
 
@@ -53,14 +53,6 @@ class Completions:
     pasted: list[Array] = field(default_factory=list)
 
 
-def priors(workspace: Workspace) -> PriorRuns:
-    """The priors of `orders`, and those of any order."""
-    runs = orders.priors(workspace)
-    for seed in range(workspace.config.seeds):
-        runs |= any_order.any_order_prior(workspace, "shards", seed)
-    return runs
-
-
 def run(workspace: Workspace) -> None:
     """Complete validation pictures, each seed its own ones, and measure the error."""
     tokenizer, seeds = workspace.decoder(), workspace.config.seeds
@@ -70,7 +62,7 @@ def run(workspace: Workspace) -> None:
         # Each seed completes all pictures, and other ones of each known part than the seeds before it.
         parts = [every_NHW[(number + seed) % len(KNOWN) :: len(KNOWN)] for number in range(len(KNOWN))]
         _complete(workspace, tokenizer, seed, dict(zip(KNOWN, parts, strict=True)), found)
-    quality = Quality(workspace, "shards")
+    quality = Quality(workspace)
     distances = {
         name: [quality.distance(np.concatenate([getattr(one, name)[seed] for one in found.values()]))
                for seed in range(seeds)]
@@ -124,7 +116,7 @@ def _complete(
 ) -> None:
     """Complete the pictures of each known part, given as codes [N, H, W], with the priors of a seed."""
     device, config = pick_device("auto"), workspace.sampling(batch_size=64, seed=seed)
-    prior = load_prior(any_order.any_order_folder(workspace, "shards", seed), device=device)
+    prior = load_prior(any_order.run_folder(workspace, seed), device=device)
     one_order = {name: load_prior(orders.run_folder(workspace, name, seed), device=device) for name in ORDER_NAMES}
     for name, codes_NHW in parts.items():
         one, region_HW = found[name], known_region(prior.sequence, name)
@@ -157,7 +149,7 @@ def _completed(prior: Prior, codes_NHW: Array, region_HW: Array, config: SampleC
 
 def _shown(workspace: Workspace, tokenizer: Tokenizer, codes_NHW: Array) -> Array:
     """Rows of pictures: what is given, the original, completions."""
-    prior = load_prior(any_order.any_order_folder(workspace, "shards", 0), device=pick_device("auto"))
+    prior = load_prior(any_order.run_folder(workspace, 0), device=pick_device("auto"))
     many_NHW, config = codes_NHW.repeat(_DRAWN, 0), workspace.sampling(batch_size=64)
     originals = tokenizer.decode(codes_NHW)
     rows = []

@@ -12,7 +12,6 @@ from codeshards.format import ShardDataset
 from imagepriors.decode.rows import decode_rows, select_rows
 from imagepriors.evaluate.networks import Lite0Features, frechet_distance, network_notes
 from imagepriors.evaluate.prior import training_loss
-from imagepriors.experiments.config import ShardKind
 from imagepriors.experiments.workspace import Workspace
 from runkit.devices import pick_device
 
@@ -26,8 +25,8 @@ class Quality:
     Both sides are decoded by the same tokenizer, so its blur is no part of the distance.
     """
 
-    def __init__(self, workspace: Workspace, kind: ShardKind) -> None:
-        config, codes = workspace.config, ShardDataset.open(workspace.shards(kind))
+    def __init__(self, workspace: Workspace) -> None:
+        config, codes = workspace.config, ShardDataset.open(workspace.shards())
         self._net: torch.nn.Module = Lite0Features().eval()
         if config.features == "inception":
             self._net = frechet_distance("inception", config.inception, torch.device("cpu")).inception
@@ -58,11 +57,13 @@ def frechet(a_ND: Array, b_MD: Array) -> float:
     The trace of the square root of the product of the covariances AᵀA and BᵀB is the sum of the singular values of ABᵀ,
     which is small where there are fewer pictures than features.
     """
-    means, sides, variances = [], [], 0.0
+    means: list[Array] = []
+    sides: list[Array] = []
+    variances = 0.0
     for features in (a_ND, b_MD):
         means.append(features.mean(axis=0))
         centred = (features - means[-1]) / np.sqrt(max(1, len(features) - 1))
-        sides.append(np.linalg.qr(centred, mode="r"))
+        sides.append(np.asarray(np.linalg.qr(centred, mode="r")))
         variances += float((centred**2).sum())
     common = float(np.linalg.svd(sides[0] @ sides[1].T, compute_uv=False).sum())
     return float(((means[0] - means[1]) ** 2).sum()) + variances - 2 * common
