@@ -30,7 +30,10 @@ class Difference:
         return abs(self.mean) > self.half
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f}" if math.isnan(self.half) else f"{self.mean:+.3f} ± {self.half:.3f}"
+        if not self.half > 0:
+            return f"{self.mean:+.3f}"
+        digits = max(0, 1 - math.floor(math.log10(self.half)))  # two of the interval's are significant
+        return f"{self.mean:+.{digits}f} ± {self.half:.{digits}f}"
 
 
 def difference(values: Values, baseline: Values, comparisons: int = 1) -> Difference:
