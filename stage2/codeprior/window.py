@@ -11,18 +11,10 @@ from torch import Tensor
 
 from codeprior.attention import KVCache
 from codeprior.config import PriorError, SequenceSpec
+from codeprior.draw import draw, sample_keys
+from codeprior.guidance import guide, with_null
 from codeprior.model import Prior
-from codeprior.sample import (
-    Condition,
-    condition_tokens,
-    conditions_by_name,
-    draw,
-    guide,
-    next_codes,
-    prepare,
-    sample_keys,
-    with_null,
-)
+from codeprior.sample import Condition, condition_tokens, conditions_by_name, next_codes, prepare
 from codeprior.sample_config import SampleConfig
 from runkit.progress import tqdm
 
@@ -110,8 +102,10 @@ def _draw_batch(
         left = min(max(column - W // 2, 0), width - W)
         local = (row - top) * W + column - left
         t_1 = torch.full((1,), t, device=prior.device)
+        progress = t_1 / (height * width)
         if cache is not None and before == (top, left, local - 1):  # same window: the cache is valid
-            codes_Bhw[:, row, column] = next_codes(prior, cache, codes_Bhw.flatten(1)[:, t - 1], config, keys_B, t_1)
+            codes_B = codes_Bhw.flatten(1)[:, t - 1]
+            codes_Bhw[:, row, column] = next_codes(prior, cache, codes_B, config, keys_B, t_1, progress)
         else:
             condition_BC = windows.at(top, left)[samples.start : samples.stop]
             condition_RC = with_null(condition_BC, config).to(prior.device)
@@ -119,6 +113,6 @@ def _draw_batch(
             cache.length = 0
             codes_BT = codes_Bhw[:, top : top + H, left : left + W].flatten(1)[:, :local]
             logits_RV = prior.prefill(condition_RC, cache, codes_BT.repeat(len(condition_RC) // B, 1))
-            codes_Bhw[:, row, column] = draw(guide(logits_RV, config), config, keys_B, t_1)
+            codes_Bhw[:, row, column] = draw(guide(logits_RV, config, progress), config, keys_B, t_1, progress)
         before = (top, left, local)
     return codes_Bhw.cpu()
