@@ -27,8 +27,12 @@ from runkit.folders import check_publish, publish
 from runkit.jsonfiles import parse_object
 
 COMMAND = "sample"
+FEW = 1000
+"""Number of samples that a folder gets at once, from memory, each listed in the metadata."""
 _BLOCK_BYTES = 1 << 24
 _GRID_COLUMNS, _GRID_ROWS = 10, 10
+_SUFFIXES = {"metadata": ".json", "codes": ".codes.npz", "grid": ".png"}
+"""Suffix of each small file beside a file of pictures, in the sequence in which they are written."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time of every member of an .npz, as numpy has it."""
 
@@ -50,6 +54,11 @@ class Output(ABC):
     @abstractmethod
     def metadata_path(self) -> Path:
         """JSON file that says how the samples came to be."""
+
+    @property
+    @abstractmethod
+    def grid_path(self) -> Path:
+        """PNG of the first samples."""
 
     @abstractmethod
     def encode(self, pictures_NHW3: Pixels, first: int, labels_N: Labels | None) -> bytes:
@@ -111,21 +120,25 @@ class _OneFile(Output):
 
     @property
     def metadata_path(self) -> Path:
-        return self.path.with_suffix(".json")
+        return self._beside("metadata")
+
+    @property
+    def grid_path(self) -> Path:
+        return self._beside("grid")
 
     def is_complete(self) -> bool:
         return self.path.exists()
 
     def check_free(self) -> None:
-        for path in (self.path, self.metadata_path, *map(self._beside, ("codes", "grid"))):
+        for path in (self.path, *map(self._beside, _SUFFIXES)):
             if path.exists():
                 raise ShardError(f"{path} is there, and is not replaced: choose another output, or move it away")
 
     def _beside(self, kind: str) -> Path:
-        return self.path.with_suffix({"codes": ".codes.npz", "grid": ".png", "metadata": ".json"}[kind])
+        return self.path.with_suffix(_SUFFIXES[kind])
 
     def write(self, parts: Sequence[Path], labels_N: Labels | None, side: int, others: Mapping[str, bytes]) -> None:
-        for kind in ("metadata", "codes", "grid"):
+        for kind in _SUFFIXES:
             with atomic_write(self._beside(kind)) as file:
                 file.write(others[kind])
         with atomic_write(self.path) as file:
@@ -196,6 +209,11 @@ class FolderOutput(_PngOutput):
         """metadata.json in the folder."""
         return self.path / "metadata.json"
 
+    @property
+    def grid_path(self) -> Path:
+        """grid.png in the folder."""
+        return self.path / "grid.png"
+
     def is_complete(self) -> bool:
         """True: the metadata are written last."""
         return True
@@ -210,10 +228,17 @@ class FolderOutput(_PngOutput):
         publish(self.path, _Members(parts, "samples/", small), COMMAND, last="metadata.json")
 
 
+_FILES: dict[str, type[Output]] = {".npz": NpzOutput, ".tar": TarOutput}
+
+
 def open_output(path: Path) -> Output:
     """Return the output that a path names by its suffix: .npz, .tar, else a folder."""
-    kinds: dict[str, type[Output]] = {".npz": NpzOutput, ".tar": TarOutput}
-    return kinds.get(path.suffix, FolderOutput)(path)
+    return _FILES.get(path.suffix, FolderOutput)(path)
+
+
+def is_large(path: Path, n: int, *, whole: bool) -> bool:
+    """Whether samples are written in parts: those in a file, and more than :data:`FEW` unless they must be whole."""
+    return path.suffix in _FILES or (n > FEW and not whole)
 
 
 class _Members(Mapping[str, bytes]):
