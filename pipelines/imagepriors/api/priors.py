@@ -30,6 +30,7 @@ from runkit.places import absolute
 if TYPE_CHECKING:
     from codeprior.checkpoint import RunConfig
     from codeprior.model import Prior
+    from imagepriors.decode.many import Drawing
 
 
 class ImagePrior:
@@ -235,32 +236,44 @@ class ImagePrior:
         Returns:
             The path of grid.png, or of NAME.png.
         """
-        from imagepriors.decode.draw import check_count
-        from imagepriors.decode.many import Job, write_many
+        from imagepriors.decode.many import write_many
         from imagepriors.decode.outputs import is_large
         from imagepriors.decode.samples import write_samples
-        from runkit.devices import pick_device
         from runkit.ranks import process_group, world_size
 
         n, size, out = sample_count(n), code_size(size), as_path(out)
-        check_count(n)
         settings = _sampling(fields, config, preset, ImagePrior.save_samples)
-        classes = None if condition is None else self._classes_alone(condition, n, str(given))
         with process_group():
-            tokenizer = self.tokenizer
-            arguments: dict[str, Any] = {
-                "config": settings, "given": given, "classes": classes, "prior": None if workers else self.loaded,
-                "tokenizer": None if tokenizer is None else tokenizer.loaded,
-            }  # fmt: skip
+            prior = None if workers else self.loaded
+            tokenizer = None if self.tokenizer is None else self.tokenizer.loaded
             if workers or world_size() > 1 or is_large(out, n, whole=frames or size is not None):
                 if frames or size is not None:
                     raise PriorError("frames and size: these pictures are drawn by one process, into a folder")
-                job = Job(
-                    device=pick_device(self._device).type, workers=workers, threads=threads,
-                    decoder=self._given_tokenizer.folder if self._given_tokenizer else None,
-                )  # fmt: skip
-                return write_many(self.folder, self.shards, out.absolute(), n, job=job, **arguments)
-        return write_samples(self.folder, self.shards, out, n, size=size, frames=frames, **arguments)
+                drawing = self._drawing(out, n, condition, given, workers, threads, settings)
+                return write_many(drawing, prior, tokenizer)
+        classes = None if condition is None else self._classes_alone(condition, n, str(given))
+        return write_samples(
+            self.folder, self.shards, out, n, config=settings, given=given, size=size, classes=classes, frames=frames,
+            prior=prior, tokenizer=tokenizer,
+        )  # fmt: skip
+
+    def _drawing(
+        self, out: Path, n: int, condition: Any, given: Any, workers: int, threads: int, config: SampleConfig
+    ) -> "Drawing":
+        from imagepriors.decode.draw import check_count
+        from imagepriors.decode.many import Drawing
+        from imagepriors.decode.partial import known_codes
+        from runkit.devices import pick_device
+
+        check_count(n)
+        return Drawing(
+            prior_run=self.folder, sequence=self.sequence, shards=self.shards, out=out.absolute(), n=n, config=config,
+            decoder=None if self._given_tokenizer is None else self._given_tokenizer.folder,
+            given=str(given) if isinstance(given, str | int | Path) else "mask",
+            known_T=known_codes(self.sequence, given), device=pick_device(self._device).type,
+            classes=None if condition is None else self._classes_alone(condition, n, str(given)),
+            workers=workers, threads=threads,
+        )  # fmt: skip
 
     def _condition_tokens(self, condition: Any, n: int) -> dict[str, npt.NDArray[np.int64]]:
         """The condition of each sample by name."""

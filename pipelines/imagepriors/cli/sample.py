@@ -1,7 +1,7 @@
 """`imagepriors sample`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from codeprior.sample_config import SampleConfig
 from imagepriors.cli.common import FLAT
@@ -21,6 +21,7 @@ def sample(
     frames: bool = False,
     workers: int = 0,
     threads: int = 2,
+    dry_run: bool = False,
     preset: str = "auto",
 ) -> str:
     """Sample codes from a prior and decode them to pictures (also under torchrun).
@@ -47,12 +48,14 @@ def sample(
         frames: Also write frames.gif, the pictures while they are sampled.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 draws in this process.
         threads: Torch threads of a process that draws parts on a CPU. Another number may round differently.
+        dry_run: Print the plan of drawing in parts, with sizes, memory and time, and write nothing.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.
 
     Example:
         imagepriors sample --prior runs/photos/prior-zcurve-class --n 16 --temperature 0.9
     """
     from imagepriors.api.defaults import results_folder
+    from imagepriors.api.plans import plan_samples
     from imagepriors.api.priors import ImagePrior
     from imagepriors.api.tokenizers import as_tokenizer
     from imagepriors.decode.draw import check_count
@@ -63,8 +66,11 @@ def sample(
     classes = [int(value) if value.isdecimal() and value not in names else value for value in condition]
     chosen = [classes[i % len(classes)] for i in range(n)] if classes else None
     home = results_folder(prior)
+    arguments: dict[str, Any] = {
+        "condition": chosen, "given": given, "workers": workers, "threads": threads, "config": config,
+    }  # fmt: skip
     out = out or home.parent / f"samples-{home.name}"
-    grid = trained.save_samples(
-        out, n, condition=chosen, given=given, size=size, frames=frames, workers=workers, threads=threads, config=config
-    )
+    if dry_run:
+        return str(plan_samples(trained, out, n, **arguments))
+    grid = trained.save_samples(out, n, size=size, frames=frames, **arguments)
     return f"{n} samples in {out}; look at {grid}"

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from codeprior.checkpoint import CONFIG, WEIGHTS, RunConfig, load_prior, prior_folder
+from codeprior.checkpoint import WEIGHTS, load_prior, prior_folder
 from codeprior.config import SequenceSpec
 from codeprior.given import UNKNOWN
 from codeprior.model import Prior
@@ -38,7 +38,7 @@ from codeshards.job.resume import close_job, open_job
 from codeshards.job.scheduler import run_shards
 from imagepriors.decode.draw import check_count, check_guidance, load_prior_tokenizer, select_conditions
 from imagepriors.decode.outputs import COMMAND, Output, open_output
-from imagepriors.decode.partial import Codes, Mask, known_codes
+from imagepriors.decode.partial import Codes, Mask
 from imagepriors.decode.samples import packed
 from imagepriors.reports.figures import colorize
 from runkit.codes import code_dtype
@@ -48,71 +48,54 @@ from runkit.progress import hidden, tqdm
 from runkit.ranks import barrier, from_rank_0, host_group, rank, world_size
 from vqgan.tokenizer import Tokenizer
 
-PART_SAMPLES = 500
 _SPLIT = "samples"
 _PATIENCE = timedelta(days=7)
 """How long a rank waits for the parts of the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """Who draws. Only `device`, `threads` and `part_samples` may change what is drawn, by rounding."""
+class Drawing:
+    """What is drawn, how, and by whom. Its fields beside `out` and those of Ray determine the bytes of the samples."""
 
+    prior_run: Path
+    """Run folder of a trained prior."""
+    sequence: SequenceSpec
+    """Layout of its sequences."""
+    shards: Path
+    """Folder of token shards with its tokenizers, and the validation rows that conditions come from."""
+    decoder: Path | None = None
+    """Folder or name of the tokenizer that decodes; None: that of the prior or the shards."""
+    out: Path
+    """NAME.npz, NAME.tar or a folder; see :func:`.open_output`."""
+    n: int
+    """Number of samples."""
+    config: SampleConfig
+    """Sampling configuration."""
+    given: str = "0"
+    """What is given of validation pictures, for the metadata."""
+    known_T: Mask
+    """The same in the prior's order, see :func:`.known_codes`."""
+    classes: Codes | None = None
+    """Class [N] of each sample; None: classes take turns."""
     device: str
     """`cpu` or `cuda`."""
+    threads: int = 2
+    """Torch threads of a process. On a CPU their number may change rounding."""
+    part_samples: int = 500
+    """Least number of samples of a full part, which has whole batches."""
     workers: int = 0
     """Processes on Ray; 0: this process, or the ranks of its group."""
-    threads: int = 2
-    """Torch threads of a process."""
-    decoder: Path | None = None
-    """Folder or name of a tokenizer that decodes; None: that of the prior or the shards."""
-    part_samples: int = PART_SAMPLES
-    """Least number of samples of a full part, which has whole batches."""
     decode_threads: int = 0
     """Cores of a Ray worker with a GPU; 0: its share of the node's cores."""
     max_attempts: int = 3
     """How often a part may lose its Ray worker."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Drawing:
-    """All that a process requires to draw parts; see :func:`write_many`."""
-
-    prior_run: Path
-    shards: Path
-    sequence: SequenceSpec
-    out: Path
-    n: int
-    config: SampleConfig
-    known_T: Mask
-    classes: Codes | None
-    job: Job
-
-
-def write_many(
-    prior_run: Path,
-    shards: Path,
-    out: Path,
-    n: int,
-    *,
-    config: SampleConfig,
-    job: Job,
-    given: Any = 0,
-    classes: Codes | None = None,
-    prior: Prior | None = None,
-    tokenizer: Tokenizer | None = None,
-) -> Path:
+def write_many(drawing: Drawing, prior: Prior | None = None, tokenizer: Tokenizer | None = None) -> Path:
     """Draw samples into a file or folder, or resume. All ranks of a process group call it, and share the parts.
 
     Args:
-        prior_run: Run folder of a trained prior.
-        shards: Folder of token shards with its tokenizers.
-        out: NAME.npz, NAME.tar or a folder; see :func:`.open_output`.
-        n: Number of samples.
-        config: Sampling configuration.
-        job: Who draws.
-        given: Codes to take from validation pictures, as :func:`.known_codes` describes them.
-        classes: Class [N] of each sample; None: classes take turns.
+        drawing: What to draw.
         prior: The prior, if it is already loaded.
         tokenizer: The tokenizer, if it is already loaded.
 
@@ -123,17 +106,10 @@ def write_many(
         ShardError: Other samples are there or were begun there, or a worker failed.
         UserError: A file cannot be written, or another process draws the same samples.
     """
-    check_count(n)
-    check_apart(out, prior=prior_run, shards=shards)
-    check_guidance(prior_run, config)
-    sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
-    drawing = _Drawing(
-        prior_run=prior_run, shards=shards, sequence=sequence, out=out, n=n, config=config,
-        known_T=known_codes(sequence, given), classes=classes, job=job,
-    )  # fmt: skip
-    output, tokenizer = open_output(out), tokenizer or _load_tokenizer(drawing)
-    plan = _plan(drawing, given, tokenizer.fingerprint)
-    metadata, hosts = {"prior": str(prior_run), **plan.settings}, host_group(_PATIENCE)
+    check_drawing(drawing)
+    output, tokenizer = open_output(drawing.out), tokenizer or load_decoder(drawing)
+    plan = make_plan(drawing, tokenizer.fingerprint)
+    metadata, hosts = metadata_of(drawing, plan), host_group(_PATIENCE)
     if not from_rank_0(lambda: output.is_finished(metadata)):
         with ExitStack() as stack:
             from_rank_0(lambda: stack.enter_context(held(output.parts, COMMAND)))
@@ -141,36 +117,58 @@ def write_many(
             _draw(drawing, plan, [plan.shard(_SPLIT, index) for index in missing], prior, tokenizer)
             barrier(hosts)
             if rank() == 0:
-                _join(output, plan, sequence, tokenizer.config.resolution, metadata)
+                _join(output, plan, drawing.sequence, tokenizer.config.resolution, metadata)
     if rank() == 0:
         _remove_parts(output.parts)
     barrier(hosts)
     return output.grid_path
 
 
-def _load_tokenizer(drawing: _Drawing) -> Tokenizer:
-    if drawing.job.decoder is not None:
-        return Tokenizer.load(drawing.job.decoder, device=drawing.job.device)  # type: ignore[arg-type]
+def check_drawing(drawing: Drawing) -> None:
+    """Refuse what cannot be drawn.
+
+    Raises:
+        UserError: The number of samples, the guidance or the place of the output.
+    """
+    check_count(drawing.n)
+    check_apart(drawing.out, prior=drawing.prior_run, shards=drawing.shards)
+    check_guidance(drawing.prior_run, drawing.config)
+
+
+def load_decoder(drawing: Drawing) -> Tokenizer:
+    """Load the tokenizer that decodes."""
+    if drawing.decoder is not None:
+        return Tokenizer.load(drawing.decoder, device=drawing.device)  # type: ignore[arg-type]
     return load_prior_tokenizer(drawing.prior_run, drawing.shards, drawing.sequence)
 
 
-def _plan(drawing: _Drawing, given: Any, tokenizer: str) -> Plan:
-    job, classes, batch = drawing.job, drawing.classes, drawing.config.batch_size
-    part_samples = -(-job.part_samples // batch) * batch
+def make_plan(drawing: Drawing, tokenizer: str) -> Plan:
+    """Return the plan of the parts; nothing is written.
+
+    Args:
+        drawing: What to draw.
+        tokenizer: Fingerprint of the tokenizer that decodes.
+    """
+    classes, batch = drawing.classes, drawing.config.batch_size
+    part_samples = -(-drawing.part_samples // batch) * batch
     chosen = hashlib.sha256(np.packbits(drawing.known_T).tobytes())
     chosen.update(b"" if classes is None else classes.tobytes())
     settings = {
-        "n": drawing.n, "sampling": asdict(drawing.config), "device": job.device, "threads": job.threads,
-        "part_samples": part_samples, "pictures": open_output(drawing.out).part_suffix,
-        "given": given if isinstance(given, str | int) else "mask", "given_codes": int(drawing.known_T.sum()),
+        "n": drawing.n, "sampling": asdict(drawing.config), "device": drawing.device, "threads": drawing.threads,
+        "part_samples": part_samples, "pictures": open_output(drawing.out).part_suffix, "given": drawing.given,
+        "given_codes": int(drawing.known_T.sum()), "sequence": asdict(drawing.sequence), "tokenizer": tokenizer,
         "samples_of_class": None if classes is None else _counts(classes, drawing.sequence.class_names),
-        "prior_sha256": sha256_of(prior_folder(drawing.prior_run) / WEIGHTS), "tokenizer": tokenizer,
-        "sequence": asdict(drawing.sequence),
+        "prior_sha256": sha256_of(prior_folder(drawing.prior_run) / WEIGHTS),
     }  # fmt: skip
     return build_plan(
         samples={_SPLIT: [f"{index:06d}" for index in range(drawing.n)]}, source_hashes={_SPLIT: chosen.hexdigest()},
         settings=settings, views=1, shard_rows=part_samples, shuffle_seed=None,
     )  # fmt: skip
+
+
+def metadata_of(drawing: Drawing, plan: Plan) -> dict[str, Any]:
+    """Return what is stored beside the samples: how they came to be."""
+    return {"prior": str(drawing.prior_run), **plan.settings}
 
 
 def _counts(classes: Codes, names: Sequence[str]) -> dict[str, int]:
@@ -180,13 +178,13 @@ def _counts(classes: Codes, names: Sequence[str]) -> dict[str, int]:
 
 
 def _draw(
-    drawing: _Drawing, plan: Plan, shards: Sequence[PlannedShard], prior: Prior | None, tokenizer: Tokenizer
+    drawing: Drawing, plan: Plan, shards: Sequence[PlannedShard], prior: Prior | None, tokenizer: Tokenizer
 ) -> None:
     """Draw parts: on Ray, or those of this rank in this process, whose torch settings are kept."""
-    if drawing.job.workers and shards:
+    if drawing.workers and shards:
         run_shards(
-            shards, lambda shard: shard, PartWorker, (drawing, plan.hash), name=COMMAND, device=drawing.job.device,
-            settings=drawing.job, packages=("imagepriors", "codeprior"),
+            shards, lambda shard: shard, PartWorker, (drawing, plan.hash), name=COMMAND, device=drawing.device,
+            settings=drawing, packages=("imagepriors", "codeprior"),
         )  # fmt: skip
     elif mine := shards[rank() :: world_size()]:
         worker = PartWorker(drawing, plan.hash, prior, tokenizer)
@@ -207,12 +205,12 @@ class PartWorker:
     """Draws one part after another."""
 
     def __init__(
-        self, drawing: _Drawing, plan_hash: str, prior: Prior | None = None, tokenizer: Tokenizer | None = None
+        self, drawing: Drawing, plan_hash: str, prior: Prior | None = None, tokenizer: Tokenizer | None = None
     ) -> None:
         self._drawing, self._plan_hash, self._output = drawing, plan_hash, open_output(drawing.out)
         # Once, because weights of another precision are a copy.
-        self._prior = prepare(prior or load_prior(drawing.prior_run, device=drawing.job.device), drawing.config)
-        self._tokenizer = tokenizer or _load_tokenizer(drawing)
+        self._prior = prepare(prior or load_prior(drawing.prior_run, device=drawing.device), drawing.config)
+        self._tokenizer = tokenizer or load_decoder(drawing)
         self.samples_done = 0
         """Number of samples drawn."""
         self.on_batch: Callable[[int], Any] = lambda samples: None
@@ -220,17 +218,17 @@ class PartWorker:
 
     def run(self, shard: PlannedShard) -> int:
         """Draw one part: its pictures, its codes with their conditions, then its sidecar. Returns their number."""
-        fix_arithmetic(self._drawing.job.threads)  # in this thread, because OpenMP keeps the number per thread
-        conditions, given_NT = self._conditions(range(shard.start, shard.stop))
+        fix_arithmetic(self._drawing.threads)  # in this thread, because OpenMP keeps the number per thread
         pictures, codes = (shard.path(self._output.parts, suffix) for suffix in (self._output.part_suffix, ".npz"))
         drawn = list[Codes]()
         with atomic_write(pictures) as file:
-            for codes_BHW, encoded in self._batches(shard, conditions, given_NT):
+            for codes_BHW, encoded in self.batches(shard):
                 drawn.append(codes_BHW)
                 file.write(encoded)
                 self.samples_done += len(codes_BHW)
                 self.on_batch(len(codes_BHW))
         stored = np.concatenate(drawn).astype(code_dtype(self._drawing.sequence.codebook_size))
+        conditions, _ = self._conditions(shard)
         codes.write_bytes(packed({"codes": stored, **{f"condition_{name}": one for name, one in conditions.items()}}))
         Sidecar(
             plan_hash=self._plan_hash, split=shard.split, index=shard.index, rows=shard.samples, samples=shard.samples,
@@ -238,37 +236,36 @@ class PartWorker:
         ).save(sidecar_path(self._output.parts, shard))  # fmt: skip
         return shard.samples
 
-    def _conditions(self, samples: range) -> tuple[dict[str, Codes], Codes | None]:
+    def _conditions(self, shard: PlannedShard) -> tuple[dict[str, Codes], Codes | None]:
         """Conditions by name, and given codes, -1 where codes are drawn."""
-        one = self._drawing
+        one, samples = self._drawing, range(shard.start, shard.stop)
         if one.classes is not None:
-            return {"class": one.classes[samples.start : samples.stop]}, None
+            return {"class": one.classes[shard.start : shard.stop]}, None
         conditions, rows_NT = select_conditions(one.sequence, one.shards, one.n, samples, one.known_T)
         return conditions, None if rows_NT is None else np.where(one.known_T, rows_NT, UNKNOWN)
 
-    def _batches(
-        self, shard: PlannedShard, conditions: Mapping[str, Codes], given_NT: Codes | None
-    ) -> Iterator[tuple[Codes, bytes]]:
-        """Codes and encoded pictures of each batch.
+    def batches(self, shard: PlannedShard) -> Iterator[tuple[Codes, bytes]]:
+        """Draw a part; yields the codes and the encoded pictures of each batch.
 
         On a GPU a thread decodes a batch while the next one is drawn. On a CPU both would wait for the same cores.
         """
-        config, labels, waiting = self._drawing.config, conditions.get("class"), None
-        with ThreadPoolExecutor(1, "decode", fix_arithmetic, (self._drawing.job.threads,)) as pool, hidden():
+        config, waiting = self._drawing.config, None
+        conditions, given_NT = self._conditions(shard)
+        with ThreadPoolExecutor(1, "decode", fix_arithmetic, (self._drawing.threads,)) as pool, hidden():
             for start in range(0, shard.samples, config.batch_size):
                 rows = slice(start, min(start + config.batch_size, shard.samples))
                 first = shard.start + start
-                condition = {name: torch.from_numpy(one[rows]) for name, one in conditions.items()} or None
+                chosen = {name: tokens[rows] for name, tokens in conditions.items()}
+                condition = {name: torch.from_numpy(tokens) for name, tokens in chosen.items()} or None
                 given = None if given_NT is None else torch.from_numpy(given_NT[rows])
                 codes_BHW = sample_codes(
                     self._prior, rows.stop - start, condition=condition, config=config, given_NT=given, first=first
                 ).numpy()
                 if waiting is not None:
                     yield waiting[0], waiting[1].result()
-                encoding = pool.submit(self._encode, codes_BHW, first, None if labels is None else labels[rows])
-                waiting = codes_BHW, encoding
+                waiting = codes_BHW, pool.submit(self._encode, codes_BHW, first, chosen.get("class"))
                 if self._prior.device.type == "cpu":
-                    encoding.exception()  # waits
+                    waiting[1].exception()  # waits
             assert waiting is not None
             yield waiting[0], waiting[1].result()
 

@@ -23,7 +23,7 @@ from codeshards.format.files import atomic_write
 from codeshards.format.plan import differences
 from codeshards.format.tar import add_member
 from imagepriors.reports.figures import Pixels, picture_grid, png_bytes
-from runkit.folders import check_publish, publish
+from runkit.folders import check_ours, publish
 from runkit.jsonfiles import parse_object
 
 COMMAND = "sample"
@@ -100,7 +100,7 @@ class Output(ABC):
         if "part_samples" not in found:  # metadata of a few samples, which are replaced
             self.check_free()
             return False
-        if found != metadata:
+        if {**found, "prior": ""} != {**metadata, "prior": ""}:  # its folder may have moved
             differing = "\n".join(f"  {line}" for line in differences(found, dict(metadata)))
             raise ShardError(
                 f"{self.path} holds other samples, as {self.metadata_path} says:\n{differing}\n"
@@ -220,7 +220,8 @@ class FolderOutput(_PngOutput):
 
     def check_free(self) -> None:
         """Refuse files that this command has not made."""
-        check_publish(self.path, ["grid.png", "codes.npz", "metadata.json"], COMMAND)
+        record = self.path / f".{COMMAND}.json"
+        check_ours(self.path, COMMAND, ["grid.png", "codes.npz", "metadata.json"], record.exists)
 
     def write(self, parts: Sequence[Path], labels_N: Labels | None, side: int, others: Mapping[str, bytes]) -> None:
         """Replace the samples that are in the folder."""
