@@ -64,22 +64,12 @@ def whole(run):
 
 def draw(run: Path, out: Path, n: int = N, config: SampleConfig = CONFIG, given: int = 0, workers: int = 0) -> Path:
     sequence = ip.load_prior(run / "prior", device="cpu").sequence
-    return write_many(
-        Drawing(
-            prior_run=run / "prior",
-            sequence=sequence,
-            shards=run / "shards",
-            out=out,
-            n=n,
-            config=config,
-            given=str(given),
-            known_T=known_codes(sequence, given),
-            device="cpu",
-            threads=1,
-            part_samples=8,
-            workers=workers,
-        )  # fmt: skip
-    )
+    drawing = Drawing(
+        prior_run=run / "prior", sequence=sequence, shards=run / "shards", out=out, n=n, config=config,
+        given=str(given), known_T=known_codes(sequence, given), device="cpu", threads=1, part_samples=8,
+        workers=workers,
+    )  # fmt: skip
+    return write_many(drawing)
 
 
 def hashes(out: Path) -> dict[str, str]:

@@ -215,20 +215,19 @@ class ImagePrior:
     ) -> Path:
         """Write samples into a folder: grid.png, the single images, codes.npz, metadata.json and perhaps frames.gif.
 
-        More than 1,000 samples, and those in a file, are drawn in parts, with bounded memory; the same call resumes
-        after a kill. Ranks of a process group (torchrun) and Ray workers share the parts, and give the same bytes.
+        More than 1,000 samples, and those in a file, are drawn in parts; the same call resumes after a kill. The ranks
+        of torchrun and Ray workers share the parts, and give the same bytes.
 
         Args:
-            out: The folder; samples of an earlier call are replaced, other files never. Or a file: NAME.npz as
-                guided-diffusion's evaluator reads it, or NAME.tar for WebDataset, with NAME.json, NAME.codes.npz and
-                NAME.png beside it.
+            out: The folder; samples of an earlier call are replaced, other files never. Or a file, NAME.npz as ADM's
+                evaluator reads it or NAME.tar for WebDataset; NAME.json, NAME.codes.npz and NAME.png are beside it.
             n: Number of samples.
             condition: A class name or number, or one per sample. Default: as for :meth:`sample`.
             given: See :meth:`sample`.
             size: See :meth:`sample`.
             frames: Also write frames.gif, the images while they are sampled.
             workers: Processes on Ray (RAY_ADDRESS names a cluster); 0 draws in this process.
-            threads: Torch threads of a process that draws in parts on a CPU. Another number may round differently.
+            threads: Torch threads of a process that draws in parts. Another number may round differently.
             preset: Name or TOML file of a preset, whose table [sample] sets the defaults.
             config: A complete config in place of the default one.
             **fields: Fields of :class:`SampleConfig` to override.
