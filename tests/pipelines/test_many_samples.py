@@ -8,17 +8,22 @@ import sys
 import tarfile
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from killing import killed_at
 from PIL import Image
-from tiny_job import write_images, write_tokenizer
+from tiny_job import write_tokenizer
+from tiny_shards import SPEC, make_dataset
 
 import imagepriors as ip
+from codeprior.config import ModelConfig, TrainConfig
 from codeprior.sample_config import SampleConfig
+from codeprior.train import train_prior
 from codeshards.format import ShardError
 from codeshards.format.files import sha256_file
 from imagepriors.cli import main
@@ -27,8 +32,9 @@ from imagepriors.decode.many import Drawing, write_many
 from imagepriors.decode.outputs import NpzOutput
 from imagepriors.decode.partial import known_codes
 from runkit.errors import UserError
+from vqgan.checkpoint import fingerprint
 
-N = 22
+N, SIDE = 22, 8
 CONFIG = SampleConfig(batch_size=4, seed=3, guidance=2.0)
 SCRIPT = """
 import sys
@@ -42,16 +48,17 @@ with process_group():
 
 
 @pytest.fixture(scope="module")
-def run(local_ray_cores, tmp_path_factory):
+def run(tmp_path_factory):
     """A folder with shards of pictures in three classes, and a class-conditional prior that is hardly trained."""
     root = tmp_path_factory.mktemp("many")
-    write_images(root / "photos", train=12)
-    tokenizer = write_tokenizer(root / "tokenizer")
-    shards = ip.tokenize(root / "photos", tokenizer, out=root / "shards", workers=1, threads=1, shard_rows=8)
-    ip.train_prior(
-        shards, out=root / "prior", condition="class", cond_dropout=0.5, steps=2, batch_size=4, device="cpu",
-        model={"n_layer": 1, "n_head": 2, "n_embd": 16},
-    )  # fmt: skip
+    tokenizer = write_tokenizer(root / "tokenizer", resolution=SIDE, ch_mult=(1, 1), codebook_size=50)
+    image = replace(SPEC.image, fingerprint=fingerprint(tokenizer))
+    make_dataset(root / "shards", spec=replace(SPEC, image=image), tokenizer=tokenizer, labelled=True)
+    model = ModelConfig(n_layer=1, n_head=2, n_embd=16)
+    config = TrainConfig(
+        model=model, condition="class", cond_dropout=0.5, steps=2, warmup_steps=1, batch_size=4, device="cpu"
+    )
+    train_prior(config, root / "shards", root / "prior")
     return root
 
 
@@ -62,14 +69,16 @@ def whole(run):
     return run / "whole.npz"
 
 
-def draw(run: Path, out: Path, n: int = N, config: SampleConfig = CONFIG, given: int = 0, workers: int = 0) -> Path:
+def drawing(run: Path, out: Path, n: int = N, config: SampleConfig = CONFIG, given: int = 0, **fields: Any) -> Drawing:
     sequence = ip.load_prior(run / "prior", device="cpu").sequence
-    drawing = Drawing(
+    return Drawing(
         prior_run=run / "prior", sequence=sequence, shards=run / "shards", out=out, n=n, config=config,
-        given=str(given), known_T=known_codes(sequence, given), device="cpu", threads=1, part_samples=8,
-        workers=workers,
+        given=str(given), known_T=known_codes(sequence, given), device="cpu", threads=1, part_samples=8, **fields,
     )  # fmt: skip
-    return write_many(drawing)
+
+
+def draw(run: Path, out: Path, **fields: Any) -> Path:
+    return write_many(drawing(run, out, **fields))
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -100,7 +109,7 @@ def test_an_npz_holds_what_the_prior_draws_in_balanced_classes(run, whole):
     assert (about["n"], about["sampling"]["seed"], about["given"]) == (N, 3, "0")
     assert about["tokenizer"] == prior.tokenizer.fingerprint
     assert about["prior_sha256"] == sha256_file(run / "prior/model.safetensors")
-    assert Image.open(whole.with_suffix(".png")).size[0] > 3 * 32
+    assert Image.open(whole.with_suffix(".png")).size[0] > 3 * SIDE
     assert {path.name for path in run.glob("whole*")} == {
         "whole.npz", "whole.codes.npz", "whole.json", "whole.png",
     }  # fmt: skip
@@ -110,8 +119,8 @@ def test_an_npz_is_read_in_a_stream_as_the_evaluator_of_adm_does(whole):
     with zipfile.ZipFile(whole) as archive, archive.open("arr_0.npy") as member:
         assert np.lib.format.read_magic(member) == (1, 0)
         shape, by_column, dtype = np.lib.format.read_array_header_1_0(member)
-        assert (shape, by_column, dtype) == ((N, 32, 32, 3), False, np.uint8)
-        rows = [np.frombuffer(member.read(32 * 32 * 3), np.uint8).reshape(32, 32, 3) for _ in range(N)]
+        assert (shape, by_column, dtype) == ((N, SIDE, SIDE, 3), False, np.uint8)
+        rows = [np.frombuffer(member.read(SIDE * SIDE * 3), np.uint8).reshape(SIDE, SIDE, 3) for _ in range(N)]
         assert member.read(1) == b""
     np.testing.assert_array_equal(np.stack(rows), np.load(whole)["arr_0"])
 
@@ -150,23 +159,24 @@ def test_two_processes_write_the_bytes_of_one(run, whole, tmp_path):
     assert hashes(tmp_path / "whole.npz") == hashes(whole)
 
 
-def test_two_workers_on_ray_write_the_bytes_of_one(run, whole, tmp_path):
+@pytest.mark.slow
+def test_two_workers_on_ray_write_the_bytes_of_one(local_ray_cores, run, whole, tmp_path):
     draw(run, tmp_path / "whole.npz", workers=2)
     assert hashes(tmp_path / "whole.npz") == hashes(whole)
 
 
 def check_kills(run: Path, whole: Path, folder: Path, count: int) -> None:
     """Kill the job at `count` of its file operations (0: at each), resume it, and compare all that it leaves."""
-    operations = killed_at(0, folder / "0", draw, run, folder / "0/whole.npz")
+    operations = killed_at(0, folder / "0", write_many, drawing(run, folder / "0/whole.npz"))
     moments = range(1, operations + 1)
     for at in random.sample(moments, count) if count else moments:
-        killed_at(at, folder / str(at), draw, run, folder / f"{at}/whole.npz")
+        killed_at(at, folder / str(at), write_many, drawing(run, folder / f"{at}/whole.npz"))
         draw(run, folder / f"{at}/whole.npz")
         assert hashes(folder / f"{at}/whole.npz") == hashes(whole), at
 
 
 def test_a_kill_at_a_file_operation_leaves_no_trace(run, whole, tmp_path):
-    check_kills(run, whole, tmp_path, 3)
+    check_kills(run, whole, tmp_path, 2)
 
 
 @pytest.mark.slow
@@ -214,11 +224,11 @@ def test_files_of_others_are_kept(run, tmp_path):
 
 
 def test_given_codes_of_a_part_are_those_of_its_samples(run, tmp_path):
-    draw(run, tmp_path / "given.npz", given=20)
+    draw(run, tmp_path / "given.npz", given=5)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        expected = ip.load_prior(run / "prior", device="cpu").sample(N, given=20, config=CONFIG)
+        expected = ip.load_prior(run / "prior", device="cpu").sample(N, given=5, config=CONFIG)
     finally:
         torch.set_num_threads(threads)
     with np.load(tmp_path / "given.codes.npz") as codes:
@@ -228,11 +238,11 @@ def test_given_codes_of_a_part_are_those_of_its_samples(run, tmp_path):
 
 def test_the_command_writes_chosen_classes_into_a_file(run, tmp_path, capsys):
     out = tmp_path / "b.npz"
-    command = ["sample", "--prior", str(run / "prior"), "--n", "5", "--condition", "class2", "0", "--out", str(out)]
+    command = ["sample", "--prior", str(run / "prior"), "--n", "5", "--condition", "owl", "0", "--out", str(out)]
     assert main([*command, "--threads", "1"]) == 0
     assert str(tmp_path / "b.png") in capsys.readouterr().out
     assert np.load(out)["arr_1"].tolist() == [2, 0, 2, 0, 2]
-    assert json.loads((tmp_path / "b.json").read_text())["samples_of_class"] == {"class0": 2, "class2": 3}
+    assert json.loads((tmp_path / "b.json").read_text())["samples_of_class"] == {"cat": 2, "owl": 3}
     assert main([*command, "--frames"]) == 2
     assert "by one process, into a folder" in capsys.readouterr().err
 

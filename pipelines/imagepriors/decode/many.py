@@ -29,7 +29,7 @@ from codeprior.given import UNKNOWN
 from codeprior.model import Prior
 from codeprior.sample import prepare, sample_codes
 from codeprior.sample_config import SampleConfig
-from codeshards.format import Plan, Sidecar, build_plan
+from codeshards.format import Plan, ShardError, Sidecar, build_plan
 from codeshards.format.files import atomic_write, file_record
 from codeshards.format.manifest import sidecar_path
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, PlannedShard
@@ -110,10 +110,10 @@ def write_many(drawing: Drawing, prior: Prior | None = None, tokenizer: Tokenize
     output, tokenizer = open_output(drawing.out), tokenizer or load_decoder(drawing)
     plan = make_plan(drawing, tokenizer.fingerprint)
     metadata, hosts = metadata_of(drawing, plan), host_group(_PATIENCE)
-    if not from_rank_0(lambda: output.is_finished(metadata)):
+    if not from_rank_0(lambda: output.is_finished(metadata), ShardError):
         with ExitStack() as stack:
             from_rank_0(lambda: stack.enter_context(held(output.parts, COMMAND)))
-            missing = from_rank_0(lambda: [shard.index for shard in open_job(plan, output.parts)])
+            missing = from_rank_0(lambda: [shard.index for shard in open_job(plan, output.parts)], ShardError)
             _draw(drawing, plan, [plan.shard(_SPLIT, index) for index in missing], prior, tokenizer)
             barrier(hosts)
             if rank() == 0:
@@ -155,8 +155,8 @@ def make_plan(drawing: Drawing, tokenizer: str) -> Plan:
     chosen.update(b"" if classes is None else classes.tobytes())
     settings = {
         "n": drawing.n, "sampling": asdict(drawing.config), "device": drawing.device, "threads": drawing.threads,
-        "part_samples": part_samples, "pictures": open_output(drawing.out).part_suffix, "given": drawing.given,
-        "given_codes": int(drawing.known_T.sum()), "sequence": asdict(drawing.sequence), "tokenizer": tokenizer,
+        "part_samples": part_samples, "given": drawing.given, "given_codes": int(drawing.known_T.sum()),
+        "sequence": asdict(drawing.sequence), "tokenizer": tokenizer,
         "samples_of_class": None if classes is None else _counts(classes, drawing.sequence.class_names),
         "prior_sha256": sha256_of(prior_folder(drawing.prior_run) / WEIGHTS),
     }  # fmt: skip
@@ -251,16 +251,17 @@ class PartWorker:
         """
         config, waiting = self._drawing.config, None
         conditions, given_NT = self._conditions(shard)
-        with ThreadPoolExecutor(1, "decode", fix_arithmetic, (self._drawing.threads,)) as pool, hidden():
+        with ThreadPoolExecutor(1, "decode", fix_arithmetic, (self._drawing.threads,)) as pool:
             for start in range(0, shard.samples, config.batch_size):
                 rows = slice(start, min(start + config.batch_size, shard.samples))
                 first = shard.start + start
                 chosen = {name: tokens[rows] for name, tokens in conditions.items()}
-                condition = {name: torch.from_numpy(tokens) for name, tokens in chosen.items()} or None
-                given = None if given_NT is None else torch.from_numpy(given_NT[rows])
-                codes_BHW = sample_codes(
-                    self._prior, rows.stop - start, condition=condition, config=config, given_NT=given, first=first
-                ).numpy()
+                with hidden():
+                    codes_BHW = sample_codes(
+                        self._prior, rows.stop - start, config=config, first=first,
+                        condition={name: torch.from_numpy(tokens) for name, tokens in chosen.items()} or None,
+                        given_NT=None if given_NT is None else torch.from_numpy(given_NT[rows]),
+                    ).numpy()  # fmt: skip
                 if waiting is not None:
                     yield waiting[0], waiting[1].result()
                 waiting = codes_BHW, pool.submit(self._encode, codes_BHW, first, chosen.get("class"))
