@@ -247,6 +247,18 @@ def test_the_command_writes_chosen_classes_into_a_file(run, tmp_path, capsys):
     assert "by one process, into a folder" in capsys.readouterr().err
 
 
+def test_a_dry_run_says_how_large_the_samples_are_and_writes_nothing(run, whole, tmp_path, capsys):
+    plan = ip.plan_samples(run / "prior", tmp_path / "c.npz", 1201, batch_size=40)
+    assert (plan.figures["parts"], plan.figures["parts_to_draw"]) == (3, 3)  # of 520, 520 and 161
+    assert plan.figures["pictures_bytes"] == 1201 * SIDE * SIDE * 3
+    assert plan.figures["time_s"] == pytest.approx(1201 * plan.figures["picture_s"], rel=0.1)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "c.npz").write_bytes(b"mine")
+    command = ["sample", "--prior", str(run / "prior"), "--n", "5", "--out", str(tmp_path / "c.npz"), "--dry-run"]
+    assert main(command) == 2
+    assert "is not replaced" in capsys.readouterr().err
+
+
 def test_joining_takes_no_memory_for_the_pictures(tmp_path):
     parts, side = [tmp_path / f"{index}.pixels" for index in range(4)], 512
     for part in parts:

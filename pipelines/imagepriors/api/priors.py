@@ -258,12 +258,10 @@ class ImagePrior:
     def _drawing(
         self, out: Path, n: int, condition: Any, given: Any, workers: int, threads: int, config: SampleConfig
     ) -> "Drawing":
-        from imagepriors.decode.draw import check_count
         from imagepriors.decode.many import Drawing
         from imagepriors.decode.partial import known_codes
         from runkit.devices import pick_device
 
-        check_count(n)
         return Drawing(
             prior_run=self.folder, sequence=self.sequence, shards=self.shards, out=out.absolute(), n=n, config=config,
             decoder=None if self._given_tokenizer is None else self._given_tokenizer.folder,
