@@ -18,7 +18,7 @@ from codeshards.format import ShardDataset
 from codeshards.format.files import read_json
 from imagepriors.api.datasets import ImageDataset, dataset_of
 from imagepriors.api.defaults import PathLike, as_path, model_folder, pretrained, results_folder, shards_folder
-from imagepriors.api.samples import SampledImages
+from imagepriors.api.samples import SampledImages, code_size, sample_count
 from imagepriors.api.settings import build_config
 from imagepriors.api.shards import location
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
@@ -30,6 +30,7 @@ from runkit.places import absolute
 if TYPE_CHECKING:
     from codeprior.checkpoint import RunConfig
     from codeprior.model import Prior
+    from imagepriors.decode.many import Drawing
 
 
 class ImagePrior:
@@ -171,7 +172,7 @@ class ImagePrior:
         Raises:
             PriorError: The prior does not support the arguments; the message says what it supports.
         """
-        n, size = _count(n), _size(size)
+        n, size = sample_count(n), code_size(size)
         settings = _sampling(fields, config, preset, ImagePrior.sample)
         spec = self.sequence
         completes = str(given) != "0"
@@ -206,37 +207,68 @@ class ImagePrior:
         given: Any = 0,
         size: tuple[int, int] | None = None,
         frames: bool = False,
+        workers: int = 0,
+        threads: int = 2,
         preset: PathLike | None = None,
         config: SampleConfig | None = None,
         **fields: Any,
     ) -> Path:
         """Write samples into a folder: grid.png, the single images, codes.npz, metadata.json and perhaps frames.gif.
 
+        More than 1,000 samples, and those in a file, are drawn in parts; the same call resumes after a kill. The ranks
+        of torchrun and Ray workers share the parts, and give the same bytes.
+
         Args:
-            out: The folder; samples of an earlier call are replaced, other files never.
+            out: The folder; samples of an earlier call are replaced, other files never. Or a file, NAME.npz as ADM's
+                evaluator reads it or NAME.tar for WebDataset; NAME.json, NAME.codes.npz and NAME.png are beside it.
             n: Number of samples.
             condition: A class name or number, or one per sample. Default: as for :meth:`sample`.
             given: See :meth:`sample`.
             size: See :meth:`sample`.
             frames: Also write frames.gif, the images while they are sampled.
+            workers: Processes on Ray (RAY_ADDRESS names a cluster); 0 draws in this process.
+            threads: Torch threads of a process that draws in parts. Another number may round differently.
             preset: Name or TOML file of a preset, whose table [sample] sets the defaults.
             config: A complete config in place of the default one.
             **fields: Fields of :class:`SampleConfig` to override.
 
         Returns:
-            The path of grid.png.
+            The path of grid.png, or of NAME.png.
         """
-        from imagepriors.decode.draw import check_count
+        from imagepriors.decode.many import write_many
+        from imagepriors.decode.outputs import is_large
         from imagepriors.decode.samples import write_samples
+        from runkit.ranks import process_group, world_size
 
-        n, size = _count(n), _size(size)
-        check_count(n)
+        n, size, out = sample_count(n), code_size(size), as_path(out)
         settings = _sampling(fields, config, preset, ImagePrior.save_samples)
+        with process_group():
+            prior, tokenizer = None if workers else self.loaded, self.tokenizer and self.tokenizer.loaded
+            if workers or world_size() > 1 or is_large(out, n, whole=frames or size is not None):
+                if frames or size is not None:
+                    raise PriorError("frames and size: these pictures are drawn by one process, into a folder")
+                drawing = self._drawing(out, n, condition, given, workers, threads, settings)
+                return write_many(drawing, prior, tokenizer)
         classes = None if condition is None else self._classes_alone(condition, n, str(given))
-        tokenizer = self.tokenizer
         return write_samples(
-            self.folder, self.shards, as_path(out), n, config=settings, given=given, size=size, classes=classes,
-            frames=frames, prior=self.loaded, tokenizer=None if tokenizer is None else tokenizer.loaded,
+            self.folder, self.shards, out, n, config=settings, given=given, size=size, classes=classes, frames=frames,
+            prior=prior, tokenizer=tokenizer,
+        )  # fmt: skip
+
+    def _drawing(
+        self, out: Path, n: int, condition: Any, given: Any, workers: int, threads: int, config: SampleConfig
+    ) -> "Drawing":
+        from imagepriors.decode.many import Drawing
+        from imagepriors.decode.partial import known_codes
+        from runkit.devices import pick_device
+
+        return Drawing(
+            prior_run=self.folder, sequence=self.sequence, shards=self.shards, out=out.absolute(), n=n, config=config,
+            decoder=None if self._given_tokenizer is None else self._given_tokenizer.folder,
+            given=str(given) if isinstance(given, str | int | Path) else "mask",
+            known_T=known_codes(self.sequence, given), device=pick_device(self._device).type,
+            classes=None if condition is None else self._classes_alone(condition, n, str(given)),
+            workers=workers, threads=threads,
         )  # fmt: skip
 
     def _condition_tokens(self, condition: Any, n: int) -> dict[str, npt.NDArray[np.int64]]:
@@ -282,22 +314,6 @@ def _sampling(
 ) -> SampleConfig:
     base = load_preset(str(preset), "sample") if preset is not None else {}
     return build_config(SampleConfig, fields, config=config, base=base, function=function)
-
-
-def _count(n: Any) -> int:
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise PriorError(f"n is {n!r}: pass a whole number")
-    return operator.index(n)
-
-
-def _size(size: Any) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    try:
-        rows, columns = map(operator.index, size)
-    except (TypeError, ValueError):
-        raise PriorError(f"size is {size!r}: pass the rows and columns of codes, such as (24, 24)") from None
-    return rows, columns
 
 
 def load_prior(

@@ -1,7 +1,7 @@
 """`imagepriors sample`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from codeprior.sample_config import SampleConfig
 from imagepriors.cli.common import FLAT
@@ -19,9 +19,12 @@ def sample(
     given: str = "0",
     size: tuple[int, int] | None = None,
     frames: bool = False,
+    workers: int = 0,
+    threads: int = 2,
+    dry_run: bool = False,
     preset: str = "auto",
 ) -> str:
-    """Sample codes from a prior and decode them to pictures.
+    """Sample codes from a prior and decode them to pictures (also under torchrun).
 
     Args:
         config: How to sample.
@@ -31,8 +34,11 @@ def sample(
         tokenizer: Tokenizer that decodes, such as one whose decoder was fine-tuned (train-vqgan --freeze encoder), or
             package.module:function of another package, which is never found by itself. Default: that of
             the prior or the shards.
-        out: Folder for grid.png, the single pictures, the codes and their metadata. Default: samples-PRIOR beside it.
-        n: Number of pictures.
+        out: Folder for grid.png, the single pictures, the codes and their metadata; or NAME.npz (as guided-diffusion's
+            evaluator reads it) or NAME.tar (WebDataset), with NAME.json, NAME.codes.npz and NAME.png beside it.
+            Default: samples-PRIOR beside the prior.
+        n: Number of pictures. More than 1,000, and those in a file, are drawn in parts, which the ranks of torchrun
+            or Ray workers share; the same command resumes after a kill.
         condition: Classes to draw, by name or number, which take turns. Default: all classes.
         given: Part of validation pictures to complete: a number of first codes of the prior's sequence; `upper`,
             `left`, `corner`, `centre` or `checkerboard`; a rectangle LEFT,TOP,RIGHT,BOTTOM in fractions of the picture;
@@ -40,12 +46,16 @@ def sample(
             scales. A prior of one order completes what its order begins with, one of objective any_order any part.
         size: Rows and columns of codes, for pictures that are larger than the training pictures (order row_major).
         frames: Also write frames.gif, the pictures while they are sampled.
+        workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 draws in this process.
+        threads: Torch threads of a process that draws parts on a CPU. Another number may round differently.
+        dry_run: Print the plan of drawing in parts, with sizes, memory and time, and write nothing.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.
 
     Example:
         imagepriors sample --prior runs/photos/prior-zcurve-class --n 16 --temperature 0.9
     """
     from imagepriors.api.defaults import results_folder
+    from imagepriors.api.plans import plan_samples
     from imagepriors.api.priors import ImagePrior
     from imagepriors.api.tokenizers import as_tokenizer
     from imagepriors.decode.draw import check_count
@@ -56,6 +66,11 @@ def sample(
     classes = [int(value) if value.isdecimal() and value not in names else value for value in condition]
     chosen = [classes[i % len(classes)] for i in range(n)] if classes else None
     home = results_folder(prior)
+    arguments: dict[str, Any] = {
+        "condition": chosen, "given": given, "workers": workers, "threads": threads, "config": config,
+    }  # fmt: skip
     out = out or home.parent / f"samples-{home.name}"
-    grid = trained.save_samples(out, n, condition=chosen, given=given, size=size, frames=frames, config=config)
+    if dry_run:
+        return str(plan_samples(trained, out, n, **arguments))
+    grid = trained.save_samples(out, n, size=size, frames=frames, **arguments)
     return f"{n} samples in {out}; look at {grid}"

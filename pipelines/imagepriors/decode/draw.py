@@ -18,7 +18,7 @@ from codeprior.sample_config import SampleConfig
 from codeprior.window import sample_larger
 from codeshards.format import ShardDataset, ShardError
 from imagepriors.decode.partial import Codes, Mask, decode_partial
-from imagepriors.decode.rows import load_shard_tokenizer, read_rows
+from imagepriors.decode.rows import load_shard_tokenizer, read_rows, select_rows
 from imagepriors.reports.figures import colorize
 from runkit.devices import pick_device
 from vqgan.tokenizer import Tokenizer
@@ -87,7 +87,8 @@ def draw_codes(
     known_T = np.zeros(sequence.length, bool) if known_T is None else known_T
     _check_arguments(prior_run, sequence, config, known_T, size)
     if classes is None:
-        selected, rows_AT = _select_conditions(sequence, shards, -(-n // per_condition), known_T)
+        count = -(-n // per_condition)
+        selected, rows_AT = select_conditions(sequence, shards, count, range(count), known_T)
     else:
         selected, rows_AT = {"class": classes}, None
     conditions = {name: tokens.repeat(per_condition, 0)[:n] for name, tokens in selected.items()}
@@ -197,32 +198,47 @@ def _check_arguments(
         )
 
 
-def _select_conditions(
-    sequence: SequenceSpec, shards: Path, n: int, known_T: Mask
+def select_conditions(
+    sequence: SequenceSpec, shards: Path, n: int, samples: range, known_T: Mask
 ) -> tuple[dict[str, Codes], Codes | None]:
-    """`n` conditions by name, and the whole code sequences [n, T] that they are from unless they are classes."""
-    if known_T.any() or any(part.name != "class" for part in sequence.conditions):
-        return _validation_rows(sequence, shards, n)
-    if sequence.conditions:
-        return {"class": np.arange(n) % sequence.conditions[0].vocabulary}, None
-    return {}, None
+    """Return the conditions of some of `n` samples.
 
+    Args:
+        sequence: Layout of the prior's sequences.
+        shards: Folder of token shards.
+        n: Number of samples.
+        samples: Those of which the conditions are read.
+        known_T: The known codes; see :func:`draw_samples`.
 
-def _validation_rows(sequence: SequenceSpec, shards: Path, n: int) -> tuple[dict[str, Codes], Codes]:
-    """Conditions by name and whole code sequences [n, T] of validation rows, which repeat if there are too few.
+    Returns:
+        Conditions by name, and the whole code sequences that they are from, None if they are classes.
 
     Raises:
         ShardError: the shards do not fit the prior, or have no validation rows.
     """
+    indices = np.arange(samples.start, samples.stop)
+    if known_T.any() or any(part.name != "class" for part in sequence.conditions):
+        return _validation_rows(sequence, shards, n, indices)
+    if sequence.conditions:
+        return {"class": indices % sequence.conditions[0].vocabulary}, None
+    return {}, None
+
+
+def _validation_rows(
+    sequence: SequenceSpec, shards: Path, n: int, indices: npt.NDArray[np.int64]
+) -> tuple[dict[str, Codes], Codes]:
+    """Conditions and whole code sequences of validation rows, which repeat if there are fewer than `n`."""
     dataset = ShardDataset.open(shards)
     check_shards(dataset, sequence)
     if "val" not in dataset.splits or not dataset.rows("val"):
         raise ShardError(f"{shards} has no validation rows to take conditions from")
     columns = {part.name: part.column for part in sequence.conditions}
-    found = read_rows(dataset, "val", [*columns.values(), *sequence.columns], n)
-    rows = np.arange(n) % len(found[sequence.columns[0]])
-    grids = sequence.in_sequence([found[column][rows].astype(np.int64) for column in sequence.columns])
-    return {name: found[column][rows].astype(np.int64) for name, column in columns.items()}, np.concatenate(grids, 1)
+    chosen = select_rows(dataset, "val", n)
+    rows, places = np.unique(chosen[indices % len(chosen)], return_inverse=True)
+    found = read_rows(dataset, "val", [*columns.values(), *sequence.columns], rows)
+    found = {name: values[places].astype(np.int64) for name, values in found.items()}
+    grids = sequence.in_sequence([found[column] for column in sequence.columns])
+    return {name: found[column] for name, column in columns.items()}, np.concatenate(grids, 1)
 
 
 def _sample(

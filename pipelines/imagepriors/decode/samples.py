@@ -1,5 +1,6 @@
 """Write samples of a prior to a folder: pictures, a grid of them, codes and metadata."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -76,7 +77,7 @@ def write_samples(
         frames=frames, prior=prior, tokenizer=tokenizer,
     )  # fmt: skip
     columns = per_condition if from_rows else 0
-    files = {"grid.png": png_bytes(sample_grid(samples, columns)), "codes.npz": _packed_codes(samples)}
+    files = {"grid.png": png_bytes(sample_grid(samples, columns)), "codes.npz": packed(_arrays(samples))}
     files |= {name: png_bytes(Image.fromarray(tile)) for name, tile in zip(names, samples.pictures, strict=True)}
     if frames:
         files["frames.gif"] = _gif_bytes([sample_grid(samples, columns, frame=t) for t in range(len(samples.frames))])
@@ -113,11 +114,15 @@ def sample_grid(samples: Samples, columns: int = 0, *, scale: int = 0, frame: in
     return picture_grid(np.stack(tiles), columns + 2, scale=scale)
 
 
-def _packed_codes(samples: Samples) -> bytes:
-    """Codes and conditions as the bytes of an .npz file."""
+def _arrays(samples: Samples) -> dict[str, npt.NDArray[Any]]:
+    """Codes and conditions as they are stored."""
     stored = code_dtype(samples.sequence.codebook_size)
-    arrays: dict[str, npt.NDArray[Any]] = {"codes": samples.codes_NHW.astype(stored)}
-    arrays |= {f"condition_{name}": tokens for name, tokens in samples.conditions.items()}
+    conditions = {f"condition_{name}": tokens for name, tokens in samples.conditions.items()}
+    return {"codes": samples.codes_NHW.astype(stored), **conditions}
+
+
+def packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return arrays as the bytes of an .npz file."""
     buffer = BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
