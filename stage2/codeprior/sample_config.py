@@ -7,8 +7,12 @@ from functools import partial
 from typing import Literal
 
 from codeprior.config import PriorError
+from codeshards.format import OrderName
 from runkit.configs import check_fields, require
 from runkit.devices import Autocast
+
+DrawingOrder = Literal["auto", OrderName, "random", "confidence"]
+"""Order in which codes are drawn."""
 
 _require = partial(require, error=PriorError)
 
@@ -39,6 +43,17 @@ class SampleConfig:
     """Type of the weights and of the cache. bfloat16 halves the memory traffic per code; samples differ."""
     compile: bool = False
     """Compile the step of one code, with CUDA graphs on a GPU; pays off for more than a few batches."""
+    order: DrawingOrder = "auto"
+    """Order in which the codes are drawn. auto: that of the prior. A prior of any order draws in each of the five, in a
+    random one for each sample, or by confidence: in each step those codes of which the prior is surest."""
+    steps: int = 0
+    """Number of steps in which the codes are drawn, at most one per code; 0: one per code. Fewer steps draw several
+    codes in each, which do not see each other; this requires a prior of any order."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Codes per step: few at first and many at the end (MaskGIT, arXiv 2202.04200), or equally many."""
+    choice_temperature: float = 0.0
+    """Randomness of the choice by confidence: the factor of Gumbel noise that is added to the log-probabilities and
+    falls linearly to zero (MaskGIT); 0: the surest codes."""
     seed: int = 0
     """Sample i is determined by (seed, i) and its condition, for any batch size and number of samples."""
     batch_size: int = 25
@@ -52,6 +67,9 @@ class SampleConfig:
         _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "use None or at least 1")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "use above 0 to 1 (off)")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "use 0 (off) to 1")
+        _require(self.steps >= 0, "steps", self.steps, "use 0 (one per code) or more")
+        ok = self.choice_temperature >= 0
+        _require(ok, "choice_temperature", self.choice_temperature, "use 0 or more")
         _require(self.guidance >= 0, "guidance", self.guidance, "use 0 (no condition), 1 (off) or more")
         _require(self.guidance_power >= 0, "guidance_power", self.guidance_power, "use 0 (constant) or more")
         interval = self.guidance_interval

@@ -11,17 +11,10 @@ from torch import Tensor
 
 from codeprior.attention import KVCache
 from codeprior.config import PriorError, SequenceSpec
+from codeprior.draw import draw, sample_keys
 from codeprior.guidance import guide, with_null
 from codeprior.model import Prior
-from codeprior.sample import (
-    Condition,
-    condition_tokens,
-    conditions_by_name,
-    draw,
-    next_codes,
-    prepare,
-    sample_keys,
-)
+from codeprior.sample import Condition, condition_tokens, conditions_by_name, next_codes, prepare
 from codeprior.sample_config import SampleConfig
 from runkit.progress import tqdm
 
