@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpec
+from codeprior.given import given_prefix
 from codeprior.guidance import guidance_at, guide, temperature_at, with_null
 from codeprior.model import Prior
 from codeprior.sample import sample_codes, sample_sequences
@@ -122,7 +123,8 @@ def test_each_code_is_drawn_as_with_the_constants_of_its_place(schedule: dict[st
             guidance=float(guidance_at(config, t / 16)), temperature=float(temperature_at(config, t / 16)),
             top_k=8, top_p=config.top_p, seed=3,
         )  # fmt: skip
-        alone_NT = sample_sequences(prior, 6, condition=classes, config=constant, prefix_NP=drawn_NT[:, :t])
+        given_NT = given_prefix(prior.sequence, drawn_NT[:, :t])
+        alone_NT = sample_sequences(prior, 6, condition=classes, config=constant, given_NT=given_NT)
         assert torch.equal(alone_NT[:, t], drawn_NT[:, t])
     plain_NT = sample_sequences(prior, 6, condition=classes, config=SampleConfig(guidance=4.0, top_k=8, seed=3))
     assert not torch.equal(plain_NT, drawn_NT)
@@ -155,8 +157,8 @@ def test_compiled_steps_follow_the_schedule(schedule: dict[str, Any]) -> None:
     [
         ({"guidance_schedule": "cosine"}, "power_cosine"),
         ({"guidance_power": -1.0}, "guidance_power is -1.0: use 0"),
-        ({"guidance_interval": (0.6, 0.6)}, r"guidance_interval is \(0.6, 0.6\): use rising fractions"),
-        ({"guidance_interval": (0.5, 1.5)}, "use rising fractions in 0 … 1"),
+        ({"guidance_interval": (0.6, 0.6)}, r"guidance_interval is \(0.6, 0.6\): use two rising fractions"),
+        ({"guidance_interval": (0.5, 1.5)}, "use two rising fractions in 0 … 1"),
         ({"temperature_end": 0.0}, "temperature_end is 0.0: use above 0"),
     ],
 )
