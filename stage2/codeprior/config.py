@@ -187,12 +187,8 @@ class TrainConfig:
         for name in ("cond_dropout", "ema_decay"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "use a number in [0, 1)")
         ok = self.cond_dropout == 0 or self.condition != "none"
-        _require(
-            ok,
-            "cond_dropout",
-            self.cond_dropout,
-            "without a condition there is nothing to drop; use 0, or set condition",
-        )
+        remedy = "without a condition there is nothing to drop; use 0, or set condition"
+        _require(ok, "cond_dropout", self.cond_dropout, remedy)
         _require(0 < self.pkeep <= 1, "pkeep", self.pkeep, "use a probability in (0, 1]")
         self._check_permutations()
         ok = self.optimizer == "adamw" or self.parallel == "ddp"
@@ -298,6 +294,11 @@ class SequenceSpec:
     def condition(self) -> str:
         """The conditions' names joined by "+"; "none" without any."""
         return "+".join(part.name for part in self.conditions) or "none"
+
+    @property
+    def order_text(self) -> str:
+        """In which order codes are predicted, such as "order zcurve" or "any order"."""
+        return "any order" if self.objective == "any_order" else f"order {self.order}"
 
     @property
     def condition_length(self) -> int:

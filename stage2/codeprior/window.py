@@ -46,7 +46,7 @@ def sample_larger(
         int64 [n, height, width] on the CPU.
 
     Raises:
-        PriorError: The prior has another order, the grid is smaller, or the condition does not fit.
+        PriorError: The prior or the config has another order, the grid is smaller, or the condition does not fit.
     """
     config, sequence = config or SampleConfig(), prior.sequence
     if sequence.objective == "masked":
@@ -56,6 +56,9 @@ def sample_larger(
             f"larger grids require a prior of order row_major without scales; this one has order {sequence.order!r}"
             + (f" and scales {sequence.scales}" if sequence.scales else "")
         )
+    if config.steps or config.order not in ("auto", "row_major"):
+        wish = f"steps = {config.steps}" if config.steps else f"order = {config.order!r}"
+        raise PriorError(f"{wish}: larger grids are drawn code by code in order row_major; use 0, or 'auto'")
     if height < sequence.height or width < sequence.width:
         raise PriorError(f"{height}×{width} codes: use at least the training grid, {sequence.height}×{sequence.width}")
     prior = prepare(prior, config)

@@ -296,6 +296,8 @@ def test_a_larger_grid_of_the_training_size_is_an_ordinary_sample() -> None:
 def test_larger_grids_that_cannot_work_are_refused() -> None:
     with pytest.raises(PriorError, match="order row_major without scales; this one has order 'zcurve'"):
         sample_larger(random_prior(order_name="zcurve"), 1, 8, 8)
+    with pytest.raises(PriorError, match="steps = 4: larger grids are drawn code by code"):
+        sample_larger(random_prior(), 1, 8, 8, config=SampleConfig(steps=4))
     with pytest.raises(PriorError, match="at least the training grid, 4×4"):
         sample_larger(random_prior(), 1, 3, 8)
     with pytest.raises(

@@ -91,8 +91,8 @@ class ImagePrior:
     def __repr__(self) -> str:
         spec = self.sequence
         return (
-            f"ImagePrior({str(self.folder)!r}: {spec.height}×{spec.width} codes of {spec.codebook_size:,} in order "
-            f"{spec.order}, condition {spec.condition})"
+            f"ImagePrior({str(self.folder)!r}: {spec.height}×{spec.width} codes of {spec.codebook_size:,} in "
+            f"{spec.order_text}, condition {spec.condition})"
         )
 
     @functools.cached_property

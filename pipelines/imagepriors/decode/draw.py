@@ -195,8 +195,6 @@ def _check_arguments(
             f"size = {size[0]}×{size[1]}: the condition {pictured[0]!r} of this prior comes from validation pictures, "
             "which are not larger; codeprior.window.sample_larger takes larger conditions"
         )
-    if known_T.all():
-        raise ShardError(f"given: all {sequence.length} codes of this prior's sequences are known; leave some to draw")
 
 
 def _select_conditions(

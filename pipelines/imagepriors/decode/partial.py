@@ -43,19 +43,24 @@ def known_codes(sequence: SequenceSpec, given: Any) -> Mask:
             raise ShardError(f"given = {given!r}: this prior has {len(sequence.scales)} scales before the full grid")
         given = sum(math.prod(grid) for grid in sequence.grids[: int(given[7:])])
     if isinstance(given, int) or (isinstance(given, str) and given.isdecimal()):
-        if not 0 <= int(given) < sequence.length:
-            raise ShardError(
-                f"given = {given}: this prior's sequences have {sequence.length} codes; leave some to draw"
-            )
-        return np.arange(sequence.length) < int(given)
+        known_T: Mask = np.arange(sequence.length) < int(given)
+        if int(given) < 0 or known_T.all():
+            raise _nothing_to_draw(given, sequence)
+        return known_T
     if sequence.scales:
         raise ShardError(f"given = {given!r}: a multiscale prior completes a number of codes, or scales-K")
     known_hw = _known_cells(given, sequence.height, sequence.width)
     if not known_hw.any():
         raise ShardError(f"given = {given!r}: no cell of the {sequence.height}×{sequence.width} grid is wholly inside")
-    known_T: Mask = known_hw.reshape(-1)[sequence.permutation(*known_hw.shape)]
+    if known_hw.all():
+        raise _nothing_to_draw(given, sequence)
+    known_T = known_hw.reshape(-1)[sequence.permutation(*known_hw.shape)]
     check_known(sequence, torch.from_numpy(known_T))
     return known_T
+
+
+def _nothing_to_draw(given: Any, sequence: SequenceSpec) -> ShardError:
+    return ShardError(f"given = {given}: this prior's sequences have {sequence.length} codes; leave some to draw")
 
 
 def _known_cells(given: Any, height: int, width: int) -> Mask:
@@ -63,10 +68,10 @@ def _known_cells(given: Any, height: int, width: int) -> Mask:
     if not isinstance(given, str | Path):
         return _wholly_inside(np.asarray(given), height, width)
     text = str(given)
-    if text.startswith("not-"):
-        return ~_known_cells(text[4:], height, width)
     if text.lower().endswith(".png"):
         return _wholly_inside(_read_mask(Path(text)), height, width)
+    if text.startswith("not-"):
+        return ~_known_cells(text[4:], height, width)
     rows, columns = np.mgrid[:height, :width]
     if text == "checkerboard":
         return np.asarray((rows + columns) % 2 == 0)
