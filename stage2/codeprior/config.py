@@ -298,7 +298,7 @@ class SequenceSpec:
     @property
     def order_text(self) -> str:
         """In which order codes are predicted, such as "order zcurve" or "any order"."""
-        return "any order" if self.objective == "any_order" else f"order {self.order}"
+        return f"order {self.order}" if self.objective == "ordered" else "any order"
 
     @property
     def condition_length(self) -> int:
