@@ -32,8 +32,8 @@ def train_prior(
     Args:
         shards: Token shards, or their folder or URL; or a blend, a mapping from several of them to their weights, such
             as ``{"runs/a/shards": 0.7, "runs/b/shards": 0.3}``: each batch takes their rows in these proportions.
-        out: Run folder; default: prior-ORDER, or prior-ORDER-CONDITION, beside the shards, where ORDER is "any" or "masked"
-            with those objectives. The name of a blend's run ends in -blend, and it is beside the first shards.
+        out: Run folder; default: prior-ORDER, or prior-ORDER-CONDITION, beside the shards, where ORDER is "any" or
+            "masked" with those objectives. The name of a blend's run ends in -blend, and it is beside the first shards.
         preset: Name or TOML file of the preset; "auto" chooses it by the pictures of the (first) shards.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         config: A complete config in place of a preset.
