@@ -139,7 +139,7 @@ def test_a_run_resumes_and_learns_to_fill_in(make_dataset: Callable[..., ShardDa
         precision="float32", device="cpu",
     )  # fmt: skip
     summary = train_prior(config, dataset.path, tmp_path / "whole")
-    assert summary["val_nll_nats"] < 0.8 * summary["unigram_val_nll_nats"]
+    assert summary["val_nll_nats"] < 0.85 * summary["unigram_val_nll_nats"]
     train_prior(replace(config, steps=10), dataset.path, tmp_path / "halves")
     train_prior(config, dataset.path, tmp_path / "halves")
     whole, halves = load_prior(tmp_path / "whole"), load_prior(tmp_path / "halves")
