@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from codeprior.attention import KVCache
-from codeprior.config import ModelConfig, SequenceSpec
+from codeprior.config import ModelConfig, PriorError, SequenceSpec
 from codeprior.draw import race_noise
 from codeprior.given import UNKNOWN
 from codeprior.model import Prior
@@ -50,7 +50,13 @@ class MaskedPrior(Prior):
         *,
         targets_BT: Tensor | None = None,
     ) -> Tensor:
-        """Return logits [B, T, V] for every code, or the loss [B, T] of each; hidden codes are -1."""
+        """Return logits [B, T, V] for every code, or the loss [B, T] of each; hidden codes are -1.
+
+        Raises:
+            PriorError: Positions are given: it reads no order.
+        """
+        if positions_BT is not None:
+            raise PriorError("positions: a masked prior reads all codes at once, so its loss depends on no order")
         return self._predict(self._read(condition_BC, codes_BT), targets_BT)
 
     def nll(
@@ -71,13 +77,13 @@ class MaskedPrior(Prior):
             condition_BC: As for :class:`Prior`.
             codes_BT: The targets.
             inputs_BT: The targets with -1 for hidden codes.
-            positions_BT: Not used: a token knows its cell.
+            positions_BT: None: a token knows its cell.
         """
         if inputs_BT is not None:
             hidden_BT = inputs_BT == UNKNOWN
-            return self._losses(condition_BC, inputs_BT, codes_BT) * hidden_BT / _MEAN_HIDDEN
+            return self._losses(condition_BC, inputs_BT, codes_BT, positions_BT) * hidden_BT / _MEAN_HIDDEN
         hidden_BT = bound_mask(codes_BT)
-        loss_BT = self._losses(condition_BC, codes_BT.masked_fill(hidden_BT, UNKNOWN), codes_BT)
+        loss_BT = self._losses(condition_BC, codes_BT.masked_fill(hidden_BT, UNKNOWN), codes_BT, positions_BT)
         return loss_BT * hidden_BT / hidden_BT.float().mean(dim=1, keepdim=True)
 
     def ask(self, cache: KVCache, condition_BC: Tensor, codes_BT: Tensor, read_BR: Tensor, asked_BQ: Tensor) -> Tensor:

@@ -161,5 +161,7 @@ def test_what_a_masked_prior_cannot_do_is_refused() -> None:
     prior = masked_prior("row_major")
     with pytest.raises(PriorError, match="this one is masked"):
         sample_larger(prior, 1, 8, 8, condition=CLASSES[:1])
+    with pytest.raises(PriorError, match="depends on no order"):
+        prior.nll(CLASSES[:1, None], torch.zeros(1, T, dtype=torch.int64), positions_BT=torch.arange(T)[None])
     with pytest.raises(PriorError, match="compile"):
         sample_codes(prior, 1, condition=CLASSES[:1], config=SampleConfig(compile=True))
