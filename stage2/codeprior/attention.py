@@ -71,6 +71,8 @@ class KVCache:
 
     def keep(self, chosen_B: Tensor) -> None:
         """Replace the last token of each sequence by the one that is `chosen_B` [B] places after it."""
+        if self.length == 0:  # a masked prior reads nothing into it
+            return
         rows_B, places_B = torch.arange(self.batch, device=chosen_B.device), self.length - 1 + chosen_B
         for tensor_BHPE in (*self.keys, *self.values):
             tensor_BHPE[:, :, self.length - 1] = tensor_BHPE[rows_B, :, places_B]

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from codeprior.config import SequenceSpec, TrainConfig
 from codeprior.data import Batch, random_bits
+from codeprior.given import UNKNOWN
+from codeprior.masked import training_mask
 from codeshards.format.schema import NO_LABEL
 
 _HIDE, _PERMUTE, _KEYS, _REPLACE, _CODES = 11, 12, 13, 14, 15  # a stream of random numbers for each purpose
@@ -61,6 +63,8 @@ def augment(batch: Batch, config: TrainConfig, sequence: SequenceSpec, *, step: 
         permuted_B1 = happens(_PERMUTE, fraction) if fraction < 1 else torch.tensor(True)
         positions_BT = torch.where(permuted_B1, shuffled_BT, ordered_T)
         codes_BT = codes_BT.gather(1, positions_BT)
+    if config.objective == "masked":
+        inputs_BT = codes_BT.masked_fill(training_mask(bits(_REPLACE), bits(_KEYS, T)), UNKNOWN)
     if config.pkeep < 1:
         replaced_BT = happens(_REPLACE, 1 - config.pkeep, T)
         random_BT = torch.from_numpy((bits(_CODES, T) % np.uint64(sequence.codebook_size)).astype(np.int64))

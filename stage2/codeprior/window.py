@@ -49,6 +49,8 @@ def sample_larger(
         PriorError: The prior or the config has another order, the grid is smaller, or the condition does not fit.
     """
     config, sequence = config or SampleConfig(), prior.sequence
+    if sequence.objective == "masked":
+        raise PriorError("larger grids require a prior that reads one code after the other; this one is masked")
     if sequence.order != "row_major" or sequence.scales:
         raise PriorError(
             f"larger grids require a prior of order row_major without scales; this one has order {sequence.order!r}"
