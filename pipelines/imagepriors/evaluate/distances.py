@@ -67,7 +67,7 @@ def inception_score(logits_NK: Tensor) -> float:
     """Mean of the score of consecutive parts of 5,000 samples; the last part may be smaller."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    scores = [isc_features_to_metric(part, splits=1, shuffle=False) for part in logits_NK.split(SCORE_PART)]
+    scores = [isc_features_to_metric(part, splits=1, shuffle=False) for part in torch.split(logits_NK, SCORE_PART)]
     return float(np.mean([score["inception_score_mean"] for score in scores]))
 
 

@@ -57,8 +57,8 @@ def evaluate_tokenizer(
     net = tokenizer.config
     if config.resize != "training" and (net.channels != 3 or net.geometry != "crop"):
         raise InputError(
-            f"resize is {config.resize!r}, a rule for centre squares of photos, but the tokenizer encodes {net.modality} "
-            f"with the geometry {net.geometry}: use training"
+            f"resize is {config.resize!r}, a rule for centre squares of photos, but the tokenizer encodes "
+            f"{net.modality} with the geometry {net.geometry}: use training"
         )
     split = splits[config.split] if net.modality == "rgb" else splits[config.split].having(net.modality)
     indices = spread(len(split), config.limit or len(split))
