@@ -29,7 +29,8 @@ SHARDS  ?=
 CONDITIONS ?= $(if $(filter demo,$(DATASET)),segmentation)
 export RAY_ADDRESS
 
-ORDERS   := row_major spiral_out zcurve subsample alternate
+# `any` is a prior of all orders.
+ORDERS   := row_major spiral_out zcurve subsample alternate any
 DATASETS := auto ade20k cifar10 deepfashion demo folder huggingface imagenet imagenet-depth landscapes restricted-imagenet webdataset
 MODALITIES := segmentation depth pose
 KINDS    := depth segmentation
@@ -134,10 +135,11 @@ $(RUN)/shards/dataset.json: $(RUN)/tokenizer/summary.json $(BESIDE) | $(READY)
 	  $(if $(BESIDE),--condition $(patsubst %/summary.json,%,$(BESIDE))) \
 	  --out $(@D) --workers $(WORKERS) $(if $(filter tokenize,$(MAKECMDGOALS)),$(SET))
 
+ORDERED   = $(if $(filter any,$(1)),--objective any_order,--order $(1))
 # The folder is named prior-ORDER or prior-ORDER-CONDITION, with -blend at the end for several SHARDS.
 train-prior: $(PRIOR)/summary.json ## Stage 2: train the prior (ORDER=, COND=, SHARDS='a=0.7 b=0.3')
 $(RUN)/prior-%/summary.json: $(if $(SHARDS),,$(RUN)/shards/dataset.json) | $(READY)
-	$(CLI) train-prior --preset $(PRESET) --order $(firstword $(subst -, ,$*)) \
+	$(CLI) train-prior --preset $(PRESET) $(call ORDERED,$(firstword $(subst -, ,$*))) \
 	  --condition $(or $(filter-out blend,$(word 2,$(subst -, ,$*))),none) --shards $(or $(SHARDS),$(RUN)/shards) \
 	  --out $(@D) \
 	  $(if $(filter train-prior,$(MAKECMDGOALS)),$(SET))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from codeprior.compat import prior_from_mingpt
 from codeprior.config import SequenceSpec
+from codeprior.given import given_prefix
 from codeprior.model import Prior
 from codeprior.sample import prepare, sample_sequences
 from codeprior.sample_config import SampleConfig
@@ -64,8 +65,8 @@ def ours(precision: str, compiled: bool = False) -> Draw:
 
     def draw(batch: int, steps: int, greedy: bool) -> Tensor:
         config = SampleConfig(batch_size=batch, top_k=1 if greedy else 100, **options)
-        given = torch.zeros(batch, 0 if greedy else _SIDE**2 - steps, dtype=torch.int64)
-        return sample_sequences(prior, batch, config=config, prefix_NP=given)[:, :steps]
+        given = given_prefix(prior.sequence, torch.zeros(batch, 0 if greedy else _SIDE**2 - steps))
+        return sample_sequences(prior, batch, config=config, given_NT=given)[:, :steps]
 
     return draw
 

@@ -69,23 +69,33 @@ class KVCache:
         values_BHPE[:, :, self.length : end] = v_BHSE
         return keys_BHPE[:, :, :end], values_BHPE[:, :, :end], None
 
+    def keep(self, chosen_B: Tensor) -> None:
+        """Replace the last token of each sequence by the one that is `chosen_B` [B] places after it."""
+        rows_B, places_B = torch.arange(self.batch, device=chosen_B.device), self.length - 1 + chosen_B
+        for tensor_BHPE in (*self.keys, *self.values):
+            tensor_BHPE[:, :, self.length - 1] = tensor_BHPE[rows_B, :, places_B]
+
 
 def attend_sdpa(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Return attention [B, H, S, E]: causal for several queries; for a single one, to all places or those in `seen`.
+    """Return attention [B, H, S, E] to the places in `seen` [S, P]; without it causal, or to all for a single query.
 
     There is no dropout on the attention weights, which would disable the fused kernels.
     """
-    causal = q_BHSE.shape[2] > 1
-    if not causal and q_BHSE.device.type == "cpu":  # torch's kernel takes up to four times as long for one query
+    causal = q_BHSE.shape[2] > 1 and seen is None
+    if (
+        q_BHSE.shape[2] == 1 and q_BHSE.device.type == "cpu"
+    ):  # torch's kernel takes up to four times as long for one query
         return attend_math(q_BHSE, k_BHSE, v_BHSE, seen)
     if q_BHSE.device.type == "cuda" or q_BHSE.dtype != torch.bfloat16 or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, attn_mask=seen, is_causal=causal)
     # torch's bfloat16 kernel for CPUs is never faster than its float32 kernel, and backward up to four times slower.
     # Plain products take half the time of the float32 kernel if the CPU has bfloat16, and memory for all scores.
-    if q_BHSE.shape[2] <= _SHORT and _BFLOAT16_CPU:
+    if causal and q_BHSE.shape[2] <= _SHORT and _BFLOAT16_CPU:
         return _attend_short(q_BHSE, k_BHSE, v_BHSE)
     with torch.autocast(q_BHSE.device.type, enabled=False):
-        out_BHSE = F.scaled_dot_product_attention(q_BHSE.float(), k_BHSE.float(), v_BHSE.float(), is_causal=causal)
+        out_BHSE = F.scaled_dot_product_attention(
+            q_BHSE.float(), k_BHSE.float(), v_BHSE.float(), attn_mask=seen, is_causal=causal
+        )
     return out_BHSE.to(q_BHSE.dtype)
 
 
@@ -102,7 +112,7 @@ def attend_math(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | N
     """Return the same by plain products, the reference of the fused kernels."""
     S = q_BHSE.shape[2]
     scores_BHSS = q_BHSE @ k_BHSE.transpose(-2, -1) / math.sqrt(q_BHSE.shape[3])
-    if S > 1:
+    if S > 1 and seen is None:
         seen = torch.ones(S, S, dtype=torch.bool, device=q_BHSE.device).tril()
     if seen is not None:
         scores_BHSS = scores_BHSS.masked_fill(~seen, -math.inf)
@@ -121,7 +131,7 @@ def attend_xformers(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor
         from xformers.ops import LowerTriangularMask, memory_efficient_attention
     except ImportError as error:
         raise PriorError(f"attention = 'xformers': {error}; pip install 'imagepriors[cuda]', or use 'sdpa'") from error
-    if q_BHSE.shape[2] == 1:  # not faster for one query
+    if q_BHSE.shape[2] == 1 or seen is not None:  # not faster for one query
         return attend_sdpa(q_BHSE, k_BHSE, v_BHSE, seen)
     # Rotary angles and autocast may give queries in float32 and values in bfloat16.
     q, k, v = (x.transpose(1, 2).to(v_BHSE.dtype) for x in (q_BHSE, k_BHSE, v_BHSE))
@@ -137,8 +147,23 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
     return nn.LayerNorm(width) if config.norm == "layernorm" else nn.RMSNorm(width, eps=1e-5)
 
 
+def seen_by_each(read: int, tokens: int, asked: int, device: torch.device) -> Tensor:
+    """Return which tokens each new token attends to, bool [S, P], if the last ones are repetitions of one token.
+
+    Args:
+        read: Number of tokens in the cache; P = read + S.
+        tokens: Number S of new tokens, including the repetitions.
+        asked: Number of repetitions. Each sees itself and what is before the first of them, but no other one.
+        device: Where to make the mask.
+    """
+    places_P = torch.arange(read + tokens, device=device)
+    own_S1 = places_P[read:, None]
+    first = read + tokens - asked
+    return (places_P == own_S1) | (places_P < own_S1.clamp(max=first))
+
+
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which token s attends to tokens 0 … s."""
+    """Multi-head attention in which token s attends to tokens 0 … s, or to those of a mask."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -150,19 +175,25 @@ class CausalSelfAttention(nn.Module):
         self.query_norm = make_norm(config, head) if config.qk_norm else nn.Identity()
         self.key_norm = make_norm(config, head) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BSD: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None) -> Tensor:
-        """[B, S, D] → [B, S, D]: attend to the same tokens and to those in the cache."""
+    def forward(
+        self,
+        x_BSD: Tensor,
+        rotation: Rotation | None = None,
+        cache: KVCache | None = None,
+        seen_SP: Tensor | None = None,
+    ) -> Tensor:
+        """[B, S, D] → [B, S, D]: attend to the same tokens and to those in the cache, or to those in `seen_SP`."""
         B, S, D = x_BSD.shape
         qkv_3BHSE = self.qkv(x_BSD).view(B, S, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)
         q_BHSE, k_BHSE, v_BHSE = qkv_3BHSE.unbind(0)
         q_BHSE, k_BHSE = self.query_norm(q_BHSE), self.key_norm(k_BHSE)
         if rotation is not None:
             q_BHSE, k_BHSE = rotate(q_BHSE, rotation), rotate(k_BHSE, rotation)
-        seen = None
         if cache is not None:
-            # A causal mask is aligned to the first key, so several tokens at once require an empty cache.
-            assert S == 1 or cache.length == 0
-            k_BHSE, v_BHSE, seen = cache.extend(self.layer, k_BHSE, v_BHSE)
-        out_BHSE = self.attend(q_BHSE, k_BHSE, v_BHSE, seen)
+            # A causal mask is aligned to the first key, so several tokens at once require an empty cache, or a mask.
+            assert S == 1 or cache.length == 0 or seen_SP is not None
+            k_BHSE, v_BHSE, valid_1P = cache.extend(self.layer, k_BHSE, v_BHSE)
+            seen_SP = valid_1P if seen_SP is None else seen_SP
+        out_BHSE = self.attend(q_BHSE, k_BHSE, v_BHSE, seen_SP)
         out_BSD: Tensor = self.proj(out_BHSE.transpose(1, 2).reshape(B, S, D))
         return out_BSD

@@ -18,7 +18,12 @@ _HIDE, _PERMUTE, _KEYS, _REPLACE, _CODES = 11, 12, 13, 14, 15  # a stream of ran
 
 
 def permuted_fraction(config: TrainConfig, step: int) -> float:
-    """Return the probability that a sequence of update `step` is permuted: 1, then linear to 0 (RAR, section 3.2)."""
+    """Return the probability that a sequence of update `step` is permuted.
+
+    With random_order it is 1, then falls linearly to 0 (RAR, section 3.2); for a prior of any order it stays 1.
+    """
+    if config.objective == "any_order":
+        return 1.0
     if not config.random_order:
         return 0.0
     start, end = config.anneal_start * config.steps, config.anneal_end * config.steps
@@ -50,7 +55,7 @@ def augment(batch: Batch, config: TrainConfig, sequence: SequenceSpec, *, step: 
         condition_BC = torch.where(hidden_B1, NO_LABEL, condition_BC)  # the model's null condition
     T = sequence.length
     fraction = permuted_fraction(config, step)
-    if config.random_order:
+    if config.random_order or config.objective == "any_order":
         ordered_T = torch.arange(T)
         shuffled_BT = torch.from_numpy(np.argsort(bits(_KEYS, T), axis=1, kind="stable"))
         permuted_B1 = happens(_PERMUTE, fraction) if fraction < 1 else torch.tensor(True)

@@ -109,7 +109,10 @@ class Blend:
             PriorError: A dataset does not fit the config, or two datasets do not fit each other.
         """
         first, *others = self.datasets
-        options = {"order": config.order, "condition": config.condition, "scales": config.multiscale}
+        options = {
+            "order": config.order, "condition": config.condition, "scales": config.multiscale,
+            "objective": config.objective,
+        }  # fmt: skip
         found = [sequence_from_dataset(first, **options)]  # type: ignore[arg-type]
         for other in others:
             if wrong := differences(other, found[0]):

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from numpy.typing import NDArray
 
 from codeshards.format import CONDITION_NAMES, OrderName, ShardError, ShardSpec, order
-from codeshards.format.orders import Permutation
+from codeshards.format.orders import Permutation, inverse
 from runkit.codes import MAX_CODEBOOK_SIZE
 from runkit.configs import check_fields, require
 from runkit.devices import Device, Precision
@@ -40,6 +40,10 @@ def condition_parts(condition: str) -> tuple[str, ...]:
 
 
 _require = partial(require, error=PriorError)
+
+
+Objective = Literal["ordered", "any_order"]
+"""What a prior learns: each code from those before it in one order, or from any set of other codes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +76,8 @@ class ModelConfig:
     attention: Literal["sdpa", "xformers", "math"] = "sdpa"
     """Attention in training: torch's fused kernels, xformers' (NVIDIA GPUs only), or plain matrix products."""
     target_positions: bool = False
-    """Add an embedding of the position of the code that each token predicts; required for random orders (RAR)."""
+    """Add an embedding of the position of the code that each token predicts (RAR). Random orders require it, unless
+    position is "grid", which has the predicted cell already."""
 
     def __post_init__(self) -> None:
         check_fields(self, PriorError)
@@ -84,6 +89,11 @@ class ModelConfig:
         ok = self.position != "rotary" or self.n_embd // self.n_head % 2 == 0
         _require(ok, "n_embd", self.n_embd, f"position 'rotary' requires an even width of each of {self.n_head} heads")
 
+    @property
+    def knows_targets(self) -> bool:
+        """Whether a token knows the position of the code that it predicts."""
+        return self.target_positions or self.position == "grid"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
@@ -92,7 +102,10 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The transformer."""
     order: OrderName = "row_major"
-    """The order in which the image codes are generated."""
+    """The order in which image codes are generated, and in which a prior of any order is evaluated."""
+    objective: Objective = "ordered"
+    """ordered: predict each code from those before it in `order`. any_order: in a new permutation of every sequence, to
+    the end of training, so that the prior completes any region, in any order, several codes at a time."""
     condition: str = "none"
     """What precedes the image codes: none, class, segmentation, depth, pose, or several joined by "+"."""
     multiscale: bool = False
@@ -172,14 +185,10 @@ class TrainConfig:
         for name in ("cond_dropout", "ema_decay"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "use a number in [0, 1)")
         ok = self.cond_dropout == 0 or self.condition != "none"
-        _require(
-            ok,
-            "cond_dropout",
-            self.cond_dropout,
-            "without a condition there is nothing to drop; use 0, or set condition",
-        )
+        remedy = "without a condition there is nothing to drop; use 0, or set condition"
+        _require(ok, "cond_dropout", self.cond_dropout, remedy)
         _require(0 < self.pkeep <= 1, "pkeep", self.pkeep, "use a probability in (0, 1]")
-        self._check_random_order()
+        self._check_permutations()
         ok = self.optimizer == "adamw" or self.parallel == "ddp"
         _require(ok, "optimizer", self.optimizer, "Muon requires whole matrices; use adamw with parallel = 'fsdp'")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive number")
@@ -191,14 +200,17 @@ class TrainConfig:
         _require(self.grad_clip >= 0, "grad_clip", self.grad_clip, "use 0 (off) or more")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 to 2**63 - 1")
 
-    def _check_random_order(self) -> None:
+    def _check_permutations(self) -> None:
         found = (self.anneal_start, self.anneal_end)
         ok = 0 <= self.anneal_start <= self.anneal_end <= 1
         _require(ok, "(anneal_start, anneal_end)", found, "use fractions with 0 ≤ start ≤ end ≤ 1")
-        if self.random_order:
-            remedy = "random_order requires target positions: set it to true"
-            _require(self.model.target_positions, "model.target_positions", False, remedy)
-            remedy = "scales go from coarse to fine: train them without random_order"
+        ok = not (self.random_order and self.objective == "any_order")
+        _require(ok, "random_order", True, "it is annealed to one order; objective 'any_order' permutes to the end")
+        if self.random_order or self.objective == "any_order":
+            why = "random_order" if self.random_order else "objective 'any_order'"
+            remedy = f"{why} requires them: set them to true, or model.position to 'grid'"
+            _require(self.model.knows_targets, "model.target_positions", False, remedy)
+            remedy = f"scales go from coarse to fine: train them without {why}"
             _require(not self.multiscale, "multiscale", True, remedy)
 
 
@@ -263,6 +275,8 @@ class SequenceSpec:
     """Names of the classes, if class is a condition and the shards have names; else empty."""
     scales: tuple[int, ...] = ()
     """Sides of the coarser grids that come before the full one, ascending (multiscale prior, paper section 3)."""
+    objective: Objective = "ordered"
+    """Whether codes are predicted in `order` only, or in any order."""
 
     def __post_init__(self) -> None:
         check_fields(self, PriorError)
@@ -274,6 +288,11 @@ class SequenceSpec:
     def condition(self) -> str:
         """The conditions' names joined by "+"; "none" without any."""
         return "+".join(part.name for part in self.conditions) or "none"
+
+    @property
+    def order_text(self) -> str:
+        """In which order codes are predicted, such as "order zcurve" or "any order"."""
+        return "any order" if self.objective == "any_order" else f"order {self.order}"
 
     @property
     def condition_length(self) -> int:
@@ -300,6 +319,18 @@ class SequenceSpec:
         # A grid of one cell has one order only, even if the order is not defined on it.
         return order("row_major" if height == width == 1 else self.order, height, width)
 
+    def indices(self, name: OrderName) -> Permutation:
+        """Return the indices, in this spec's order, of the codes of the full grid in the order `name`, [H · W].
+
+        Raises:
+            PriorError: The sequences have several grids.
+            ShardError: The order is not defined on this grid.
+        """
+        if self.scales:
+            raise PriorError(f"order {name!r}: sequences with scales {self.scales} have one order, {self.order!r}")
+        found: Permutation = inverse(self.order, self.height, self.width)[order(name, self.height, self.width)]
+        return found
+
     def in_sequence(self, grids_NT: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
         """Return the content of :attr:`columns` in sequence order; the coarser scales are stored row by row."""
         coarse = (grid[:, self.permutation(side, side)] for side, grid in zip(self.scales, grids_NT, strict=False))
@@ -315,6 +346,7 @@ class SequenceSpec:
         class_count: int = 0,
         class_names: Sequence[str] = (),
         scales: bool = False,
+        objective: Objective = "ordered",
     ) -> Self:
         """Return the spec of the sequences of shards.
 
@@ -325,6 +357,7 @@ class SequenceSpec:
             class_count: Number of classes of the dataset.
             class_names: Their names, if they have names.
             scales: Whether the coarser scales of the shards come first.
+            objective: How codes are predicted.
 
         Raises:
             PriorError: The shards do not have the order, a condition or the scales; the message names what they have.
@@ -362,4 +395,5 @@ class SequenceSpec:
             conditions=tuple(parts),
             class_names=tuple(class_names) if "class" in names else (),
             scales=shards.scales if scales else (),
+            objective=objective,
         )

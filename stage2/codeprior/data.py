@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codeprior.cache import memory_map
-from codeprior.config import PriorError, SequenceSpec, condition_parts
+from codeprior.config import Objective, PriorError, SequenceSpec, condition_parts
 from codeshards.format import OrderName, ShardDataset
 from runkit.codes import Codes
 from runkit.jsonfiles import parse_json
@@ -217,7 +217,12 @@ def check_labels(labels_N1: NDArray[np.int32], split: str, class_count: int) -> 
 
 
 def sequence_from_dataset(
-    dataset: ShardDataset, order: OrderName, condition: str, *, scales: bool = False
+    dataset: ShardDataset,
+    order: OrderName,
+    condition: str,
+    *,
+    scales: bool = False,
+    objective: Objective = "ordered",
 ) -> SequenceSpec:
     """Return the sequence spec of a dataset; classes without names are counted by the training labels."""
     class_count = len(dataset.class_names)
@@ -230,6 +235,7 @@ def sequence_from_dataset(
         class_count=class_count,
         class_names=dataset.class_names,
         scales=scales,
+        objective=objective,
     )
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeprior.attention import CausalSelfAttention, KVCache, make_norm
+from codeprior.attention import CausalSelfAttention, KVCache, make_norm, seen_by_each
 from codeprior.chunked_loss import LARGE_CODEBOOK, head_nll
 from codeprior.config import ModelConfig, PriorError, SequenceSpec
 from codeprior.cpu_kernels import Linear, linear
@@ -59,9 +59,15 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BSD: Tensor, rotation: Rotation | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BSD: Tensor,
+        rotation: Rotation | None = None,
+        cache: KVCache | None = None,
+        seen_SP: Tensor | None = None,
+    ) -> Tensor:
         """[B, S, D] → [B, S, D], the residual stream after this block."""
-        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), rotation, cache))
+        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), rotation, cache, seen_SP))
         out_BSD: Tensor = x_BSD + self.dropout(self.mlp(self.mlp_norm(x_BSD)))
         return out_BSD
 
@@ -81,7 +87,7 @@ class Prior(nn.Module):
         self.config, self.sequence = config, sequence
         C, T, D = sequence.condition_length, sequence.length, config.n_embd
         # In the prior's own order the last image code is predicted but not read; in another order any code may be last.
-        self.max_tokens = C + T - (not config.target_positions)
+        self.max_tokens = C + T - (not config.target_positions and sequence.objective == "ordered")
         vocabularies = {part.name: part.vocabulary for part in sequence.conditions} or {"none": 0}
         self.condition_embeddings = nn.ModuleDict({k: nn.Embedding(v + 1, D) for k, v in vocabularies.items()})
         self.code_embedding = nn.Embedding(sequence.codebook_size, D)
@@ -131,7 +137,7 @@ class Prior(nn.Module):
             condition_BC: int64 condition tokens; zeros [B, 1] without a condition.
             codes_BT: int64, the first T ≥ 0 image codes of the sequence. Training passes all but the last.
             positions_BT: int64 [B, T + 1], for sequences in another order than the prior's: the index t, in the prior's
-                order, of every code that is read or predicted. Requires `target_positions`.
+                order, of every code that is read or predicted. Requires `config.knows_targets`.
             targets_BT: int64 [B, T + 1] codes, for their negative log-likelihood without the logits in memory.
 
         Returns:
@@ -145,7 +151,7 @@ class Prior(nn.Module):
         places_S = torch.arange(S, device=codes_BT.device)
         targets = places_S[C - 1 :] - (C - 1)
         if positions_BT is not None:
-            if self.target_embedding is None:
+            if not self.config.knows_targets:
                 raise PriorError("positions: this prior has no target positions; train with target_positions")
             before_BC = places_S[:C].expand(len(codes_BT), C)
             places_S, targets = torch.cat((before_BC, positions_BT[:, :-1] + C), dim=1), positions_BT
@@ -205,6 +211,45 @@ class Prior(nn.Module):
         targets = cache.place_1 - (self.sequence.condition_length - 1)
         return self._logits(self._run_blocks(x_B1D, cache.place_1, targets, cache)[:, -1])
 
+    def ask(
+        self,
+        cache: KVCache,
+        codes_BR: Tensor,
+        read_BR: Tensor,
+        asked_BQ: Tensor,
+        condition_BC: Tensor | None = None,
+    ) -> Tensor:
+        """Read R image codes into the cache, and predict Q ≥ 1 codes, each from all that is read and no other of the Q.
+
+        The last token that is read names the code that it predicts, so it runs Q times, once for each. The cache keeps
+        its first run. The next call must therefore begin with the code ``asked_BQ[:, 0]``, or :meth:`KVCache.keep`
+        another run before. Then the cache is exact: it is that of the codes read one by one.
+
+        Args:
+            cache: What was read before; not static.
+            codes_BR: int64, the codes to read; R ≥ 1 unless there is a condition.
+            read_BR: int64, their indices in the prior's order.
+            asked_BQ: int64, the indices of the codes to predict.
+            condition_BC: The condition tokens, with an empty cache.
+
+        Returns:
+            [B, Q, V] logits.
+        """
+        C, Q = self.sequence.condition_length, asked_BQ.shape[1]
+        x_BSD, places_BS = self._embed_codes(codes_BR, read_BR + C), read_BR + C
+        targets_BN = torch.cat((read_BR[:, 1:], asked_BQ), dim=1)
+        if condition_BC is not None:
+            x_BSD = torch.cat((self._embed_condition(condition_BC), x_BSD), dim=1)
+            places_BS = torch.cat((torch.arange(C, device=x_BSD.device).expand(len(x_BSD), C), places_BS), dim=1)
+            targets_BN = torch.cat((read_BR, asked_BQ), dim=1)
+        x_BSD = torch.cat((x_BSD[:, :-1], x_BSD[:, -1:].expand(-1, Q, -1)), dim=1)
+        places_BS = torch.cat((places_BS[:, :-1], places_BS[:, -1:].expand(-1, Q)), dim=1)
+        tokens = x_BSD.shape[1]
+        seen_SP = seen_by_each(cache.length, tokens, Q, x_BSD.device) if tokens > 1 else None
+        x_BSD = self._run_blocks(x_BSD, places_BS, targets_BN, cache, seen_SP)
+        cache.length += tokens - Q + 1
+        return self._logits(x_BSD[:, -Q:])
+
     def _append(self, x_BSD: Tensor, places_S: Tensor, cache: KVCache) -> Tensor:
         tokens, last = x_BSD.shape[1], self.sequence.condition_length - 1
         if cache.length + tokens > self.sequence.condition_length + self.sequence.length - 1:
@@ -230,7 +275,14 @@ class Prior(nn.Module):
             x_BTD = x_BTD + self.scale_embedding(self.scale_T[places_T - self.sequence.condition_length])
         return x_BTD
 
-    def _run_blocks(self, x_BSD: Tensor, places_S: Tensor, targets: Tensor, cache: KVCache | None = None) -> Tensor:
+    def _run_blocks(
+        self,
+        x_BSD: Tensor,
+        places_S: Tensor,
+        targets: Tensor,
+        cache: KVCache | None = None,
+        seen_SP: Tensor | None = None,
+    ) -> Tensor:
         """Return the residual stream after all blocks; `targets` are the target positions of the last tokens."""
         rotation = None
         if self.position_embedding is not None:
@@ -244,7 +296,7 @@ class Prior(nn.Module):
             x_BSD = torch.cat((x_BSD[:, :first], x_BSD[:, first:] + self.target_embedding(targets)), dim=1)
         x_BSD = self.dropout(x_BSD)
         for block in self.blocks:
-            x_BSD = block(x_BSD, rotation, cache)
+            x_BSD = block(x_BSD, rotation, cache, seen_SP)
         return x_BSD
 
     def _logits(self, x_BSD: Tensor) -> Tensor:

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from codeprior.any_order import Report, draw_in_any_order, drawn_in_own_order
 from codeprior.attention import KVCache
 from codeprior.config import PriorError, SequenceSpec
+from codeprior.draw import draw, sample_keys
+from codeprior.given import UNKNOWN, checked_given
+from codeprior.guidance import guide, with_null
 from codeprior.model import Prior
 from codeprior.sample_config import SampleConfig
-from codeshards.format import defined_orders, order
 from runkit.compiling import check_compiler
 from runkit.progress import tqdm
 
 Condition = Tensor | Mapping[str, Tensor]
 """Tokens [N], [N, C] or [N, h, w] of a single condition, or a mapping from name to such tokens."""
-Watch = Callable[[int, int, Tensor], None]
-"""Called after every code with the index of the batch's first sample, t, and the codes so far [B, t + 1]."""
+Watch = Callable[[int, Tensor], None]
+"""Called after every step with the index of the batch's first sample and the codes [B, T], -1 where none is known."""
 
 
 def sample_codes(
@@ -34,7 +36,8 @@ def sample_codes(
     *,
     condition: Condition | None = None,
     config: SampleConfig | None = None,
-    prefix_NP: Tensor | None = None,
+    given_NT: Tensor | None = None,
+    first: int = 0,
     watch: Watch | None = None,
 ) -> Tensor:
     """Draw n grids of image codes; arguments and errors as :func:`sample_sequences`.
@@ -42,7 +45,9 @@ def sample_codes(
     Returns:
         int64 [n, H, W] codes on the CPU, in raster order for any order of the prior.
     """
-    codes_NT = sample_sequences(prior, n, condition=condition, config=config, prefix_NP=prefix_NP, watch=watch)
+    codes_NT = sample_sequences(
+        prior, n, condition=condition, config=config, given_NT=given_NT, first=first, watch=watch
+    )
     return to_grids(prior.sequence, codes_NT)[-1]
 
 
@@ -52,13 +57,14 @@ def sample_sequences(
     *,
     condition: Condition | None = None,
     config: SampleConfig | None = None,
-    prefix_NP: Tensor | None = None,
+    given_NT: Tensor | None = None,
+    first: int = 0,
     watch: Watch | None = None,
 ) -> Tensor:
     """Draw n sequences of image codes.
 
-    Sample i depends on (seed, i), its condition and its prefix only. Another batch size or more samples give the same
-    codes, up to the rounding of matrix products of another shape.
+    Sample i depends on (seed, i), its condition and its known codes only. Another batch size or more samples give the
+    same codes, up to the rounding of matrix products of another shape.
 
     Args:
         prior: The model, on the device to use; it is set to eval mode.
@@ -66,27 +72,37 @@ def sample_sequences(
         condition: Class ids [n], condition codes [n, C] or [n, h, w] in raster order, or a mapping from name to such
             tokens if there are several conditions; None for an unconditional prior.
         config: Temperature, top-k, guidance, seed, batch size …; by default those of the paper.
-        prefix_NP: The first P codes of every sequence, to be completed; see :func:`prefix_of_region` and
-            :func:`prefix_of_scales`.
-        watch: Called after every code.
+        given_NT: Known codes, which are kept, and -1 for those to draw; see :mod:`codeprior.given`. A prior of one
+            order completes a beginning of the sequence, a prior of any order every set of codes.
+        first: Index i of the first sample, so that parts of a large set of samples can be drawn separately.
+        watch: Called after every step.
 
     Returns:
         int64 [n, T] codes on the CPU, in sequence order.
 
     Raises:
-        PriorError: The condition, the prefix or the guidance does not fit the prior.
+        PriorError: The condition, the known codes, the order or the guidance does not fit the prior.
     """
     config = config or SampleConfig()
-    condition_NC = condition_tokens(prior.sequence, n, condition)
-    prefix_NP = _checked_prefix(prior.sequence, n, prefix_NP)
+    sequence = prior.sequence
+    condition_NC = condition_tokens(sequence, n, condition)
+    given_NT = checked_given(sequence, n, given_NT)
+    in_own_order = drawn_in_own_order(sequence, config, given_NT)
     prior = prepare(prior, config)
-    sampled, T = [], prior.sequence.length
-    batches = -(-n // config.batch_size)
-    with tqdm(total=batches * (T - prefix_NP.shape[1]), desc="sample", unit="code", disable=None) as bar:
-        for start in range(0, n, config.batch_size):
+    sampled, batches = [], range(0, n, config.batch_size)
+    left = int((given_NT[:1] == UNKNOWN).sum())
+    with tqdm(total=len(batches) * left, desc="sample", unit="code", disable=None) as bar:
+        for start in batches:
             rows = slice(start, start + config.batch_size)
-            sampled.append(_sample_batch(prior, condition_NC[rows], prefix_NP[rows], start, config, bar, watch))
-    return torch.cat(sampled) if sampled else torch.empty((0, T), dtype=torch.int64)
+            draw_batch = _draw_in_own_order if in_own_order else draw_in_any_order
+
+            def report(codes_BT: Tensor, drawn: int, start: int = start) -> None:
+                bar.update(drawn)
+                if watch is not None:
+                    watch(start, codes_BT)
+
+            sampled.append(draw_batch(prior, condition_NC[rows], given_NT[rows], config, first + start, report).cpu())
+    return torch.cat(sampled) if sampled else torch.empty((0, sequence.length), dtype=torch.int64)
 
 
 def to_grids(sequence: SequenceSpec, codes_NT: Tensor) -> list[Tensor]:
@@ -97,54 +113,6 @@ def to_grids(sequence: SequenceSpec, codes_NT: Tensor) -> list[Tensor]:
         raster_NT[:, torch.from_numpy(sequence.permutation(height, width).copy())] = part_NT
         grids.append(raster_NT.view(-1, height, width))
     return grids
-
-
-def prefix_of_scales(sequence: SequenceSpec, grids: Sequence[Tensor]) -> Tensor:
-    """Return given scales [N, s, s] of a multiscale prior, coarsest first, as a prefix [N, P] to be completed.
-
-    Raises:
-        PriorError: The prior has no such scales.
-    """
-    wanted = sequence.grids[: len(grids)]
-    found = tuple(tuple(grid.shape[1:]) for grid in grids)
-    if not grids or found != wanted or len(grids) > len(sequence.scales):
-        raise PriorError(
-            f"scales of {found} are given; this prior's are {sequence.grids[:-1] or 'none'}, coarsest first"
-        )
-    parts = [
-        grid.flatten(1)[:, torch.from_numpy(sequence.permutation(*size).copy())]
-        for grid, size in zip(grids, wanted, strict=True)
-    ]
-    return torch.cat(parts, dim=1)
-
-
-def prefix_of_region(sequence: SequenceSpec, codes_NHW: Tensor, region_HW: Tensor) -> Tensor:
-    """Return the codes in a region as a prefix [N, P] of the prior's order, to be completed to whole images.
-
-    Args:
-        sequence: That of the prior.
-        codes_NHW: Grids of codes; codes outside the region are ignored.
-        region_HW: Bool, the given cells.
-
-    Raises:
-        PriorError: The prior's order does not begin with the region; the message names the orders that do.
-    """
-    height, width = sequence.height, sequence.width
-    if sequence.scales:
-        raise PriorError("a multiscale prior draws the coarse scales first: give it scales, not a region")
-    if region_HW.shape != (height, width) or codes_NHW.shape[1:] != (height, width):
-        raise PriorError(
-            f"region {list(region_HW.shape)} of codes {list(codes_NHW.shape)}: this prior's grid is {height}×{width}"
-        )
-    inside, count = region_HW.flatten().bool().numpy(), int(region_HW.sum())
-    if not inside[sequence.permutation(height, width)[:count]].all():
-        names = [name for name in defined_orders(height, width) if inside[order(name, height, width)[:count]].all()]
-        raise PriorError(
-            f"this region of {count} cells is not what order {sequence.order!r} begins with, so the prior cannot take "
-            f"it as given; orders that begin with it: {', '.join(names) or 'none'}"
-        )
-    permutation = torch.from_numpy(sequence.permutation(height, width).copy())
-    return codes_NHW.flatten(1)[:, permutation[:count]]
 
 
 def conditions_by_name(sequence: SequenceSpec, condition: Condition | None) -> Mapping[str, Tensor]:
@@ -205,139 +173,47 @@ def prepare(prior: Prior, config: SampleConfig) -> Prior:
     return prior if prior.code_embedding.weight.dtype == dtype else copy.deepcopy(prior).to(dtype)
 
 
-def _checked_prefix(sequence: SequenceSpec, n: int, prefix_NP: Tensor | None) -> Tensor:
-    if prefix_NP is None:
-        return torch.empty((n, 0), dtype=torch.int64)
-    if prefix_NP.ndim != 2 or len(prefix_NP) != n or prefix_NP.shape[1] >= sequence.length:
-        raise PriorError(f"prefix is {list(prefix_NP.shape)}: expected [{n}, fewer than {sequence.length}] codes")
-    prefix_NP = prefix_NP.to("cpu", torch.int64)
-    if prefix_NP.numel() and not 0 <= int(prefix_NP.min()) <= int(prefix_NP.max()) < sequence.codebook_size:
-        raise PriorError(
-            f"prefix holds codes {int(prefix_NP.min())} … {int(prefix_NP.max())}: "
-            f"the codebook has 0 … {sequence.codebook_size - 1}"
-        )
-    return prefix_NP
-
-
 @torch.inference_mode()
-def _sample_batch(
-    prior: Prior,
-    condition_BC: Tensor,
-    prefix_BP: Tensor,
-    first: int,
-    config: SampleConfig,
-    bar: tqdm,
-    watch: Watch | None,
+def _draw_in_own_order(
+    prior: Prior, condition_BC: Tensor, given_BT: Tensor, config: SampleConfig, first: int, report: Report
 ) -> Tensor:
-    """Return the codes [B, T] of samples first … first + B - 1, on the CPU, in sequence order."""
-    (B, P), T = prefix_BP.shape, prior.sequence.length
+    """Return the codes [B, T] of samples first … first + B - 1, which are drawn one by one in the prior's order."""
+    B, T = given_BT.shape
+    known = int((given_BT[0] != UNKNOWN).sum())
     keys_B = sample_keys(config.seed, first, B).to(prior.device)
-    codes_BT = torch.empty((B, T), dtype=torch.int64, device=prior.device)
-    codes_BT[:, :P] = prefix_BP
+    codes_BT = given_BT.to(prior.device, copy=True)
     condition_RC = with_null(condition_BC, config).to(prior.device)
     cache = KVCache(prior, len(condition_RC), static=config.compile)
-    prefix_RP = codes_BT[:, :P].repeat(len(condition_RC) // B, 1)
-    logits_RV = prior.prefill(condition_RC, cache, prefix_RP)
-    t_1 = torch.full((1,), P, device=prior.device)
-    codes_BT[:, P] = draw(guide(logits_RV, config), config, keys_B, t_1)
-    bar.update()
-    for t in range(P, T):
-        if t > P:
-            codes_BT[:, t] = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1.fill_(t))
-            bar.update()
-        if watch is not None:
-            watch(first, t, codes_BT[:, : t + 1])
-    return codes_BT.cpu()
-
-
-def with_null(condition_BC: Tensor, config: SampleConfig) -> Tensor:
-    """Return condition tokens [R, C]; under guidance, the samples are repeated with the null condition."""
-    if config.guidance == 1:
-        return condition_BC
-    return torch.cat((condition_BC, torch.full_like(condition_BC, -1)))
-
-
-def guide(logits_RV: Tensor, config: SampleConfig) -> Tensor:
-    """Return logits [B, V] after classifier-free guidance (Ho and Salimans, arXiv 2207.12598)."""
-    if config.guidance == 1:
-        return logits_RV.float()
-    with_BV, without_BV = logits_RV.float().chunk(2)
-    return without_BV + config.guidance * (with_BV - without_BV)
+    logits_RV = prior.prefill(condition_RC, cache, codes_BT[:, :known].repeat(len(condition_RC) // B, 1))
+    t_1 = torch.full((1,), known, device=prior.device)
+    codes_BT[:, known] = draw(guide(logits_RV, config, t_1 / T), config, keys_B, t_1, t_1 / T)
+    report(codes_BT, 1)
+    for t in range(known + 1, T):
+        codes_BT[:, t] = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1.fill_(t), t_1 / T)
+        report(codes_BT, 1)
+    return codes_BT
 
 
 def next_codes(
-    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor
+    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor, progress: Tensor
 ) -> Tensor:
     """Read codes t - 1 and return codes t, [B]."""
     if not cache.static:
         codes_R = codes_B.repeat(cache.batch // len(codes_B))
-        return draw(guide(prior.decode(codes_R, cache), config), config, keys_B, t_1)
+        return draw(guide(prior.decode(codes_R, cache), config, progress), config, keys_B, t_1, progress)
     cache.place_1.fill_(cache.length)
     cache.length += 1
-    return _compiled(prior.device.type)(prior, cache, codes_B.clone(), config, keys_B, t_1)
+    return _compiled(prior.device.type)(prior, cache, codes_B.clone(), config, keys_B, t_1, progress)
 
 
 def _static_step(
-    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor
+    prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor, progress: Tensor
 ) -> Tensor:
     codes_R = codes_B.repeat(cache.batch // len(codes_B))
-    return draw(guide(prior.decode_static(codes_R, cache), config), config, keys_B, t_1)
+    return draw(guide(prior.decode_static(codes_R, cache), config, progress), config, keys_B, t_1, progress)
 
 
 @functools.cache
 def _compiled(device: str) -> Callable[..., Tensor]:
     # CUDA graphs launch the hundreds of small kernels of a step at once.
     return torch.compile(_static_step, dynamic=False, mode="reduce-overhead" if device == "cuda" else "default")
-
-
-def draw(logits_BV: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor) -> Tensor:
-    """Return code t for each row of logits, [B], by an exponential race: argmax p / Exp(1) is distributed as p.
-
-    The race requires one random number per remaining code and no other rows, so a sample does not depend on its batch.
-    """
-    V = logits_BV.shape[1]
-    kept_BK, codes_BK = logits_BV.topk(min(config.top_k or V, V))
-    kept_BK = kept_BK / config.temperature
-    if config.top_p < 1 or config.min_p > 0:
-        p_BK = kept_BK.softmax(dim=1)  # descending
-        # A code is kept if those before it sum to less than top_p; the first one always is.
-        out_BK = p_BK.cumsum(dim=1) - p_BK >= config.top_p
-        p_BK = p_BK.masked_fill(out_BK, 0.0)
-        out_BK = out_BK | (p_BK < config.min_p * p_BK[:, :1])
-        kept_BK = kept_BK.masked_fill(out_BK, -torch.inf)
-    race_BK = kept_BK - race_noise(keys_B, t_1, codes_BK).log()
-    return codes_BK.gather(1, race_BK.argmax(dim=1, keepdim=True))[:, 0]
-
-
-def sample_keys(seed: int, first: int, count: int) -> Tensor:
-    """Return int64 [count], the keys of the random numbers of samples first … first + count - 1."""
-    words = [np.random.SeedSequence((seed, first + i)).generate_state(1, np.uint64)[0] for i in range(count)]
-    return torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64))
-
-
-def race_noise(keys_B: Tensor, t_1: Tensor, codes_BK: Tensor) -> Tensor:
-    """Return exponentially distributed numbers [B, K], each a function of (key, t, code), the same on every device.
-
-    SplitMix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators") has no state to keep and computes no
-    numbers for codes that top-k has dropped. Its start is itself such a number.
-    """
-    start_B1 = _mix(keys_B + t_1 * _GOLDEN)[:, None]
-    bits_BK = _mix(start_B1 + codes_BK * _GOLDEN)
-    # 53 bits at the middle of their interval are never 0. Rounding gives 1 once in 2**53 numbers; that code then wins.
-    uniform_BK = (_shift(bits_BK, 11).double() + 0.5) * 2.0**-53
-    return -uniform_BK.log().float()
-
-
-_GOLDEN, _FACTOR_1, _FACTOR_2 = (
-    value - (1 << 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)  # as signed integers, because torch does not multiply unsigned ones on every device
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _FACTOR_1
-    x = (x ^ _shift(x, 27)) * _FACTOR_2
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift

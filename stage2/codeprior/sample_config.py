@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from codeprior.config import PriorError
+from codeshards.format import OrderName
 from runkit.configs import check_fields, require
 from runkit.devices import Autocast
+
+DrawingOrder = Literal["auto", OrderName, "random", "confidence"]
+"""Order in which codes are drawn."""
 
 _require = partial(require, error=PriorError)
 
@@ -18,6 +23,8 @@ class SampleConfig:
 
     temperature: float = 1.0
     """Divides the logits: below 1 gives less variety, above 1 more."""
+    temperature_end: float | None = None
+    """Temperature that a linear schedule reaches after the last code; None: constant."""
     top_k: int | None = 100
     """Draw from the k most probable codes; None: from all, 1: greedy."""
     top_p: float = 1.0
@@ -26,10 +33,27 @@ class SampleConfig:
     """Of these, keep those at least this fraction as probable as the most probable one; 0: all."""
     guidance: float = 1.0
     """Classifier-free guidance: factor of the difference that the condition makes to the logits; 1: off."""
+    guidance_schedule: Literal["constant", "linear", "power_cosine"] = "constant"
+    """How guidance grows from 1 over the codes of a picture: not at all, linearly (Muse), or as in MDT and RAR."""
+    guidance_power: float = 2.75
+    """Exponent of power_cosine: the larger, the later guidance grows; the default is that of RAR-B."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Fractions of the known codes from and below which to guide; outside, the condition alone counts."""
     precision: Autocast = "float32"
     """Type of the weights and of the cache. bfloat16 halves the memory traffic per code; samples differ."""
     compile: bool = False
     """Compile the step of one code, with CUDA graphs on a GPU; pays off for more than a few batches."""
+    order: DrawingOrder = "auto"
+    """Order in which the codes are drawn. auto: that of the prior. A prior of any order draws in each of the five, in a
+    random one for each sample, or by confidence: in each step those codes of which the prior is surest."""
+    steps: int = 0
+    """Number of steps in which the codes are drawn, at most one per code; 0: one per code. Fewer steps draw several
+    codes in each, which do not see each other; this requires a prior of any order."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Codes per step: few at first and many at the end (MaskGIT, arXiv 2202.04200), or equally many."""
+    choice_temperature: float = 0.0
+    """Randomness of the choice by confidence: the factor of Gumbel noise that is added to the log-probabilities and
+    falls linearly to zero (MaskGIT); 0: the surest codes."""
     seed: int = 0
     """Sample i is determined by (seed, i) and its condition, for any batch size and number of samples."""
     batch_size: int = 25
@@ -38,9 +62,19 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check_fields(self, PriorError)
         _require(self.temperature > 0, "temperature", self.temperature, "use above 0 (top_k=1 is greedy)")
+        ends = self.temperature_end is None or self.temperature_end > 0
+        _require(ends, "temperature_end", self.temperature_end, "use above 0, or None for a constant temperature")
         _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "use None or at least 1")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "use above 0 to 1 (off)")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "use 0 (off) to 1")
+        _require(self.steps >= 0, "steps", self.steps, "use 0 (one per code) or more")
+        ok = self.choice_temperature >= 0
+        _require(ok, "choice_temperature", self.choice_temperature, "use 0 or more")
         _require(self.guidance >= 0, "guidance", self.guidance, "use 0 (no condition), 1 (off) or more")
+        _require(self.guidance_power >= 0, "guidance_power", self.guidance_power, "use 0 (constant) or more")
+        interval = self.guidance_interval
+        _require(
+            0 <= interval[0] < interval[1] <= 1, "guidance_interval", interval, "use two rising fractions in 0 … 1"
+        )
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 to 2**63 - 1")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "use at least 1")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from codeprior.optim import learning_rate_at
 from codeprior.speed import peak_flops, step_flops_per_sequence
 from codeprior.trainer import Trainer
 from codeprior.unigram import code_counts, entropy_nats, mixed, unigram_nll_nats
+from codeshards.format import OrderName
 from runkit.checkpoints import checkpoints
 from runkit.codes import Codes
 from runkit.folders import check_apart
@@ -42,6 +43,7 @@ def evaluate(
     *,
     batch_size: int,
     autocast: torch.autocast,
+    order: OrderName | None = None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
     """Return the mean negative log-likelihood in nats at each position of the sequence, [T], over all rows.
@@ -53,11 +55,13 @@ def evaluate(
         data: The rows.
         batch_size: Rows per batch, over all ranks.
         autocast: The precision.
+        order: The order of the codes, for a prior of any order; default: the prior's own.
         before_batch: Called before every batch; an exception that it raises on all ranks ends the evaluation.
     """
     was_training = prior.training
     prior.eval()
     first = rank() == 0
+    indices_T = None if order is None else torch.from_numpy(prior.sequence.indices(order)).to(prior.device)
     total_T = torch.zeros(prior.sequence.length, dtype=torch.float32, device=prior.device).double()
     batches = range(0, data.rows, batch_size)
     for start in tqdm(batches, desc="evaluate", leave=False, disable=None if first else True):
@@ -65,6 +69,9 @@ def evaluate(
         mine = np.arange(start, min(start + batch_size, data.rows))[rank() :: world_size()]
         # With FSDP all ranks must run every forward pass: one without rows takes the first row and does not count it.
         batch = checked(data.take(mine if len(mine) else np.zeros(1, np.int64)), data.sequence).to(prior.device)
+        if indices_T is not None:
+            positions_BT = indices_T.expand(len(batch.codes_BT), -1)
+            batch = replace(batch, codes_BT=batch.codes_BT[:, indices_T], positions_BT=positions_BT)
         with autocast:
             nll_BT = prior.nll(**batch.tensors())
         if len(mine):

@@ -11,18 +11,10 @@ from torch import Tensor
 
 from codeprior.attention import KVCache
 from codeprior.config import PriorError, SequenceSpec
+from codeprior.draw import draw, sample_keys
+from codeprior.guidance import guide, with_null
 from codeprior.model import Prior
-from codeprior.sample import (
-    Condition,
-    condition_tokens,
-    conditions_by_name,
-    draw,
-    guide,
-    next_codes,
-    prepare,
-    sample_keys,
-    with_null,
-)
+from codeprior.sample import Condition, condition_tokens, conditions_by_name, next_codes, prepare
 from codeprior.sample_config import SampleConfig
 from runkit.progress import tqdm
 
@@ -54,7 +46,7 @@ def sample_larger(
         int64 [n, height, width] on the CPU.
 
     Raises:
-        PriorError: The prior has another order, the grid is smaller, or the condition does not fit.
+        PriorError: The prior or the config has another order, the grid is smaller, or the condition does not fit.
     """
     config, sequence = config or SampleConfig(), prior.sequence
     if sequence.order != "row_major" or sequence.scales:
@@ -62,6 +54,9 @@ def sample_larger(
             f"larger grids require a prior of order row_major without scales; this one has order {sequence.order!r}"
             + (f" and scales {sequence.scales}" if sequence.scales else "")
         )
+    if config.steps or config.order not in ("auto", "row_major"):
+        wish = f"steps = {config.steps}" if config.steps else f"order = {config.order!r}"
+        raise PriorError(f"{wish}: larger grids are drawn code by code in order row_major; use 0, or 'auto'")
     if height < sequence.height or width < sequence.width:
         raise PriorError(f"{height}×{width} codes: use at least the training grid, {sequence.height}×{sequence.width}")
     prior = prepare(prior, config)
@@ -110,8 +105,10 @@ def _draw_batch(
         left = min(max(column - W // 2, 0), width - W)
         local = (row - top) * W + column - left
         t_1 = torch.full((1,), t, device=prior.device)
+        progress = t_1 / (height * width)
         if cache is not None and before == (top, left, local - 1):  # same window: the cache is valid
-            codes_Bhw[:, row, column] = next_codes(prior, cache, codes_Bhw.flatten(1)[:, t - 1], config, keys_B, t_1)
+            codes_B = codes_Bhw.flatten(1)[:, t - 1]
+            codes_Bhw[:, row, column] = next_codes(prior, cache, codes_B, config, keys_B, t_1, progress)
         else:
             condition_BC = windows.at(top, left)[samples.start : samples.stop]
             condition_RC = with_null(condition_BC, config).to(prior.device)
@@ -119,6 +116,6 @@ def _draw_batch(
             cache.length = 0
             codes_BT = codes_Bhw[:, top : top + H, left : left + W].flatten(1)[:, :local]
             logits_RV = prior.prefill(condition_RC, cache, codes_BT.repeat(len(condition_RC) // B, 1))
-            codes_Bhw[:, row, column] = draw(guide(logits_RV, config), config, keys_B, t_1)
+            codes_Bhw[:, row, column] = draw(guide(logits_RV, config, progress), config, keys_B, t_1, progress)
         before = (top, left, local)
     return codes_Bhw.cpu()

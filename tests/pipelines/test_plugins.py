@@ -11,7 +11,7 @@ from plugin_package import install_page, write_photos
 
 from codeprior.config import SequenceSpec
 from codeshards.format import ShardDataset, load_plan
-from imagepriors.decode.prefix import decode_prefix
+from imagepriors.decode.partial import decode_partial
 from imagepriors.reports.run_codes import block_means
 from vqgan.tokenizer import Tokenizer
 
@@ -140,7 +140,7 @@ def test_a_cell_need_not_have_a_whole_number_of_pixels(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     tokenizer = Tokenizer.load(Path("three_codes:Row"), device="cpu")
     sequence = SequenceSpec(height=2, width=3, codebook_size=256, order="row_major", fingerprint="strips")
-    shown = decode_prefix(tokenizer, sequence, np.full((1, 2), 9))[0]
+    shown = decode_partial(tokenizer, sequence, np.array([[9, 9, -1, -1, -1, -1]]))[0]
     assert (shown[:16, :22] == 9).all()  # two thirds of 32 columns
     assert (shown[:, 22:] == 128).all()
     assert (shown[16:] == 128).all()

@@ -11,17 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from codeprior import sample as sample_module
+from codeprior import draw as draw_module
 from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpec
+from codeprior.draw import draw, race_noise, sample_keys
+from codeprior.given import given_prefix, given_region, given_scales
 from codeprior.model import Prior
 from codeprior.sample import (
     condition_tokens,
-    draw,
-    prefix_of_region,
-    prefix_of_scales,
-    race_noise,
     sample_codes,
-    sample_keys,
     sample_sequences,
     to_grids,
 )
@@ -132,10 +129,11 @@ def test_a_completion_of_its_own_beginning_is_the_sample(scales: tuple[int, ...]
     config = SampleConfig(guidance=1.5, batch_size=2)
     whole_NT = sample_sequences(prior, 5, condition=classes, config=config)
     for known in (1, 7, whole_NT.shape[1] - 1):
-        prefix_NP = whole_NT[:, :known]
-        again = sample_sequences(prior, 5, condition=classes, config=config, prefix_NP=prefix_NP)
+        given_NT = given_prefix(prior.sequence, whole_NT[:, :known])
+        again = sample_sequences(prior, 5, condition=classes, config=config, given_NT=given_NT)
         assert torch.equal(again, whole_NT)
-    other = sample_sequences(prior, 5, condition=classes, config=config, prefix_NP=10 - whole_NT[:, :7])
+    given_NT = given_prefix(prior.sequence, 10 - whole_NT[:, :7])
+    other = sample_sequences(prior, 5, condition=classes, config=config, given_NT=given_NT)
     assert torch.equal(other[:, :7], 10 - whole_NT[:, :7])
     assert not torch.equal(other[:, 7:], whole_NT[:, 7:])
 
@@ -159,17 +157,14 @@ def region(kind: str) -> Tensor:
 def test_regions_are_completed_where_the_order_begins_with_them(kind: str, order_name: str, others: str) -> None:
     prior, cells = random_prior(order_name=order_name), region(kind)
     given_NHW = torch.randint(11, (3, 4, 4), generator=torch.Generator().manual_seed(2))
-    prefix_NP = prefix_of_region(prior.sequence, given_NHW, cells)
-    codes_NHW = sample_codes(prior, 3, prefix_NP=prefix_NP)
+    codes_NHW = sample_codes(prior, 3, given_NT=given_region(prior.sequence, given_NHW, cells))
     assert torch.equal(codes_NHW[:, cells], given_NHW[:, cells])
     assert len(codes_NHW[:, ~cells].unique(dim=0)) == 3
     wrong = random_prior(order_name="subsample").sequence
-    with pytest.raises(PriorError, match=f"orders that begin with it: {others}$"):
-        prefix_of_region(wrong, given_NHW, cells)
-    with pytest.raises(PriorError, match="orders that begin with it: none"):
-        prefix_of_region(
-            prior.sequence, given_NHW, cells.flip(0, 1) & ~region("centre") | region("centre").flip(0).tril()
-        )
+    with pytest.raises(PriorError, match=f"orders that begin with them: {others}\\. A prior of objective"):
+        given_region(wrong, given_NHW, cells)
+    with pytest.raises(PriorError, match="orders that begin with them: none"):
+        given_region(prior.sequence, given_NHW, cells.flip(0, 1) & ~region("centre") | region("centre").flip(0).tril())
 
 
 def test_the_first_scales_can_be_fixed() -> None:
@@ -177,16 +172,16 @@ def test_the_first_scales_can_be_fixed() -> None:
     g = torch.Generator().manual_seed(4)
     grids = [torch.randint(11, (3, side, side), generator=g) for side in (1, 2)]
     for k in (1, 2):
-        prefix_NP = prefix_of_scales(prior.sequence, grids[:k])
-        drawn = to_grids(prior.sequence, sample_sequences(prior, 3, prefix_NP=prefix_NP))
+        given_NT = given_scales(prior.sequence, grids[:k])
+        drawn = to_grids(prior.sequence, sample_sequences(prior, 3, given_NT=given_NT))
         assert [tuple(grid.shape) for grid in drawn] == [(3, 1, 1), (3, 2, 2), (3, 4, 4)]
         for fixed, found in zip(grids[:k], drawn, strict=False):
             assert torch.equal(fixed, found)
     for wrong in ([], grids[1:], [*grids, torch.zeros(3, 4, 4)]):
         with pytest.raises(PriorError, match="coarsest first"):
-            prefix_of_scales(prior.sequence, wrong)
+            given_scales(prior.sequence, wrong)
     with pytest.raises(PriorError, match="give it scales, not a region"):
-        prefix_of_region(prior.sequence, torch.zeros(3, 4, 4), region("upper"))
+        given_region(prior.sequence, torch.zeros(3, 4, 4), region("upper"))
 
 
 @pytest.mark.parametrize("scales", [(), (1, 2)])
@@ -207,11 +202,13 @@ def test_a_watcher_sees_the_codes_come() -> None:
         prior,
         5,
         config=SampleConfig(batch_size=3),
-        watch=lambda first, t, codes: seen.append((first, t, codes.clone())),
+        watch=lambda first, codes: seen.append((first, codes.clone())),
     )
-    assert [(first, t) for first, t, _ in seen] == [(first, t) for first in (0, 3) for t in range(16)]
-    for first, t, codes in seen:
-        assert torch.equal(codes, codes_NT[first : first + 3, : t + 1])
+    assert [first for first, _ in seen] == [0] * 16 + [3] * 16
+    for number, (first, codes) in enumerate(seen):
+        known = number % 16 + 1
+        assert torch.equal(codes[:, :known], codes_NT[first : first + 3, :known])
+        assert (codes[:, known:] == -1).all()
 
 
 @pytest.mark.slow
@@ -246,7 +243,7 @@ def test_the_mix_is_splitmix64(words: list[int]) -> None:
         x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
         return x ^ (x >> 31)
 
-    found = sample_module._mix(torch.from_numpy(np.array(words, np.uint64).view(np.int64)))
+    found = draw_module._mix(torch.from_numpy(np.array(words, np.uint64).view(np.int64)))
     assert found.numpy().view(np.uint64).tolist() == [reference(word) for word in words]
 
 
@@ -299,6 +296,8 @@ def test_a_larger_grid_of_the_training_size_is_an_ordinary_sample() -> None:
 def test_larger_grids_that_cannot_work_are_refused() -> None:
     with pytest.raises(PriorError, match="order row_major without scales; this one has order 'zcurve'"):
         sample_larger(random_prior(order_name="zcurve"), 1, 8, 8)
+    with pytest.raises(PriorError, match="steps = 4: larger grids are drawn code by code"):
+        sample_larger(random_prior(), 1, 8, 8, config=SampleConfig(steps=4))
     with pytest.raises(PriorError, match="at least the training grid, 4×4"):
         sample_larger(random_prior(), 1, 3, 8)
     with pytest.raises(
@@ -319,16 +318,18 @@ def test_several_conditions_are_given_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "message"),
+    ("given", "message"),
     [
-        (torch.zeros(2, 16), r"fewer than 16\] codes"),
-        (torch.zeros(3, 2), "prefix is"),
-        (torch.full((2, 3), 11), "holds codes 11"),
+        ([[0] * 16] * 2, "all 16 codes of each sample are given: leave some to draw"),
+        ([[0] * 2] * 2, r"given codes are torch.int64 \[2, 2\]: expected integers \[2, 16\]"),
+        ([[11] * 3 + [-1] * 13] * 2, "given codes are -1 … 11: the codebook has 0 … 10"),
+        ([[0] * 3 + [-1] * 13, [0] * 4 + [-1] * 12], "3 to 4 codes of each sample are given"),
+        ([[-1] + [0] * 3 + [-1] * 12] * 2, "these 3 known codes are not what order 'row_major' begins with"),
     ],
 )
-def test_prefixes_that_do_not_fit_are_refused(prefix: Tensor, message: str) -> None:
+def test_known_codes_that_do_not_fit_are_refused(given: list[list[int]], message: str) -> None:
     with pytest.raises(PriorError, match=message):
-        sample_codes(random_prior(), 2, prefix_NP=prefix.long())
+        sample_codes(random_prior(), 2, given_NT=torch.tensor(given))
 
 
 def test_guidance_needs_a_condition() -> None:
@@ -372,7 +373,7 @@ def test_a_sample_does_not_depend_on_its_batch(batch_size: int) -> None:
 def test_draws_follow_the_tempered_probabilities() -> None:
     logits, n = torch.tensor([2.0, 1.0, 0.0, -1.0]), 4000
     config = SampleConfig(temperature=2.0, top_k=3)
-    drawn = draw(logits.expand(n, 4), config, sample_keys(0, 0, n), torch.tensor([5]))
+    drawn = draw(logits.expand(n, 4), config, sample_keys(0, 0, n), torch.tensor([5]), 0.0)
     expected = torch.cat([(logits[:3] / 2).softmax(0), torch.zeros(1)])
     torch.testing.assert_close(drawn.bincount(minlength=4) / n, expected, atol=0.025, rtol=0)
 

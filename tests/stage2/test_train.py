@@ -26,14 +26,15 @@ from codeprior import speed, train
 from codeprior.checkpoint import checkpoints, load_prior
 from codeprior.config import ModelConfig, PriorError, TrainConfig
 from codeprior.data import CodeBatches, CodeData, checked, sequence_from_dataset
+from codeprior.given import given_scales
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at, make_optimizer
-from codeprior.sample import prefix_of_scales, sample_codes, sample_sequences, to_grids
+from codeprior.sample import sample_codes, sample_sequences, to_grids
 from codeprior.sample_config import SampleConfig
 from codeprior.speed import resolve_precision
 from codeprior.train import evaluate, train_prior
 from codeprior.trainer import SequenceLoss, train_step
-from codeshards.format import ShardDataset, ShardError
+from codeshards.format import ORDER_NAMES, ShardDataset, ShardError, order
 from runkit.devices import make_autocast
 from runkit.signals import StoppedError
 
@@ -145,9 +146,31 @@ def test_a_multiscale_prior_learns_every_scale(make_dataset, tmp_path: Path) -> 
     assert (one == four[:, ::4, ::4]).float().mean() > 0.6
     assert (two == four[:, ::2, ::2]).float().mean() > 0.6
     # Given coarse codes, the rest follows them.
-    prefix_NP = prefix_of_scales(prior.sequence, [one, two])
-    again = sample_codes(prior, 40, condition=classes, prefix_NP=prefix_NP)
+    given_NT = given_scales(prior.sequence, [one, two])
+    again = sample_codes(prior, 40, condition=classes, given_NT=given_NT)
     assert (again[:, ::2, ::2] == two).float().mean() > 0.6
+
+
+def test_a_prior_of_any_order_learns_all_orders(dataset: ShardDataset, tmp_path: Path) -> None:
+    config = replace(TINY, objective="any_order", steps=120, eval_every=120, checkpoint_every=60)
+    with interrupted_at(60), pytest.raises(StoppedError):
+        train_prior(config, dataset.path, tmp_path / "run")
+    summary = train_prior(config, dataset.path, tmp_path / "run")
+    prior = load_prior(tmp_path / "run")
+    assert prior.sequence.objective == "any_order"
+    data, autocast = CodeData.open(dataset, "val", prior.sequence), make_autocast(prior.device, "float32")
+    nats = {name: evaluate(prior, data, batch_size=64, autocast=autocast, order=name) for name in ORDER_NAMES}
+    assert nats["zcurve"].mean() == pytest.approx(summary["val_nll_nats"], rel=1e-5)
+    for name, nll_T in nats.items():
+        assert nll_T.mean() < summary["unigram_val_nll_nats"] - 0.2, name
+    # By hand: the codes of the shards' own column of an order, at the places of its cells in the prior's order.
+    rows = next(dataset.batches("val", ["codes_spiral_out", "cond_segmentation"]))
+    codes_BT = torch.from_numpy(rows["codes_spiral_out"].astype(np.int64))
+    places = [list(order("zcurve", 4, 4)).index(cell) for cell in order("spiral_out", 4, 4)]
+    condition_BC = torch.from_numpy(rows["cond_segmentation"].astype(np.int64)).flatten(1)
+    with torch.inference_mode():
+        expected = prior.nll(condition_BC, codes_BT, positions_BT=torch.tensor(places).expand(len(codes_BT), 16))
+    np.testing.assert_allclose(nats["spiral_out"], expected.mean(dim=0), rtol=1e-4)
 
 
 def test_bfloat16_learns_the_same(dataset: ShardDataset, finished: Path, tmp_path: Path) -> None:

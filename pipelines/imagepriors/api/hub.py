@@ -127,8 +127,8 @@ def _prior(prior: ImagePrior, address: HubAddress, license: str | None) -> Uploa
         home = open_store(tokenizer.folder)
         extra |= {name: (home / Path(name).name).read_bytes() for name in TOKENIZER_OF_PRIOR}
     about = (
-        f"A transformer prior over {spec.height}×{spec.width} image codes of {spec.codebook_size:,} in the order "
-        f"{spec.order}, condition {spec.condition}. "
+        f"A transformer prior over {spec.height}×{spec.width} image codes of {spec.codebook_size:,} in "
+        f"{spec.order_text}, condition {spec.condition}. "
         + ("The tokenizer is in `tokenizer/`." if tokenizer else "The tokenizer is not included.")
         + f" Its fingerprint is `{spec.fingerprint}`."
         + (f" It was trained on a blend of {blend}." if (blend := blend_text(prior.summary)) else "")

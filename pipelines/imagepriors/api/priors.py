@@ -91,8 +91,8 @@ class ImagePrior:
     def __repr__(self) -> str:
         spec = self.sequence
         return (
-            f"ImagePrior({str(self.folder)!r}: {spec.height}×{spec.width} codes of {spec.codebook_size:,} in order "
-            f"{spec.order}, condition {spec.condition})"
+            f"ImagePrior({str(self.folder)!r}: {spec.height}×{spec.width} codes of {spec.codebook_size:,} in "
+            f"{spec.order_text}, condition {spec.condition})"
         )
 
     @functools.cached_property
@@ -144,7 +144,7 @@ class ImagePrior:
         n: int = 16,
         *,
         condition: Any = None,
-        given: str | int = 0,
+        given: Any = 0,
         size: tuple[int, int] | None = None,
         preset: PathLike | None = None,
         config: SampleConfig | None = None,
@@ -157,8 +157,11 @@ class ImagePrior:
             condition: A class name or number, or one per sample; or the codes of a condition [N, h, w]; a mapping from
                 name to such where there are several conditions. Default: classes in turn, other conditions of
                 validation rows of the shards.
-            given: Part of validation rows to complete: this many first codes, the "upper" half, the upper left
-                "corner", the "centre", or "scales-K", the first K scales.
+            given: Part of validation rows to complete: a number of first codes; "upper", "left", "corner", "centre" or
+                "checkerboard"; a rectangle "LEFT,TOP,RIGHT,BOTTOM" in fractions of the image; the path of a PNG or an
+                array [H, W] in which the known part is white or true; "not-" before a region or rectangle for all but
+                it; or "scales-K", the first K scales. A prior of one order completes what its order begins with, one
+                of objective "any_order" any part.
             size: Rows and columns of codes, for images larger than those of training (order row_major).
             preset: Name or TOML file of a preset, whose table [sample] sets the defaults.
             config: A complete config in place of the default one.
@@ -175,10 +178,10 @@ class ImagePrior:
         needs_rows = completes or any(part.name != "class" for part in spec.conditions)
         if condition is None and (needs_rows or size):
             from imagepriors.decode.draw import draw_codes
-            from imagepriors.decode.prefix import prefix_length
+            from imagepriors.decode.partial import known_codes
 
-            known = prefix_length(spec, str(given))
-            drawn = draw_codes(self.loaded, self.folder, self.shards, n, config=settings, given=known, size=size)
+            known_T = known_codes(spec, given)
+            drawn = draw_codes(self.loaded, self.folder, self.shards, n, config=settings, known_T=known_T, size=size)
             return SampledImages(drawn.codes_NHW, drawn.conditions, self.tokenizer)
         if completes or size:
             raise PriorError("condition: given and size take their conditions from the shards; leave one of them out")
@@ -200,7 +203,7 @@ class ImagePrior:
         n: int,
         *,
         condition: Any = None,
-        given: str | int = 0,
+        given: Any = 0,
         size: tuple[int, int] | None = None,
         frames: bool = False,
         preset: PathLike | None = None,
@@ -232,7 +235,7 @@ class ImagePrior:
         classes = None if condition is None else self._classes_alone(condition, n, str(given))
         tokenizer = self.tokenizer
         return write_samples(
-            self.folder, self.shards, as_path(out), n, config=settings, given=str(given), size=size, classes=classes,
+            self.folder, self.shards, as_path(out), n, config=settings, given=given, size=size, classes=classes,
             frames=frames, prior=self.loaded, tokenizer=None if tokenizer is None else tokenizer.loaded,
         )  # fmt: skip
 

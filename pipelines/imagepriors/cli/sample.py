@@ -34,8 +34,10 @@ def sample(
         out: Folder for grid.png, the single pictures, the codes and their metadata. Default: samples-PRIOR beside it.
         n: Number of pictures.
         condition: Classes to draw, by name or number, which take turns. Default: all classes.
-        given: Part of validation pictures to complete: this many first codes of the prior's sequence, the `upper` half,
-            the upper left `corner`, the `centre` (spiral_out), or `scales-K`, the first K scales.
+        given: Part of validation pictures to complete: a number of first codes of the prior's sequence; `upper`,
+            `left`, `corner`, `centre` or `checkerboard`; a rectangle LEFT,TOP,RIGHT,BOTTOM in fractions of the picture;
+            a PNG in which it is white; `not-` before a region or rectangle for all but it; or `scales-K`, the first K
+            scales. A prior of one order completes what its order begins with, one of objective any_order any part.
         size: Rows and columns of codes, for pictures that are larger than the training pictures (order row_major).
         frames: Also write frames.gif, the pictures while they are sampled.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.

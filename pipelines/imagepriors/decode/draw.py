@@ -11,12 +11,13 @@ import torch
 from codeprior.checkpoint import CONFIG, RunConfig, load_prior, prior_folder
 from codeprior.config import PriorError, SequenceSpec
 from codeprior.data import check_shards
+from codeprior.given import UNKNOWN
 from codeprior.model import Prior
 from codeprior.sample import sample_codes, to_grids
 from codeprior.sample_config import SampleConfig
 from codeprior.window import sample_larger
 from codeshards.format import ShardDataset, ShardError
-from imagepriors.decode.prefix import Codes, decode_prefix
+from imagepriors.decode.partial import Codes, Mask, decode_partial
 from imagepriors.decode.rows import load_shard_tokenizer, read_rows
 from imagepriors.reports.figures import colorize
 from runkit.devices import pick_device
@@ -61,8 +62,10 @@ class DrawnCodes:
     """The same of each distinct condition, [A] or [A, C]."""
     rows_AT: Codes | None
     """Whole code sequences of the validation rows, None if the conditions are classes."""
+    given_AT: Codes | None
+    """The known codes of these rows, -1 where codes are drawn; None if the conditions are classes."""
     steps: list[Codes]
-    """The first codes [N, t] at some steps t if frames were requested, else empty."""
+    """The codes [N, T] after some steps, -1 where none is known, if frames were requested, else empty."""
 
 
 def draw_codes(
@@ -73,7 +76,7 @@ def draw_codes(
     *,
     config: SampleConfig,
     per_condition: int = 1,
-    given: int = 0,
+    known_T: Mask | None = None,
     size: tuple[int, int] | None = None,
     classes: Codes | None = None,
     frames: bool = False,
@@ -81,15 +84,20 @@ def draw_codes(
     """Draw the codes of `n` pictures. Arguments and errors are those of :func:`draw_samples`, with a loaded prior."""
     check_count(n)
     sequence = prior.sequence
-    _check_arguments(prior_run, sequence, config, given, size)
+    known_T = np.zeros(sequence.length, bool) if known_T is None else known_T
+    _check_arguments(prior_run, sequence, config, known_T, size)
     if classes is None:
-        selected, rows_AT = _select_conditions(sequence, shards, -(-n // per_condition), given)
+        selected, rows_AT = _select_conditions(sequence, shards, -(-n // per_condition), known_T)
     else:
         selected, rows_AT = {"class": classes}, None
     conditions = {name: tokens.repeat(per_condition, 0)[:n] for name, tokens in selected.items()}
-    prefix_NP = None if rows_AT is None else rows_AT[:, :given].repeat(per_condition, 0)[:n]
-    codes_NHW, steps = _sample(prior, n, conditions, prefix_NP, config, size, frames)
-    return DrawnCodes(codes_NHW=codes_NHW, conditions=conditions, row_conditions=selected, rows_AT=rows_AT, steps=steps)
+    given_AT = None if rows_AT is None else np.where(known_T, rows_AT, UNKNOWN)
+    given_NT = given_AT.repeat(per_condition, 0)[:n] if given_AT is not None and known_T.any() else None
+    codes_NHW, steps = _sample(prior, n, conditions, given_NT, config, size, frames)
+    return DrawnCodes(
+        codes_NHW=codes_NHW, conditions=conditions, row_conditions=selected, rows_AT=rows_AT, given_AT=given_AT,
+        steps=steps,
+    )  # fmt: skip
 
 
 def draw_samples(
@@ -99,7 +107,7 @@ def draw_samples(
     *,
     config: SampleConfig,
     per_condition: int = 1,
-    given: int = 0,
+    known_T: Mask | None = None,
     size: tuple[int, int] | None = None,
     classes: Codes | None = None,
     frames: bool = False,
@@ -115,10 +123,10 @@ def draw_samples(
         n: Number of pictures.
         config: Sampling configuration.
         per_condition: Consecutive pictures per condition.
-        given: Number of codes to take from validation pictures, from the start of the sequence.
+        known_T: The codes to take from validation pictures, bool [T] in the prior's order; see :func:`.known_codes`.
         size: Rows and columns of codes, for pictures larger than the training pictures.
-        classes: Class [N] of each picture, for a prior whose condition is class; with `given` = 0 and one picture per
-            condition.
+        classes: Class [N] of each picture, for a prior whose condition is class; with nothing known and one picture
+            per condition.
         frames: Whether to keep intermediate pictures.
         sources: Whether to decode the given codes or conditions, and the pictures that they are from.
         prior: The prior, if it is already loaded.
@@ -133,14 +141,14 @@ def draw_samples(
     sequence = prior.sequence
     tokenizer = tokenizer or load_prior_tokenizer(prior_run, shards, sequence)
     drawn = draw_codes(
-        prior, prior_run, shards, n, config=config, per_condition=per_condition, given=given, size=size,
+        prior, prior_run, shards, n, config=config, per_condition=per_condition, known_T=known_T, size=size,
         classes=classes, frames=frames,
     )  # fmt: skip
     hints_A = originals_A = None
-    if (rows_AT := drawn.rows_AT) is not None and sources:
+    if (rows_AT := drawn.rows_AT) is not None and drawn.given_AT is not None and sources:
         hints_A = (
-            decode_prefix(tokenizer, sequence, rows_AT[:, :given], rows_AT)
-            if given
+            decode_partial(tokenizer, sequence, drawn.given_AT, rows_AT)
+            if (drawn.given_AT != UNKNOWN).any()
             else decode_condition(sequence, shards, drawn.row_conditions)
         )
         originals_A = tokenizer.decode(to_grids(sequence, torch.from_numpy(rows_AT))[-1].numpy())
@@ -150,7 +158,7 @@ def draw_samples(
     return Samples(
         pictures=tokenizer.decode(drawn.codes_NHW), codes_NHW=drawn.codes_NHW, conditions=drawn.conditions,
         hints=hints, originals=originals, sequence=sequence,
-        frames=[decode_prefix(tokenizer, sequence, codes_NT) for codes_NT in drawn.steps],
+        frames=[decode_partial(tokenizer, sequence, codes_NT) for codes_NT in drawn.steps],
     )  # fmt: skip
 
 
@@ -178,7 +186,7 @@ def check_guidance(prior_run: Path, config: SampleConfig) -> None:
 
 
 def _check_arguments(
-    prior_run: Path, sequence: SequenceSpec, config: SampleConfig, given: int, size: tuple[int, int] | None
+    prior_run: Path, sequence: SequenceSpec, config: SampleConfig, known_T: Mask, size: tuple[int, int] | None
 ) -> None:
     check_guidance(prior_run, config)
     pictured = [part.name for part in sequence.conditions if part.name != "class"]
@@ -187,15 +195,13 @@ def _check_arguments(
             f"size = {size[0]}×{size[1]}: the condition {pictured[0]!r} of this prior comes from validation pictures, "
             "which are not larger; codeprior.window.sample_larger takes larger conditions"
         )
-    if not 0 <= given < sequence.length:
-        raise ShardError(f"given = {given}: this prior's sequences have {sequence.length} codes; leave some to draw")
 
 
 def _select_conditions(
-    sequence: SequenceSpec, shards: Path, n: int, given: int
+    sequence: SequenceSpec, shards: Path, n: int, known_T: Mask
 ) -> tuple[dict[str, Codes], Codes | None]:
     """`n` conditions by name, and the whole code sequences [n, T] that they are from unless they are classes."""
-    if given or any(part.name != "class" for part in sequence.conditions):
+    if known_T.any() or any(part.name != "class" for part in sequence.conditions):
         return _validation_rows(sequence, shards, n)
     if sequence.conditions:
         return {"class": np.arange(n) % sequence.conditions[0].vocabulary}, None
@@ -223,27 +229,30 @@ def _sample(
     prior: Prior,
     n: int,
     conditions: dict[str, Codes],
-    prefix_NP: Codes | None,
+    given_NT: Codes | None,
     config: SampleConfig,
     size: tuple[int, int] | None,
     frames: bool,
 ) -> tuple[Codes, list[Codes]]:
-    """Codes [N, H, W], and the first codes [N, t] at some steps t if frames are requested."""
+    """Codes [N, H, W], and the codes [N, T] after some steps if frames are requested."""
     condition = {name: torch.from_numpy(tokens) for name, tokens in conditions.items()} or None
     if size is not None:
-        if frames or (prefix_NP is not None and prefix_NP.shape[1]):
+        if frames or given_NT is not None:
             raise PriorError("size: larger pictures are drawn without frames and from nothing given")
         return sample_larger(prior, n, *size, condition=condition, config=config).numpy(), []
     every = max(1, prior.sequence.length // _FRAMES)
     steps: dict[int, list[Codes]] = {}
+    known: dict[int, int] = {}
 
-    def watch(_: int, t: int, codes_BT: torch.Tensor) -> None:
-        if (t + 1) % every == 0 or t + 1 == prior.sequence.length:
-            steps.setdefault(t, []).append(codes_BT.cpu().numpy().copy())
+    def watch(first: int, codes_BT: torch.Tensor) -> None:
+        count = int((codes_BT[0] != UNKNOWN).sum())
+        if count // every > known.get(first, 0) // every or count == prior.sequence.length:
+            steps.setdefault(count, []).append(codes_BT.cpu().numpy().copy())
+        known[first] = count
 
-    prefix = None if prefix_NP is None else torch.from_numpy(prefix_NP)
+    given = None if given_NT is None else torch.from_numpy(given_NT)
     codes_NHW = sample_codes(
-        prior, n, condition=condition, config=config, prefix_NP=prefix, watch=watch if frames else None
+        prior, n, condition=condition, config=config, given_NT=given, watch=watch if frames else None
     )
     return codes_NHW.numpy(), [np.concatenate(batches) for _, batches in sorted(steps.items())]
 

@@ -13,7 +13,7 @@ from codeprior.checkpoint import CONFIG, RunConfig, prior_folder
 from codeprior.model import Prior
 from codeprior.sample_config import SampleConfig
 from imagepriors.decode.draw import Samples, check_count, draw_samples
-from imagepriors.decode.prefix import prefix_length
+from imagepriors.decode.partial import known_codes
 from imagepriors.reports.figures import picture_grid, png_bytes
 from runkit.codes import code_dtype
 from runkit.files import pretty_json
@@ -31,7 +31,7 @@ def write_samples(
     n: int,
     *,
     config: SampleConfig,
-    given: str = "0",
+    given: Any = 0,
     size: tuple[int, int] | None = None,
     classes: npt.NDArray[np.int64] | None = None,
     frames: bool = False,
@@ -48,7 +48,7 @@ def write_samples(
         out: Folder to write.
         n: Number of pictures.
         config: Sampling configuration.
-        given: Codes to take from validation pictures, as :func:`.prefix_length` describes them.
+        given: Codes to take from validation pictures, as :func:`.known_codes` describes them.
         size: Rows and columns of codes, for pictures larger than the training pictures.
         classes: Class of each picture, as for :func:`.draw_samples`; None: classes take turns.
         frames: Whether to write frames.gif.
@@ -65,14 +65,14 @@ def write_samples(
     check_count(n)
     check_apart(out, prior=prior_run, shards=shards)
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
-    n_given = prefix_length(sequence, given)
-    from_rows = n_given > 0 or any(part.name != "class" for part in sequence.conditions)
+    known_T = known_codes(sequence, given)
+    from_rows = bool(known_T.any()) or any(part.name != "class" for part in sequence.conditions)
     per_condition = 4 if from_rows else 1
     names = [f"samples/{index:04d}.png" for index in range(n)]
     planned = ["grid.png", *names, "codes.npz", "metadata.json", *["frames.gif"] * frames]
     check_publish(out, planned, _COMMAND)  # before drawing, because samples that cannot be written are lost
     samples = draw_samples(
-        prior_run, shards, n, config=config, per_condition=per_condition, given=n_given, size=size, classes=classes,
+        prior_run, shards, n, config=config, per_condition=per_condition, known_T=known_T, size=size, classes=classes,
         frames=frames, prior=prior, tokenizer=tokenizer,
     )  # fmt: skip
     columns = per_condition if from_rows else 0
@@ -83,7 +83,8 @@ def write_samples(
     files["metadata.json"] = pretty_json({
         "prior": str(prior_run), "n": n, "sampling": asdict(config),
         "samples": [{"file": name, "seed": [config.seed, i]} for i, name in enumerate(names)],
-        "given_codes": n_given, "size": size, "sequence": asdict(samples.sequence),
+        "given": given if isinstance(given, str | int) else "mask", "given_codes": int(known_T.sum()), "size": size,
+        "sequence": asdict(samples.sequence),
     })  # fmt: skip
     publish(out, files, _COMMAND, last="metadata.json")
     return out / "grid.png"

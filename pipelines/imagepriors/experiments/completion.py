@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from codeshards.format import ORDER_NAMES
 from imagepriors.decode.draw import draw_samples
 from imagepriors.decode.samples import sample_grid
@@ -25,7 +27,7 @@ def run(workspace: Workspace) -> None:
         config = workspace.sampling(batch_size=_ROWS * _DRAWN)
         samples = draw_samples(
             orders.run_folder(workspace, name), workspace.shards(), _ROWS * _DRAWN, config=config, per_condition=_DRAWN,
-            given=half,
+            known_T=np.arange(math.prod(workspace.decoder().config.grid)) < half,
         )  # fmt: skip
         pictures[name] = sample_grid(samples, _DRAWN, scale=max(1, 64 // samples.pictures.shape[1]))
     text = f"Rows: what is given, the original, {_DRAWN} completions. One picture per order: {', '.join(ORDER_NAMES)}."

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from codeprior.checkpoint import CONFIG, RunConfig, load_prior, load_summary
 from codeprior.data import sequence_from_dataset
+from codeprior.draw import draw, sample_keys
 from codeprior.model import Prior
-from codeprior.sample import draw, sample_keys, sample_sequences, to_grids
+from codeprior.sample import sample_sequences, to_grids
 from codeprior.sample_config import SampleConfig
 from codeprior.speed import step_flops_per_sequence
 from codeshards.format import ShardDataset
@@ -218,5 +219,6 @@ def sample_uncached(prior: Prior, n: int, config: SampleConfig | None = None) ->
     for t in range(prior.sequence.length):
         logits = prior(condition, codes)[:, -1].float()
         t_1 = torch.full((1,), t, device=prior.device)
-        codes = torch.cat((codes, draw(logits, config, keys, t_1)[:, None]), dim=1)
+        drawn = draw(logits, config, keys, t_1, t / prior.sequence.length)
+        codes = torch.cat((codes, drawn[:, None]), dim=1)
     return codes.cpu()

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from codeprior.checkpoint import CONFIG, RunConfig
 from codeshards.format import ShardDataset
 from imagepriors.decode.draw import draw_samples
+from imagepriors.decode.partial import known_codes
 from imagepriors.evaluate.networks import Lite0Features
 from imagepriors.evaluate.prior import training_loss
 from imagepriors.experiments.config import ShardKind
@@ -39,13 +41,14 @@ def priors(workspace: Workspace) -> PriorRuns:
 def run(workspace: Workspace) -> None:
     """Measure the diversity of samples by the number of fixed scales."""
     folder, scales = run_folder(workspace), workspace.config.scales
+    sequence = RunConfig.load(folder / CONFIG).sequence
     features = Lite0Features().eval()
     config = workspace.sampling(batch_size=_GIVEN * _DRAWN)
     diversity, rows = [], []
     for k in range(len(scales) + 1):
         samples = draw_samples(
             folder, workspace.shards(workspace.config.scales_of), _GIVEN * _DRAWN, config=config, per_condition=_DRAWN,
-            given=_codes(workspace, k),
+            known_T=known_codes(sequence, _codes(workspace, k)),
         )  # fmt: skip
         drawn = samples.pictures.reshape(_GIVEN, _DRAWN, *samples.pictures.shape[1:])
         diversity.append(float(np.mean([mean_distance(pictures, features) for pictures in drawn])))

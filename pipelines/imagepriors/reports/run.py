@@ -140,6 +140,7 @@ def _commands(run: RunFolder) -> list[Command]:
     for folder in run.priors:
         sequence = RunConfig.load(folder / CONFIG).sequence
         flags = ["--order", sequence.order, *(["--condition", sequence.condition] if sequence.conditions else [])]
+        flags += ["--objective", sequence.objective] if sequence.objective != "ordered" else []
         flags += ["--multiscale"] if sequence.scales else []
         blend = [f"{part['shards']}={part['weight']}" for part in summary(folder).get("blend", ())]
         shards = blend or [str(run.path / "shards")]

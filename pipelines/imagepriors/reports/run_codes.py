@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from codeprior.config import SequenceSpec
+from codeprior.given import given_prefix
 from codeshards.format import ShardDataset, ShardError, defined_orders, inverse, order
-from imagepriors.decode.prefix import decode_prefix
+from imagepriors.decode.partial import decode_partial
 from imagepriors.decode.rows import read_rows
 from imagepriors.reports.charts import line_chart
 from imagepriors.reports.figures import Pixels, colorize
@@ -263,7 +265,8 @@ def decode_beginning(tokenizer: Tokenizer, sequence: SequenceSpec, codes_NT: npt
     whole_NT = np.zeros((len(codes_NT), sequence.length), np.int64)
     whole_NT[:, :start] = codes_NT[:, :start]
     whole_NT[:, start : start + len(cells)] = codes_NT[:, start + distance.argmin(1)]
-    return decode_prefix(tokenizer, sequence, codes_NT, whole_NT)
+    given_NT = given_prefix(sequence, torch.from_numpy(codes_NT)).numpy()
+    return decode_partial(tokenizer, sequence, given_NT, whole_NT)
 
 
 def sequences(run: RunFolder, coded: Coded) -> Pixels:

@@ -1,0 +1,89 @@
+"""Descriptions of the known part of a picture: which codes they denote, and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from codeprior.config import PriorError, SequenceSpec
+from codeshards.format import ShardError, order
+from imagepriors.decode.partial import known_codes
+
+
+def any_order(height=4, width=4, **options):
+    return SequenceSpec(
+        height=height, width=width, codebook_size=8, order="zcurve", fingerprint="f", objective="any_order", **options
+    )
+
+
+def cells(sequence, given):
+    """The known cells as rows of x and ., in raster order."""
+    known_T = known_codes(sequence, given)
+    known = np.empty(known_T.shape, bool)
+    known[order(sequence.order, sequence.height, sequence.width)] = known_T
+    rows = known.reshape(sequence.height, sequence.width)
+    return " ".join("".join("x" if cell else "." for cell in row) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("upper", "xxxx xxxx .... ...."),
+        ("not-upper", ".... .... xxxx xxxx"),
+        ("left", "xx.. xx.. xx.. xx.."),
+        ("corner", "xx.. xx.. .... ...."),
+        ("centre", ".... .xx. .xx. ...."),
+        ("not-centre", "xxxx x..x x..x xxxx"),
+        ("checkerboard", "x.x. .x.x x.x. .x.x"),
+        ("5", "xxx. xx.. .... ...."),
+        (5, "xxx. xx.. .... ...."),
+        ("0.25,0,1,0.5", ".xxx .xxx .... ...."),
+        ("0.2,0,0.8,0.6", ".xx. .xx. .... ...."),
+        ("not-0.5,0.5,1,1", "xxxx xxxx xx.. xx.."),
+    ],
+)
+def test_every_description_denotes_cells(given, expected):
+    assert cells(any_order(), given) == expected
+
+
+def test_thirds_of_a_grid_are_exact():
+    sequence = SequenceSpec(
+        height=3, width=3, codebook_size=8, order="row_major", fingerprint="f", objective="any_order"
+    )
+    assert cells(sequence, f"{1 / 3},{1 / 3},{2 / 3},{2 / 3}") == "... .x. ..."
+
+
+@pytest.mark.parametrize("side", [4, 10, 34])
+def test_a_mask_is_known_where_a_cell_is_wholly_white(tmp_path, side):
+    mask = np.full((side, side), 255, np.uint8)
+    mask[side // 2, side - 1] = 0  # one pixel, in the third row and the last column
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert cells(any_order(), str(tmp_path / "mask.png")) == "xxxx xxxx xxx. xxxx"
+    assert cells(any_order(), mask > 0) == "xxxx xxxx xxx. xxxx"
+    colour = Image.fromarray(mask).convert("RGB")
+    colour.save(tmp_path / "not-a-region.png")
+    assert cells(any_order(), str(tmp_path / "not-a-region.png")) == "xxxx xxxx xxx. xxxx"
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("middle", ShardError, r"given = 'middle': use a number of codes, upper, left"),
+        ("0.5,0,0.5,1", ShardError, "a rectangle LEFT,TOP,RIGHT,BOTTOM"),
+        ("0.1,0.1,0.2,0.2", ShardError, "no cell of the 4×4 grid is wholly inside"),
+        (-1, ShardError, "leave some to draw"),
+        ("16", ShardError, "have 16 codes; leave some to draw"),
+        ("0,0,1,1", ShardError, "leave some to draw"),
+        ("nowhere.png", ShardError, r"'nowhere.png': the file does not exist"),
+        ("scales-1", ShardError, "has 0 scales"),
+        (np.ones((2, 2), bool), ShardError, r"a mask \[2, 2\]: use \[H, W\], at least 4×4"),
+    ],
+)
+def test_what_denotes_no_part_is_refused(given, error, message):
+    with pytest.raises(error, match=message):
+        known_codes(any_order(), given)
+
+
+def test_a_prior_of_one_order_names_the_orders_that_begin_with_the_part():
+    sequence = SequenceSpec(height=4, width=4, codebook_size=8, order="zcurve", fingerprint="f")
+    with pytest.raises(PriorError, match="orders that begin with them: spiral_out\\. A prior of objective 'any_order'"):
+        known_codes(sequence, "centre")
