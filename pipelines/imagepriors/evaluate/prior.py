@@ -13,7 +13,7 @@ from codeprior.config import SequenceSpec
 from codeprior.data import CodeData, check_shards, pixel_dims
 from codeprior.sample_config import SampleConfig
 from codeprior.train import evaluate
-from codeshards.format import ShardDataset, open_store
+from codeshards.format import OrderName, ShardDataset, defined_orders, open_store
 from imagepriors.decode.draw import Samples, draw_samples
 from imagepriors.decode.rows import load_shard_tokenizer
 from imagepriors.evaluate.conditions import ConditionEvaluator
@@ -90,6 +90,7 @@ def evaluate_prior(
         "weights_sha256": network.weights_sha256 if network else "",
         "resize": config.resize,
         "order": sequence.order,
+        "objective": sequence.objective,
         "condition": sequence.condition,
         "tokenizer": sequence.fingerprint,
     }
@@ -134,17 +135,22 @@ def _agreement(
 def _likelihood(
     prior_run: Path, codes: ShardDataset, sequence: SequenceSpec, config: EvaluatePriorConfig
 ) -> dict[str, float]:
-    """Mean negative log-likelihood of all validation rows; empty without a validation split."""
+    """Mean negative log-likelihood of all validation rows, for a prior of any order in each of the orders defined on its
+    grid, too; empty without a validation split."""
     if "val" not in codes.splits:
         return {}
     prior = load_prior(prior_run, device=pick_device("auto"))
-    autocast = make_autocast(prior.device, "float32")
-    data = CodeData.open(codes, "val", sequence)
-    nll = float(evaluate(prior, data, batch_size=config.batch_size, autocast=autocast).mean())
+    data, autocast = CodeData.open(codes, "val", sequence), make_autocast(prior.device, "float32")
+
+    def nll_nats(order: OrderName | None) -> float:
+        return float(evaluate(prior, data, batch_size=config.batch_size, autocast=autocast, order=order).mean())
+
+    nll = nll_nats(None)
     figures = {"nll_nats": nll, "bits_per_code": nll / math.log(2)}
     if dims := pixel_dims(codes):
         figures["bits_per_dim"] = nll * sequence.length / (math.log(2) * dims)
-    return figures
+    orders = defined_orders(sequence.height, sequence.width) if sequence.objective == "any_order" else ()
+    return figures | {f"nll_nats_{name}": nll if name == sequence.order else nll_nats(name) for name in orders}
 
 
 def training_loss(codes: ShardDataset) -> str | None:
