@@ -135,8 +135,10 @@ def _agreement(
 def _likelihood(
     prior_run: Path, codes: ShardDataset, sequence: SequenceSpec, config: EvaluatePriorConfig
 ) -> dict[str, float]:
-    """Mean negative log-likelihood of all validation rows, for a prior of any order in each of the orders defined on its
-    grid, too; empty without a validation split."""
+    """Mean negative log-likelihood of all validation rows; empty without a validation split.
+
+    That of a prior of any order is also given for each order that is defined on its grid.
+    """
     if "val" not in codes.splits:
         return {}
     prior = load_prior(prior_run, device=pick_device("auto"))
