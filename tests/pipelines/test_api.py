@@ -1,6 +1,5 @@
 """The Python API: the ten lines of the example, the kinds of input a person tries, and errors."""
 
-import hashlib
 import json
 import os
 import re
@@ -273,21 +272,6 @@ def test_figures_are_returned(work, tmp_path):
     assert found["sampling"]["guidance"] == 1
     palette = ip.train_palette(root / "photos", out=tmp_path / "palette", colours=4, resolution=8)
     assert palette.encode(np.zeros((8, 8, 3), np.uint8)).shape == (8, 8)
-
-
-def test_given_samples_are_judged_by_given_pictures(work, tmp_path):
-    """Nothing is drawn, and the report identifies both files."""
-    pictures = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3)).astype(np.uint8)
-    np.savez(tmp_path / "samples.npz", pictures[:5])
-    np.savez(tmp_path / "reference.npz", pictures)
-    files = {name: str(tmp_path / f"{name}.npz") for name in ("samples", "reference")}
-    found = ip.evaluate_prior(work[3], out=tmp_path / "p.json", **files)
-    assert found["figures"]["precision"] == 1
-    assert (found["samples"], found["reference_pictures"], found["sampling"]) == (5, 12, None)
-    for name, path in files.items():
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        assert (found[f"{name}_origin"]["path"], found[f"{name}_origin"]["sha256"]) == (path, digest)
-    assert "5 pictures, not 50,000" in found["notes"][0]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,21 @@
 """Condition predictors learn visible conditions, and distances separate equal pictures from different ones."""
 
+import hashlib
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from tiny_job import write_tokenizer
+from tiny_shards import SPEC, make_dataset
 from torchvision.models import ResNet18_Weights
 
+import imagepriors as ip
+from codeshards.format import ORDER_NAMES
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.evaluate.conditions import ConditionScore, derangement
 from imagepriors.evaluate.config import EvaluatePriorConfig
@@ -24,6 +31,7 @@ from imagepriors.evaluate.networks import (
 from imagepriors.evaluate.pictures import HeldPictures, Origin
 from imagepriors.evaluate.predictor import ConditionPredictor
 from imagepriors.evaluate.reference import Reference, dataset_reference
+from vqgan.checkpoint import fingerprint
 from vqgan.data import open_splits
 from vqgan.errors import InputError
 
@@ -135,6 +143,32 @@ def test_other_real_pictures_accompany_samples(tmp_path):
     assert figures["frechet_efficientnet_lite0"] == pytest.approx(0, abs=1e-2)
     assert figures["frechet_efficientnet_lite0, real"] > 1
     assert {"precision, real", "recall, real"} <= set(figures)
+
+
+def test_given_samples_are_judged_by_given_pictures(tmp_path):
+    """Nothing is drawn, and the report identifies both files. A prior of any order is measured in each order."""
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", resolution=16, ch_mult=(1, 1, 1), codebook_size=50)
+    spec = replace(SPEC, image=replace(SPEC.image, fingerprint=fingerprint(tokenizer)))
+    make_dataset(tmp_path / "shards", spec=spec, tokenizer=tokenizer)
+    model = {"n_layer": 1, "n_head": 2, "n_embd": 16, "position": "grid"}
+    fields = {"steps": 2, "batch_size": 2, "eval_every": 2, "objective": "any_order", "order": "zcurve", "model": model}
+    prior = ip.train_prior(tmp_path / "shards", out=tmp_path / "prior", preset="tiny", **fields)
+    pictures, _ = scenes(12, 0)
+    np.savez(tmp_path / "samples.npz", pictures[:5])
+    (tmp_path / "samples.json").write_text(json.dumps({"sampling": {"guidance": 2.5}}))
+    np.savez(tmp_path / "reference.npz", pictures)
+    files = {name: str(tmp_path / f"{name}.npz") for name in ("samples", "reference")}
+    found = ip.evaluate_prior(prior, out=tmp_path / "p.json", **files)
+    assert found == json.loads((tmp_path / "p.json").read_text())
+    assert found["figures"]["precision"] == 1
+    assert (found["samples"], found["reference_pictures"], found["sampling"]) == (5, 12, {"guidance": 2.5})
+    for name, path in files.items():
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        assert (found[f"{name}_origin"]["path"], found[f"{name}_origin"]["sha256"]) == (path, digest)
+    assert "5 pictures, not 50,000" in found["notes"][0]
+    nll = {name: found["figures"][f"nll_nats_{name}"] for name in ORDER_NAMES}
+    assert len(set(nll.values())) == len(ORDER_NAMES)
+    assert nll["zcurve"] == found["figures"]["nll_nats"]
 
 
 def test_samples_of_one_kind_have_high_precision_and_low_recall(judge):

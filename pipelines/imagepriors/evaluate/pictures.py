@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 from imagepriors.evaluate.config import Resize
 from imagepriors.evaluate.resizes import resized
 from runkit.files import sha256_of
+from runkit.jsonfiles import parse_object
 from vqgan.config import Geometry
 from vqgan.data import Split, open_pictures
 from vqgan.errors import InputError
@@ -212,6 +213,8 @@ def origin_of(path: Path, pictures: int, split: Split | None) -> Origin:
 def open_samples(path: Path) -> tuple[Pictures, Origin]:
     """Open pictures to judge: an `.npz`, or a folder or tar of pictures of one size, in the order of their names.
 
+    A folder that samples were written to has them in its folder `samples`.
+
     Raises:
         InputError: there are no such pictures, or fewer than two.
     """
@@ -219,9 +222,15 @@ def open_samples(path: Path) -> tuple[Pictures, Origin]:
     if path.suffix == ".npz":
         split, pictures = None, NpzPictures.open(path)
     else:
-        split = open_pictures(path)
+        split = open_pictures(path / "samples" if (path / "samples").is_dir() else path)
         pictures = whole_pictures(split)
     count = pictures.shape[0]
     if count < 2:
         raise InputError(f"{path} has {count} picture: a distance requires two or more")
     return pictures, origin_of(path, count, split)
+
+
+def sampling_of(path: Path) -> Any:
+    """The sampling settings in the metadata of samples; None without metadata, as of samples of other programs."""
+    metadata = path / "metadata.json" if path.is_dir() else path.with_suffix(".json")
+    return parse_object(metadata.read_bytes(), metadata, InputError).get("sampling") if metadata.is_file() else None

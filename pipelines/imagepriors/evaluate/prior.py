@@ -20,7 +20,7 @@ from imagepriors.evaluate.conditions import ConditionEvaluator
 from imagepriors.evaluate.config import SPLITS, EvaluatePriorConfig
 from imagepriors.evaluate.distances import Judge
 from imagepriors.evaluate.networks import figure_lines, load_network, network_notes
-from imagepriors.evaluate.pictures import HeldPictures, Pictures, open_samples
+from imagepriors.evaluate.pictures import HeldPictures, Pictures, open_samples, sampling_of
 from imagepriors.evaluate.reference import Reference, dataset_reference, decoded_reference, file_reference
 from runkit.devices import make_autocast, pick_device
 from runkit.files import pretty_json
@@ -81,7 +81,7 @@ def evaluate_prior(
         "notes": [*(judge.notes(pictures.shape) if judge else ()), *notes * bool(sequence.conditions)],
         "samples": pictures.shape[0],
         "samples_origin": asdict(given[1]) if given else None,
-        "sampling": None if given else asdict(sampling),
+        "sampling": sampling_of(Path(config.samples)) if given else asdict(sampling),
         "size": list(pictures.shape[1:3]),
         "reference": reference.name,
         "reference_pictures": reference.origin.pictures,
