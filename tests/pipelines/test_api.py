@@ -269,6 +269,7 @@ def test_figures_are_returned(work, tmp_path):
     assert found == json.loads((tmp_path / "t.json").read_text())
     found = ip.evaluate_prior(prior, out=tmp_path / "p.json", n=4, features="none", reader_steps=2)
     assert found["figures"]["nll_nats"] > 0
+    assert found["sampling"]["guidance"] == 1
     palette = ip.train_palette(root / "photos", out=tmp_path / "palette", colours=4, resolution=8)
     assert palette.encode(np.zeros((8, 8, 3), np.uint8)).shape == (8, 8)
 

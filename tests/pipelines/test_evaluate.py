@@ -47,6 +47,40 @@ def test_figures_of_a_palette_are_written_with_their_settings(data, tmp_path, ca
     assert f"{figures['psnr_db']:.4f}" in printed
 
 
+def test_a_published_resize_is_recorded_and_requires_centre_squares(data, tmp_path):
+    flags = ["--data", str(data), "--colours", "16"]
+    main(["train-palette", *flags, "--out", str(tmp_path / "crop"), "--resolution", "16"])
+    config = EvaluateConfig(frechet="none", resize="adm")
+    found = evaluate_tokenizer(tmp_path / "crop", "demo", data, tmp_path / "adm.json", config)
+    assert found["resize"].startswith("halved by a box filter")
+    assert (found["images"], found["features"], found["weights_sha256"], found["notes"]) == (6, "none", "", [])
+    own = evaluate_tokenizer(tmp_path / "crop", "demo", data, tmp_path / "own.json", EvaluateConfig(frechet="none"))
+    assert found["figures"]["psnr_db"] != own["figures"]["psnr_db"]
+    main(["train-palette", *flags, "--out", str(tmp_path / "pad"), "--resolution", "16", "--geometry", "pad"])
+    with pytest.raises(InputError, match="resize is 'adm', a rule for centre squares.* geometry pad: use training"):
+        evaluate_tokenizer(tmp_path / "pad", "demo", data, tmp_path / "x.json", config)
+
+
+@pytest.mark.slow
+def test_only_the_published_weights_give_an_rfid(data, tmp_path, monkeypatch):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
+
+    torch.save({}, tmp_path / "w.pth")
+    with monkeypatch.context() as patched:
+        patched.setattr(Inception, "load_state_dict", lambda self, _: None)
+        network = Inception("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(tmp_path / "w.pth"))
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    main(["train-palette", "--data", str(data), "--out", str(tmp_path), "--colours", "16"])
+    config = EvaluateConfig(frechet="inception", inception=str(tmp_path / "w.pth"), limit=3)
+    found = evaluate_tokenizer(tmp_path, "demo", data, tmp_path / "x.json", config)
+    name = f"frechet_inception_{found['weights_sha256'][:8]}"
+    assert "rfid" not in found["figures"]
+    assert found["figures"][name] >= 0
+    monkeypatch.setattr("imagepriors.evaluate.networks.PUBLISHED", found["weights_sha256"][:8])
+    published = evaluate_tokenizer(tmp_path, "demo", data, tmp_path / "x.json", config)
+    assert published["figures"]["rfid"] == pytest.approx(found["figures"][name], rel=1e-3)
+
+
 def test_a_report_names_figures_of_the_network_in_the_training_loss(tmp_path):
     net = ModelConfig(resolution=16, ch=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), codebook_size=8)
     for loss, words in (
