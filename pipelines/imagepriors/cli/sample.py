@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from codeprior.sample_config import SampleConfig
-from imagepriors.cli.common import FLAT
+from imagepriors.cli.common import FLAT, shown
 
 
 def sample(
@@ -73,4 +73,4 @@ def sample(
     if dry_run:
         return str(plan_samples(trained, out, n, **arguments))
     grid = trained.save_samples(out, n, size=size, frames=frames, **arguments)
-    return f"{n} samples in {out}; look at {grid}"
+    return f"{n} samples in {shown(out)}; look at {shown(grid)}"

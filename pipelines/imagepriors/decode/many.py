@@ -128,9 +128,13 @@ def check_drawing(drawing: Drawing) -> None:
     """Refuse what cannot be drawn.
 
     Raises:
-        UserError: The number of samples, the guidance or the place of the output.
+        UserError: A number is out of range, or the guidance or the place of the output does not fit.
     """
     check_count(drawing.n)
+    if drawing.threads < 1 or drawing.workers < 0:
+        raise ShardError(f"threads is {drawing.threads}, workers is {drawing.workers}: use at least 1, and 0 or more")
+    if drawing.workers and world_size() > 1:
+        raise ShardError(f"workers is {drawing.workers} in one of {world_size()} processes that draw together: use 0")
     check_apart(drawing.out, prior=drawing.prior_run, shards=drawing.shards)
     check_guidance(drawing.prior_run, drawing.config)
 
