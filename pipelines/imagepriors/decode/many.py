@@ -153,15 +153,17 @@ def make_plan(drawing: Drawing, tokenizer: str) -> Plan:
         drawing: What to draw.
         tokenizer: Fingerprint of the tokenizer that decodes.
     """
-    classes, batch = drawing.classes, drawing.config.batch_size
+    classes, sequence, batch = drawing.classes, drawing.sequence, drawing.config.batch_size
+    if classes is None and sequence.condition == "class" and not drawing.known_T.any():
+        classes = np.arange(drawing.n) % sequence.conditions[0].vocabulary
     part_samples = -(-drawing.part_samples // batch) * batch
     chosen = hashlib.sha256(np.packbits(drawing.known_T).tobytes())
     chosen.update(b"" if classes is None else classes.tobytes())
     settings = {
         "n": drawing.n, "sampling": asdict(drawing.config), "device": drawing.device, "threads": drawing.threads,
         "part_samples": part_samples, "given": drawing.given, "given_codes": int(drawing.known_T.sum()),
-        "sequence": asdict(drawing.sequence), "tokenizer": tokenizer,
-        "samples_of_class": None if classes is None else _counts(classes, drawing.sequence.class_names),
+        "sequence": asdict(sequence), "tokenizer": tokenizer,
+        "samples_of_class": None if classes is None else _counts(classes, sequence.class_names),
         "prior_sha256": sha256_of(prior_folder(drawing.prior_run) / WEIGHTS),
     }  # fmt: skip
     return build_plan(
