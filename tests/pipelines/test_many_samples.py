@@ -107,6 +107,7 @@ def test_an_npz_holds_what_the_prior_draws_in_balanced_classes(run, whole):
         np.testing.assert_array_equal(codes["condition_class"], labels)
     about = json.loads(whole.with_suffix(".json").read_text())
     assert (about["n"], about["sampling"]["seed"], about["given"]) == (N, 3, "0")
+    assert about["samples_of_class"] == {"cat": 8, "dog": 7, "owl": 7}
     assert about["tokenizer"] == prior.tokenizer.fingerprint
     assert about["prior_sha256"] == sha256_file(run / "prior/model.safetensors")
     assert Image.open(whole.with_suffix(".png")).size[0] > 3 * SIDE

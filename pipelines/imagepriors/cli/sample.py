@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from codeprior.sample_config import SampleConfig
-from imagepriors.cli.common import FLAT
+from imagepriors.cli.common import FLAT, shown
 
 
 def sample(
@@ -76,4 +76,5 @@ def sample(
     if dry_run:
         return str(plan_samples(trained, out, n, **arguments))
     grid = trained.save_samples(out, n, size=size, frames=frames, images=images or None, **arguments)
-    return f"{n if not images else -(-n // len(images)) * len(images)} samples in {out}; look at {grid}"
+    drawn = -(-n // len(images)) * len(images) if images else n
+    return f"{drawn} samples in {shown(out)}; look at {shown(grid)}"

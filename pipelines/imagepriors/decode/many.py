@@ -128,9 +128,13 @@ def check_drawing(drawing: Drawing) -> None:
     """Refuse what cannot be drawn.
 
     Raises:
-        UserError: The number of samples, the guidance or the place of the output.
+        UserError: A number is out of range, or the guidance or the place of the output does not fit.
     """
     check_count(drawing.n)
+    if drawing.threads < 1 or drawing.workers < 0:
+        raise ShardError(f"threads is {drawing.threads}, workers is {drawing.workers}: use at least 1, and 0 or more")
+    if drawing.workers and world_size() > 1:
+        raise ShardError(f"workers is {drawing.workers} in one of {world_size()} processes that draw together: use 0")
     check_apart(drawing.out, prior=drawing.prior_run, shards=drawing.shards)
     check_guidance(drawing.prior_run, drawing.config)
 
@@ -149,15 +153,17 @@ def make_plan(drawing: Drawing, tokenizer: str) -> Plan:
         drawing: What to draw.
         tokenizer: Fingerprint of the tokenizer that decodes.
     """
-    classes, batch = drawing.classes, drawing.config.batch_size
+    classes, sequence, batch = drawing.classes, drawing.sequence, drawing.config.batch_size
+    if classes is None and sequence.condition == "class" and not drawing.known_T.any():
+        classes = np.arange(drawing.n) % sequence.conditions[0].vocabulary
     part_samples = -(-drawing.part_samples // batch) * batch
     chosen = hashlib.sha256(np.packbits(drawing.known_T).tobytes())
     chosen.update(b"" if classes is None else classes.tobytes())
     settings = {
         "n": drawing.n, "sampling": asdict(drawing.config), "device": drawing.device, "threads": drawing.threads,
         "part_samples": part_samples, "given": drawing.given, "given_codes": int(drawing.known_T.sum()),
-        "sequence": asdict(drawing.sequence), "tokenizer": tokenizer,
-        "samples_of_class": None if classes is None else _counts(classes, drawing.sequence.class_names),
+        "sequence": asdict(sequence), "tokenizer": tokenizer,
+        "samples_of_class": None if classes is None else _counts(classes, sequence.class_names),
         "prior_sha256": sha256_of(prior_folder(drawing.prior_run) / WEIGHTS),
     }  # fmt: skip
     return build_plan(
