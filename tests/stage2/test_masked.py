@@ -21,6 +21,7 @@ from codeprior.sample_config import SampleConfig
 from codeprior.train import train_prior
 from codeprior.window import sample_larger
 from codeshards.format import ShardDataset, order
+from runkit.devices import make_autocast
 
 T, V = 16, 11
 CLASSES = torch.arange(5)
@@ -77,6 +78,22 @@ def test_the_loss_is_that_of_hidden_codes() -> None:
         for t in range(T):
             expected = -float(log_p_BTV[b, t, codes_BT[b, t]]) * np.pi / 2 if inputs_BT[b, t] < 0 else 0.0
             assert float(nll_BT[b, t]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_fused_attention_equals_plain_products(
+    precision: Any, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codeprior.attention._BFLOAT16_CPU", True)
+    codes_BT = torch.randint(V, (3, T), generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for attention in ("sdpa", "math"):
+        prior = masked_prior(attention=attention)
+        with make_autocast(torch.device("cpu"), precision):
+            nll_BT = prior.nll(CLASSES[:3, None], codes_BT)
+        nll_BT.mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in prior.parameters() if p.grad is not None]))
+    assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[1].norm()
 
 
 @torch.inference_mode()
