@@ -41,10 +41,8 @@ def condition_parts(condition: str) -> tuple[str, ...]:
 
 _require = partial(require, error=PriorError)
 
-
 Objective = Literal["ordered", "any_order", "masked"]
-"""What a prior learns: each code from those before it in one order, or from any set of other codes, read one by one or
-all at once."""
+"""What a prior learns: each code from those before it, in one order or in any; or hidden codes from all others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +105,7 @@ class TrainConfig:
     objective: Objective = "ordered"
     """ordered: predict each code from those before it in `order`. any_order: in a new permutation of every sequence, to
     the end of training, so that the prior completes any region, in any order, several codes at a time. masked: hidden
-    codes from all others, by bidirectional attention (MaskGIT, arXiv 2202.04200); no cache, so few steps pay off."""
+    codes from all others by bidirectional attention (MaskGIT, arXiv 2202.04200), so sampling has no cache."""
     condition: str = "none"
     """What precedes the image codes: none, class, segmentation, depth, pose, or several joined by "+"."""
     multiscale: bool = False
@@ -206,16 +204,12 @@ class TrainConfig:
         found = (self.anneal_start, self.anneal_end)
         ok = 0 <= self.anneal_start <= self.anneal_end <= 1
         _require(ok, "(anneal_start, anneal_end)", found, "use fractions with 0 ≤ start ≤ end ≤ 1")
-        if self.objective == "masked":
-            _require(self.pkeep == 1, "pkeep", self.pkeep, "objective 'masked' hides codes and replaces none; use 1")
-            remedy = "scales go from coarse to fine: train them without objective 'masked'"
-            _require(not self.multiscale, "multiscale", True, remedy)
         ok = not self.random_order or self.objective == "ordered"
         _require(ok, "random_order", True, "it is annealed to one order; objective 'any_order' permutes to the end")
-        if self.random_order or self.objective == "any_order":
-            why = "random_order" if self.random_order else "objective 'any_order'"
+        if self.random_order or self.objective != "ordered":
+            why = "random_order" if self.random_order else f"objective {self.objective!r}"
             remedy = f"{why} requires them: set them to true, or model.position to 'grid'"
-            _require(self.model.knows_targets, "model.target_positions", False, remedy)
+            _require(self.model.knows_targets or self.objective == "masked", "model.target_positions", False, remedy)
             remedy = f"scales go from coarse to fine: train them without {why}"
             _require(not self.multiscale, "multiscale", True, remedy)
 

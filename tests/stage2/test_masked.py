@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from codeprior.augment import augment
 from codeprior.checkpoint import load_prior
 from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpec, TrainConfig
+from codeprior.data import Batch
 from codeprior.draw import race_noise, sample_keys
 from codeprior.masked import MaskedPrior, bound_mask, make_prior, training_mask
 from codeprior.sample import sample_codes, sample_sequences
@@ -21,6 +23,7 @@ from codeprior.sample_config import SampleConfig
 from codeprior.train import train_prior
 from codeprior.window import sample_larger
 from codeshards.format import ShardDataset, order
+from runkit.devices import make_autocast
 
 T, V = 16, 11
 CLASSES = torch.arange(5)
@@ -65,6 +68,20 @@ def test_training_hides_the_published_fraction() -> None:
     assert hidden_BT[2].tolist() == [False] * 4 + [True] * 12
 
 
+def test_each_step_hides_other_codes_on_any_number_of_ranks() -> None:
+    sequence = masked_prior().sequence
+    config = TrainConfig(objective="masked", condition="class", batch_size=8, pkeep=0.7)
+    codes_BT = torch.randint(V, (8, T), generator=torch.Generator().manual_seed(1))
+    batch = Batch(condition_BC=torch.zeros(8, 1, dtype=torch.int64), codes_BT=codes_BT)
+    found = [augment(batch, config, sequence, step=step, mine=slice(0, 8)).inputs_BT for step in (0, 1)]
+    half = augment(batch.pick(np.arange(4, 8)), config, sequence, step=0, mine=slice(4, 8))
+    assert torch.equal(half.inputs_BT, found[0][4:])
+    assert not torch.equal(found[0] < 0, found[1] < 0)
+    known_BT = found[0] >= 0
+    assert 0 < int((found[0] != codes_BT)[known_BT].sum()) < int(known_BT.sum())  # pkeep replaces some known codes
+    assert torch.equal(half.codes_BT, codes_BT[4:])
+
+
 @torch.inference_mode()
 def test_the_loss_is_that_of_hidden_codes() -> None:
     prior = masked_prior()
@@ -77,6 +94,22 @@ def test_the_loss_is_that_of_hidden_codes() -> None:
         for t in range(T):
             expected = -float(log_p_BTV[b, t, codes_BT[b, t]]) * np.pi / 2 if inputs_BT[b, t] < 0 else 0.0
             assert float(nll_BT[b, t]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_fused_attention_equals_plain_products(
+    precision: Any, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codeprior.attention._BFLOAT16_CPU", True)
+    codes_BT = torch.randint(V, (3, T), generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for attention in ("sdpa", "math"):
+        prior = masked_prior(attention=attention)
+        with make_autocast(torch.device("cpu"), precision):
+            nll_BT = prior.nll(CLASSES[:3, None], codes_BT)
+        nll_BT.mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in prior.parameters() if p.grad is not None]))
+    assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[1].norm()
 
 
 @torch.inference_mode()
@@ -153,7 +186,6 @@ def test_a_run_resumes_and_learns_to_fill_in(make_dataset: Callable[..., ShardDa
 def test_what_a_masked_prior_cannot_do_is_refused() -> None:
     for options, message in (
         ({"multiscale": True}, "train them without objective 'masked'"),
-        ({"pkeep": 0.9}, "hides codes and replaces none"),
         ({"random_order": True}, "annealed to one order"),
     ):
         with pytest.raises(PriorError, match=message):
