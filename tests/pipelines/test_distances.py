@@ -198,13 +198,14 @@ def test_samples_are_read_from_a_folder_and_a_tar_in_the_order_of_their_names(tm
             (tmp_path / "x").mkdir(exist_ok=True)
             (tmp_path / "x" / member.name).write_bytes(file.getvalue())
     for path in (tmp_path / "x", tmp_path / "x.tar"):
-        pictures, origin = open_samples(path)
-        assert pictures.shape == (3, 12, 12, 3)
-        np.testing.assert_array_equal(np.concatenate(list(pictures.batches())), PICTURES[:3])
-        assert (origin.path, origin.pictures, len(origin.sha256)) == (str(path), 3, 64)
+        found = open_samples(path)
+        assert found.pictures.shape == (3, 12, 12, 3)
+        np.testing.assert_array_equal(np.concatenate(list(found.pictures.batches())), PICTURES[:3])
+        assert (found.origin.path, found.origin.pictures, len(found.origin.sha256)) == (str(path), 3, 64)
+        assert found.sampling is None
     Image.new("RGB", (16, 12)).save(tmp_path / "x" / "3.png")
     with pytest.raises(InputError, match="picture '3' is 16×12, the first one 12×12"):
-        list(open_samples(tmp_path / "x")[0].batches())
+        list(open_samples(tmp_path / "x").pictures.batches())
     reference = file_reference(tmp_path / "x", 8, EvaluatePriorConfig(resize="adm"))
     assert next(iter(reference.pictures.batches())).shape == (4, 8, 8, 3)
     assert "halved by a box filter" in reference.name
