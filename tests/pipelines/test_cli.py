@@ -100,7 +100,7 @@ def test_samples_that_cannot_be_drawn_are_refused(run, tmp_path, capsys):
     words = ["sample", "--prior", str(out / "prior-zcurve-class"), "--shards", str(out / "shards"), "--n", "2"]
     for flags, message in {
         ("--given", "16"): "given = 16: this prior's sequences have 16 codes",
-        ("--given", "centre"): "orders that begin with it: spiral_out",
+        ("--given", "centre"): "orders that begin with them: spiral_out",
         ("--given", "scales-1"): "this prior has 0 scales",
         ("--given", "lower"): "use a number of codes, upper, corner, centre, or scales-K",
         ("--size", "8", "8"): "larger grids require a prior of order row_major",

@@ -72,7 +72,7 @@ def test_without_options_a_batch_is_left_alone(batch: Batch, dataset: ShardDatas
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": ModelConfig()}, r"model.target_positions is False: random_order requires target positions"),
+        ({"model": ModelConfig(position="learned")}, r"model.target_positions is False: random_order requires them"),
         ({"multiscale": True}, "train them without random_order"),
         ({"anneal_end": 0.4}, "use fractions with 0 ≤ start ≤ end ≤ 1"),
         ({"condition": "none"}, "without a condition there is nothing to drop"),
