@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_inception import write_inception
 from scipy import linalg
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -91,15 +92,8 @@ def test_the_inception_score_is_the_mean_over_consecutive_parts():
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory) -> Path:
     """A file of random weights of torch-fidelity's Inception."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
-
     path = tmp_path_factory.mktemp("inception") / "random.pth"
-    torch.save({}, path)
-    with pytest.MonkeyPatch.context() as patched, torch.random.fork_rng():
-        torch.manual_seed(0)
-        patched.setattr(Inception, "load_state_dict", lambda self, _: None)
-        network = Inception("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
-    torch.save(network.state_dict(), path)
+    write_inception(path)
     return path
 
 
@@ -111,6 +105,7 @@ def test_inception_features_are_those_of_adms_evaluator(inception):
         "spatial": 2023,
         "logits": 1008,
     }
+    assert all((values[0] - values[1]).abs().max() > 0.01 for values in found.values())
     net, seen = network.net.net, {}
     net.Mixed_6d.register_forward_hook(lambda _module, _inputs, output: seen.update(mixed_6=output))
     with torch.inference_mode():
@@ -203,13 +198,14 @@ def test_samples_are_read_from_a_folder_and_a_tar_in_the_order_of_their_names(tm
             (tmp_path / "x").mkdir(exist_ok=True)
             (tmp_path / "x" / member.name).write_bytes(file.getvalue())
     for path in (tmp_path / "x", tmp_path / "x.tar"):
-        pictures, origin = open_samples(path)
-        assert pictures.shape == (3, 12, 12, 3)
-        np.testing.assert_array_equal(np.concatenate(list(pictures.batches())), PICTURES[:3])
-        assert (origin.path, origin.pictures, len(origin.sha256)) == (str(path), 3, 64)
+        found = open_samples(path)
+        assert found.pictures.shape == (3, 12, 12, 3)
+        np.testing.assert_array_equal(np.concatenate(list(found.pictures.batches())), PICTURES[:3])
+        assert (found.origin.path, found.origin.pictures, len(found.origin.sha256)) == (str(path), 3, 64)
+        assert found.sampling is None
     Image.new("RGB", (16, 12)).save(tmp_path / "x" / "3.png")
     with pytest.raises(InputError, match="picture '3' is 16×12, the first one 12×12"):
-        list(open_samples(tmp_path / "x")[0].batches())
+        list(open_samples(tmp_path / "x").pictures.batches())
     reference = file_reference(tmp_path / "x", 8, EvaluatePriorConfig(resize="adm"))
     assert next(iter(reference.pictures.batches())).shape == (4, 8, 8, 3)
     assert "halved by a box filter" in reference.name

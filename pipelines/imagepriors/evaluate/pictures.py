@@ -210,10 +210,22 @@ def origin_of(path: Path, pictures: int, split: Split | None) -> Origin:
     return Origin(str(path), split.source_hash(), "keys and sizes of the pictures", pictures)
 
 
-def open_samples(path: Path) -> tuple[Pictures, Origin]:
+@dataclass(frozen=True, slots=True)
+class SampleSet:
+    """Pictures to judge, and how they came to be."""
+
+    pictures: Pictures
+    sampling: Any
+    """Sampling settings; None if they are not known."""
+    origin: Origin | None = None
+    """None if the pictures were drawn for the evaluation."""
+
+
+def open_samples(path: Path) -> SampleSet:
     """Open pictures to judge: an `.npz`, or a folder or tar of pictures of one size, in the order of their names.
 
-    A folder that samples were written to has them in its folder `samples`.
+    A folder that samples were written to has them in its folder `samples`. Sampling settings are those in the metadata
+    beside the pictures, which samples of other programs do not have.
 
     Raises:
         InputError: there are no such pictures, or fewer than two.
@@ -227,10 +239,6 @@ def open_samples(path: Path) -> tuple[Pictures, Origin]:
     count = pictures.shape[0]
     if count < 2:
         raise InputError(f"{path} has {count} picture: a distance requires two or more")
-    return pictures, origin_of(path, count, split)
-
-
-def sampling_of(path: Path) -> Any:
-    """The sampling settings in the metadata of samples; None without metadata, as of samples of other programs."""
     metadata = path / "metadata.json" if path.is_dir() else path.with_suffix(".json")
-    return parse_object(metadata.read_bytes(), metadata, InputError).get("sampling") if metadata.is_file() else None
+    known = parse_object(metadata.read_bytes(), metadata, InputError) if metadata.is_file() else {}
+    return SampleSet(pictures, known.get("sampling"), origin_of(path, count, split))

@@ -20,7 +20,7 @@ from imagepriors.evaluate.conditions import ConditionEvaluator
 from imagepriors.evaluate.config import SPLITS, EvaluatePriorConfig
 from imagepriors.evaluate.distances import Judge
 from imagepriors.evaluate.networks import figure_lines, load_network, network_notes
-from imagepriors.evaluate.pictures import HeldPictures, Pictures, open_samples, sampling_of
+from imagepriors.evaluate.pictures import HeldPictures, SampleSet, open_samples
 from imagepriors.evaluate.reference import Reference, dataset_reference, decoded_reference, file_reference
 from runkit.devices import make_autocast, pick_device
 from runkit.files import pretty_json
@@ -64,38 +64,43 @@ def evaluate_prior(
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     codes = ShardDataset.open(shards)
     check_shards(codes, sequence)
-    given = open_samples(Path(config.samples)) if config.samples else None
-    reference = _reference(codes, sequence, config, dataset, data, given[0] if given else None)
+    samples = open_samples(Path(config.samples)) if config.samples else None
+    reference = _reference(codes, sequence, config, dataset, data, samples)
     judge = Judge(reference, network) if network else None
-    likelihood, agreement = _likelihood(prior_run, codes, sequence, config), {}
-    if given:
-        pictures, notes = given[0], ["agreement with conditions is not measured: those of given samples are not known"]
-    else:
-        samples = draw_samples(prior_run, shards, config.n, config=sampling, sources=False)
-        pictures, notes = HeldPictures(samples.pictures), []
-        agreement = _agreement(codes, sequence, samples, config)
-    figures = likelihood | (judge.figures(pictures) if judge else {}) | agreement
+    figures, agreement = _likelihood(prior_run, codes, sequence, config), {}
+    notes = [f"the conditions of {config.samples} are not known: agreement with them is not measured"]
+    if samples is None:
+        drawn = draw_samples(prior_run, shards, config.n, config=sampling, sources=False)
+        samples, notes = SampleSet(HeldPictures(drawn.pictures), asdict(sampling)), []
+        agreement = _agreement(codes, sequence, drawn, config)
+    if judge:
+        figures |= judge.figures(samples.pictures)
     report = {
-        "figures": figures,
+        "figures": figures | agreement,
         "networks": network_notes(figures, training_loss(codes)),
-        "notes": [*(judge.notes(pictures.shape) if judge else ()), *notes * bool(sequence.conditions)],
-        "samples": pictures.shape[0],
-        "samples_origin": asdict(given[1]) if given else None,
-        "sampling": sampling_of(Path(config.samples)) if given else asdict(sampling),
-        "size": list(pictures.shape[1:3]),
-        "reference": reference.name,
-        "reference_pictures": reference.origin.pictures,
-        "reference_origin": asdict(reference.origin),
+        "notes": [*(judge.notes(samples.pictures.shape) if judge else ()), *notes * bool(sequence.conditions)],
+        **_sources(samples, reference),
+        "resize": config.resize,
         "features": config.features,
         "weights_sha256": network.weights_sha256 if network else "",
-        "resize": config.resize,
-        "order": sequence.order,
-        "objective": sequence.objective,
-        "condition": sequence.condition,
+        **{name: getattr(sequence, name) for name in ("order", "objective", "condition")},
         "tokenizer": sequence.fingerprint,
     }
     publish_file(out, pretty_json(finite_or_none(report)), _COMMAND)
     return report
+
+
+def _sources(samples: SampleSet, reference: Reference) -> dict[str, Any]:
+    """What is compared, for the report."""
+    return {
+        "samples": samples.pictures.shape[0],
+        "size": list(samples.pictures.shape[1:3]),
+        "sampling": samples.sampling,
+        "samples_origin": asdict(samples.origin) if samples.origin else None,
+        "reference": reference.name,
+        "reference_pictures": reference.origin.pictures,
+        "reference_origin": asdict(reference.origin),
+    }
 
 
 def _reference(
@@ -104,14 +109,14 @@ def _reference(
     config: EvaluatePriorConfig,
     dataset: str,
     data: Path | None,
-    given: Pictures | None,
+    given: SampleSet | None,
 ) -> Reference:
     """The reference of given samples, or of `config.n` samples that will be drawn."""
-    n = given.shape[0] if given else config.n
+    n = given.pictures.shape[0] if given else config.n
     if data is None and config.reference in SPLITS:
         return decoded_reference(codes, n, config)
     net = load_shard_tokenizer(codes.path, "tokenizer", sequence.fingerprint).config
-    height, width = given.shape[1:3] if given else (net.resolution, net.resolution)
+    height, width = given.pictures.shape[1:3] if given else (net.resolution, net.resolution)
     if height != width:
         raise InputError(f"samples are {width}×{height}: pictures of a reference are squares, so samples must be, too")
     if data is not None and config.reference in SPLITS:

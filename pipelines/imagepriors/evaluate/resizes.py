@@ -1,7 +1,6 @@
 """How published evaluations make a square picture of an image: the shorter side is resized, the centre is cropped.
 
-Each function is an independent reading of a published rule. The rules differ in one to three grey levels on average,
-which changes a reconstruction FID in its second decimal, so a report names the one that was used.
+On photos the rules differ by one to two grey levels on average, so a report names the one that was used.
 """
 
 from collections.abc import Callable
