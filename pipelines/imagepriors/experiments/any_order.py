@@ -235,7 +235,7 @@ def steps_figure(distances: Mapping[str, Values], seconds: Mapping[str, list[flo
         label="any order",
     )  # fmt: skip
     right.axhline(float(np.median(seconds[_ONE_ORDER])), color="tab:orange", linestyle="--", label=_ONE_ORDER)
-    right.set(xscale="log", yscale="log", xlabel="steps", ylabel="seconds per picture")
+    right.set(xscale="log", xlabel="steps", ylabel="seconds per picture", ylim=(0, None))
     for axes in (left, right):
         axes.set_xticks(steps, [str(count) for count in steps], minor=False)
         axes.minorticks_off()

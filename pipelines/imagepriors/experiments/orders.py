@@ -125,7 +125,9 @@ def describe(finals: Mapping[str, Values]) -> str:
     if seeds == 1:
         return summary + "One seed has no spread: it shows no ranking."
     found = differences(finals)
-    behind = ", ".join(f"{name} {difference(finals[name], finals['row_major'], len(found))}" for name in names[::-1])
+    behind = ", ".join(
+        f"{name} {difference(finals[name], finals['row_major'], len(found))}" for name in names if name != "row_major"
+    )
     shown = {pair for pair, one in found.items() if one.shown}
     parts = [
         f"{name} than {listed(worse for better, worse in found if better == name and (better, worse) in shown)}"
