@@ -92,14 +92,18 @@ def with_packed_weights(model: _Model) -> _Model:
     layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
     if not layers or not _packable(layers[0].weight):
         return model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    packed = copy.deepcopy(model, shared)
+    packed = copy_sharing_tensors(model)
     for layer in packed.modules():
         if isinstance(layer, Linear):
             weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
             del layer.weight
-            layer.weight = weight
+            layer.register_buffer("weight", weight, persistent=False)
     return packed
+
+
+def copy_sharing_tensors(model: _Model) -> _Model:
+    """Return a copy of a model with the same tensors, of which some can then be replaced."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 _ROWS = 4

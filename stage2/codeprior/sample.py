@@ -17,6 +17,7 @@ from codeprior.any_order import Report, draw_in_any_order, drawn_in_own_order
 from codeprior.attention import KVCache
 from codeprior.config import PriorError, SequenceSpec
 from codeprior.cpu_kernels import with_packed_weights
+from codeprior.drafts import drafted_codes, drafts_per_check, with_eight_bits
 from codeprior.draw import draw, sample_keys
 from codeprior.given import UNKNOWN, checked_given
 from codeprior.guidance import guide, with_null
@@ -90,12 +91,13 @@ def sample_sequences(
     given_NT = checked_given(sequence, n, given_NT)
     in_own_order = drawn_in_own_order(sequence, config, given_NT)
     prior = prepare(prior, config)
+    drafter = functools.cache(lambda: with_eight_bits(prior))
+    draw_batch = functools.partial(_draw_in_own_order, drafter=drafter) if in_own_order else draw_in_any_order
     sampled, batches = [], range(0, n, config.batch_size)
     left = int((given_NT[:1] == UNKNOWN).sum())
     with tqdm(total=len(batches) * left, desc="sample", unit="code", disable=None) as bar:
         for start in batches:
             rows = slice(start, start + config.batch_size)
-            draw_batch = _draw_in_own_order if in_own_order else draw_in_any_order
 
             def report(codes_BT: Tensor, drawn: int, start: int = start) -> None:
                 bar.update(drawn)
@@ -180,23 +182,42 @@ def prepare(prior: Prior, config: SampleConfig) -> Prior:
 
 @torch.inference_mode()
 def _draw_in_own_order(
-    prior: Prior, condition_BC: Tensor, given_BT: Tensor, config: SampleConfig, first: int, report: Report
+    prior: Prior,
+    condition_BC: Tensor,
+    given_BT: Tensor,
+    config: SampleConfig,
+    first: int,
+    report: Report,
+    *,
+    drafter: Callable[[], Prior],
 ) -> Tensor:
-    """Return the codes [B, T] of samples first … first + B - 1, which are drawn one by one in the prior's order."""
+    """Return the codes [B, T] of samples first … first + B - 1, drawn one after the other in the prior's order."""
     B, T = given_BT.shape
     known = int((given_BT[0] != UNKNOWN).sum())
     keys_B = sample_keys(config.seed, first, B).to(prior.device)
     codes_BT = given_BT.to(prior.device, copy=True)
     condition_RC = with_null(condition_BC, config).to(prior.device)
-    cache = new_cache(prior, len(condition_RC), config)
+    cache, drafts = new_cache(prior, len(condition_RC), config), drafts_per_check(prior, len(condition_RC), config)
+
+    def draw_one(logits_RV: Tensor, t: int) -> Tensor:
+        t_1 = torch.full((1,), t, device=prior.device)
+        return draw(guide(logits_RV, config, t_1 / T), config, keys_B, t_1, t_1 / T)
+
     logits_RV = prior.prefill(condition_RC, cache, codes_BT[:, :known].repeat(len(condition_RC) // B, 1))
-    t_1 = torch.full((1,), known, device=prior.device)
-    codes_BT[:, known] = draw(guide(logits_RV, config, t_1 / T), config, keys_B, t_1, t_1 / T)
-    report(codes_BT, 1)
-    for t in range(known + 1, T):
-        codes_BT[:, t] = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1.fill_(t), t_1 / T)
-        report(codes_BT, 1)
-    return codes_BT
+    codes_BK, t = draw_one(logits_RV, known)[:, None], known
+    while True:
+        K = codes_BK.shape[1]
+        codes_BT[:, t : t + K] = codes_BK
+        report(codes_BT, K)
+        t += K
+        count = min(drafts, T - 1 - t)
+        if t == T:
+            return codes_BT
+        if count > 0:
+            codes_BK = drafted_codes(prior, drafter(), cache, codes_BT, t, count, draw_one)
+        else:
+            t_1 = torch.full((1,), t, device=prior.device)
+            codes_BK = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1, t_1 / T)[:, None]
 
 
 def new_cache(prior: Prior, rows: int, config: SampleConfig) -> KVCache:
