@@ -207,6 +207,16 @@ class Prior(nn.Module):
             return logits_BV
         return self._append(self._embed_codes(codes_B[:, None], cache.place_1), cache.place_1, cache)
 
+    def decode_several(self, codes_BT: Tensor, cache: KVCache) -> Tensor:
+        """Read T more image codes into a cache, not a static one; return the logits [B, T, V] of each next code."""
+        tokens = codes_BT.shape[1]
+        places_T = torch.arange(cache.length, cache.length + tokens, device=codes_BT.device)
+        seen_TP = seen_by_each(cache.length, tokens, 1, codes_BT.device)
+        targets_T = places_T - (self.sequence.condition_length - 1)
+        x_BTD = self._run_blocks(self._embed_codes(codes_BT, places_T), places_T, targets_T, cache, seen_TP)
+        cache.length += tokens
+        return self._logits(x_BTD)
+
     def decode_static(self, codes_B: Tensor, cache: KVCache) -> Tensor:
         """Do :meth:`decode` at `cache.place_1` with fixed shapes and addresses; the caller updates `cache.length`."""
         x_B1D = self._embed_codes(codes_B[:, None], cache.place_1)
