@@ -25,7 +25,9 @@ from codeprior.sample_config import SampleConfig
 from codeprior.speed import step_flops_per_sequence
 from codeshards.format import ShardDataset
 from imagepriors.decode.draw import draw_samples
-from imagepriors.evaluate.networks import LITE0, network_notes
+from imagepriors.evaluate.distances import Judge
+from imagepriors.evaluate.networks import load_network, network_notes
+from imagepriors.evaluate.pictures import HeldPictures
 from imagepriors.evaluate.prior import training_loss
 from imagepriors.evaluate.reference import dataset_reference
 from imagepriors.experiments.config import ShardKind
@@ -77,8 +79,13 @@ def run_folder(workspace: Workspace, name: str) -> Path:
 def run(workspace: Workspace) -> None:
     """Measure time and quality of both priors."""
     measured = workspace.evaluation()
-    reference = dataset_reference(workspace.config.dataset, workspace.data, 32, measured, workspace.geometry)
+    reference = dataset_reference(
+        workspace.config.dataset, workspace.data, 32, measured.n, measured, workspace.geometry
+    )
     device = pick_device("auto")
+    network = load_network(measured.features, measured.inception, device)
+    assert network is not None  # the experiments' config has no features "none"
+    judge = Judge(reference, network)
     seconds = seconds_per_picture({
         name: (load_prior(run_folder(workspace, name), device=device), workspace.decoder(kind).decode)
         for name, kind in _KINDS.items()
@@ -90,20 +97,20 @@ def run(workspace: Workspace) -> None:
         samples = draw_samples(folder, workspace.shards(kind), workspace.config.n, config=config).pictures
         pictures.append(samples[:_SHOWN])
         found[name] = {
-            **_training(folder), "seconds_per_picture": seconds[name], **reference.distances(samples, measured),
+            **_training(folder), "seconds_per_picture": seconds[name], **judge.figures(HeldPictures(samples)),
         }  # fmt: skip
     ratios = {
         how: [a / b for a, b in zip(seconds["pixels"][how], seconds["codes"][how], strict=True)]
         for how in ("uncached", "cached")
     }
-    fid = "fid" if measured.features == "inception" else LITE0
+    fid = network.figures["pooled"]
     note = network_notes([fid], training_loss(ShardDataset.open(workspace.shards(_KINDS["codes"]))))[fid]
     text = (
         f"Same transformer, same training FLOPs of it. {describe_training(found)} The training of the codes' "
         "tokenizer is not counted. Sampling and decoding a picture without a cache is "
         f"{_ratio_text(ratios['uncached'])} as fast with codes (paper: {PAPER['sampling']}×), with a cache "
         f"{_ratio_text(ratios['cached'])}. "
-        f"{_describe_distances(found, fid, note)} {workspace.config.n} samples against {len(reference.pictures)} "
+        f"{_describe_distances(found, fid, note)} {workspace.config.n} samples against {reference.origin.pictures} "
         "training pictures. Samples: two rows of pixels, then two of codes."
     )
     grid = picture_grid(np.concatenate(pictures), _SHOWN // 2, scale=2)
