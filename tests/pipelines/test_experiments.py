@@ -75,7 +75,7 @@ def words(local_ray_cores, tmp_path_factory):
         )
     (root / "tiny.toml").write_text(
         f'dataset = "demo"\ntokenizer = "{root}/image.toml"\nsmall_tokenizer = "{root}/f2.toml"\n'
-        f'prior = "{root}/image.toml"\nscales = [1]\nn = 8\nprior_steps = 2\n'
+        f'prior = "{root}/image.toml"\nscales = [1]\nn = 4\nprior_steps = 2\n'
         f"reader_steps = 2\nevaluations = 2\n"
         f'[conditions]\nsegmentation = "{root}/masks.toml"\n'
     )
