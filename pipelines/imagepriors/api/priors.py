@@ -243,7 +243,7 @@ class ImagePrior:
         n, size, out = sample_count(n), code_size(size), as_path(out)
         settings = _sampling(fields, config, preset, ImagePrior.save_samples)
         with process_group():
-            prior, tokenizer = None if workers else self.loaded, self.tokenizer and self.tokenizer.loaded
+            prior, tokenizer = None if workers else self.loaded, self.tokenizer.loaded if self.tokenizer else None
             if workers or world_size() > 1 or is_large(out, n, whole=frames or size is not None):
                 if frames or size is not None:
                     raise PriorError("frames and size: these pictures are drawn by one process, into a folder")
