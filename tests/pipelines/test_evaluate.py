@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_inception import write_inception
 
 from imagepriors.cli import main
 from imagepriors.demo.layouts import write_demo_data
@@ -45,6 +46,34 @@ def test_figures_of_a_palette_are_written_with_their_settings(data, tmp_path, ca
     }
     assert not any("fid" in name for name in figures)  # offline features are never called FID
     assert f"{figures['psnr_db']:.4f}" in printed
+
+
+def test_a_published_resize_is_recorded_and_requires_centre_squares(data, tmp_path):
+    flags = ["--data", str(data), "--colours", "16"]
+    main(["train-palette", *flags, "--out", str(tmp_path / "crop"), "--resolution", "16"])
+    config = EvaluateConfig(frechet="none", resize="adm")
+    found = evaluate_tokenizer(tmp_path / "crop", "demo", data, tmp_path / "adm.json", config)
+    assert found["resize"].startswith("halved by a box filter")
+    assert (found["images"], found["features"], found["weights_sha256"], found["notes"]) == (6, "none", "", [])
+    own = evaluate_tokenizer(tmp_path / "crop", "demo", data, tmp_path / "own.json", EvaluateConfig(frechet="none"))
+    assert found["figures"]["psnr_db"] != own["figures"]["psnr_db"]
+    main(["train-palette", *flags, "--out", str(tmp_path / "pad"), "--resolution", "16", "--geometry", "pad"])
+    with pytest.raises(InputError, match=r"resize is 'adm', a rule for centre squares.* geometry pad: use training"):
+        evaluate_tokenizer(tmp_path / "pad", "demo", data, tmp_path / "x.json", config)
+
+
+@pytest.mark.slow
+def test_only_the_published_weights_give_an_rfid(data, tmp_path, monkeypatch):
+    write_inception(tmp_path / "w.pth")
+    main(["train-palette", "--data", str(data), "--out", str(tmp_path), "--colours", "16"])
+    config = EvaluateConfig(frechet="inception", inception=str(tmp_path / "w.pth"), limit=3)
+    found = evaluate_tokenizer(tmp_path, "demo", data, tmp_path / "x.json", config)
+    name = f"frechet_inception_{found['weights_sha256'][:8]}"
+    assert "rfid" not in found["figures"]
+    assert found["figures"][name] > 0
+    monkeypatch.setattr("imagepriors.evaluate.networks.PUBLISHED", found["weights_sha256"][:8])
+    published = evaluate_tokenizer(tmp_path, "demo", data, tmp_path / "x.json", config)
+    assert published["figures"]["rfid"] == pytest.approx(found["figures"][name], rel=1e-3)
 
 
 def test_a_report_names_figures_of_the_network_in_the_training_loss(tmp_path):
@@ -184,16 +213,11 @@ def test_a_cached_trunk_gives_the_distance_of_the_package(tmp_path, monkeypatch)
         assert torch.equal(LpipsLoss("alex", str(path))(*pair), expected)
 
 
-def test_the_named_inception_weights_are_used(tmp_path, monkeypatch):
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
-
-    torch.save({}, tmp_path / "none.pth")
-    with monkeypatch.context() as patched:
-        patched.setattr(Inception, "load_state_dict", lambda self, _: None)
-        network = Inception("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(tmp_path / "none.pth"))
-    torch.save(network.state_dict(), tmp_path / "w.pth")
+def test_the_named_inception_weights_are_used(tmp_path):
+    network = write_inception(tmp_path / "w.pth")
     metric = frechet_distance("inception", str(tmp_path / "w.pth"), torch.device("cpu"))
     assert torch.equal(metric.inception.fc.weight, network.fc.weight)
+    torch.save({}, tmp_path / "none.pth")
     with pytest.raises(InputError, match=r"none\.pth holds no state_dict"):
         frechet_distance("inception", str(tmp_path / "none.pth"), torch.device("cpu"))
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")

@@ -1,24 +1,42 @@
 """Condition predictors learn visible conditions, and distances separate equal pictures from different ones."""
 
+import hashlib
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from tiny_job import write_tokenizer
+from tiny_shards import SPEC, make_dataset
 from torchvision.models import ResNet18_Weights
 
+import imagepriors as ip
+from codeshards.format import ORDER_NAMES
 from imagepriors.demo.layouts import write_demo_data
 from imagepriors.evaluate.conditions import ConditionScore, derangement
 from imagepriors.evaluate.config import EvaluatePriorConfig
-from imagepriors.evaluate.networks import INCEPTION_FILE, Lite0Features, check_features, imagenet_accuracy, is_imagenet
+from imagepriors.evaluate.distances import Judge
+from imagepriors.evaluate.networks import (
+    INCEPTION_FILE,
+    Lite0Features,
+    check_features,
+    imagenet_accuracy,
+    is_imagenet,
+    load_network,
+)
+from imagepriors.evaluate.pictures import HeldPictures, Origin
 from imagepriors.evaluate.predictor import ConditionPredictor
-from imagepriors.evaluate.reference import dataset_reference, distances
+from imagepriors.evaluate.reference import Reference, dataset_reference
+from vqgan.checkpoint import fingerprint
 from vqgan.data import open_splits
 from vqgan.errors import InputError
 
 SIDE = 32
+CPU = torch.device("cpu")
 DATA = os.environ.get("IMAGEPRIORS_DATA")
 
 
@@ -84,18 +102,24 @@ def test_a_derangement_has_no_fixed_points(n):
     assert (found != np.arange(n)).all()
 
 
-def test_distances_separate_equal_pictures_from_different_ones():
+@pytest.fixture(scope="module")
+def judge():
+    """Compares with 24 scenes."""
+    pictures = HeldPictures(scenes(24, 0)[0])
+    return Judge(Reference("scenes", pictures, Origin("", "", "", 24)), load_network("efficientnet-lite0", "", CPU))
+
+
+def test_distances_separate_equal_pictures_from_different_ones(judge):
     pictures, _ = scenes(24, 0)
-    config = EvaluatePriorConfig()
-    same = distances(pictures, pictures[::-1].copy(), config)
+    same = judge.figures(HeldPictures(pictures[::-1]))
     noise = np.random.default_rng(2).integers(0, 256, pictures.shape).astype(np.uint8)
-    other = distances(noise, pictures, config)
+    other = judge.figures(HeldPictures(noise))
     assert same["frechet_efficientnet_lite0"] == pytest.approx(0, abs=1e-2)
     assert same["precision"] == same["recall"] == 1
     assert other["frechet_efficientnet_lite0"] > 10
     assert other["precision"] < 0.2
     assert "fid" not in same  # these features are not Inception's
-    assert distances(pictures, pictures, EvaluatePriorConfig(features="none")) == {}
+    assert load_network("none", "", CPU) is None
 
 
 def test_other_real_pictures_accompany_samples(tmp_path):
@@ -104,35 +128,59 @@ def test_other_real_pictures_accompany_samples(tmp_path):
     splits = open_splits("demo", tmp_path)
     for limit, n, whose in ((12, 8, "train"), (0, 12, "val"), (12, 13, None)):
         config = EvaluatePriorConfig(n=n, reference_limit=limit)
-        reference = dataset_reference("demo", tmp_path, 32, config)
-        assert len(reference.pictures) == (limit or 20)
+        reference = dataset_reference("demo", tmp_path, 32, n, config)
+        assert reference.pictures.shape == (limit or 20, 32, 32, 3)
         if whose is None:
             assert reference.others is None
             continue
         known = {splits[whose].read(index, 32).image.tobytes() for index in range(len(splits[whose]))}
-        others = {picture.tobytes() for picture in reference.others}
+        others = {picture.tobytes() for batch in reference.others.batches() for picture in batch}
         assert len(others) == n
         assert others <= known
-        assert others.isdisjoint(picture.tobytes() for picture in reference.pictures)
-    reference = dataset_reference("demo", tmp_path, 32, EvaluatePriorConfig(n=12))
-    figures = reference.distances(reference.pictures, config)
+        assert others.isdisjoint(picture.tobytes() for batch in reference.pictures.batches() for picture in batch)
+    reference = dataset_reference("demo", tmp_path, 32, 12, EvaluatePriorConfig())
+    figures = Judge(reference, load_network("efficientnet-lite0", "", CPU)).figures(reference.pictures)
     assert figures["frechet_efficientnet_lite0"] == pytest.approx(0, abs=1e-2)
     assert figures["frechet_efficientnet_lite0, real"] > 1
     assert {"precision, real", "recall, real"} <= set(figures)
 
 
-def test_samples_of_one_kind_have_high_precision_and_low_recall():
+def test_given_samples_are_judged_by_given_pictures(tmp_path):
+    """Nothing is drawn, and the report identifies both files. A prior of any order is measured in each order."""
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", resolution=16, ch_mult=(1, 1, 1), codebook_size=50)
+    spec = replace(SPEC, image=replace(SPEC.image, fingerprint=fingerprint(tokenizer)))
+    make_dataset(tmp_path / "shards", spec=spec, tokenizer=tokenizer)
+    model = {"n_layer": 1, "n_head": 2, "n_embd": 16, "position": "grid"}
+    fields = {"steps": 2, "batch_size": 2, "eval_every": 2, "objective": "any_order", "order": "zcurve", "model": model}
+    prior = ip.train_prior(tmp_path / "shards", out=tmp_path / "prior", preset="tiny", **fields)
+    pictures, _ = scenes(12, 0)
+    np.savez(tmp_path / "samples.npz", pictures[:5])
+    (tmp_path / "samples.json").write_text(json.dumps({"sampling": {"guidance": 2.5}}))
+    np.savez(tmp_path / "reference.npz", pictures)
+    files = {name: str(tmp_path / f"{name}.npz") for name in ("samples", "reference")}
+    found = ip.evaluate_prior(prior, out=tmp_path / "p.json", **files)
+    assert found == json.loads((tmp_path / "p.json").read_text())
+    assert found["figures"]["precision"] == 1
+    assert (found["samples"], found["reference_pictures"], found["sampling"]) == (5, 12, {"guidance": 2.5})
+    for name, path in files.items():
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        assert (found[f"{name}_origin"]["path"], found[f"{name}_origin"]["sha256"]) == (path, digest)
+    assert "5 pictures, not 50,000" in found["notes"][0]
+    nll = {name: found["figures"][f"nll_nats_{name}"] for name in ORDER_NAMES}
+    assert len(set(nll.values())) == len(ORDER_NAMES)
+    assert nll["zcurve"] == found["figures"]["nll_nats"]
+
+
+def test_samples_of_one_kind_have_high_precision_and_low_recall(judge):
     pictures, _ = scenes(24, 0)
-    one_kind = distances(pictures[[0, 1, 0, 1, 0, 1, 0, 1]], pictures, EvaluatePriorConfig())
+    one_kind = judge.figures(HeldPictures(pictures[[0, 1, 0, 1, 0, 1, 0, 1]]))
     assert one_kind["precision"] == 1
     assert one_kind["recall"] < 0.5
 
 
 def test_missing_inception_weights_are_named(tmp_path):
-    pictures, _ = scenes(4, 0)
-    config = EvaluatePriorConfig(features="inception", inception=str(tmp_path / "w.pth"))
     with pytest.raises(InputError, match=INCEPTION_FILE):
-        distances(pictures, pictures, config)
+        load_network("inception", str(tmp_path / "w.pth"), CPU)
 
 
 def test_imagenet_classes_are_recognised():
@@ -183,12 +231,7 @@ def test_the_file_of_inception_weights_is_never_executed(tmp_path, monkeypatch, 
 
     monkeypatch.chdir(tmp_path)
     torch.save({"a": Marker()}, tmp_path / "w.pth", _use_new_zipfile_serialization=form == "zip")
-    config = EvaluatePriorConfig(features="inception", inception="w.pth")
-    pictures = np.zeros((4, SIDE, SIDE, 3), np.uint8)
-    for run in (
-        lambda: distances(pictures, pictures, config),
-        lambda: check_features(config.features, config.inception),
-    ):
+    for run in (lambda: load_network("inception", "w.pth", CPU), lambda: check_features("inception", "w.pth")):
         with pytest.raises(InputError, match=r"it names \w+\.system, which no weights need"):
             run()
     assert not (tmp_path / "executed").exists()

@@ -115,4 +115,4 @@ def plan_samples(
     drawing = trained._drawing(as_path(out), sample_count(n), condition, given, workers, threads, settings)
     from imagepriors.decode.dry_run import plan_drawing
 
-    return plan_drawing(drawing, trained.loaded, trained.tokenizer.loaded if trained.tokenizer else None)
+    return plan_drawing(drawing, trained.loaded, trained.decoder)

@@ -17,6 +17,7 @@ def sample(
     n: int = 25,
     condition: tuple[str, ...] = (),
     given: str = "0",
+    images: tuple[Path, ...] = (),
     size: tuple[int, int] | None = None,
     frames: bool = False,
     workers: int = 0,
@@ -40,10 +41,12 @@ def sample(
         n: Number of pictures. More than 1,000, and those in a file, are drawn in parts, which the ranks of torchrun
             or Ray workers share; the same command resumes after a kill.
         condition: Classes to draw, by name or number, which take turns. Default: all classes.
-        given: Part of validation pictures to complete: a number of first codes of the prior's sequence; `upper`,
+        given: Part of pictures to complete: a number of first codes of the prior's sequence; `upper`,
             `left`, `corner`, `centre` or `checkerboard`; a rectangle LEFT,TOP,RIGHT,BOTTOM in fractions of the picture;
             a PNG in which it is white; `not-` before a region or rectangle for all but it; or `scales-K`, the first K
             scales. A prior of one order completes what its order begins with, one of objective any_order any part.
+        images: Pictures whose given part is completed, in place of validation pictures, equally often and N times at
+            least; with one --condition for all, or one for each, if the prior is conditioned on classes.
         size: Rows and columns of codes, for pictures that are larger than the training pictures (order row_major).
         frames: Also write frames.gif, the pictures while they are sampled.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 draws in this process.
@@ -64,7 +67,7 @@ def sample(
     trained = ImagePrior(prior, shards=shards, tokenizer=as_tokenizer(tokenizer) if tokenizer else None)
     names = trained.sequence.class_names if condition else ()
     classes = [int(value) if value.isdecimal() and value not in names else value for value in condition]
-    chosen = [classes[i % len(classes)] for i in range(n)] if classes else None
+    chosen = [classes[i % len(classes)] for i in range(len(images) or n)] if classes else None
     home = results_folder(prior)
     arguments: dict[str, Any] = {
         "condition": chosen, "given": given, "workers": workers, "threads": threads, "config": config,
@@ -72,5 +75,6 @@ def sample(
     out = out or home.parent / f"samples-{home.name}"
     if dry_run:
         return str(plan_samples(trained, out, n, **arguments))
-    grid = trained.save_samples(out, n, size=size, frames=frames, **arguments)
-    return f"{n} samples in {shown(out)}; look at {shown(grid)}"
+    grid = trained.save_samples(out, n, size=size, frames=frames, images=images or None, **arguments)
+    drawn = -(-n // len(images)) * len(images) if images else n
+    return f"{drawn} samples in {shown(out)}; look at {shown(grid)}"

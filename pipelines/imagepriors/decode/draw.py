@@ -79,6 +79,7 @@ def draw_codes(
     known_T: Mask | None = None,
     size: tuple[int, int] | None = None,
     classes: Codes | None = None,
+    complete_AT: Codes | None = None,
     frames: bool = False,
 ) -> DrawnCodes:
     """Draw the codes of `n` pictures. Arguments and errors are those of :func:`draw_samples`, with a loaded prior."""
@@ -86,11 +87,13 @@ def draw_codes(
     sequence = prior.sequence
     known_T = np.zeros(sequence.length, bool) if known_T is None else known_T
     _check_arguments(prior_run, sequence, config, known_T, size)
-    if classes is None:
-        count = -(-n // per_condition)
+    count, rows_AT = -(-n // per_condition), complete_AT
+    if complete_AT is not None:
+        selected = _classes_of(sequence, count, classes)
+    elif classes is None:
         selected, rows_AT = select_conditions(sequence, shards, count, range(count), known_T)
     else:
-        selected, rows_AT = {"class": classes}, None
+        selected = {"class": classes}
     conditions = {name: tokens.repeat(per_condition, 0)[:n] for name, tokens in selected.items()}
     given_AT = None if rows_AT is None else np.where(known_T, rows_AT, UNKNOWN)
     given_NT = given_AT.repeat(per_condition, 0)[:n] if given_AT is not None and known_T.any() else None
@@ -111,6 +114,7 @@ def draw_samples(
     known_T: Mask | None = None,
     size: tuple[int, int] | None = None,
     classes: Codes | None = None,
+    complete_AT: Codes | None = None,
     frames: bool = False,
     sources: bool = True,
     prior: Prior | None = None,
@@ -128,6 +132,8 @@ def draw_samples(
         size: Rows and columns of codes, for pictures larger than the training pictures.
         classes: Class [N] of each picture, for a prior whose condition is class; with nothing known and one picture
             per condition.
+        complete_AT: Code sequences of pictures whose known codes are completed, in place of validation rows; with
+            `classes` [A], if the condition is class.
         frames: Whether to keep intermediate pictures.
         sources: Whether to decode the given codes or conditions, and the pictures that they are from.
         prior: The prior, if it is already loaded.
@@ -143,7 +149,7 @@ def draw_samples(
     tokenizer = tokenizer or load_prior_tokenizer(prior_run, shards, sequence)
     drawn = draw_codes(
         prior, prior_run, shards, n, config=config, per_condition=per_condition, known_T=known_T, size=size,
-        classes=classes, frames=frames,
+        classes=classes, complete_AT=complete_AT, frames=frames,
     )  # fmt: skip
     hints_A = originals_A = None
     if (rows_AT := drawn.rows_AT) is not None and drawn.given_AT is not None and sources:
@@ -196,6 +202,21 @@ def _check_arguments(
             f"size = {size[0]}×{size[1]}: the condition {pictured[0]!r} of this prior comes from validation pictures, "
             "which are not larger; codeprior.window.sample_larger takes larger conditions"
         )
+
+
+def _classes_of(sequence: SequenceSpec, count: int, classes: Codes | None) -> dict[str, Codes]:
+    """The condition of `count` pictures that are completed: their classes, if the prior has that condition.
+
+    Raises:
+        PriorError: The prior has another condition, which such pictures do not have.
+    """
+    if sequence.condition not in ("none", "class"):
+        raise PriorError(f"the condition {sequence.condition!r} of this prior is known of validation pictures only")
+    if not sequence.conditions:
+        return {}
+    if classes is None:
+        raise PriorError("this prior is conditioned on the class: name the class of each picture that it completes")
+    return {"class": classes[:count]}
 
 
 def select_conditions(

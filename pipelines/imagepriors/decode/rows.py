@@ -92,6 +92,16 @@ def read_rows(
     return {column: np.concatenate(values) if values else np.empty(0) for column, values in parts.items()}
 
 
+def read_codes(
+    dataset: ShardDataset, split: str, indices: npt.NDArray[np.int64], columns: Sequence[str] = ()
+) -> tuple[Array, dict[str, Array]]:
+    """Codes [N, H, W] in raster order of the rows with these indices, and other columns of the same rows."""
+    name, grid = dataset.spec.orders[0], dataset.spec.image
+    found = read_rows(dataset, split, [*columns, f"codes_{name}"], indices)
+    codes_NT = found.pop(f"codes_{name}")[:, inverse(name, grid.height, grid.width)]
+    return codes_NT.reshape(-1, grid.height, grid.width), found
+
+
 def decode_rows(
     dataset: ShardDataset, split: str, indices: npt.NDArray[np.int64], columns: Sequence[str] = ()
 ) -> tuple[Array, dict[str, Array]]:
@@ -100,8 +110,6 @@ def decode_rows(
     Raises:
         ShardError: the tokenizer beside the shards is not the one that made the codes.
     """
-    name, grid = dataset.spec.orders[0], dataset.spec.image
-    tokenizer = load_shard_tokenizer(dataset.path, "tokenizer", grid.fingerprint)
-    found = read_rows(dataset, split, [*columns, f"codes_{name}"], indices)
-    codes_NT = found.pop(f"codes_{name}")[:, inverse(name, grid.height, grid.width)]
-    return tokenizer.decode(codes_NT.reshape(-1, grid.height, grid.width)), found
+    tokenizer = load_shard_tokenizer(dataset.path, "tokenizer", dataset.spec.image.fingerprint)
+    codes_NHW, found = read_codes(dataset, split, indices, columns)
+    return tokenizer.decode(codes_NHW), found

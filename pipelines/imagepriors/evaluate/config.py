@@ -7,6 +7,12 @@ from runkit.configs import check_fields
 from runkit.devices import Device
 from vqgan.errors import InputError
 
+Resize = Literal["training", "adm", "titok", "open-magvit2", "taming"]
+"""How an image becomes a square picture. training: as in the training of the tokenizer (Pillow bicubic, any geometry).
+The others resize the shorter side and crop the centre, each as a published evaluation does."""
+SPLITS = ("train", "val")
+"""References that are no path."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
@@ -24,6 +30,9 @@ class EvaluateConfig:
     """Features of the Fréchet distance: inception gives rFID; efficientnet-lite0 needs no download and is not FID."""
     inception: str = ""
     """Path of torch-fidelity's weights-inception-2015-12-05-6726825d.pth; empty: its own cache or download."""
+    resize: Resize = "training"
+    """How images become the pictures that are reconstructed. LlamaGen's and ADM's: adm; TiTok's and RAR's: titok;
+    Open-MAGVIT2's and IBQ's: open-magvit2; taming-transformers': taming."""
     device: Device = "auto"
     """Device; auto takes a GPU if one is available."""
 
@@ -45,10 +54,16 @@ class EvaluatePriorConfig:
     download and is not FID."""
     inception: str = ""
     """Path of torch-fidelity's weights-inception-2015-12-05-6726825d.pth; empty: its own cache or download."""
-    reference: Literal["train", "val"] = "train"
-    """Split of the pictures to compare samples with."""
+    samples: str = ""
+    """Path of pictures to judge in place of new samples, which n does not limit: an .npz with uint8 [N, H, W, 3] under
+    arr_0, or a folder or tar of pictures of one size."""
+    reference: str = "train"
+    """Pictures to compare samples with: train or val, a split of the data; or the path of an .npz as ADM's evaluator
+    reads it (pictures under arr_0, statistics under mu, sigma, mu_s and sigma_s), or of a folder or tar of pictures."""
     reference_limit: int = 50_000
-    """Maximum number of these pictures, evenly spread over the split; 0: all. They are held in memory."""
+    """Maximum number of pictures of the split, evenly spread over it; 0: all."""
+    resize: Resize = "training"
+    """How images of the split, the folder or the tar become pictures of the samples' size: see EvaluateConfig."""
     reader_steps: int = 2000
     """Training steps, of 8 pictures each, of the network that predicts conditions from pictures."""
     batch_size: int = 32

@@ -1,10 +1,10 @@
 """Pretrained networks that metrics are computed with: EfficientNet-Lite0 and Inception."""
 
 import contextlib
-import functools
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runkit.files import sha256_of
 from runkit.weights import download_weights, load_weights
 from vqgan.errors import InputError
-from vqgan.losses import lite0, lite0_input
+from vqgan.losses import lite0, lite0_file, lite0_input
 
 LITE0 = "frechet_efficientnet_lite0"
 """Name of the Fréchet distance over EfficientNet-Lite0, which is not FID."""
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+"""torch-fidelity's port of the TensorFlow graph classify_image_graph_def.pb, which published FIDs are computed over.
+pytorch-fid publishes the same file as pt_inception-2015-12-05-6726825d.pth."""
+PUBLISHED = "6726825d"
+"""First digits of the sha256 of this file, which are a part of its name; other weights give figures of other names."""
+_SPATIAL = 7
+"""Channels of ADM's spatial features."""
 _BATCH = 64
 
 
@@ -44,56 +51,128 @@ class Lite0Features(nn.Module):
         return logits
 
 
-@functools.cache
-def register_lite0() -> str:
-    """Register :class:`Lite0Features` with torch-fidelity and return its name there."""
-    from torch_fidelity import register_feature_extractor
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+class InceptionFeatures(nn.Module):
+    """Features of torch-fidelity's Inception, as ADM's evaluator takes them from the TensorFlow graph.
 
-    class Extractor(FeatureExtractorBase):  # type: ignore[misc]
-        def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
-            super().__init__(name, features_list)
-            self.features = Lite0Features()
+    Args:
+        weights: Path of its weights, which torch-fidelity unpickles: a copy by :func:`inception_weights`.
+    """
 
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("pooled",)
+    def __init__(self, weights: str) -> None:
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        @staticmethod
-        def get_default_feature_layer_for_metric(_: str) -> str:
-            return "pooled"
+        layers = ["2048", "logits_unbiased"]
+        self.net = FeatureExtractorInceptionV3("inception", layers, feature_extractor_weights_path=weights)
+        self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
+    def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._spatial = output[:, :_SPATIAL]
 
-        def forward(self, x_BCHW: Tensor) -> tuple[Tensor]:
-            return (self.features(x_BCHW),)
+    def forward(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        """Features of pictures uint8 [B, 3, H, W]; they are resized to 299 as by TensorFlow 1.
 
-    register_feature_extractor("efficientnet-lite0", Extractor)
-    return "efficientnet-lite0"
+        Returns:
+            pooled: pool_3, [B, 2048].
+            spatial: The first 7 channels of mixed_6/conv, [B, 17 · 17 · 7] in TensorFlow's order, channels last.
+            logits: Logits without the bias, [B, 1008].
+        """
+        pooled, logits = self.net(x_BCHW)
+        return {"pooled": pooled, "spatial": self._spatial.permute(0, 2, 3, 1).flatten(1), "logits": logits}
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureNetwork:
+    """A network that judges pictures, and what identifies it."""
+
+    net: nn.Module
+    """A module from uint8 [B, 3, H, W] to features by name."""
+    name: str
+    """Name of the network."""
+    weights_sha256: str
+    """sha256 of the file of its weights."""
+
+    @property
+    def label(self) -> str:
+        """The network and its weights, for messages."""
+        return f"{self.name} with the weights {self.weights_sha256[:8]}…"
+
+    @property
+    def is_published(self) -> bool:
+        """Whether its figures are FID, sFID and IS."""
+        return self.name == "inception" and self.weights_sha256.startswith(PUBLISHED)
+
+    @property
+    def figures(self) -> Mapping[str, str]:
+        """Features → name of the figure that is computed over them."""
+        return figure_names(self.name, self.weights_sha256)
+
+
+def figure_names(network: str, weights_sha256: str) -> dict[str, str]:
+    """Features → name of the figure over them. Only over the published weights it is FID, sFID or IS."""
+    if network != "inception":
+        return {"pooled": LITE0}
+    if weights_sha256.startswith(PUBLISHED):
+        return {"pooled": "fid", "spatial": "sfid", "logits": "inception_score"}
+    other = f"inception_{weights_sha256[:8]}"
+    return {"pooled": f"frechet_{other}", "spatial": f"frechet_{other}_spatial", "logits": f"score_{other}"}
+
+
+def load_network(features: str, weights: str, device: torch.device) -> FeatureNetwork | None:
+    """Load the network of the named features; None for "none".
+
+    Args:
+        features: "none", "efficientnet-lite0" or "inception".
+        weights: Path of the Inception weights; empty: torch-fidelity's cached or downloaded file.
+        device: Device of the network.
+
+    Raises:
+        InputError: the Inception weights do not exist and cannot be downloaded, or do not fit.
+    """
+    if features == "none":
+        return None
+    if features == "efficientnet-lite0":
+        return FeatureNetwork(Lite0Features().eval().to(device), features, weights_sha256(features, ""))
+    with fitting_inception(weights) as copy:
+        return FeatureNetwork(InceptionFeatures(copy).to(device), features, weights_sha256(features, weights))
+
+
+def inception_path(path: str) -> Path:
+    """The file of the Inception weights: `path`, or torch-fidelity's cached or downloaded file.
+
+    Raises:
+        InputError: it does not exist and cannot be downloaded.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    if path:
+        if not Path(path).is_file():
+            raise InputError(f"inception: {path} does not exist: it should be torch-fidelity's {INCEPTION_FILE}")
+        return Path(path)
+    otherwise = "name its path in inception, or choose the features of efficientnet-lite0"
+    return download_weights(URL_INCEPTION_V3, sha256=PUBLISHED, otherwise=otherwise, error=InputError)
 
 
 @contextlib.contextmanager
-def inception_weights(path: str) -> Iterator[str]:
-    """A safe copy of the weights of torch-fidelity's Inception, from `path` or from its cached or downloaded file.
+def fitting_inception(path: str) -> Iterator[str]:
+    """A safe copy of the Inception weights; weights that do not fit a network built in the block are refused.
 
     torch-fidelity unpickles the file that it is given without restrictions, so it never gets the original.
 
     Raises:
-        InputError: the file does not exist and cannot be downloaded, or does not hold plain weights.
+        InputError: the file does not exist and cannot be downloaded, does not hold plain weights, or does not fit.
     """
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    if path and not Path(path).is_file():
-        raise InputError(f"inception: {path} does not exist: it should be torch-fidelity's {INCEPTION_FILE}")
-    otherwise = "name its path in inception, or choose the features of efficientnet-lite0"
-    place = Path(path) if path else download_weights(URL_INCEPTION_V3, otherwise=otherwise, error=InputError)
-    weights = load_weights(place, InputError)
+    weights = load_weights(inception_path(path), InputError)
     with tempfile.TemporaryDirectory(prefix="inception-") as folder:
         copy = Path(folder) / INCEPTION_FILE
         torch.save(weights, copy)
-        yield str(copy)
+        try:
+            yield str(copy)
+        except RuntimeError as error:  # keys or shapes of another network
+            raise InputError(
+                f"inception: {path or 'the cached file'} does not fit ({str(error).splitlines()[0]}): it should be "
+                f"torch-fidelity's {INCEPTION_FILE}"
+            ) from error
 
 
 def frechet_distance(features: str, weights: str, device: torch.device) -> Any:
@@ -108,14 +187,8 @@ def frechet_distance(features: str, weights: str, device: torch.device) -> Any:
         return None
     if features == "efficientnet-lite0":
         return FrechetInceptionDistance(feature=Lite0Features().eval()).to(device)
-    with inception_weights(weights) as copy:
-        try:
-            return FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=copy).to(device)
-        except RuntimeError as error:  # keys or shapes of another network
-            raise InputError(
-                f"inception: {weights or 'the cached file'} does not fit ({str(error).splitlines()[0]}): it should be "
-                f"torch-fidelity's {INCEPTION_FILE}"
-            ) from error
+    with fitting_inception(weights) as copy:
+        return FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=copy).to(device)
 
 
 def check_features(features: str, weights: str) -> None:
@@ -128,6 +201,13 @@ def check_features(features: str, weights: str) -> None:
         frechet_distance("inception", weights, torch.device("cpu"))
 
 
+def weights_sha256(features: str, weights: str) -> str:
+    """sha256 of the file of a network's weights; empty for "none"."""
+    if features == "none":
+        return ""
+    return sha256_of(inception_path(weights) if features == "inception" else lite0_file())
+
+
 def network_notes(figures: Iterable[str], training_loss: str | None) -> dict[str, str]:
     """Figure → the network that computes it, and whether the tokenizer was trained against this network.
 
@@ -135,21 +215,30 @@ def network_notes(figures: Iterable[str], training_loss: str | None) -> dict[str
         figures: Names of figures; those that no network computes are omitted.
         training_loss: Perceptual network in the tokenizer's training loss, or "none"; None if it is unknown.
     """
-    networks = {LITE0: "efficientnet-lite0", "rfid": "inception", "fid": "inception"}
-    networks |= {f"lpips_{trunk}": f"lpips-{trunk}" for trunk in ("vgg", "alex", "squeeze")}
     loss = f"the tokenizer's perceptual training loss is {training_loss or 'unknown'}"
     biased = ", the same network, which makes the figure too optimistic"
+    networks = {name: _network_of(name) for name in figures}
     return {
-        name: f"computed by {networks[name]}; {loss}{biased * (networks[name] == training_loss)}"
-        for name in figures
-        if name in networks
+        name: f"computed by {network}; {loss}{biased * (network == training_loss)}"
+        for name, network in networks.items()
+        if network
     }
 
 
+def _network_of(figure: str) -> str:
+    """The network that computes a figure; empty if there is none. Figures of real pictures ("…, real") are omitted."""
+    if figure in ("rfid", *figure_names("inception", PUBLISHED).values()):
+        return "inception"
+    if found := re.fullmatch(r"(?:frechet|score)_inception_([0-9a-f]{8})(?:_spatial)?", figure):
+        return f"inception with the weights {found[1]}…, which are not the published ones"
+    return "efficientnet-lite0" if figure == LITE0 else figure.replace("_", "-") if figure.startswith("lpips_") else ""
+
+
 def figure_lines(heading: str, report: dict[str, Any]) -> str:
-    """The figures of a report as aligned lines under a heading, and the notes on their networks."""
+    """The figures of a report as aligned lines under a heading, and the notes on their networks and on comparisons."""
     lines = [heading, *(f"  {name:36} {value:.4f}" for name, value in report["figures"].items())]
-    return "\n".join([*lines, *(f"  {name}: {note}" for name, note in report["networks"].items())])
+    notes = (f"{name}: {note}" for name, note in report["networks"].items())
+    return "\n".join([*lines, *(f"  {note}" for note in (*notes, *report["notes"]))])
 
 
 def is_imagenet(class_names: Sequence[str]) -> bool:

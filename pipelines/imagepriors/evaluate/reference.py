@@ -1,95 +1,110 @@
-"""Reference pictures, and the distance of samples to them.
+"""Reference pictures that samples are compared with: decoded codes, a split of a dataset, or files."""
 
-Fréchet distance, precision, recall and Inception score are torch-fidelity's. Over its Inception network they are FID,
-precision, recall and IS. Over EfficientNet-Lite0, which requires no download, they are called Fréchet distance,
-precision and recall, and never FID.
-"""
-
-import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from codeshards.format import ShardDataset
-from imagepriors.decode.rows import decode_rows, select_rows
-from imagepriors.evaluate.config import EvaluatePriorConfig
-from imagepriors.evaluate.networks import LITE0, inception_weights, register_lite0
+from imagepriors.decode.rows import load_shard_tokenizer, read_codes, select_rows
+from imagepriors.evaluate.config import EvaluatePriorConfig, Resize
+from imagepriors.evaluate.pictures import (
+    ARRAY,
+    DecodedPictures,
+    NpzPictures,
+    Origin,
+    Pictures,
+    npz_names,
+    origin_of,
+    split_pictures,
+)
+from imagepriors.evaluate.resizes import RESIZE_TEXT
 from vqgan.config import Geometry
-from vqgan.data import Split, open_splits, resolve, spread
+from vqgan.data import Split, open_pictures, open_splits, resolve, spread
+from vqgan.errors import InputError
 
 GEOMETRY_TEXT = {"crop": "centre squares", "pad": "whole pictures, padded", "stretch": "whole pictures, stretched"}
-Pictures = npt.NDArray[Any]
-_BATCH = 64
+_STATISTICS = {"pooled": ("mu", "sigma", 2048), "spatial": ("mu_s", "sigma_s", 2023)}
+"""Features → names of mean and covariance in an `.npz` of ADM's evaluator, and their dimensions."""
 
 
-class SplitPictures:
-    """Pictures of a split as a sequence of arrays, which are read on access."""
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Mean and covariance of features."""
 
-    def __init__(self, split: Split, size: int, geometry: Geometry) -> None:
-        self._split, self._size, self._geometry = split, size, geometry
-
-    def __len__(self) -> int:
-        return len(self._split)
-
-    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
-        if not index < len(self):
-            raise IndexError(index)  # ends an iteration
-        return self._split.read_good(index, self._size, geometry=self._geometry).image
+    mu: npt.NDArray[np.float64]
+    """[D]."""
+    sigma: npt.NDArray[np.float64]
+    """[D, D]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Pictures that samples are compared with: uint8 [N, H, W, 3]."""
+    """Pictures that samples are compared with."""
 
-    pictures: Pictures
     name: str
     """Description of the pictures."""
-    others: Pictures | SplitPictures | None
+    pictures: Pictures | None
+    """None if a file has statistics alone."""
+    origin: Origin
+    others: Pictures | None = None
     """As many other real pictures as there are samples; None if there are fewer."""
-
-    def distances(self, samples: Pictures, config: EvaluatePriorConfig) -> dict[str, float]:
-        """Figures of samples and, with the suffix "real", of as many other real pictures."""
-        figures = distances(samples, self.pictures, config)
-        if figures and self.others is not None:
-            figures |= {f"{name}, real": value for name, value in distances(self.others, self.pictures, config).items()}
-        return figures
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    """Statistics of Inception features from a file, which may cover more pictures than it has."""
+    differences: tuple[str, ...] = ()
+    """How it differs from references of published figures."""
 
 
-def decoded_reference(codes: ShardDataset, config: EvaluatePriorConfig) -> Reference:
-    """Decoded validation codes as reference."""
+def decoded_reference(codes: ShardDataset, n: int, config: EvaluatePriorConfig) -> Reference:
+    """Decoded validation codes as reference of `n` samples."""
+    tokenizer = load_shard_tokenizer(codes.path, "tokenizer", codes.spec.image.fingerprint)
+
+    def decoded(split: str, rows: npt.NDArray[np.int64]) -> DecodedPictures:
+        return DecodedPictures(tokenizer, read_codes(codes, split, rows)[0])
+
     rows = select_rows(codes, "val", config.reference_limit)
     rest = np.setdiff1d(np.arange(codes.rows("val")), rows)
-    split, left = ("val", rest) if len(rest) >= config.n else ("train", np.arange(codes.rows("train")))
-    others = left[spread(len(left), config.n)] if len(left) >= config.n else None
+    split, left = ("val", rest) if len(rest) >= n else ("train", np.arange(codes.rows("train")))
     return Reference(
-        decode_rows(codes, "val", rows)[0],
         "validation pictures, encoded and decoded by the tokenizer",
-        None if others is None else decode_rows(codes, split, others)[0],
+        decoded("val", rows),
+        Origin(str(codes.path), codes.fingerprint, "the token shards", len(rows)),
+        decoded(split, left[spread(len(left), n)]) if len(left) >= n else None,
+        differences=("the reference is not of pictures but of decoded codes",),
     )
 
 
 def dataset_reference(
-    dataset: str, data: Path, size: int, config: EvaluatePriorConfig, geometry: Geometry = "crop"
+    dataset: str, data: Path, size: int, n: int, config: EvaluatePriorConfig, geometry: Geometry = "crop"
 ) -> Reference:
-    """Evenly spaced pictures of the split that `config` names as reference."""
+    """Evenly spaced pictures of the split that `config` names as reference of `n` samples."""
     splits = open_splits(dataset, data)
     found = splits[config.reference]
     used = spread(len(found), config.reference_limit or len(found))
-    others = next((split for split in unused_splits(splits, config.reference, used) if len(split) >= config.n), None)
-    pictures = np.empty((len(used), size, size, 3), np.uint8)
-    for row, index in enumerate(used):
-        pictures[row] = found.read_good(index, size, geometry=geometry).image
+    others = next((split for split in unused_splits(splits, config.reference, used) if len(split) >= n), None)
+
+    def pictures(split: Split) -> Pictures:
+        return split_pictures(split, size, geometry, config.resize)
+
+    chosen = found.subset(used)
     return Reference(
-        pictures,
-        f"{resolve(dataset, data)}, split {config.reference}, {GEOMETRY_TEXT[geometry]} at {size}×{size}",
-        SplitPictures(others.subset(spread(len(others), config.n)), size, geometry) if others else None,
+        f"{resolve(dataset, data)}, split {config.reference}, {resize_text(config.resize, geometry)} at {size}×{size}",
+        pictures(chosen),
+        origin_of(data, len(used), chosen),
+        pictures(others.subset(spread(len(others), n))) if others else None,
+        differences=_differences(config.resize),
     )
+
+
+def _differences(resize: Resize) -> tuple[str, ...]:
+    return ("pictures of the reference are resized as in the tokenizer's training",) * (resize == "training")
+
+
+def resize_text(resize: Resize, geometry: Geometry) -> str:
+    """Describe how images become pictures."""
+    return f"{GEOMETRY_TEXT[geometry]}, Pillow bicubic" if resize == "training" else RESIZE_TEXT[resize]
 
 
 def unused_splits(splits: Mapping[str, Split], name: str, used: Iterable[int]) -> list[Split]:
@@ -99,40 +114,37 @@ def unused_splits(splits: Mapping[str, Split], name: str, used: Iterable[int]) -
     return [rest, splits["train" if name == "val" else "val"]]
 
 
-def distances(samples: Pictures | SplitPictures, reference: Pictures, config: EvaluatePriorConfig) -> dict[str, float]:
-    """Fréchet distance, precision and recall of samples uint8 [N, H, W, 3]; over Inception also their score.
+def file_reference(path: Path, size: int, config: EvaluatePriorConfig) -> Reference:
+    """An `.npz` as ADM's evaluator reads it, or all pictures of a folder or tar, resized to `size`, as reference.
 
     Raises:
-        InputError: the Inception weights do not exist and cannot be downloaded.
+        InputError: the path has neither pictures nor statistics, or they are malformed.
     """
-    if config.features == "none":
-        return {}
-    import torch_fidelity
+    if path.suffix != ".npz":
+        split = open_pictures(path)
+        pictures = split_pictures(split, size, resize=config.resize)
+        name = f"pictures of {path}, {resize_text(config.resize, 'crop')} at {size}×{size}"
+        return Reference(name, pictures, origin_of(path, len(split), split))
+    names = npz_names(path)
+    statistics = {
+        features: _read_statistics(path, mean, covariance, dims)
+        for features, (mean, covariance, dims) in _STATISTICS.items()
+        if {mean, covariance} <= names
+    }
+    if not statistics and ARRAY not in names:
+        raise InputError(f"{path} has {', '.join(sorted(names))}: a reference has pictures ({ARRAY}) or mu and sigma")
+    held = NpzPictures.open(path) if ARRAY in names else None
+    count = held.shape[0] if held else 0
+    parts = [f"its {count:,} pictures"] * bool(held) + ["its statistics of Inception features"] * bool(statistics)
+    return Reference(f"{path}, {' and '.join(parts)}", held, origin_of(path, count, None), statistics=statistics)
 
-    inception = config.features == "inception"
-    network = "inception-v3-compat" if inception else register_lite0()
-    neighbours = min(3, len(samples) - 1, len(reference) - 1)
-    with inception_weights(config.inception) if inception else contextlib.nullcontext() as weights:
-        found = torch_fidelity.calculate_metrics(
-            input1=_Planes(samples), input2=_Planes(reference), fid=True, prc=True, isc=inception,
-            prc_neighborhood=neighbours, save_cpu_ram=True, batch_size=_BATCH, cuda=torch.cuda.is_available(),
-            cache=False, verbose=False, feature_extractor=network, feature_extractor_weights_path=weights,
-        )  # fmt: skip
-    frechet = "fid" if inception else LITE0
-    names = {"frechet_inception_distance": frechet, "precision": "precision", "recall": "recall"}
-    if inception:
-        names["inception_score_mean"] = "inception_score"
-    return {ours: float(found[theirs]) for theirs, ours in names.items()}
 
-
-class _Planes(torch.utils.data.Dataset[Tensor]):
-    """Pictures in torch-fidelity's input format: uint8 [3, H, W]."""
-
-    def __init__(self, pictures: Pictures | SplitPictures) -> None:
-        self._pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(self._pictures[index]).permute(2, 0, 1)
+def _read_statistics(path: Path, mean: str, covariance: str, dims: int) -> Statistics:
+    with np.load(path, allow_pickle=False) as arrays:
+        found = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
+    if found.mu.shape != (dims,) or found.sigma.shape != (dims, dims):
+        shapes = f"{list(found.mu.shape)} and {list(found.sigma.shape)}"
+        raise InputError(
+            f"{mean} and {covariance} of {path} are {shapes}: Inception's are [{dims}] and [{dims}, {dims}]"
+        )
+    return found

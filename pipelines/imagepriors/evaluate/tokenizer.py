@@ -19,9 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from imagepriors.evaluate.config import EvaluateConfig
-from imagepriors.evaluate.networks import LITE0, figure_lines, frechet_distance, network_notes
-from imagepriors.evaluate.reference import GEOMETRY_TEXT, unused_splits
+from imagepriors.evaluate.config import EvaluateConfig, Resize
+from imagepriors.evaluate.networks import figure_lines, figure_names, frechet_distance, network_notes, weights_sha256
+from imagepriors.evaluate.protocol import comparison_notes
+from imagepriors.evaluate.reference import resize_text, unused_splits
+from imagepriors.evaluate.resizes import resized
 from runkit.devices import pick_device
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish_file
@@ -53,6 +55,11 @@ def evaluate_tokenizer(
     check_publish(out.parent, [out.name], _COMMAND)
     tokenizer = Tokenizer.load(tokenizer_folder, device=config.device)
     net = tokenizer.config
+    if config.resize != "training" and (net.channels != 3 or net.geometry != "crop"):
+        raise InputError(
+            f"resize is {config.resize!r}, a rule for centre squares of photos, but the tokenizer encodes "
+            f"{net.modality} with the geometry {net.geometry}: use training"
+        )
     split = splits[config.split] if net.modality == "rgb" else splits[config.split].having(net.modality)
     indices = spread(len(split), config.limit or len(split))
     others = [
@@ -60,17 +67,22 @@ def evaluate_tokenizer(
         for part in unused_splits({**splits, config.split: split}, config.split, indices)
     ]
     figures, count = _figures(tokenizer, split, indices, others, config)
+    weights, size = weights_sha256(config.frechet, config.inception), (net.resolution, net.resolution)
+    own_resize = ["images are resized as in the tokenizer's training"] * (config.resize == "training")
     report = {
         "figures": figures,
         "networks": network_notes(figures, trained_against(tokenizer_folder)),
+        "notes": comparison_notes(config.frechet, weights, count, size, *own_resize) if net.channels == 3 else [],
+        "features": config.frechet,
+        "weights_sha256": weights,
         "images": count,
         "unreadable": len(indices) - count,
         "split": config.split,
         "dataset": resolve(dataset, data),
         "source_sha256": split.source_hash(),
         "geometry": net.geometry,
-        "resize": f"{GEOMETRY_TEXT[net.geometry]}, Pillow bicubic to {net.resolution}×{net.resolution} (masks "
-        "nearest, depth bilinear)",
+        "resize": f"{resize_text(config.resize, net.geometry)} to {net.resolution}×{net.resolution} (masks nearest, "
+        "depth bilinear)",
         "arithmetic": "float32",
         "tokenizer": tokenizer.fingerprint,
         "grid": list(net.grid),
@@ -91,7 +103,7 @@ def _figures(
     lpips = LpipsLoss(config.lpips, config.lpips_trunk).to(device) if rgb and config.lpips != "none" else None
     sums = {"ssim": 0.0, "lpips": 0.0}
     count = 0
-    for target, output, codes in _reconstructions(tokenizer, split, indices):
+    for target, output, codes in _reconstructions(tokenizer, split, indices, config.resize):
         count += len(target)
         metrics.add(output, target, codes)
         if net.modality == "segmentation":
@@ -114,14 +126,15 @@ def _figures(
     if lpips is not None:
         figures[f"lpips_{config.lpips}"] = sums["lpips"] / count
     if frechet is not None and count > 1:
-        name = "rfid" if config.frechet == "inception" else LITE0
+        name = figure_names(config.frechet, weights_sha256(config.frechet, config.inception))["pooled"]
+        name = "rfid" if name == "fid" else name
         figures[name] = float(frechet.compute())
-        figures |= _real_distance(name, frechet, tokenizer, others, count)
+        figures |= _real_distance(name, frechet, tokenizer, others, count, config.resize)
     return figures, count
 
 
 def _real_distance(
-    name: str, frechet: Any, tokenizer: Tokenizer, others: Sequence[Split], count: int
+    name: str, frechet: Any, tokenizer: Tokenizer, others: Sequence[Split], count: int, resize: Resize
 ) -> dict[str, float]:
     """The distance of `count` other pictures to the originals in `frechet`; empty if there are fewer."""
     split = next((split for split in others if len(split) >= count), None)
@@ -129,7 +142,7 @@ def _real_distance(
         return {}
     frechet.reset_real_features = False
     frechet.reset()
-    for pictures in _batches(tokenizer, split, spread(len(split), count)):
+    for pictures in _batches(tokenizer, split, spread(len(split), count), resize):
         frechet.update(_to_tensor(np.stack(pictures), frechet.device).to(torch.uint8), real=False)
     return {f"{name}, real": float(frechet.compute())} if frechet.fake_features_num_samples > 1 else {}
 
@@ -139,14 +152,18 @@ def _with_modality(split: Split, modality: str) -> Split:
     return split.subset(i for i, item in enumerate(split.items) if modality == "rgb" or modality in item.conditions)
 
 
-def _reconstructions(tokenizer: Tokenizer, split: Split, indices: list[int]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+def _reconstructions(
+    tokenizer: Tokenizer, split: Split, indices: list[int], resize: Resize
+) -> Iterator[tuple[npt.NDArray[Any], ...]]:
     """Batches of (original, reconstruction, codes)."""
-    for pictures in _batches(tokenizer, split, indices):
+    for pictures in _batches(tokenizer, split, indices, resize):
         codes = tokenizer.encode(pictures)
         yield np.stack(pictures), tokenizer.decode(codes), codes
 
 
-def _batches(tokenizer: Tokenizer, split: Split, indices: list[int]) -> Iterator[list[npt.NDArray[Any]]]:
+def _batches(
+    tokenizer: Tokenizer, split: Split, indices: list[int], resize: Resize
+) -> Iterator[list[npt.NDArray[Any]]]:
     """Batches of pictures in the tokenizer's input format; unreadable pictures are skipped with a warning."""
     net = tokenizer.config
     modality = net.modality
@@ -154,6 +171,8 @@ def _batches(tokenizer: Tokenizer, split: Split, indices: list[int]) -> Iterator
 
     def read(index: int) -> npt.NDArray[Any] | None:
         try:
+            if resize != "training":
+                return resized(split.read_whole(index), net.resolution, resize)
             sample = split.read(index, net.resolution, conditions=conditions, geometry=net.geometry)
             picture = sample.picture(modality)
             if modality == "segmentation" and picture.max() >= net.n_labels:

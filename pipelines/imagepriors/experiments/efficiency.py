@@ -7,7 +7,6 @@ Distances are to the training pictures.
 
 import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,13 @@ from codeprior.sample_config import SampleConfig
 from codeprior.speed import step_flops_per_sequence
 from codeshards.format import ShardDataset
 from imagepriors.decode.draw import draw_samples
-from imagepriors.evaluate.networks import LITE0, network_notes
+from imagepriors.evaluate.distances import Judge
+from imagepriors.evaluate.networks import load_network, network_notes
+from imagepriors.evaluate.pictures import HeldPictures
 from imagepriors.evaluate.prior import training_loss
 from imagepriors.evaluate.reference import dataset_reference
 from imagepriors.experiments.config import ShardKind
+from imagepriors.experiments.quality import seconds_in_turn
 from imagepriors.experiments.workspace import PriorRuns, Workspace
 from imagepriors.reports.figures import bars_figure, picture_grid
 from runkit.devices import pick_device
@@ -77,8 +79,13 @@ def run_folder(workspace: Workspace, name: str) -> Path:
 def run(workspace: Workspace) -> None:
     """Measure time and quality of both priors."""
     measured = workspace.evaluation()
-    reference = dataset_reference(workspace.config.dataset, workspace.data, 32, measured, workspace.geometry)
+    reference = dataset_reference(
+        workspace.config.dataset, workspace.data, 32, measured.n, measured, workspace.geometry
+    )
     device = pick_device("auto")
+    network = load_network(measured.features, measured.inception, device)
+    assert network is not None  # the experiments' config has no features "none"
+    judge = Judge(reference, network)
     seconds = seconds_per_picture({
         name: (load_prior(run_folder(workspace, name), device=device), workspace.decoder(kind).decode)
         for name, kind in _KINDS.items()
@@ -90,20 +97,20 @@ def run(workspace: Workspace) -> None:
         samples = draw_samples(folder, workspace.shards(kind), workspace.config.n, config=config).pictures
         pictures.append(samples[:_SHOWN])
         found[name] = {
-            **_training(folder), "seconds_per_picture": seconds[name], **reference.distances(samples, measured),
+            **_training(folder), "seconds_per_picture": seconds[name], **judge.figures(HeldPictures(samples)),
         }  # fmt: skip
     ratios = {
         how: [a / b for a, b in zip(seconds["pixels"][how], seconds["codes"][how], strict=True)]
         for how in ("uncached", "cached")
     }
-    fid = "fid" if measured.features == "inception" else LITE0
+    fid = network.figures["pooled"]
     note = network_notes([fid], training_loss(ShardDataset.open(workspace.shards(_KINDS["codes"]))))[fid]
     text = (
         f"Same transformer, same training FLOPs of it. {describe_training(found)} The training of the codes' "
         "tokenizer is not counted. Sampling and decoding a picture without a cache is "
         f"{_ratio_text(ratios['uncached'])} as fast with codes (paper: {PAPER['sampling']}×), with a cache "
         f"{_ratio_text(ratios['cached'])}. "
-        f"{_describe_distances(found, fid, note)} {workspace.config.n} samples against {len(reference.pictures)} "
+        f"{_describe_distances(found, fid, note)} {workspace.config.n} samples against {reference.origin.pictures} "
         "training pictures. Samples: two rows of pixels, then two of codes."
     )
     grid = picture_grid(np.concatenate(pictures), _SHOWN // 2, scale=2)
@@ -182,20 +189,9 @@ def seconds_per_picture(
         prior, decode = networks[name]
         decode(to_grids(prior.sequence, ways[how](prior, 1))[-1].numpy())
 
-    found: dict[str, dict[str, list[float]]] = {name: {how: [] for how in ways} for name in networks}
-    for _ in range(1 + _ROUNDS):
-        for name, times in found.items():
-            for how, of_one in times.items():
-                of_one.append(_seconds(functools.partial(draw_one, name, how)))
-    return {name: {how: of_one[1:] for how, of_one in times.items()} for name, times in found.items()}
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    tasks = {(name, how): functools.partial(draw_one, name, how) for name in networks for how in ways}
+    found = seconds_in_turn(tasks, _ROUNDS)
+    return {name: {how: found[name, how] for how in ways} for name in networks}
 
 
 def _sample_cached(prior: Prior, n: int) -> Tensor:

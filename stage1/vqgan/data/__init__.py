@@ -7,6 +7,7 @@
 from vqgan.data.columns import ColumnType, parse_columns
 from vqgan.data.filters import Filter
 from vqgan.data.geometry import CENTRE, View, views_of
+from vqgan.data.loose import open_pictures
 from vqgan.data.registry import AUTO, DATASETS, open_splits, resolve
 from vqgan.data.samples import Item, Sample
 from vqgan.data.split import Split, column_types, sources_of, spread
@@ -22,6 +23,7 @@ __all__ = [
     "Split",
     "View",
     "column_types",
+    "open_pictures",
     "open_splits",
     "parse_columns",
     "resolve",
