@@ -14,6 +14,7 @@ RUN     ?= runs/$(if $(or $(filter auto,$(DATASET)),$(findstring :,$(DATASET))),
 DATA    ?= $(if $(filter demo,$(DATASET)),data/demo)
 WORKERS ?= 0
 N       ?= 25
+OUT     ?=
 KILLS   ?= 50
 SET     ?=
 SUITE   ?=
@@ -144,9 +145,9 @@ $(RUN)/prior-%/summary.json: $(if $(SHARDS),,$(RUN)/shards/dataset.json) | $(REA
 	  --out $(@D) \
 	  $(if $(filter train-prior,$(MAKECMDGOALS)),$(SET))
 
-sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=)
+sample: $(PRIOR)/summary.json ## Draw N pictures from the prior (ORDER=, COND=, OUT=samples.npz or .tar or a folder)
 	$(CLI) sample --preset $(PRESET) --prior $(PRIOR) --shards $(RUN)/shards --n $(N) \
-	  --out $(RUN)/samples-$(notdir $(PRIOR)) $(if $(filter sample,$(MAKECMDGOALS)),$(SET))
+	  --out $(or $(OUT),$(RUN)/samples-$(notdir $(PRIOR))) $(if $(filter sample,$(MAKECMDGOALS)),$(SET))
 
 push: $(PRIOR)/summary.json ## Publish the prior with its tokenizer, and the shards, on the Hub (TO=hf://user/name)
 	@test -n "$(TO)" || { echo "TO= is empty: pass the address, TO=hf://user/name" >&2; exit 2; }

@@ -1,16 +1,33 @@
 """Progress bars in terminals and notebooks; there are none where output goes to a file."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import tqdm as _library
+
+_hidden = ContextVar("hidden", default=False)
 
 
 class tqdm(_library.tqdm):  # type: ignore[misc]  # noqa: N801 - used in place of the class of this name
     """tqdm's text bar, of which `disable=None` means: show it in a terminal or a notebook."""
 
     def __init__(self, *args: Any, disable: bool | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, disable=False if disable is None and in_notebook() else disable, **kwargs)
+        if disable is None and (_hidden.get() or in_notebook()):
+            disable = _hidden.get()
+        super().__init__(*args, disable=disable, **kwargs)
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Show no progress bar of the block, because one around it shows the progress of the whole work."""
+    before = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(before)
 
 
 def in_notebook() -> bool:

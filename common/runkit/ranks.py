@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -26,10 +27,10 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
+def barrier(group: dist.ProcessGroup | None = None) -> None:
+    """Wait for all ranks, for as long as the group allows."""
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -47,14 +48,17 @@ def min_over_ranks(value: float, device: torch.device) -> float:
     return float(tensor)
 
 
-def host_group() -> dist.ProcessGroup | None:
+def host_group(timeout: timedelta | None = None) -> dist.ProcessGroup | None:
     """Create a second group of all ranks, for tensors in main memory, whatever the backend of the first one.
 
     All ranks must call it. With one process it returns None.
+
+    Args:
+        timeout: How long a rank waits for the others; None: as long as torch's default, half an hour.
     """
     if world_size() == 1:
         return None
-    group = dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)  # only ranks outside the group get something else
     return group
 

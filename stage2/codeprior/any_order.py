@@ -47,7 +47,7 @@ def drawn_in_own_order(sequence: SequenceSpec, config: SampleConfig, given_NT: T
                 "objective 'any_order'"
             )
         return True
-    own = own and bool((given_NT[:, :known] != UNKNOWN).all())
+    own = own and sequence.objective != "masked" and bool((given_NT[:, :known] != UNKNOWN).all())
     if config.compile and not own:
         raise PriorError(
             "compile: only steps of one code in the prior's own order have one shape; use false, or order = "
@@ -84,10 +84,7 @@ def draw_in_any_order(
     for step, count in enumerate(codes_per_step(T - known, config.steps, config.schedule)):
         asked_BQ = order_BT[:, known : T if config.order == "confidence" else known + count]
         read_BR = order_BT[:, read:known]
-        logits_RQV = prior.ask(
-            cache, codes_BT.gather(1, read_BR).repeat(rows), read_BR.repeat(rows), asked_BQ.repeat(rows),
-            condition_RC if step == 0 else None,
-        )  # fmt: skip
+        logits_RQV = prior.ask(cache, condition_RC, codes_BT.repeat(rows), read_BR.repeat(rows), asked_BQ.repeat(rows))
         logits_BQV = guide(logits_RQV, config, known / T)
         keys_N = keys_B.repeat_interleave(asked_BQ.shape[1])
         drawn_BQ = draw(logits_BQV.flatten(0, 1), config, keys_N, asked_BQ.flatten(), known / T).view_as(asked_BQ)

@@ -71,6 +71,8 @@ class KVCache:
 
     def keep(self, chosen_B: Tensor) -> None:
         """Replace the last token of each sequence by the one that is `chosen_B` [B] places after it."""
+        if self.length == 0:  # a masked prior reads nothing into it
+            return
         rows_B, places_B = torch.arange(self.batch, device=chosen_B.device), self.length - 1 + chosen_B
         for tensor_BHPE in (*self.keys, *self.values):
             tensor_BHPE[:, :, self.length - 1] = tensor_BHPE[rows_B, :, places_B]
@@ -90,8 +92,8 @@ def attend_sdpa(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | N
         return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, attn_mask=seen, is_causal=causal)
     # torch's bfloat16 kernel for CPUs is never faster than its float32 kernel, and backward up to four times slower.
     # Plain products take half the time of the float32 kernel if the CPU has bfloat16, and memory for all scores.
-    if causal and q_BHSE.shape[2] <= _SHORT and _BFLOAT16_CPU:
-        return _attend_short(q_BHSE, k_BHSE, v_BHSE)
+    if q_BHSE.shape[2] <= _SHORT and _BFLOAT16_CPU:
+        return _attend_short(q_BHSE, k_BHSE, v_BHSE, seen)
     with torch.autocast(q_BHSE.device.type, enabled=False):
         out_BHSE = F.scaled_dot_product_attention(
             q_BHSE.float(), k_BHSE.float(), v_BHSE.float(), attn_mask=seen, is_causal=causal
@@ -99,13 +101,14 @@ def attend_sdpa(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | N
     return out_BHSE.to(q_BHSE.dtype)
 
 
-def _attend_short(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
-    """Return causal attention by two batched products, with scale and mask in the first."""
-    q_NSE, k_NSE, v_NSE = (x.flatten(0, 1) for x in (q_BHSE, k_BHSE, v_BHSE))
-    S, E = q_NSE.shape[1:]
-    hidden_SS = torch.full((S, S), -math.inf, dtype=v_BHSE.dtype, device=v_BHSE.device).triu(1)
-    scores_NSS = torch.baddbmm(hidden_SS, q_NSE, k_NSE.transpose(1, 2), alpha=1 / math.sqrt(E))
-    return (scores_NSS.softmax(dim=-1) @ v_NSE).view_as(q_BHSE)
+def _attend_short(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Return the same by two batched products, with scale and mask in the first."""
+    q_NSE, k_NPE, v_NPE = (x.flatten(0, 1) for x in (q_BHSE, k_BHSE, v_BHSE))
+    (S, E), P = q_NSE.shape[1:], k_NPE.shape[1]
+    hidden_SP = torch.full((S, P), -math.inf, dtype=v_BHSE.dtype, device=v_BHSE.device)
+    hidden_SP = hidden_SP.triu(1) if seen is None else hidden_SP.masked_fill(seen, 0.0)
+    scores_NSP = torch.baddbmm(hidden_SP, q_NSE, k_NPE.transpose(1, 2), alpha=1 / math.sqrt(E))
+    return (scores_NSP.softmax(dim=-1) @ v_NPE).view_as(q_BHSE)
 
 
 def attend_math(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Augmentation of training batches: dropped conditions, replaced inputs, permuted sequences.
+"""Augmentation of training batches: dropped conditions, replaced and hidden inputs, permuted sequences.
 
 Every random number is a function of (seed, step, row of the global batch). A resumed run therefore needs no saved
 state, and the result does not depend on the number of ranks.
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from codeprior.config import SequenceSpec, TrainConfig
 from codeprior.data import Batch, random_bits
+from codeprior.given import UNKNOWN
+from codeprior.masked import training_mask
 from codeshards.format.schema import NO_LABEL
 
-_HIDE, _PERMUTE, _KEYS, _REPLACE, _CODES = 11, 12, 13, 14, 15  # a stream of random numbers for each purpose
+_HIDE, _PERMUTE, _KEYS, _REPLACE, _CODES, _COUNT = 11, 12, 13, 14, 15, 16  # a stream of random numbers for each purpose
 
 
 def permuted_fraction(config: TrainConfig, step: int) -> float:
@@ -65,4 +67,7 @@ def augment(batch: Batch, config: TrainConfig, sequence: SequenceSpec, *, step: 
         replaced_BT = happens(_REPLACE, 1 - config.pkeep, T)
         random_BT = torch.from_numpy((bits(_CODES, T) % np.uint64(sequence.codebook_size)).astype(np.int64))
         inputs_BT = torch.where(replaced_BT, random_BT, codes_BT)
+    if config.objective == "masked":
+        read_BT = codes_BT if inputs_BT is None else inputs_BT
+        inputs_BT = read_BT.masked_fill(training_mask(bits(_COUNT), bits(_KEYS, T)), UNKNOWN)
     return Batch(condition_BC=condition_BC, codes_BT=codes_BT, inputs_BT=inputs_BT, positions_BT=positions_BT)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
 from codeprior.distributed import distribute_like
+from codeprior.masked import make_prior
 from codeprior.model import Prior
 from codeshards.format.files import atomic_write
 from runkit import checkpoints as stored
@@ -217,7 +218,7 @@ def load_prior(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     # The initial weights are replaced; drawing them must not change the random state of the caller.
     with torch.random.fork_rng(devices=[]):
         # For one code at a time, torch's attention is as fast as any other, and it runs on every device.
-        prior = Prior(replace(config.train.model, attention="sdpa"), config.sequence)
+        prior = make_prior(replace(config.train.model, attention="sdpa"), config.sequence)
     load_weights(prior, folder / WEIGHTS)
     return prior.to(device).eval()
 

@@ -41,9 +41,8 @@ def condition_parts(condition: str) -> tuple[str, ...]:
 
 _require = partial(require, error=PriorError)
 
-
-Objective = Literal["ordered", "any_order"]
-"""What a prior learns: each code from those before it in one order, or from any set of other codes."""
+Objective = Literal["ordered", "any_order", "masked"]
+"""What a prior learns: each code from those before it, in one order or in any; or hidden codes from all others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +104,8 @@ class TrainConfig:
     """The order in which image codes are generated, and in which a prior of any order is evaluated."""
     objective: Objective = "ordered"
     """ordered: predict each code from those before it in `order`. any_order: in a new permutation of every sequence, to
-    the end of training, so that the prior completes any region, in any order, several codes at a time."""
+    the end of training, so that the prior completes any region, in any order, several codes at a time. masked: hidden
+    codes from all others by bidirectional attention (MaskGIT, arXiv 2202.04200), so sampling has no cache."""
     condition: str = "none"
     """What precedes the image codes: none, class, segmentation, depth, pose, or several joined by "+"."""
     multiscale: bool = False
@@ -204,12 +204,12 @@ class TrainConfig:
         found = (self.anneal_start, self.anneal_end)
         ok = 0 <= self.anneal_start <= self.anneal_end <= 1
         _require(ok, "(anneal_start, anneal_end)", found, "use fractions with 0 ≤ start ≤ end ≤ 1")
-        ok = not (self.random_order and self.objective == "any_order")
+        ok = not self.random_order or self.objective == "ordered"
         _require(ok, "random_order", True, "it is annealed to one order; objective 'any_order' permutes to the end")
-        if self.random_order or self.objective == "any_order":
-            why = "random_order" if self.random_order else "objective 'any_order'"
+        if self.random_order or self.objective != "ordered":
+            why = "random_order" if self.random_order else f"objective {self.objective!r}"
             remedy = f"{why} requires them: set them to true, or model.position to 'grid'"
-            _require(self.model.knows_targets, "model.target_positions", False, remedy)
+            _require(self.model.knows_targets or self.objective == "masked", "model.target_positions", False, remedy)
             remedy = f"scales go from coarse to fine: train them without {why}"
             _require(not self.multiscale, "multiscale", True, remedy)
 
@@ -292,7 +292,7 @@ class SequenceSpec:
     @property
     def order_text(self) -> str:
         """In which order codes are predicted, such as "order zcurve" or "any order"."""
-        return "any order" if self.objective == "any_order" else f"order {self.order}"
+        return f"order {self.order}" if self.objective == "ordered" else "any order"
 
     @property
     def condition_length(self) -> int:

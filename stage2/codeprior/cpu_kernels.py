@@ -7,8 +7,9 @@ Zen 4 cores reach 155 to 190 and 200 to 215. Sums have another order, so results
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ def _amd_with_mkl() -> bool:
     return both and cpu.is_file() and "AuthenticAMD" in cpu.read_text()
 
 
+_Model = TypeVar("_Model", bound=nn.Module)
 _BY_ONEDNN = _amd_with_mkl()  # a constant for compiled code
 
 
@@ -62,6 +64,8 @@ class _OneDNNLinear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: x [..., D], weight [K, D], bias [K] → [..., K]."""
+    if weight.is_mkldnn:
+        return _product(x, weight, bias)
     plain = x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32
     if plain or not _BY_ONEDNN or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
@@ -77,3 +81,37 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., D] → [..., K]."""
         return linear(input, self.weight, self.bias)
+
+
+def with_packed_weights(model: _Model) -> _Model:
+    """Return a copy for inference whose linear layers hold their weights in oneDNN's layout, if oneDNN multiplies them.
+
+    Otherwise oneDNN rearranges the weights in each product, which takes as long as a product of few rows. All other
+    tensors are shared with the model, which is returned itself if nothing is to be packed.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    if not layers or not _packable(layers[0].weight):
+        return model
+    packed = copy_sharing_tensors(model)
+    for layer in packed.modules():
+        if isinstance(layer, Linear):
+            weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
+            del layer.weight
+            layer.register_buffer("weight", weight, persistent=False)
+    return packed
+
+
+def copy_sharing_tensors(model: _Model) -> _Model:
+    """Return a copy of a model with the same tensors, of which some can then be replaced."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+_ROWS = 4
+"""Rows of the products for which the layout is chosen; it suits 1 to 64, and products of many take no longer."""
+
+
+def _packable(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.is_mkldnn:
+        return False
+    bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bfloat16 or (weight.dtype == torch.float32 and _BY_ONEDNN)

@@ -80,7 +80,7 @@ def check_known(sequence: SequenceSpec, known_T: Tensor) -> None:
         PriorError: The prior has one order, which does not begin with them.
     """
     count = int(known_T.sum())
-    if sequence.objective == "any_order" or known_T[:count].all():
+    if sequence.objective != "ordered" or known_T[:count].all():
         return
     height, width = sequence.height, sequence.width
     names: list[str] = []
@@ -90,8 +90,8 @@ def check_known(sequence: SequenceSpec, known_T: Tensor) -> None:
         names = [name for name in defined_orders(height, width) if inside[order(name, height, width)[:count]].all()]
     raise PriorError(
         f"these {count} known codes are not what order {sequence.order!r} begins with, so this prior cannot complete "
-        f"them; orders that begin with them: {', '.join(names) or 'none'}. A prior of objective 'any_order' completes "
-        "any"
+        f"them; orders that begin with them: {', '.join(names) or 'none'}. A prior of objective 'any_order' or "
+        "'masked' completes any"
     )
 
 

@@ -158,10 +158,7 @@ class Prior(nn.Module):
         x_BSD = torch.cat((self._embed_condition(condition_BC), self._embed_codes(codes_BT, places_S[..., C:])), dim=1)
         x_BSD = self._run_blocks(x_BSD, places_S, targets)
         # The outputs before the last condition token are neither trained nor sampled.
-        if targets_BT is None:
-            return self._logits(x_BSD[:, C - 1 :])
-        x_ND = self.norm(x_BSD[:, C - 1 :]).flatten(0, 1)
-        return head_nll(x_ND, self._head_weight(), targets_BT.flatten()).view_as(targets_BT)
+        return self._predict(x_BSD[:, C - 1 :], targets_BT)
 
     def nll(
         self,
@@ -180,6 +177,11 @@ class Prior(nn.Module):
             positions_BT: As for :meth:`forward`.
         """
         read_BT = (codes_BT if inputs_BT is None else inputs_BT)[:, :-1]
+        return self._losses(condition_BC, read_BT, codes_BT, positions_BT)
+
+    def _losses(
+        self, condition_BC: Tensor, read_BT: Tensor, codes_BT: Tensor, positions_BT: Tensor | None = None
+    ) -> Tensor:
         if self.sequence.codebook_size > LARGE_CODEBOOK:
             return self(condition_BC, read_BT, positions_BT, targets_BT=codes_BT)  # type: ignore[no-any-return]
         # Always float32, because a softmax over many codes loses digits in bfloat16.
@@ -205,20 +207,23 @@ class Prior(nn.Module):
             return logits_BV
         return self._append(self._embed_codes(codes_B[:, None], cache.place_1), cache.place_1, cache)
 
+    def decode_several(self, codes_BT: Tensor, cache: KVCache) -> Tensor:
+        """Read T more image codes into a cache, not a static one; return the logits [B, T, V] of each next code."""
+        tokens = codes_BT.shape[1]
+        places_T = torch.arange(cache.length, cache.length + tokens, device=codes_BT.device)
+        seen_TP = seen_by_each(cache.length, tokens, 1, codes_BT.device)
+        targets_T = places_T - (self.sequence.condition_length - 1)
+        x_BTD = self._run_blocks(self._embed_codes(codes_BT, places_T), places_T, targets_T, cache, seen_TP)
+        cache.length += tokens
+        return self._logits(x_BTD)
+
     def decode_static(self, codes_B: Tensor, cache: KVCache) -> Tensor:
         """Do :meth:`decode` at `cache.place_1` with fixed shapes and addresses; the caller updates `cache.length`."""
         x_B1D = self._embed_codes(codes_B[:, None], cache.place_1)
         targets = cache.place_1 - (self.sequence.condition_length - 1)
         return self._logits(self._run_blocks(x_B1D, cache.place_1, targets, cache)[:, -1])
 
-    def ask(
-        self,
-        cache: KVCache,
-        codes_BR: Tensor,
-        read_BR: Tensor,
-        asked_BQ: Tensor,
-        condition_BC: Tensor | None = None,
-    ) -> Tensor:
+    def ask(self, cache: KVCache, condition_BC: Tensor, codes_BT: Tensor, read_BR: Tensor, asked_BQ: Tensor) -> Tensor:
         """Read R image codes into the cache, and predict Q ≥ 1 codes, each from all that is read and no other of the Q.
 
         The last token that is read names the code that it predicts, so it runs Q times, once for each. The cache keeps
@@ -227,18 +232,18 @@ class Prior(nn.Module):
 
         Args:
             cache: What was read before; not static.
-            codes_BR: int64, the codes to read; R ≥ 1 unless there is a condition.
-            read_BR: int64, their indices in the prior's order.
+            condition_BC: The condition tokens, which are read into an empty cache.
+            codes_BT: int64, the codes of the sequence that are known.
+            read_BR: int64, the indices of the R codes to read; R ≥ 1 unless the cache is empty.
             asked_BQ: int64, the indices of the codes to predict.
-            condition_BC: The condition tokens, with an empty cache.
 
         Returns:
             [B, Q, V] logits.
         """
         C, Q = self.sequence.condition_length, asked_BQ.shape[1]
-        x_BSD, places_BS = self._embed_codes(codes_BR, read_BR + C), read_BR + C
+        x_BSD, places_BS = self._embed_codes(codes_BT.gather(1, read_BR), read_BR + C), read_BR + C
         targets_BN = torch.cat((read_BR[:, 1:], asked_BQ), dim=1)
-        if condition_BC is not None:
+        if cache.length == 0:
             x_BSD = torch.cat((self._embed_condition(condition_BC), x_BSD), dim=1)
             places_BS = torch.cat((torch.arange(C, device=x_BSD.device).expand(len(x_BSD), C), places_BS), dim=1)
             targets_BN = torch.cat((read_BR, asked_BQ), dim=1)
@@ -298,6 +303,13 @@ class Prior(nn.Module):
         for block in self.blocks:
             x_BSD = block(x_BSD, rotation, cache, seen_SP)
         return x_BSD
+
+    def _predict(self, x_BTD: Tensor, targets_BT: Tensor | None) -> Tensor:
+        """Return the logits of image codes, or with targets the loss of each."""
+        if targets_BT is None:
+            return self._logits(x_BTD)
+        x_ND = self.norm(x_BTD).flatten(0, 1)
+        return head_nll(x_ND, self._head_weight(), targets_BT.flatten()).view_as(targets_BT)
 
     def _logits(self, x_BSD: Tensor) -> Tensor:
         return linear(self.norm(x_BSD), self._head_weight())

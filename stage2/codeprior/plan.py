@@ -16,6 +16,7 @@ from codeprior.blend import Blend, Shards, places
 from codeprior.chunked_loss import CHUNK, LARGE_CODEBOOK
 from codeprior.config import PriorError, SequenceSpec, TrainConfig
 from codeprior.data import Batch, check_labels, check_shards
+from codeprior.masked import make_prior
 from codeprior.model import Prior
 from codeprior.optim import make_optimizer
 from codeprior.speed import peak_flops, resolve_precision, step_flops_per_sequence
@@ -55,7 +56,7 @@ def plan_training(config: TrainConfig, shards: Shards, out: str | Path) -> WorkP
     stored = code_dtype(sequence.codebook_size).itemsize
     device, precision = place_run(config, resolve_precision, PriorError)
     with torch.random.fork_rng(devices=[]):
-        prior = Prior(config.model, sequence)
+        prior = make_prior(config.model, sequence)
         weights = 4 * prior.parameter_count
         moments = moments_of(make_optimizer(prior, config))
         saved = weights * (2 if config.ema_decay else 1)

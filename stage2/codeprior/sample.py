@@ -16,6 +16,8 @@ from torch import Tensor
 from codeprior.any_order import Report, draw_in_any_order, drawn_in_own_order
 from codeprior.attention import KVCache
 from codeprior.config import PriorError, SequenceSpec
+from codeprior.cpu_kernels import with_packed_weights
+from codeprior.drafts import drafted_codes, drafts_per_check, with_eight_bits
 from codeprior.draw import draw, sample_keys
 from codeprior.given import UNKNOWN, checked_given
 from codeprior.guidance import guide, with_null
@@ -89,12 +91,13 @@ def sample_sequences(
     given_NT = checked_given(sequence, n, given_NT)
     in_own_order = drawn_in_own_order(sequence, config, given_NT)
     prior = prepare(prior, config)
+    drafter = functools.cache(lambda: with_eight_bits(prior))
+    draw_batch = functools.partial(_draw_in_own_order, drafter=drafter) if in_own_order else draw_in_any_order
     sampled, batches = [], range(0, n, config.batch_size)
     left = int((given_NT[:1] == UNKNOWN).sum())
     with tqdm(total=len(batches) * left, desc="sample", unit="code", disable=None) as bar:
         for start in batches:
             rows = slice(start, start + config.batch_size)
-            draw_batch = _draw_in_own_order if in_own_order else draw_in_any_order
 
             def report(codes_BT: Tensor, drawn: int, start: int = start) -> None:
                 bar.update(drawn)
@@ -159,7 +162,9 @@ def condition_tokens(sequence: SequenceSpec, n: int, condition: Condition | None
 
 
 def prepare(prior: Prior, config: SampleConfig) -> Prior:
-    """Return the prior in eval mode with weights of the config's precision; a copy only if the precision differs.
+    """Return the prior in eval mode with weights of the config's precision, in the layout that the CPU multiplies by.
+
+    It is a copy where weights are converted; on a CPU it is for sampling only.
 
     Raises:
         PriorError: Guidance is requested for a prior without a condition.
@@ -170,50 +175,78 @@ def prepare(prior: Prior, config: SampleConfig) -> Prior:
         check_compiler(prior.device.type, PriorError)
     dtype = getattr(torch, config.precision)
     prior.eval()
-    return prior if prior.code_embedding.weight.dtype == dtype else copy.deepcopy(prior).to(dtype)
+    if prior.code_embedding.weight.dtype != dtype:
+        prior = copy.deepcopy(prior).to(dtype)
+    return prior if config.compile else with_packed_weights(prior)
 
 
 @torch.inference_mode()
 def _draw_in_own_order(
-    prior: Prior, condition_BC: Tensor, given_BT: Tensor, config: SampleConfig, first: int, report: Report
+    prior: Prior,
+    condition_BC: Tensor,
+    given_BT: Tensor,
+    config: SampleConfig,
+    first: int,
+    report: Report,
+    *,
+    drafter: Callable[[], Prior],
 ) -> Tensor:
-    """Return the codes [B, T] of samples first … first + B - 1, which are drawn one by one in the prior's order."""
+    """Return the codes [B, T] of samples first … first + B - 1, drawn one after the other in the prior's order."""
     B, T = given_BT.shape
     known = int((given_BT[0] != UNKNOWN).sum())
     keys_B = sample_keys(config.seed, first, B).to(prior.device)
     codes_BT = given_BT.to(prior.device, copy=True)
     condition_RC = with_null(condition_BC, config).to(prior.device)
-    cache = KVCache(prior, len(condition_RC), static=config.compile)
+    cache, drafts = new_cache(prior, len(condition_RC), config), drafts_per_check(prior, len(condition_RC), config)
+
+    def draw_one(logits_RV: Tensor, t: int) -> Tensor:
+        t_1 = torch.full((1,), t, device=prior.device)
+        return draw(guide(logits_RV, config, t_1 / T), config, keys_B, t_1, t_1 / T)
+
     logits_RV = prior.prefill(condition_RC, cache, codes_BT[:, :known].repeat(len(condition_RC) // B, 1))
-    t_1 = torch.full((1,), known, device=prior.device)
-    codes_BT[:, known] = draw(guide(logits_RV, config, t_1 / T), config, keys_B, t_1, t_1 / T)
-    report(codes_BT, 1)
-    for t in range(known + 1, T):
-        codes_BT[:, t] = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1.fill_(t), t_1 / T)
-        report(codes_BT, 1)
-    return codes_BT
+    codes_BK, t = draw_one(logits_RV, known)[:, None], known
+    while True:
+        K = codes_BK.shape[1]
+        codes_BT[:, t : t + K] = codes_BK
+        report(codes_BT, K)
+        t += K
+        count = min(drafts, T - 1 - t)
+        if t == T:
+            return codes_BT
+        if count > 0:
+            codes_BK = drafted_codes(prior, drafter(), cache, codes_BT, t, count, draw_one)
+        else:
+            t_1 = torch.full((1,), t, device=prior.device)
+            codes_BK = next_codes(prior, cache, codes_BT[:, t - 1], config, keys_B, t_1, t_1 / T)[:, None]
+
+
+def new_cache(prior: Prior, rows: int, config: SampleConfig) -> KVCache:
+    """Return an empty cache, static for CUDA graphs; a static one is read to its end for each code."""
+    return KVCache(prior, rows, static=config.compile and prior.device.type == "cuda")
 
 
 def next_codes(
     prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor, progress: Tensor
 ) -> Tensor:
     """Read codes t - 1 and return codes t, [B]."""
-    if not cache.static:
-        codes_R = codes_B.repeat(cache.batch // len(codes_B))
-        return draw(guide(prior.decode(codes_R, cache), config, progress), config, keys_B, t_1, progress)
-    cache.place_1.fill_(cache.length)
-    cache.length += 1
-    return _compiled(prior.device.type)(prior, cache, codes_B.clone(), config, keys_B, t_1, progress)
+    if cache.static:
+        cache.place_1.fill_(cache.length)
+        cache.length += 1
+    # A length of one would be a constant of compiled code.
+    step = _compiled(prior.device.type) if config.compile and cache.length > 1 else _step
+    return step(prior, cache, codes_B.clone(), config, keys_B, t_1, progress)
 
 
-def _static_step(
+def _step(
     prior: Prior, cache: KVCache, codes_B: Tensor, config: SampleConfig, keys_B: Tensor, t_1: Tensor, progress: Tensor
 ) -> Tensor:
     codes_R = codes_B.repeat(cache.batch // len(codes_B))
-    return draw(guide(prior.decode_static(codes_R, cache), config, progress), config, keys_B, t_1, progress)
+    logits_RV = prior.decode_static(codes_R, cache) if cache.static else prior.decode(codes_R, cache)
+    return draw(guide(logits_RV, config, progress), config, keys_B, t_1, progress)
 
 
 @functools.cache
 def _compiled(device: str) -> Callable[..., Tensor]:
-    # CUDA graphs launch the hundreds of small kernels of a step at once.
-    return torch.compile(_static_step, dynamic=False, mode="reduce-overhead" if device == "cuda" else "default")
+    if device == "cuda":  # CUDA graphs launch the hundreds of small kernels of a step at once
+        return torch.compile(_step, dynamic=False, mode="reduce-overhead")
+    return torch.compile(_step, dynamic=True)  # the length of the cache is a variable

@@ -54,6 +54,9 @@ class SampleConfig:
     choice_temperature: float = 0.0
     """Randomness of the choice by confidence: the factor of Gumbel noise that is added to the log-probabilities and
     falls linearly to zero (MaskGIT); 0: the surest codes."""
+    drafts: int | None = None
+    """Codes that a copy with 8-bit weights draws ahead, for the prior to check all at once. The codes are those of the
+    prior, up to rounding; 0: off. None: a few for a single sample of a large prior in float32 on a CPU, else off."""
     seed: int = 0
     """Sample i is determined by (seed, i) and its condition, for any batch size and number of samples."""
     batch_size: int = 25
@@ -76,5 +79,6 @@ class SampleConfig:
         _require(
             0 <= interval[0] < interval[1] <= 1, "guidance_interval", interval, "use two rising fractions in 0 … 1"
         )
+        _require(self.drafts is None or self.drafts >= 0, "drafts", self.drafts, "use None, 0 (off) or more")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "use 0 to 2**63 - 1")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "use at least 1")

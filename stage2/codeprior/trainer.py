@@ -25,6 +25,7 @@ from codeprior.augment import augment
 from codeprior.blend import Blend
 from codeprior.config import PriorError
 from codeprior.data import Batch, checked, random_bits
+from codeprior.masked import make_prior
 from codeprior.model import Prior
 from codeprior.optim import learning_rate_at, make_optimizer
 from codeprior.speed import resolve_precision
@@ -131,7 +132,7 @@ class Trainer:
         self._set_precision(precision)
         self.batches = blend.batches(config, run.sequence, rank=rank(), world_size=world_size())
         torch.manual_seed(config.seed)
-        self.prior = Prior(config.model, run.sequence).to(self.device)
+        self.prior = make_prior(config.model, run.sequence).to(self.device)
         self.averaged = copy.deepcopy(self.prior).requires_grad_(False) if config.ema_decay else None
         if config.checkpoint_activations:
             for block in self.prior.blocks:

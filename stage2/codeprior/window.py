@@ -9,12 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from codeprior.attention import KVCache
 from codeprior.config import PriorError, SequenceSpec
 from codeprior.draw import draw, sample_keys
 from codeprior.guidance import guide, with_null
 from codeprior.model import Prior
-from codeprior.sample import Condition, condition_tokens, conditions_by_name, next_codes, prepare
+from codeprior.sample import Condition, condition_tokens, conditions_by_name, new_cache, next_codes, prepare
 from codeprior.sample_config import SampleConfig
 from runkit.progress import tqdm
 
@@ -49,6 +48,8 @@ def sample_larger(
         PriorError: The prior or the config has another order, the grid is smaller, or the condition does not fit.
     """
     config, sequence = config or SampleConfig(), prior.sequence
+    if sequence.objective == "masked":
+        raise PriorError("larger grids require a prior that reads one code after the other; this one is masked")
     if sequence.order != "row_major" or sequence.scales:
         raise PriorError(
             f"larger grids require a prior of order row_major without scales; this one has order {sequence.order!r}"
@@ -112,7 +113,7 @@ def _draw_batch(
         else:
             condition_BC = windows.at(top, left)[samples.start : samples.stop]
             condition_RC = with_null(condition_BC, config).to(prior.device)
-            cache = cache or KVCache(prior, len(condition_RC), static=config.compile)
+            cache = cache or new_cache(prior, len(condition_RC), config)
             cache.length = 0
             codes_BT = codes_Bhw[:, top : top + H, left : left + W].flatten(1)[:, :local]
             logits_RV = prior.prefill(condition_RC, cache, codes_BT.repeat(len(condition_RC) // B, 1))

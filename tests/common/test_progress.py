@@ -8,6 +8,8 @@ import termios
 
 import pytest
 
+from runkit import progress
+
 BAR = "from runkit.progress import tqdm\nfor _ in tqdm(range(3), desc='work', disable=None): pass\n"
 NOTEBOOK = (
     "from IPython.core.interactiveshell import InteractiveShell\n"
@@ -35,3 +37,11 @@ def test_a_bar_is_shown_in_a_notebook():
     pytest.importorskip("IPython")
     assert "work: 100%" in printed(NOTEBOOK + BAR)
     assert "work" not in printed(NOTEBOOK + BAR.replace("disable=None", "disable=True"))
+
+
+def test_a_bar_in_a_hidden_block_is_not_shown(monkeypatch):
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    assert not progress.tqdm(disable=None).disable
+    with progress.hidden():
+        assert progress.tqdm(disable=None).disable
+    assert not progress.tqdm(disable=None).disable

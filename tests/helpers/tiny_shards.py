@@ -41,15 +41,17 @@ def make_dataset(
     fails: Sequence[str] = (),
     spec: ShardSpec = SPEC,
     tokenizer: Path | None = None,
+    labelled: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """A finished dataset of a train and a val split; returns the rows of each split in planned order.
 
     The tokenizer beside it is not one, unless its folder is given: nothing that reads shards alone looks into it. Keys
-    in `fails` give no rows.
+    in `fails` give no rows. A fifth of the rows have no label, unless `labelled`.
     """
     content = {"train": make_rows(rows, seed=seed), "val": make_rows(3, seed=seed + 1)}
     for part in content.values():
         part["views"][:] = 0
+        part["labels"] = np.arange(len(part["keys"])) % 3 if labelled else part["labels"]
     plan = build_plan(
         samples={split: part["keys"] for split, part in content.items()},
         source_hashes=dict.fromkeys(content, "source"),

@@ -102,7 +102,7 @@ def test_samples_that_cannot_be_drawn_are_refused(run, tmp_path, capsys):
         ("--given", "16"): "given = 16: this prior's sequences have 16 codes",
         ("--given", "centre"): "orders that begin with them: spiral_out",
         ("--given", "scales-1"): "this prior has 0 scales",
-        ("--given", "lower"): "use a number of codes, upper, corner, centre, or scales-K",
+        ("--given", "lower"): "use a number of codes, upper, left, corner, centre, checkerboard, a rectangle",
         ("--size", "8", "8"): "larger grids require a prior of order row_major",
         ("--guidance", "2.0"): "trained with cond_dropout = 0",
         ("--top-p", "0"): "top_p is 0.0: use above 0 to 1",

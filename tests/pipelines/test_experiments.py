@@ -17,11 +17,14 @@ from codeprior.sample import sample_sequences
 from codeprior.sample_config import SampleConfig
 from codeshards.format import ShardError, order
 from imagepriors.cli import main
-from imagepriors.experiments import EXPERIMENTS, conditional, training
+from imagepriors.experiments import EXPERIMENTS, any_order, conditional, training
 from imagepriors.experiments.command import load_config
 from imagepriors.experiments.efficiency import describe_training, sample_uncached, seconds_per_picture
+from imagepriors.experiments.inpainting import error_outside, known_region
 from imagepriors.experiments.orders import describe, position_map, ranking
 from imagepriors.experiments.page import write_page
+from imagepriors.experiments.paired import difference
+from imagepriors.experiments.quality import frechet
 from imagepriors.experiments.workspace import Workspace
 from imagepriors.presets import load_preset, preset_names
 from vqgan.errors import InputError
@@ -72,7 +75,7 @@ def words(local_ray_cores, tmp_path_factory):
         )
     (root / "tiny.toml").write_text(
         f'dataset = "demo"\ntokenizer = "{root}/image.toml"\nsmall_tokenizer = "{root}/f2.toml"\n'
-        f'prior = "{root}/image.toml"\nscales = [1]\nscales_of = "shards-codes"\nn = 12\nprior_steps = 2\n'
+        f'prior = "{root}/image.toml"\nscales = [1]\nn = 8\nprior_steps = 2\n'
         f"reader_steps = 2\nevaluations = 2\n"
         f'[conditions]\nsegmentation = "{root}/masks.toml"\n'
     )
@@ -96,6 +99,10 @@ def test_experiments_write_results_figures_and_one_page(words, capsys):
     found = {name: read_results(run, name) for name in names}
     assert sorted(found["orders"]["ranking"]) == sorted(found["orders"]["val_nll_nats"])
     assert set(found["conditional"]["agreement"]) == {"class", "segmentation"}
+    assert set(found["any-order"]["val_nll_nats"]) == set(found["orders"]["val_nll_nats"])
+    assert set(found["any-order"]["seconds_per_picture"]) == {"row_major", "2 steps", "4 steps", "8 steps", "16 steps"}
+    assert found["inpainting"]["error"]["upper"]["one_order"]  # row_major begins with it
+    assert not found["inpainting"]["error"]["checkerboard"]["one_order"]
 
 
 @pytest.mark.slow
@@ -111,6 +118,13 @@ def test_scales_are_made_of_the_pictures_in_the_preset(tmp_path):
     small, paper = (Workspace(load_config(name), tmp_path, tmp_path) for name in ("small", "paper"))
     assert small.tokenize_config("shards-codes").scales == paper.tokenize_config("shards").scales == (1, 2, 4, 8)
     assert small.tokenize_config("shards").scales == paper.tokenize_config("shards-codes").scales == ()
+
+
+def test_many_codes_per_step_are_drawn_in_up_to_one_step_per_code(tmp_path):
+    ways = any_order.drawing_ways(Workspace(load_config("small"), tmp_path, tmp_path).sampling(), 256)
+    counts = [config.steps for config in ways.values() if (config.order, config.schedule) == ("auto", "cosine")]
+    assert counts == [0, 8, 16, 32, 64, 128, 256]
+    assert {ways[name].steps for name in ways if "," in name} == {32}
 
 
 def test_the_papers_learning_rate_follows_the_batch(tmp_path):
@@ -149,15 +163,15 @@ def test_finished_runs_are_not_trained_again(words, monkeypatch):
     flags, run = words
     summaries = sorted(run.rglob("summary.json"))
     before = [path.stat().st_mtime_ns for path in summaries]
-    assert main(["experiment", "completion", *flags]) == 0
+    assert main(["experiment", "inpainting", *flags]) == 0
     assert [path.stat().st_mtime_ns for path in summaries] == before
 
 
 def test_runs_with_other_settings_are_refused(words, capsys):
     flags, run = words
-    assert main(["experiment", "completion", *flags, "--prior-steps", "4"]) == 2
+    assert main(["experiment", "inpainting", *flags, "--prior-steps", "4"]) == 2
     assert "was trained with steps = 2, 4 is asked for: pass another --run" in capsys.readouterr().err
-    assert main(["experiment", "completion", *flags, "--tokenizer-steps", "3"]) == 2
+    assert main(["experiment", "inpainting", *flags, "--tokenizer-steps", "3"]) == 2
     assert f"{run}/tokenizer was trained with steps = 2, the experiment asks for 3" in capsys.readouterr().err
 
 
@@ -169,7 +183,20 @@ def test_a_dataset_without_conditions_is_reported_and_affects_no_other_experimen
     assert "demo has one class and none of the" in write_page(run).read_text()
 
 
-def test_only_significant_differences_between_orders_are_reported():
+def test_an_interval_is_students_of_the_paired_differences():
+    baseline = np.array([9.0, 2.0, 5.0, 7.0, 3.0])  # seeds differ more than the runs of a seed
+    values = baseline + np.arange(1.0, 6.0)
+    found = difference(values, baseline)
+    assert (found.mean, found.half) == pytest.approx((3.0, 2.776 * 0.5**0.5), abs=1e-3)  # t of 97.5%, 4 degrees
+    assert found.shown
+    assert str(found) == "+3.0 ± 2.0"
+    at_once = difference(values, baseline, comparisons=5)
+    assert at_once.half == pytest.approx(4.604 * 0.5**0.5, abs=1e-3)  # of 99.5%
+    assert not at_once.shown
+    assert not difference(baseline[:1] + 9, baseline[:1]).shown  # one seed has no interval
+
+
+def test_only_shown_differences_between_orders_are_reported():
     base = np.array([5.0, 5.5, 5.2])
     behind = {
         "row_major": [0, 0, 0], "zcurve": [0.1, 0.02, 0.05], "alternate": [-0.11, -0.1, -0.12],
@@ -178,12 +205,47 @@ def test_only_significant_differences_between_orders_are_reported():
     finals = {name: base + np.array(nll) for name, nll in behind.items()}
     assert ranking(finals) == ["alternate", "row_major", "zcurve", "spiral_out", "subsample"]
     text = describe(finals)
-    assert (
-        "(8.9 standard errors) to be worse than row_major: spiral_out, subsample; better: alternate." in text
-    )  # although seeds differ more
-    assert "spiral_out +0.2100 ± 0.0058" in text
-    assert "alternate is best, spiral_out and subsample are last" in text
+    assert "alternate than row_major, spiral_out, subsample; row_major than spiral_out, subsample." in text
+    assert "Not shown to differ: alternate and zcurve, row_major and zcurve, zcurve and spiral_out" in text
+    assert "of these 8 differences 4 are shown, 1 are shown to be the other way round" in text
     assert "shows no ranking" in describe({name: nll[:1] for name, nll in finals.items()})
+
+
+@pytest.mark.parametrize("counts", [(30, 20), (5, 7)])
+def test_the_distance_of_features_is_torch_fidelitys(counts):
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    torch.manual_seed(0)
+    features = [
+        torch.randn(count, 8).double() @ torch.randn(8, 8).double() + shift for shift, count in enumerate(counts)
+    ]
+    theirs = fid_statistics_to_metric(*map(fid_features_to_statistics, features), verbose=False)
+    expected = theirs["frechet_inception_distance"]
+    assert frechet(*(part.numpy() for part in features)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_speed_and_loss_of_quality_are_those_of_the_same_round_and_seed():
+    distances = {
+        "row_major": np.array([100.0, 140.0]),
+        "8 steps": np.array([110.0, 150.0]),
+        "4 steps": np.array([90.0, 250.0]),
+    }
+    text = any_order.describe_steps(distances, {"row_major": [4.0, 8.0], "8 steps": [2.0, 2.0], "4 steps": [1.0, 1.0]})
+    assert "8 steps 2.000 s, 3.0× as fast (2.0–4.0), distance 130.0 (+10.000)" in text
+    assert "4 steps 1.000 s, 6.0× as fast (4.0–8.0), distance 170.0 (+50 ± 1527, not shown)" in text
+
+
+def test_the_error_of_a_completion_is_that_of_its_unknown_part():
+    sequence = SequenceSpec(
+        height=4, width=4, codebook_size=5, order="row_major", fingerprint="", objective="any_order"
+    )
+    known = known_region(sequence, "upper")
+    assert known.sum() == 8
+    assert known_region(sequence, "random cells").sum() == 4
+    originals = np.zeros((2, 8, 8, 3), np.uint8)
+    completed = originals.copy()
+    completed[:, :4], completed[0, 4:] = 200, 10
+    assert error_outside(originals, known, completed) == pytest.approx(50**0.5)
 
 
 def test_the_loss_of_each_cell_is_at_its_position(tmp_path):

@@ -160,12 +160,11 @@ def test_the_cache_of_a_step_is_that_of_its_codes_one_by_one() -> None:
     condition = torch.tensor([[2]])
     with torch.inference_mode():
         together, single = KVCache(prior, 1), KVCache(prior, 1)
-        none = torch.empty(1, 0, dtype=torch.int64)
-        prior.ask(together, none, none, places[:, :5], condition)
-        a = prior.ask(together, codes[:, :5], places[:, :5], places[:, 5:9])
-        prior.ask(single, none, none, places[:, :1], condition)
+        prior.ask(together, condition, codes, places[:, :0], places[:, :5])
+        a = prior.ask(together, condition, codes, places[:, :5], places[:, 5:9])
+        prior.ask(single, condition, codes, places[:, :0], places[:, :1])
         for t in range(5):
-            b = prior.ask(single, codes[:, t : t + 1], places[:, t : t + 1], places[:, t + 1 : t + 2])
+            b = prior.ask(single, condition, codes, places[:, t : t + 1], places[:, t + 1 : t + 2])
     assert together.length == single.length == 6
     torch.testing.assert_close(a[:, 0], b[:, 0])
     for left, right in zip((*together.keys, *together.values), (*single.keys, *single.values), strict=True):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from codeprior import cpu_kernels
-from codeprior.cpu_kernels import Linear, linear
+from codeprior.cpu_kernels import Linear, linear, with_packed_weights
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -54,6 +54,25 @@ def test_other_types_are_left_to_torch(onednn, dtype):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(x.float(), weight.float()).dtype == torch.bfloat16
     assert not onednn
+
+
+@pytest.mark.parametrize("rows", [1, 5, 300])
+def test_packed_weights_give_the_same_products_and_share_the_rest(monkeypatch, rows):
+    monkeypatch.setattr(cpu_kernels, "_BY_ONEDNN", True)
+    model = torch.nn.Sequential(torch.nn.LayerNorm(48), Linear(48, 80), Linear(80, 16, bias=False))
+    packed, x = with_packed_weights(model), torch.randn(rows, 1, 48)
+    assert packed[1].weight.is_mkldnn
+    assert not model[1].weight.is_mkldnn
+    assert packed[0].weight is model[0].weight
+    assert with_packed_weights(packed) is packed
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_only_weights_that_onednn_multiplies_are_packed(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_BY_ONEDNN", False)
+    model = torch.nn.Sequential(Linear(48, 80))
+    assert with_packed_weights(model) is model
 
 
 @pytest.mark.slow

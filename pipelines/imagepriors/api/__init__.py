@@ -4,9 +4,10 @@ from codeprior.config import TrainConfig as PriorConfig
 from codeprior.sample_config import SampleConfig
 from codeshards.config import TokenizeConfig
 from imagepriors.api.datasets import ImageDataset, open_dataset
+from imagepriors.api.evaluation import evaluate_prior
 from imagepriors.api.hub import push
-from imagepriors.api.plans import plan_prior, plan_tokenize, plan_tokenizer
-from imagepriors.api.priors import ImagePrior, evaluate_prior, import_prior, load_prior
+from imagepriors.api.plans import plan_prior, plan_samples, plan_tokenize, plan_tokenizer
+from imagepriors.api.priors import ImagePrior, import_prior, load_prior
 from imagepriors.api.samples import SampledImages
 from imagepriors.api.shards import add_codes, add_conditions, import_shards, inspect, open_shards, tokenize
 from imagepriors.api.tokenizers import (
@@ -52,6 +53,7 @@ __all__ = [
     "open_dataset",
     "open_shards",
     "plan_prior",
+    "plan_samples",
     "plan_tokenize",
     "plan_tokenizer",
     "preset_names",

@@ -4,13 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from codeprior.config import TrainConfig as PriorConfig
+from codeprior.sample_config import SampleConfig
 from codeshards.config import TokenizeConfig
 from imagepriors.api.datasets import ImageDataset
-from imagepriors.api.defaults import PathLike
+from imagepriors.api.defaults import PathLike, as_path
 from imagepriors.api.memory import keep_freed_memory
+from imagepriors.api.priors import ImagePrior
+from imagepriors.api.samples import sample_count
+from imagepriors.api.settings import build_config
 from imagepriors.api.shards import tokenize_job
 from imagepriors.api.tokenizers import ImageTokenizer, tokenizer_training
 from imagepriors.api.training import AnyShards, prior_training
+from imagepriors.presets import load_preset
 from runkit.plans import WorkPlan
 from vqgan.config import TrainConfig as TokenizerConfig
 
@@ -85,3 +90,29 @@ def plan_prior(
     from codeprior.plan import plan_training
 
     return plan_training(settings, given, folder)
+
+
+def plan_samples(
+    prior: PathLike | ImagePrior,
+    out: PathLike,
+    n: int,
+    *,
+    condition: Any = None,
+    given: Any = 0,
+    workers: int = 0,
+    threads: int = 2,
+    preset: PathLike | None = None,
+    config: SampleConfig | None = None,
+    **fields: Any,
+) -> WorkPlan:
+    """Plan a call of :meth:`ImagePrior.save_samples`: parts, memory, time and sizes. Nothing is written.
+
+    Arguments and errors are those of the method. A batch is tried in this process.
+    """
+    trained = prior if isinstance(prior, ImagePrior) else ImagePrior(as_path(prior))
+    base = load_preset(str(preset), "sample") if preset is not None else {}
+    settings = build_config(SampleConfig, fields, config=config, base=base, function=plan_samples)
+    drawing = trained._drawing(as_path(out), sample_count(n), condition, given, workers, threads, settings)
+    from imagepriors.decode.dry_run import plan_drawing
+
+    return plan_drawing(drawing, trained.loaded, trained.decoder)

@@ -4,7 +4,6 @@ Axes: N samples, h × w the grid of codes.
 """
 
 import functools
-import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,12 @@ from codeprior.config import PriorError, SequenceSpec
 from codeprior.sample_config import SampleConfig
 from codeshards.format import ShardDataset
 from codeshards.format.files import read_json
-from imagepriors.api.datasets import ImageDataset, dataset_of
-from imagepriors.api.defaults import PathLike, as_path, model_folder, pretrained, results_folder, shards_folder
-from imagepriors.api.samples import SampledImages
+from imagepriors.api.conditions import class_ids, classes_alone, condition_tokens
+from imagepriors.api.defaults import PathLike, as_path, model_folder, pretrained, shards_folder
+from imagepriors.api.samples import SampledImages, code_size, sample_count
 from imagepriors.api.settings import build_config
 from imagepriors.api.shards import location
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
-from imagepriors.evaluate.config import EvaluatePriorConfig
 from imagepriors.presets import load_preset
 from runkit.devices import Device
 from runkit.places import absolute
@@ -30,6 +28,8 @@ from runkit.places import absolute
 if TYPE_CHECKING:
     from codeprior.checkpoint import RunConfig
     from codeprior.model import Prior
+    from imagepriors.decode.many import Drawing
+    from vqgan.tokenizer import Tokenizer
 
 
 class ImagePrior:
@@ -139,12 +139,18 @@ class ImagePrior:
             return None
         return ImageTokenizer.of(load_shard_tokenizer(home, "tokenizer", expected), home / "tokenizer")
 
+    @property
+    def decoder(self) -> "Tokenizer | None":
+        """The network of the tokenizer; None if it is unknown."""
+        return None if self.tokenizer is None else self.tokenizer.loaded
+
     def sample(
         self,
         n: int = 16,
         *,
         condition: Any = None,
         given: Any = 0,
+        images: Any = None,
         size: tuple[int, int] | None = None,
         preset: PathLike | None = None,
         config: SampleConfig | None = None,
@@ -162,6 +168,9 @@ class ImagePrior:
                 array [H, W] in which the known part is white or true; "not-" before a region or rectangle for all but
                 it; or "scales-K", the first K scales. A prior of one order completes what its order begins with, one
                 of objective "any_order" any part.
+            images: Images whose given part is completed, in place of validation rows, equally often and `n` times at
+                least: paths, PIL images, arrays or tensors; with `condition`, a class, or one per image, where the
+                prior has this condition.
             size: Rows and columns of codes, for images larger than those of training (order row_major).
             preset: Name or TOML file of a preset, whose table [sample] sets the defaults.
             config: A complete config in place of the default one.
@@ -171,9 +180,19 @@ class ImagePrior:
         Raises:
             PriorError: The prior does not support the arguments; the message says what it supports.
         """
-        n, size = _count(n), _size(size)
+        n, size = sample_count(n), code_size(size)
         settings = _sampling(fields, config, preset, ImagePrior.sample)
         spec = self.sequence
+        if images is not None:
+            from imagepriors.decode.draw import draw_codes
+            from imagepriors.decode.partial import known_codes
+
+            codes_AT, classes, each = self._to_complete(images, given, condition, n)
+            drawn = draw_codes(
+                self.loaded, self.folder, self.shards, each * len(codes_AT), config=settings, per_condition=each,
+                known_T=known_codes(spec, given), size=size, classes=classes, complete_AT=codes_AT,
+            )  # fmt: skip
+            return SampledImages(drawn.codes_NHW, drawn.conditions, self.tokenizer)
         completes = str(given) != "0"
         needs_rows = completes or any(part.name != "class" for part in spec.conditions)
         if condition is None and (needs_rows or size):
@@ -192,7 +211,7 @@ class ImagePrior:
 
         check_guidance(self.folder, settings)
 
-        tokens = self._condition_tokens(condition, n)
+        tokens = condition_tokens(self.sequence, condition, n)
         tensors = {name: torch.from_numpy(values) for name, values in tokens.items()} or None
         codes_NHW = sample_codes(self.loaded, n, condition=tensors, config=settings).numpy()
         return SampledImages(codes_NHW, tokens, self.tokenizer)
@@ -204,77 +223,95 @@ class ImagePrior:
         *,
         condition: Any = None,
         given: Any = 0,
+        images: Any = None,
         size: tuple[int, int] | None = None,
         frames: bool = False,
+        workers: int = 0,
+        threads: int = 2,
         preset: PathLike | None = None,
         config: SampleConfig | None = None,
         **fields: Any,
     ) -> Path:
         """Write samples into a folder: grid.png, the single images, codes.npz, metadata.json and perhaps frames.gif.
 
+        More than 1,000 samples, and those in a file, are drawn in parts; the same call resumes after a kill. The ranks
+        of torchrun and Ray workers share the parts, and give the same bytes.
+
         Args:
-            out: The folder; samples of an earlier call are replaced, other files never.
+            out: The folder; samples of an earlier call are replaced, other files never. Or a file, NAME.npz as ADM's
+                evaluator reads it or NAME.tar for WebDataset; NAME.json, NAME.codes.npz and NAME.png are beside it.
             n: Number of samples.
             condition: A class name or number, or one per sample. Default: as for :meth:`sample`.
             given: See :meth:`sample`.
+            images: See :meth:`sample`.
             size: See :meth:`sample`.
             frames: Also write frames.gif, the images while they are sampled.
+            workers: Processes on Ray (RAY_ADDRESS names a cluster); 0 draws in this process.
+            threads: Torch threads of a process that draws in parts. Another number may round differently.
             preset: Name or TOML file of a preset, whose table [sample] sets the defaults.
             config: A complete config in place of the default one.
             **fields: Fields of :class:`SampleConfig` to override.
 
         Returns:
-            The path of grid.png.
+            The path of grid.png, or of NAME.png.
         """
-        from imagepriors.decode.draw import check_count
+        from imagepriors.decode.many import write_many
+        from imagepriors.decode.outputs import is_large
         from imagepriors.decode.samples import write_samples
+        from runkit.ranks import process_group, world_size
 
-        n, size = _count(n), _size(size)
-        check_count(n)
+        n, size, out = sample_count(n), code_size(size), as_path(out)
         settings = _sampling(fields, config, preset, ImagePrior.save_samples)
-        classes = None if condition is None else self._classes_alone(condition, n, str(given))
-        tokenizer = self.tokenizer
+        alone = frames or size is not None or images is not None
+        with process_group():
+            prior, tokenizer = None if workers else self.loaded, self.decoder
+            if workers or world_size() > 1 or is_large(out, n, whole=alone):
+                if alone:
+                    raise PriorError("frames, size, images: these are drawn by one process, into a folder")
+                drawing = self._drawing(out, n, condition, given, workers, threads, settings)
+                return write_many(drawing, prior, tokenizer)
+        codes_AT, each = None, 1
+        if images is not None:
+            codes_AT, classes, each = self._to_complete(images, given, condition, n)
+            n = each * len(codes_AT)
+        else:
+            classes = None if condition is None else classes_alone(self.sequence, condition, n, given)
         return write_samples(
-            self.folder, self.shards, as_path(out), n, config=settings, given=given, size=size, classes=classes,
-            frames=frames, prior=self.loaded, tokenizer=None if tokenizer is None else tokenizer.loaded,
+            self.folder, self.shards, out, n, config=settings, given=given, size=size, classes=classes,
+            complete_AT=codes_AT, frames=frames, prior=prior, tokenizer=tokenizer,
         )  # fmt: skip
 
-    def _condition_tokens(self, condition: Any, n: int) -> dict[str, npt.NDArray[np.int64]]:
-        """The condition of each sample by name."""
-        parts = {part.name: part for part in self.sequence.conditions}
-        if condition is None and "class" in parts:
-            condition = np.arange(n) % parts["class"].vocabulary
-        if condition is None:
-            return {}
-        if not parts:
-            raise PriorError("this prior was trained without a condition: leave condition out")
-        if not isinstance(condition, Mapping):
-            if len(parts) > 1:
-                raise PriorError(f"this prior has the conditions {', '.join(parts)}: pass a mapping with each of them")
-            condition = {next(iter(parts)): condition}
-        return {
-            name: self._class_ids(values, n) if name == "class" else np.asarray(values, np.int64)
-            for name, values in condition.items()
-        }
+    def _to_complete(
+        self, images: Any, given: Any, condition: Any, n: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None, int]:
+        """Code sequences [A, T] of images, their classes [A], and how often each is completed."""
+        spec = self.sequence
+        if str(given) == "0" or spec.scales:
+            raise PriorError("images: name with given which part of them is known; a multiscale prior completes none")
+        if self.tokenizer is None:
+            raise PriorError("images: their codes require the tokenizer; pass tokenizer or shards to load_prior")
+        found = self.tokenizer.encode(images)
+        codes_AT = found.reshape(-1, spec.length)[:, spec.permutation(spec.height, spec.width)].astype(np.int64)
+        if not len(codes_AT):
+            raise PriorError("images is empty: pass at least one")
+        classes = None if condition is None else class_ids(spec, condition, len(codes_AT))
+        return codes_AT, classes, -(-n // len(codes_AT))
 
-    def _classes_alone(self, condition: Any, n: int, given: str) -> npt.NDArray[np.int64]:
-        if given != "0" or self.sequence.condition != "class":
-            raise PriorError("condition: only classes of a class-conditional prior can be chosen, with given = 0")
-        return self._class_ids(condition, n)
+    def _drawing(
+        self, out: Path, n: int, condition: Any, given: Any, workers: int, threads: int, config: SampleConfig
+    ) -> "Drawing":
+        from imagepriors.decode.many import Drawing
+        from imagepriors.decode.partial import known_codes
+        from runkit.devices import pick_device
 
-    def _class_ids(self, classes: Any, n: int) -> npt.NDArray[np.int64]:
-        names = self.sequence.class_names
-        listed = [classes] * n if np.ndim(classes) == 0 else list(classes)
-        found = []
-        for value in listed:
-            if isinstance(value, str) and value not in names:
-                raise PriorError(f"condition = {value!r}: choose a class among {', '.join(names) or 'numbers'}")
-            if not isinstance(value, str) and (isinstance(value, bool) or not hasattr(value, "__index__")):
-                raise PriorError(f"condition = {value!r}: pass names or whole numbers of classes")
-            found.append(names.index(value) if isinstance(value, str) else operator.index(value))
-        if len(found) != n:
-            raise PriorError(f"condition has {len(found)} classes for n = {n} samples: pass one, or {n}")
-        return np.array(found, np.int64)
+        return Drawing(
+            prior_run=self.folder, sequence=self.sequence, shards=self.shards, out=out.absolute(), n=n, config=config,
+            decoder=None if self._given_tokenizer is None else self._given_tokenizer.folder,
+            given=str(given) if isinstance(given, str | int | Path) else "mask",
+            known_T=known_codes(self.sequence, given), device=pick_device(self._device).type,
+            classes=None if condition is None else classes_alone(self.sequence, condition, n, given),
+            workers=workers, threads=threads,
+        )  # fmt: skip
 
 
 def _sampling(
@@ -282,22 +319,6 @@ def _sampling(
 ) -> SampleConfig:
     base = load_preset(str(preset), "sample") if preset is not None else {}
     return build_config(SampleConfig, fields, config=config, base=base, function=function)
-
-
-def _count(n: Any) -> int:
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise PriorError(f"n is {n!r}: pass a whole number")
-    return operator.index(n)
-
-
-def _size(size: Any) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    try:
-        rows, columns = map(operator.index, size)
-    except (TypeError, ValueError):
-        raise PriorError(f"size is {size!r}: pass the rows and columns of codes, such as (24, 24)") from None
-    return rows, columns
 
 
 def load_prior(
@@ -326,43 +347,6 @@ def load_prior(
     )
     _ = prior.loaded  # errors are raised here, not at the first sample
     return prior
-
-
-def evaluate_prior(
-    prior: PathLike | ImagePrior,
-    *,
-    shards: PathLike | ShardDataset | None = None,
-    data: PathLike | ImageDataset | None = None,
-    dataset: str = "auto",
-    out: PathLike | None = None,
-    sampling: SampleConfig | None = None,
-    config: EvaluatePriorConfig | None = None,
-    **fields: Any,
-) -> dict[str, Any]:
-    """Measure a prior: likelihood, distance of its samples to pictures, precision, recall, agreement with conditions.
-
-    Args:
-        prior: The prior or its run folder.
-        shards: Token shards with the tokenizer and the conditions; default: "shards" beside the prior.
-        data: Pictures to compare samples with; default: decoded validation codes.
-        dataset: Layout of `data`; "auto" recognises it.
-        out: JSON file to write; default: evaluation.json in the prior's folder.
-        sampling: How to sample.
-        config: A complete config in place of the default one.
-        **fields: Fields of EvaluatePriorConfig to override, such as ``n=500``.
-
-    Returns:
-        The content of the JSON file; "figures" has the metrics.
-    """
-    settings = build_config(EvaluatePriorConfig, fields, config=config, function=evaluate_prior)
-    from imagepriors.evaluate.prior import evaluate_prior as evaluate
-
-    trained = prior if isinstance(prior, ImagePrior) else ImagePrior(as_path(prior))
-    _ = trained.tokenizer  # refuses one that was given and does not fit
-    place = location(shards) if shards is not None else trained.shards
-    path, layout = dataset_of(data, dataset) if data is not None else (None, dataset)
-    target = as_path(out) if out else results_folder(trained.folder) / "evaluation.json"
-    return evaluate(trained.folder, place, target, settings, sampling or SampleConfig(), dataset=layout, data=path)
 
 
 def import_prior(checkpoint: PathLike, project: PathLike, out: PathLike) -> ImagePrior:

@@ -4,6 +4,7 @@ Axes: N samples, C tokens of a condition, h × w the grid of codes.
 """
 
 import functools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -78,3 +79,29 @@ class SampledImages(Sequence["Image.Image"]):
         from imagepriors.reports.figures import png_bytes
 
         return png_bytes(self.grid()) if self._tokenizer is not None and len(self) else None
+
+
+def sample_count(n: Any) -> int:
+    """A number of samples as an int.
+
+    Raises:
+        PriorError: It is not a whole number.
+    """
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise PriorError(f"n is {n!r}: pass a whole number")
+    return operator.index(n)
+
+
+def code_size(size: Any) -> tuple[int, int] | None:
+    """Rows and columns of codes, or None.
+
+    Raises:
+        PriorError: They are not two whole numbers.
+    """
+    if size is None:
+        return None
+    try:
+        rows, columns = map(operator.index, size)
+    except (TypeError, ValueError):
+        raise PriorError(f"size is {size!r}: pass the rows and columns of codes, such as (24, 24)") from None
+    return rows, columns

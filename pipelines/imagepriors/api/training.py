@@ -32,8 +32,8 @@ def train_prior(
     Args:
         shards: Token shards, or their folder or URL; or a blend, a mapping from several of them to their weights, such
             as ``{"runs/a/shards": 0.7, "runs/b/shards": 0.3}``: each batch takes their rows in these proportions.
-        out: Run folder; default: prior-ORDER, or prior-ORDER-CONDITION, beside the shards, where ORDER is "any" with
-            objective "any_order". The name of a blend's run ends in -blend, and it is beside the first shards.
+        out: Run folder; default: prior-ORDER, or prior-ORDER-CONDITION, beside the shards, where ORDER is "any" or
+            "masked" with those objectives. The name of a blend's run ends in -blend, and it is beside the first shards.
         preset: Name or TOML file of the preset; "auto" chooses it by the pictures of the (first) shards.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         config: A complete config in place of a preset.
@@ -68,7 +68,9 @@ def prior_training(
     first = _first(given)
     base = {} if config else stage_2_table(str(preset), "prior", first)
     settings = build_config(PriorConfig, fields, config=config, base=base, function=train_prior)
-    name = f"prior-{'any' if settings.objective == 'any_order' else settings.order}"
+    name = {"ordered": f"prior-{settings.order}", "any_order": "prior-any", "masked": "prior-masked"}[
+        settings.objective
+    ]
     name += "" if settings.condition == "none" else f"-{settings.condition}"
     name += "-blend" if isinstance(given, dict) else ""
     return settings, given, as_path(out) if out else beside(first) / name

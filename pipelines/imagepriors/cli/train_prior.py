@@ -23,8 +23,8 @@ def train_prior(
         shards: Folder or URL of token shards (s3://…, hf://datasets/OWNER/NAME); or several as PATH=WEIGHT, whose
             rows each batch takes in proportion to the weights.
         out: Run folder; an interrupted run resumes. Default: prior-ORDER, or prior-ORDER-CONDITION, beside
-            the shards (ORDER is any with --objective any_order); for several shards with -blend at the end, beside the
-            first.
+            the shards (ORDER is any or masked with those objectives); for several shards with -blend at the end, beside
+            the first.
         workers: Processes on a Ray cluster (RAY_ADDRESS names it); 0 trains in this process.
         dry_run: Print the plan with sizes, memory and time, and write nothing.
         preset: Preset that sets the defaults of all flags below; auto chooses it by the pictures of the shards.

@@ -18,7 +18,7 @@ from codeprior.sample_config import SampleConfig
 from codeprior.window import sample_larger
 from codeshards.format import ShardDataset, ShardError
 from imagepriors.decode.partial import Codes, Mask, decode_partial
-from imagepriors.decode.rows import load_shard_tokenizer, read_rows
+from imagepriors.decode.rows import load_shard_tokenizer, read_rows, select_rows
 from imagepriors.reports.figures import colorize
 from runkit.devices import pick_device
 from vqgan.tokenizer import Tokenizer
@@ -79,6 +79,7 @@ def draw_codes(
     known_T: Mask | None = None,
     size: tuple[int, int] | None = None,
     classes: Codes | None = None,
+    complete_AT: Codes | None = None,
     frames: bool = False,
 ) -> DrawnCodes:
     """Draw the codes of `n` pictures. Arguments and errors are those of :func:`draw_samples`, with a loaded prior."""
@@ -86,10 +87,13 @@ def draw_codes(
     sequence = prior.sequence
     known_T = np.zeros(sequence.length, bool) if known_T is None else known_T
     _check_arguments(prior_run, sequence, config, known_T, size)
-    if classes is None:
-        selected, rows_AT = _select_conditions(sequence, shards, -(-n // per_condition), known_T)
+    count, rows_AT = -(-n // per_condition), complete_AT
+    if complete_AT is not None:
+        selected = _classes_of(sequence, count, classes)
+    elif classes is None:
+        selected, rows_AT = select_conditions(sequence, shards, count, range(count), known_T)
     else:
-        selected, rows_AT = {"class": classes}, None
+        selected = {"class": classes}
     conditions = {name: tokens.repeat(per_condition, 0)[:n] for name, tokens in selected.items()}
     given_AT = None if rows_AT is None else np.where(known_T, rows_AT, UNKNOWN)
     given_NT = given_AT.repeat(per_condition, 0)[:n] if given_AT is not None and known_T.any() else None
@@ -110,6 +114,7 @@ def draw_samples(
     known_T: Mask | None = None,
     size: tuple[int, int] | None = None,
     classes: Codes | None = None,
+    complete_AT: Codes | None = None,
     frames: bool = False,
     sources: bool = True,
     prior: Prior | None = None,
@@ -127,6 +132,8 @@ def draw_samples(
         size: Rows and columns of codes, for pictures larger than the training pictures.
         classes: Class [N] of each picture, for a prior whose condition is class; with nothing known and one picture
             per condition.
+        complete_AT: Code sequences of pictures whose known codes are completed, in place of validation rows; with
+            `classes` [A], if the condition is class.
         frames: Whether to keep intermediate pictures.
         sources: Whether to decode the given codes or conditions, and the pictures that they are from.
         prior: The prior, if it is already loaded.
@@ -142,7 +149,7 @@ def draw_samples(
     tokenizer = tokenizer or load_prior_tokenizer(prior_run, shards, sequence)
     drawn = draw_codes(
         prior, prior_run, shards, n, config=config, per_condition=per_condition, known_T=known_T, size=size,
-        classes=classes, frames=frames,
+        classes=classes, complete_AT=complete_AT, frames=frames,
     )  # fmt: skip
     hints_A = originals_A = None
     if (rows_AT := drawn.rows_AT) is not None and drawn.given_AT is not None and sources:
@@ -197,32 +204,62 @@ def _check_arguments(
         )
 
 
-def _select_conditions(
-    sequence: SequenceSpec, shards: Path, n: int, known_T: Mask
+def _classes_of(sequence: SequenceSpec, count: int, classes: Codes | None) -> dict[str, Codes]:
+    """The condition of `count` pictures that are completed: their classes, if the prior has that condition.
+
+    Raises:
+        PriorError: The prior has another condition, which such pictures do not have.
+    """
+    if sequence.condition not in ("none", "class"):
+        raise PriorError(f"the condition {sequence.condition!r} of this prior is known of validation pictures only")
+    if not sequence.conditions:
+        return {}
+    if classes is None:
+        raise PriorError("this prior is conditioned on the class: name the class of each picture that it completes")
+    return {"class": classes[:count]}
+
+
+def select_conditions(
+    sequence: SequenceSpec, shards: Path, n: int, samples: range, known_T: Mask
 ) -> tuple[dict[str, Codes], Codes | None]:
-    """`n` conditions by name, and the whole code sequences [n, T] that they are from unless they are classes."""
-    if known_T.any() or any(part.name != "class" for part in sequence.conditions):
-        return _validation_rows(sequence, shards, n)
-    if sequence.conditions:
-        return {"class": np.arange(n) % sequence.conditions[0].vocabulary}, None
-    return {}, None
+    """Return the conditions of some of `n` samples.
 
+    Args:
+        sequence: Layout of the prior's sequences.
+        shards: Folder of token shards.
+        n: Number of samples.
+        samples: Those of which the conditions are read.
+        known_T: The known codes; see :func:`draw_samples`.
 
-def _validation_rows(sequence: SequenceSpec, shards: Path, n: int) -> tuple[dict[str, Codes], Codes]:
-    """Conditions by name and whole code sequences [n, T] of validation rows, which repeat if there are too few.
+    Returns:
+        Conditions by name, and the whole code sequences that they are from, None if they are classes.
 
     Raises:
         ShardError: the shards do not fit the prior, or have no validation rows.
     """
+    indices = np.arange(samples.start, samples.stop)
+    if known_T.any() or any(part.name != "class" for part in sequence.conditions):
+        return _validation_rows(sequence, shards, n, indices)
+    if sequence.conditions:
+        return {"class": indices % sequence.conditions[0].vocabulary}, None
+    return {}, None
+
+
+def _validation_rows(
+    sequence: SequenceSpec, shards: Path, n: int, indices: npt.NDArray[np.int64]
+) -> tuple[dict[str, Codes], Codes]:
+    """Conditions and whole code sequences of validation rows, which repeat if there are fewer than `n`."""
     dataset = ShardDataset.open(shards)
     check_shards(dataset, sequence)
     if "val" not in dataset.splits or not dataset.rows("val"):
         raise ShardError(f"{shards} has no validation rows to take conditions from")
     columns = {part.name: part.column for part in sequence.conditions}
-    found = read_rows(dataset, "val", [*columns.values(), *sequence.columns], n)
-    rows = np.arange(n) % len(found[sequence.columns[0]])
-    grids = sequence.in_sequence([found[column][rows].astype(np.int64) for column in sequence.columns])
-    return {name: found[column][rows].astype(np.int64) for name, column in columns.items()}, np.concatenate(grids, 1)
+    chosen = select_rows(dataset, "val", n)
+    rows, places = np.unique(chosen[indices % len(chosen)], return_inverse=True)
+    found = read_rows(dataset, "val", [*columns.values(), *sequence.columns], rows)
+    found = {name: values[places].astype(np.int64) for name, values in found.items()}
+    grids = sequence.in_sequence([found[column] for column in sequence.columns])
+    return {name: found[column] for name, column in columns.items()}, np.concatenate(grids, 1)
 
 
 def _sample(

@@ -1,5 +1,6 @@
 """Write samples of a prior to a folder: pictures, a grid of them, codes and metadata."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -34,6 +35,7 @@ def write_samples(
     given: Any = 0,
     size: tuple[int, int] | None = None,
     classes: npt.NDArray[np.int64] | None = None,
+    complete_AT: npt.NDArray[np.int64] | None = None,
     frames: bool = False,
     prior: Prior | None = None,
     tokenizer: Tokenizer | None = None,
@@ -48,9 +50,10 @@ def write_samples(
         out: Folder to write.
         n: Number of pictures.
         config: Sampling configuration.
-        given: Codes to take from validation pictures, as :func:`.known_codes` describes them.
+        given: Codes to take from pictures, as :func:`.known_codes` describes them.
         size: Rows and columns of codes, for pictures larger than the training pictures.
         classes: Class of each picture, as for :func:`.draw_samples`; None: classes take turns.
+        complete_AT: Pictures that are completed, as for :func:`.draw_samples`; None: validation pictures.
         frames: Whether to write frames.gif.
         prior: The prior, if it is already loaded.
         tokenizer: Its tokenizer, if it is already loaded.
@@ -67,16 +70,16 @@ def write_samples(
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     known_T = known_codes(sequence, given)
     from_rows = bool(known_T.any()) or any(part.name != "class" for part in sequence.conditions)
-    per_condition = 4 if from_rows else 1
+    per_condition = 1 if not from_rows else 4 if complete_AT is None else -(-n // len(complete_AT))
     names = [f"samples/{index:04d}.png" for index in range(n)]
     planned = ["grid.png", *names, "codes.npz", "metadata.json", *["frames.gif"] * frames]
     check_publish(out, planned, _COMMAND)  # before drawing, because samples that cannot be written are lost
     samples = draw_samples(
         prior_run, shards, n, config=config, per_condition=per_condition, known_T=known_T, size=size, classes=classes,
-        frames=frames, prior=prior, tokenizer=tokenizer,
+        complete_AT=complete_AT, frames=frames, prior=prior, tokenizer=tokenizer,
     )  # fmt: skip
     columns = per_condition if from_rows else 0
-    files = {"grid.png": png_bytes(sample_grid(samples, columns)), "codes.npz": _packed_codes(samples)}
+    files = {"grid.png": png_bytes(sample_grid(samples, columns)), "codes.npz": packed(_arrays(samples))}
     files |= {name: png_bytes(Image.fromarray(tile)) for name, tile in zip(names, samples.pictures, strict=True)}
     if frames:
         files["frames.gif"] = _gif_bytes([sample_grid(samples, columns, frame=t) for t in range(len(samples.frames))])
@@ -113,11 +116,15 @@ def sample_grid(samples: Samples, columns: int = 0, *, scale: int = 0, frame: in
     return picture_grid(np.stack(tiles), columns + 2, scale=scale)
 
 
-def _packed_codes(samples: Samples) -> bytes:
-    """Codes and conditions as the bytes of an .npz file."""
+def _arrays(samples: Samples) -> dict[str, npt.NDArray[Any]]:
+    """Codes and conditions as they are stored."""
     stored = code_dtype(samples.sequence.codebook_size)
-    arrays: dict[str, npt.NDArray[Any]] = {"codes": samples.codes_NHW.astype(stored)}
-    arrays |= {f"condition_{name}": tokens for name, tokens in samples.conditions.items()}
+    conditions = {f"condition_{name}": tokens for name, tokens in samples.conditions.items()}
+    return {"codes": samples.codes_NHW.astype(stored), **conditions}
+
+
+def packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return arrays as the bytes of an .npz file."""
     buffer = BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -49,7 +49,7 @@ def experiment(
     """Run or resume experiments of the paper, and write one page about them.
 
     Args:
-        names: orders, efficiency, scales, conditional, completion, evaluation; or all.
+        names: orders, any-order, inpainting, efficiency, scales, conditional, evaluation; or all.
         preset: small (demo scenes, minutes on two cores), cifar10, paper (GPUs), or a TOML file.
         data: Folder in which the dataset is; default: data/ and the preset's dataset.
         dataset: Layout of the data; default: the preset's, or with --data the one that is recognised.
@@ -98,9 +98,9 @@ def _run(names: tuple[str, ...], config: ExperimentConfig, data: Path | None, da
     run = run or run_folder(source)
     config = replace(config, dataset=resolve(dataset or (AUTO if data else config.dataset), source))
     check_apart(run, data=sources_of(open_splits(config.dataset, source), source))
-    modules = [importlib.import_module(f"{__package__}.{name}") for name in names]
+    modules = [importlib.import_module(f"{__package__}.{name.replace('-', '_')}") for name in names]
     workspace = Workspace(config, run, source)
-    if {"efficiency", "evaluation"} & {*names}:
+    if {"efficiency", "evaluation", "any-order", "inpainting"} & {*names}:
         check_features(config.features, config.inception)  # missing weights are reported before days of training
     with connected(max(config.threads, config.workers * workspace.tokenize_config().threads), PACKAGES):
         # The priors of all experiments share one queue: no experiment waits for the last prior of another.

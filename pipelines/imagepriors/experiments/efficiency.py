@@ -7,7 +7,6 @@ Distances are to the training pictures.
 
 import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from imagepriors.evaluate.pictures import HeldPictures
 from imagepriors.evaluate.prior import training_loss
 from imagepriors.evaluate.reference import dataset_reference
 from imagepriors.experiments.config import ShardKind
+from imagepriors.experiments.quality import seconds_in_turn
 from imagepriors.experiments.workspace import PriorRuns, Workspace
 from imagepriors.reports.figures import bars_figure, picture_grid
 from runkit.devices import pick_device
@@ -189,20 +189,9 @@ def seconds_per_picture(
         prior, decode = networks[name]
         decode(to_grids(prior.sequence, ways[how](prior, 1))[-1].numpy())
 
-    found: dict[str, dict[str, list[float]]] = {name: {how: [] for how in ways} for name in networks}
-    for _ in range(1 + _ROUNDS):
-        for name, times in found.items():
-            for how, of_one in times.items():
-                of_one.append(_seconds(functools.partial(draw_one, name, how)))
-    return {name: {how: of_one[1:] for how, of_one in times.items()} for name, times in found.items()}
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    tasks = {(name, how): functools.partial(draw_one, name, how) for name in networks for how in ways}
+    found = seconds_in_turn(tasks, _ROUNDS)
+    return {name: {how: found[name, how] for how in ways} for name in networks}
 
 
 def _sample_cached(prior: Prior, n: int) -> Tensor:

@@ -3,8 +3,10 @@
 For each seed, all orders have the same shards, initial weights, batches and number of steps.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,22 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy import stats
 
 from codeprior.checkpoint import load_summary
 from codeshards.format import ORDER_NAMES, OrderName, order
 from imagepriors.decode.draw import draw_samples
 from imagepriors.experiments.config import ShardKind
+from imagepriors.experiments.paired import Difference, Values, difference, intervals_figure, listed
 from imagepriors.experiments.workspace import PriorRuns, Workspace
 from imagepriors.reports.charts import curve
 from imagepriors.reports.figures import picture_grid
 
 _SAMPLES = 8
+_PAPER = [
+    *(("row_major", name) for name in ORDER_NAMES if name != "row_major"),
+    *itertools.product(("alternate", "zcurve"), ("subsample", "spiral_out")),
+]
+"""Pairs (better, worse) of the paper: row_major is best; subsample and spiral_out are worst."""
 
 
 def shards(workspace: Workspace) -> tuple[ShardKind, ...]:
@@ -65,6 +72,7 @@ def run(workspace: Workspace) -> None:
         "paper": "row_major best; subsample and spiral_out worst",
         "val_nll_nats": {name: {"mean": float(nll.mean()), "seeds": nll.tolist()} for name, nll in finals.items()},
         "behind_row_major": {name: (nll - finals["row_major"]).tolist() for name, nll in finals.items()},
+        "differences": {f"{worse} - {better}": asdict(found) for (better, worse), found in differences(finals).items()},
         "steps": int(steps[-1]),
     }
     maps = {name: position_map(found, name, grid) for name, found in folders.items()}
@@ -76,12 +84,16 @@ def run(workspace: Workspace) -> None:
     ]
     pictures: dict[str, Figure | Image.Image] = {
         "curves": orders_curves(steps, curves),
+        "differences": intervals_figure(
+            {f"{worse} - {better}": found for (better, worse), found in differences(finals).items()},
+            "difference of validation NLL, nats per code",
+        ),
         "positions": maps_figure(maps),
         "samples": picture_grid(np.concatenate(drawn), _SAMPLES, scale=max(1, 64 // drawn[0].shape[1])),
     }
     text = (
-        f"{describe(finals)} Pictures: the curves; the loss of each cell of the grid, by order; samples, one row "
-        f"per order: {', '.join(ORDER_NAMES)}."
+        f"{describe(finals)} Pictures: the curves; the differences of all pairs; the loss of each cell of the grid, "
+        f"by order; samples, one row per order: {', '.join(ORDER_NAMES)}."
     )
     workspace.save("orders", text, results, pictures)
 
@@ -99,29 +111,37 @@ def ranking(finals: Mapping[str, npt.NDArray[np.float64]]) -> list[str]:
     return sorted(finals, key=lambda name: float(finals[name].mean()))
 
 
-def describe(finals: Mapping[str, npt.NDArray[np.float64]]) -> str:
-    """Describe the final losses of each order, and which differences are significant.
+def differences(finals: Mapping[str, Values]) -> dict[tuple[str, str], Difference]:
+    """How far each order is behind each better one, with intervals that hold for all pairs at once."""
+    pairs = list(itertools.combinations(ranking(finals), 2))
+    return {(better, worse): difference(finals[worse], finals[better], len(pairs)) for better, worse in pairs}
 
-    Seeds are paired (all orders of a seed have the same initial weights and batches), so the difference within a seed
-    is more informative than the spread of either order. It is significant if its mean is outside the 95% interval of
-    Student's t, with Bonferroni's correction for four comparisons.
-    """
+
+def describe(finals: Mapping[str, Values]) -> str:
+    """Describe the final losses of each order, and which differences between them are shown."""
     names, seeds = ranking(finals), len(next(iter(finals.values())))
     rows = ", ".join(f"{name} {finals[name].mean():.4f}" for name in names)
     summary = f"Validation NLL in nats per code at the end, mean of {seeds} seed{'s' if seeds > 1 else ''}: {rows}. "
     if seeds == 1:
         return summary + "One seed has no spread: it shows no ranking."
-    behind = {name: finals[name] - finals["row_major"] for name in names if name != "row_major"}
-    errors = {name: float(nll.std(ddof=1)) / seeds**0.5 for name, nll in behind.items()}
-    pairs = ", ".join(f"{name} {nll.mean():+.4f} ± {errors[name]:.4f}" for name, nll in behind.items())
-    limit = float(stats.t.ppf(1 - 0.05 / (2 * len(behind)), seeds - 1))
-    shown = [name for name, nll in behind.items() if abs(nll.mean()) > limit * errors[name]]
-    worse, better = ([name for name in shown if sign * behind[name].mean() > 0] for sign in (1, -1))
+    found = differences(finals)
+    behind = ", ".join(
+        f"{name} {difference(finals[name], finals['row_major'], len(found))}" for name in names if name != "row_major"
+    )
+    shown = {pair for pair, one in found.items() if one.shown}
+    parts = [
+        f"{name} than {listed(worse for better, worse in found if better == name and (better, worse) in shown)}"
+        for name in names
+        if any(better == name for better, _ in shown)
+    ]
+    unshown = listed(f"{better} and {worse}" for better, worse in found if (better, worse) not in shown)
+    agreed, opposed = (sum(pair in shown for pair in claims) for claims in (_PAPER, [pair[::-1] for pair in _PAPER]))
     return (
-        f"{summary}Behind row_major with the same seed (mean ± standard error): {pairs}. Shown at 95% "
-        f"({limit:.1f} standard errors) to be worse than row_major: {', '.join(worse) or 'none'}; better: "
-        f"{', '.join(better) or 'none'}. In the paper row_major is best, subsample and spiral_out are worst; here "
-        f"{names[0]} is best, {names[-2]} and {names[-1]} are last."
+        f"{summary}Behind row_major with the same seed, ± half of the 95% interval, which holds for all {len(found)} "
+        f"pairs of orders at once (Student's t of paired differences, Bonferroni): {behind}. Shown to be better: "
+        f"{'; '.join(parts) or 'none'}. Not shown to differ: {unshown}. In the paper row_major is best, subsample and "
+        f"spiral_out are worst: of these {len(_PAPER)} differences {agreed} are shown, {opposed} are shown to be the "
+        "other way round."
     )
 
 

@@ -38,7 +38,7 @@ def tar_bytes(table: pa.Table) -> bytes:
     """The content of a tar file with a shard's table; times, owners and modes are fixed."""
     spec = ShardSpec.from_schema(table.schema)
     out = io.BytesIO()
-    _add(out, SPEC_MEMBER, compact_json({**spec.to_json(), "rows": table.num_rows}).encode())
+    add_member(out, SPEC_MEMBER, compact_json({**spec.to_json(), "rows": table.num_rows}).encode())
     columns = {name: column_to_numpy(table.column(name).combine_chunks()) for name in spec.column_names}
     arrays = _stacked(spec, columns)
     orders = list(spec.orders)
@@ -47,9 +47,9 @@ def tar_bytes(table: pa.Table) -> bytes:
     ):
         about = {"key": key, "label": None if label == NO_LABEL else label, "orders": orders, "view": view}
         about |= {name: columns[name][row] for name in spec.carried}
-        _add(out, f"{key}.json", compact_json(about).encode())
+        add_member(out, f"{key}.json", compact_json(about).encode())
         for name, values in arrays.items():
-            _add(out, f"{key}.{name}", _npy_header(values.dtype.str, values.shape[1:]) + values[row].tobytes())
+            add_member(out, f"{key}.{name}", _npy_header(values.dtype.str, values.shape[1:]) + values[row].tobytes())
     out.write(bytes(-out.tell() % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
     return out.getvalue()
 
@@ -140,7 +140,8 @@ def _descr(grid: GridSpec) -> str:
     return grid.dtype.newbyteorder("<").str
 
 
-def _add(out: io.BytesIO, name: str, content: bytes) -> None:
+def add_member(out: io.BytesIO, name: str, content: bytes) -> None:
+    """Append a file to a tar file; its time, owner and mode are fixed."""
     info = tarfile.TarInfo(name)  # mtime 0, uid and gid 0, no names of owners
     info.size, info.mode = len(content), 0o644
     out.write(bytes(-out.tell() % tarfile.BLOCKSIZE))
