@@ -10,7 +10,13 @@ import torch
 
 from codeshards.format import ShardDataset
 from imagepriors.decode.rows import decode_rows, select_rows
-from imagepriors.evaluate.networks import Lite0Features, frechet_distance, network_notes
+from imagepriors.evaluate.networks import (
+    Lite0Features,
+    figure_names,
+    frechet_distance,
+    network_notes,
+    weights_sha256,
+)
 from imagepriors.evaluate.prior import training_loss
 from imagepriors.experiments.workspace import Workspace
 from runkit.devices import pick_device
@@ -31,8 +37,8 @@ class Quality:
         if config.features == "inception":
             self._net = frechet_distance("inception", config.inception, torch.device("cpu")).inception
         self._net.to(pick_device("auto"))
-        self.name = "FID" if config.features == "inception" else "Fréchet distance (not FID)"
-        note = "fid" if config.features == "inception" else "frechet_efficientnet_lite0"
+        note = figure_names(config.features, weights_sha256(config.features, config.inception))["pooled"]
+        self.name = "FID" if note == "fid" else "Fréchet distance (not FID)"
         self.note = network_notes([note], training_loss(codes))[note]
         self._reference_ND = self._features(decode_rows(codes, "train", select_rows(codes, "train", config.n))[0])
         others = select_rows(codes, "val", config.n)
