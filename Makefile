@@ -162,7 +162,7 @@ evaluate-prior: $(PRIOR)/summary.json ## Likelihood, distances and agreement wit
 	$(NEEDDATA)
 	$(CLI) evaluate-prior --prior $(PRIOR) --shards $(RUN)/shards $(SOURCE) $(if $(filter evaluate-prior,$(MAKECMDGOALS)),$(SET))
 
-figures: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## The paper's experiments (FIGURES='orders efficiency …', SIZE=small, cifar10, paper)
+figures: $(if $(filter demo,$(DATASET)),data/demo/demo.json) | $(READY) ## The paper's experiments (FIGURES='orders efficiency …', SIZE=small, small-256, cifar10, paper)
 	$(NEEDDATA)
 	$(CLI) experiment $(FIGURES) --preset $(SIZE) $(SOURCE) --run $(RUN) --workers $(WORKERS) $(SET)
 

@@ -281,9 +281,10 @@ def _report(found: dict[tuple[Contender, int], harness.Rounds], floors: dict[str
         f"{harness.rounds(count)}{rare}. Without a cache: one round, float32, batches up to {_UNCACHED_UP_TO}, "
         "because its cost grows with the square of the length. Floor: a lower bound of the time, reading the weights "
         f"once per code at the {floors['read'] / 1e9:.3g} GB/s of a large sum, or multiplying by them at the speed of "
-        f"a large product ({peaks}), whichever takes longer. Peak GiB: of the process, in this and the smaller "
-        "batches. Greedy codes: share equal to those of taming with its cache in float32 (rounding changes near "
-        "ties, and all codes after them).",
+        f"a large product ({peaks}), whichever takes longer; at batch 1 imagepriors drafts codes with 8-bit weights in "
+        "float32 unless compiled, and reads those of float32 once for several codes. Peak GiB: of the process, in this "
+        "and the smaller batches. Greedy codes: share equal to those of taming with its cache in float32 (rounding "
+        "changes near ties, and all codes after them).",
         figures=figures,
         packages=("torch", *peers.packages(("taming", "transformers"))),
     )  # fmt: skip

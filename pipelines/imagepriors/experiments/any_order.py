@@ -4,7 +4,7 @@ All priors of a seed have the same shards, size, batches and number of steps. Th
 embedding of the code that a token predicts; in a single order the place of the token names it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -180,22 +180,31 @@ def describe_likelihoods(likelihoods: Mapping[str, tuple[Values, Values]], behin
     )
 
 
+def _by_steps(names: Iterable[str]) -> list[str]:
+    """The ways with the prior of any order, the fewest steps first."""
+    return sorted((name for name in names if name != _ONE_ORDER), key=lambda name: int(name.split()[0]))
+
+
 def describe_steps(distances: Mapping[str, Values], seconds: Mapping[str, list[float]]) -> str:
     """Describe how fast and how good the samples of each number of steps are."""
-    steps = [name for name in seconds if name != _ONE_ORDER]
+    steps = _by_steps(seconds)
     one_order = float(np.median(seconds[_ONE_ORDER]))
     rows = []
     for name in steps:
         ratios = np.array(seconds[_ONE_ORDER]) / np.array(seconds[name])
-        loss = difference(distances[name], distances[_ONE_ORDER], len(steps))
+        losses = [difference(distances[name], distances[other], len(steps)) for other in (_ONE_ORDER, steps[-1])]
+        against = "; ".join(
+            f"{loss}{'' if loss.shown else ', not shown'}" for loss in losses[: 1 if name == steps[-1] else 2]
+        )
         rows.append(
             f"{name} {np.median(seconds[name]):.3f} s, {np.median(ratios):.1f}× as fast ({ratios.min():.1f}–"
-            f"{ratios.max():.1f}), distance {distances[name].mean():.1f} ({loss}{'' if loss.shown else ', not shown'})"
+            f"{ratios.max():.1f}), distance {distances[name].mean():.1f} ({against})"
         )
     return (
         f"the cached prior of {_ONE_ORDER}, one code per step: {one_order:.3f} s, distance "
         f"{distances[_ONE_ORDER].mean():.1f}. The prior of any order, in random order with the cosine schedule, "
-        f"against it (± half of the 95% interval for all {len(steps)} at once): {'; '.join(rows)}."
+        f"against it, then against its own {steps[-1]} (± half of the 95% interval for all {len(steps)} at once): "
+        f"{'; '.join(rows)}."
     )
 
 
@@ -214,7 +223,7 @@ def describe_choices(distances: Mapping[str, Values]) -> str:
 
 def steps_figure(distances: Mapping[str, Values], seconds: Mapping[str, list[float]], quality: Quality) -> Figure:
     """Distance and seconds per picture by the number of steps, with 95% intervals and ranges."""
-    names = sorted((name for name in seconds if name != _ONE_ORDER), key=lambda name: int(name.split()[0]))
+    names = _by_steps(seconds)
     steps = [int(name.split()[0]) for name in names]
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)

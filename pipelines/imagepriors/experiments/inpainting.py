@@ -33,7 +33,7 @@ from vqgan.tokenizer import Tokenizer
 
 KNOWN = ("upper", "not-upper", "left", "centre", "not-centre", "corner", "checkerboard", "random cells")
 """Known parts; random cells are a quarter of them."""
-_DRAWN, _ROWS = 5, 2
+_DRAWN, _SHOWN = 5, 2
 """Completions per picture, and pictures per known part, that are shown."""
 shards, priors = any_order.shards, any_order.priors
 Array = npt.NDArray[Any]
@@ -76,10 +76,10 @@ def run(workspace: Workspace) -> None:
         f"{len(every_NHW)} validation pictures, one in {len(KNOWN)} for each known part, completed by the priors of "
         f"any order of {seeds} seed{'s' if seeds > 1 else ''}. "
         f"{describe(found, gains, against)} {quality.name} of all completions {np.mean(distances['pictures']):.1f}, "
-        f"with samples pasted in {np.mean(distances['pasted']):.1f}, of other validation pictures "
+        f"with samples pasted in {np.mean(distances['pasted']):.1f}, of the originals "
         f"{'unknown, too few' if quality.floor is None else f'{quality.floor:.1f}'} ({quality.note}). Pictures: the "
-        f"differences of the error; {_ROWS} rows for each of {', '.join(KNOWN)}: what is given, the original, {_DRAWN} "
-        "completions."
+        f"differences of the error; one row for each of {', '.join(KNOWN)}: of {_SHOWN} pictures what is given, the "
+        f"original, {_DRAWN} completions."
     )
     results = {
         "error": {name: {"completed": one.error, "pasted": one.pasted_error, "one_order": one.one_order_error,
@@ -89,7 +89,9 @@ def run(workspace: Workspace) -> None:
     pictures: dict[str, Any] = {
         "errors": intervals_figure(gains, "completed - pasted: error in the unknown part, levels of 255"),
         "completions": picture_grid(
-            _shown(workspace, tokenizer, every_NHW[:_ROWS]), 2 + _DRAWN, scale=max(1, 64 // tokenizer.config.resolution)
+            _picture_rows(workspace, tokenizer, every_NHW[:: len(every_NHW) // _SHOWN][:_SHOWN]),
+            _SHOWN * (2 + _DRAWN),
+            scale=max(1, 64 // tokenizer.config.resolution),
         ),
     }
     workspace.save("inpainting", text, results, pictures)
@@ -147,7 +149,7 @@ def _completed(prior: Prior, codes_NHW: Array, region_HW: Array, config: SampleC
     return sample_codes(prior, len(codes_NHW), config=config, given_NT=given_NT).numpy()
 
 
-def _shown(workspace: Workspace, tokenizer: Tokenizer, codes_NHW: Array) -> Array:
+def _picture_rows(workspace: Workspace, tokenizer: Tokenizer, codes_NHW: Array) -> Array:
     """Rows of pictures: what is given, the original, completions."""
     prior = load_prior(any_order.run_folder(workspace, 0), device=pick_device("auto"))
     many_NHW, config = codes_NHW.repeat(_DRAWN, 0), workspace.sampling(batch_size=64)

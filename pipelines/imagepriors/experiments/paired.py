@@ -65,6 +65,7 @@ def intervals_figure(differences: Mapping[str, Difference], xlabel: str) -> Figu
         axes.errorbar(found.mean, row, xerr=found.half, fmt="o", color="tab:blue", markerfacecolor=fill, capsize=3)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(differences)), list(differences))
+    axes.margins(y=0.1)
     axes.invert_yaxis()
     axes.set(xlabel=xlabel)
     axes.grid(alpha=0.3)

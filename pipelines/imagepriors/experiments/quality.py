@@ -10,13 +10,14 @@ import torch
 
 from codeshards.format import ShardDataset
 from imagepriors.decode.rows import decode_rows, select_rows
-from imagepriors.evaluate.networks import Lite0Features, frechet_distance, network_notes
+from imagepriors.evaluate.distances import features_of
+from imagepriors.evaluate.networks import load_network, network_notes
+from imagepriors.evaluate.pictures import HeldPictures
 from imagepriors.evaluate.prior import training_loss
 from imagepriors.experiments.workspace import Workspace
 from runkit.devices import pick_device
 
 Array = npt.NDArray[Any]
-_BATCH = 64
 
 
 class Quality:
@@ -27,13 +28,12 @@ class Quality:
 
     def __init__(self, workspace: Workspace) -> None:
         config, codes = workspace.config, ShardDataset.open(workspace.shards())
-        self._net: torch.nn.Module = Lite0Features().eval()
-        if config.features == "inception":
-            self._net = frechet_distance("inception", config.inception, torch.device("cpu")).inception
-        self._net.to(pick_device("auto"))
-        self.name = "FID" if config.features == "inception" else "Fréchet distance (not FID)"
-        note = "fid" if config.features == "inception" else "frechet_efficientnet_lite0"
-        self.note = network_notes([note], training_loss(codes))[note]
+        network = load_network(config.features, config.inception, pick_device("auto"))
+        assert network is not None  # the experiments' config has no features "none"
+        self._network = network
+        figure = network.figures["pooled"]
+        self.name = "FID" if figure == "fid" else "Fréchet distance (not FID)"
+        self.note = network_notes([figure], training_loss(codes))[figure]
         self._reference_ND = self._features(decode_rows(codes, "train", select_rows(codes, "train", config.n))[0])
         others = select_rows(codes, "val", config.n)
         self.floor = self.distance(decode_rows(codes, "val", others)[0]) if len(others) == config.n else None
@@ -43,16 +43,12 @@ class Quality:
         """Fréchet distance of pictures uint8 [N, H, W, 3]."""
         return frechet(self._features(pictures), self._reference_ND)
 
-    @torch.inference_mode()
     def _features(self, pictures: Array) -> Array:
-        device = next(self._net.parameters()).device
-        batches = (pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH))
-        parts = [self._net(torch.from_numpy(batch.copy()).permute(0, 3, 1, 2).to(device)) for batch in batches]
-        return torch.cat(parts).double().cpu().numpy()
+        return features_of(HeldPictures(pictures), self._network)["pooled"].double().numpy()
 
 
 def frechet(a_ND: Array, b_MD: Array) -> float:
-    """Fréchet distance of two sets of features.
+    """Fréchet distance of two sets of features, in a fraction of the time that their covariances take.
 
     The trace of the square root of the product of the covariances AᵀA and BᵀB is the sum of the singular values of ABᵀ,
     which is small where there are fewer pictures than features.
