@@ -2,7 +2,8 @@
 
 Each contender runs in a long-lived process with the allocator settings of this project; ratios are taken within a
 round. All have the same random weights of minGPT (GPT-2 small, exact GELU, untied head), and top-k is 100. Greedy
-codes are compared before a contender is timed. The rival without a cache is slow, so it is measured only in the first
+codes are compared before a contender is timed; those of a prior of any order, which has weights of its own and draws
+several codes per step, are not compared. The rival without a cache is slow, so it is measured only in the first
 round of small batches in float32, and compared by a quarter of the greedy codes.
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from codeprior.compat import prior_from_mingpt
-from codeprior.config import SequenceSpec
+from codeprior.config import ModelConfig, SequenceSpec
 from codeprior.given import given_prefix
 from codeprior.model import Prior
 from codeprior.sample import prepare, sample_sequences
@@ -25,6 +26,7 @@ from codeprior.sample_config import SampleConfig
 from codeprior.speed import resolve_precision
 from priorbench import harness, peers, processes
 from priorbench.harness import RESULTS
+from runkit.configs import from_dict
 from runkit.machine import ALLOCATOR
 
 _SIDE, _CODEBOOK = 16, 1024
@@ -39,6 +41,7 @@ Draw = Callable[[int, int, bool], Tensor]
 """(batch, steps, greedy) → codes [B, steps]."""
 _CACHED, _UNCACHED = "taming sample_with_past (its cache)", "taming sample (no cache)"
 _TRANSFORMERS = "transformers generate, static cache"
+_ANY_ORDER = "imagepriors, any order"
 Contender = tuple[str, str]
 """Name and precision."""
 
@@ -67,6 +70,23 @@ def ours(precision: str, compiled: bool = False) -> Draw:
         config = SampleConfig(batch_size=batch, top_k=1 if greedy else 100, **options)
         given = given_prefix(prior.sequence, torch.zeros(batch, 0 if greedy else _SIDE**2 - steps))
         return sample_sequences(prior, batch, config=config, given_NT=given)[:, :steps]
+
+    return draw
+
+
+def any_order(precision: str, steps: int) -> Draw:
+    """A prior of any order that draws in so many steps."""
+    sequence = SequenceSpec(
+        height=_SIDE, width=_SIDE, codebook_size=_CODEBOOK, order="row_major", fingerprint="benchmark",
+        objective="any_order",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"precision": precision, "steps": steps}
+    prior = prepare(Prior(from_dict(ModelConfig, _SIZE), sequence).to(harness.device()), SampleConfig(**options))
+
+    def draw(batch: int, codes: int, greedy: bool) -> Tensor:
+        config = SampleConfig(batch_size=batch, top_k=1 if greedy else 100, **options)
+        return sample_sequences(prior, batch, config=config)[:, :codes]
 
     return draw
 
@@ -114,6 +134,7 @@ CONTENDERS: dict[str, Callable[[str], Draw]] = {
     _TRANSFORMERS: transformers,
     "imagepriors": ours,
     "imagepriors, compiled": functools.partial(ours, compiled=True),
+    **{f"{_ANY_ORDER} in {steps} steps": functools.partial(any_order, steps=steps) for steps in (16, 64)},
 }
 
 
@@ -177,7 +198,7 @@ class Turns:
             codes = torch.tensor(self._servers[one].ask(batch=batch, greedy_steps=steps))
             if one == (_CACHED, "float32"):
                 self._exact[batch] = codes
-            if batch in self._exact:  # otherwise the reference has failed
+            if batch in self._exact and not one[0].startswith(_ANY_ORDER):  # otherwise the reference has failed
                 found["equal"] = float((codes == self._exact[batch][:, :steps]).float().mean())
         return {**found, **self._servers[one].ask(batch=batch)}
 
@@ -256,7 +277,7 @@ def table(figures: dict[str, Any]) -> harness.Table:
             if name.startswith("imagepriors"):
                 kind = name.replace("imagepriors", precision)
                 what = f"Drawing {_SIDE**2} codes, GPT-2 small, batch {batch}, {kind}"
-                headlined = over if name == "imagepriors" else (_CACHED,)
+                headlined = over if name == "imagepriors" or name.startswith(_ANY_ORDER) else (_CACHED,)
                 headlines |= {f"{what}, over {rival}": over[rival] for rival in headlined if over[rival]}
     columns = [
         "", "precision", "batch", "s per image", *(f"× {rival}" for rival in _rivals("")), "s over the floor",
@@ -281,9 +302,11 @@ def _report(found: dict[tuple[Contender, int], harness.Rounds], floors: dict[str
         f"{harness.rounds(count)}{rare}. Without a cache: one round, float32, batches up to {_UNCACHED_UP_TO}, "
         "because its cost grows with the square of the length. Floor: a lower bound of the time, reading the weights "
         f"once per code at the {floors['read'] / 1e9:.3g} GB/s of a large sum, or multiplying by them at the speed of "
-        f"a large product ({peaks}), whichever takes longer. Peak GiB: of the process, in this and the smaller "
-        "batches. Greedy codes: share equal to those of taming with its cache in float32 (rounding changes near "
-        "ties, and all codes after them).",
+        f"a large product ({peaks}), whichever takes longer; at batch 1 imagepriors drafts codes with 8-bit weights in "
+        "float32 unless compiled, and reads those of float32 once for several codes. Peak GiB: of the process, in this "
+        "and the smaller batches. Greedy codes: share equal to those of taming with its cache in float32 (rounding "
+        "changes near ties, and all codes after them). A prior of any order has blocks of the same size and weights of "
+        "its own, so its codes are others; its floor is that of one code per step.",
         figures=figures,
         packages=("torch", *peers.packages(("taming", "transformers"))),
     )  # fmt: skip

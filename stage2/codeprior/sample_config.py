@@ -51,7 +51,7 @@ class SampleConfig:
     codes in each, which do not see each other; this requires a prior of any order."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Codes per step: few at first and many at the end (MaskGIT, arXiv 2202.04200), or equally many."""
-    choice_temperature: float = 0.0
+    choice_temperature: float = 4.5
     """Randomness of the choice by confidence: the factor of Gumbel noise that is added to the log-probabilities and
     falls linearly to zero (MaskGIT); 0: the surest codes."""
     drafts: int | None = None

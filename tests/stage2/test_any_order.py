@@ -120,7 +120,7 @@ def test_a_completion_of_its_own_part_in_every_order(name: str) -> None:
 
 def test_confidence_draws_the_surest_codes_first() -> None:
     prior, seen = any_prior(position="grid"), []
-    config = SampleConfig(order="confidence", steps=6, schedule="constant", top_k=1)
+    config = SampleConfig(order="confidence", steps=6, schedule="constant", top_k=1, choice_temperature=0.0)
     sample_sequences(prior, 5, condition=CLASSES, config=config, watch=lambda _, codes: seen.append(codes.clone()))
     for i in range(5):
         read: list[int] = []  # known codes in the order in which they were chosen

@@ -302,7 +302,7 @@ def _remove_parts(parts: Path) -> None:
     """Remove the parts; the plan last, so that the next call removes what a kill has left."""
     if (parts / PLAN_FILE).exists():
         shutil.rmtree(parts / _SPLIT, ignore_errors=True)
-        for name in (SAMPLES_FILE, PLAN_FILE):
+        for name in (f".{COMMAND}.lock", SAMPLES_FILE, PLAN_FILE):
             (parts / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # there is a file of others
-            parts.rmdir()
+    with contextlib.suppress(OSError):  # there is none, or a file of others
+        parts.rmdir()

@@ -55,7 +55,7 @@ class InceptionFeatures(nn.Module):
     """Features of torch-fidelity's Inception, as ADM's evaluator takes them from the TensorFlow graph.
 
     Args:
-        weights: Path of its weights, which torch-fidelity unpickles: a copy by :func:`inception_weights`.
+        weights: Path of its weights, which torch-fidelity unpickles: a copy by :func:`fitting_inception`.
     """
 
     def __init__(self, weights: str) -> None:

@@ -168,6 +168,6 @@ def training_loss(codes: ShardDataset) -> str | None:
 
 def as_table(report: dict[str, Any]) -> str:
     """The figures as aligned lines under a heading."""
-    return figure_lines(
-        f"{report['samples']} samples against {report['reference_pictures']} pictures: {report['reference']}", report
-    )
+    count = report["reference_pictures"]
+    pictures = f"{count} pictures: " if count else ""  # none if the reference has statistics alone
+    return figure_lines(f"{report['samples']} samples against {pictures}{report['reference']}", report)

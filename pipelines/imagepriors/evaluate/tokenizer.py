@@ -55,7 +55,7 @@ def evaluate_tokenizer(
     check_publish(out.parent, [out.name], _COMMAND)
     tokenizer = Tokenizer.load(tokenizer_folder, device=config.device)
     net = tokenizer.config
-    if config.resize != "training" and (net.channels != 3 or net.geometry != "crop"):
+    if config.resize != "training" and (net.modality != "rgb" or net.geometry != "crop"):
         raise InputError(
             f"resize is {config.resize!r}, a rule for centre squares of photos, but the tokenizer encodes "
             f"{net.modality} with the geometry {net.geometry}: use training"
@@ -68,11 +68,12 @@ def evaluate_tokenizer(
     ]
     figures, count = _figures(tokenizer, split, indices, others, config)
     weights, size = weights_sha256(config.frechet, config.inception), (net.resolution, net.resolution)
-    own_resize = ["images are resized as in the tokenizer's training"] * (config.resize == "training")
+    differences = ["images are resized as in the tokenizer's training"] * (config.resize == "training")
+    differences += [f"images are of the split {config.split}, not val"] * (config.split != "val")
     report = {
         "figures": figures,
         "networks": network_notes(figures, trained_against(tokenizer_folder)),
-        "notes": comparison_notes(config.frechet, weights, count, size, *own_resize) if net.channels == 3 else [],
+        "notes": comparison_notes(config.frechet, weights, count, size, *differences) if net.channels == 3 else [],
         "features": config.frechet,
         "weights_sha256": weights,
         "images": count,

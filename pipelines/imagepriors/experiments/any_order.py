@@ -118,7 +118,7 @@ def drawing_ways(config: SampleConfig, codes: int) -> dict[str, SampleConfig]:
     choices: dict[str, dict[str, Any]] = {
         "constant schedule": {"schedule": "constant"},
         "subsample": {"order": "subsample"},
-        "confidence": {"order": "confidence"},
+        "confidence": {"order": "confidence", "choice_temperature": 0.0},
         "confidence with noise 4.5": {"order": "confidence", "choice_temperature": 4.5},
     }
     return {
