@@ -199,7 +199,7 @@ def _tar(spec: bytes, *members: tuple[str, bytes]) -> bytes:
 
     out = io.BytesIO()
     for name, content in ((SPEC_MEMBER, spec), *members):
-        _add(out, name, content)
+        add_member(out, name, content)
     out.write(bytes(-out.tell() % 512 + 1024))
     return out.getvalue()
 
