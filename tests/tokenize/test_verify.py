@@ -195,7 +195,7 @@ def _deep_schema(table: pa.Table) -> bytes:
 def _tar(spec: bytes, *members: tuple[str, bytes]) -> bytes:
     import io
 
-    from codeshards.format.tar import SPEC_MEMBER, _add
+    from codeshards.format.tar import SPEC_MEMBER, add_member
 
     out = io.BytesIO()
     for name, content in ((SPEC_MEMBER, spec), *members):
