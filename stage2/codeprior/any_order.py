@@ -35,24 +35,25 @@ def drawn_in_own_order(sequence: SequenceSpec, config: SampleConfig, given_NT: T
     """Return whether the codes are drawn one by one in the prior's own order, the known ones being its beginning.
 
     Raises:
-        PriorError: The prior draws in one order only, or the config asks for compiled steps of several shapes.
+        PriorError: The prior draws in one order only, or the config asks for what only its own order has.
     """
-    T, known = sequence.length, int((given_NT[:1] != UNKNOWN).sum())
-    own = config.order in ("auto", sequence.order) and not 0 < config.steps < T - known
     if sequence.objective == "ordered":
-        if not own or config.steps:
+        if config.steps or config.order not in ("auto", sequence.order):
             wish = f"steps = {config.steps}" if config.steps else f"order = {config.order!r}"
             raise PriorError(
                 f"{wish}: this prior draws one code after the other in order {sequence.order!r}; train one with "
-                "objective 'any_order'"
+                "objective 'any_order' or 'masked'"
             )
         return True
-    own = own and sequence.objective != "masked" and bool((given_NT[:, :known] != UNKNOWN).all())
-    if config.compile and not own:
-        raise PriorError(
-            "compile: only steps of one code in the prior's own order have one shape; use false, or order = "
-            f"{sequence.order!r} and steps = 0"
-        )
+    T, known = sequence.length, int((given_NT[:1] != UNKNOWN).sum())
+    one_by_one = config.order == sequence.order and not 0 < config.steps < T - known
+    own = one_by_one and sequence.objective == "any_order" and bool((given_NT[:, :known] != UNKNOWN).all())
+    for name, value in (("compile", config.compile), ("drafts", config.drafts)):
+        if value and not own:
+            raise PriorError(
+                f"{name} = {value}: only codes that a causal prior draws one by one in its own order have it; leave it "
+                f"out, or use order = {sequence.order!r} and steps = 0 with a prior of objective 'any_order'"
+            )
     return own
 
 
@@ -106,9 +107,7 @@ def drawing_order(sequence: SequenceSpec, config: SampleConfig, codes_BT: Tensor
     """Return the indices of the codes in the order in which they are read or drawn, [B, T]; known codes come first."""
     B, T = codes_BT.shape
     name = config.order
-    if name == "auto":
-        name = "random" if config.steps else sequence.order
-    if name == "random" or name == "confidence":
+    if name == "auto" or name == "random" or name == "confidence":
         indices_BT = torch.arange(T, device=codes_BT.device).expand(B, T)
         rank_BT = race_noise(keys_B, torch.full_like(keys_B, _RANDOM_ORDER), indices_BT).argsort(stable=True)
     else:

@@ -26,6 +26,8 @@ DRAFTS = 4
 """Drafts of one check by default."""
 _LARGE = 1 << 24
 """Weights of a prior from which on a CPU's caches do not hold them."""
+_LANES = 16
+"""Divides the sides of the matrices that torch's 8-bit product multiplies by; with others it ends the process."""
 DrawOne = Callable[[Tensor, int], Tensor]
 """Draws code t, [B], from its logits [R, V] before guidance."""
 
@@ -34,13 +36,19 @@ def drafts_per_check(prior: Prior, rows: int, config: SampleConfig) -> int:
     """Return how many codes are drafted; 0: none.
 
     Raises:
-        PriorError: The config asks for drafts that this device, precision or compiled code does not have.
+        PriorError: The config asks for drafts that this device, precision, width or compiled code does not have.
     """
     possible = prior.device.type == "cpu" and config.precision == "float32" and not config.compile
+    possible = possible and prior.config.n_embd % _LANES == 0
     if config.drafts is None:
-        return DRAFTS if possible and rows == 1 and prior.parameter_count >= _LARGE else 0
+        # Packed weights are buffers.
+        weights = sum(tensor.numel() for tensor in (*prior.parameters(), *prior.buffers()))
+        return DRAFTS if possible and rows == 1 and weights >= _LARGE else 0
     if config.drafts and not possible:
-        raise PriorError(f"drafts = {config.drafts}: only float32 on a CPU, not compiled, has drafts; use 0")
+        raise PriorError(
+            f"drafts = {config.drafts}: only float32 on a CPU, not compiled, with a width that is a multiple of "
+            f"{_LANES}, has drafts; use 0"
+        )
     return config.drafts
 
 

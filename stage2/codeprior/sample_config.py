@@ -44,8 +44,8 @@ class SampleConfig:
     compile: bool = False
     """Compile the step of one code, with CUDA graphs on a GPU; pays off for more than a few batches."""
     order: DrawingOrder = "auto"
-    """Order in which the codes are drawn. auto: that of the prior. A prior of any order draws in each of the five, in a
-    random one for each sample, or by confidence: in each step those codes of which the prior is surest."""
+    """Order in which the codes are drawn. A prior of one order has that one: auto. Others draw in each of the five, in a
+    random one for each sample (auto, as they were trained), or by confidence: in each step the surest codes."""
     steps: int = 0
     """Number of steps in which the codes are drawn, at most one per code; 0: one per code. Fewer steps draw several
     codes in each, which do not see each other; this requires a prior of any order."""
@@ -56,7 +56,8 @@ class SampleConfig:
     falls linearly to zero (MaskGIT); 0: the surest codes."""
     drafts: int | None = None
     """Codes that a copy with 8-bit weights draws ahead, for the prior to check all at once. The codes are those of the
-    prior, up to rounding; 0: off. None: a few for a single sample of a large prior in float32 on a CPU, else off."""
+    prior, up to rounding; 0: off. None: a few for a single sample of a large prior in float32 on a CPU, else off. Codes
+    in another order than the prior's, several codes per step and larger grids have none."""
     seed: int = 0
     """Sample i is determined by (seed, i) and its condition, for any batch size and number of samples."""
     batch_size: int = 25

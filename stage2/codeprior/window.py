@@ -55,9 +55,11 @@ def sample_larger(
             f"larger grids require a prior of order row_major without scales; this one has order {sequence.order!r}"
             + (f" and scales {sequence.scales}" if sequence.scales else "")
         )
-    if config.steps or config.order not in ("auto", "row_major"):
-        wish = f"steps = {config.steps}" if config.steps else f"order = {config.order!r}"
-        raise PriorError(f"{wish}: larger grids are drawn code by code in order row_major; use 0, or 'auto'")
+    for name, value, usual in (("steps", config.steps, 0), ("drafts", config.drafts or 0, 0)):
+        if value != usual:
+            raise PriorError(f"{name} = {value}: larger grids are drawn code by code; use {usual}")
+    if config.order not in ("auto", "row_major"):
+        raise PriorError(f"order = {config.order!r}: larger grids are drawn in order row_major; use 'auto'")
     if height < sequence.height or width < sequence.width:
         raise PriorError(f"{height}×{width} codes: use at least the training grid, {sequence.height}×{sequence.width}")
     prior = prepare(prior, config)

@@ -62,6 +62,7 @@ def test_a_mask_is_known_where_a_cell_is_wholly_white(tmp_path, side):
     colour = Image.fromarray(mask).convert("RGB")
     colour.save(tmp_path / "not-a-region.png")
     assert cells(any_order(), str(tmp_path / "not-a-region.png")) == "xxxx xxxx xxx. xxxx"
+    assert cells(any_order(), f"not-{tmp_path / 'mask.png'}") == ".... .... ...x ...."
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,13 @@ def test_a_mask_is_known_where_a_cell_is_wholly_white(tmp_path, side):
 def test_what_denotes_no_part_is_refused(given, error, message):
     with pytest.raises(error, match=message):
         known_codes(any_order(), given)
+
+
+def test_codes_in_a_row_have_no_cells():
+    row = any_order(height=1, width=8)
+    assert known_codes(row, np.int64(3)).sum() == 3
+    with pytest.raises(ShardError, match="have no cells on the picture; use a number of codes"):
+        known_codes(row, "left")
 
 
 def test_a_prior_of_one_order_names_the_orders_that_begin_with_the_part():

@@ -14,7 +14,7 @@ from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpe
 from codeprior.drafts import drafted_codes, drafts_per_check, with_eight_bits
 from codeprior.given import UNKNOWN, given_prefix
 from codeprior.model import Prior
-from codeprior.sample import sample_sequences
+from codeprior.sample import prepare, sample_codes, sample_sequences
 from codeprior.sample_config import SampleConfig
 
 OPTIONS: list[dict[str, Any]] = [
@@ -85,6 +85,22 @@ def test_the_copy_predicts_nearly_as_the_prior_and_shares_its_embeddings() -> No
     with torch.inference_mode():
         expected, found = prior(*tokens), drafter(*tokens)
     assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_a_large_prior_has_drafts_also_with_packed_weights() -> None:
+    sequence = SequenceSpec(height=2, width=2, codebook_size=8, order="row_major", fingerprint="f")
+    large = Prior(ModelConfig(n_layer=1, n_head=2, n_embd=1280), sequence)
+    assert large.parameter_count > 1 << 24
+    for config in (SampleConfig(), SampleConfig(drafts=3)):
+        assert drafts_per_check(prepare(large, config), 1, config) == drafts_per_check(large, 1, config) > 0
+    assert drafts_per_check(prepare(large, SampleConfig()), 2, SampleConfig()) == 0
+
+
+def test_widths_that_the_8_bit_product_cannot_have_are_refused() -> None:
+    sequence = SequenceSpec(height=2, width=2, codebook_size=8, order="row_major", fingerprint="f")
+    prior = Prior(ModelConfig(n_layer=1, n_head=2, n_embd=40), sequence)
+    with pytest.raises(PriorError, match=r"drafts = 2: only float32 on a CPU.* a width that is a multiple of 16"):
+        sample_codes(prior, 1, config=SampleConfig(drafts=2))
 
 
 def test_drafts_are_for_float32_on_a_cpu() -> None:

@@ -1,6 +1,6 @@
 """Draw samples from a prior and decode them to pictures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,7 @@ def check_count(n: int) -> None:
         ShardError: it is.
     """
     if not 1 <= n <= _MAX_SAMPLES:
-        raise ShardError(f"n is {n}: choose 1 to {_MAX_SAMPLES:,} pictures, all of which are held in memory")
+        raise ShardError(f"n is {n}: choose 1 to {_MAX_SAMPLES:,} pictures")
 
 
 def check_guidance(prior_run: Path, config: SampleConfig) -> None:
@@ -278,6 +278,7 @@ def _sample(
             raise PriorError("size: larger pictures are drawn without frames and from nothing given")
         return sample_larger(prior, n, *size, condition=condition, config=config).numpy(), []
     every = max(1, prior.sequence.length // _FRAMES)
+    config = replace(config, drafts=0) if frames else config  # so that all batches have the same steps
     steps: dict[int, list[Codes]] = {}
     known: dict[int, int] = {}
 

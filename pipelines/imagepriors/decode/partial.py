@@ -42,11 +42,13 @@ def known_codes(sequence: SequenceSpec, given: Any) -> Mask:
         if not 0 < int(given[7:]) <= len(sequence.scales):
             raise ShardError(f"given = {given!r}: this prior has {len(sequence.scales)} scales before the full grid")
         given = sum(math.prod(grid) for grid in sequence.grids[: int(given[7:])])
-    if isinstance(given, int) or (isinstance(given, str) and given.isdecimal()):
+    if isinstance(given, int | np.integer) or (isinstance(given, str) and given.isdecimal()):
         known_T: Mask = np.arange(sequence.length) < int(given)
         if int(given) < 0 or known_T.all():
             raise _nothing_to_draw(given, sequence)
         return known_T
+    if 1 in (sequence.height, sequence.width) and sequence.height != sequence.width:
+        raise ShardError(f"given = {given!r}: codes in a row have no cells on the picture; use a number of codes")
     if sequence.scales:
         raise ShardError(f"given = {given!r}: a multiscale prior completes a number of codes, or scales-K")
     known_hw = _known_cells(given, sequence.height, sequence.width)
@@ -68,7 +70,7 @@ def _known_cells(given: Any, height: int, width: int) -> Mask:
     if not isinstance(given, str | Path):
         return _wholly_inside(np.asarray(given), height, width)
     text = str(given)
-    if text.lower().endswith(".png"):
+    if text.lower().endswith(".png") and (not text.startswith("not-") or Path(text).exists()):
         return _wholly_inside(_read_mask(Path(text)), height, width)
     if text.startswith("not-"):
         return ~_known_cells(text[4:], height, width)
