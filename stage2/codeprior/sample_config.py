@@ -44,7 +44,7 @@ class SampleConfig:
     compile: bool = False
     """Compile the step of one code, with CUDA graphs on a GPU; pays off for more than a few batches."""
     order: DrawingOrder = "auto"
-    """Order in which the codes are drawn. A prior of one order has that one: auto. Others draw in each of the five, in a
+    """Order in which codes are drawn. A prior of one order has that one: auto. Others draw in each of the five, in a
     random one for each sample (auto, as they were trained), or by confidence: in each step the surest codes."""
     steps: int = 0
     """Number of steps in which the codes are drawn, at most one per code; 0: one per code. Fewer steps draw several
