@@ -253,7 +253,7 @@ def test_broken_files_of_pictures_are_named(tmp_path):
             archive.writestr(name, "1 2 3")
     with pytest.raises(InputError, match="cannot be read as numbers"):
         file_reference(path, 12, EvaluatePriorConfig())
-    with pytest.raises(InputError, match="has 1 picture, and a distance requires two"):
+    with pytest.raises(InputError, match="number of pictures is 1, and a distance requires two"):
         Judge(Reference("x", HeldPictures(PICTURES[:1]), HERE), TINY)
     np.savez(path, PICTURES)
     damaged = bytearray(path.read_bytes())

@@ -106,8 +106,10 @@ class Judge:
             )
         if not given and reference.pictures is None:
             raise InputError(f"{reference.name} has statistics of Inception features alone: choose features inception")
-        if reference.pictures is not None and reference.pictures.shape[0] < 2:
-            raise InputError(f"{reference.name}: the reference has 1 picture, and a distance requires two or more")
+        if reference.pictures is not None and (count := reference.pictures.shape[0]) < 2:
+            raise InputError(
+                f"{reference.name}: the number of pictures is {count}, and a distance requires two or more"
+            )
         self._network, self._reference = network, reference
         features = {} if reference.pictures is None else features_of(reference.pictures, network)
         self._pooled = features.get("pooled")
