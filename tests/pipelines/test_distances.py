@@ -117,6 +117,13 @@ def test_inception_features_are_those_of_adms_evaluator(inception):
     torch.testing.assert_close(found["spatial"].reshape(3, 17, 17, 7)[:, 4, 9], seen["mixed_6"][:, :7, 4, 9])
 
 
+def test_precision_and_recall_are_noted_with_the_network_of_their_distance():
+    notes = network_notes(["nll_nats", "frechet_efficientnet_lite0", "precision", "recall"], "efficientnet-lite0")
+    assert list(notes) == ["frechet_efficientnet_lite0", "precision", "recall"]
+    assert len(set(notes.values())) == 1
+    assert network_notes(["fid", "precision"], "none")["precision"].startswith("computed by inception;")
+
+
 def test_weights_that_are_not_the_published_ones_give_no_fid(inception):
     network = load_network("inception", str(inception), torch.device("cpu"))
     names = set(network.figures.values())
@@ -174,6 +181,7 @@ def test_a_note_says_what_differs_from_published_figures():
         assert words in note
     assert "efficientnet-lite0, not Inception" in comparison_notes("efficientnet-lite0", "", 50_000, (256, 256))[0]
     assert comparison_notes("none", "", 4, (8, 8)) == []
+    assert "60,000 pictures, not 50,000" in comparison_notes("inception", PUBLISHED, 60_000, (256, 256))[0]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -209,6 +217,9 @@ def test_samples_are_read_from_a_folder_and_a_tar_in_the_order_of_their_names(tm
     reference = file_reference(tmp_path / "x", 8, EvaluatePriorConfig(resize="adm"))
     assert next(iter(reference.pictures.batches())).shape == (4, 8, 8, 3)
     assert "halved by a box filter" in reference.name
+    assert (reference.resize, reference.differences) == ("adm", ())
+    trained = file_reference(tmp_path / "x", 8, EvaluatePriorConfig())
+    assert trained.differences == ("pictures of the reference are resized as in the tokenizer's training",)
 
 
 def test_broken_files_of_pictures_are_named(tmp_path):
@@ -229,6 +240,21 @@ def test_broken_files_of_pictures_are_named(tmp_path):
     np.savez(path, mu=np.zeros(7), sigma=np.eye(7))
     with pytest.raises(InputError, match=r"\[7\] and \[7, 7\]: Inception's are \[2048\]"):
         file_reference(path, 12, EvaluatePriorConfig())
+    for mu, words in (
+        (np.array([None]), "cannot be read as numbers: Object arrays"),
+        (np.array(["a"]), "cannot be read as numbers: could not convert"),
+        (np.full(2048, np.nan), "values that are not finite"),
+    ):
+        np.savez(path, mu=mu, sigma=np.eye(2048, dtype=np.float32))
+        with pytest.raises(InputError, match=f"x.npz.*{words}"):
+            file_reference(path, 12, EvaluatePriorConfig())
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("mu", "sigma"):
+            archive.writestr(name, "1 2 3")
+    with pytest.raises(InputError, match="cannot be read as numbers"):
+        file_reference(path, 12, EvaluatePriorConfig())
+    with pytest.raises(InputError, match="number of pictures is 1, and a distance requires two"):
+        Judge(Reference("x", HeldPictures(PICTURES[:1]), HERE), TINY)
     np.savez(path, PICTURES)
     damaged = bytearray(path.read_bytes())
     damaged[2000] ^= 255

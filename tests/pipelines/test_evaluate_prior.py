@@ -166,6 +166,10 @@ def test_given_samples_are_judged_by_given_pictures(tmp_path):
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         assert (found[f"{name}_origin"]["path"], found[f"{name}_origin"]["sha256"]) == (path, digest)
     assert "5 pictures, not 50,000" in found["notes"][0]
+    assert found["resize"] is None
+    files["reference"] = "train"
+    with pytest.raises(InputError, match="resize is 'adm', but nothing is resized: the reference is training pictures"):
+        ip.evaluate_prior(prior, out=tmp_path / "q.json", resize="adm", **files)
     nll = {name: found["figures"][f"nll_nats_{name}"] for name in ORDER_NAMES}
     assert len(set(nll.values())) == len(ORDER_NAMES)
     assert nll["zcurve"] == found["figures"]["nll_nats"]

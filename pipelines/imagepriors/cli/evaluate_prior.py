@@ -29,7 +29,7 @@ def evaluate_prior(
         shards: Folder of token shards, with the tokenizer and the conditions of a conditional prior. Default: shards
             beside the prior.
         dataset: Layout of the data.
-        data: Folder of pictures to compare samples with; default: decoded validation codes.
+        data: Folder of pictures to compare samples with; default: decoded codes.
         out: JSON file; default: PRIOR/evaluation.json.
         sampling: How to sample.
 

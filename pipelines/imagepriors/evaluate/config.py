@@ -57,13 +57,15 @@ class EvaluatePriorConfig:
     samples: str = ""
     """Path of pictures to judge in place of new samples, which n does not limit: an .npz with uint8 [N, H, W, 3] under
     arr_0, or a folder or tar of pictures of one size."""
-    reference: str = "train"
-    """Pictures to compare samples with: train or val, a split of the data; or the path of an .npz as ADM's evaluator
-    reads it (pictures under arr_0, statistics under mu, sigma, mu_s and sigma_s), or of a folder or tar of pictures."""
+    reference: str = ""
+    """Pictures to compare samples with: train or val, a split of the data or, without data, of the decoded codes; or
+    the path of an .npz as ADM's evaluator reads it (pictures under arr_0, statistics under mu, sigma, mu_s and
+    sigma_s), or of a folder or tar of pictures. Empty: train with data, val without."""
     reference_limit: int = 50_000
     """Maximum number of pictures of the split, evenly spread over it; 0: all."""
     resize: Resize = "training"
-    """How images of the split, the folder or the tar become pictures of the samples' size: see EvaluateConfig."""
+    """How images of the split, the folder or the tar become pictures of the samples' size: see EvaluateConfig. Decoded
+    codes and pictures of an .npz are not resized: use training."""
     reader_steps: int = 2000
     """Training steps, of 8 pictures each, of the network that predicts conditions from pictures."""
     batch_size: int = 32

@@ -1,8 +1,9 @@
 """Figures that compare the features of two sets of pictures, defined as in ADM's evaluator.
 
 Fréchet distance, precision, recall and Inception score are torch-fidelity's functions of features. Over the published
-Inception weights they are FID, sFID, precision, recall and IS; :func:`imagepriors.evaluate.networks.figure_names` gives
-those over other networks other names.
+Inception weights the distances are FID and sFID and the score is IS; over other networks they have other names, see
+:func:`imagepriors.evaluate.networks.figure_names`. Precision and recall have the same names over all networks; the
+notes of a report say which network computes them.
 """
 
 import functools
@@ -86,12 +87,14 @@ def precision_recall(samples_ND: Tensor, reference_ND: Tensor) -> dict[str, floa
 class Judge:
     """Compares samples with a reference, whose features are computed once.
 
+    It judges samples as in ADM's evaluation: the network sees both sets of pictures, and figures compare its features.
+
     Args:
         reference: The reference; statistics in its file stand for its pictures where the network is Inception.
         network: The network that judges.
 
     Raises:
-        InputError: the file of the reference has statistics alone, and they are of another network.
+        InputError: the reference has a single picture, or statistics alone that are of another network.
     """
 
     def __init__(self, reference: Reference, network: FeatureNetwork) -> None:
@@ -103,6 +106,10 @@ class Judge:
             )
         if not given and reference.pictures is None:
             raise InputError(f"{reference.name} has statistics of Inception features alone: choose features inception")
+        if reference.pictures is not None and (count := reference.pictures.shape[0]) < 2:
+            raise InputError(
+                f"{reference.name}: the number of pictures is {count}, and a distance requires two or more"
+            )
         self._network, self._reference = network, reference
         features = {} if reference.pictures is None else features_of(reference.pictures, network)
         self._pooled = features.get("pooled")

@@ -212,12 +212,15 @@ def network_notes(figures: Iterable[str], training_loss: str | None) -> dict[str
     """Figure → the network that computes it, and whether the tokenizer was trained against this network.
 
     Args:
-        figures: Names of figures; those that no network computes are omitted.
+        figures: Names of figures; those that no network computes are omitted. Precision and recall are computed by the
+            network of the distance beside them.
         training_loss: Perceptual network in the tokenizer's training loss, or "none"; None if it is unknown.
     """
     loss = f"the tokenizer's perceptual training loss is {training_loss or 'unknown'}"
     biased = ", the same network, which makes the figure too optimistic"
     networks = {name: _network_of(name) for name in figures}
+    judge = next(filter(None, networks.values()), "")
+    networks |= {name: judge for name in ("precision", "recall") if name in networks}
     return {
         name: f"computed by {network}; {loss}{biased * (network == training_loss)}"
         for name, network in networks.items()

@@ -52,11 +52,11 @@ def evaluate_prior(
         config: Evaluation configuration.
         sampling: Sampling configuration.
         dataset: Layout of `data`.
-        data: Pictures to compare samples with, unless `config.reference` is a path; None uses decoded validation codes.
+        data: Pictures to compare samples with, unless `config.reference` is a path; None uses decoded codes.
 
     Raises:
         ShardError: prior and shards do not match, or there are too few rows.
-        InputError: the pictures or the weights of a network are missing.
+        InputError: the pictures or the weights of a network are missing, or a resize is chosen where none is applied.
     """
     check_apart(out, data=sources_of(open_splits(dataset, data), data) if data else None, shards=shards)
     check_publish(out.parent, [out.name], _COMMAND)
@@ -66,6 +66,11 @@ def evaluate_prior(
     check_shards(codes, sequence)
     samples = open_samples(Path(config.samples)) if config.samples else None
     reference = _reference(codes, sequence, config, dataset, data, samples)
+    if reference.resize is None and config.resize != "training":
+        raise InputError(
+            f"resize is {config.resize!r}, but nothing is resized: the reference is {reference.name}; use training, or "
+            "compare with a dataset, a folder or a tar"
+        )
     judge = Judge(reference, network) if network else None
     figures, agreement = _likelihood(prior_run, codes, sequence, config), {}
     notes = [f"the conditions of {config.samples} are not known: agreement with them is not measured"]
@@ -80,7 +85,6 @@ def evaluate_prior(
         "networks": network_notes(figures, training_loss(codes)),
         "notes": [*(judge.notes(samples.pictures.shape) if judge else ()), *notes * bool(sequence.conditions)],
         **_sources(samples, reference),
-        "resize": config.resize,
         "features": config.features,
         "weights_sha256": network.weights_sha256 if network else "",
         **{name: getattr(sequence, name) for name in ("order", "objective", "condition")},
@@ -100,6 +104,7 @@ def _sources(samples: SampleSet, reference: Reference) -> dict[str, Any]:
         "reference": reference.name,
         "reference_pictures": reference.origin.pictures,
         "reference_origin": asdict(reference.origin),
+        "resize": reference.resize,
     }
 
 
@@ -113,13 +118,14 @@ def _reference(
 ) -> Reference:
     """The reference of given samples, or of `config.n` samples that will be drawn."""
     n = given.pictures.shape[0] if given else config.n
-    if data is None and config.reference in SPLITS:
+    in_splits = config.reference in ("", *SPLITS)
+    if data is None and in_splits:
         return decoded_reference(codes, n, config)
     net = load_shard_tokenizer(codes.path, "tokenizer", sequence.fingerprint).config
     height, width = given.pictures.shape[1:3] if given else (net.resolution, net.resolution)
     if height != width:
         raise InputError(f"samples are {width}×{height}: pictures of a reference are squares, so samples must be, too")
-    if data is not None and config.reference in SPLITS:
+    if data is not None and in_splits:
         return dataset_reference(dataset, data, height, n, config, net.geometry)
     return file_reference(Path(config.reference), height, config)
 

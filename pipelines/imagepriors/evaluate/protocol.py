@@ -25,7 +25,7 @@ def comparison_notes(features: str, weights_sha256: str, count: int, size: tuple
         differences.append(f"the network is {features}, not Inception")
     elif not weights_sha256.startswith(PUBLISHED):
         differences.append("the Inception weights are not the published ones")
-    if count < SAMPLES:
+    if count != SAMPLES:
         differences.append(f"{count:,} pictures, not {SAMPLES:,}: a Fréchet distance is larger over fewer")
     if size != (SIDE, SIDE):
         differences.append(f"{size[1]}×{size[0]} pixels, not {SIDE}×{SIDE}")

@@ -1,5 +1,7 @@
 """Reference pictures that samples are compared with: decoded codes, a split of a dataset, or files."""
 
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ from vqgan.data import Split, open_pictures, open_splits, resolve, spread
 from vqgan.errors import InputError
 
 GEOMETRY_TEXT = {"crop": "centre squares", "pad": "whole pictures, padded", "stretch": "whole pictures, stretched"}
+_DECODED = {"train": "training", "val": "validation"}
 _STATISTICS = {"pooled": ("mu", "sigma", 2048), "spatial": ("mu_s", "sigma_s", 2023)}
 """Features → names of mean and covariance in an `.npz` of ADM's evaluator, and their dimensions."""
 
@@ -55,21 +58,26 @@ class Reference:
     """Statistics of Inception features from a file, which may cover more pictures than it has."""
     differences: tuple[str, ...] = ()
     """How it differs from references of published figures."""
+    resize: Resize | None = None
+    """How images become its pictures; None if none is resized."""
 
 
 def decoded_reference(codes: ShardDataset, n: int, config: EvaluatePriorConfig) -> Reference:
-    """Decoded validation codes as reference of `n` samples."""
+    """Decoded codes of the split that `config` names, by default "val", as reference of `n` samples."""
+    name = config.reference or "val"
     tokenizer = load_shard_tokenizer(codes.path, "tokenizer", codes.spec.image.fingerprint)
 
     def decoded(split: str, rows: npt.NDArray[np.int64]) -> DecodedPictures:
         return DecodedPictures(tokenizer, read_codes(codes, split, rows)[0])
 
-    rows = select_rows(codes, "val", config.reference_limit)
-    rest = np.setdiff1d(np.arange(codes.rows("val")), rows)
-    split, left = ("val", rest) if len(rest) >= n else ("train", np.arange(codes.rows("train")))
+    rows = select_rows(codes, name, config.reference_limit)
+    split, left = name, np.setdiff1d(np.arange(codes.rows(name)), rows)
+    if len(left) < n:
+        split = "train" if name == "val" else "val"
+        left = np.arange(codes.rows(split) if split in codes.splits else 0)
     return Reference(
-        "validation pictures, encoded and decoded by the tokenizer",
-        decoded("val", rows),
+        f"{_DECODED[name]} pictures, encoded and decoded by the tokenizer",
+        decoded(name, rows),
         Origin(str(codes.path), codes.fingerprint, "the token shards", len(rows)),
         decoded(split, left[spread(len(left), n)]) if len(left) >= n else None,
         differences=("the reference is not of pictures but of decoded codes",),
@@ -79,22 +87,23 @@ def decoded_reference(codes: ShardDataset, n: int, config: EvaluatePriorConfig) 
 def dataset_reference(
     dataset: str, data: Path, size: int, n: int, config: EvaluatePriorConfig, geometry: Geometry = "crop"
 ) -> Reference:
-    """Evenly spaced pictures of the split that `config` names as reference of `n` samples."""
-    splits = open_splits(dataset, data)
-    found = splits[config.reference]
+    """Evenly spaced pictures of the split that `config` names, by default "train", as reference of `n` samples."""
+    splits, name = open_splits(dataset, data), config.reference or "train"
+    found = splits[name]
     used = spread(len(found), config.reference_limit or len(found))
-    others = next((split for split in unused_splits(splits, config.reference, used) if len(split) >= n), None)
+    others = next((split for split in unused_splits(splits, name, used) if len(split) >= n), None)
 
     def pictures(split: Split) -> Pictures:
         return split_pictures(split, size, geometry, config.resize)
 
     chosen = found.subset(used)
     return Reference(
-        f"{resolve(dataset, data)}, split {config.reference}, {resize_text(config.resize, geometry)} at {size}×{size}",
+        f"{resolve(dataset, data)}, split {name}, {resize_text(config.resize, geometry)} at {size}×{size}",
         pictures(chosen),
         origin_of(data, len(used), chosen),
         pictures(others.subset(spread(len(others), n))) if others else None,
         differences=_differences(config.resize),
+        resize=config.resize,
     )
 
 
@@ -124,7 +133,13 @@ def file_reference(path: Path, size: int, config: EvaluatePriorConfig) -> Refere
         split = open_pictures(path)
         pictures = split_pictures(split, size, resize=config.resize)
         name = f"pictures of {path}, {resize_text(config.resize, 'crop')} at {size}×{size}"
-        return Reference(name, pictures, origin_of(path, len(split), split))
+        return Reference(
+            name,
+            pictures,
+            origin_of(path, len(split), split),
+            differences=_differences(config.resize),
+            resize=config.resize,
+        )
     names = npz_names(path)
     statistics = {
         features: _read_statistics(path, mean, covariance, dims)
@@ -140,11 +155,21 @@ def file_reference(path: Path, size: int, config: EvaluatePriorConfig) -> Refere
 
 
 def _read_statistics(path: Path, mean: str, covariance: str, dims: int) -> Statistics:
-    with np.load(path, allow_pickle=False) as arrays:
-        found = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
+    """Read a mean and a covariance.
+
+    Raises:
+        InputError: the file is damaged, or they are not finite numbers of the shapes [dims] and [dims, dims].
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
+    except (ValueError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{mean} and {covariance} of {path} cannot be read as numbers: {error}") from error
     if found.mu.shape != (dims,) or found.sigma.shape != (dims, dims):
         shapes = f"{list(found.mu.shape)} and {list(found.sigma.shape)}"
         raise InputError(
             f"{mean} and {covariance} of {path} are {shapes}: Inception's are [{dims}] and [{dims}, {dims}]"
         )
+    if not (np.isfinite(found.mu).all() and np.isfinite(found.sigma).all()):
+        raise InputError(f"{mean} or {covariance} of {path} has values that are not finite: compute them again")
     return found

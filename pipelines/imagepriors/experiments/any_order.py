@@ -16,7 +16,7 @@ from codeprior.checkpoint import CONFIG, RunConfig, load_prior
 from codeprior.config import TrainConfig
 from codeprior.data import CodeData
 from codeprior.model import Prior
-from codeprior.sample import sample_codes
+from codeprior.sample import prepare, sample_codes
 from codeprior.sample_config import SampleConfig
 from codeprior.train import evaluate
 from codeshards.format import ORDER_NAMES, ShardDataset
@@ -32,7 +32,7 @@ _ONE_ORDER = "row_major"
 _CODES_PER_STEP = (32, 16, 8, 4, 2, 1)
 _CHOICE = 8
 """Codes per step with which the ways to choose them are compared."""
-_ROUNDS = 3
+_ROUNDS = 15
 _SHOWN = 8
 _EVALUATED = 32
 """Sequences per batch while the likelihood is computed."""
@@ -150,10 +150,12 @@ def _draw(workspace: Workspace, ways: Mapping[str, SampleConfig], quality: Quali
 
 
 def _seconds(workspace: Workspace, ways: Mapping[str, SampleConfig]) -> dict[str, list[float]]:
-    """Seconds to draw and decode one picture in each way."""
+    """Seconds to draw and decode one picture in each way, with weights that are prepared once for all pictures."""
     decoder, device = workspace.decoder(), pick_device("auto")
-    one_order = load_prior(orders.run_folder(workspace, _ONE_ORDER, 0), device=device)
-    any_order = load_prior(run_folder(workspace, 0), device=device)
+    one_order, any_order = (
+        prepare(load_prior(folder, device=device), ways[_ONE_ORDER])
+        for folder in (orders.run_folder(workspace, _ONE_ORDER, 0), run_folder(workspace, 0))
+    )
 
     def task(prior: Prior, config: SampleConfig) -> Any:
         return lambda: decoder.decode(sample_codes(prior, 1, config=config).numpy())
@@ -188,11 +190,12 @@ def _by_steps(names: Iterable[str]) -> list[str]:
 def describe_steps(distances: Mapping[str, Values], seconds: Mapping[str, list[float]]) -> str:
     """Describe how fast and how good the samples of each number of steps are."""
     steps = _by_steps(seconds)
+    comparisons = 2 * len(steps) - 1  # each with the prior of one order, all but the last with the last
     one_order = float(np.median(seconds[_ONE_ORDER]))
     rows = []
     for name in steps:
         ratios = np.array(seconds[_ONE_ORDER]) / np.array(seconds[name])
-        losses = [difference(distances[name], distances[other], len(steps)) for other in (_ONE_ORDER, steps[-1])]
+        losses = [difference(distances[name], distances[other], comparisons) for other in (_ONE_ORDER, steps[-1])]
         against = "; ".join(
             f"{loss}{'' if loss.shown else ', not shown'}" for loss in losses[: 1 if name == steps[-1] else 2]
         )
@@ -203,7 +206,7 @@ def describe_steps(distances: Mapping[str, Values], seconds: Mapping[str, list[f
     return (
         f"the cached prior of {_ONE_ORDER}, one code per step: {one_order:.3f} s, distance "
         f"{distances[_ONE_ORDER].mean():.1f}. The prior of any order, in random order with the cosine schedule, "
-        f"against it, then against its own {steps[-1]} (± half of the 95% interval for all {len(steps)} at once): "
+        f"against it, then against its own {steps[-1]} (± half of the 95% interval for all {comparisons} at once): "
         f"{'; '.join(rows)}."
     )
 

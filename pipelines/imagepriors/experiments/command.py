@@ -50,7 +50,8 @@ def experiment(
 
     Args:
         names: orders, any-order, inpainting, efficiency, scales, conditional, evaluation; or all.
-        preset: small (demo scenes, minutes on two cores), cifar10, paper (GPUs), or a TOML file.
+        preset: small (demo scenes, minutes on two cores), small-256 (the same scenes in 256 codes), cifar10, paper
+            (GPUs), or a TOML file.
         data: Folder in which the dataset is; default: data/ and the preset's dataset.
         dataset: Layout of the data; default: the preset's, or with --data the one that is recognised.
         run: Run folder; existing tokenizers in it are used; default: runs/NAME, where NAME is the name of the data's

@@ -50,6 +50,9 @@ class Quality:
 def frechet(a_ND: Array, b_MD: Array) -> float:
     """Fréchet distance of two sets of features, in a fraction of the time that their covariances take.
 
+    :func:`imagepriors.evaluate.distances.frechet` has the same value. It requires means and covariances alone, which is
+    what files of statistics hold; experiments have the features, and compute hundreds of distances.
+
     The trace of the square root of the product of the covariances AᵀA and BᵀB is the sum of the singular values of ABᵀ,
     which is small where there are fewer pictures than features.
     """
