@@ -176,7 +176,7 @@ def check_count(n: int) -> None:
         ShardError: it is.
     """
     if not 1 <= n <= _MAX_SAMPLES:
-        raise ShardError(f"n is {n}: choose 1 to {_MAX_SAMPLES:,} pictures, all of which are held in memory")
+        raise ShardError(f"n is {n}: choose 1 to {_MAX_SAMPLES:,} pictures")
 
 
 def check_guidance(prior_run: Path, config: SampleConfig) -> None:
