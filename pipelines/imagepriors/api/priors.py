@@ -240,8 +240,9 @@ class ImagePrior:
         of torchrun and Ray workers share the parts, and give the same bytes.
 
         Args:
-            out: The folder; samples of an earlier call are replaced, other files never. Or a file, NAME.npz as ADM's
-                evaluator reads it or NAME.tar for WebDataset; NAME.json, NAME.codes.npz and NAME.png are beside it.
+            out: The folder; at most 1,000 samples of an earlier call are replaced, more and other files never. Or a
+                file, NAME.npz as ADM's evaluator reads it or NAME.tar for WebDataset; NAME.json, NAME.codes.npz and
+                NAME.png are beside it.
             n: Number of samples.
             condition: A class name or number, or one per sample. Default: as for :meth:`sample`.
             given: See :meth:`sample`.
