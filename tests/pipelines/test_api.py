@@ -186,31 +186,6 @@ def test_samples_are_images_with_codes(work):
     assert {codes[:4].tobytes() for codes in given.codes} <= halves
 
 
-def test_images_of_ones_own_are_completed(work, tmp_path):
-    root, tokenizer, shards, _ = work
-    prior = ip.train_prior(shards, condition="class", objective="any_order", out=tmp_path / "any", **PRIOR)
-    assert "any order" in repr(prior)
-    files = sorted((root / "photos").rglob("*.png"))[:2]
-    codes = tokenizer.encode(files).astype(np.int64)
-    mask = np.zeros((32, 32), bool)
-    mask[8:24] = True  # rows 2 to 5 of the 8 rows of cells
-    drawn = prior.sample(3, images=files, given=mask, condition=["class1", 2], steps=5)
-    assert drawn.conditions["class"].tolist() == [1, 1, 2, 2]
-    np.testing.assert_array_equal(drawn.codes[:, 2:6], codes[[0, 0, 1, 1], 2:6])
-    assert (drawn.codes[0] != drawn.codes[1]).any()
-    words = ["sample", "--prior", str(prior.folder), "--shards", str(shards.path), "--out", str(tmp_path / "s")]
-    words += ["--images", *map(str, files), "--given", "0,0.25,1,0.75", "--condition", "1", "2"]
-    assert main([*words, "--n", "4", "--steps", "5"]) == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "s/codes.npz")["codes"], drawn.codes)
-    for options, words in (
-        ({"given": 0}, "name with given which part of them is known"),
-        ({"condition": None}, "name the class of each picture"),
-        ({"images": []}, "images is empty"),
-    ):
-        with pytest.raises(ip.UserError, match=words):
-            prior.sample(2, **{"images": files, "given": "left", "condition": 0, **options})
-
-
 def test_a_prior_without_a_tokenizer_gives_codes(work, tmp_path):
     _, tokenizer, _, prior = work
     alone = ip.load_prior(prior.folder, shards=tmp_path)

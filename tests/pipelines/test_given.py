@@ -1,12 +1,19 @@
 """Descriptions of the known part of a picture: which codes they denote, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_job import write_tokenizer
+from tiny_shards import SPEC, make_dataset
 
+import imagepriors as ip
 from codeprior.config import PriorError, SequenceSpec
 from codeshards.format import ShardError, order
+from imagepriors.cli import main
 from imagepriors.decode.partial import known_codes
+from vqgan.checkpoint import fingerprint
 
 
 def any_order(height=4, width=4, **options):
@@ -95,3 +102,40 @@ def test_a_prior_of_one_order_names_the_orders_that_begin_with_the_part():
     sequence = SequenceSpec(height=4, width=4, codebook_size=8, order="zcurve", fingerprint="f")
     with pytest.raises(PriorError, match="orders that begin with them: spiral_out\\. A prior of objective 'any_order'"):
         known_codes(sequence, "centre")
+
+
+def test_images_of_ones_own_are_completed(tmp_path, capsys):
+    folder = write_tokenizer(tmp_path / "tokenizer", resolution=8, ch_mult=(1, 1), codebook_size=50)
+    spec = replace(SPEC, image=replace(SPEC.image, fingerprint=fingerprint(folder)))
+    make_dataset(tmp_path / "shards", spec=spec, tokenizer=folder, labelled=True)
+    prior = ip.train_prior(
+        tmp_path / "shards", condition="class", objective="any_order", out=tmp_path / "any", steps=2, batch_size=4,
+        model={"n_layer": 1, "n_head": 2, "n_embd": 16},
+    )  # fmt: skip
+    assert "any order" in repr(prior)
+    files = [tmp_path / "0.png", tmp_path / "1.png"]
+    for file, pixels in zip(files, np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8), strict=True):
+        Image.fromarray(pixels).save(file)
+    codes = prior.tokenizer.encode(files).astype(np.int64)
+    mask = np.zeros((8, 8), bool)
+    mask[2:6] = True  # rows 1 and 2 of the 4 rows of cells
+    drawn = prior.sample(3, images=files, given=mask, condition=["dog", 2], steps=5)
+    assert drawn.conditions["class"].tolist() == [1, 1, 2, 2]
+    np.testing.assert_array_equal(drawn.codes[:, 1:3], codes[[0, 0, 1, 1], 1:3])
+    assert (drawn.codes[0] != drawn.codes[1]).any()
+    command = ["sample", "--prior", str(prior.folder), "--out", str(tmp_path / "s"), "--n", "4", "--steps", "5"]
+    command += ["--images", *map(str, files), "--given", "0,0.25,1,0.75", "--condition"]
+    assert main([*command, "dog", "2"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "s/codes.npz")["codes"], drawn.codes)
+    assert main([*command, "owl"]) == 0
+    assert np.load(tmp_path / "s/codes.npz")["condition_class"].tolist() == [2] * 4
+    capsys.readouterr()
+    assert main([*command, "0", "1", "2"]) == 2
+    assert "condition has 3 classes for n = 2" in capsys.readouterr().err
+    for options, words in (
+        ({"given": 0}, "name with given which part of them is known"),
+        ({"condition": None}, "name the class of each picture"),
+        ({"images": []}, "images is empty"),
+    ):
+        with pytest.raises(ip.UserError, match=words):
+            prior.sample(2, **{"images": files, "given": "left", "condition": 0, **options})

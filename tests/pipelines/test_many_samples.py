@@ -145,9 +145,9 @@ def test_a_tar_and_a_folder_hold_the_same_pictures(run, whole, tmp_path):
         assert (tmp_path / f"folder/samples/{index:06d}.png").read_bytes() == members[f"{index:06d}.png"]
     assert sha256_file(tmp_path / "folder/codes.npz") == sha256_file(whole.with_suffix(".codes.npz"))
     assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "a.json", "a.codes.npz", "a.png", "folder"}
-    # A few samples of the same command replace them, and leave no picture of before.
-    assert main(["sample", "--prior", str(run / "prior"), "--out", str(tmp_path / "folder"), "--n", "2"]) == 0
-    assert sorted(path.name for path in tmp_path.glob("folder/samples/*")) == ["0000.png", "0001.png"]
+    with pytest.raises(ShardError, match=r"folder holds 22 samples .* choose another folder, or delete it first"):
+        ip.load_prior(run / "prior", device="cpu").save_samples(tmp_path / "folder", 2)
+    assert len(list(tmp_path.glob("folder/samples/*.png"))) == N
 
 
 def test_two_processes_write_the_bytes_of_one(run, whole, tmp_path):
@@ -211,6 +211,50 @@ def test_finished_parts_are_kept_and_other_settings_are_refused(run, whole, tmp_
     with pytest.raises(ShardError, match=r"holds other samples(.|\n)*n: 22 → 23"):
         draw(run, out, n=23)
     assert hashes(out) == hashes(whole)
+
+
+def test_samples_of_other_classes_or_shards_are_not_the_same(run, tmp_path):
+    draw(run, tmp_path / "a.npz", n=4, classes=np.array([0, 1, 0, 1]))
+    with pytest.raises(ShardError, match=r"holds other samples(.|\n)*conditions_sha256"):
+        draw(run, tmp_path / "a.npz", n=4, classes=np.array([1, 0, 1, 0]))
+    upper = drawing(run, tmp_path / "b.npz", n=4, given=8)
+    plans = [many.make_plan(replace(upper, known_T=known_T), "f") for known_T in (upper.known_T, ~upper.known_T)]
+    assert plans[0].settings["given_codes"] == plans[1].settings["given_codes"]
+    assert plans[0].settings != plans[1].settings
+
+    write_many(upper)
+    image = replace(SPEC.image, fingerprint=upper.sequence.fingerprint)
+    make_dataset(
+        tmp_path / "other", spec=replace(SPEC, image=image), tokenizer=run / "tokenizer", labelled=True, seed=7
+    )
+    with pytest.raises(ShardError, match=r"holds other samples(.|\n)*shards"):
+        write_many(replace(upper, shards=tmp_path / "other"))
+
+
+def test_what_is_refused_leaves_nothing_behind(run, tmp_path, capsys):
+    command = ["sample", "--prior", str(run / "prior"), "--out", str(tmp_path / "a.npz"), "--n", "2", "--threads", "1"]
+    for options, words in (
+        (["--condition", "99"], "knows 0 … 2"),
+        (["--steps", "8"], "steps = 8: this prior draws one code after the other"),
+        (["--drafts", "2", "--precision", "bfloat16"], "only float32 on a CPU"),
+        (["--dry-run", "--frames"], "leave it out, or --frames"),
+    ):
+        assert main([*command, *options]) == 2
+        assert words in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+    assert main([*command, "--condition", "owl"]) == 0
+
+
+def test_a_given_tokenizer_decodes_in_its_own_precision(run, tmp_path):
+    tokenizer = ip.load_tokenizer(run / "tokenizer", device="cpu", precision="bfloat16")
+    prior = ip.load_prior(run / "prior", tokenizer=tokenizer, device="cpu")
+    prior.save_samples(tmp_path / "a.npz", 4, threads=1)
+    assert json.loads((tmp_path / "a.json").read_text())["decoder"] == {"device": "cpu", "precision": "bfloat16"}
+    of_worker = many.load_decoder(
+        drawing(run, tmp_path / "a.npz", decoder=run / "tokenizer", decoder_precision="bfloat16")
+    )
+    pictures = of_worker.decode(np.load(tmp_path / "a.codes.npz")["codes"])
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["arr_0"], pictures)
 
 
 def test_files_of_others_are_kept(run, tmp_path):

@@ -22,7 +22,7 @@ from imagepriors.api.settings import build_config
 from imagepriors.api.shards import location
 from imagepriors.api.tokenizers import ImageTokenizer, as_tokenizer
 from imagepriors.presets import load_preset
-from runkit.devices import Device
+from runkit.devices import Autocast, Device
 from runkit.places import absolute
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ class ImagePrior:
         home = self.folder if (self.folder / "tokenizer").is_dir() else self.shards
         if (open_store(home) / "tokenizer/config.json").size() is None:
             return None
-        return ImageTokenizer.of(load_shard_tokenizer(home, "tokenizer", expected), home / "tokenizer")
+        return ImageTokenizer.of(
+            load_shard_tokenizer(home, "tokenizer", expected, device=self._device), home / "tokenizer"
+        )
 
     @property
     def decoder(self) -> "Tokenizer | None":
@@ -238,8 +240,9 @@ class ImagePrior:
         of torchrun and Ray workers share the parts, and give the same bytes.
 
         Args:
-            out: The folder; samples of an earlier call are replaced, other files never. Or a file, NAME.npz as ADM's
-                evaluator reads it or NAME.tar for WebDataset; NAME.json, NAME.codes.npz and NAME.png are beside it.
+            out: The folder; at most 1,000 samples of an earlier call are replaced, more and other files never. Or a
+                file, NAME.npz as ADM's evaluator reads it or NAME.tar for WebDataset; NAME.json, NAME.codes.npz and
+                NAME.png are beside it.
             n: Number of samples.
             condition: A class name or number, or one per sample. Default: as for :meth:`sample`.
             given: See :meth:`sample`.
@@ -262,12 +265,17 @@ class ImagePrior:
 
         n, size, out = sample_count(n), code_size(size), as_path(out)
         settings = _sampling(fields, config, preset, ImagePrior.save_samples)
-        alone = frames or size is not None or images is not None
+        whole = {"frames": frames, "size": size is not None, "images": images is not None}
+        alone = [name for name, is_set in whole.items() if is_set]
         with process_group():
             prior, tokenizer = None if workers else self.loaded, self.decoder
-            if workers or world_size() > 1 or is_large(out, n, whole=alone):
+            if workers or world_size() > 1 or is_large(out, n, whole=bool(alone)):
                 if alone:
-                    raise PriorError("frames, size, images: these are drawn by one process, into a folder")
+                    raise PriorError(
+                        f"{', '.join(alone)}: such samples are drawn by one process, into a folder, but out = {out}, "
+                        f"workers = {workers}, and {world_size()} processes draw: pass a folder and workers = 0 in one "
+                        "process"
+                    )
                 drawing = self._drawing(out, n, condition, given, workers, threads, settings)
                 return write_many(drawing, prior, tokenizer)
         codes_AT, each = None, 1
@@ -304,11 +312,14 @@ class ImagePrior:
         from imagepriors.decode.partial import known_codes
         from runkit.devices import pick_device
 
+        tokenizer = self._given_tokenizer
+        decoder: tuple[Device | None, Autocast] = (None, "float32") if tokenizer is None else tokenizer.arithmetic
         return Drawing(
             prior_run=self.folder, sequence=self.sequence, shards=self.shards, out=out.absolute(), n=n, config=config,
-            decoder=None if self._given_tokenizer is None else self._given_tokenizer.folder,
+            decoder=None if tokenizer is None else tokenizer.folder,
+            decoder_device=decoder[0], decoder_precision=decoder[1],
             given=str(given) if isinstance(given, str | int | Path) else "mask",
-            known_T=known_codes(self.sequence, given), device=pick_device(self._device).type,
+            known_T=known_codes(self.sequence, given), device=pick_device(self._device).type,  # type: ignore[arg-type]
             classes=None if condition is None else classes_alone(self.sequence, condition, n, given),
             workers=workers, threads=threads,
         )  # fmt: skip
@@ -334,7 +345,7 @@ def load_prior(
         folder: Its run folder, one checkpoint, or its address on the Hub (hf://OWNER/NAME).
         shards: Token shards with the tokenizer and the conditions; default: "shards" beside the prior.
         tokenizer: The tokenizer of the codes, in place of that of the shards.
-        device: "auto" takes a GPU where this machine has one.
+        device: "auto" takes a GPU where this machine has one. A tokenizer object keeps its own device.
 
     Raises:
         PriorError: The folder holds no prior, or its files are damaged.
@@ -342,7 +353,7 @@ def load_prior(
     prior = ImagePrior(
         model_folder(folder),
         shards=location(shards) if shards is not None else None,
-        tokenizer=None if tokenizer is None else as_tokenizer(tokenizer),
+        tokenizer=None if tokenizer is None else as_tokenizer(tokenizer, device=device),
         device=device,
     )
     _ = prior.loaded  # errors are raised here, not at the first sample

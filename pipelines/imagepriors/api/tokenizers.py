@@ -20,7 +20,7 @@ from imagepriors.api.memory import keep_freed_memory
 from imagepriors.api.settings import build_config, stage_1_table
 from imagepriors.evaluate.config import EvaluateConfig
 from runkit.codes import Codes, code_dtype
-from runkit.devices import Device, Precision
+from runkit.devices import Autocast, Device, Precision
 from runkit.folders import check_apart
 from runkit.places import absolute
 from vqgan.compat.kinds import Kind, Part
@@ -116,6 +116,15 @@ class ImageTokenizer:
         return read_json(path) if path.is_file() else {}
 
     @property
+    def arithmetic(self) -> "tuple[Device, Autocast]":
+        """Device and precision that it computes with, decided."""
+        from runkit.devices import pick_device
+        from vqgan.cpu_kernels import resolve_precision
+
+        place = pick_device(self._device)
+        return place.type, resolve_precision(self._precision, place)  # type: ignore[return-value]
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the weights, which names the codes in shards and priors."""
         return self.loaded.fingerprint
@@ -189,9 +198,9 @@ class ImageTokenizer:
         return self.loaded.decode(to_codes(codes, self.config.grid)[0])
 
 
-def as_tokenizer(tokenizer: "PathLike | ImageTokenizer") -> ImageTokenizer:
-    """A tokenizer of itself, of its folder or of its hf:// address."""
-    return tokenizer if isinstance(tokenizer, ImageTokenizer) else ImageTokenizer(as_path(tokenizer))
+def as_tokenizer(tokenizer: "PathLike | ImageTokenizer", *, device: Device = "auto") -> ImageTokenizer:
+    """A tokenizer of itself, of its folder or of its hf:// address; from the latter two on a device."""
+    return tokenizer if isinstance(tokenizer, ImageTokenizer) else ImageTokenizer(as_path(tokenizer), device=device)
 
 
 def load_tokenizer(folder: PathLike, *, device: Device = "auto", precision: Precision = "float32") -> ImageTokenizer:

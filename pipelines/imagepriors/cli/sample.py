@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from codeprior.sample_config import SampleConfig
 from imagepriors.cli.common import FLAT, shown
+from runkit.errors import UserError
 
 
 def sample(
@@ -67,12 +68,18 @@ def sample(
     trained = ImagePrior(prior, shards=shards, tokenizer=as_tokenizer(tokenizer) if tokenizer else None)
     names = trained.sequence.class_names if condition else ()
     classes = [int(value) if value.isdecimal() and value not in names else value for value in condition]
-    chosen = [classes[i % len(classes)] for i in range(len(images) or n)] if classes else None
+    if images:  # one for all, or one for each
+        chosen: Any = classes[0] if len(classes) == 1 else classes or None
+    else:
+        chosen = [classes[index % len(classes)] for index in range(n)] if classes else None
     home = results_folder(prior)
     arguments: dict[str, Any] = {
         "condition": chosen, "given": given, "workers": workers, "threads": threads, "config": config,
     }  # fmt: skip
     out = out or home.parent / f"samples-{home.name}"
+    at_once = [flag for flag, value in {"--size": size, "--frames": frames, "--images": images}.items() if value]
+    if dry_run and at_once:
+        raise UserError(f"--dry-run plans samples that are drawn in parts: leave it out, or {', '.join(at_once)}")
     if dry_run:
         return str(plan_samples(trained, out, n, **arguments))
     grid = trained.save_samples(out, n, size=size, frames=frames, images=images or None, **arguments)

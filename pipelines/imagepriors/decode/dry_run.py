@@ -1,5 +1,7 @@
 """What drawing many samples would do: its parts, its sizes, its memory and its time. Nothing is written."""
 
+from typing import Any
+
 import torch
 
 from codeprior.model import Prior
@@ -25,7 +27,7 @@ def plan_drawing(drawing: Drawing, prior: Prior, tokenizer: Tokenizer | None = N
         return WorkPlan(work=f"{drawing.out} is complete: nothing to do", figures={})
     missing = list(missing_shards(plan, store) if has_plan(plan, store) else plan.each_shard())
     samples, processes = sum(shard.samples for shard in missing), max(1, drawing.workers)
-    figures = {
+    figures: dict[str, Any] = {
         "pictures": drawing.n, "pictures_to_draw": samples, "parts": plan.shard_count("samples"),
         "parts_to_draw": len(missing), "processes": processes, "device": drawing.device,
     }  # fmt: skip

@@ -23,25 +23,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from codeprior.any_order import drawn_in_own_order
 from codeprior.checkpoint import WEIGHTS, load_prior, prior_folder
 from codeprior.config import SequenceSpec
 from codeprior.given import UNKNOWN
 from codeprior.model import Prior
-from codeprior.sample import prepare, sample_codes
+from codeprior.sample import condition_tokens, prepare, sample_codes
 from codeprior.sample_config import SampleConfig
-from codeshards.format import Plan, ShardError, Sidecar, build_plan
+from codeshards.format import Plan, ShardDataset, ShardError, Sidecar, build_plan
 from codeshards.format.files import atomic_write, file_record
 from codeshards.format.manifest import sidecar_path
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, PlannedShard
 from codeshards.job.encode import fix_arithmetic
 from codeshards.job.resume import close_job, open_job
 from codeshards.job.scheduler import run_shards
-from imagepriors.decode.draw import check_count, check_guidance, load_prior_tokenizer, select_conditions
+from imagepriors.decode.draw import check_count, check_guidance, select_conditions
 from imagepriors.decode.outputs import COMMAND, Output, open_output
 from imagepriors.decode.partial import Codes, Mask
+from imagepriors.decode.rows import load_shard_tokenizer
 from imagepriors.decode.samples import packed
 from imagepriors.reports.figures import colorize
 from runkit.codes import code_dtype
+from runkit.devices import Autocast, Device
 from runkit.files import pretty_json, sha256_of
 from runkit.folders import check_apart, held
 from runkit.progress import hidden, tqdm
@@ -65,6 +68,10 @@ class Drawing:
     """Folder of token shards with its tokenizers, and the validation rows that conditions come from."""
     decoder: Path | None = None
     """Folder or name of the tokenizer that decodes; None: that of the prior or the shards."""
+    decoder_device: Device | None = None
+    """Where the tokenizer decodes; None: `device`."""
+    decoder_precision: Autocast = "float32"
+    """Precision of a tokenizer that `decoder` names."""
     out: Path
     """NAME.npz, NAME.tar or a folder; see :func:`.open_output`."""
     n: int
@@ -77,7 +84,7 @@ class Drawing:
     """The same in the prior's order, see :func:`.known_codes`."""
     classes: Codes | None = None
     """Class [N] of each sample; None: classes take turns."""
-    device: str
+    device: Device
     """`cpu` or `cuda`."""
     threads: int = 2
     """Torch threads of a process. On a CPU their number may change rounding."""
@@ -114,6 +121,8 @@ def write_many(drawing: Drawing, prior: Prior | None = None, tokenizer: Tokenize
         with ExitStack() as stack:
             from_rank_0(lambda: stack.enter_context(held(output.parts, COMMAND)))
             missing = from_rank_0(lambda: [shard.index for shard in open_job(plan, output.parts)], ShardError)
+            if rank() == 0:
+                stack.callback(_remove_unbegun, output.parts)
             _draw(drawing, plan, [plan.shard(_SPLIT, index) for index in missing], prior, tokenizer)
             barrier(hosts)
             if rank() == 0:
@@ -128,7 +137,7 @@ def check_drawing(drawing: Drawing) -> None:
     """Refuse what cannot be drawn.
 
     Raises:
-        UserError: A number is out of range, or the guidance or the place of the output does not fit.
+        UserError: A number is out of range, the prior cannot draw this, or the place of the output does not fit.
     """
     check_count(drawing.n)
     if drawing.threads < 1 or drawing.workers < 0:
@@ -137,13 +146,19 @@ def check_drawing(drawing: Drawing) -> None:
         raise ShardError(f"workers is {drawing.workers} in one of {world_size()} processes that draw together: use 0")
     check_apart(drawing.out, prior=drawing.prior_run, shards=drawing.shards)
     check_guidance(drawing.prior_run, drawing.config)
+    if drawing.classes is not None:
+        condition_tokens(drawing.sequence, drawing.n, {"class": torch.from_numpy(drawing.classes)})
+    given_1T = torch.from_numpy(np.where(drawing.known_T, 0, UNKNOWN))[None]
+    drawn_in_own_order(drawing.sequence, drawing.config, given_1T)
 
 
 def load_decoder(drawing: Drawing) -> Tokenizer:
     """Load the tokenizer that decodes."""
+    device = drawing.decoder_device or drawing.device
     if drawing.decoder is not None:
-        return Tokenizer.load(drawing.decoder, device=drawing.device)  # type: ignore[arg-type]
-    return load_prior_tokenizer(drawing.prior_run, drawing.shards, drawing.sequence)
+        return Tokenizer.load(drawing.decoder, device=device, precision=drawing.decoder_precision)
+    home = drawing.prior_run if (drawing.prior_run / "tokenizer").is_dir() else drawing.shards
+    return load_shard_tokenizer(home, "tokenizer", drawing.sequence.fingerprint, device=device)
 
 
 def make_plan(drawing: Drawing, tokenizer: str) -> Plan:
@@ -154,20 +169,27 @@ def make_plan(drawing: Drawing, tokenizer: str) -> Plan:
         tokenizer: Fingerprint of the tokenizer that decodes.
     """
     classes, sequence, batch = drawing.classes, drawing.sequence, drawing.config.batch_size
-    if classes is None and sequence.condition == "class" and not drawing.known_T.any():
+    from_rows = bool(drawing.known_T.any()) or any(part.name != "class" for part in sequence.conditions)
+    if classes is None and sequence.conditions and not from_rows:
         classes = np.arange(drawing.n) % sequence.conditions[0].vocabulary
     part_samples = -(-drawing.part_samples // batch) * batch
-    chosen = hashlib.sha256(np.packbits(drawing.known_T).tobytes())
-    chosen.update(b"" if classes is None else classes.tobytes())
+    hashed = hashlib.sha256(np.packbits(drawing.known_T).tobytes())
+    hashed.update(b"" if classes is None else classes.tobytes())
+    conditions_sha256 = hashed.hexdigest()
     settings = {
         "n": drawing.n, "sampling": asdict(drawing.config), "device": drawing.device, "threads": drawing.threads,
         "part_samples": part_samples, "given": drawing.given, "given_codes": int(drawing.known_T.sum()),
         "sequence": asdict(sequence), "tokenizer": tokenizer,
+        "decoder": {
+            "device": drawing.decoder_device or drawing.device, "precision": drawing.decoder_precision,
+        },
+        "conditions_sha256": conditions_sha256,
+        "shards": ShardDataset.open(drawing.shards).fingerprint if from_rows else None,
         "samples_of_class": None if classes is None else _counts(classes, sequence.class_names),
         "prior_sha256": sha256_of(prior_folder(drawing.prior_run) / WEIGHTS),
     }  # fmt: skip
     return build_plan(
-        samples={_SPLIT: [f"{index:06d}" for index in range(drawing.n)]}, source_hashes={_SPLIT: chosen.hexdigest()},
+        samples={_SPLIT: [f"{index:06d}" for index in range(drawing.n)]}, source_hashes={_SPLIT: conditions_sha256},
         settings=settings, views=1, shard_rows=part_samples, shuffle_seed=None,
     )  # fmt: skip
 
@@ -226,16 +248,14 @@ class PartWorker:
         """Draw one part: its pictures, its codes with their conditions, then its sidecar. Returns their number."""
         fix_arithmetic(self._drawing.threads)  # in this thread, because OpenMP keeps the number per thread
         pictures, codes = (shard.path(self._output.parts, suffix) for suffix in (self._output.part_suffix, ".npz"))
-        drawn = list[Codes]()
+        drawn = list[dict[str, npt.NDArray[Any]]]()
         with atomic_write(pictures) as file:
-            for codes_BHW, encoded in self.batches(shard):
-                drawn.append(codes_BHW)
+            for arrays, encoded in self.batches(shard):
+                drawn.append(arrays)
                 file.write(encoded)
-                self.samples_done += len(codes_BHW)
-                self.on_batch(len(codes_BHW))
-        stored = np.concatenate(drawn).astype(code_dtype(self._drawing.sequence.codebook_size))
-        conditions, _ = self._conditions(shard)
-        codes.write_bytes(packed({"codes": stored, **{f"condition_{name}": one for name, one in conditions.items()}}))
+                self.samples_done += len(arrays["codes"])
+                self.on_batch(len(arrays["codes"]))
+        codes.write_bytes(packed({name: np.concatenate([arrays[name] for arrays in drawn]) for name in drawn[0]}))
         Sidecar(
             plan_hash=self._plan_hash, split=shard.split, index=shard.index, rows=shard.samples, samples=shard.samples,
             files={path.name: file_record(path) for path in (pictures, codes)},
@@ -250,12 +270,12 @@ class PartWorker:
         conditions, rows_NT = select_conditions(one.sequence, one.shards, one.n, samples, one.known_T)
         return conditions, None if rows_NT is None else np.where(one.known_T, rows_NT, UNKNOWN)
 
-    def batches(self, shard: PlannedShard) -> Iterator[tuple[Codes, bytes]]:
-        """Draw a part; yields the codes and the encoded pictures of each batch.
+    def batches(self, shard: PlannedShard) -> Iterator[tuple[dict[str, npt.NDArray[Any]], bytes]]:
+        """Draw a part; yields the codes and conditions, as they are stored, and the encoded pictures of each batch.
 
         On a GPU a thread decodes a batch while the next one is drawn. On a CPU both would wait for the same cores.
         """
-        config, waiting = self._drawing.config, None
+        config, waiting, stored = self._drawing.config, None, code_dtype(self._drawing.sequence.codebook_size)
         conditions, given_NT = self._conditions(shard)
         with ThreadPoolExecutor(1, "decode", fix_arithmetic, (self._drawing.threads,)) as pool:
             for start in range(0, shard.samples, config.batch_size):
@@ -270,7 +290,9 @@ class PartWorker:
                     ).numpy()  # fmt: skip
                 if waiting is not None:
                     yield waiting[0], waiting[1].result()
-                waiting = codes_BHW, pool.submit(self._encode, codes_BHW, first, chosen.get("class"))
+                arrays = {"codes": codes_BHW.astype(stored)}
+                arrays |= {f"condition_{name}": tokens for name, tokens in chosen.items()}
+                waiting = arrays, pool.submit(self._encode, codes_BHW, first, chosen.get("class"))
                 if self._prior.device.type == "cpu":
                     waiting[1].exception()  # waits
             assert waiting is not None
@@ -296,6 +318,12 @@ def _join(output: Output, plan: Plan, sequence: SequenceSpec, side: int, metadat
         pictures, codes.get("condition_class"), side,
         {"codes": packed(codes), "grid": output.grid(pictures[0], side, classes), "metadata": pretty_json(metadata)},
     )  # fmt: skip
+
+
+def _remove_unbegun(parts: Path) -> None:
+    """Remove a plan of which no part is finished, such as one whose first part was refused: another may be begun."""
+    if not any((parts / _SPLIT).glob("*.json")):
+        _remove_parts(parts)
 
 
 def _remove_parts(parts: Path) -> None:

@@ -36,6 +36,9 @@ _SUFFIXES = {"metadata": ".json", "codes": ".codes.npz", "grid": ".png"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time of every member of an .npz, as numpy has it."""
 
+_IN_PARTS = "part_samples"
+"""Key of the metadata of samples that were drawn in parts."""
+
 Labels = npt.NDArray[np.int64]
 
 
@@ -97,7 +100,7 @@ class Output(ABC):
             self.check_free()
             return False
         found = parse_object(self.metadata_path.read_bytes(), self.metadata_path, ShardError)
-        if "part_samples" not in found:  # metadata of a few samples, which are replaced
+        if _IN_PARTS not in found:  # metadata of a few samples, which are replaced
             self.check_free()
             return False
         if {**found, "prior": ""} != {**metadata, "prior": ""}:  # its folder may have moved
@@ -235,6 +238,21 @@ _FILES: dict[str, type[Output]] = {".npz": NpzOutput, ".tar": TarOutput}
 def open_output(path: Path) -> Output:
     """Return the output that a path names by its suffix: .npz, .tar, else a folder."""
     return _FILES.get(path.suffix, FolderOutput)(path)
+
+
+def check_few(folder: Path) -> None:
+    """Refuse a folder of samples that were drawn in parts, which took long: a few samples do not replace them.
+
+    Raises:
+        ShardError: It is one.
+    """
+    path = folder / "metadata.json"
+    found = parse_object(path.read_bytes(), path, ShardError) if path.is_file() else {}
+    if _IN_PARTS in found:
+        raise ShardError(
+            f"{folder} holds {found.get('n')} samples that were drawn in parts, and a few do not replace them: choose "
+            "another folder, or delete it first"
+        )
 
 
 def is_large(path: Path, n: int, *, whole: bool) -> bool:

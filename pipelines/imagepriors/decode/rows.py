@@ -8,13 +8,14 @@ import numpy.typing as npt
 
 from codeshards.format import ShardDataset, ShardError, Where, inverse, open_store
 from codeshards.format.schema import NO_TOKENIZER
+from runkit.devices import Device
 from vqgan.data import spread
 from vqgan.tokenizer import Tokenizer
 
 Array = npt.NDArray[Any]
 
 
-def load_shard_tokenizer(shards: Where, name: str, fingerprint: str) -> Tokenizer:
+def load_shard_tokenizer(shards: Where, name: str, fingerprint: str, *, device: Device = "auto") -> Tokenizer:
     """Load a tokenizer that is stored with the shards, and check that it made their codes.
 
     Raises:
@@ -24,7 +25,7 @@ def load_shard_tokenizer(shards: Where, name: str, fingerprint: str) -> Tokenize
     if fingerprint.startswith(NO_TOKENIZER):
         raise ShardError(mismatch(f"there is no tokenizer in {place}", fingerprint))
     with place.as_folder() as folder:
-        tokenizer = Tokenizer.load(folder, known=fingerprint)
+        tokenizer = Tokenizer.load(folder, device=device, known=fingerprint)
     if tokenizer.fingerprint != fingerprint:
         raise ShardError(mismatch(f"{place} has fingerprint {tokenizer.fingerprint}", fingerprint))
     return tokenizer

@@ -14,6 +14,7 @@ from codeprior.checkpoint import CONFIG, RunConfig, prior_folder
 from codeprior.model import Prior
 from codeprior.sample_config import SampleConfig
 from imagepriors.decode.draw import Samples, check_count, draw_samples
+from imagepriors.decode.outputs import COMMAND, check_few
 from imagepriors.decode.partial import known_codes
 from imagepriors.reports.figures import picture_grid, png_bytes
 from runkit.codes import code_dtype
@@ -21,7 +22,6 @@ from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
 from vqgan.tokenizer import Tokenizer
 
-_COMMAND = "sample"
 _MAX_COLUMNS = 16
 
 
@@ -42,7 +42,8 @@ def write_samples(
 ) -> Path:
     """Write grid.png, samples/NNNN.png, codes.npz, metadata.json and optionally frames.gif to `out`.
 
-    These files replace those of an earlier call. Other files in `out` are not changed.
+    These files replace those of an earlier call, unless that has drawn samples in parts. Other files in `out` are not
+    changed.
 
     Args:
         prior_run: Run folder of a trained prior.
@@ -63,7 +64,8 @@ def write_samples(
 
     Raises:
         UserError: `out` is, contains or is in the prior or the shards, or has a file of such a name from elsewhere.
-        ShardError, PriorError: as :func:`.draw_samples`.
+        ShardError: `out` has samples that were drawn in parts, or as :func:`.draw_samples`.
+        PriorError: as :func:`.draw_samples`.
     """
     check_count(n)
     check_apart(out, prior=prior_run, shards=shards)
@@ -73,7 +75,8 @@ def write_samples(
     per_condition = 1 if not from_rows else 4 if complete_AT is None else -(-n // len(complete_AT))
     names = [f"samples/{index:04d}.png" for index in range(n)]
     planned = ["grid.png", *names, "codes.npz", "metadata.json", *["frames.gif"] * frames]
-    check_publish(out, planned, _COMMAND)  # before drawing, because samples that cannot be written are lost
+    check_few(out)
+    check_publish(out, planned, COMMAND)  # before drawing, because samples that cannot be written are lost
     samples = draw_samples(
         prior_run, shards, n, config=config, per_condition=per_condition, known_T=known_T, size=size, classes=classes,
         complete_AT=complete_AT, frames=frames, prior=prior, tokenizer=tokenizer,
@@ -89,7 +92,7 @@ def write_samples(
         "given": given if isinstance(given, str | int) else "mask", "given_codes": int(known_T.sum()), "size": size,
         "sequence": asdict(samples.sequence),
     })  # fmt: skip
-    publish(out, files, _COMMAND, last="metadata.json")
+    publish(out, files, COMMAND, last="metadata.json")
     return out / "grid.png"
 
 
