@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from plugin_package import install_page, write_photos
 
@@ -110,6 +111,7 @@ for command in (
 """
 
 
+@pytest.mark.slow
 def test_codes_in_a_row_go_through_the_pipeline_by_the_name_of_a_module(tmp_path):
     write_photos(tmp_path / "data")
     (tmp_path / "tiny.toml").write_text(PRESET)

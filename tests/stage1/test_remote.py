@@ -274,6 +274,7 @@ def test_planning_reads_headers_and_labels(s3: S3Server, tmp_path: Path) -> None
     assert s3.count().requests == 1
 
 
+@pytest.mark.slow
 def test_errors_in_passing_change_nothing(s3: S3Server, tmp_path: Path) -> None:
     write_tars(tmp_path / "data")
     upload(tmp_path / "data", "s3://bucket/data")

@@ -157,6 +157,7 @@ def test_reader_of_the_specification_reads_added_columns(added):
     assert reader["fingerprint"](added) == ShardDataset.open(added).fingerprint
 
 
+@pytest.mark.slow
 def test_columns_are_added_in_an_object_store(world, added, base, s3):
     out = open_store("s3://bucket/o")
     for path in (path for path in base.rglob("*") if path.is_file() and path.name[0] != "."):
@@ -222,6 +223,7 @@ def test_blend_from_before_resumes_as_if_nothing_had_been_added(world, added, on
 # -- workers, kills, resuming ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_workers_and_a_killed_worker_give_the_same_bytes(world, added, base, tmp_path):
     script = tmp_path / "job.py"
     script.write_text(

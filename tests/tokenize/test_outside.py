@@ -63,6 +63,7 @@ def test_polars(dataset: Path, expected: dict[str, Any]) -> None:
     assert frame.filter(polars.col("label").is_null()).height == (expected["label"] < 0).sum()
 
 
+@pytest.mark.slow
 def test_ray_data(local_ray_cores: Any, dataset: Path, expected: dict[str, Any]) -> None:
     paths = sorted(map(str, (dataset / "train").glob("*.parquet")))
     rows = local_ray_cores.data.read_parquet(paths).select_columns(["key", "codes_zcurve"]).take_all()

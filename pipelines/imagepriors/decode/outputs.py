@@ -25,6 +25,7 @@ from codeshards.format.tar import add_member
 from imagepriors.reports.figures import Pixels, picture_grid, png_bytes
 from runkit.folders import check_ours, publish
 from runkit.jsonfiles import parse_object
+from vqgan.data.pictures import open_picture
 
 COMMAND = "sample"
 FEW = 1000
@@ -192,7 +193,7 @@ class _PngOutput(Output):
     def first_pictures(self, part: Path, n: int, side: int) -> Pixels:
         pictures = _Members([part])
         names = sorted(pictures)[:n]
-        return np.stack([np.asarray(Image.open(io.BytesIO(pictures[name]))) for name in names])
+        return np.stack([np.asarray(open_picture(io.BytesIO(pictures[name]))) for name in names])
 
 
 class TarOutput(_PngOutput, _OneFile):
