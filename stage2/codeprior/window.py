@@ -55,9 +55,9 @@ def sample_larger(
             f"larger grids require a prior of order row_major without scales; this one has order {sequence.order!r}"
             + (f" and scales {sequence.scales}" if sequence.scales else "")
         )
-    for name, value, usual in (("steps", config.steps, 0), ("drafts", config.drafts or 0, 0)):
-        if value != usual:
-            raise PriorError(f"{name} = {value}: larger grids are drawn code by code; use {usual}")
+    for name, value in (("steps", config.steps), ("drafts", config.drafts)):
+        if value:
+            raise PriorError(f"{name} = {value}: larger grids are drawn code by code; use 0")
     if config.order not in ("auto", "row_major"):
         raise PriorError(f"order = {config.order!r}: larger grids are drawn in order row_major; use 'auto'")
     if height < sequence.height or width < sequence.width:

@@ -9,13 +9,11 @@ from codeshards.config import TokenizeConfig
 from imagepriors.api.datasets import ImageDataset
 from imagepriors.api.defaults import PathLike, as_path
 from imagepriors.api.memory import keep_freed_memory
-from imagepriors.api.priors import ImagePrior
+from imagepriors.api.priors import ImagePrior, sampling_config
 from imagepriors.api.samples import sample_count
-from imagepriors.api.settings import build_config
 from imagepriors.api.shards import tokenize_job
 from imagepriors.api.tokenizers import ImageTokenizer, tokenizer_training
 from imagepriors.api.training import AnyShards, prior_training
-from imagepriors.presets import load_preset
 from runkit.plans import WorkPlan
 from vqgan.config import TrainConfig as TokenizerConfig
 
@@ -110,8 +108,7 @@ def plan_samples(
     Arguments and errors are those of the method. A batch is tried in this process.
     """
     trained = prior if isinstance(prior, ImagePrior) else ImagePrior(as_path(prior))
-    base = load_preset(str(preset), "sample") if preset is not None else {}
-    settings = build_config(SampleConfig, fields, config=config, base=base, function=plan_samples)
+    settings = sampling_config(fields, config, preset, plan_samples)
     drawing = trained._drawing(as_path(out), sample_count(n), condition, given, workers, threads, settings)
     from imagepriors.decode.dry_run import plan_drawing
 

@@ -183,7 +183,7 @@ class ImagePrior:
             PriorError: The prior does not support the arguments; the message says what it supports.
         """
         n, size = sample_count(n), code_size(size)
-        settings = _sampling(fields, config, preset, ImagePrior.sample)
+        settings = sampling_config(fields, config, preset, ImagePrior.sample)
         spec = self.sequence
         if images is not None:
             from imagepriors.decode.draw import draw_codes
@@ -264,7 +264,7 @@ class ImagePrior:
         from runkit.ranks import process_group, world_size
 
         n, size, out = sample_count(n), code_size(size), as_path(out)
-        settings = _sampling(fields, config, preset, ImagePrior.save_samples)
+        settings = sampling_config(fields, config, preset, ImagePrior.save_samples)
         whole = {"frames": frames, "size": size is not None, "images": images is not None}
         alone = [name for name, is_set in whole.items() if is_set]
         with process_group():
@@ -325,9 +325,10 @@ class ImagePrior:
         )  # fmt: skip
 
 
-def _sampling(
+def sampling_config(
     fields: Mapping[str, Any], config: SampleConfig | None, preset: PathLike | None, function: Callable[..., Any]
 ) -> SampleConfig:
+    """The config of samples: a complete one, or the fields over those of a preset; `function` is named in errors."""
     base = load_preset(str(preset), "sample") if preset is not None else {}
     return build_config(SampleConfig, fields, config=config, base=base, function=function)
 

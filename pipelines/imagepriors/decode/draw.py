@@ -20,7 +20,7 @@ from codeshards.format import ShardDataset, ShardError
 from imagepriors.decode.partial import Codes, Mask, decode_partial
 from imagepriors.decode.rows import load_shard_tokenizer, read_rows, select_rows
 from imagepriors.reports.figures import colorize
-from runkit.devices import pick_device
+from runkit.devices import Device, pick_device
 from vqgan.tokenizer import Tokenizer
 
 _MAX_SAMPLES = 1_000_000
@@ -219,6 +219,11 @@ def _classes_of(sequence: SequenceSpec, count: int, classes: Codes | None) -> di
     return {"class": classes[:count]}
 
 
+def uses_rows(sequence: SequenceSpec, known_T: Mask) -> bool:
+    """Whether samples take known codes or conditions from validation rows, and not classes alone."""
+    return bool(known_T.any()) or any(part.name != "class" for part in sequence.conditions)
+
+
 def select_conditions(
     sequence: SequenceSpec, shards: Path, n: int, samples: range, known_T: Mask
 ) -> tuple[dict[str, Codes], Codes | None]:
@@ -238,7 +243,7 @@ def select_conditions(
         ShardError: the shards do not fit the prior, or have no validation rows.
     """
     indices = np.arange(samples.start, samples.stop)
-    if known_T.any() or any(part.name != "class" for part in sequence.conditions):
+    if uses_rows(sequence, known_T):
         return _validation_rows(sequence, shards, n, indices)
     if sequence.conditions:
         return {"class": indices % sequence.conditions[0].vocabulary}, None
@@ -295,14 +300,16 @@ def _sample(
     return codes_NHW.numpy(), [np.concatenate(batches) for _, batches in sorted(steps.items())]
 
 
-def load_prior_tokenizer(prior_run: Path, shards: Path, sequence: SequenceSpec) -> Tokenizer:
+def load_prior_tokenizer(
+    prior_run: Path, shards: Path, sequence: SequenceSpec, *, device: Device = "auto"
+) -> Tokenizer:
     """Load the tokenizer of a prior's codes: its own if it was imported, else that of the shards.
 
     Raises:
         ShardError: The tokenizer did not make the codes.
     """
     root = prior_run if (prior_run / "tokenizer").is_dir() else shards
-    return load_shard_tokenizer(root, "tokenizer", sequence.fingerprint)
+    return load_shard_tokenizer(root, "tokenizer", sequence.fingerprint, device=device)
 
 
 def decode_condition(sequence: SequenceSpec, shards: Path, conditions: dict[str, Codes]) -> Pictures:

@@ -37,13 +37,11 @@ from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, PlannedShard
 from codeshards.job.encode import fix_arithmetic
 from codeshards.job.resume import close_job, open_job
 from codeshards.job.scheduler import run_shards
-from imagepriors.decode.draw import check_count, check_guidance, select_conditions
+from imagepriors.decode.draw import check_count, check_guidance, load_prior_tokenizer, select_conditions, uses_rows
 from imagepriors.decode.outputs import COMMAND, Output, open_output
 from imagepriors.decode.partial import Codes, Mask
-from imagepriors.decode.rows import load_shard_tokenizer
-from imagepriors.decode.samples import packed
+from imagepriors.decode.samples import packed, stored_arrays
 from imagepriors.reports.figures import colorize
-from runkit.codes import code_dtype
 from runkit.devices import Autocast, Device
 from runkit.files import pretty_json, sha256_of
 from runkit.folders import check_apart, held
@@ -157,8 +155,7 @@ def load_decoder(drawing: Drawing) -> Tokenizer:
     device = drawing.decoder_device or drawing.device
     if drawing.decoder is not None:
         return Tokenizer.load(drawing.decoder, device=device, precision=drawing.decoder_precision)
-    home = drawing.prior_run if (drawing.prior_run / "tokenizer").is_dir() else drawing.shards
-    return load_shard_tokenizer(home, "tokenizer", drawing.sequence.fingerprint, device=device)
+    return load_prior_tokenizer(drawing.prior_run, drawing.shards, drawing.sequence, device=device)
 
 
 def make_plan(drawing: Drawing, tokenizer: str) -> Plan:
@@ -169,9 +166,10 @@ def make_plan(drawing: Drawing, tokenizer: str) -> Plan:
         tokenizer: Fingerprint of the tokenizer that decodes.
     """
     classes, sequence, batch = drawing.classes, drawing.sequence, drawing.config.batch_size
-    from_rows = bool(drawing.known_T.any()) or any(part.name != "class" for part in sequence.conditions)
-    if classes is None and sequence.conditions and not from_rows:
-        classes = np.arange(drawing.n) % sequence.conditions[0].vocabulary
+    from_rows = uses_rows(sequence, drawing.known_T)
+    if classes is None and not from_rows:
+        conditions, _ = select_conditions(sequence, drawing.shards, drawing.n, range(drawing.n), drawing.known_T)
+        classes = conditions.get("class")
     part_samples = -(-drawing.part_samples // batch) * batch
     hashed = hashlib.sha256(np.packbits(drawing.known_T).tobytes())
     hashed.update(b"" if classes is None else classes.tobytes())
@@ -275,7 +273,7 @@ class PartWorker:
 
         On a GPU a thread decodes a batch while the next one is drawn. On a CPU both would wait for the same cores.
         """
-        config, waiting, stored = self._drawing.config, None, code_dtype(self._drawing.sequence.codebook_size)
+        config, waiting = self._drawing.config, None
         conditions, given_NT = self._conditions(shard)
         with ThreadPoolExecutor(1, "decode", fix_arithmetic, (self._drawing.threads,)) as pool:
             for start in range(0, shard.samples, config.batch_size):
@@ -290,8 +288,7 @@ class PartWorker:
                     ).numpy()  # fmt: skip
                 if waiting is not None:
                     yield waiting[0], waiting[1].result()
-                arrays = {"codes": codes_BHW.astype(stored)}
-                arrays |= {f"condition_{name}": tokens for name, tokens in chosen.items()}
+                arrays = stored_arrays(self._drawing.sequence, codes_BHW, chosen)
                 waiting = arrays, pool.submit(self._encode, codes_BHW, first, chosen.get("class"))
                 if self._prior.device.type == "cpu":
                     waiting[1].exception()  # waits

@@ -11,11 +11,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from codeprior.checkpoint import CONFIG, RunConfig, prior_folder
+from codeprior.config import SequenceSpec
 from codeprior.model import Prior
 from codeprior.sample_config import SampleConfig
-from imagepriors.decode.draw import Samples, check_count, draw_samples
+from imagepriors.decode.draw import Samples, check_count, draw_samples, uses_rows
 from imagepriors.decode.outputs import COMMAND, check_few
-from imagepriors.decode.partial import known_codes
+from imagepriors.decode.partial import Codes, known_codes
 from imagepriors.reports.figures import picture_grid, png_bytes
 from runkit.codes import code_dtype
 from runkit.files import pretty_json
@@ -71,7 +72,7 @@ def write_samples(
     check_apart(out, prior=prior_run, shards=shards)
     sequence = RunConfig.load(prior_folder(prior_run) / CONFIG).sequence
     known_T = known_codes(sequence, given)
-    from_rows = bool(known_T.any()) or any(part.name != "class" for part in sequence.conditions)
+    from_rows = uses_rows(sequence, known_T)
     per_condition = 1 if not from_rows else 4 if complete_AT is None else -(-n // len(complete_AT))
     names = [f"samples/{index:04d}.png" for index in range(n)]
     planned = ["grid.png", *names, "codes.npz", "metadata.json", *["frames.gif"] * frames]
@@ -82,7 +83,8 @@ def write_samples(
         complete_AT=complete_AT, frames=frames, prior=prior, tokenizer=tokenizer,
     )  # fmt: skip
     columns = per_condition if from_rows else 0
-    files = {"grid.png": png_bytes(sample_grid(samples, columns)), "codes.npz": packed(_arrays(samples))}
+    stored = stored_arrays(sequence, samples.codes_NHW, samples.conditions)
+    files = {"grid.png": png_bytes(sample_grid(samples, columns)), "codes.npz": packed(stored)}
     files |= {name: png_bytes(Image.fromarray(tile)) for name, tile in zip(names, samples.pictures, strict=True)}
     if frames:
         files["frames.gif"] = _gif_bytes([sample_grid(samples, columns, frame=t) for t in range(len(samples.frames))])
@@ -119,11 +121,12 @@ def sample_grid(samples: Samples, columns: int = 0, *, scale: int = 0, frame: in
     return picture_grid(np.stack(tiles), columns + 2, scale=scale)
 
 
-def _arrays(samples: Samples) -> dict[str, npt.NDArray[Any]]:
+def stored_arrays(
+    sequence: SequenceSpec, codes_NHW: Codes, conditions: Mapping[str, Codes]
+) -> dict[str, npt.NDArray[Any]]:
     """Codes and conditions as they are stored."""
-    stored = code_dtype(samples.sequence.codebook_size)
-    conditions = {f"condition_{name}": tokens for name, tokens in samples.conditions.items()}
-    return {"codes": samples.codes_NHW.astype(stored), **conditions}
+    stored = {f"condition_{name}": tokens for name, tokens in conditions.items()}
+    return {"codes": codes_NHW.astype(code_dtype(sequence.codebook_size)), **stored}
 
 
 def packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
