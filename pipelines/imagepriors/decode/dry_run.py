@@ -44,10 +44,11 @@ def plan_drawing(drawing: Drawing, prior: Prior, tokenizer: Tokenizer | None = N
             trial = try_step(step, batch, batch, prior.device)
         finally:
             torch.set_num_threads(threads)
+        picture_s = trial.seconds / batch
         per_picture = tokenizer.config.resolution**2 * 3 if isinstance(output, NpzOutput) else tried[1] / tried[0]
         figures |= {
-            "memory_per_process_bytes": trial.memory_bytes, "picture_s": round(trial.seconds / batch, 4),
-            "time_s": trial.seconds / batch * samples / processes, "pictures_bytes": round(per_picture * drawing.n),
+            "memory_per_process_bytes": trial.memory_bytes, "picture_s": picture_s,
+            "time_s": picture_s * samples / processes, "pictures_bytes": round(per_picture * drawing.n),
             "parts_bytes": round(per_picture * drawing.n),
         }  # fmt: skip
     return WorkPlan(
