@@ -10,9 +10,12 @@ from tiny_shards import SPEC, make_dataset
 
 import imagepriors as ip
 from codeprior.config import PriorError, SequenceSpec
+from codeprior.sample_config import SampleConfig
 from codeshards.format import ShardError, order
 from imagepriors.cli import main
+from imagepriors.decode.draw import draw_codes
 from imagepriors.decode.partial import known_codes
+from imagepriors.reports.run_priors import _animations
 from vqgan.checkpoint import fingerprint
 
 
@@ -104,14 +107,32 @@ def test_a_prior_of_one_order_names_the_orders_that_begin_with_the_part():
         known_codes(sequence, "centre")
 
 
-def test_images_of_ones_own_are_completed(tmp_path, capsys):
+@pytest.fixture
+def prior(tmp_path):
+    """A prior of any order for 4×4 codes of 8×8 pictures in three classes."""
     folder = write_tokenizer(tmp_path / "tokenizer", resolution=8, ch_mult=(1, 1), codebook_size=50)
     spec = replace(SPEC, image=replace(SPEC.image, fingerprint=fingerprint(folder)))
     make_dataset(tmp_path / "shards", spec=spec, tokenizer=folder, labelled=True)
-    prior = ip.train_prior(
+    return ip.train_prior(
         tmp_path / "shards", condition="class", objective="any_order", out=tmp_path / "any", steps=2, batch_size=4,
         model={"n_layer": 1, "n_head": 2, "n_embd": 16},
     )  # fmt: skip
+
+
+def test_an_animation_shows_the_cells_in_the_order_in_which_they_are_drawn(prior):
+    drawn = draw_codes(prior.loaded, prior.folder, prior.shards, 3, config=SampleConfig(), frames=True)
+    frames = _animations(prior.sequence, prior.decoder, drawn, 1)
+    assert len(frames) == 3
+    for of_one in frames:
+        grey = [int((pixels.reshape(4, 2, 4, 2, 3) == 128).all((1, 3, 4)).sum()) for pixels in of_one]  # cells
+        assert grey == sorted(grey, reverse=True)
+        assert grey[0] >= 13  # at most 2 of 16 codes, and one cell of that colour
+        assert grey[-1] <= 1
+    first = [(of_one[0].reshape(4, 2, 4, 2, 3) != 128).any((1, 3, 4)) for of_one in frames]
+    assert not all((cells == first[0]).all() for cells in first)  # each sample has an order of its own
+
+
+def test_images_of_ones_own_are_completed(prior, tmp_path, capsys):
     assert "any order" in repr(prior)
     files = [tmp_path / "0.png", tmp_path / "1.png"]
     for file, pixels in zip(files, np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8), strict=True):

@@ -15,6 +15,7 @@ from codeprior.config import SequenceSpec
 from codeprior.sample import to_grids
 from codeprior.sample_config import SampleConfig
 from imagepriors.decode.draw import DrawnCodes, decode_condition, draw_codes, load_prior_tokenizer
+from imagepriors.decode.partial import decode_partial
 from imagepriors.reports.cards import blend_text
 from imagepriors.reports.charts import Chart, Curve, curve, line_chart
 from imagepriors.reports.figures import Pixels, colorize
@@ -47,7 +48,8 @@ def prior_part(run: RunFolder, folder: Path) -> dict[str, Any]:
     )
     return {
         "name": folder.name, "label": folder.name.removeprefix("prior-"),
-        "condition": sequence.condition, "order": sequence.order, "length": sequence.length,
+        "condition": sequence.condition, "length": sequence.length,
+        "order": sequence.order if sequence.objective == "ordered" else "",
         "rows": _rows(sequence, tokenizer, shards, drawn, columns, sequence.class_names or run.class_names),
         "blend": blend_text(summary(folder)),
         "nll": _likelihood(folder, sequence), "cells": _by_position(folder, sequence),
@@ -88,11 +90,15 @@ def _name(label: int, class_names: tuple[str, ...]) -> str:
 
 
 def _animations(sequence: SequenceSpec, tokenizer: Tokenizer, drawn: DrawnCodes, columns: int) -> list[list[Pixels]]:
-    """Frames of the first sample of each row: the decoded beginnings of its sequence of codes."""
+    """Frames of the first sample of each row: decoded beginnings of its sequence of codes, or its codes after steps."""
     codes_NT = drawn.steps[-1][::columns][:_ROWS]
     count = min(sequence.length, max(8, min(12, 1024 // tokenizer.config.resolution)))
-    lengths = [math.ceil(sequence.length * (i + 1) / count) for i in range(count)]
-    frames = [decode_beginning(tokenizer, sequence, codes_NT[:, :length]) for length in lengths]
+    if sequence.objective == "ordered":
+        lengths = [math.ceil(sequence.length * (i + 1) / count) for i in range(count)]
+        frames = [decode_beginning(tokenizer, sequence, codes_NT[:, :length]) for length in lengths]
+    else:  # each sample is drawn in an order of its own
+        steps = [drawn.steps[math.ceil(len(drawn.steps) * (i + 1) / count) - 1] for i in range(count)]
+        frames = [decode_partial(tokenizer, sequence, step[::columns][:_ROWS]) for step in steps]
     return [[frame[row] for frame in frames] for row in range(len(codes_NT))]
 
 
