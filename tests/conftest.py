@@ -79,6 +79,31 @@ def local_ray_cores(s3_server: S3Server) -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def demo_run(local_ray_cores: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with all conditions and a prior of any order, of 24 scenes and three steps each."""
+    import imagepriors as ip
+    from imagepriors.demo.layouts import write_demo_data
+
+    root = tmp_path_factory.mktemp("demo")
+    data, run = root / "data", root / "runs/demo"
+    write_demo_data(data, n_train=24, n_val=6, size=32, seed=0)
+    short: dict[str, Any] = {"steps": 3, "batch_size": 4, "model": {"resolution": 32}}
+    tokenizer = ip.train_tokenizer(data, out=run / "tokenizer", **short)
+    conditions = ("segmentation", "depth", "pose")
+    maps = [
+        ip.train_tokenizer(data, out=run / f"tokenizer-{name}", preset=f"demo-{name}", **short) for name in conditions
+    ]
+    shards = ip.tokenize(data, tokenizer, out=run / "shards", conditions=maps)
+    tiny: dict[str, Any] = {"steps": 3, "batch_size": 4, "model": {"n_layer": 1}}
+    for condition in ("class", *conditions):
+        ip.train_prior(shards, out=run / f"prior-row_major-{condition}", condition=condition, **tiny)
+    ip.train_prior(
+        shards, out=run / "prior-any-class", condition="class", objective="any_order", cond_dropout=0.1, **tiny
+    )
+    return run
+
+
 @pytest.fixture
 def default_handlers() -> Iterator[None]:
     """Python's own handlers, whatever earlier tests have left, or a shell that started the tests in the background,

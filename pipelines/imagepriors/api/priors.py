@@ -115,6 +115,11 @@ class ImagePrior:
         return self._run.sequence
 
     @property
+    def can_be_guided(self) -> bool:
+        """Whether it has a condition and was trained with the null condition, which guidance requires."""
+        return bool(self.sequence.conditions) and self._run.train.cond_dropout > 0
+
+    @property
     def summary(self) -> dict[str, Any]:
         """Final figures of the training run; empty while it is not finished."""
         path = self.folder / "summary.json"

@@ -15,6 +15,7 @@ from imagepriors.cli.released import export_diffusers, import_diffusers, import_
 from imagepriors.cli.report import report
 from imagepriors.cli.sample import sample
 from imagepriors.cli.shards import SHARDS
+from imagepriors.cli.studio import studio
 from imagepriors.cli.tokenize import tokenize
 from imagepriors.cli.train_palette import train_palette
 from imagepriors.cli.train_prior import train_prior
@@ -38,7 +39,7 @@ GROUPS: dict[str, dict[str, Callable[..., str] | Subcommands]] = {
         "evaluate-prior": evaluate_prior,
         "import-prior": import_prior,
     },
-    "results": {"report": report, "experiment": experiment, "push": push},
+    "results": {"studio": studio, "report": report, "experiment": experiment, "push": push},
     "this machine": {"doctor": doctor, "completion": completion},
 }
 """Title → commands, in the order in which the usage lists them."""

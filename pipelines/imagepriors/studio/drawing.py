@@ -1,0 +1,199 @@
+"""Drawing: pictures of a prior, sent while their codes are drawn.
+
+Axes: N pictures, T codes of a sequence, C tokens of a condition, h × w the grid of codes.
+"""
+
+import dataclasses
+import shlex
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from codeprior.config import PriorError, SequenceSpec
+from codeprior.given import UNKNOWN, check_known
+from codeprior.sample import sample_codes
+from codeprior.sample_config import SampleConfig
+from imagepriors.api.conditions import condition_tokens
+from imagepriors.decode.draw import decode_condition, select_conditions
+from imagepriors.decode.partial import decode_partial
+from imagepriors.studio.contents import Contents
+from imagepriors.studio.jobs import Event, Report
+from imagepriors.studio.pictures import uris
+from runkit.configs import check_fields, from_dict, require
+from runkit.errors import UserError
+
+Codes = npt.NDArray[np.int64]
+MAX_PICTURES = 16
+_PER_CONDITION = 4
+"""Consecutive pictures per validation row, as the command line draws them."""
+_SHOWING = 0.25
+"""Fraction of the time in which unfinished pictures may be decoded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawRequest:
+    """What to draw."""
+
+    prior: str
+    """Name of the prior."""
+    n: int = 4
+    """Number of pictures."""
+    conditions: dict[str, int | list[int]] = field(default_factory=dict)
+    """Name → class, or codes of a condition in raster order, for all pictures. Those that are missing are the classes
+    in turn, or of validation rows."""
+    codes: list[int] | None = None
+    """Codes of a picture to complete, in raster order."""
+    known: list[int] | None = None
+    """Its cells that are kept, in raster order; the others are drawn."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Fields of SampleConfig that differ from the defaults of the command line."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(1 <= self.n <= MAX_PICTURES, "n", self.n, f"use 1 to {MAX_PICTURES} pictures")
+        require((self.codes is None) == (self.known is None), "known", self.known, "send codes and known together")
+
+
+def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
+    """Draw pictures, and report them while they are drawn.
+
+    Args:
+        contents: What the page shows.
+        request: What to draw.
+        report: Gets the codes that are drawn, all codes to draw, and from time to time the unfinished ``pictures``.
+
+    Returns:
+        ``pictures``, their ``codes`` [N][h·w], ``hints`` (conditions that were taken from validation rows) and the
+        ``command`` that draws the same, if there is one.
+
+    Raises:
+        UserError: A name, a condition, the known cells or a field of the sampling does not fit.
+    """
+    prior, tokenizer = contents.prior(request.prior), contents.image_tokenizer(request.prior).loaded
+    sequence, config = prior.sequence, sampling_of(contents, request)
+    conditions = conditions_of(contents, request)
+    given_NT = _given(sequence, request)
+    total = request.n * sequence.length if given_NT is None else int((given_NT == UNKNOWN).sum())
+    shown_s, cost_s = time.monotonic(), 0.0
+
+    def watch(first: int, codes_BT: torch.Tensor) -> None:
+        nonlocal shown_s, cost_s
+        known_B = int((codes_BT != UNKNOWN).sum())
+        done = first * sequence.length + known_B - (request.n * sequence.length - total)
+        if time.monotonic() - shown_s < cost_s / _SHOWING or first:
+            return report(done, total)
+        started = time.monotonic()
+        pictures = decode_partial(tokenizer, sequence, codes_BT.cpu().numpy())
+        report(done, total, pictures=uris(pictures))
+        shown_s = time.monotonic()
+        cost_s = shown_s - started
+        return None
+
+    codes_Nhw = sample_codes(
+        prior.loaded,
+        request.n,
+        condition={name: torch.from_numpy(tokens) for name, tokens in conditions.items()} or None,
+        config=config,
+        given_NT=None if given_NT is None else torch.from_numpy(given_NT),
+        watch=watch,
+    ).numpy()
+    return {
+        "pictures": uris(tokenizer.decode(codes_Nhw)),
+        "codes": codes_Nhw.reshape(request.n, -1).tolist(),
+        "hints": _hints(contents, request, conditions),
+        "command": command(contents, request),
+    }
+
+
+def sampling_of(contents: Contents, request: DrawRequest) -> SampleConfig:
+    """Return the sampling configuration of a request: the command line's, with the fields that the request changes."""
+    defaults = dataclasses.asdict(contents.sampling(request.prior))
+    config: SampleConfig = from_dict(SampleConfig, defaults | request.sampling)
+    if config.guidance != 1 and not contents.prior(request.prior).can_be_guided:
+        raise PriorError(
+            f"guidance is {config.guidance}: {request.prior} was trained without the null condition; use 1, or train "
+            "with cond_dropout = 0.1"
+        )
+    return config
+
+
+def _from_rows(sequence: SequenceSpec, request: DrawRequest) -> bool:
+    """Whether conditions are taken from validation rows."""
+    return any(part.name != "class" and part.name not in request.conditions for part in sequence.conditions)
+
+
+def conditions_of(contents: Contents, request: DrawRequest) -> dict[str, Codes]:
+    """Return the conditions of the pictures by name: class ids [N], or codes [N, C].
+
+    Raises:
+        UserError: A condition is not one of the prior's.
+    """
+    prior, n = contents.prior(request.prior), request.n
+    sequence, found = prior.sequence, {}
+    if unknown := set(request.conditions) - {part.name for part in sequence.conditions}:
+        raise UserError(f"condition {min(unknown)!r}: {request.prior} is conditioned on {sequence.condition!r}")
+    if _from_rows(sequence, request):
+        count = -(-n // _PER_CONDITION)
+        nothing = np.zeros(sequence.length, bool)
+        rows, _ = select_conditions(sequence, prior.shards, count, range(count), nothing)
+        found = {name: tokens.repeat(_PER_CONDITION, 0)[:n] for name, tokens in rows.items()}
+    elif sequence.conditions:
+        chosen = {name: [value] * n for name, value in request.conditions.items()}
+        if "class" in (part.name for part in sequence.conditions) and "class" not in chosen:
+            chosen["class"] = [index % sequence.conditions[0].vocabulary for index in range(n)]
+        return condition_tokens(sequence, chosen, n)
+    return found | {name: np.repeat(np.atleast_1d(value)[None], n, 0) for name, value in request.conditions.items()}
+
+
+def _hints(contents: Contents, request: DrawRequest, conditions: dict[str, Codes]) -> list[str]:
+    """The validation rows' first picture condition, one for each condition; empty if none was taken from rows."""
+    prior = contents.prior(request.prior)
+    if not _from_rows(prior.sequence, request):
+        return []
+    each = {name: tokens[::_PER_CONDITION] for name, tokens in conditions.items()}
+    return uris(decode_condition(prior.sequence, prior.shards, each))
+
+
+def _given(sequence: SequenceSpec, request: DrawRequest) -> Codes | None:
+    """The known codes [N, T] of a picture to complete, -1 where codes are drawn; None where nothing is known.
+
+    Raises:
+        UserError: Their number is wrong, no cell is left to draw, or the prior's order does not begin with them.
+    """
+    if request.codes is None or request.known is None:
+        return None
+    cells = sequence.height * sequence.width
+    if len(request.codes) != cells or not set(request.known) <= set(range(cells)):
+        raise UserError(f"{len(request.codes)} codes with known cells: send {cells}, and cells from 0 to {cells - 1}")
+    if sequence.scales:
+        raise PriorError(f"{request.prior} draws coarse scales first: it completes no cells of a picture")
+    known = np.zeros(cells, bool)
+    known[request.known] = True
+    if known.all():
+        raise UserError("all cells are known: erase a part of the picture first")
+    permutation = sequence.permutation(sequence.height, sequence.width)
+    known_T = known[permutation]
+    check_known(sequence, torch.from_numpy(known_T))
+    return np.where(known_T, np.array(request.codes)[permutation], UNKNOWN)[None].repeat(request.n, 0)
+
+
+def command(contents: Contents, request: DrawRequest) -> str:
+    """Return the command line that draws the same pictures; empty where conditions or known cells are from the page."""
+    if request.codes is not None or set(request.conditions) - {"class"}:
+        return ""
+    sequence = contents.prior(request.prior).sequence
+    words = ["imagepriors", "sample", "--prior", contents.typed[request.prior], "--n", str(request.n)]
+    if "class" in request.conditions:
+        label = request.conditions["class"]
+        names = sequence.class_names
+        words += ["--condition", names[label] if isinstance(label, int) and label < len(names) else str(label)]
+    defaults, chosen = contents.sampling(request.prior), sampling_of(contents, request)
+    for name, value in dataclasses.asdict(chosen).items():
+        if value != getattr(defaults, name):
+            values = value if isinstance(value, tuple | list) else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)

@@ -1,0 +1,59 @@
+"""Pictures as the page sends and receives them: data URIs."""
+
+import base64
+import binascii
+import io
+from typing import Any
+
+import numpy.typing as npt
+from PIL import Image
+
+from imagepriors.reports.figures import colorize
+from imagepriors.reports.page import embed
+from runkit.errors import UserError
+from vqgan.data.pictures import open_picture, to_rgb, upright_size
+
+MAX_BYTES = 16 * 2**20
+"""Size of a request's body."""
+_MAX_PIXELS = 40_000_000
+"""Pixels of an uploaded picture: more than most cameras have, and at most 160 MB in memory."""
+
+
+def uris(pictures: npt.NDArray[Any], *, exact: bool = False) -> list[str]:
+    """Return pictures of any modality [N, H, W, (3)] as data URIs, small or `exact` ones without loss."""
+    return [embed(picture, "", crisp=exact).uri for picture in colorize(pictures)]
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return the bytes of a data URI.
+
+    Raises:
+        UserError: It is no data URI in base64.
+    """
+    head, mark, content = uri.partition(";base64,")
+    try:
+        if not (head.startswith("data:") and mark):
+            raise binascii.Error
+        return base64.b64decode(content, validate=True)
+    except binascii.Error:
+        raise UserError(f"the picture begins with {uri[:24]!r}: send a data URI in base64") from None
+
+
+def read_picture(uri: str) -> Image.Image:
+    """Decode an uploaded picture to RGB, upright, with the reader of all datasets.
+
+    Raises:
+        UserError: It is no picture, is damaged, or has too many pixels.
+    """
+    file = io.BytesIO(read_bytes(uri))
+    try:
+        with open_picture(file) as picture:
+            width, height = upright_size(picture)
+            if width * height > _MAX_PIXELS:
+                most = _MAX_PIXELS // 10**6
+                raise UserError(f"the picture has {width:,}×{height:,} pixels: send at most {most} megapixels")
+            return to_rgb(picture)
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise anything on broken files
+        raise UserError(f"the picture cannot be read: {error}") from error

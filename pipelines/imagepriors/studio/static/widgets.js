@@ -1,0 +1,176 @@
+// Elements that all parts of the page use.
+
+import { run } from "./api.js";
+
+/** Make an element: properties, `on…` listeners, `data`, `aria-…` and other attributes, and children. */
+export function el(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (name === "data") Object.assign(made.dataset, value);
+    else if (name in made && !name.includes("-")) made[name] = value;
+    else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+let fields = 0;
+
+/** A label above an input. Returns the input; its `parentElement` is what to place. */
+function field(label, input, help) {
+  input.id = `field-${++fields}`;
+  const note = help ? el("small", { id: `${input.id}-help` }, help) : null;
+  if (note) input.setAttribute("aria-describedby", note.id);
+  el("div", { className: "field" }, el("label", { htmlFor: input.id }, label), input, note);
+  return input;
+}
+
+/** A choice; options are texts, or [value, text]. */
+export function select(label, options, value, onchange = () => {}, help = "") {
+  const made = field(label, el("select", { onchange: () => onchange(made.value) }), help);
+  setOptions(made, options, value);
+  return made;
+}
+
+/** Replace the options of a select, and keep its value where it is still there. */
+export function setOptions(input, options, value = input.value) {
+  input.replaceChildren(...options.map((one) => {
+    const [key, text] = Array.isArray(one) ? one : [one, one];
+    return el("option", { value: key }, text);
+  }));
+  if ([...input.options].some((option) => option.value === String(value))) input.value = value;
+}
+
+/** A number; `limits` are min, max and step. An empty field counts as null. */
+export function number(label, value, limits, onchange = () => {}, help = "") {
+  const input = el("input", { type: "number", inputMode: "decimal", ...limits, value: value ?? "" });
+  input.addEventListener("change", () => input.reportValidity() && onchange(numberOf(input)));
+  return field(label, input, help);
+}
+
+/** The value of a number field, null where it is empty. */
+export function numberOf(input) {
+  return input.value === "" ? null : Number(input.value);
+}
+
+/** A slider that shows its value. */
+export function range(label, value, limits, oninput = () => {}, help = "") {
+  const input = el("input", { type: "range", ...limits });
+  input.value = value;
+  const shown = el("output", {}, String(value));
+  input.addEventListener("input", () => { shown.value = input.value; oninput(Number(input.value)); });
+  const made = field(label, input, help);
+  made.parentElement.querySelector("label").append(shown);
+  return made;
+}
+
+export function button(text, onclick, properties = {}) {
+  return el("button", { type: "button", onclick, ...properties }, text);
+}
+
+/** A button that copies the text that `text()` returns. */
+export function copyButton(text, label = "Copy") {
+  const made = button(label, async () => {
+    await copy(text());
+    made.textContent = "Copied";
+    setTimeout(() => { made.textContent = label; }, 1500);
+  }, { className: "quiet" });
+  return made;
+}
+
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = el("textarea", { value: text }); // pages that are not on https or this machine have no clipboard
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
+/** A picture with a caption. Small pictures are enlarged without smoothing. */
+export function picture(source, alt, caption = "") {
+  const image = el("img", { alt, src: source, draggable: false });
+  image.addEventListener("load", () => image.classList.toggle("crisp", image.naturalWidth <= 128));
+  return el("figure", { className: "picture" }, image, caption ? el("figcaption", {}, caption) : null);
+}
+
+/** Pictures in a grid; `show(sources)` replaces them, and keeps elements so that they do not flicker. */
+export function pictures(alt, className = "pictures") {
+  const made = el("div", { className });
+  made.show = (sources, captions = []) => {
+    while (made.children.length > sources.length) made.lastChild.remove();
+    sources.forEach((source, index) => {
+      const known = made.children[index];
+      if (known) known.querySelector("img").src = source;
+      else made.append(picture(source, `${alt} ${index + 1}`, captions[index]));
+    });
+  };
+  return made;
+}
+
+/** What to see where there is nothing yet. */
+export function empty(text, ...more) {
+  return el("div", { className: "state" }, el("p", {}, text), ...more);
+}
+
+/**
+ * The state of a job: waiting, progress with the time left and a stop button, or an error in one sentence.
+ * `job.start(name, values, onEvent)` runs a job, stops the one before, and returns its last event, null if it was stopped.
+ */
+export function jobStatus() {
+  const bar = el("progress", { max: 1, value: 0, "aria-label": "Progress" });
+  const text = el("span", { role: "status" });
+  const stop = button("Stop", () => current?.abort(), { className: "quiet" });
+  const node = el("div", { className: "job", hidden: true }, bar, text, stop);
+  let current = null;
+
+  function show(state, message, part = null) {
+    node.hidden = state === "idle";
+    node.dataset.state = state;
+    text.textContent = message;
+    bar.hidden = stop.hidden = state === "failed" || state === "done";
+    if (part === null) bar.removeAttribute("value");
+    else bar.value = part;
+  }
+
+  async function start(name, values, onEvent = () => {}) {
+    current?.abort();
+    const mine = current = new AbortController();
+    show("waiting", "Starting …");
+    try {
+      const last = await run(name, values, (event) => {
+        if (mine !== current) return;
+        if (event.state === "waiting") show("waiting", waiting(event.ahead));
+        else {
+          show("running", event.left_s === null ? "Loading the networks …" : left(event.left_s), event.done / event.total);
+          onEvent(event);
+        }
+      }, mine.signal);
+      if (mine !== current) return null;
+      show("done", `Done in ${seconds(last.seconds)}.`);
+      return last;
+    } catch (error) {
+      if (mine !== current) return null;
+      if (error.name === "AbortError") show("done", "Stopped.");
+      else show("failed", error.message);
+      return null;
+    } finally {
+      if (mine === current) current = null;
+    }
+  }
+
+  return { node, start, stop: () => current?.abort(), fail: (error) => show("failed", error.message) };
+}
+
+function waiting(ahead) {
+  return ahead === 1 ? "One job is before this one …" : `${ahead} jobs are before this one …`;
+}
+
+function left(value) {
+  return value < 1 ? "Less than a second left" : `About ${seconds(value)} left`;
+}
+
+function seconds(value) {
+  return value < 10 ? `${value.toFixed(1)} s` : value < 90 ? `${Math.round(value)} s` : `${Math.round(value / 60)} min`;
+}
