@@ -72,8 +72,9 @@ def test_conditions(run):
 
 
 def test_the_page_about_python(run, monkeypatch):
-    """Its blocks run where the quickstart has run."""
+    """Its blocks run where the quickstart has run, with a prior of any order and a photo."""
     monkeypatch.chdir(run.parents[1])
+    Image.linear_gradient("L").convert("RGB").save("photo.jpg")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
     assert len(blocks) == 3
     for block in blocks:
