@@ -2,11 +2,12 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, Chromium
 from hub_server import HubServer
 from hypothesis import settings
 from s3_server import S3Server
@@ -48,16 +49,18 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A server of the Hugging Face Hub with an empty dataset repository, to which HF_ENDPOINT points."""
+    from huggingface_hub.utils import disable_progress_bars
+
     from runkit import objects, retries
 
     server = HubServer()
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setattr(retries, "PAUSES_S", (0.0,))
     objects._hugging_face.cache_clear()  # its client has another endpoint
-    yield server
+    with disable_progress_bars():
+        yield server
     objects._hugging_face.cache_clear()
     server.close()
 
@@ -102,6 +105,22 @@ def demo_run(local_ray_cores: Any, tmp_path_factory: pytest.TempPathFactory) -> 
         shards, out=run / "prior-any-class", condition="class", objective="any_order", cond_dropout=0.1, **tiny
     )
     return run
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    """The browser of all tests of a process."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: Debian has it in the package chromium")
+    with Chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(chromium: Chromium) -> Iterator[Callable[..., Any]]:
+    """A function that opens a URL in a page of its own; errors of the pages fail the test. See `Chromium.pages`."""
+    with chromium.pages() as open_one:
+        yield open_one
 
 
 @pytest.fixture

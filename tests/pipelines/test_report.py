@@ -8,7 +8,6 @@ import shutil
 from itertools import pairwise
 
 import pytest
-from browser import CHROMIUM, Browser
 from tiny_job import write_images, write_tokenizer
 
 from imagepriors.cli import main
@@ -155,15 +154,8 @@ def test_a_chart_places_points_between_its_ticks():
     assert line_chart("loss", {"a": ([1], [float("nan")])}) is None
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed: Debian has it in the package chromium")
-    with Browser() as found:
-        yield found
-
-
 LEVELS = "[...document.querySelectorAll('h1,h2,h3,h4')].map((heading) => Number(heading.tagName[1]))"
+NOW = "Number(player.style.getPropertyValue('--now'))"
 BROKEN = "[...document.images].filter((image) => !image.complete || !image.naturalWidth || !image.alt).length"
 CONTRASTS = """
 (() => {
@@ -185,63 +177,63 @@ CONTRASTS = """
 """
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_fits_every_screen_without_network(browser, page, width, dark):
-    browser.open(page, width=width, dark=dark)
-    assert browser.evaluate("document.documentElement.scrollWidth") == width
-    assert browser.evaluate(BROKEN) == 0
-    assert browser.evaluate("document.images.length") > 50
-    assert min(browser.evaluate(CONTRASTS)) >= 4.5
-    levels = browser.evaluate(LEVELS)
+def test_the_page_fits_every_screen_without_network(open_page, page, width, theme):
+    screen = {"viewport": {"width": width, "height": 900}, "is_mobile": width < 600, "color_scheme": theme}
+    shown, requests = open_page("about:blank", **screen), []
+    shown.on("request", lambda request: requests.append(request.url))
+    shown.goto(page.as_uri())
+    assert shown.evaluate("document.documentElement.scrollWidth") == width
+    assert shown.evaluate(BROKEN) == 0
+    assert shown.evaluate("document.images.length") > 50
+    assert min(shown.evaluate(CONTRASTS)) >= 4.5
+    levels = shown.evaluate(LEVELS)
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
-    assert browser.errors == []
-    assert browser.requests == [page.resolve().as_uri()]
+    assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
 
 
-def test_the_controls_move_the_animations(browser, page):
-    browser.open(page, still=True)
-    players = browser.evaluate("document.querySelectorAll('.player').length")
-    assert players == 4  # the orders, and three priors
-    for index in range(players):
-        player = f"document.querySelectorAll('.player')[{index}]"
-        now = f"Number({player}.style.getPropertyValue('--now'))"
-        assert browser.evaluate(f"{player}.dataset.state") == "paused"
-        browser.evaluate(f"{player}.querySelector('.play').click()")
-        assert browser.evaluate(f"{player}.dataset.state") == "playing"
-        browser.wait(f"{now} >= 2")
-        browser.evaluate(f"{player}.querySelector('.play').click()")
-        assert browser.evaluate(f"{player}.dataset.state") == "paused"
-        browser.evaluate(f"{player}.querySelector('input').value = 4")
-        browser.evaluate(f"{player}.querySelector('input').dispatchEvent(new Event('input'))")
-        assert browser.evaluate(now) == 4
-        assert browser.evaluate(f"{player}.querySelector('output').textContent") == "4 of 16 codes"
+def test_the_controls_move_the_animations(open_page, page):
+    shown = open_page(page.as_uri(), reduced_motion="reduce")
+    players = shown.locator(".player").all()
+    assert len(players) == 4  # the orders, and three priors
+    for player in players:
+        element = player.element_handle()
+        assert player.get_attribute("data-state") == "paused"
+        player.locator(".play").click()
+        assert player.get_attribute("data-state") == "playing"
+        shown.wait_for_function(f"player => {NOW} >= 2", arg=element)
+        player.locator(".play").click()
+        assert player.get_attribute("data-state") == "paused"
+        player.locator("input").fill("4")
+        assert player.evaluate(f"player => {NOW}") == 4
+        assert player.locator("output").text_content() == "4 of 16 codes"
     covered = "(cell) => getComputedStyle(cell).opacity === '1'"
-    assert browser.evaluate(f"[...document.querySelectorAll('svg.path .cover')].filter({covered}).length") == 5 * 12
+    assert shown.evaluate(f"[...document.querySelectorAll('svg.path .cover')].filter({covered}).length") == 5 * 12
 
 
-def test_an_animation_starts_in_view_unless_motion_is_reduced(browser, page):
-    show = "document.querySelector('.player').scrollIntoView({block: 'center', behavior: 'instant'})"
-    state = "document.querySelector('.player').dataset.state"
-    browser.open(page, still=True)
-    browser.evaluate(show)
-    assert not browser.evaluate(f"new Promise((done) => setTimeout(() => done({state} === 'playing'), 300))")
-    browser.open(page)
-    browser.evaluate(show)
-    browser.wait(f"{state} === 'playing'")
+def test_an_animation_starts_in_view_unless_motion_is_reduced(open_page, page):
+    for motion in ("reduce", "no-preference"):
+        shown = open_page(page.as_uri(), reduced_motion=motion)
+        shown.evaluate("document.querySelector('.player').scrollIntoView({block: 'center', behavior: 'instant'})")
+        if motion == "reduce":
+            shown.wait_for_timeout(300)
+            assert shown.locator(".player").first.get_attribute("data-state") == "paused"
+        else:
+            shown.locator(".player[data-state=playing]").first.wait_for()
 
 
-def test_the_theme_button_changes_the_theme(browser, page):
-    browser.open(page)
+def test_the_theme_button_changes_the_theme(open_page, page):
+    shown = open_page(page.as_uri())
     colour = "getComputedStyle(document.body).backgroundColor"
-    before = browser.evaluate(colour)
-    browser.evaluate("document.querySelector('.theme').click()")
-    assert browser.evaluate(colour) != before
+    before = shown.evaluate(colour)
+    shown.locator(".theme").click()
+    assert shown.evaluate(colour) != before
 
 
-def test_without_scripts_the_page_shows_finished_pictures(browser, page):
-    browser.open(page, script=False)
-    assert browser.evaluate("[...document.querySelectorAll('.controls, .theme, .copy')].every((one) => one.hidden)")
-    assert browser.evaluate("getComputedStyle(document.querySelector('.cover')).opacity") == "0"
-    assert browser.evaluate("getComputedStyle(document.querySelector('.strip')).objectPosition") == "0px 100%"
+def test_without_scripts_the_page_shows_finished_pictures(open_page, page):
+    shown = open_page(page.as_uri(), java_script_enabled=False)
+    assert shown.evaluate("[...document.querySelectorAll('.controls, .theme, .copy')].every((one) => one.hidden)")
+    assert shown.evaluate("getComputedStyle(document.querySelector('.cover')).opacity") == "0"
+    assert shown.evaluate("getComputedStyle(document.querySelector('.strip')).objectPosition") == "0px 100%"

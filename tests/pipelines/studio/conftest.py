@@ -2,12 +2,12 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
-from browser import CHROMIUM
 
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.guard import Access
@@ -34,28 +34,9 @@ def studio(contents: Contents) -> Iterator[str]:
     thread.join(10)
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[object]:
-    """A running Chromium."""
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def page(chromium, studio):
+def page(open_page: Callable[..., Any], studio: str) -> Any:
     """A page on the studio, on which any error fails the test."""
-    context = chromium.new_context(viewport={"width": 1024, "height": 900})
-    page, errors = context.new_page(), []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(studio)
+    page = open_page(studio, viewport={"width": 1024, "height": 900})
     page.wait_for_selector("[role=tab]")
-    yield page
-    context.close()
-    assert not errors
+    return page
