@@ -16,6 +16,8 @@ WORKERS ?= 0
 N       ?= 25
 OUT     ?=
 KILLS   ?= 50
+# Processes of `make test`; auto is one per core, from 2 to 4, because each may start a Ray.
+PROCESSES ?= auto
 SET     ?=
 SUITE   ?=
 FIGURES ?= all
@@ -188,8 +190,9 @@ lint: $(DEV) ## ruff, mypy strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(DEV) ## Run the tests (slow ones: .venv/bin/pytest -m slow)
-	$(BIN)/pytest -m "not slow"
+# A file's tests stay in one process. One thread per process: the networks are small, and the cores are all in use.
+test: $(DEV) ## Run the tests in PROCESSES at once (slow ones: .venv/bin/pytest -m slow)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(PROCESSES) --dist loadfile
 
 clean: ## Remove build products and caches (keeps .venv, runs and data)
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,9 +12,16 @@ from hub_server import HubServer
 from hypothesis import settings
 from s3_server import S3Server
 
+from runkit.machine import usable_cores
+
 # A test that takes longer on a busy machine is not wrong.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of ``pytest -n auto``: one per core, within limits, because each may start a Ray of three workers."""
+    return min(max(usable_cores(), 2), 4)
 
 
 @pytest.fixture(autouse=True, scope="session")
