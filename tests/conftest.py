@@ -77,14 +77,17 @@ def local_ray_cores(s3_server: S3Server) -> Iterator[Any]:
     """A Ray in this process, so that not every job starts its own; its workers know the S3 server."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=3,  # two workers, and the controller of Ray Train
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        runtime_env={"env_vars": s3_server.environment},
-    )
+    from runkit.ray_session import any_agent_port
+
+    with any_agent_port(ray):
+        ray.init(
+            address="local",
+            num_cpus=3,  # two workers, and the controller of Ray Train
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            runtime_env={"env_vars": s3_server.environment},
+        )
     yield ray
     ray.shutdown()
 

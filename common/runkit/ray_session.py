@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import queue
@@ -245,6 +246,21 @@ def _requires_token(endpoint: str) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def any_agent_port(ray: Any) -> Iterator[None]:
+    """Let the agent of a Ray that is started in this block take any free port.
+
+    By default all agents of a machine take the same port, and every Ray but the first tries for four seconds.
+    """
+    module = ray._private.parameter  # ray.init has no argument for this port
+    parameters = module.RayParams
+    module.RayParams = functools.partial(parameters, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        module.RayParams = parameters
+
+
 def _start(ray: Any, min_cores: int) -> Session:
     if min_cores > _MAX_CORES:
         raise UserError(
@@ -252,15 +268,16 @@ def _start(ray: Any, min_cores: int) -> Session:
             "threads, or name a cluster in RAY_ADDRESS"
         )
     try:
-        ray.init(
-            address="local",  # else Ray joins any cluster that runs on this machine
-            runtime_env={"env_vars": ALLOCATOR},
-            num_cpus=max(usable_cores(), min_cores),
-            include_dashboard=False,
-            object_store_memory=256 * 2**20,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        with any_agent_port(ray):
+            ray.init(
+                address="local",  # else Ray joins any cluster that runs on this machine
+                runtime_env={"env_vars": ALLOCATOR},
+                num_cpus=max(usable_cores(), min_cores),
+                include_dashboard=False,
+                object_store_memory=256 * 2**20,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
         return Session(ray)
     except Exception as error:  # Ray raises plain exceptions where one of its processes does not start
         folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"

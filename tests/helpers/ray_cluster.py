@@ -16,7 +16,12 @@ class RayCluster:
 
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20},
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "object_store_memory": 80 * 2**20,
+                "dashboard_agent_listen_port": 0,  # another Ray of the tests may have the usual one
+            },
         )
         self._nodes: list[Any] = []
         for _ in range(nodes):

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from ray_cluster import RayCluster
 from tiny_job import CONFIG, command, hashes
 
@@ -68,7 +69,9 @@ class Worker:
         time.sleep(600 * task)
 
 def kill(shard, answer):
-    started = {name: process for name, process in ray._private.worker._global_node.live_processes()}
+    node = ray._private.worker._global_node
+    print("port of the agent:", node.dashboard_agent_listen_port, flush=True)
+    started = {name: process for name, process in node.live_processes()}
     started[sys.argv[1]].kill()
     kill.at_s = time.monotonic()
     return {}
@@ -93,6 +96,8 @@ def test_local_ray_that_dies_ends_the_job_in_seconds(name):
     assert message.startswith(f"Ray on this machine has died (its {name} was killed, perhaps for memory)")
     assert "Finished work is kept: run again" in message
     assert int(seconds) < 30
+    (port,) = re.findall(r"^port of the agent: (\d+)$", done.stdout, re.MULTILINE)
+    assert int(port) not in (0, DEFAULT_DASHBOARD_AGENT_LISTEN_PORT)  # that of another Ray on this machine
     assert gone(env)
 
 
@@ -105,7 +110,7 @@ def test_cluster_whose_local_node_dies_ends_the_job(name, message):
     cluster = RayCluster(1)
     head = cluster.head
     env = environment(RAY_ADDRESS=cluster.address)
-    script = DEADLY.replace("ray._private.worker._global_node.live_processes()", "[]").replace(
+    script = DEADLY.replace("node.live_processes()", "[]").replace(
         "started[sys.argv[1]].kill()", "open(sys.argv[1], 'w').close()"
     )
     flag = Path(f"/tmp/{env[MARK]}")
@@ -164,7 +169,8 @@ def head_with_token(home: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder, Path(folder, "log").open("w+") as log:
         start = [
             str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port", "0", "--num-cpus", "1",
-            "--include-dashboard", "false", "--ray-client-server-port", port, "--object-store-memory", "80000000",
+            "--include-dashboard", "false", "--dashboard-agent-listen-port", "0", "--ray-client-server-port", port,
+            "--object-store-memory", "80000000",
         ]  # fmt: skip
         head = subprocess.Popen(start, env=environment(HOME=str(home), RAY_TMPDIR=folder), stdout=log, stderr=log)
         try:
