@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from codeprior.chunked_loss import head_nll
-x_ND, weight_VD = torch.zeros(512, 8, requires_grad=True), torch.zeros(1 << 18, 8, requires_grad=True)
-codes_N = torch.arange(512)
+x_ND, weight_VD = torch.zeros(256, 8, requires_grad=True), torch.zeros(1 << 18, 8, requires_grad=True)
+codes_N = torch.arange(256)
 # Not ru_maxrss, which begins at that of the process that has started this one.
 used = lambda: 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = used()
@@ -77,5 +77,5 @@ def test_memory_is_that_of_a_part_of_the_codebook() -> None:
         kind: int(subprocess.run([sys.executable, "-c", MEMORY, kind], capture_output=True, check=True).stdout)
         for kind in ("plain", "chunked")
     }
-    # 512 MiB of logits per copy, against 32 MiB of a part.
+    # 256 MiB of logits per copy, against 16 MiB of a part.
     assert used["chunked"] < used["plain"] / 3
