@@ -25,11 +25,17 @@ from imagepriors.studio.jobs import Event, Report
 from imagepriors.studio.pictures import uris
 from runkit.configs import check_fields, from_dict, require
 from runkit.errors import UserError
+from runkit.suggestions import choose_one_of
 
 Codes = npt.NDArray[np.int64]
 MAX_PICTURES = 16
 _PER_CONDITION = 4
 """Consecutive pictures per validation row, as the command line draws them."""
+_CHOSEN = frozenset({
+    "temperature", "temperature_end", "top_k", "top_p", "min_p", "guidance", "guidance_schedule", "guidance_power",
+    "guidance_interval", "order", "steps", "schedule", "choice_temperature", "seed",
+})  # fmt: skip
+"""Fields of SampleConfig that a page may set; the others decide about memory and time."""
 _SHOWING = 0.25
 """Fraction of the time in which unfinished pictures may be decoded."""
 
@@ -56,6 +62,8 @@ class DrawRequest:
         check_fields(self)
         require(1 <= self.n <= MAX_PICTURES, "n", self.n, f"use 1 to {MAX_PICTURES} pictures")
         require((self.codes is None) == (self.known is None), "known", self.known, "send codes and known together")
+        if others := self.sampling.keys() - _CHOSEN:
+            raise UserError(f"sampling has {min(others)!r}: {choose_one_of(min(others), sorted(_CHOSEN))}")
 
 
 def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import threading
 from typing import Any
 
 import numpy.typing as npt
@@ -11,12 +12,14 @@ from PIL import Image
 from imagepriors.reports.figures import colorize
 from imagepriors.reports.page import embed
 from runkit.errors import UserError
-from vqgan.data.pictures import open_picture, to_rgb, upright_size
+from vqgan.data.pictures import open_picture, to_rgb
 
 MAX_BYTES = 16 * 2**20
 """Size of a request's body."""
 _MAX_PIXELS = 40_000_000
 """Pixels of an uploaded picture: more than most cameras have, and at most 160 MB in memory."""
+_decoding = threading.Lock()
+"""Held while an upload is decoded, so that several at once do not fill the memory."""
 
 
 def uris(pictures: npt.NDArray[Any], *, exact: bool = False) -> list[str]:
@@ -35,7 +38,7 @@ def read_bytes(uri: str) -> bytes:
         if not (head.startswith("data:") and mark):
             raise binascii.Error
         return base64.b64decode(content, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error, or that of characters that are not ASCII
         raise UserError(f"the picture begins with {uri[:24]!r}: send a data URI in base64") from None
 
 
@@ -47,13 +50,9 @@ def read_picture(uri: str) -> Image.Image:
     """
     file = io.BytesIO(read_bytes(uri))
     try:
-        with open_picture(file) as picture:
-            width, height = upright_size(picture)
-            if width * height > _MAX_PIXELS:
-                most = _MAX_PIXELS // 10**6
-                raise UserError(f"the picture has {width:,}×{height:,} pixels: send at most {most} megapixels")
+        with _decoding, open_picture(file, _MAX_PIXELS) as picture:
             return to_rgb(picture)
-    except UserError:
+    except MemoryError:
         raise
     except Exception as error:  # decoders raise anything on broken files
         raise UserError(f"the picture cannot be read: {error}") from error

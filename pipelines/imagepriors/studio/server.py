@@ -4,17 +4,19 @@
 per line, see :class:`JobQueue`. An error is ``{"error": MESSAGE}``.
 """
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import anyio
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -22,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.guard import Access, Guard
-from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of
+from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of, plain
 from imagepriors.studio.pictures import MAX_BYTES
 from imagepriors.studio.rows import RowsRequest, rows
 from imagepriors.studio.tokens import DecodeRequest, EncodeRequest, decode, encode
@@ -30,6 +32,11 @@ from runkit.configs import from_dict
 from runkit.errors import UserError
 
 STATIC = Path(__file__).with_name("static")
+_AT_ONCE = 4
+"""Requests outside the queue that are computed at the same time."""
+_UPLOAD_S = 60.0
+"""Seconds in which the body of a request must arrive."""
+_LARGEST = 2**63 - 1
 _Answer = tuple[type[Any], Callable[..., dict[str, Any]]]
 """Dataclass of the request, and the function that answers it."""
 
@@ -46,72 +53,128 @@ JOBS: dict[str, _Answer] = {
 
 
 def make_app(contents: Contents, access: Access) -> Starlette:
-    """Return the web application of a page.
+    """Return the web application of a page. Its ``state.queue`` is the queue of its jobs.
 
     Args:
         contents: What the page shows.
         access: Who may open it.
     """
-    queue = JobQueue()
+    places = contents.places
+    queue, threads = JobQueue(places), anyio.CapacityLimiter(_AT_ONCE)
 
     async def page(_: Request) -> Response:
         return FileResponse(STATIC / "index.html")
 
     async def describe(_: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(lambda: contents.described))
+        return JSONResponse(await anyio.to_thread.run_sync(lambda: contents.described, limiter=threads))
 
     async def answer(request: Request) -> Response:
         cls, function = _find(ANSWERS, request)
-        values = from_dict(cls, await _body(request))
-        return JSONResponse(await run_in_threadpool(function, contents, values))
+        values = _read(cls, await _body(request))
+        return JSONResponse(await anyio.to_thread.run_sync(function, contents, values, limiter=threads))
 
     async def job(request: Request) -> Response:
         cls, function = _find(JOBS, request)
-        values = from_dict(cls, await _body(request))
+        values = _read(cls, await _body(request))
         events = queue.stream(partial(function, contents, values))
         first = await anext(events)  # a full queue is an error of the request
-        return StreamingResponse(_lines(first, events), media_type="application/x-ndjson")
+        # The header has proxies send each line at once.
+        return StreamingResponse(
+            _lines(first, events), media_type="application/x-ndjson", headers={"X-Accel-Buffering": "no"}
+        )
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", page),
-            Route("/api/contents", describe),
-            Route("/api/jobs/{name}", job, methods=["POST"]),
-            Route("/api/{name}", answer, methods=["POST"]),
+            Route("/api/contents", _answering(describe, places)),
+            Route("/api/jobs/{name}", _answering(job, places), methods=["POST"]),
+            Route("/api/{name}", _answering(answer, places), methods=["POST"]),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
         middleware=[Middleware(Guard, access=access)],
-        exception_handlers={HTTPException: _refused, Exception: _failed},
+        exception_handlers={HTTPException: _refused},
     )
+    app.state.queue = queue
+    return app
+
+
+def _answering(endpoint: Callable[[Request], Any], places: Mapping[str, str]) -> Callable[[Request], Any]:
+    """An endpoint whose errors are answers."""
+
+    async def respond(request: Request) -> Response:
+        try:
+            response: Response = await endpoint(request)
+        except HTTPException:
+            raise
+        except ClientDisconnect:
+            return Response(status_code=400)
+        except Exception as error:  # noqa: BLE001 - a bug is logged, and the page continues
+            status = 503 if isinstance(error, BusyError) else 400 if isinstance(error, UserError) else 500
+            return JSONResponse({"error": message_of(error, places)}, status)
+        return response
+
+    return respond
 
 
 def _find(table: dict[str, _Answer], request: Request) -> _Answer:
     name = request.path_params["name"]
     if name not in table:
-        raise HTTPException(404, f"the studio has no answer to {name!r}: reload the page")
+        raise HTTPException(404, f"the studio has no answer to {name[:80]!r}: reload the page")
     return table[name]
+
+
+def _read(cls: type[Any], values: dict[str, Any]) -> Any:
+    """The request in JSON values.
+
+    Raises:
+        UserError: They are not of this request; the message names the field.
+    """
+    try:
+        return from_dict(cls, values)
+    except UserError as error:
+        raise UserError(str(error).removeprefix(f"{cls.__module__}.{cls.__name__}: ")) from error
 
 
 async def _body(request: Request) -> dict[str, Any]:
     """The JSON of a request.
 
     Raises:
-        HTTPException: It is too large, or no JSON object.
+        HTTPException: It is too large or too slow, or no JSON object.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "send JSON: a request of another type may come from another page")
     content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > MAX_BYTES:
-            raise HTTPException(413, f"the request is larger than {MAX_BYTES >> 20} MiB: send a smaller picture")
     try:
-        values = json.loads(content)
+        async with asyncio.timeout(_UPLOAD_S):
+            async for part in request.stream():
+                content += part
+                if len(content) > MAX_BYTES:
+                    raise HTTPException(
+                        413, f"the request is larger than {MAX_BYTES >> 20} MiB: send a smaller picture"
+                    )
+    except TimeoutError:
+        raise HTTPException(408, f"the request took longer than {_UPLOAD_S:.0f} s: send a smaller picture") from None
+    try:
+        values = json.loads(content, parse_int=_integer, parse_float=_number, parse_constant=_no_number)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise HTTPException(400, "the request is no JSON object: reload the page")
+        raise HTTPException(400, "the request is no JSON object of finite 64-bit numbers: reload the page")
     return values
+
+
+def _integer(text: str) -> int:
+    value = int(text)
+    return value if abs(value) <= _LARGEST else _no_number(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:20]} is no finite number of 64 bits")
 
 
 async def _lines(first: Event, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
@@ -125,10 +188,5 @@ def _line(event: Event) -> bytes:
 
 
 async def _refused(_: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    return JSONResponse({"error": error.detail if isinstance(error, HTTPException) else ""}, status)
-
-
-async def _failed(_: Request, error: Exception) -> Response:
-    status = 503 if isinstance(error, BusyError) else 400 if isinstance(error, UserError) else 500
-    return JSONResponse({"error": message_of(error)}, status)
+    status, text = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+    return JSONResponse({"error": plain(text)}, status)
