@@ -12,7 +12,7 @@ from imagepriors.api.priors import ImagePrior
 from imagepriors.api.settings import stage_2_table
 from imagepriors.api.tokenizers import ImageTokenizer
 from imagepriors.studio.jobs import plain
-from imagepriors.studio.search import Part, Search, short_name
+from imagepriors.studio.search import Part, Search, short_names
 from runkit.configs import from_dict
 from runkit.errors import UserError
 from runkit.suggestions import choose_one_of
@@ -49,7 +49,7 @@ class Contents:
         if not places:
             raise UserError("no place is named: pass a run folder, a prior, a tokenizer, shards or hf://OWNER/NAME")
         search, parts, fingerprints = Search(), dict[str, tuple[Part, str]](), dict[str, str]()
-        shorts = _distinct([short_name(place) for place in places])
+        shorts = short_names(places)
         for place, short in zip(places, shorts, strict=True):
             found = search.look(place)
             prefix = f"{short}/" if len(places) > 1 and len(found) > 1 else ""
@@ -194,11 +194,6 @@ class Contents:
             "codebook_size": spec.image.codebook_size,
             "tokenizer": self.fingerprints.get(spec.image.fingerprint),
         }
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names with a number where one is repeated."""
-    return [f"{name}-{n}" if (n := names[: i + 1].count(name)) > 1 else name for i, name in enumerate(names)]
 
 
 def _named(table: Mapping[str, _T], kind: str, name: str) -> _T:

@@ -1,6 +1,6 @@
 """Finding what folders and addresses hold: priors, tokenizers and token shards."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,13 @@ class Found:
     """Fingerprint of the codes that a tokenizer makes; empty for other parts."""
 
 
-def short_name(place: PathLike) -> str:
-    """Return the last part of a path or address."""
+def short_names(places: Sequence[PathLike]) -> list[str]:
+    """Return the last parts of paths and addresses, with a number where one is repeated."""
+    names = [_short_name(place) for place in places]
+    return [f"{name}-{n}" if (n := names[: i + 1].count(name)) > 1 else name for i, name in enumerate(names)]
+
+
+def _short_name(place: PathLike) -> str:
     path = as_path(place)
     if name := plugin_name(path):
         return name
@@ -62,7 +67,7 @@ class Search:
         if plugin_name(path):
             return [self._tokenizer(str(path), path, str(path))]
         if kind := _kind(path):
-            found = list(self._parts(path, kind, short_name(place)))
+            found = list(self._parts(path, kind, _short_name(place)))
             if kind == "prior" and _kind(beside := ImagePrior(path).shards) == "shards":
                 found += self._try(beside.name, lambda: list(self._parts(beside, "shards", beside.name)))
             return found

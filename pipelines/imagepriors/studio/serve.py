@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from imagepriors.studio.contents import Contents
 from runkit.errors import UserError
+from runkit.machine import usable_cores
 
 if TYPE_CHECKING:
     from imagepriors.studio.guard import Access
@@ -55,6 +56,7 @@ def serve(
         raise UserError("share requires a key and public requires none: choose one of them")
     logging.getLogger("imagepriors.api.defaults").setLevel(logging.WARNING)  # logs the preset of each prior
     listener = listen("0.0.0.0" if share or public else "127.0.0.1", port)
+    _limit_threads()
     contents = Contents.open(places)
     app = make_app(contents, access := Access.public() if public else Access.shared() if share else Access())
 
@@ -91,6 +93,13 @@ def listen(host: str, port: int) -> socket.socket:
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"port {port} cannot be opened ({why}): choose another, or 0 for a free one") from error
     return listener
+
+
+def _limit_threads() -> None:
+    """Compute with the cores that a container may use: torch counts those of the whole machine."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
 
 
 def _announce(access: "Access", listener: socket.socket, how: str, browser: bool) -> None:

@@ -62,7 +62,6 @@ def open_picture(file: BinaryIO, most_pixels: int | None = None) -> Image.Image:
 def _checked(image: Image.Image, most_pixels: int | None) -> Image.Image:
     width, height = image.size
     if most_pixels is not None and width * height > most_pixels:
-        image.close()
         raise ValueError(f"it has {width:,}×{height:,} pixels; at most {most_pixels // 10**6} megapixels are allowed")
     return image
 
