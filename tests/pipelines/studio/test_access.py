@@ -1,6 +1,5 @@
 """Who may open the page, and how it ends."""
 
-import os
 import re
 import signal
 import socket
@@ -119,4 +118,4 @@ def test_a_studio_that_cannot_start_says_why(demo_run, capsys, monkeypatch, tmp_
             patch.setitem(sys.modules, name, None)
             assert main(["studio", str(demo_run), "--port", "0"]) == 2
         assert "pip install 'imagepriors[studio]'" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())

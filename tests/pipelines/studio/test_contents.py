@@ -88,7 +88,7 @@ def test_damaged_and_unfinished_parts_do_not_keep_the_rest_from_opening(demo_run
         shutil.rmtree(prior)
     for tokenizer in run.glob("tokenizer*"):
         (tokenizer / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match="that can be shown: .*not finished"):
+    with pytest.raises(UserError, match=r"that can be shown: .*not finished"):
         Contents.open([run])
 
 
@@ -97,9 +97,9 @@ def test_places_on_the_hub(demo_run, hub):
         paths = (path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts)
         return {f"{prefix}{path.relative_to(folder)}": path.read_bytes() for path in paths}
 
-    hub.add(files(demo_run / "shards"), "owner/shards")
+    hub.put("datasets/owner/shards", files(demo_run / "shards"))
     model = files(demo_run / "prior-any-class") | files(demo_run / "shards/tokenizer", "tokenizer/")
-    hub.add(model, "owner/prior", "models")
+    hub.put("models/owner/prior", model)
     found = Contents.open(["hf://owner/prior", "hf://datasets/owner/shards"])
     (prior,) = found.priors
     assert found.typed[prior] == "hf:/owner/prior" or found.typed[prior].startswith("hf://")

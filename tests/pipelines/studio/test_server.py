@@ -204,8 +204,11 @@ def test_pictures_that_are_too_large_or_broken_are_refused_before_they_are_decod
     assert time.monotonic() - started < 1
 
 
-@pytest.mark.parametrize("text", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1/x.png", "data:,x", "é;base64,é",
-                                  "data:image/png;base64,é", "data:image/png;base64,#"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1/x.png", "data:,x", "é;base64,é", "data:image/png;base64,é",
+     "data:image/png;base64,#"],
+)  # fmt: skip
 def test_a_picture_is_a_data_uri(text):
     with pytest.raises(UserError):
         read_picture(text)
@@ -317,7 +320,7 @@ def test_a_closed_queue_ends_its_jobs():
 
         async def watch():
             async for event in queue.stream(forever):
-                events.append(event["state"])  # noqa: PERF401 - ends with an exception or not
+                events.append(event["state"])
 
         watched = [asyncio.create_task(watch()) for _ in range(3)]
         await asyncio.sleep(0.1)
