@@ -70,12 +70,12 @@ def make_app(contents: Contents, access: Access) -> Starlette:
 
     async def answer(request: Request) -> Response:
         cls, function = _find(ANSWERS, request)
-        values = _read(cls, await _body(request))
+        values = await anyio.to_thread.run_sync(_read, cls, await _body(request), limiter=threads)
         return JSONResponse(await anyio.to_thread.run_sync(function, contents, values, limiter=threads))
 
     async def job(request: Request) -> Response:
         cls, function = _find(JOBS, request)
-        values = _read(cls, await _body(request))
+        values = await anyio.to_thread.run_sync(_read, cls, await _body(request), limiter=threads)
         events = queue.stream(partial(function, contents, values))
         first = await anext(events)  # a full queue is an error of the request
         # The header has proxies send each line at once.
@@ -123,23 +123,11 @@ def _find(table: dict[str, _Answer], request: Request) -> _Answer:
     return table[name]
 
 
-def _read(cls: type[Any], values: dict[str, Any]) -> Any:
-    """The request in JSON values.
+async def _body(request: Request) -> bytes:
+    """The bytes of a request that says that it is JSON.
 
     Raises:
-        UserError: They are not of this request; the message names the field.
-    """
-    try:
-        return from_dict(cls, values)
-    except UserError as error:
-        raise UserError(str(error).removeprefix(f"{cls.__module__}.{cls.__name__}: ")) from error
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    """The JSON of a request.
-
-    Raises:
-        HTTPException: It is too large or too slow, or no JSON object.
+        HTTPException: It says something else, or is too large or too slow.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "send JSON: a request of another type may come from another page")
@@ -149,18 +137,28 @@ async def _body(request: Request) -> dict[str, Any]:
             async for part in request.stream():
                 content += part
                 if len(content) > MAX_BYTES:
-                    raise HTTPException(
-                        413, f"the request is larger than {MAX_BYTES >> 20} MiB: send a smaller picture"
-                    )
+                    raise HTTPException(413, f"the request is larger than {MAX_BYTES >> 20} MiB: send less")
     except TimeoutError:
-        raise HTTPException(408, f"the request took longer than {_UPLOAD_S:.0f} s: send a smaller picture") from None
+        raise HTTPException(408, f"the request took longer than {_UPLOAD_S:.0f} s: send less") from None
+    return bytes(content)
+
+
+def _read(cls: type[Any], content: bytes) -> Any:
+    """The request in JSON; takes up to seconds.
+
+    Raises:
+        UserError: It is no JSON object, or not of this request; the message names the field.
+    """
     try:
         values = json.loads(content, parse_int=_integer, parse_float=_number, parse_constant=_no_number)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise HTTPException(400, "the request is no JSON object of finite 64-bit numbers: reload the page")
-    return values
+        raise UserError("the request is no JSON object of finite 64-bit numbers: reload the page")
+    try:
+        return from_dict(cls, values)
+    except UserError as error:
+        raise UserError(str(error).removeprefix(f"{cls.__module__}.{cls.__name__}: ")) from error
 
 
 def _integer(text: str) -> int:

@@ -51,7 +51,8 @@ function post(values, signal) {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(values), signal };
 }
 
-function sentence(text) {
-  const begun = text.charAt(0).toUpperCase() + text.slice(1);
+/** A message of the server as a sentence; a name at its beginning stays as it is. */
+export function sentence(text) {
+  const begun = /^[a-z]+[ ,:]/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
   return /[.?!]$/.test(begun) ? begun : `${begun}.`;
 }
