@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 
 from codeprior.checkpoint import SCALARS, prior_folder
 from codeshards.format import ShardDataset
@@ -221,7 +221,7 @@ def _closure(names: Sequence[str]) -> set[str]:
     return found
 
 
-def _requires(name: str) -> Iterator[str]:
+def _requires(name: str) -> Iterator[NormalizedName]:
     for line in importlib.metadata.requires(name) or ():
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):

@@ -50,7 +50,7 @@ class StudioPrior(ImagePrior):
         self._networks = networks
 
     @property
-    def loaded(self) -> "Prior":  # type: ignore[override]
+    def loaded(self) -> "Prior":
         """The transformer with its weights, in evaluation mode."""
         return self._networks.get(self, lambda: super(StudioPrior, self).loaded)
 
@@ -63,7 +63,7 @@ class StudioTokenizer(ImageTokenizer):
         self._networks = networks
 
     @property
-    def loaded(self) -> "Tokenizer":  # type: ignore[override]
+    def loaded(self) -> "Tokenizer":
         """The network with its weights."""
         return self._networks.get(self, lambda: super(StudioTokenizer, self).loaded)
 

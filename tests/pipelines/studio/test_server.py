@@ -5,6 +5,7 @@ import base64
 import dataclasses
 import http.client
 import io
+import itertools
 import json
 import struct
 import threading
@@ -52,6 +53,21 @@ def test_a_name_is_never_a_path(studio, name):
             assert "fault in the program" not in error, (request_name, error)
             assert len(error) < 500
             assert "root:" not in error
+
+
+def test_no_value_of_a_field_is_a_fault_of_the_program(studio):
+    known = {"prior": "prior-any-class", "tokenizer": "tokenizer", "shards": "shards", "split": "val"}
+    for table, path in ((ANSWERS, "/api/"), (JOBS, "/api/jobs/")):
+        for name, (cls, _) in table.items():
+            fields = [field.name for field in dataclasses.fields(cls)]
+            good = request_of(cls, "val") | {field: value for field, value in known.items() if field in fields}
+            for field, value in itertools.product(
+                fields, (None, -1, 2**62, "", [], [None], [2**62] * 64, {"class": -1})
+            ):
+                status, _, text = request(studio, path + name, {**good, field: value})
+                said = json.loads(text.splitlines()[-1])
+                assert status < 500, (name, field, value, text)
+                assert "fault in the program" not in said.get("error", ""), (name, field, value)
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,12 @@ def _only(plan: Plan, splits: Sequence[str]) -> Plan:
     def kept(values: dict[str, _T]) -> dict[str, _T]:
         return {name: value for name, value in values.items() if name in splits or not splits}
 
-    hashes = {"source_hashes": kept(plan.source_hashes), "keys_sha256": kept(plan.keys_sha256)}
-    return dataclasses.replace(plan, keys=kept(plan.keys), **hashes)
+    return dataclasses.replace(
+        plan,
+        keys=kept(plan.keys),
+        keys_sha256=kept(plan.keys_sha256),
+        source_hashes=kept(plan.source_hashes),
+    )
 
 
 def start_copy(plan: Plan, manifest: Manifest, source: Store, out: Store) -> None:
