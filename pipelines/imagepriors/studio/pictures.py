@@ -4,7 +4,8 @@ import base64
 import binascii
 import io
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 from PIL import Image
@@ -14,6 +15,7 @@ from imagepriors.reports.page import embed
 from runkit.errors import UserError
 from vqgan.data.pictures import open_picture, to_rgb
 
+_T = TypeVar("_T")
 MAX_BYTES = 16 * 2**20
 """Size of a request's body."""
 _MAX_PIXELS = 40_000_000
@@ -48,11 +50,16 @@ def read_picture(uri: str) -> Image.Image:
     Raises:
         UserError: It is no picture, is damaged, or has too many pixels.
     """
+    return read_picture_as(uri, to_rgb)
+
+
+def read_picture_as(uri: str, convert: Callable[[Image.Image], _T]) -> _T:
+    """Return what `convert` makes of an uploaded picture that is open; errors as :func:`read_picture`."""
     file = io.BytesIO(read_bytes(uri))
     try:
         with _decoding, open_picture(file, _MAX_PIXELS) as picture:
-            return to_rgb(picture)
-    except MemoryError:
+            return convert(picture)
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # decoders raise anything on broken files
         raise UserError(f"the picture cannot be read: {error}") from error
