@@ -24,6 +24,7 @@ from imagepriors.annotate.job import annotate_shard
 from imagepriors.annotate.maptree import MapTree, encode_map
 from imagepriors.annotate.networks import Annotator, find_model, upsampled_argmax
 from imagepriors.demo.layouts import write_demo_data
+from imagepriors.demo.scenes import SEGMENTATION_NAMES
 from vqgan.data import open_splits
 from vqgan.data.conditions import read_depth, read_map
 from vqgan.data.sources import Memory
@@ -275,10 +276,11 @@ def test_the_list_in_out_keeps_conditions_that_are_files(dpt, tmp_path):
         shard = PlannedShard(split=name, index=0, start=0, stop=len(split))
         task = ShardTask(shard=shard, plan_hash="p", samples=split)
         sidecars.append(annotate_shard(task, annotator=annotator, tree=tree, config=AnnotateConfig()))
-    tree.write_list(splits, sidecars)
+    tree.write_lists(splits, sidecars, splits["train"].label_names)
     for name, split in open_splits("folder", out).items():
         assert split.keys == splits[name].keys
         assert split.conditions == ("segmentation", "depth")
+        assert split.label_names == ("unlabelled", *SEGMENTATION_NAMES)
         mine, theirs = (s.read(0, 16, conditions=("segmentation",)) for s in (split, splits[name]))
         np.testing.assert_array_equal(mine.conditions["segmentation"], theirs.conditions["segmentation"])
         assert mine.label == theirs.label
