@@ -40,7 +40,6 @@ _CACHED = re.compile(
     rf"{re.escape(CACHE_FOLDER)}/"
     rf"([a-z0-9_]+-(codes|scale|cond|label|view|key)[a-z0-9_]*-[0-9a-f]{{16}}\.npy|{CHECKED_FILES})"
 )
-"""Number of unexpected files that a message names."""
 
 
 def save_or_match(plan: Plan, dataset: Where) -> bool:
