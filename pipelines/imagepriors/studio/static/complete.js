@@ -26,7 +26,7 @@ function mount(panel, contents) {
     editor.choose(chosen);
     if (Number.isInteger(chosen.label)) controls.label.value = chosen.label;
   });
-  let tokenizer;
+  let [tokenizer, ready] = [null, null];
 
   async function adapt() {
     try {
@@ -46,6 +46,7 @@ function mount(panel, contents) {
   async function start() {
     if (!controls.form.reportValidity()) return;
     try {
+      await ready;
       const part = editor.part();
       const values = controls.values();
       values.conditions = { ...await conditionsOf(controls.chosen, part.chosen), ...values.conditions };
@@ -59,12 +60,12 @@ function mount(panel, contents) {
   }
 
   controls.form.addEventListener("submit", (event) => { event.preventDefault(); start(); });
-  controls.prior.addEventListener("change", adapt);
+  controls.prior.addEventListener("change", () => { ready = adapt(); });
   panel.append(el("div", { className: "columns completing" },
     el("div", { className: "stage editing" }, editor.node, el("div", { className: "card" }, el("h2", {}, "Picture"), chooser.node)),
     controls.form,
     el("div", { className: "stage" }, job.node, results.node)));
-  adapt();
+  ready = adapt();
 }
 
 /** The codes of a row of shards for a prior that draws from a picture condition. */
@@ -94,7 +95,7 @@ class Editor {
     this.cells.node.hidden = true;
     this.node = el("div", { className: "editor" }, this.nothing, this.cells.node,
       this.status, this.first.parentElement, this.scales.parentElement,
-      el("div", { className: "actions" }, this.brushes, this.invert, this.undo), this.presets, this.about);
+      el("div", { className: "actions" }, this.brushes, this.invert, this.undo, this.presets), this.about);
     this.use(false);
   }
 
@@ -174,7 +175,7 @@ class Editor {
 /** What a person can keep, in a sentence. */
 function about(prior) {
   if (prior.scales.length) return "This prior draws coarse scales first: it keeps the first scales, and draws the finer ones.";
-  if (prior.objective === "ordered") return `This prior draws in the order ${prior.order}, which the line shows: it keeps what the order begins with. A prior of any order keeps any cells.`;
+  if (prior.objective === "ordered") return `This prior draws in ${prior.order}, which the line shows: it keeps what the order begins with. A prior of any order keeps any cells.`;
   if (prior.grid.includes(1)) return "The codes of this tokenizer are in a row, without places on the picture: keep the first of them.";
   return "Draw over the picture to erase cells, and over erased ones to keep them.";
 }
