@@ -73,7 +73,8 @@ def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
 
     Returns:
         ``pictures``, their ``codes`` [N][h·w] and ``classes`` (if the prior has them), ``hints`` (conditions that were
-        taken from validation rows), and the ``command`` that draws the same, empty if there is none.
+        taken from validation rows), ``kept`` (a picture of the codes that are kept, if there are any), and the
+        ``command`` that draws the same, empty if there is none.
 
     Raises:
         UserError: A name, a condition, the known cells or a field of the sampling does not fit.
@@ -82,13 +83,13 @@ def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
     sequence, config = prior.sequence, sampling_of(contents, request)
     conditions = conditions_of(contents, request)
     given_NT = _given(sequence, tokenizer, request)
-    total = request.n * sequence.length if given_NT is None else int((given_NT == UNKNOWN).sum())
+    each = sequence.length if given_NT is None else int((given_NT[0] == UNKNOWN).sum())
+    total = request.n * each
     shown_s, cost_s = time.monotonic(), 0.0
 
     def watch(first: int, codes_BT: torch.Tensor) -> None:
         nonlocal shown_s, cost_s
-        known_B = int((codes_BT != UNKNOWN).sum())
-        done = first * sequence.length + known_B - (request.n * sequence.length - total)
+        done = (first + len(codes_BT)) * each - int((codes_BT == UNKNOWN).sum())
         if time.monotonic() - shown_s < cost_s / _SHOWING or first:
             return report(done, total)
         started = time.monotonic()
@@ -111,6 +112,7 @@ def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
         "codes": codes_Nhw.reshape(request.n, -1).tolist(),
         "classes": conditions["class"].tolist() if "class" in conditions else [],
         "hints": _hints(contents, request, conditions),
+        "kept": [] if given_NT is None else uris(decode_partial(tokenizer, sequence, given_NT[:1])),
         "command": command(contents, request),
     }
 

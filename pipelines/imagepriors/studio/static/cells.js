@@ -33,6 +33,12 @@ export class Cells {
     this.render();
   }
 
+  /** Show the cells, or hide them where the picture has none to keep. */
+  cover(shown) {
+    this.grid.hidden = !shown;
+    this.path.toggleAttribute("hidden", !shown);
+  }
+
   nameOf(cell) {
     const place = `Row ${Math.floor(cell / this.width) + 1}, column ${cell % this.width + 1}`;
     return this.rank ? `${place}, code ${this.rank[cell] + 1}` : place;

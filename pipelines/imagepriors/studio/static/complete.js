@@ -53,7 +53,7 @@ function mount(panel, contents) {
       results.begin(part);
       const request = { ...values, codes: part.chosen.codes, ...part.kept };
       const last = await job.start("draw", request, (event) => event.pictures && results.show(event.pictures));
-      if (last) results.finish(last);
+      if (last) results.finish(last, values.conditions.class === undefined ? controls.chosen.class_names : []);
     } catch (error) {
       job.fail(error);
     }
@@ -106,6 +106,7 @@ class Editor {
 
   /** Offer what a prior can keep. */
   async adapt(prior) {
+    this.prior = null;
     const { regions } = await ask("regions", { prior: prior.name });
     if (prior !== this.controls.chosen) return;
     const flat = prior.grid.includes(1);
@@ -115,7 +116,7 @@ class Editor {
     this.first.max = cells - 1;
     this.scales.max = prior.scales.length;
     const scaled = prior.scales.length > 0;
-    this.cells.grid.hidden = this.cells.path.hidden = scaled || flat;
+    this.cells.cover(!scaled && !flat);
     this.first.parentElement.hidden = scaled || !this.order;
     this.scales.parentElement.hidden = !scaled;
     this.brushes.hidden = this.invert.hidden = scaled || this.order;
@@ -126,7 +127,8 @@ class Editor {
     if (this.order) this.cells.keepFirst(Math.floor(cells / 2), { step: false });
     else this.cells.keepOnly(regions.upper ?? []);
     this.cells.past.length = 0;
-    this.changed();
+    this.scales.value = prior.scales.length;
+    this.scales.dispatchEvent(new Event("input"));
   }
 
   offer(regions, cells) {
@@ -161,6 +163,7 @@ class Editor {
 
   /** What a request needs: the chosen picture, and what of it is kept. */
   part() {
+    if (!this.prior) throw new Error("The prior could not be opened: choose it again.");
     if (!this.chosen) throw new Error("Choose a picture first.");
     const scaled = this.prior.scales.length > 0;
     return {
@@ -203,12 +206,12 @@ class Results {
     this.node.hidden = false;
     this.below.hidden = true;
     this.toggle.hidden = !part.cells || part.grid.includes(1);
-    this.original.replaceChildren(this.marked(picture(part.chosen.decoded, "The original", "Original")));
+    this.original.replaceChildren(this.marked(picture(part.chosen.decoded, "The original", "Original, decoded")));
     this.drawn.replaceChildren();
   }
 
-  show(sources) {
-    this.drawn.show(sources, sources.map((_, index) => `Completion ${index + 1}`));
+  show(sources, names = []) {
+    this.drawn.show(sources, sources.map((_, index) => names[index] || `Completion ${index + 1}`));
     for (const figure of this.drawn.children) if (!figure.querySelector("svg")) this.marked(figure);
   }
 
@@ -217,8 +220,9 @@ class Results {
     return figure;
   }
 
-  finish({ pictures: drawn, command }) {
-    this.show(drawn);
+  finish({ pictures: drawn, classes, kept, command }, names) {
+    this.show(drawn, classes.map((label) => names[label]));
+    if (!this.part.cells) this.original.append(picture(kept[0], "The scales that are kept", "Kept, decoded"));
     const own = this.part.chosen.shards === undefined;
     const files = command.includes("picture.png");
     const usable = command && (own || !files);
