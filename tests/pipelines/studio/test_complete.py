@@ -220,7 +220,7 @@ def test_pictures_are_chosen_with_keys_dropped_and_pasted(page, tab, photo):
     page.keyboard.press("Enter")
     assert choices.evaluate_all("all => all.findIndex(one => one.ariaPressed === 'true')") == 1
     assert tab.locator(".erase > img").get_attribute("src") == choices.nth(1).locator("img").get_attribute("src")
-    tab.get_by_label("Pictures of").select_option(label="shards, train")
+    tab.get_by_label("Pictures of", exact=True).select_option(label="shards, train")
     tab.get_by_role("button", name="Next pictures").click()
     tab.get_by_text("13 to 24 of 24").wait_for()
     assert tab.get_by_role("button", name="Next pictures").is_disabled()
@@ -233,8 +233,6 @@ def test_pictures_are_chosen_with_keys_dropped_and_pasted(page, tab, photo):
     assert tab.locator(".choice[aria-pressed=true]").count() == 0
     page.evaluate(SEND, ["paste", "b.png", "image/png", content])
     tab.get_by_text("b.png is chosen").wait_for()
-    page.evaluate(SEND, ["drop", "broken.png", "image/png", content[:50]])
-    tab.get_by_text("The picture cannot be read").wait_for()
     page.evaluate(SEND, ["drop", "a.txt", "text/plain", [65]])
     tab.get_by_text("This is no picture").wait_for()
     page.evaluate(SEND, ["drop", "c.png", "image/png", {"length": 13 << 20}])

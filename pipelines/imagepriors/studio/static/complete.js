@@ -49,8 +49,8 @@ function mount(panel, contents) {
       await ready;
       const part = editor.part();
       const values = controls.values();
-      values.conditions = { ...await conditionsOf(controls.chosen, part.chosen), ...values.conditions };
       results.begin(part);
+      values.conditions = { ...await conditionsOf(controls.chosen, part.chosen), ...values.conditions };
       const request = { ...values, codes: part.chosen.codes, ...part.kept };
       const last = await job.start("draw", request, (event) => event.pictures && results.show(event.pictures));
       if (last) results.finish(last, values.conditions.class === undefined ? controls.chosen.class_names : []);
@@ -251,6 +251,6 @@ class Results {
 function note(own, command, files) {
   if (!command) return "Only this page draws this: imagepriors sample takes such scales and conditions from validation pictures.";
   if (files && !own) return "Shards store codes, not pixels, so no command completes this row: open the picture itself for one.";
-  if (files) return "Save both files where the command runs. It completes each picture of --images equally often, and --n times at least in all.";
+  if (files) return "Save both files where the command runs. Each picture that it names is completed equally often, until there are n.";
   return "";
 }
