@@ -92,10 +92,10 @@ class Editor {
     this.brushes = el("div", { className: "actions", role: "group", "aria-label": "Tools" }, this.tools);
     this.undo = button("Undo", () => this.cells.undo(), { className: "quiet" });
     this.invert = button("Invert", () => this.cells.invert(), { className: "quiet" });
-    this.cells.node.hidden = true;
-    this.node = el("div", { className: "editor" }, this.nothing, this.cells.node,
+    this.work = el("div", { className: "editor", hidden: true }, this.cells.node,
       this.status, this.first.parentElement, this.scales.parentElement,
       el("div", { className: "actions" }, this.brushes, this.invert, this.undo, this.presets), this.about);
+    this.node = el("div", {}, this.nothing, this.work);
     this.use(false);
   }
 
@@ -142,7 +142,7 @@ class Editor {
   choose(chosen) {
     this.chosen = chosen;
     this.nothing.hidden = Boolean(chosen);
-    this.cells.node.hidden = !chosen;
+    this.work.hidden = !chosen;
     if (!chosen) return;
     this.cells.image.src = chosen.decoded;
     this.cells.image.alt = `The picture ${chosen.name}`;
