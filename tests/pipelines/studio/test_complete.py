@@ -19,8 +19,11 @@ from runkit.errors import UserError
 
 def run_draw(contents, **values):
     """The last event, and how many codes were to be drawn."""
-    totals = []
-    last = draw(contents, DrawRequest(**values), lambda done, total, **more: totals.append(total))
+    steps = []
+    last = draw(contents, DrawRequest(**values), lambda done, total, **more: steps.append((done, total)))
+    done, totals = zip(*steps, strict=True)
+    assert 0 < done[0] < done[-1] == totals[0] == totals[-1]
+    assert list(done) == sorted(done)
     return last, totals[0]
 
 
@@ -43,7 +46,7 @@ def test_a_row_is_completed_with_its_own_condition(contents):
     stored = read_rows(contents.dataset("shards"), "val", ["cond_segmentation"], np.array([3]))["cond_segmentation"][0]
     assert found["conditions"] == {"segmentation": stored.tolist()}
     codes = row_codes(contents, 3).reshape(-1)
-    request = {"prior": name, "n": 2, "codes": codes.tolist(), "known": list(range(6))}
+    request = {"prior": name, "n": 2, "codes": codes.tolist(), "known": list(range(6)), "sampling": {"batch_size": 1}}
     last, total = run_draw(contents, **request, conditions=found["conditions"])
     assert np.array_equal(np.array(last["codes"])[:, :6], [codes[:6]] * 2)
     assert total == 2 * (codes.size - 6)
