@@ -21,11 +21,12 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from imagepriors.studio.completing import RegionsRequest, RowConditionsRequest, regions, row_conditions
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.guard import Access, Guard
 from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of, plain
-from imagepriors.studio.pictures import MAX_BYTES
+from imagepriors.studio.pictures import LARGEST_FILE, MAX_BYTES
 from imagepriors.studio.rows import RowsRequest, rows
 from imagepriors.studio.tokens import DecodeRequest, EncodeRequest, decode, encode
 from runkit.configs import from_dict
@@ -44,6 +45,8 @@ ANSWERS: dict[str, _Answer] = {
     "encode": (EncodeRequest, encode),
     "decode": (DecodeRequest, decode),
     "rows": (RowsRequest, rows),
+    "regions": (RegionsRequest, regions),
+    "row_conditions": (RowConditionsRequest, row_conditions),
 }
 """Name → what is answered at once. The function gets the contents and the request."""
 JOBS: dict[str, _Answer] = {
@@ -66,7 +69,8 @@ def make_app(contents: Contents, access: Access) -> Starlette:
         return FileResponse(STATIC / "index.html")
 
     async def describe(_: Request) -> Response:
-        return JSONResponse(await anyio.to_thread.run_sync(lambda: contents.described, limiter=threads))
+        described = await anyio.to_thread.run_sync(lambda: contents.described, limiter=threads)
+        return JSONResponse({**described, "largest_file": LARGEST_FILE})
 
     async def answer(request: Request) -> Response:
         cls, function = _find(ANSWERS, request)

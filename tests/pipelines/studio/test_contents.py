@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from plugin_package import install
 
+from imagepriors.demo.scenes import SEGMENTATION_NAMES
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.networks import Networks, StudioPrior, StudioTokenizer
@@ -175,3 +176,9 @@ def test_networks_compute_the_same_in_several_threads(contents):
         thread.join()
     assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
     assert codes == drawn(contents, "prior-any-class")
+
+
+def test_shards_bring_the_names_of_the_labels_of_masks(contents: Contents) -> None:
+    (shards,) = contents.described["shards"]
+    assert shards["label_names"] == ["unlabelled", *SEGMENTATION_NAMES]
+    assert shards["conditions"].keys() == {"segmentation", "depth", "pose"}
