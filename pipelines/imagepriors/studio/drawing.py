@@ -34,7 +34,7 @@ _PER_CONDITION = 4
 """Consecutive pictures per validation row, as the command line draws them."""
 _CHOSEN = frozenset({
     "temperature", "temperature_end", "top_k", "top_p", "min_p", "guidance", "guidance_schedule", "guidance_power",
-    "guidance_interval", "order", "steps", "schedule", "choice_temperature", "seed",
+    "guidance_interval", "order", "steps", "schedule", "choice_temperature", "seed", "batch_size",
 })  # fmt: skip
 """Fields of SampleConfig that a page may set; the others decide about memory and time."""
 _SHOWING = 0.25
