@@ -348,9 +348,7 @@ def test_a_closed_queue_ends_its_jobs():
         with pytest.raises(BusyError, match="ending"):
             await anext(queue.stream(forever))
 
-    thread = threading.Thread(
-        target=lambda: ended.append(asyncio.run(scene()) is None)
-    )  # Playwright has a loop in this
+    thread = threading.Thread(target=lambda: ended.append(asyncio.run(scene()) is None))
     thread.start()
     thread.join(30)
     assert ended == [True]
