@@ -19,12 +19,15 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from imagepriors.studio.comparing import FiguresRequest, ReconstructRequest, figures, reconstruct
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
+from imagepriors.studio.finding import FindRequest, find
 from imagepriors.studio.guard import Access, Guard
 from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of
 from imagepriors.studio.pictures import MAX_BYTES
-from imagepriors.studio.rows import RowsRequest, rows
+from imagepriors.studio.rows import RowsRequest, row_pictures, rows
+from imagepriors.studio.statistics import AboutRequest, StatisticsRequest, about, statistics
 from imagepriors.studio.tokens import DecodeRequest, EncodeRequest, decode, encode
 from runkit.configs import from_dict
 from runkit.errors import UserError
@@ -37,10 +40,16 @@ ANSWERS: dict[str, _Answer] = {
     "encode": (EncodeRequest, encode),
     "decode": (DecodeRequest, decode),
     "rows": (RowsRequest, rows),
+    "about": (AboutRequest, about),
+    "figures": (FiguresRequest, figures),
 }
 """Name → what is answered at once. The function gets the contents and the request."""
 JOBS: dict[str, _Answer] = {
     "draw": (DrawRequest, draw),
+    "row-pictures": (RowsRequest, row_pictures),
+    "find": (FindRequest, find),
+    "statistics": (StatisticsRequest, statistics),
+    "reconstruct": (ReconstructRequest, reconstruct),
 }
 """Name → what waits in the queue. The function gets the contents, the request and a report."""
 
