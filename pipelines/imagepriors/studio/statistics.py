@@ -79,9 +79,9 @@ def _values(codes: CodeStatistics) -> Event:
 
 
 def curve(counts_K: npt.NDArray[np.int64]) -> list[list[int]]:
-    """Return [rank from 1, occurrences] of codes by frequency; the ranks are evenly spaced on a logarithmic axis."""
+    """Return [rank from 1, occurrences] of codes, the most frequent first; of a large codebook evenly spaced ranks."""
     ranked_K = np.sort(counts_K)[::-1]
-    ranks = np.unique(np.geomspace(1, len(ranked_K), _POINTS).round().astype(int))
+    ranks = np.unique(np.linspace(1, len(ranked_K), _POINTS).round().astype(int))
     return [[int(rank), int(ranked_K[rank - 1])] for rank in ranks]
 
 
