@@ -71,9 +71,9 @@ export class Rows {
     const request = { shards: this.shards.name, split: this.split, ...chosen };
     this.back.disabled = this.first === 0;
     this.next.disabled = this.first + PER_PAGE >= total;
-    this.note.textContent = this.about(total);
     if (!total) {
       this.job.stop();
+      this.note.textContent = "";
       this.grid.replaceChildren(empty(this.found ? "No row matches this filter." : "This split has no rows."));
       return;
     }
@@ -82,6 +82,7 @@ export class Rows {
       const { rows } = await ask("rows", { ...request, decoded: false, columns: true });
       if (turn !== this.turn) return;
       this.rows = rows;
+      this.note.textContent = this.about(total);
       const conditions = Object.entries(this.shards.conditions).filter(([, tokenizer]) => tokenizer).sort();
       for (const row of rows) row.conditions = Object.fromEntries(conditions.map(([name]) => [name, null]));
       this.grid.replaceChildren(...rows.map((row) => this.card(row)));
@@ -112,9 +113,9 @@ export class Rows {
 
   about(total) {
     const last = Math.min(this.first + PER_PAGE, total);
-    if (!this.found) return total ? `Rows ${count(this.first)} to ${count(last - 1)} of ${count(total)}` : "";
+    if (!this.found) return `Rows ${count(this.first)} to ${count(last - 1)} of ${count(total)}`;
     const all = this.found.complete ? count(total) : `at least ${count(total)}`;
-    return total ? `${count(this.first + 1)} to ${count(last)} of ${all} rows that match` : "";
+    return `${count(this.first + 1)} to ${count(last)} of ${all} rows that match`;
   }
 
   card(row) {
