@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from codeshards.format.files import read_json
 from imagepriors.api.images import to_arrays
@@ -23,6 +22,7 @@ from imagepriors.studio.pictures import read_picture, uris
 from imagepriors.studio.rows import split_of
 from runkit.configs import check_fields, require
 from runkit.errors import UserError
+from vqgan.config import ModelConfig
 
 _MOST = 16
 """Pictures to reconstruct."""
@@ -106,8 +106,7 @@ def reconstruct(contents: Contents, request: ReconstructRequest, report: Report)
     tokenizer = contents.tokenizer(request.tokenizer)
     if tokenizer.config.modality != "rgb":
         raise UserError(f"{request.tokenizer} encodes {tokenizer.config.modality}: choose a tokenizer of pictures")
-    pictures, names = _pictures(contents, request)
-    seen = np.stack(to_arrays(pictures, tokenizer.config)[0])
+    seen, names = _seen(contents, request, tokenizer.config)
     network, codes, decoded = tokenizer.loaded, [], []
     started = time.monotonic()
     for start in range(0, len(seen), _BATCH):
@@ -141,15 +140,17 @@ def _differences(seen: npt.NDArray[np.uint8], made: npt.NDArray[np.uint8]) -> np
     return np.asarray((np.abs(seen.astype(np.int16) - made) * _MAGNIFIED).clip(0, 255), np.uint8)
 
 
-def _pictures(contents: Contents, request: ReconstructRequest) -> tuple[list[Image.Image], list[str]]:
-    """The pictures of a request, and the keys of those that are of shards."""
-    if request.pictures:
-        return [read_picture(one) for one in request.pictures], []
+def _seen(
+    contents: Contents, request: ReconstructRequest, config: ModelConfig
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """The pictures of a request as a tokenizer sees them, and the keys of those that are of shards."""
+    if request.pictures:  # one after the other, because a large picture takes much memory
+        return np.stack([to_arrays(read_picture(one), config)[0][0] for one in request.pictures]), []
     dataset = split_of(contents, request)
     total, fingerprint = dataset.rows(request.split), dataset.spec.image.fingerprint
     if fingerprint not in contents.fingerprints or not total:
         raise UserError(f"no picture of {request.shards} can be decoded here: open pictures of your own")
     indices = np.unique((select_rows(dataset, request.split, request.n) + request.first) % total)
     codes_Nhw, found = read_codes(dataset, request.split, indices, ["key"])
-    decoded = contents.tokenizer(contents.fingerprints[fingerprint]).loaded.decode(codes_Nhw)
-    return [Image.fromarray(one) for one in decoded], list(map(str, found["key"]))
+    decoded = contents.tokenizer(contents.fingerprints[fingerprint]).decode(codes_Nhw)
+    return np.stack(to_arrays(decoded, config)[0]), list(map(str, found["key"]))

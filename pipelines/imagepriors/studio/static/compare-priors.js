@@ -4,7 +4,7 @@ import { ask } from "./api.js";
 import { count } from "./charts.js";
 import { rowsOf, side, valuesTable } from "./compare.js";
 import { Controls } from "./draw.js";
-import { button, el, empty, jobStatus, number, numberOf, select, setOptions } from "./widgets.js";
+import { button, el, empty, jobStatus, number, numberOf, pictures, select, setOptions } from "./widgets.js";
 
 const NAMES = {
   parameters: "Parameters", steps: "Steps of training", train_rows: "Rows of training", train_seconds: "Seconds of training",
@@ -48,7 +48,9 @@ export function comparePriors(contents) {
     try {
       const found = await Promise.all(sides.map((one) => one.figures()));
       const names = [...new Set(found.flatMap(Object.keys))];
-      figures.replaceChildren(names.length ? valuesTable(names, found) : el("p", { className: "note" }, "No figures of these priors are recorded."));
+      const different = sides[0].prior.tokenizer !== sides[1].prior.tokenizer;
+      figures.replaceChildren(valuesTable(names, found),
+        el("p", { className: "note" }, different ? "These priors draw codes of different tokenizers: figures per code do not compare." : ""));
     } catch (error) {
       figures.replaceChildren(el("p", { className: "note" }, error.message));
     }
@@ -74,6 +76,7 @@ export function comparePriors(contents) {
 class Side {
   constructor(letter, priors, name, onchange) {
     this.job = jobStatus();
+    this.hints = pictures(`Condition of ${letter}`, "pictures small");
     this.controls = new Controls(priors, `How prior ${letter} draws`);
     const { form, prior, label, seed, n } = this.controls;
     for (const input of [label, seed, n]) input.parentElement.remove(); // both sides share these
@@ -83,7 +86,7 @@ class Side {
     prior.value = name;
     this.controls.adapt();
     prior.addEventListener("change", () => { this.clear(); onchange(); });
-    this.node = side(letter, form, this.job.node);
+    this.node = side(letter, form, this.job.node, this.hints);
     this.clear();
   }
 
@@ -104,6 +107,7 @@ class Side {
 
   clear() {
     [this.pictures, this.captions, this.perPicture] = [[], [], null];
+    this.hints.show([]);
   }
 
   async draw({ seed, n, name }, show) {
@@ -121,6 +125,7 @@ class Side {
     });
     if (!last) return;
     this.pictures = last.pictures;
+    this.hints.show(last.hints);
     this.captions = last.classes.map((one) => this.classes[one] ?? "");
     const total = n * this.prior.permutation.length;
     const whole = begun && begun.done < total ? (performance.now() - begun.at) / 1000 / (1 - begun.done / total) : last.seconds;

@@ -24,8 +24,8 @@ function mount(panel, contents) {
 }
 
 /** One side: its settings, and the state of its job. */
-export function side(letter, settings, job) {
-  return el("section", { className: "compare-side", "aria-label": `Side ${letter}` }, settings, job);
+export function side(letter, ...parts) {
+  return el("section", { className: "compare-side", "aria-label": `Side ${letter}` }, parts);
 }
 
 /** Pictures side by side, in `columns` with these names. */

@@ -20,18 +20,16 @@ export class Rows {
   /** Show a split from its first row. */
   async show(shards, split) {
     if (this.shards === shards && this.split === split) return;
-    Object.assign(this, { shards, split, found: null, filtered: null });
+    Object.assign(this, { shards, split, found: null });
     await this.page(0);
   }
 
   /** Show the rows that match a filter; null shows all. */
   async filter(values) {
-    this.filtered = values;
-    if (!values) return this.reset();
-    const found = await this.find(values);
-    if (!found) return null;
+    const found = values && await this.find(values);
+    if (values && !found) return; // stopped
     this.found = found;
-    return this.page(0);
+    await this.page(0);
   }
 
   /** Show the row with a number or a key among all rows. */
@@ -47,13 +45,8 @@ export class Rows {
       }
       [index] = found.indices;
     }
-    this.found = this.filtered = null;
-    await this.page(index - (index % PER_PAGE), index);
-  }
-
-  reset() {
     this.found = null;
-    return this.page(0);
+    await this.page(index - (index % PER_PAGE), index);
   }
 
   async find(values) {
@@ -96,7 +89,7 @@ export class Rows {
   }
 
   async decode(request, turn) {
-    if (!this.shards.tokenizer) this.note.textContent += " The tokenizer of these codes is not on this page: open the studio with its folder, too.";
+    if (!this.shards.tokenizer) this.note.textContent += ". The tokenizer of these codes is not on this page: open the studio with its folder, too.";
     const last = await this.job.start("row-pictures", request, (event) => {
       if (turn === this.turn) event.pictures?.forEach((decoded) => this.fill(decoded));
     });

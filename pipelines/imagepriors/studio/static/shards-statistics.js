@@ -43,7 +43,8 @@ function card(codes, rows) {
     el("dl", { className: "facts" }, facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
     el("div", { className: "charts" },
       el("figure", {}, el("figcaption", {}, "Share of each code (dashed: the mean)"), curve(codes.curve, codes.codes)),
-      el("figure", {}, el("figcaption", {}, "Entropy per position"), heatmap(codes.entropies, codes.grid, title(codes.name)), few)));
+      codes.entropies.length > 1
+        ? el("figure", {}, el("figcaption", {}, "Entropy per position"), heatmap(codes.entropies, codes.grid, title(codes.name)), few) : few));
 }
 
 function title(name) {
