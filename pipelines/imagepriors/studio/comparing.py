@@ -150,7 +150,7 @@ def _seen(
     total, fingerprint = dataset.rows(request.split), dataset.spec.image.fingerprint
     if fingerprint not in contents.fingerprints or not total:
         raise UserError(f"no picture of {request.shards} can be decoded here: open pictures of your own")
-    indices = np.unique((select_rows(dataset, request.split, request.n) + request.first) % total)
+    indices = np.unique((select_rows(dataset, request.split, request.n) + request.first % total) % total)
     codes_Nhw, found = read_codes(dataset, request.split, indices, ["key"])
     decoded = contents.tokenizer(contents.fingerprints[fingerprint]).decode(codes_Nhw)
     return np.stack(to_arrays(decoded, config)[0]), list(map(str, found["key"]))

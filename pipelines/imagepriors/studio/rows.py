@@ -56,7 +56,7 @@ class RowsRequest:
     def chosen(self, total: int) -> npt.NDArray[np.int64]:
         """Indices of the rows, of `total` rows."""
         if self.indices is None:
-            return np.arange(self.first, min(self.first + self.count, total))
+            return np.arange(min(self.first, total), min(self.first + self.count, total))
         return np.array([index for index in self.indices if 0 <= index < total], np.int64)
 
 

@@ -20,12 +20,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from imagepriors.studio.comparing import FiguresRequest, ReconstructRequest, figures, reconstruct
+from imagepriors.studio.completing import RegionsRequest, RowConditionsRequest, regions, row_conditions
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.finding import FindRequest, find
 from imagepriors.studio.guard import Access, Guard
 from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of
-from imagepriors.studio.pictures import MAX_BYTES
+from imagepriors.studio.pictures import LARGEST_FILE, MAX_BYTES
 from imagepriors.studio.rows import RowsRequest, row_pictures, rows
 from imagepriors.studio.statistics import AboutRequest, StatisticsRequest, about, statistics
 from imagepriors.studio.tokens import DecodeRequest, EncodeRequest, decode, encode
@@ -42,11 +43,13 @@ ANSWERS: dict[str, _Answer] = {
     "rows": (RowsRequest, rows),
     "about": (AboutRequest, about),
     "figures": (FiguresRequest, figures),
+    "regions": (RegionsRequest, regions),
+    "row_conditions": (RowConditionsRequest, row_conditions),
 }
 """Name → what is answered at once. The function gets the contents and the request."""
 JOBS: dict[str, _Answer] = {
     "draw": (DrawRequest, draw),
-    "row-pictures": (RowsRequest, row_pictures),
+    "row_pictures": (RowsRequest, row_pictures),
     "find": (FindRequest, find),
     "statistics": (StatisticsRequest, statistics),
     "reconstruct": (ReconstructRequest, reconstruct),
@@ -67,7 +70,7 @@ def make_app(contents: Contents, access: Access) -> Starlette:
         return FileResponse(STATIC / "index.html")
 
     async def describe(_: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(lambda: contents.described))
+        return JSONResponse({**await run_in_threadpool(lambda: contents.described), "largest_file": LARGEST_FILE})
 
     async def answer(request: Request) -> Response:
         cls, function = _find(ANSWERS, request)

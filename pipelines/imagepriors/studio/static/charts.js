@@ -10,6 +10,11 @@ export function count(value) {
   return value.toLocaleString("en");
 }
 
+/** A size in kB or MB. */
+export function megabytes(bytes) {
+  return bytes < 1e6 ? `${count(Math.ceil(bytes / 1e3))}\u00a0kB` : `${count(Math.round(bytes / 1e5) / 10)}\u00a0MB`;
+}
+
 /** A table; it scrolls by itself where it is wider than the page. */
 export function table(heads, rows) {
   return el("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": heads.join(", ") },
@@ -63,11 +68,13 @@ export function heatmap(values, [height, width], what) {
     cell = index;
     note.textContent = `Row ${Math.floor(cell / width)}, column ${cell % width}: ${values[cell].toFixed(2)} bits`;
   };
-  canvas.addEventListener("pointermove", (event) => {
+  const point = (event) => {
     const box = canvas.getBoundingClientRect();
     const at = (part, size, cells) => Math.min(cells - 1, Math.max(0, Math.floor((part / size) * cells)));
     read(at(event.clientY - box.top, box.height, height) * width + at(event.clientX - box.left, box.width, width));
-  });
+  };
+  canvas.addEventListener("pointermove", point);
+  canvas.addEventListener("pointerdown", point);
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -width, ArrowDown: width }[event.key];
     if (!step) return;

@@ -1,8 +1,8 @@
 // Two tokenizers that encode and decode the same pictures.
 
-import { count } from "./charts.js";
+import { count, megabytes } from "./charts.js";
 import { rowsOf, side, valuesTable } from "./compare.js";
-import { dataUri } from "./pick.js";
+import { dataUri, picker } from "./pick.js";
 import { button, el, empty, jobStatus, number, numberOf, select } from "./widgets.js";
 
 const SHOWN = [["reconstructions", "Reconstructions"], ["originals", "As each tokenizer sees it"], ["differences", "Differences × 4"]];
@@ -10,18 +10,20 @@ const SHOWN = [["reconstructions", "Reconstructions"], ["originals", "As each to
 export function compareTokenizers(contents) {
   const tokenizers = contents.tokenizers.filter((one) => one.modality === "rgb");
   if (!tokenizers.length) return empty("There is no tokenizer of pictures here. Train one, and open its run folder.");
-  const sides = ["A", "B"].map((letter, index) => new Side(letter, tokenizers, tokenizers[index % tokenizers.length].name, () => choose()));
+  const sides = ["A", "B"].map((letter, index) => new Side(letter, tokenizers, tokenizers[index % tokenizers.length].name, () => { choose(); if (choice.open) picked.refresh(); }));
   const decodable = contents.shards.filter((one) => one.tokenizer);
   const sources = decodable.flatMap((one) => Object.keys(one.splits).map((split) => [JSON.stringify([one.name, split]), `${one.name}, ${split}`]));
-  const source = select("Pictures of", [...sources, ["", "the disk"]], sources.find(([value]) => JSON.parse(value)[1] === "val")?.[0], adapt);
+  const source = select("Pictures of", [...sources, ["", "your choice"]], sources.find(([value]) => JSON.parse(value)[1] === "val")?.[0], adapt);
   const n = number("Pictures", 6, { min: 1, max: 16, step: 1, required: true });
   const note = el("p", { className: "note", role: "status" });
   const file = el("input", { type: "file", accept: "image/*", multiple: true, hidden: true, onchange: open });
   const chooser = button("Open pictures …", () => file.click());
   const others = button("Other pictures", () => { first += 1; start(); });
+  const picked = picker(contents, () => sides[0].tokenizer.value, ({ picture, name }) => take([picture], [name]));
+  const choice = el("details", { ontoggle: () => choice.open && picked.refresh() }, el("summary", {}, "Choose one picture of the shards of tokenizer A"), picked.node);
   const form = el("form", { className: "controls compare-shared", "aria-label": "Pictures that both tokenizers encode" },
     source.parentElement, n.parentElement,
-    el("div", { className: "actions" }, el("button", { type: "submit", className: "main" }, "Reconstruct"), others, chooser, file), note);
+    el("div", { className: "actions" }, el("button", { type: "submit", className: "main" }, "Reconstruct"), others, chooser, file), note, choice);
   const switches = SHOWN.map(([kind, title]) => button(title, () => choose(kind), { className: "quiet", data: { kind } }));
   const results = rowsOf(["Original", "A", "B"]);
   const figures = el("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Figures of both tokenizers" });
@@ -33,23 +35,28 @@ export function compareTokenizers(contents) {
   function adapt() {
     const ofShards = source.value !== "";
     n.parentElement.hidden = others.hidden = !ofShards;
-    chooser.hidden = ofShards;
+    chooser.hidden = choice.hidden = ofShards;
     note.textContent = ofShards
-      ? "Pictures of shards are decoded codes, which the tokenizer that made them reconstructs best. Pictures of the disk compare fairly."
-      : files.length ? names.join(", ") : "Open pictures to compare.";
+      ? "Pictures of shards are decoded codes, which the tokenizer that made them reconstructs best. Pictures of your own compare fairly."
+      : files.length ? names.join(", ") : "Open pictures of the disk, or choose one.";
   }
 
   async function open() {
     try {
-      names = [...file.files].map((one) => one.name);
-      files = await Promise.all([...file.files].map(dataUri));
-      adapt();
-      await start();
+      const size = [...file.files].reduce((sum, one) => sum + one.size, 0);
+      if (size > contents.largest_file) throw new Error(`These pictures have ${megabytes(size)}: open at most ${megabytes(contents.largest_file)}.`);
+      await take(await Promise.all([...file.files].map(dataUri)), [...file.files].map((one) => one.name));
     } catch (error) {
       note.textContent = error.message;
     } finally {
       file.value = "";
     }
+  }
+
+  function take(pictures, titles) {
+    [files, names] = [pictures, titles];
+    adapt();
+    return start();
   }
 
   function choose(chosen = kind) {

@@ -90,7 +90,7 @@ export class Rows {
 
   async decode(request, turn) {
     if (!this.shards.tokenizer) this.note.textContent += ". The tokenizer of these codes is not on this page: open the studio with its folder, too.";
-    const last = await this.job.start("row-pictures", request, (event) => {
+    const last = await this.job.start("row_pictures", request, (event) => {
       if (turn === this.turn) event.pictures?.forEach((decoded) => this.fill(decoded));
     });
     if (last && turn === this.turn) this.job.node.hidden = true;

@@ -1,7 +1,7 @@
 // Shards: rows of a dataset, statistics of its codes, its failures, and what identifies it.
 
 import { ask } from "./api.js";
-import { count, table } from "./charts.js";
+import { count, megabytes, table } from "./charts.js";
 import { Rows } from "./shards-rows.js";
 import { Statistics } from "./shards-statistics.js";
 import { button, el, empty, number, numberOf, select, setOptions } from "./widgets.js";
@@ -85,8 +85,8 @@ function withFilter(rows) {
   go.addEventListener("submit", (event) => { event.preventDefault(); filter.reset(); rows.go(target.value.trim()); });
 
   function show(shards, split) {
+    if (rows.shards !== shards || rows.split !== split) filter.reset();
     if (rows.shards !== shards) {
-      filter.reset();
       setOptions(label, [["", "all"], ...shards.class_names.map((name, index) => [index, name]), [-1, "without a label"]], "");
     }
     return rows.show(shards, split);
@@ -146,10 +146,6 @@ function facts(about, shards) {
     el("h3", {}, "Splits"), table(["Split", "Rows", "Samples", "Failures", "Shards", "Size"], splits),
     el("h3", {}, "Columns"), table(["Column", "Type"], about.columns.map(([name, type]) => [name, plainType(type)])),
   ];
-}
-
-function megabytes(bytes) {
-  return bytes < 1e6 ? `${count(Math.ceil(bytes / 1e3))}\u00a0kB` : `${count(Math.round(bytes / 1e5) / 10)}\u00a0MB`;
 }
 
 function plainType(type) {
