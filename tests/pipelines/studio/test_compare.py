@@ -107,7 +107,7 @@ def test_two_tokenizers_reconstruct_the_same_picture(page, tmp_path):
     tab.get_by_text("DEMO_val_00000001").wait_for()
     tab.get_by_role("cell", name="dB").nth(1).wait_for()
     assert len(sources(tab)) == 3 * 6
-    tab.get_by_label("Pictures of").select_option("")
+    tab.get_by_label("Pictures of", exact=True).first.select_option("")
     with page.expect_file_chooser() as chooser:
         tab.get_by_role("button", name="Open pictures").click()
     chooser.value.set_files(tmp_path / "noise.png")
