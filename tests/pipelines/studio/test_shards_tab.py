@@ -151,7 +151,7 @@ def test_a_person_filters_rows_and_reads_one(page, contents):
     page.get_by_role("tab", name="Shards").click()
     tab.get_by_label("Split").select_option("train")
     tab.get_by_text("Rows 0 to 23 of 24").wait_for()
-    tab.get_by_label("Label").select_option(str(label))
+    tab.get_by_label("Label").first.select_option(str(label))
     tab.get_by_role("button", name="Filter", exact=True).click()
     count = int((labels == label).sum())
     tab.get_by_text(f"1 to {count} of {count} rows that match").wait_for()

@@ -61,11 +61,12 @@ function plain(view) {
 /** The rows, with a form that filters them and one that goes to a row. */
 function withFilter(rows) {
   const label = select("Label", [], "");
+  const unnamed = number("Label", null, { min: -1, step: 1, placeholder: "all labels" }, undefined, "-1: rows without a label");
   const text = el("input", { type: "search", id: "shards-text", autocomplete: "off" });
   const view = number("View", null, { min: 0, max: 255, step: 1, placeholder: "all views" }, undefined, "0: centre crop; 1: its mirror; 2 and more: further crops");
   const clear = button("Clear", () => { filter.reset(); rows.filter(null); });
   const filter = el("form", { className: "controls", "aria-label": "Filter the rows" },
-    el("h2", {}, "Filter"), label.parentElement,
+    el("h2", {}, "Filter"), label.parentElement, unnamed.parentElement,
     el("div", { className: "field" }, el("label", { htmlFor: text.id }, "Text in key or caption"), text),
     view.parentElement,
     el("div", { className: "actions" }, el("button", { type: "submit", className: "main" }, "Filter"), clear));
@@ -77,6 +78,7 @@ function withFilter(rows) {
     event.preventDefault();
     const values = {
       ...(label.value === "" ? {} : { label: Number(label.value) }),
+      ...(numberOf(unnamed) === null ? {} : { label: numberOf(unnamed) }),
       ...(numberOf(view) === null ? {} : { view: numberOf(view) }),
       ...(text.value ? { text: text.value } : {}),
     };
@@ -87,6 +89,8 @@ function withFilter(rows) {
   function show(shards, split) {
     if (rows.shards !== shards || rows.split !== split) filter.reset();
     if (rows.shards !== shards) {
+      unnamed.parentElement.hidden = shards.class_names.length > 0;
+      label.parentElement.hidden = !unnamed.parentElement.hidden;
       setOptions(label, [["", "all"], ...shards.class_names.map((name, index) => [index, name]), [-1, "without a label"]], "");
     }
     return rows.show(shards, split);
