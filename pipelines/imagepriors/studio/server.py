@@ -19,13 +19,23 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from imagepriors.studio.codebook import CodeRequest, UsageRequest, code, usage
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.guard import Access, Guard
 from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of
 from imagepriors.studio.pictures import MAX_BYTES
 from imagepriors.studio.rows import RowsRequest, rows
-from imagepriors.studio.tokens import DecodeRequest, EncodeRequest, decode, encode
+from imagepriors.studio.tokens import (
+    DecodeRequest,
+    EncodeRequest,
+    OrdersRequest,
+    ScalesRequest,
+    decode,
+    encode,
+    orders,
+    scales,
+)
 from runkit.configs import from_dict
 from runkit.errors import UserError
 
@@ -37,10 +47,14 @@ ANSWERS: dict[str, _Answer] = {
     "encode": (EncodeRequest, encode),
     "decode": (DecodeRequest, decode),
     "rows": (RowsRequest, rows),
+    "code": (CodeRequest, code),
+    "orders": (OrdersRequest, orders),
+    "scales": (ScalesRequest, scales),
 }
 """Name → what is answered at once. The function gets the contents and the request."""
 JOBS: dict[str, _Answer] = {
     "draw": (DrawRequest, draw),
+    "usage": (UsageRequest, usage),
 }
 """Name → what waits in the queue. The function gets the contents, the request and a report."""
 
