@@ -97,7 +97,7 @@ class Quantizer(nn.Module):
 
     def distances(self, z_D: Tensor, codebook_KD: Tensor) -> Tensor:
         """Return what `match` minimises, from one vector to each code, float32 [K]: the squared Euclidean distance."""
-        parts = codebook_KD.split(max(1, _DISTANCES // len(z_D)))
+        parts = torch.split(codebook_KD, max(1, _DISTANCES // len(z_D)))
         return torch.cat([(part_KD - z_D).square().sum(1) for part_KD in parts])
 
     def codes(self, z_BDhw: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class OrdersRequest:
 
 
 def orders(contents: Contents, request: OrdersRequest) -> Event:
-    """Return the ``orders`` of a tokenizer's grid, name → cells in raster order, and the names that are ``undefined``."""
+    """Return the ``orders`` of a tokenizer's grid, name → raster cells, and the names that are ``undefined`` on it."""
     height, width = contents.tokenizer(request.tokenizer).config.grid
     defined = defined_orders(height, width)
     return {

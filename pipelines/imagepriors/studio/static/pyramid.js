@@ -1,0 +1,63 @@
+// Scales: a picture as a pyramid of coarser and coarser codes.
+
+import { ask } from "./api.js";
+import { el, picture, range } from "./widgets.js";
+
+/** The section about scales; `show(request)` asks for those of codes. */
+export function pyramid() {
+  const note = el("p", { className: "note", role: "status" });
+  const tiers = el("div", { className: "tiers" });
+  const whole = el("img", { alt: "Picture of the scales that are kept", className: "kept" });
+  const kept = range("Keep the first scales", 1, { min: 1, max: 1, step: 1 }, keep);
+  const text = el("p", { className: "note", role: "status" });
+  const parts = el("div", { className: "pyramid", hidden: true },
+    tiers, el("div", { className: "keep" }, whole, kept.parentElement, text));
+  const node = el("section", { "aria-label": "Scales" }, el("h2", {}, "Scales"), note, parts);
+  let scales = [];
+  let asking = null;
+
+  async function show(request) {
+    asking?.abort();
+    const mine = asking = new AbortController();
+    try {
+      const found = await ask("scales", request, mine.signal);
+      if (mine === asking) fill(found);
+    } catch (error) {
+      if (error.name !== "AbortError") [parts.hidden, note.textContent] = [true, error.message];
+    }
+  }
+
+  function fill(found) {
+    const before = scales.length;
+    const all = Number(kept.value) === before;
+    scales = found.scales;
+    parts.hidden = !scales.length;
+    note.textContent = scales.length ? origin(scales) : `There are no scales: ${found.why}.`;
+    tiers.replaceChildren(...scales.map((one) => {
+      const tier = picture(one.picture, `Scale of ${one.side} × ${one.side} codes`, `${one.side} × ${one.side}`);
+      tier.style.flexGrow = Math.sqrt(one.side);
+      return tier;
+    }));
+    kept.max = scales.length;
+    if (scales.length !== before || all) kept.value = scales.length;
+    kept.dispatchEvent(new Event("input"));
+  }
+
+  function keep(k) {
+    if (!scales.length) return;
+    const last = scales[k - 1];
+    whole.src = last.picture;
+    const count = (some) => some.reduce((sum, one) => sum + one.side ** 2, 0);
+    text.textContent = `${count(scales.slice(0, k))} of ${count(scales)} codes; the picture is decoded from ${last.side} × ${last.side} codes.`;
+    [...tiers.children].forEach((tier, index) => tier.classList.toggle("dropped", index >= k));
+  }
+
+  return { node, show };
+}
+
+function origin(scales) {
+  const stored = scales.filter((one) => one.stored).map((one) => one.side);
+  const from = "average the code vectors of each block, and take the nearest code";
+  if (stored.length) return `The scales ${stored.join(", ")} are stored in the shards. Coarser scales ${from}.`;
+  return `Coarser scales ${from}; a prior of scales draws them one after the other, coarse to fine.`;
+}
