@@ -141,7 +141,7 @@ class ScalesRequest:
 
 
 def scales(contents: Contents, request: ScalesRequest) -> Event:
-    """Decode the coarser scales of codes, and the codes themselves.
+    """Decode the coarser scales of codes.
 
     Returns:
         ``scales``, coarse to fine, each with ``side``, ``codes``, ``picture`` and whether the codes are ``stored``; or
@@ -169,7 +169,7 @@ def scales(contents: Contents, request: ScalesRequest) -> Event:
                 "picture": uris(tokenizer.decode(codes_1SS), exact=True)[0],
                 "stored": side in stored,
             }
-            for side, codes_1SS in (found | {height: codes_1hw}).items()
+            for side, codes_1SS in found.items()
         ],
         "why": "",
     }

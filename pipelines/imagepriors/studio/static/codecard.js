@@ -1,6 +1,7 @@
 // What is known of one code: its patches, its frequency, and its nearest codes.
 
 import { ask } from "./api.js";
+import { latest } from "./latest.js";
 import { el, picture } from "./widgets.js";
 
 const PAUSE_MS = 60; // of the pointer on a cell, before the server is asked
@@ -20,26 +21,29 @@ export function codeCard(onreplace) {
   let [waiting, wanted] = [0, ""];
 
   /** Describe a code; `here` is its patch in the picture, null where codes have no cells. */
-  async function show({ tokenizer, shards, code, where, here }) {
-    const key = JSON.stringify([tokenizer, shards, code]);
-    wanted = key;
+  function show({ tokenizer, shards, code, where, here }) {
+    const key = wanted = JSON.stringify([tokenizer, shards, code]);
     clearTimeout(waiting);
     title.textContent = `Code ${code}`;
     place.textContent = where;
-    patches.replaceChildren(...(here ? [figure(here, "In this picture", "Patch of this picture")] : []));
     if (known.has(key)) return fill(known.get(key), here);
+    patches.replaceChildren(...(here ? [figure(here, "In this picture", "Patch of this picture")] : []));
     facts.textContent = "…";
-    await new Promise((resolve) => { waiting = setTimeout(resolve, PAUSE_MS); });
+    waiting = setTimeout(() => find(key, { tokenizer, code, shards }, here), PAUSE_MS);
+  }
+
+  const find = latest(async (key, request, here) => {
+    const table = known;
     try {
-      const found = await ask("code", { tokenizer, code, shards });
-      known.set(key, found);
+      const found = table.get(key) ?? await ask("code", request);
+      table.set(key, found);
       if (wanted === key) fill(found, here);
     } catch (error) {
       if (wanted !== key) return;
       facts.textContent = error.message;
       nearest.replaceChildren();
     }
-  }
+  });
 
   function fill(found, here) {
     facts.textContent = frequency(found);
@@ -72,7 +76,7 @@ function figure(source, caption, alt) {
 function frequency({ count, rank, used, share }) {
   if (count === null) return "Its frequency is not counted.";
   if (!count) return "It does not occur in the shards.";
-  const times = count === 1 ? "once" : `${count.toLocaleString("en")} times`;
+  const times = count === 1 ? "Once" : `${count.toLocaleString("en")} times`;
   return `${times} in the shards, ${(100 * share).toPrecision(2)} % of all codes: rank ${rank.toLocaleString("en")} of ${used.toLocaleString("en")} that occur.`;
 }
 

@@ -107,7 +107,7 @@ export function drawCodes(canvas, codes, [rows, columns], colours, numbers) {
   [canvas.width, canvas.height] = [width, height];
   const pen = canvas.getContext("2d");
   const digits = String(Math.max(...codes)).length;
-  const size = Math.min((0.92 * width) / columns / (0.62 * digits), (0.5 * height) / rows, 15 * scale);
+  const size = Math.min((0.84 * width) / columns / (0.62 * digits), (0.5 * height) / rows, 15 * scale);
   const readable = size >= 6.5 * scale;
   [pen.font, pen.textAlign, pen.textBaseline] = [`${size}px ui-monospace, monospace`, "center", "middle"];
   codes.forEach((code, cell) => {

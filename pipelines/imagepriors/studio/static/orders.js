@@ -115,11 +115,22 @@ function trace(canvas, cells, now, [rows, columns], image) {
   pen.imageSmoothingEnabled = image.naturalWidth > 128;
   pen.drawImage(image, 0, 0, width, height);
   pen.restore();
-  pen.beginPath();
-  for (const cell of cells.slice(0, now)) pen.lineTo(x(cell) + w / 2, y(cell) + h / 2);
-  for (const [colour, thick] of [["rgb(0 0 0 / .55)", 3], ["#ffffff", 1.25]]) {
-    [pen.strokeStyle, pen.lineWidth, pen.lineJoin] = [colour, thick * scale, "round"];
-    pen.stroke();
+  // Jumps to cells that are not beside the last one are drawn fainter, because they cross the picture.
+  const [steps, jumps] = [new Path2D(), new Path2D()];
+  for (let index = 1; index < now; index++) {
+    const [from, to] = [cells[index - 1], cells[index]];
+    const beside = Math.abs(x(to) - x(from)) < 1.5 * w && Math.abs(y(to) - y(from)) < 1.5 * h;
+    const path = beside ? steps : jumps;
+    path.moveTo(x(from) + w / 2, y(from) + h / 2);
+    path.lineTo(x(to) + w / 2, y(to) + h / 2);
+  }
+  const thin = scale * Math.min(1.25, Math.max(0.5, w / scale / 8));
+  pen.lineCap = "round";
+  for (const [path, shade, line] of [[jumps, 0.15, 0.35], [steps, 0.5, 1]]) {
+    for (const [colour, thick] of [[`rgb(0 0 0 / ${shade})`, 2.4 * thin], [`rgb(255 255 255 / ${line})`, thin]]) {
+      [pen.strokeStyle, pen.lineWidth] = [colour, thick];
+      pen.stroke(path);
+    }
   }
   if (!now || now === cells.length) return;
   [pen.strokeStyle, pen.lineWidth] = [style.color, 2.5 * scale];

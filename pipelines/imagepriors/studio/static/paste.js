@@ -19,6 +19,7 @@ export function pasteRegion(contents, tokenizer, onregion) {
   function open(found) {
     picked = found;
     image.src = found.decoded;
+    image.classList.toggle("crisp", tokenizer().resolution <= 128);
     source.hidden = false;
     area.layout(...tokenizer().grid);
     hint.textContent = "Drag over the part to take, or press the arrow keys, extend it with Shift, and press Enter.";

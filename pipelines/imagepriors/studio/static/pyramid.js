@@ -1,9 +1,10 @@
 // Scales: a picture as a pyramid of coarser and coarser codes.
 
 import { ask } from "./api.js";
+import { latest } from "./latest.js";
 import { el, picture, range } from "./widgets.js";
 
-/** The section about scales; `show(request)` asks for those of codes. */
+/** The section about scales. */
 export function pyramid() {
   const note = el("p", { className: "note", role: "status" });
   const tiers = el("div", { className: "tiers" });
@@ -13,26 +14,37 @@ export function pyramid() {
   const parts = el("div", { className: "pyramid", hidden: true },
     tiers, el("div", { className: "keep" }, whole, kept.parentElement, text));
   const node = el("section", { "aria-label": "Scales" }, el("h2", {}, "Scales"), note, parts);
-  let scales = [];
-  let asking = null;
+  let [scales, wanted, visible] = [[], null, false];
 
-  async function show(request) {
-    asking?.abort();
-    const mine = asking = new AbortController();
-    try {
-      const found = await ask("scales", request, mine.signal);
-      if (mine === asking) fill(found);
-    } catch (error) {
-      if (error.name !== "AbortError") [parts.hidden, note.textContent] = [true, error.message];
-    }
+  new IntersectionObserver((entries) => {
+    visible = entries.at(-1).isIntersecting;
+    if (visible && wanted) find();
+  }, { rootMargin: "200px" }).observe(node);
+
+  /** Show the scales of codes when they come into view; `finest` is the decoded picture of all codes. */
+  function show(request, finest) {
+    wanted = { request, finest };
+    if (visible) find();
   }
 
-  function fill(found) {
+  const find = latest(async () => {
+    const { request, finest } = wanted;
+    wanted = null;
+    try {
+      const found = await ask("scales", request);
+      const side = Math.sqrt(request.codes.length);
+      fill(found.why ? [] : [...found.scales, { side, picture: finest, stored: false }], found.why);
+    } catch (error) {
+      [parts.hidden, note.textContent] = [true, error.message];
+    }
+  });
+
+  function fill(found, why) {
     const before = scales.length;
     const all = Number(kept.value) === before;
-    scales = found.scales;
+    scales = found;
     parts.hidden = !scales.length;
-    note.textContent = scales.length ? origin(scales) : `There are no scales: ${found.why}.`;
+    note.textContent = scales.length ? origin(scales) : `There are no scales: ${why}.`;
     tiers.replaceChildren(...scales.map((one) => {
       const tier = picture(one.picture, `Scale of ${one.side} × ${one.side} codes`, `${one.side} × ${one.side}`);
       tier.style.flexGrow = Math.sqrt(one.side);

@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import { codeCard } from "./codecard.js";
 import { board, cellColours, drawCodes, hasCells, numberColour, shape } from "./codegrid.js";
 import { asJson, asNumpy, Edits } from "./edits.js";
+import { latest } from "./latest.js";
 import { orderPlayer } from "./orders.js";
 import { pasteRegion } from "./paste.js";
 import { picker } from "./pick.js";
@@ -32,6 +33,7 @@ class Tab {
     this.orders = orderPlayer();
     this.pyramid = pyramid();
     this.card = codeCard((code) => this.replace(code));
+    this.decode = latest((text) => this.decodeNow(text));
     this.makeBoards();
     this.makeTools();
     this.makeCounting();
@@ -70,14 +72,14 @@ class Tab {
     this.undo = button("Undo", () => this.turn("undo"), { className: "quiet", title: "Ctrl+Z" });
     this.redo = button("Redo", () => this.turn("redo"), { className: "quiet", title: "Ctrl+Shift+Z" });
     this.reset = button("Reset", () => this.put([...this.edits.original], "Reset."), { className: "quiet" });
-    this.done = button("Stop pasting", () => this.hold(null), { className: "quiet", hidden: true });
+    this.done = button("Do not paste", () => this.hold(null), { className: "quiet", hidden: true });
     this.status = el("p", { className: "note", role: "status" });
     this.paste = pasteRegion(this.contents, () => this.tokenizer, (region) => this.hold(region));
     this.tools = el("div", { className: "token-tools" }, this.code.parentElement,
       el("div", { className: "actions" }, this.undo, this.redo, this.reset, this.done,
         copyButton(() => asJson(this.edits.codes, this.tokenizer.grid), "Copy as JSON"),
         copyButton(() => asNumpy(this.edits.codes, this.tokenizer.grid), "Copy for NumPy"),
-        button("Download PNG", () => savePng(this.now, `${this.picked.name.replace(/\W+/g, "-")}.png`), { className: "quiet" })));
+        button("Download PNG", () => this.now && savePng(this.now, `${this.picked.name.replace(/\W+/g, "-")}.png`), { className: "quiet" })));
   }
 
   makeCounting() {
@@ -106,37 +108,36 @@ class Tab {
   /** Open a picture that the picker has found. */
   async open(picked) {
     const [rows, columns] = shape(this.tokenizer.grid);
-    [this.picked, this.edits, this.originalImage] = [picked, new Edits(picked.codes), null];
+    [this.picked, this.edits, this.now, this.originalImage] = [picked, new Edits(picked.codes), null, null];
     [this.work.hidden, this.nothing.hidden] = [false, true];
     const owned = this.contents.shards.find((one) => one.tokenizer === this.tokenizer.name);
     this.shards = picked.shards ?? owned?.name ?? "";
     for (const side of [this.left, this.right]) side.layout(rows, columns, picked.codes.length);
     this.cell = this.right.cell(Math.floor(rows / 2), Math.floor(columns / 2)) % picked.codes.length;
     this.see("picture");
-    await this.decode("");
+    this.adapt();
+    this.decode("");
     this.offerCounting();
   }
 
   /** Decode the codes, and show everything that follows from them. */
-  async decode(text) {
-    const [edits, codes, started] = [this.edits, this.edits.codes, performance.now()];
-    this.asking?.abort();
-    const mine = this.asking = new AbortController();
-    this.adapt();
+  async decodeNow(text) {
+    const { edits } = this;
+    if (!edits) return;
     try {
-      const found = await ask("decode", { tokenizer: this.tokenizer.name, codes: [codes], exact: true }, mine.signal);
+      const found = await ask("decode", { tokenizer: this.tokenizer.name, codes: [edits.codes], exact: true });
       const image = await loaded(found.pictures[0]);
-      if (mine !== this.asking || edits !== this.edits) return;
+      if (edits !== this.edits) return;
       this.now = image;
       this.originalImage ??= image;
-      this.status.textContent = text && `${text} Decoded in ${Math.round(performance.now() - started)} ms.`;
+      this.status.textContent = text && `${text} Decoded in ${Math.round(performance.now() - this.since)} ms.`;
       this.see(this.view);
       this.drawGrid();
       this.look(this.cell);
       this.orders.show(image);
-      this.pyramid.show(this.scalesRequest());
+      this.pyramid.show(this.scalesRequest(), image.src);
     } catch (error) {
-      if (error.name !== "AbortError") this.status.textContent = error.message;
+      this.status.textContent = error.message;
     }
   }
 
@@ -210,7 +211,7 @@ class Tab {
   choose(cell) {
     this.cell = cell;
     if (this.region) this.place(cell);
-    else this.adapt();
+    this.adapt();
     this.look(cell);
   }
 
@@ -237,6 +238,7 @@ class Tab {
   place(cell) {
     const [rows, columns] = this.tokenizer.grid;
     const { region } = this;
+    this.hold(null);
     const [top, left] = [Math.min(rows - region.rows, Math.floor(cell / columns)), Math.min(columns - region.columns, cell % columns)];
     const codes = [...this.edits.codes];
     region.codes.forEach((code, index) => {
@@ -246,12 +248,22 @@ class Tab {
   }
 
   put(codes, text) {
-    if (this.edits.put(codes)) this.decode(text);
+    if (this.edits.put(codes)) this.changed(text);
   }
 
   turn(way) {
     this.edits[way]();
-    this.decode(way === "undo" ? "Undone." : "Redone.");
+    this.changed(way === "undo" ? "Undone." : "Redone.");
+  }
+
+  /** The codes are others: show so at once, and the picture when it is decoded. */
+  changed(text) {
+    this.since = performance.now();
+    if (this.view === "original") this.view = "picture";
+    this.status.textContent = `${text} Decoding …`;
+    this.adapt();
+    this.drawGrid();
+    this.decode(text);
   }
 
   key(event) {
