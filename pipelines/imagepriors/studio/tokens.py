@@ -154,13 +154,13 @@ def scales(contents: Contents, request: ScalesRequest) -> Event:
     codes_1hw = _grids(contents, request.tokenizer, [request.codes])
     height, width = tokenizer.config.grid
     if height != width:
-        return {"scales": [], "why": f"a grid of {height}×{width} codes has no coarser scales: only squares have"}
-    stored = _stored_scales(contents, request) if request.shards else {}
-    sides = sorted({2**k for k in range(height.bit_length()) if height % 2**k == 0 and 2**k < height} | set(stored))
-    try:
-        found = {side: stored[side] if side in stored else tokenizer.rescale(codes_1hw, side) for side in sides}
-    except UserError as error:
-        return {"scales": [], "why": str(error)}
+        return {"scales": [], "why": f"a grid of {height}×{width} codes has no coarser scales: only square grids have"}
+    if tokenizer.config.kind:
+        return {"scales": [], "why": f"{request.tokenizer} has no coarser scales: another package has its codebook"}
+    found = _stored_scales(contents, request) if request.shards else {}
+    stored = set(found)
+    sides = {2**k for k in range(height.bit_length()) if height % 2**k == 0 and 2**k < height}
+    found |= {side: tokenizer.rescale(codes_1hw, side).astype(np.int64) for side in sides - stored}
     return {
         "scales": [
             {
@@ -169,7 +169,7 @@ def scales(contents: Contents, request: ScalesRequest) -> Event:
                 "picture": uris(tokenizer.decode(codes_1SS), exact=True)[0],
                 "stored": side in stored,
             }
-            for side, codes_1SS in found.items()
+            for side, codes_1SS in sorted(found.items())
         ],
         "why": "",
     }

@@ -46,7 +46,7 @@ export function codeCard(onreplace) {
   });
 
   function fill(found, here) {
-    facts.textContent = frequency(found);
+    facts.textContent = frequency(found, JSON.parse(wanted)[1]);
     const typical = found.patch && figure(found.patch, "Typical", "Typical patch of this code");
     patches.replaceChildren(...[here && figure(here, "In this picture", "Patch of this picture"), typical].filter(Boolean));
     nearest.replaceChildren(...found.nearest.map((one) => candidate(one, found.measure)));
@@ -73,17 +73,16 @@ function figure(source, caption, alt) {
   return typeof source === "string" ? picture(source, alt, caption) : el("figure", { className: "picture" }, source, el("figcaption", {}, caption));
 }
 
-function frequency({ count, rank, used, share }) {
-  if (count === null) return "Its frequency is not counted.";
+function frequency({ count, rank, used, share }, shards) {
+  if (count === null) return shards ? "The codes of the shards are not counted yet." : "No shards of this tokenizer are here to count it in.";
   if (!count) return "It does not occur in the shards.";
   const times = count === 1 ? "Once" : `${count.toLocaleString("en")} times`;
   return `${times} in the shards, ${(100 * share).toPrecision(2)} % of all codes: rank ${rank.toLocaleString("en")} of ${used.toLocaleString("en")} that occur.`;
 }
 
-function kind({ places }) {
-  return places
-    ? `A typical patch is the mean of the pixels where the code occurs, here ${places === 1 ? "in one cell" : `in ${places} cells`} of decoded pictures of the shards.`
-    : "This code is in none of the pictures that were averaged: its typical patch is from a picture of this code alone.";
+function kind({ places, count }) {
+  if (!places) return `The typical patch is from a picture of this code alone${count === null ? "" : ": it is in none of the pictures that were averaged"}.`;
+  return `A typical patch is the mean of the pixels where the code occurs, here ${places === 1 ? "in one cell" : `in ${places} cells`} of decoded pictures of the shards.`;
 }
 
 function measured({ measure, nearest }) {

@@ -24,6 +24,7 @@ export function pyramid() {
   /** Show the scales of codes when they come into view; `finest` is the decoded picture of all codes. */
   function show(request, finest) {
     wanted = { request, finest };
+    if (!scales.length) note.textContent = "Decoding …";
     if (visible) find();
   }
 
@@ -44,7 +45,7 @@ export function pyramid() {
     const all = Number(kept.value) === before;
     scales = found;
     parts.hidden = !scales.length;
-    note.textContent = scales.length ? origin(scales) : `There are no scales: ${why}.`;
+    note.textContent = scales.length ? origin(scales) : `${why.charAt(0).toUpperCase()}${why.slice(1)}.`;
     tiers.replaceChildren(...scales.map((one) => {
       const tier = picture(one.picture, `Scale of ${one.side} × ${one.side} codes`, `${one.side} × ${one.side}`);
       tier.style.flexGrow = Math.sqrt(one.side);
