@@ -67,8 +67,8 @@ def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
         report: Gets the codes that are drawn, all codes to draw, and from time to time the unfinished ``pictures``.
 
     Returns:
-        ``pictures``, their ``codes`` [N][h·w], ``hints`` (conditions that were taken from validation rows) and the
-        ``command`` that draws the same, if there is one.
+        ``pictures``, their ``codes`` [N][h·w] and ``classes`` (if the prior has them), ``hints`` (conditions that were
+        taken from validation rows), and the ``command`` that draws the same, empty if there is none.
 
     Raises:
         UserError: A name, a condition, the known cells or a field of the sampling does not fit.
@@ -104,6 +104,7 @@ def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
     return {
         "pictures": uris(tokenizer.decode(codes_Nhw)),
         "codes": codes_Nhw.reshape(request.n, -1).tolist(),
+        "classes": conditions["class"].tolist() if "class" in conditions else [],
         "hints": _hints(contents, request, conditions),
         "command": command(contents, request),
     }

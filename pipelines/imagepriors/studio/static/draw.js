@@ -20,13 +20,19 @@ function mount(panel, contents) {
 
   async function start() {
     if (!controls.form.reportValidity()) return;
-    const last = await job.start("draw", controls.values(), (event) => event.pictures && results.show(event.pictures));
+    const request = controls.values();
+    const last = await job.start("draw", request, (event) => event.pictures && results.show(event.pictures));
     if (!last) return;
-    results.show(last.pictures);
+    results.show(last.pictures, captions(last, request.prior));
     hints.show(last.hints);
     beforehand.hidden = !last.hints.length;
     command.textContent = last.command;
     copied.hidden = !last.command;
+  }
+
+  function captions(last, name) {
+    const names = priors.find((prior) => prior.name === name).class_names;
+    return last.classes.map((label) => names[label] || `class ${label}`);
   }
 
   controls.form.addEventListener("submit", (event) => { event.preventDefault(); start(); });

@@ -102,11 +102,19 @@ export function pictures(alt, className = "pictures") {
     while (made.children.length > sources.length) made.lastChild.remove();
     sources.forEach((source, index) => {
       const known = made.children[index];
-      if (known) known.querySelector("img").src = source;
+      if (known) recaption(known, source, captions[index]);
       else made.append(picture(source, `${alt} ${index + 1}`, captions[index]));
     });
   };
   return made;
+}
+
+function recaption(figure, source, caption) {
+  figure.querySelector("img").src = source;
+  const shown = figure.querySelector("figcaption");
+  if (shown && caption) shown.textContent = caption;
+  else if (caption) figure.append(el("figcaption", {}, caption));
+  else shown?.remove();
 }
 
 /** What to see where there is nothing yet. */
