@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import time
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_shards import make_dataset
 
+from codeshards.format import ShardDataset
 from codeshards.tools.inspect import inspect
 from imagepriors.api.tokenizers import ImageTokenizer
 from imagepriors.decode.rows import read_codes
@@ -179,11 +182,32 @@ def test_scales_are_those_of_rescale_or_stored(contents):
         assert not one["stored"]
 
 
+def test_stored_scales_are_those_of_the_row(tmp_path):
+    rows = make_dataset(tmp_path / "shards")["val"]
+    contents = Contents(
+        title="",
+        priors={},
+        tokenizers={"t0": random_tokenizer(resolution=16, codebook_size=50)},
+        shards={"shards": ShardDataset.open(tmp_path / "shards")},
+        typed={},
+        fingerprints={"image-tokenizer": "t0"},
+    )
+    codes = rows["codes_NHW"][2].reshape(-1).tolist()
+    row = {"shards": "shards", "split": "val", "index": 2}
+    found = scales(contents, ScalesRequest(tokenizer="t0", codes=codes, **row))["scales"]
+    assert [(one["side"], one["stored"]) for one in found] == [(1, True), (2, True)]
+    assert [one["codes"] for one in found] == [rows["scales"][side][2].reshape(-1).tolist() for side in (1, 2)]
+    edited = scales(contents, ScalesRequest(tokenizer="t0", codes=codes))["scales"]
+    assert not any(one["stored"] for one in edited)
+    with pytest.raises(UserError, match="no row 3"):
+        scales(contents, ScalesRequest(tokenizer="t0", codes=codes, **row | {"index": 3}))
+
+
 @pytest.mark.parametrize("codes", [[0], [0] * 63 + [-1], [0] * 63 + [512]])
 def test_codes_that_do_not_fit_are_refused(contents, codes):
     height, width = contents.tokenizer("tokenizer").config.grid
     codes = codes[-1:] * (height * width) if len(codes) > 1 else codes
-    with pytest.raises(UserError, match="codes: a picture|not in the codebook"):
+    with pytest.raises(UserError, match=r"codes: a picture|not in the codebook"):
         decode(contents, DecodeRequest(tokenizer="tokenizer", codes=[codes]))
     with pytest.raises(UserError, match="not in the codebook"):
         code(contents, CodeRequest(tokenizer="tokenizer", code=10**6))
@@ -198,11 +222,10 @@ def open_tab(page):
 
 
 def copied(page):
-    page.get_by_role("button", name="Copy as JSON").click()
-    page.get_by_role("button", name="Copied").wait_for()
-    grid = json.loads(page.evaluate("navigator.clipboard.readText()"))
-    page.get_by_role("button", name="Copy as JSON").wait_for()
-    return np.array(grid)
+    page.evaluate("() => navigator.clipboard.writeText('')")
+    page.get_by_role("button", name=re.compile("Copy as JSON|Copied")).click()
+    page.wait_for_function("() => navigator.clipboard.readText()")
+    return np.array(json.loads(page.evaluate("() => navigator.clipboard.readText()")))
 
 
 def decoded(page, text):

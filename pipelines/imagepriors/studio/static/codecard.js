@@ -15,7 +15,7 @@ export function codeCard(onreplace) {
   const nearest = el("div", { className: "nearest" });
   const about = el("p", { className: "note" });
   const node = el("section", { className: "card code-card", "aria-label": "Code" },
-    el("div", { className: "code-head" }, el("div", {}, title, place, facts), patches),
+    el("div", { className: "code-head" }, el("div", {}, el("div", { role: "status" }, title, place), facts), patches),
     el("div", {}, el("h3", {}, "Nearest codes"), nearest, about));
   let known = new Map();
   let [waiting, wanted] = [0, ""];

@@ -53,7 +53,7 @@ export function board(label, content, { onlook = () => {}, onleave = () => {}, o
     const cell = cellOf(event);
     if (onselect) {
       if (anchor !== null && event.buttons) show(between(anchor, at = cell));
-    } else if (event.pointerType !== "touch") onlook(at = cell);
+    } else if (event.pointerType !== "touch" && cell !== at) onlook(at = cell);
   });
   node.addEventListener("pointerup", (event) => {
     if (event.button) return;

@@ -69,8 +69,11 @@ export function pyramid() {
 }
 
 function origin(scales) {
-  const stored = scales.filter((one) => one.stored).map((one) => one.side);
-  const from = "average the code vectors of each block, and take the nearest code";
-  if (stored.length) return `The scales ${stored.join(", ")} are stored in the shards. Coarser scales ${from}.`;
-  return `Coarser scales ${from}; a prior of scales draws them one after the other, coarse to fine.`;
+  const sides = (some) => some.map((one) => `${one.side} × ${one.side}`).join(", ");
+  const [stored, made] = [scales.filter((one) => one.stored), scales.slice(0, -1).filter((one) => !one.stored)];
+  return [
+    stored.length ? `Stored in the shards: ${sides(stored)}.` : "",
+    made.length ? `Computed from the codes: ${sides(made)}. The code vectors of each block are averaged, and the nearest code is taken.` : "",
+    "A prior of scales draws them one after the other, coarse to fine.",
+  ].filter(Boolean).join(" ");
 }

@@ -25,7 +25,7 @@ function mount(panel, contents) {
 
 class Tab {
   constructor(panel, contents, known) {
-    [this.contents, this.known, this.counted] = [contents, known, new Map()];
+    [this.contents, this.known, this.counted, this.declined] = [contents, known, new Map(), new Set()];
     const first = known.find((one) => contents.shards.some((shards) => shards.tokenizer === one.name)) ?? known[0];
     this.choice = select("Tokenizer", known.map((one) => one.name), first.name, () => this.change());
     this.about = el("p", { className: "note" });
@@ -279,18 +279,21 @@ class Tab {
     const shards = this.contents.shards.find((one) => one.name === this.shards);
     const rows = Object.values(shards?.splits ?? {}).reduce((sum, one) => sum + one, 0);
     this.counting.hidden = !shards || this.counted.has(this.shards);
-    this.start.hidden = rows * this.edits.codes.length <= COUNTED_AT_ONCE;
-    if (!this.counting.hidden && this.start.hidden && !this.asked) this.count();
+    if (this.counting.hidden || this.underway === this.shards) return;
+    this.start.hidden = rows * this.edits.codes.length <= COUNTED_AT_ONCE && !this.declined.has(this.shards);
+    if (this.start.hidden) this.count();
   }
 
   /** Count the codes of the shards, and find what they look like. */
   async count() {
     const { shards } = this;
-    this.asked = true;
+    this.underway = shards;
     this.start.hidden = true;
     const found = await this.job.start("usage", { shards });
-    this.asked = false;
+    if (this.underway !== shards) return;
+    this.underway = null;
     if (!found) {
+      this.declined.add(shards);
       this.start.hidden = false;
       return;
     }
