@@ -323,3 +323,20 @@ def test_orders_and_scales_are_shown(page):
     page.keyboard.press("Home")
     assert "decoded from 1 × 1 codes" in tab.locator(".keep").inner_text()
     assert tab.locator(".tiers .dropped").count() == tab.locator(".tiers .picture").count() - 1
+
+
+def test_a_picture_of_the_disk_is_encoded(page, contents, tmp_path):
+    photo = Image.fromarray(np.random.default_rng(2).integers(0, 255, (5, 7, 3), dtype=np.uint8)).resize((70, 50))
+    photo.save(tmp_path / "photo.png")
+    open_tab(page)
+    tab = page.locator("#tokens")
+    assert not tab.get_by_role("button", name="As uploaded").is_visible()
+    tab.locator(".picker input[type=file]").first.set_input_files(tmp_path / "photo.png")
+    tab.get_by_role("button", name="As uploaded").click()
+    assert np.array_equal(copied(page), contents.tokenizer("tokenizer").encode(photo))
+    with page.expect_download() as download:
+        tab.get_by_role("button", name="Download PNG").click()
+    assert download.value.suggested_filename == "photo.png"
+    saved = np.asarray(Image.open(download.value.path()).convert("RGB"))
+    decoded_again = contents.tokenizer("tokenizer").decode_arrays(copied(page)[None])
+    assert np.array_equal(saved, decoded_again[0])

@@ -15,7 +15,7 @@ import { button, copyButton, el, empty, jobStatus, number, numberOf, select } fr
 export const tokens = { id: "tokens", title: "Tokens", mount };
 
 const COUNTED_AT_ONCE = 2 ** 26; // codes in shards; more are counted when a person asks for it
-const VIEWS = { picture: "Picture", original: "Original", difference: "Difference" };
+const VIEWS = { picture: "Picture", original: "Original", difference: "Difference", upload: "As uploaded" };
 
 function mount(panel, contents) {
   const known = contents.tokenizers.filter((one) => one.modality === "rgb");
@@ -79,7 +79,7 @@ class Tab {
       el("div", { className: "actions" }, this.undo, this.redo, this.reset, this.done,
         copyButton(() => asJson(this.edits.codes, this.tokenizer.grid), "Copy as JSON"),
         copyButton(() => asNumpy(this.edits.codes, this.tokenizer.grid), "Copy for NumPy"),
-        button("Download PNG", () => this.now && savePng(this.now, `${this.picked.name.replace(/\W+/g, "-")}.png`), { className: "quiet" })));
+        button("Download PNG", () => this.now && savePng(this.now, `${this.picked.name.replace(/\.\w+$/, "").replace(/\W+/g, "-")}.png`), { className: "quiet" })));
   }
 
   makeCounting() {
@@ -106,7 +106,7 @@ class Tab {
   }
 
   /** Open a picture that the picker has found. */
-  async open(picked) {
+  open(picked) {
     const [rows, columns] = shape(this.tokenizer.grid);
     [this.picked, this.edits, this.now, this.originalImage] = [picked, new Edits(picked.codes), null, null];
     [this.work.hidden, this.nothing.hidden] = [false, true];
@@ -114,6 +114,7 @@ class Tab {
     this.shards = picked.shards ?? owned?.name ?? "";
     for (const side of [this.left, this.right]) side.layout(rows, columns, picked.codes.length);
     this.cell = this.right.cell(Math.floor(rows / 2), Math.floor(columns / 2)) % picked.codes.length;
+    this.views.at(-1).hidden = Boolean(picked.shards);
     this.see("picture");
     this.adapt();
     this.decode("");
@@ -160,8 +161,8 @@ class Tab {
     for (const one of this.views) one.setAttribute("aria-pressed", one.dataset.view === view);
     this.difference.hidden = view !== "difference";
     this.image.hidden = !this.difference.hidden;
-    const shown = view === "original" ? this.originalImage : this.now;
-    this.image.src = this.originalImage ? shown.src : this.picked.decoded;
+    const shown = { original: this.originalImage?.src, upload: this.picked.picture }[view] ?? this.now?.src;
+    this.image.src = shown ?? this.picked.decoded;
     this.image.classList.toggle("crisp", this.tokenizer.resolution <= 128);
     this.seen.textContent = "";
     if (view !== "difference" || !this.originalImage) return;
@@ -259,7 +260,7 @@ class Tab {
   /** The codes are others: show so at once, and the picture when it is decoded. */
   changed(text) {
     this.since = performance.now();
-    if (this.view === "original") this.view = "picture";
+    if (this.view !== "difference") this.view = "picture";
     this.status.textContent = `${text} Decoding …`;
     this.adapt();
     this.drawGrid();
