@@ -20,11 +20,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from imagepriors.studio.codebook import CodeRequest, UsageRequest, code, usage
+from imagepriors.studio.completing import RegionsRequest, RowConditionsRequest, regions, row_conditions
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.guard import Access, Guard
 from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of
-from imagepriors.studio.pictures import MAX_BYTES
+from imagepriors.studio.pictures import LARGEST_FILE, MAX_BYTES
 from imagepriors.studio.rows import RowsRequest, rows
 from imagepriors.studio.tokens import (
     DecodeRequest,
@@ -50,6 +51,8 @@ ANSWERS: dict[str, _Answer] = {
     "code": (CodeRequest, code),
     "orders": (OrdersRequest, orders),
     "scales": (ScalesRequest, scales),
+    "regions": (RegionsRequest, regions),
+    "row_conditions": (RowConditionsRequest, row_conditions),
 }
 """Name → what is answered at once. The function gets the contents and the request."""
 JOBS: dict[str, _Answer] = {
@@ -72,7 +75,7 @@ def make_app(contents: Contents, access: Access) -> Starlette:
         return FileResponse(STATIC / "index.html")
 
     async def describe(_: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(lambda: contents.described))
+        return JSONResponse({**await run_in_threadpool(lambda: contents.described), "largest_file": LARGEST_FILE})
 
     async def answer(request: Request) -> Response:
         cls, function = _find(ANSWERS, request)

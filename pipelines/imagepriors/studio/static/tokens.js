@@ -102,7 +102,7 @@ class Tab {
     this.orders.open(this.tokenizer, hasCells(grid));
     this.paste.refresh();
     await this.picker.refresh();
-    if (this.choice.value === name && !this.edits) this.picker.node.querySelector(".choice")?.click();
+    if (this.choice.value === name && !this.edits) this.picker.first();
   }
 
   /** Open a picture that the picker has found. */
