@@ -230,7 +230,7 @@ def copied(page):
 
 def decoded(page, text):
     page.locator("#tokens .token-work > [role=status]", has_text=text).filter(has_text="Decoded in").wait_for()
-    return page.locator("#tokens .layers img").get_attribute("src")
+    return page.locator("#tokens .board-layers img").get_attribute("src")
 
 
 def at(board, row, column, cells):
@@ -246,7 +246,7 @@ def test_a_code_is_looked_at_changed_and_restored(page, contents):
     picture, grid = tab.locator(".boards .board").first, tab.locator(".boards .board").last
     picture.hover(position=at(picture, 1, 2, len(before)))
     tab.get_by_role("heading", name=f"Code {before[1, 2]}", exact=True).wait_for()
-    assert grid.locator(".mark").is_visible()
+    assert grid.locator(".cell-mark").is_visible()
     assert "row 2, column 3" in tab.locator(".code-card").inner_text()
     grid.click(position=at(grid, 1, 2, len(before)))
     nearest = tab.locator(".candidate").first
@@ -308,20 +308,20 @@ def test_orders_and_scales_are_shown(page):
     open_tab(page)
     tab = page.locator("#tokens")
     tab.get_by_role("img", name="Path of spiral_out").scroll_into_view_if_needed()
-    assert tab.locator(".order figcaption").all_inner_texts() == [
+    assert tab.locator(".order-card figcaption").all_inner_texts() == [
         "row_major", "spiral_out", "zcurve", "subsample", "alternate",
     ]  # fmt: skip
     count = copied(page).size
-    assert f"{count} of {count}" in tab.locator(".player").inner_text()  # still, because motion is reduced
+    assert f"{count} of {count}" in tab.locator(".order-player").inner_text()  # still, because motion is reduced
     tab.get_by_role("button", name="Play the orders").click()
     tab.get_by_role("button", name="Pause the orders").click()
-    assert f"{count} of {count}" not in tab.locator(".player").inner_text()
+    assert f"{count} of {count}" not in tab.locator(".order-player").inner_text()
     slider = tab.get_by_label("Keep the first scales")
     slider.scroll_into_view_if_needed()
     tab.get_by_text(f"of {count} codes").or_(tab.get_by_text("the picture is decoded from")).first.wait_for()
     slider.focus()
     page.keyboard.press("Home")
-    assert "decoded from 1 × 1 codes" in tab.locator(".keep").inner_text()
+    assert "decoded from 1 × 1 codes" in tab.locator(".kept-scales").inner_text()
     assert tab.locator(".tiers .dropped").count() == tab.locator(".tiers .picture").count() - 1
 
 

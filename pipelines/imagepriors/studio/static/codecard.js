@@ -10,9 +10,9 @@ const PAUSE_MS = 60; // of the pointer on a cell, before the server is asked
 export function codeCard(onreplace) {
   const title = el("h2", {});
   const place = el("p", { className: "note" });
-  const patches = el("div", { className: "patches" });
+  const patches = el("div", { className: "code-patches" });
   const facts = el("p", {});
-  const nearest = el("div", { className: "nearest" });
+  const nearest = el("div", { className: "nearest-codes" });
   const about = el("p", { className: "note" });
   const node = el("section", { className: "card code-card", "aria-label": "Code" },
     el("div", { className: "code-head" }, el("div", {}, el("div", { role: "status" }, title, place), facts), patches),

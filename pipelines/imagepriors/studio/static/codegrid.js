@@ -10,7 +10,7 @@ const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRi
  * A rectangle has row, column, rows and columns; a cell is its index in raster order.
  */
 export function board(label, content, { onlook = () => {}, onleave = () => {}, onchoose = () => {}, onselect = null }) {
-  const mark = el("div", { className: "mark", hidden: true });
+  const mark = el("div", { className: "cell-mark", hidden: true });
   const node = el("div", {
     className: "board", tabIndex: 0, role: "application", "aria-label": label, "aria-roledescription": "grid of codes",
     data: { drag: Boolean(onselect) },

@@ -11,7 +11,7 @@ export function orderPlayer() {
   const play = button("▶", () => (running ? stop() : start()), { className: "quiet play", "aria-label": "Play the orders" });
   const slider = range("Codes", 0, { min: 0, max: 1, step: 1 }, (value) => { stop(); now = value; draw(); });
   const cards = el("div", { className: "order-cards" });
-  const player = el("div", { className: "player", hidden: true }, play, slider.parentElement);
+  const player = el("div", { className: "order-player", hidden: true }, play, slider.parentElement);
   const node = el("section", { "aria-label": "Orders" }, el("h2", {}, "Orders"), note, player, cards);
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   let [paths, grid, image] = [[], [1, 1], null];
@@ -49,7 +49,7 @@ export function orderPlayer() {
 
   function card(name) {
     const canvas = el("canvas", { role: "img", "aria-label": `Path of ${name} over ${grid.join(" × ")} codes` });
-    return el("figure", { className: "order" }, canvas, el("figcaption", {}, name));
+    return el("figure", { className: "order-card" }, canvas, el("figcaption", {}, name));
   }
 
   /** Draw over this picture, a loaded image element. */

@@ -12,7 +12,7 @@ export function pyramid() {
   const kept = range("Keep the first scales", 1, { min: 1, max: 1, step: 1 }, keep);
   const text = el("p", { className: "note", role: "status" });
   const parts = el("div", { className: "pyramid", hidden: true },
-    tiers, el("div", { className: "keep" }, whole, kept.parentElement, text));
+    tiers, el("div", { className: "kept-scales" }, whole, kept.parentElement, text));
   const node = el("section", { "aria-label": "Scales" }, el("h2", {}, "Scales"), note, parts);
   let [scales, wanted, visible] = [[], null, false];
 

@@ -53,7 +53,7 @@ class Tab {
       onlook: (cell) => this.look(cell), onleave: () => this.look(this.cell), onchoose: (cell) => this.choose(cell),
     };
     const keys = "Arrow keys move, Enter chooses a cell";
-    this.left = board(`Picture. ${keys}`, el("div", { className: "layers" }, this.image, this.difference), calls);
+    this.left = board(`Picture. ${keys}`, el("div", { className: "board-layers" }, this.image, this.difference), calls);
     this.right = board(`Codes. ${keys}`, this.canvas, calls);
     this.views = Object.entries(VIEWS).map(([view, text]) => button(text, () => this.see(view), { className: "quiet", data: { view } }));
     this.numbers = button("Numbers", () => this.drawGrid(!this.numbered), { className: "quiet", "aria-pressed": "true" });
