@@ -19,6 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from imagepriors.studio.codebook import CodeRequest, UsageRequest, code, usage
 from imagepriors.studio.comparing import FiguresRequest, ReconstructRequest, figures, reconstruct
 from imagepriors.studio.completing import RegionsRequest, RowConditionsRequest, regions, row_conditions
 from imagepriors.studio.contents import Contents
@@ -29,7 +30,16 @@ from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of
 from imagepriors.studio.pictures import LARGEST_FILE, MAX_BYTES
 from imagepriors.studio.rows import RowsRequest, row_pictures, rows
 from imagepriors.studio.statistics import AboutRequest, StatisticsRequest, about, statistics
-from imagepriors.studio.tokens import DecodeRequest, EncodeRequest, decode, encode
+from imagepriors.studio.tokens import (
+    DecodeRequest,
+    EncodeRequest,
+    OrdersRequest,
+    ScalesRequest,
+    decode,
+    encode,
+    orders,
+    scales,
+)
 from runkit.configs import from_dict
 from runkit.errors import UserError
 
@@ -43,6 +53,9 @@ ANSWERS: dict[str, _Answer] = {
     "rows": (RowsRequest, rows),
     "about": (AboutRequest, about),
     "figures": (FiguresRequest, figures),
+    "code": (CodeRequest, code),
+    "orders": (OrdersRequest, orders),
+    "scales": (ScalesRequest, scales),
     "regions": (RegionsRequest, regions),
     "row_conditions": (RowConditionsRequest, row_conditions),
 }
@@ -53,6 +66,7 @@ JOBS: dict[str, _Answer] = {
     "find": (FindRequest, find),
     "statistics": (StatisticsRequest, statistics),
     "reconstruct": (ReconstructRequest, reconstruct),
+    "usage": (UsageRequest, usage),
 }
 """Name → what waits in the queue. The function gets the contents, the request and a report."""
 
