@@ -14,7 +14,7 @@ def studio(
     open: bool = False,
     export: Path | None = None,
 ) -> str:
-    """Serve a page on which to draw with priors and to look into tokens, until Ctrl-C.
+    """Serve a page on which to draw with priors and to look into their tokens.
 
     Args:
         places: Run folders, priors, tokenizers, token shards, or their addresses on the Hub (hf://OWNER/NAME).
