@@ -3,7 +3,8 @@
 import base64
 import binascii
 import io
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 from PIL import Image
@@ -13,6 +14,7 @@ from imagepriors.reports.page import embed
 from runkit.errors import UserError
 from vqgan.data.pictures import open_picture, to_rgb, upright_size
 
+_T = TypeVar("_T")
 MAX_BYTES = 16 * 2**20
 """Size of a request's body."""
 _MAX_PIXELS = 40_000_000
@@ -45,6 +47,11 @@ def read_picture(uri: str) -> Image.Image:
     Raises:
         UserError: It is no picture, is damaged, or has too many pixels.
     """
+    return read_picture_as(uri, to_rgb)
+
+
+def read_picture_as(uri: str, convert: Callable[[Image.Image], _T]) -> _T:
+    """Return what `convert` makes of an uploaded picture that is open; errors as :func:`read_picture`."""
     file = io.BytesIO(read_bytes(uri))
     try:
         with open_picture(file) as picture:
@@ -52,7 +59,7 @@ def read_picture(uri: str) -> Image.Image:
             if width * height > _MAX_PIXELS:
                 most = _MAX_PIXELS // 10**6
                 raise UserError(f"the picture has {width:,}×{height:,} pixels: send at most {most} megapixels")
-            return to_rgb(picture)
+            return convert(picture)
     except UserError:
         raise
     except Exception as error:  # decoders raise anything on broken files

@@ -23,6 +23,18 @@ from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.guard import Access, Guard
 from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of
+from imagepriors.studio.painting import (
+    CanvasRequest,
+    MapRequest,
+    MapsRequest,
+    ScriptRequest,
+    UploadRequest,
+    canvas,
+    encode_map,
+    read_upload,
+    script,
+    validation_maps,
+)
 from imagepriors.studio.pictures import MAX_BYTES
 from imagepriors.studio.rows import RowsRequest, rows
 from imagepriors.studio.tokens import DecodeRequest, EncodeRequest, decode, encode
@@ -37,6 +49,11 @@ ANSWERS: dict[str, _Answer] = {
     "encode": (EncodeRequest, encode),
     "decode": (DecodeRequest, decode),
     "rows": (RowsRequest, rows),
+    "canvas": (CanvasRequest, canvas),
+    "maps": (MapsRequest, validation_maps),
+    "map": (MapRequest, encode_map),
+    "upload": (UploadRequest, read_upload),
+    "script": (ScriptRequest, script),
 }
 """Name → what is answered at once. The function gets the contents and the request."""
 JOBS: dict[str, _Answer] = {
