@@ -97,7 +97,8 @@ def validation_maps(contents: Contents, request: MapsRequest) -> Event:
 
     Returns:
         The number of ``pages``; ``maps`` with ``key``, ``codes`` [h·w], the ``picture`` in colours and the ``values``
-        as a grey PNG (null for poses); and ``counts``, the pixels of each label in these maps (empty for others).
+        as in :class:`MapRequest` (null for poses); and ``counts``, the pixels of each label in these maps (empty
+        for others).
 
     Raises:
         UserError: The prior has no such condition, its tokenizer is unknown, or a shard is damaged.
@@ -111,7 +112,7 @@ def validation_maps(contents: Contents, request: MapsRequest) -> Event:
         return {"pages": pages, "maps": [], "counts": []}
     found = read_rows(dataset, "val", ["key", column := f"cond_{request.condition}"], indices)
     maps = tokenizer.loaded.decode(found[column].reshape(-1, *tokenizer.config.grid))
-    values = [None] * len(maps) if maps.ndim == 4 else [_grey(one) for one in maps]
+    values = [None] * len(maps) if maps.ndim == 4 else [_values(one) for one in maps]
     n_labels = tokenizer.config.n_labels
     return {
         "pages": pages,
@@ -155,7 +156,7 @@ def encode_map(contents: Contents, request: MapRequest) -> Event:
     return {
         "codes": codes_Nhw.reshape(-1).tolist(),
         "seen": uris(tokenizer.loaded.decode(codes_Nhw), exact=True)[0],
-        "file": _png(pixels),
+        "file": f"data:image/png;base64,{base64.b64encode(png_bytes(Image.fromarray(pixels))).decode()}",
     }
 
 
@@ -197,7 +198,7 @@ def read_upload(contents: Contents, request: UploadRequest) -> Event:
     """Read a map as the dataset of the tokenizer is read: cut to a square, depth scaled to its range.
 
     Returns:
-        The ``values`` as a grey PNG.
+        The ``values`` as in :class:`MapRequest`.
 
     Raises:
         UserError: It is no picture, has too many pixels, or holds what such a map cannot.
@@ -212,16 +213,13 @@ def read_upload(contents: Contents, request: UploadRequest) -> Event:
         raise UserError(f"the map cannot be read: {error}") from error
     image = found.unit if isinstance(found, DepthMap) else found
     window = CENTRE.window(*size, config.geometry)
-    return {"values": _grey(cut(config.modality, image, config.resolution, window, size))}
+    return {"values": _values(cut(config.modality, image, config.resolution, window, size))}
 
 
-def _grey(pixels: npt.NDArray[Any]) -> str:
-    """Labels, or depth in [0, 1], as a grey PNG."""
-    return _png(pixels if pixels.dtype == np.uint8 else np.rint(pixels.clip(0, 1) * _LEVELS).astype(np.uint8))
-
-
-def _png(pixels: npt.NDArray[np.uint8]) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png_bytes(Image.fromarray(pixels))).decode()}"
+def _values(pixels: npt.NDArray[Any]) -> str:
+    """Labels, or depth in [0, 1], as values in base64: browsers that guard privacy alter pixels that a page reads."""
+    levels = pixels if pixels.dtype == np.uint8 else np.rint(pixels.clip(0, 1) * _LEVELS).astype(np.uint8)
+    return base64.b64encode(levels.tobytes()).decode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
