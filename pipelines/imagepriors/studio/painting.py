@@ -28,6 +28,8 @@ from vqgan.data.sources import Memory
 
 _LEVELS = 255
 """Highest level of a painted depth map."""
+_BRIGHT = 128
+"""Highest channel of a pixel that belongs to a limb, in a pose that was decoded from codes."""
 _MOST = 24
 """Maps in one answer."""
 _STANDING = (
@@ -97,8 +99,8 @@ def validation_maps(contents: Contents, request: MapsRequest) -> Event:
 
     Returns:
         The number of ``pages``; ``maps`` with ``key``, ``codes`` [h·w], the ``picture`` in colours and the ``values``
-        as in :class:`MapRequest` (null for poses); and ``counts``, the pixels of each label in these maps (empty
-        for others).
+        as in :class:`MapRequest` (null for poses); ``counts``, the pixels of each label in these maps (empty for
+        others); and the usual ``top`` and ``bottom`` of a pose in pixels.
 
     Raises:
         UserError: The prior has no such condition, its tokenizer is unknown, or a shard is damaged.
@@ -109,7 +111,7 @@ def validation_maps(contents: Contents, request: MapsRequest) -> Event:
     pages = -(-total // request.count)
     indices = np.arange(request.page, total, max(1, pages))
     if dataset is None or not len(indices):
-        return {"pages": pages, "maps": [], "counts": []}
+        return {"pages": pages, "maps": [], "counts": [], **_extent(np.empty(0))}
     found = read_rows(dataset, "val", ["key", column := f"cond_{request.condition}"], indices)
     maps = tokenizer.loaded.decode(found[column].reshape(-1, *tokenizer.config.grid))
     values = [None] * len(maps) if maps.ndim == 4 else [_values(one) for one in maps]
@@ -123,7 +125,16 @@ def validation_maps(contents: Contents, request: MapsRequest) -> Event:
             )
         ],
         "counts": np.bincount(maps.ravel(), minlength=n_labels).tolist() if n_labels else [],
+        **_extent(maps if maps.ndim == 4 else np.empty(0)),
     }
+
+
+def _extent(poses: npt.NDArray[Any]) -> dict[str, float | None]:
+    """Median top and bottom of drawn poses [N, H, W, 3] in pixels; None without any."""
+    rows = [np.flatnonzero(pose.max(2).max(1) > _BRIGHT) for pose in poses]
+    ends = [(found[0], found[-1]) for found in rows if len(found)]
+    top, bottom = np.median(ends, 0).tolist() if ends else (None, None)
+    return {"top": top, "bottom": bottom}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ const HIGHEST = 255;
 
 /**
  * An editor of a map. It has a `node`, `request()` (the map as the server takes it), `load(map)` of a validation map,
- * `add(counts)` of labels that occur, and calls `onchange()` after each change.
+ * `add(found)` for a page of validation maps, and calls `onchange()` after each change.
  */
 export class MapEditor {
   constructor(condition, described, names, onchange) {
@@ -41,7 +41,7 @@ export class MapEditor {
         ...[["Undo", "undo"], ["Redo", "redo"], ["Clear", "clear"]].map(([text, what]) => button(text, () => drawing[what](), { className: "quiet" }))),
       this.size.parentElement, this.options, this.shortcuts());
     this.use("brush");
-    this.choose(this.isMask ? 1 : 64);
+    this.choose(this.isMask ? 1 : 26);
   }
 
   /** The map for the server. */
@@ -53,7 +53,7 @@ export class MapEditor {
     this.canvas.load(fromBase64(map.values));
   }
 
-  add(counts) {
+  add({ counts }) {
     if (this.isMask) this.palette.add(counts);
   }
 
@@ -73,12 +73,12 @@ export class MapEditor {
       this.canvas[name] = level;
       input.style.accentColor = `rgb(${colors[level].join(" ")})`;
     };
-    this.level = range("Depth", 0.25, limits, () => paint(this.level, "value"), "0 is near and 1 is far, where maps are distances");
+    this.level = range("Depth", 0.1, limits, () => paint(this.level, "value"), "0 is near and 1 is far, where maps are distances");
     this.end = range("Depth at the end of a gradient", 1, limits, () => paint(this.end, "end"));
     paint(this.end, "end");
     const soft = el("input", { type: "checkbox", checked: true, onchange: () => { this.canvas.soft = soft.checked; } });
     this.canvas.soft = true;
-    return el("div", { className: "levels" }, this.level.parentElement, this.end.parentElement, el("label", { className: "check" }, soft, "Soft brush"));
+    return el("div", { className: "options" }, this.level.parentElement, this.end.parentElement, el("label", { className: "check" }, soft, "Soft brush"));
   }
 
   spoken(value) {

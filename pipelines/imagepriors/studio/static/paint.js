@@ -39,7 +39,7 @@ class Painter {
     this.seen = picture("", "The map as the prior sees it");
     this.seenNote = el("p", { className: "note", role: "status" });
     this.code = el("code");
-    this.script = el("div", { className: "command", hidden: true }, this.code, copyButton(() => this.code.textContent, "Copy Python"));
+    this.script = el("div", { className: "command script", hidden: true }, this.code, copyButton(() => this.code.textContent, "Copy Python"));
     this.controls.prior.addEventListener("change", () => this.adapt());
     this.controls.form.addEventListener("submit", (event) => { event.preventDefault(); this.draw(); });
     this.controls.form.querySelector(".actions").before(el("label", { className: "check" }, this.live, "Draw after each stroke"));
@@ -84,7 +84,7 @@ class Painter {
     const names = this.contents.shards.find((shards) => shards.name === prior.shards)?.label_names ?? [];
     const changed = () => this.change(slot);
     slot.editor = slot.condition === "pose" ? new PoseEditor(described, changed) : new MapEditor(slot.condition, described, names, changed);
-    const starts = new Starts(slot.prior, slot.condition, (map) => slot.editor.load(map), (found) => slot.editor.add(found.counts));
+    const starts = new Starts(slot.prior, slot.condition, (map) => slot.editor.load(map), (found) => slot.editor.add(found));
     const maps = await starts.show();
     slot.quiet = true; // the first map is there to be painted on, not to be drawn from
     if (maps.length && slot.condition !== "pose") slot.editor.load(maps[0]);
@@ -110,7 +110,7 @@ class Painter {
     });
     const open = slot.condition === "pose" ? null : button("Open a map …", () => file.click(), { className: "quiet" });
     slot.save = button("Save map", () => el("a", { href: slot.encoded.file, download: `${slot.condition}.png` }).click(), { className: "quiet", disabled: true });
-    return el("div", { className: "actions" }, open, slot.save, file, note);
+    return el("div", { className: "actions files" }, open, slot.save, file, note);
   }
 
   /** Encode the map, and draw from it. */

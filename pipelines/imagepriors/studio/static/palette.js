@@ -8,12 +8,12 @@ const FEW = 16;
 /** A palette: the labels that occur in pictures first, the others behind a search. Calls `onpick(label)`. */
 export class Palette {
   constructor(colors, names, onpick) {
-    Object.assign(this, { colors, names, onpick, chosen: 1, counts: new Array(colors.length).fill(0) });
+    Object.assign(this, { colors, names, onpick, chosen: 1, occur: [] });
     this.often = el("div", { className: "palette", role: "group", "aria-label": "Labels" });
     this.others = el("div", { className: "palette", role: "group", "aria-label": "More labels" });
     this.search = el("input", { type: "search", placeholder: "Find a label", "aria-label": "Find a label", oninput: () => this.filter() });
     this.more = el("details", {}, el("summary", {}, "More labels"), this.search, this.others);
-    this.node = el("div", {}, this.often, this.more);
+    this.node = el("div", { className: "options" }, this.often, this.more);
     this.show();
   }
 
@@ -21,21 +21,22 @@ export class Palette {
     return this.names[label] || `label ${label}`;
   }
 
-  /** Offer the labels first that occur in these further pictures; `counts` are pixels by label. */
+  /** Offer the labels first that occur in these further pictures; `counts` are pixels by label. Known ones keep their place. */
   add(counts) {
-    counts.forEach((count, label) => { this.counts[label] += count; });
+    const labels = this.colors.map((_, label) => label);
+    const further = labels.filter((label) => counts[label] && !this.occur.includes(label));
+    this.occur.push(...further.sort((a, b) => counts[b] - counts[a]));
     this.show();
   }
 
   show() {
     const labels = this.colors.map((_, label) => label);
-    const occurs = labels.filter((label) => this.counts[label]).sort((a, b) => this.counts[b] - this.counts[a]);
-    this.first = occurs.length ? occurs : labels.slice(0, FEW);
+    this.first = this.occur.length ? this.occur : labels.slice(0, FEW);
     const rest = labels.filter((label) => !this.first.includes(label));
     this.often.replaceChildren(...this.first.map((label, index) => this.swatch(label, index < KEYS ? index + 1 : null)));
     this.others.replaceChildren(...rest.map((label) => this.swatch(label, label === 0 ? 0 : null)));
     this.more.hidden = !rest.length;
-    this.choose(this.first.includes(this.chosen) || this.chosen in this.colors ? this.chosen : this.first[0]);
+    this.choose(this.chosen);
   }
 
   swatch(label, key) {

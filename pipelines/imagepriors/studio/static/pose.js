@@ -28,13 +28,13 @@ export class PoseEditor {
     this.back = button("Back to the figure", () => this.stand(), { hidden: true });
     this.note = el("p", { className: "note", role: "status" });
     this.node = el("div", { className: "editor", onkeydown: (event) => undoKeys(event, this) },
-      el("div", { className: "actions", role: "toolbar", "aria-label": "Pose" },
-        button("Undo", () => this.undo(), { className: "quiet" }), button("Redo", () => this.redo(), { className: "quiet" }),
-        button("Standing figure", () => this.stand(), { className: "quiet" })),
       this.easel, this.note, this.back,
+      el("div", { className: "actions", role: "toolbar", "aria-label": "Pose" },
+        [["Undo", () => this.undo()], ["Redo", () => this.redo()], ["Smaller", () => this.scale(0.9)], ["Larger", () => this.scale(1.1)],
+          ["Start again", () => this.stand()]].map(([text, act]) => button(text, act, { className: "quiet" }))),
       el("details", {}, el("summary", {}, "Joints"), el("div", { className: "actions joints", role: "group", "aria-label": "Joints in the picture" }, this.toggles)),
       el("details", {}, el("summary", {}, "Keyboard"), el("p", { className: "note" },
-        "Tab moves between joints, the arrow keys move a joint, with Shift by 8 pixels; Delete removes it, and its button below Joints brings it back; Ctrl+Z and Ctrl+Shift+Z undo and redo.")));
+        "Tab moves between joints, the arrow keys move a joint, with Shift by 8 pixels, with Alt the whole figure; Delete removes it, and its button below Joints brings it back; Ctrl+Z and Ctrl+Shift+Z undo and redo. With the mouse, drag a joint, or the figure beside its joints.")));
     this.show();
   }
 
@@ -43,7 +43,19 @@ export class PoseEditor {
     return this.asIs ? { codes: this.asIs.codes, seen: this.asIs.picture } : { joints: this.joints };
   }
 
-  add() {} // poses have no labels
+  /** Fit the figure at the start to where those of a page of validation maps stand. */
+  add({ top, bottom }) {
+    if (top === null || this.isFitted) return;
+    this.isFitted = true;
+    const ys = this.described.standing.map(([, y]) => y);
+    const [first, last] = [Math.min(...ys), Math.max(...ys)];
+    const scale = (bottom - top) / (last - first);
+    const middle = this.side / 2;
+    this.described.standing = this.described.standing.map(([x, y]) => [middle + (x - middle) * scale, top + (y - first) * scale]);
+    this.joints = copy(this.described.standing);
+    this.history = new History(copy(this.joints));
+    this.show();
+  }
 
   load(map) {
     this.asIs = map;
@@ -144,16 +156,19 @@ export class PoseEditor {
     const place = this.place(event);
     const away = (index) => (this.isMissing(index) ? Infinity : Math.hypot(...this.joints[index].map((value, axis) => value - place[axis])));
     const nearest = this.joints.map((_, index) => index).reduce((best, index) => (away(index) < away(best) ? index : best));
-    if (away(nearest) > this.side * NEAR) return;
+    this.held = away(nearest) > this.side * NEAR ? null : nearest; // null: all of them
+    this.from = place;
     event.preventDefault();
-    this.held = nearest;
-    this.handles[nearest].focus();
+    if (this.held !== null) this.handles[nearest].focus();
     this.easel.setPointerCapture(event.pointerId);
   }
 
   drag(event) {
     if (this.held === undefined) return;
-    this.put(this.held, this.place(event));
+    const place = this.place(event);
+    if (this.held === null) this.moveAll(place.map((value, axis) => value - this.from[axis]));
+    else this.put(this.held, place);
+    this.from = place;
   }
 
   drop() {
@@ -161,6 +176,26 @@ export class PoseEditor {
     this.held = undefined;
     const before = this.history.states[this.history.at];
     if (String(before) !== String(this.joints)) this.keep();
+  }
+
+  /** Apply a function of x and y to all joints that are there, if all stay in the picture. */
+  transform(change) {
+    const moved = this.joints.map((joint, index) => (this.isMissing(index) ? joint : change(joint)));
+    const isInside = moved.every((joint, index) => this.isMissing(index) || joint.every((value) => value >= 0 && value <= this.side - 1));
+    if (isInside) this.joints = moved;
+    this.show();
+  }
+
+  moveAll(step) {
+    this.transform((joint) => joint.map((value, axis) => value + step[axis]));
+  }
+
+  scale(factor) {
+    const there = this.joints.filter((_, index) => !this.isMissing(index));
+    const middle = [0, 1].map((axis) => there.reduce((sum, joint) => sum + joint[axis], 0) / there.length);
+    this.asIs = null;
+    this.transform((joint) => joint.map((value, axis) => middle[axis] + factor * (value - middle[axis])));
+    this.keep();
   }
 
   place(event) {
@@ -178,7 +213,8 @@ export class PoseEditor {
     const step = ARROWS[event.key];
     if (step) {
       const far = event.shiftKey ? FAR : 1;
-      this.put(index, this.joints[index].map((value, axis) => value + far * step[axis]));
+      if (event.altKey) this.moveAll(step.map((value) => far * value));
+      else this.put(index, this.joints[index].map((value, axis) => value + far * step[axis]));
       this.keep();
     } else if (event.key === "Delete" || event.key === "Backspace") {
       this.toggle(index);
