@@ -109,7 +109,11 @@ class Painter {
       file.value = "";
     });
     const open = slot.condition === "pose" ? null : button("Open a map …", () => file.click(), { className: "quiet" });
-    slot.save = button("Save map", () => el("a", { href: slot.encoded.file, download: `${slot.condition}.png` }).click(), { className: "quiet", disabled: true });
+    const save = async () => {
+      await slot.encoding;
+      if (slot.encoded?.file) el("a", { href: slot.encoded.file, download: `${slot.condition}.png` }).click();
+    };
+    slot.save = button("Save map", save, { className: "quiet" });
     return el("div", { className: "actions files" }, open, slot.save, file, note);
   }
 
