@@ -64,7 +64,7 @@ export class MapCanvas {
   // Pointer and keyboard
 
   press(event) {
-    if (event.button) return;
+    if (event.button || !event.isPrimary) return;
     this.canvas.setPointerCapture(event.pointerId);
     this.move(this.place(event));
     this.begin();
@@ -77,6 +77,7 @@ export class MapCanvas {
       this.move(this.place(one));
       if (this.stroke) this.follow();
     }
+    if (this.stroke) this.show();
   }
 
   key(event) {
@@ -148,13 +149,13 @@ export class MapCanvas {
     } else {
       this.stroke = { base: this.values.slice(), part: new Float32Array(this.values.length), from: this.at };
       if (this.tool !== "gradient") this.follow();
+      this.show();
     }
   }
 
   follow() {
     if (this.tool === "gradient") this.grade(this.stroke.from, this.at);
     else this.line(this.stroke.from, this.at);
-    this.show();
   }
 
   finish() {
@@ -222,7 +223,13 @@ export class MapCanvas {
   show() {
     const context = this.canvas.getContext("2d");
     const image = context.createImageData(this.side, this.side);
-    this.values.forEach((value, index) => image.data.set([...this.colors[value], 255], 4 * index));
+    for (let index = 0; index < this.values.length; index++) {
+      const [red, green, blue] = this.colors[this.values[index]];
+      image.data[4 * index] = red;
+      image.data[4 * index + 1] = green;
+      image.data[4 * index + 2] = blue;
+      image.data[4 * index + 3] = 255;
+    }
     context.putImageData(image, 0, 0);
   }
 }

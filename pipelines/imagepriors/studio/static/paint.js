@@ -38,6 +38,7 @@ class Painter {
     this.others = el("div", { hidden: true }, el("h3", {}, "Other conditions, of validation pictures"), this.hints);
     this.seen = picture("", "The map as the prior sees it");
     this.seenNote = el("p", { className: "note", role: "status" });
+    this.sight = el("div", { className: "seen" }, this.seen, el("div", {}, el("h3", {}, "What the prior sees"), this.seenNote));
     this.code = el("code");
     this.script = el("div", { className: "command script", hidden: true }, this.code, copyButton(() => this.code.textContent, "Copy Python"));
     this.controls.prior.addEventListener("change", () => this.adapt());
@@ -47,8 +48,7 @@ class Painter {
     this.node = el("div", { className: "columns" }, this.controls.form,
       el("div", { className: "stage painting" }, this.place,
         el("div", { className: "drawn" },
-          el("div", { className: "seen" }, this.seen, el("div", {}, el("h3", {}, "What the prior sees"), this.seenNote)),
-          this.job.node, this.results, this.blank, this.others, this.script)));
+          this.sight, this.job.node, this.results, this.blank, this.others, this.script)));
     this.adapt();
   }
 
@@ -106,6 +106,7 @@ class Painter {
       } catch (error) {
         note.textContent = error.message;
       }
+      note.classList.toggle("failed", note.textContent !== "");
       file.value = "";
     });
     const open = slot.condition === "pose" ? null : button("Open a map …", () => file.click(), { className: "quiet" });
@@ -148,6 +149,8 @@ class Painter {
     if (slot !== this.slot) return;
     const { grid } = this.controls.chosen.conditions.find(({ name }) => name === slot.condition);
     this.seen.hidden = !slot.encoded;
+    this.sight.hidden = !slot.encoded && !slot.error;
+    this.seenNote.classList.toggle("failed", Boolean(slot.error));
     if (slot.encoded) this.seen.querySelector("img").src = slot.encoded.seen;
     this.seenNote.textContent = slot.error || `The map, encoded to ${grid.join(" × ")} codes and decoded again. Details that are lost here do not reach the pictures.`;
   }
@@ -155,7 +158,9 @@ class Painter {
   async draw(started = performance.now()) {
     clearTimeout(this.timer);
     if (!this.controls.form.reportValidity()) return;
+    await this.slot.node?.catch(() => {}); // its error is where the editor would be
     await this.slot.encoding;
+    if (this.slot.error) return;
     const request = this.request();
     let first = null;
     const since = () => ((performance.now() - started) / 1000).toFixed(1);

@@ -152,7 +152,7 @@ export class PoseEditor {
   // Moving joints
 
   press(event) {
-    if (event.button || this.asIs) return;
+    if (event.button || !event.isPrimary || this.asIs) return;
     const place = this.place(event);
     const away = (index) => (this.isMissing(index) ? Infinity : Math.hypot(...this.joints[index].map((value, axis) => value - place[axis])));
     const nearest = this.joints.map((_, index) => index).reduce((best, index) => (away(index) < away(best) ? index : best));
