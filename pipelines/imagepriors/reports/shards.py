@@ -17,6 +17,7 @@ from imagepriors.reports.charts import line_chart
 from imagepriors.reports.figures import colorize
 from imagepriors.reports.page import embed, render_page
 from imagepriors.reports.run_codes import usage_chart
+from runkit.names import listed
 from vqgan.data import spread
 
 _SHOWN = 24
@@ -25,7 +26,7 @@ _COUNTED_ROWS = 200_000
 _READERS = 32
 """Threads that read sidecars."""
 _NAMED = 10
-"""Maximum number of failed samples that are named per kind of failure."""
+"""Maximum number of failed samples that are named per kind of failure, and of labels."""
 Rates = dict[str, tuple[list[float], list[float]]]
 """Node → minutes since the start, and images per second."""
 
@@ -72,6 +73,8 @@ def _facts(out: Store, manifest: Manifest, events: list[dict[str, Any]]) -> list
         facts.append(("scales", ", ".join(map(str, spec.scales))))
     if spec.conditions:
         facts.append(("conditions", ", ".join(spec.conditions)))
+    if manifest.label_names:
+        facts.append(("labels of masks", listed(manifest.label_names, _NAMED)))
     if spec.carried:
         facts.append(("columns", ", ".join(sorted(spec.carried))))
     settings = plan_settings(out)

@@ -173,6 +173,7 @@ class Contents:
             "typed": self.typed[name],
             "splits": {split: dataset.rows(split) for split in dataset.splits},
             "class_names": list(dataset.class_names),
+            "label_names": list(dataset.label_names),
             "conditions": {
                 part: self.fingerprints.get(grid.fingerprint) for part, grid in sorted(spec.conditions.items())
             },

@@ -17,6 +17,8 @@ from vqgan.data.pictures import open_picture, to_rgb, upright_size
 _T = TypeVar("_T")
 MAX_BYTES = 16 * 2**20
 """Size of a request's body."""
+LARGEST_FILE = MAX_BYTES * 3 // 4 - 2**12
+"""Size of a picture's file that fits into a request in base64."""
 _MAX_PIXELS = 40_000_000
 """Pixels of an uploaded picture: more than most cameras have, and at most 160 MB in memory."""
 

@@ -19,6 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from imagepriors.studio.completing import RegionsRequest, RowConditionsRequest, regions, row_conditions
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.guard import Access, Guard
@@ -35,7 +36,7 @@ from imagepriors.studio.painting import (
     script,
     validation_maps,
 )
-from imagepriors.studio.pictures import MAX_BYTES
+from imagepriors.studio.pictures import LARGEST_FILE, MAX_BYTES
 from imagepriors.studio.rows import RowsRequest, rows
 from imagepriors.studio.tokens import DecodeRequest, EncodeRequest, decode, encode
 from runkit.configs import from_dict
@@ -54,6 +55,8 @@ ANSWERS: dict[str, _Answer] = {
     "map": (MapRequest, encode_map),
     "upload": (UploadRequest, read_upload),
     "script": (ScriptRequest, script),
+    "regions": (RegionsRequest, regions),
+    "row_conditions": (RowConditionsRequest, row_conditions),
 }
 """Name → what is answered at once. The function gets the contents and the request."""
 JOBS: dict[str, _Answer] = {
@@ -75,7 +78,7 @@ def make_app(contents: Contents, access: Access) -> Starlette:
         return FileResponse(STATIC / "index.html")
 
     async def describe(_: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(lambda: contents.described))
+        return JSONResponse({**await run_in_threadpool(lambda: contents.described), "largest_file": LARGEST_FILE})
 
     async def answer(request: Request) -> Response:
         cls, function = _find(ANSWERS, request)

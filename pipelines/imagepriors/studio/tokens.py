@@ -44,7 +44,7 @@ def encode(contents: Contents, request: EncodeRequest) -> Event:
     codes_Nhw = tokenizer.loaded.encode(seen)
     return {
         "codes": codes_Nhw[0].reshape(-1).tolist(),
-        "picture": uris(np.stack(seen))[0],
+        "picture": uris(np.stack(seen), exact=True)[0],
         "decoded": uris(tokenizer.loaded.decode(codes_Nhw))[0],
     }
 

@@ -75,12 +75,13 @@ def start_copy(plan: Plan, manifest: Manifest, source: Store, out: Store) -> Non
 
 
 def finish_copy(plan: Plan, sidecars: Sequence[Sidecar], original: Manifest, out: Where) -> Manifest:
-    """Write the manifest of a dataset with the spec, classes, tokenizers and licence of `original`."""
+    """Write the manifest of a dataset with the spec, names, tokenizers and licence of `original`."""
     manifest = Manifest.build(
         plan=plan,
         sidecars=sidecars,
         spec=original.spec,
         class_names=original.class_names,
+        label_names=original.label_names,
         tokenizer=original.tokenizer,
         conditions=original.conditions,
         license=original.license,

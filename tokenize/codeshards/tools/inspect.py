@@ -86,6 +86,7 @@ class Inspection:
                 for name, split in manifest.splits.items()
             },
             "class_names": list(manifest.class_names),
+            "label_names": list(manifest.label_names),
             "codes": {name: statistics.to_json() for name, statistics in self.codes.items()},
             "carried": {name: asdict(statistics) for name, statistics in self.carried.items()},
         }

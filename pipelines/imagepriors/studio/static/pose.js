@@ -80,7 +80,8 @@ export class PoseEditor {
   }
 
   undo() {
-    this.restore(this.history.undo());
+    if (this.asIs) this.stand();
+    else this.restore(this.history.undo());
   }
 
   redo() {
