@@ -30,7 +30,7 @@ class Painter {
     this.controls = new Controls(priors, "How to draw from what is painted");
     this.which = select("Paint", [], "", () => this.open());
     this.live = el("input", { type: "checkbox", checked: true });
-    this.place = el("div", { className: "editing" });
+    this.place = el("div", { className: "paint-tools" });
     this.job = jobStatus();
     this.results = pictures("Sample");
     this.blank = empty("Paint something, or choose a map to start from. Pictures that follow it appear here.");
@@ -90,7 +90,7 @@ class Painter {
     if (maps.length && slot.condition !== "pose") slot.editor.load(maps[0]);
     else this.change(slot);
     slot.quiet = false;
-    return el("div", { className: "editing" }, slot.editor.node, this.files(slot),
+    return el("div", { className: "paint-tools" }, slot.editor.node, this.files(slot),
       el("details", { open: true }, el("summary", {}, slot.condition === "pose" ? "Use a validation pose" : "Start from a validation map"), starts.node));
   }
 
@@ -101,12 +101,13 @@ class Painter {
     file.addEventListener("change", async () => {
       note.textContent = "Opening …";
       try {
+        if (file.files[0].size > this.contents.largest_file) throw new Error(`${file.files[0].name} is too large: use a map of at most ${this.contents.largest_file >> 20} MiB.`);
         slot.editor.load(await ask("upload", { prior: slot.prior, condition: slot.condition, picture: await dataUri(file.files[0]) }));
         note.textContent = "";
       } catch (error) {
         note.textContent = error.message;
       }
-      note.classList.toggle("failed", note.textContent !== "");
+      note.classList.toggle("bad", note.textContent !== "");
       file.value = "";
     });
     const open = slot.condition === "pose" ? null : button("Open a map …", () => file.click(), { className: "quiet" });
@@ -150,7 +151,7 @@ class Painter {
     const { grid } = this.controls.chosen.conditions.find(({ name }) => name === slot.condition);
     this.seen.hidden = !slot.encoded;
     this.sight.hidden = !slot.encoded && !slot.error;
-    this.seenNote.classList.toggle("failed", Boolean(slot.error));
+    this.seenNote.classList.toggle("bad", Boolean(slot.error));
     if (slot.encoded) this.seen.querySelector("img").src = slot.encoded.seen;
     this.seenNote.textContent = slot.error || `The map, encoded to ${grid.join(" × ")} codes and decoded again. Details that are lost here do not reach the pictures.`;
   }
