@@ -19,9 +19,12 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from imagepriors.studio.codebook import CodeRequest, UsageRequest, code, usage
+from imagepriors.studio.comparing import FiguresRequest, ReconstructRequest, figures, reconstruct
 from imagepriors.studio.completing import RegionsRequest, RowConditionsRequest, regions, row_conditions
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
+from imagepriors.studio.finding import FindRequest, find
 from imagepriors.studio.guard import Access, Guard
 from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of
 from imagepriors.studio.painting import (
@@ -37,8 +40,18 @@ from imagepriors.studio.painting import (
     validation_maps,
 )
 from imagepriors.studio.pictures import LARGEST_FILE, MAX_BYTES
-from imagepriors.studio.rows import RowsRequest, rows
-from imagepriors.studio.tokens import DecodeRequest, EncodeRequest, decode, encode
+from imagepriors.studio.rows import RowsRequest, row_pictures, rows
+from imagepriors.studio.statistics import AboutRequest, StatisticsRequest, about, statistics
+from imagepriors.studio.tokens import (
+    DecodeRequest,
+    EncodeRequest,
+    OrdersRequest,
+    ScalesRequest,
+    decode,
+    encode,
+    orders,
+    scales,
+)
 from runkit.configs import from_dict
 from runkit.errors import UserError
 
@@ -55,12 +68,22 @@ ANSWERS: dict[str, _Answer] = {
     "map": (MapRequest, encode_map),
     "upload": (UploadRequest, read_upload),
     "script": (ScriptRequest, script),
+    "about": (AboutRequest, about),
+    "figures": (FiguresRequest, figures),
+    "code": (CodeRequest, code),
+    "orders": (OrdersRequest, orders),
+    "scales": (ScalesRequest, scales),
     "regions": (RegionsRequest, regions),
     "row_conditions": (RowConditionsRequest, row_conditions),
 }
 """Name → what is answered at once. The function gets the contents and the request."""
 JOBS: dict[str, _Answer] = {
     "draw": (DrawRequest, draw),
+    "row_pictures": (RowsRequest, row_pictures),
+    "find": (FindRequest, find),
+    "statistics": (StatisticsRequest, statistics),
+    "reconstruct": (ReconstructRequest, reconstruct),
+    "usage": (UsageRequest, usage),
 }
 """Name → what waits in the queue. The function gets the contents, the request and a report."""
 
