@@ -149,35 +149,36 @@ def conditions_of(contents: Contents, request: DrawRequest) -> dict[str, Codes]:
         UserError: A condition is not one of the prior's.
     """
     prior, n = contents.prior(request.prior), request.n
-    sequence, found = prior.sequence, {}
+    sequence, found = prior.sequence, dict[str, Codes]()
     if unknown := set(request.conditions) - {part.name for part in sequence.conditions}:
         raise UserError(f"condition {min(unknown)!r}: {request.prior} is conditioned on {sequence.condition!r}")
+    if not sequence.conditions:
+        return {}
     from_rows = _from_rows(sequence, request)
     if from_rows and request.codes is not None:
         raise UserError(
             f"{request.prior} is conditioned on {sequence.condition!r}, which this picture does not have: choose a "
             "picture of the shards, or another prior"
         )
+    chosen = {name: [value] * n for name, value in request.conditions.items()}
     if from_rows:
         count = -(-n // _PER_CONDITION)
         nothing = np.zeros(sequence.length, bool)
         rows, _ = select_conditions(sequence, prior.shards, count, range(count), nothing)
         found = {name: tokens.repeat(_PER_CONDITION, 0)[:n] for name, tokens in rows.items()}
-    elif sequence.conditions:
-        chosen = {name: [value] * n for name, value in request.conditions.items()}
-        if "class" in (part.name for part in sequence.conditions) and "class" not in chosen:
-            chosen["class"] = [index % sequence.conditions[0].vocabulary for index in range(n)]
-        return condition_tokens(sequence, chosen, n)
-    return found | {name: np.repeat(np.atleast_1d(value)[None], n, 0) for name, value in request.conditions.items()}
+    elif sequence.conditions[0].name == "class" and "class" not in chosen:
+        chosen["class"] = [index % sequence.conditions[0].vocabulary for index in range(n)]
+    return found | condition_tokens(sequence, chosen, n)
 
 
 def _hints(contents: Contents, request: DrawRequest, conditions: dict[str, Codes]) -> list[str]:
-    """The validation rows' first picture condition, one for each condition; empty if none was taken from rows."""
+    """The first condition that was taken from validation rows, a picture for each row; empty if none was."""
     prior = contents.prior(request.prior)
     if not _from_rows(prior.sequence, request):
         return []
+    missing = tuple(part for part in prior.sequence.conditions if part.name not in request.conditions)
     each = {name: tokens[::_PER_CONDITION] for name, tokens in conditions.items()}
-    return uris(decode_condition(prior.sequence, prior.shards, each))
+    return uris(decode_condition(dataclasses.replace(prior.sequence, conditions=missing), prior.shards, each))
 
 
 def _given(sequence: SequenceSpec, tokenizer: Tokenizer, request: DrawRequest) -> Codes | None:

@@ -29,6 +29,18 @@ from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.finding import FindRequest, find
 from imagepriors.studio.guard import Access, Guard
 from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of, plain
+from imagepriors.studio.painting import (
+    CanvasRequest,
+    MapRequest,
+    MapsRequest,
+    ScriptRequest,
+    UploadRequest,
+    canvas,
+    encode_map,
+    read_upload,
+    script,
+    validation_maps,
+)
 from imagepriors.studio.pictures import LARGEST_FILE, MAX_BYTES
 from imagepriors.studio.rows import RowsRequest, row_pictures, rows
 from imagepriors.studio.statistics import AboutRequest, StatisticsRequest, about, statistics
@@ -58,6 +70,11 @@ ANSWERS: dict[str, _Answer] = {
     "encode": (EncodeRequest, encode),
     "decode": (DecodeRequest, decode),
     "rows": (RowsRequest, rows),
+    "canvas": (CanvasRequest, canvas),
+    "maps": (MapsRequest, validation_maps),
+    "map": (MapRequest, encode_map),
+    "upload": (UploadRequest, read_upload),
+    "script": (ScriptRequest, script),
     "about": (AboutRequest, about),
     "figures": (FiguresRequest, figures),
     "code": (CodeRequest, code),

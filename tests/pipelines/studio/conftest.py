@@ -43,7 +43,10 @@ def page(chromium, studio):
     context = chromium.new_context(viewport={"width": 1024, "height": 900})
     page, errors = context.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: errors.append(f"{message.text} {message.location['url']}") if message.type == "error" else None,
+    )
     page.goto(studio)
     page.wait_for_selector("[role=tab]")
     yield page

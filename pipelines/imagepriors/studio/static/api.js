@@ -42,9 +42,9 @@ async function send(path, options) {
 }
 
 async function read(response) {
+  if (response.ok) return response.json();
   const values = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
-  if (!response.ok) throw new Error(sentence(values.error));
-  return values;
+  throw new Error(sentence(values.error));
 }
 
 function post(values, signal) {
