@@ -26,6 +26,7 @@ KIND    ?= depth
 MODEL   ?=
 TO      ?=
 INIT    ?=
+PORT    ?= 7860
 # Token shards of other runs to train the prior on: one folder or URL, or several as PATH=WEIGHT.
 SHARDS  ?=
 # Conditions to tokenize beside the images, each by a tokenizer of its own.
@@ -43,7 +44,7 @@ CLI      := $(BIN)/imagepriors
 READY    := .venv/.ready
 DEV      := .venv/.ready-dev
 DOCS     := .venv/.ready-docs
-LOCKED   := annotate bench cuda dev docs hub wandb
+LOCKED   := annotate bench cuda dev docs hub studio wandb
 # uv installs the same pins in a fraction of pip's time; it is installed into .venv where the machine has none.
 UV       := $(or $(shell command -v uv),$(BIN)/uv)
 INSTALL   = $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
@@ -68,7 +69,7 @@ help: ## List targets and variables
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  Variables (now): DATASET=$(DATASET) DATA=$(DATA) ORDER=$(ORDER) COND=$(COND) PRESET=$(PRESET)"
-	@echo "                   CONDITIONS='$(CONDITIONS)' SUITE='$(SUITE)' FIGURES='$(FIGURES)' SIZE=$(SIZE) KIND=$(KIND) MODEL=$(MODEL)"
+	@echo "                   CONDITIONS='$(CONDITIONS)' SUITE='$(SUITE)' FIGURES='$(FIGURES)' SIZE=$(SIZE) KIND=$(KIND) MODEL=$(MODEL) PORT=$(PORT)"
 	@echo "                   RUN=$(RUN) WORKERS=$(WORKERS) RAY_ADDRESS=$(RAY_ADDRESS) N=$(N) SET='$(SET)'"
 	@echo "  SET takes any flags of the command, e.g. SET='--steps 100 --model.n-layer 4'"
 
@@ -160,6 +161,11 @@ push: $(PRIOR)/summary.json ## Publish the prior with its tokenizer, and the sha
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
+# The demo run is made first where it does not exist.
+studio: $(if $(wildcard $(RUN)/*/model.safetensors),,$(if $(filter demo,$(DATASET)),quickstart)) | $(READY) ## Open a page to draw with the priors of RUN and to look into its tokens (PORT=, SET=--share)
+	$(INSTALL) -e '.[studio]'
+	$(CLI) studio $(RUN) --port $(PORT) $(if $(filter studio,$(MAKECMDGOALS)),$(SET))
+
 evaluate-prior: $(PRIOR)/summary.json ## Likelihood, distances and agreement with conditions of the prior (ORDER=, COND=)
 	$(NEEDDATA)
 	$(CLI) evaluate-prior --prior $(PRIOR) --shards $(RUN)/shards $(SOURCE) $(if $(filter evaluate-prior,$(MAKECMDGOALS)),$(SET))
@@ -199,4 +205,4 @@ clean: ## Remove build products and caches (keeps .venv, runs and data)
 
 .PHONY: help setup lock quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
         evaluate-prior figures \
-        sample push report bench readme docs faults check lint test clean
+        sample push report studio bench readme docs faults check lint test clean

@@ -133,6 +133,8 @@ def _problem(kind: Any, value: Any) -> str | None:
         return None if None in problems else next(problem for problem in problems if problem)
     if origin is tuple:
         return _tuple_problem(inner, value)
+    if origin is list:
+        return _tuple_problem((inner[0], Ellipsis), value) if isinstance(value, list) else "pass a list of values"
     if origin is dict:
         fits = isinstance(value, dict) and all(
             _problem(part, item) is None for pair in value.items() for part, item in zip(inner, pair, strict=True)

@@ -1,8 +1,9 @@
-"""Checks of names: of files, before they are used in paths, and of many keys, which must be unique."""
+"""Names: checks of those of files and of many keys, and lists of them in messages."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runkit.errors import UserError
@@ -49,3 +50,9 @@ def repeated_hashes(hashes: NDArray[np.int64]) -> set[int]:
     """
     hashes.sort()
     return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return names joined by commas; of more than `most`, the first ones and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -95,6 +95,11 @@ class Quantizer(nn.Module):
         """Return the code of each vector, int64 [N]: the nearest. The codebook has the type of the vectors."""
         return _nearest(z_ND, codebook_KD)
 
+    def distances(self, z_D: Tensor, codebook_KD: Tensor) -> Tensor:
+        """Return what `match` minimises, from one vector to each code, float32 [K]: the squared Euclidean distance."""
+        parts = torch.split(codebook_KD, max(1, _DISTANCES // len(z_D)))
+        return torch.cat([(part_KD - z_D).square().sum(1) for part_KD in parts])
+
     def codes(self, z_BDhw: Tensor) -> Tensor:
         """Return the code of each latent vector, int64 [B, h, w]."""
         batch, _, height, width = z_BDhw.shape
@@ -253,6 +258,10 @@ class IndexQuantizer(Quantizer):
     def match(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
         """Return the code with the largest dot product with each vector, int64 [N]."""
         return _lowest(z_ND, codebook_KD, codebook_KD.new_zeros(len(codebook_KD)))
+
+    def distances(self, z_D: Tensor, codebook_KD: Tensor) -> Tensor:
+        """Return the negative dot product of one vector with each code, float32 [K]."""
+        return -(codebook_KD @ z_D)
 
     def forward(self, z_BDhw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise; return vectors [B, D, h, w] with a gradient to z and the codebook, the loss, and the codes."""

@@ -138,15 +138,36 @@ class Tokenizer:
         return np.concatenate(found)
 
     @torch.inference_mode()
+    def nearest_codes(self, code: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the other codes that are nearest to one in the codebook, as the quantiser compares vectors with codes.
+
+        Returns:
+            The codes [count], nearest first, and their squared Euclidean distances; for the quantiser "ibq", their
+            negative dot products.
+
+        Raises:
+            InputError: The code is not in the codebook, or the codebook is that of another package.
+        """
+        self._check_code(code)
+        codebook_KD = self._model.quantize.codebook().to(self._device)
+        with torch.autocast(self._device.type, enabled=False):
+            distances_K = self._model.quantize.distances(codebook_KD[code], codebook_KD)
+        nearest = torch.sort(distances_K, stable=True).indices  # among equals, the lowest number
+        nearest = nearest[nearest != code][:count]
+        return nearest.cpu().numpy(), distances_K[nearest].cpu().numpy()
+
+    def _check_code(self, code: int) -> None:
+        if not 0 <= code < self.config.codebook_size:
+            raise InputError(f"code {code} is not in the codebook of {self.config.codebook_size}: other tokenizer?")
+
+    @torch.inference_mode()
     def decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the pictures of codes [N, h, w], as `to_pictures` does: RGB, label maps or depth in [0, 1].
 
         Raises:
             InputError: A code is not in the codebook.
         """
-        highest = int(codes_NHW.max(initial=0))
-        if highest >= self.config.codebook_size:
-            raise InputError(f"code {highest} is not in the codebook of {self.config.codebook_size}: other tokenizer?")
+        self._check_code(int(codes_NHW.max(initial=0)))
         return np.concatenate([
             self._decode(codes_NHW[start : start + _DECODED]) for start in range(0, max(1, len(codes_NHW)), _DECODED)
         ])  # fmt: skip
@@ -191,6 +212,10 @@ class PluginTokenizer(Tokenizer):
     def rescale(self, codes_NHW: npt.NDArray[Any], side: int) -> Codes:
         """Refuse: the codebook is that of another package."""
         raise InputError(f"the tokenizer {self.config.kind!r} has no coarser scales: add none")
+
+    def nearest_codes(self, code: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Refuse: the codebook is that of another package."""
+        raise InputError(f"the tokenizer {self.config.kind!r} does not show its code vectors: it has no nearest codes")
 
     def _decode(self, codes_NHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return decode_with(self._plugin, self.config, codes_NHW.astype(np.int64))

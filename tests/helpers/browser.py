@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 """Path of the browser; None where none is installed."""
@@ -49,11 +49,15 @@ class Chromium:
         """
         contexts, errors = [], list[str]()
 
+        def note(message: ConsoleMessage) -> None:
+            if message.type in _FAULTS:
+                errors.append(f"{message.text} {message.location['url']}")
+
         def open_page(url: str, **options: Any) -> Page:
             contexts.append(self.browser.new_context(**options))
             page = contexts[-1].new_page()
             page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on("console", lambda message: errors.append(message.text) if message.type in _FAULTS else None)
+            page.on("console", note)
             page.goto(url)
             return page
 

@@ -46,12 +46,13 @@ def make_dataset(
     """A finished dataset of a train and a val split; returns the rows of each split in planned order.
 
     The tokenizer beside it is not one, unless its folder is given: nothing that reads shards alone looks into it. Keys
-    in `fails` give no rows. A fifth of the rows have no label, unless `labelled`.
+    in `fails` give no rows. A fifth of the rows have no label, unless `labelled`. Carried columns are of text.
     """
     content = {"train": make_rows(rows, seed=seed), "val": make_rows(3, seed=seed + 1)}
     for part in content.values():
         part["views"][:] = 0
         part["labels"] = np.arange(len(part["keys"])) % 3 if labelled else part["labels"]
+        part["carried"] = {name: [f"{name} of {key}" for key in part["keys"]] for name in spec.carried}
     plan = build_plan(
         samples={split: part["keys"] for split, part in content.items()},
         source_hashes=dict.fromkeys(content, "source"),
@@ -117,4 +118,5 @@ def pick(rows: dict[str, Any], indices: np.ndarray) -> dict[str, Any]:
     """The same rows in another sequence."""
     arrays = {name: rows[name][indices] for name in ("views", "labels", "codes_NHW")}
     nested = {part: {k: v[indices] for k, v in rows[part].items()} for part in ("scales", "conditions")}
-    return {"keys": [rows["keys"][i] for i in indices], **arrays, **nested}
+    carried = {name: [values[i] for i in indices] for name, values in rows.get("carried", {}).items()}
+    return {"keys": [rows["keys"][i] for i in indices], **arrays, **nested, "carried": carried}

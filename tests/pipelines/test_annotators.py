@@ -24,6 +24,8 @@ from imagepriors.annotate.job import annotate_shard
 from imagepriors.annotate.maptree import MapTree, encode_map
 from imagepriors.annotate.networks import Annotator, find_model, upsampled_argmax
 from imagepriors.demo.layouts import write_demo_data
+from imagepriors.demo.scenes import SEGMENTATION_NAMES
+from runkit.errors import UserError
 from vqgan.data import open_splits
 from vqgan.data.conditions import read_depth, read_map
 from vqgan.data.sources import Memory
@@ -154,8 +156,10 @@ def test_segformer_masks_are_those_of_transformers(tmp_path, write_images):
     root = write_images(tmp_path / "data", {"train": 4, "val": 1})
     annotator = Annotator.load("segmentation", tmp_path / "model", device="cpu")
     assert len(annotator.label_names) == 20
-    only_shard(root, "segmentation", annotator, batch_size=1)
+    _, tree = only_shard(root, "segmentation", annotator, batch_size=1)
+    tree.write_lists(open_splits("folder", root), [], annotator.label_names)
     samples = open_splits("folder", root)["train"]
+    assert samples.label_names == annotator.label_names
     for index, item in enumerate(samples.items):
         whole = samples.read_whole(index)
         with torch.inference_mode():
@@ -275,10 +279,11 @@ def test_the_list_in_out_keeps_conditions_that_are_files(dpt, tmp_path):
         shard = PlannedShard(split=name, index=0, start=0, stop=len(split))
         task = ShardTask(shard=shard, plan_hash="p", samples=split)
         sidecars.append(annotate_shard(task, annotator=annotator, tree=tree, config=AnnotateConfig()))
-    tree.write_list(splits, sidecars)
+    tree.write_lists(splits, sidecars, splits["train"].label_names)
     for name, split in open_splits("folder", out).items():
         assert split.keys == splits[name].keys
         assert split.conditions == ("segmentation", "depth")
+        assert split.label_names == ("unlabelled", *SEGMENTATION_NAMES)
         mine, theirs = (s.read(0, 16, conditions=("segmentation",)) for s in (split, splits[name]))
         np.testing.assert_array_equal(mine.conditions["segmentation"], theirs.conditions["segmentation"])
         assert mine.label == theirs.label
@@ -343,3 +348,21 @@ def test_a_model_with_code_is_refused_without_a_prompt(dpt, tmp_path, monkeypatc
     with pytest.raises(InputError, match="nested too deep"):
         Annotator.load("depth", tmp_path / "m", device="cpu")
     assert not (tmp_path / "executed").exists()
+
+
+def test_names_of_labels_replace_their_own_file_alone(tmp_path, write_images):
+    splits = open_splits("folder", write_images(tmp_path / "d", {"train": 2, "val": 1}))
+    tree, file = (
+        MapTree(kind="segmentation", suffix=".png", data=tmp_path / "d"),
+        tmp_path / "d/segmentation_labels.txt",
+    )
+    tree.write_lists(splits, [], ("sky\u2028above", "", "wall"))
+    assert open_splits("folder", tmp_path / "d")["val"].label_names == ("sky above", "label 1", "wall")
+    tree.write_lists(splits, [], ("sea",))
+    assert file.read_text() == "sea\n"
+    tree.write_lists(splits, [], ())
+    assert not file.exists()
+    file.write_text("mine\n")
+    with pytest.raises(UserError, match=r"segmentation_labels\.txt is there"):
+        tree.check_empty(splits, ("sea",))
+    assert file.read_text() == "mine\n"

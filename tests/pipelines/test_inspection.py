@@ -1,6 +1,7 @@
 """`imagepriors inspect`: counts, contact sheets, and names of bad files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -31,8 +32,10 @@ def data(tmp_path):
 
 def test_all_defects_are_counted_and_named(data, tmp_path, capsys):
     out = tmp_path / "out"
+    (data / "segmentation_labels.txt").write_text("\n".join(f"thing {label}" for label in range(22)))
     assert main(["inspect", "folder", "--data", str(data), "--out", str(out), "--size", "32", "--limit", "0"]) == 0
     text = capsys.readouterr().out
+    assert re.search("labels of masks: thing 0, thing 1, .*, thing 19 and 2 more\n", text)
     for words in ("train: 6 samples, 6 decoded, 1 unreadable", "a/1: 1.png", "stray.png", "classes without an image"):
         assert words in text
     train = json.loads((out / "inspection.json").read_text())["splits"]["train"]

@@ -7,7 +7,7 @@ import pytest
 from tiny_pictures import mask, png, put, tar_bytes
 
 from imagepriors.demo.layouts import write_demo_data
-from imagepriors.demo.scenes import CLASS_NAMES, render_scene
+from imagepriors.demo.scenes import CLASS_NAMES, SEGMENTATION_NAMES, render_scene
 from vqgan.data import open_splits
 from vqgan.errors import InputError
 
@@ -32,6 +32,8 @@ def test_demo_samples_carry_every_condition_exactly(demo):
     )
     assert sample.conditions["pose"].shape == (32, 32, 3)
     assert splits["val"].class_names[sample.label] == CLASS_NAMES[scene.label]
+    assert splits["train"].label_names[scene.segmentation[0, 0]] == "sky"
+    assert splits["val"].label_names == ("unlabelled", *SEGMENTATION_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,12 @@ def test_deepfashion_lines(tmp_path):
         ("webdataset", {"train.tar": {"a.jpg": b"", "a.json": b'{"label": 1e999}'}}, "label inf of a is too large"),
         ("webdataset", {"train.tar": {"a.jpg": b"", "a.cls": b"\xff"}}, "label of a"),
         ("ade20k", {"images/training/a.jpg": b"", "sceneCategories.txt": b"a caf\xe9\n"}, "is not UTF-8"),
+        ("ade20k", {"objectInfo150.txt": b"Idx\tName\n1\twall\n3\tsky\n"}, "line 3: expected the number 2"),
+        ("ade20k", {"objectInfo150.txt": b"1,0.1576,11664,1172,wall\n"}, "line 1: expected the number 1, tabs"),
+        ("ade20k", {"objectInfo150.txt": b"".join(b"%d\tx\n" % n for n in range(1, 152))}, "names 152 labels"),
+        ("folder", {"segmentation_labels.txt": b"sky\n\nwall\n"}, "line 2 is empty"),
+        ("folder", {"segmentation_labels.txt": b"caf\xe9\n"}, "is not UTF-8"),
+        ("folder", {"segmentation_labels.txt": b"x\n" * 257}, "names 257 labels"),
         ("imagenet", {"LOC_val_solution.csv": b"a,b\n1,2\n"}, "not a list of ImageId"),
         ("imagenet", {"LOC_val_solution.csv": b"ImageId,PredictionString\nx,\n"}, "not a list of ImageId"),
         ("imagenet", {"LOC_val_solution.csv": b"ImageId,PredictionString\n" + b"x" * 200_000}, "not a list of ImageId"),
@@ -143,3 +151,16 @@ def test_scenes_of_ade20k_may_have_dots_and_spaces(tmp_path):
     splits = open_splits("ade20k", tmp_path)
     assert splits["val"].class_names == ("bar", "living room")
     assert [item.label for item in splits["train"].items] == [1, 0]
+
+
+def test_labels_of_ade20k_have_the_names_of_the_releases_table(tmp_path):
+    put(tmp_path / "images/training/a.png", png(1))
+    put(tmp_path / "images/training/b.png", png(2))
+    assert open_splits("ade20k", tmp_path)["val"].label_names == ()
+    # Lines as they are in the release, with spaces after some numbers and names.
+    lines = ["Idx\tRatio\tTrain\tVal\tName", "1\t0.1576\t11664\t1172\twall", "2\t0.1072\t6046\t612\tbuilding, edifice"]
+    put(tmp_path / "objectInfo150.txt", "\r\n".join([*lines, "3 \t0.0231\t1906\t199\tbed ", ""]).encode())
+    for split in open_splits("ade20k", tmp_path).values():  # val is held out
+        assert split.subset([0]).label_names == ("unlabelled", "wall", "building, edifice", "bed")
+    put(tmp_path / "segmentation_labels.txt", b"none\nmur\n")
+    assert open_splits("ade20k", tmp_path)["train"].label_names == ("none", "mur")

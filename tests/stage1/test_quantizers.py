@@ -161,6 +161,15 @@ def test_every_code_survives_decoding_and_encoding_its_vector(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_distances_are_lowest_at_the_code_that_matches(kind):
+    quantize = make(kind)
+    with torch.no_grad():
+        z_ND, codebook_KD = rows(latents(KINDS[kind]["embed_dim"])), quantize.codebook()
+        nearest = [int(quantize.distances(z_D, codebook_KD).argmin()) for z_D in z_ND]
+        assert nearest == quantize.match(z_ND, codebook_KD).tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_coarser_scales_follow_from_the_codes(kind):
     model = build_model(ModelConfig(quantizer=kind, **{**TINY, **KINDS[kind]})).eval()
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1

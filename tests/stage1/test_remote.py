@@ -143,6 +143,7 @@ def assert_equal(found: dict[str, Split], wanted: dict[str, Split]) -> None:
     for name, split in wanted.items():
         assert found[name].keys == split.keys
         assert found[name].class_names == split.class_names
+        assert found[name].label_names == split.label_names
         assert found[name].conditions == split.conditions
         for index in range(len(split)):
             assert as_read(found[name], index) == as_read(split, index)
@@ -152,12 +153,14 @@ def assert_equal(found: dict[str, Split], wanted: dict[str, Split]) -> None:
 def test_a_store_is_read_like_a_folder(layout: str, s3: S3Server, tmp_path: Path) -> None:
     name, write = LAYOUTS[layout]
     write(tmp_path / "data")
+    (tmp_path / "data/segmentation_labels.txt").write_text("sky\nwall\n")
     upload(tmp_path / "data", f"s3://bucket/some/{layout}")
     url = Path(f"s3://bucket/some/{layout}")  # the command line converts every argument to a Path
     assert resolve("auto", url) == resolve("auto", tmp_path / "data") == name
     found, wanted = open_splits("auto", url), open_splits("auto", tmp_path / "data")
     assert_equal(found, wanted)
     assert_equal(open_splits(name, url), wanted)
+    assert found["val"].label_names == ("sky", "wall")
     assert all(split.source_hash() == open_splits(name, url)[key].source_hash() for key, split in found.items())
     assert all(f"s3://bucket/some/{layout}" in str(where) for where in sources_of(found, url))
 

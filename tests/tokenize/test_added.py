@@ -33,6 +33,7 @@ from vqgan.checkpoint import fingerprint
 
 ALL = ("row_major", "spiral_out", "zcurve", "subsample", "alternate")
 BASE = replace(CONFIG, orders=("row_major",), views=2, max_failure_rate=0.1)
+LABELS = tuple(f"thing {label}" for label in range(9))
 SIDE_CAR = "cond_depth/train/shard-000002.parquet"
 
 
@@ -48,6 +49,7 @@ def world(local_ray_cores, tmp_path_factory) -> Path:
                 place = data / f"{split}_{kind}" / picture.relative_to(data / split)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(grey).save(place)
+    (data / "segmentation_labels.txt").write_text("\n".join(LABELS))
     (data / "train/class0/003.png").write_bytes(b"no picture")
     (data / "train_depth/class2/011.png").write_bytes(b"no map")
     write_tokenizer(root / "image")
@@ -131,8 +133,21 @@ def test_image_shards_and_plan_stay_as_they_are(world, added):
         if path.is_file() and name not in ("dataset.json", "README.md", ".tokenize.lock"):
             assert path.read_bytes() == (added / name).read_bytes(), name
     assert {**read_sealed_json(added / "dataset.json"), "files": 0, "added": 0} == {
-        **read_sealed_json(world / "base/dataset.json"), "files": 0, "added": 0
+        **read_sealed_json(world / "base/dataset.json"), "files": 0, "added": 0, "label_names": [*LABELS]
     }  # fmt: skip
+
+
+def test_names_of_labels_come_with_the_masks_and_later_by_the_same_job(world, base, added, one_pass, tmp_path):
+    assert ShardDataset.open(base).label_names == ()
+    assert ShardDataset.open(added).label_names == ShardDataset.open(one_pass).label_names == LABELS
+    older = Path(shutil.copytree(one_pass, tmp_path / "older"))
+    value = read_sealed_json(older / "dataset.json")
+    write_sealed_json(older / "dataset.json", {**value, "label_names": [], "license": "cc0-1.0"})
+    tokenizers = {name: world / name for name in ("image", "depth", "segmentation")}
+    config = replace(BASE, orders=ALL, scales=(1, 2, 4))
+    made = tokenize(config, dataset="folder", data=world / "data", tokenizers=tokenizers, out=older)
+    assert (made.label_names, made.license) == (LABELS, "cc0-1.0")
+    assert ShardDataset.open(older).fingerprint == ShardDataset.open(one_pass).fingerprint
 
 
 def test_failed_map_costs_its_rows_in_all_columns(world, added):

@@ -378,13 +378,15 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     assert a != c
 
 
-def test_fingerprint_ignores_licence_card_and_class_names(tmp_path: Path) -> None:
+def test_fingerprint_ignores_licence_card_and_names(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     before, earlier = ShardDataset.open(tmp_path), sha256_file(tmp_path / "dataset.json")
     (tmp_path / "README.md").write_text("my own words")
-    manifest = dataclasses.replace(before.manifest, license="cc-by-4.0", class_names=("a", "b", "c"))
-    manifest.save(tmp_path)
+    assert "label_names" not in read_json(tmp_path / "dataset.json")
+    names = {"class_names": ("a", "b", "c"), "label_names": ("sky", "wall")}
+    dataclasses.replace(before.manifest, license="cc-by-4.0", **names).save(tmp_path)
     after = ShardDataset.open(tmp_path)
+    assert (before.label_names, after.label_names) == ((), ("sky", "wall"))
     assert after.fingerprint == before.fingerprint
     assert sha256_file(tmp_path / "dataset.json") != earlier
 

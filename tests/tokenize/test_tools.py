@@ -131,6 +131,9 @@ def test_merge_refuses_different_datasets(tmp_path: Path) -> None:
     write_sealed_json(tmp_path / "b/dataset.json", {**value, "class_names": ["x"]})
     with pytest.raises(ShardError, match=r"cannot be merged, because they differ in classes"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    write_sealed_json(tmp_path / "b/dataset.json", {**value, "label_names": ["sky"]})
+    with pytest.raises(ShardError, match=r"cannot be merged, because they differ in names of labels"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 

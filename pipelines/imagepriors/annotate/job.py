@@ -69,7 +69,8 @@ def annotate(
 
     Without `out` the maps are beside the images: those of `train/` in `train_depth/` or `train_segmentation/`, under
     the names of the images. With `out`, which datasets in archives and tables require, they are there under their keys,
-    with copies of images that are not files of their own, and a list (images.parquet) for the reader `folder`.
+    with copies of images that are not files of their own, and a list (images.parquet) for the reader `folder`. The
+    network's names of labels are in `segmentation_labels.txt`.
 
     Args:
         config: Model and settings.
@@ -97,12 +98,14 @@ def annotate(
     device = pick_device(config.device, InputError).type
     plan = _plan(config, kind, dataset, splits, fingerprint(model), labels, device)
     folders = tree.folders(splits)
+    # Masks that are listed beside new depth maps keep their names.
+    names = labels if kind == "segmentation" else next(iter(splits.values())).label_names if out else ()
     with held(tree.job_dir, "annotate"):
         if overwrite:
             tree.delete(splits)
-        tree.check_empty(splits)
+        tree.check_empty(splits, names)
         sidecars = _make(config, plan, splits, tree, model, device, retry_failed=retry_failed)
-        tree.write_list(splits, sidecars)
+        tree.write_lists(splits, sidecars, names)
     reader, root = tree.reader(dataset, splits)
     return Annotated(
         maps=sum(sidecar.samples for sidecar in sidecars),

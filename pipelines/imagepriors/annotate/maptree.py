@@ -19,11 +19,12 @@ from codeshards.format.manifest import sidecar_path
 from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, PlannedShard
 from imagepriors.annotate.config import Kind
 from runkit.files import sha256_of
-from runkit.folders import check_apart, publish
+from runkit.folders import check_apart, check_publish, publish
 from runkit.places import url_of
 from vqgan.data import Item, Split, sources_of
 from vqgan.data.conditions import CONDITIONS
 from vqgan.data.files import IMAGE_SUFFIXES, MAP_SUFFIXES, find_files, map_folder
+from vqgan.data.label_names import LABELS_FILE, label_names_text
 from vqgan.data.sources import File
 from vqgan.errors import InputError
 
@@ -88,12 +89,13 @@ class MapTree:
 
     def reader(self, dataset: str, splits: Mapping[str, Split]) -> tuple[str, Path]:
         """Layout and folder of the dataset that contains images and maps."""
-        if self.out:
-            return "folder", self.out
-        images, _ = _split_path(next(iter(splits.values())).items[0])
-        if images == self.data:  # the root itself is the split
-            return "folder", self.data
-        return _READERS[dataset][self.kind], images.parent
+        root = self._root(splits)
+        return "folder" if root in (self.out, _images(splits)) else _READERS[dataset][self.kind], root
+
+    def _root(self, splits: Mapping[str, Split]) -> Path:
+        images = _images(splits)
+        # The root itself may be the split.
+        return self.out or (self.data if images == self.data else images.parent)
 
     def check_place(self, dataset: str, splits: Mapping[str, Split]) -> None:
         """Refuse a location in which no dataset layout finds the maps.
@@ -127,12 +129,15 @@ class MapTree:
                 f"--dataset folder --data {out} --out OTHER"
             )
 
-    def check_empty(self, splits: Mapping[str, Split]) -> None:
+    def check_empty(self, splits: Mapping[str, Split], names: Sequence[str]) -> None:
         """Refuse folders with maps if this job has no plan; an interrupted job has one.
 
         Raises:
             InputError: a map or a list exists.
+            UserError: other names of labels exist, which those of this job would replace.
         """
+        if names:
+            check_publish(self._root(splits), [LABELS_FILE], f"annotate-{self.kind}")
         if (self.job_dir / PLAN_FILE).exists():
             return
         found = [folder / name for folder in self.folders(splits) for name in find_files(folder, _FILLED)[:1]]
@@ -177,7 +182,7 @@ class MapTree:
         return found
 
     def delete(self, splits: Mapping[str, Split]) -> None:
-        """Delete the maps, copied images, list and records of this job, according to its records.
+        """Delete the maps, copied images, list, names and records of this job, according to its records.
 
         Raises:
             InputError, ShardError: the folders of maps contain other or changed files; nothing is deleted.
@@ -193,8 +198,7 @@ class MapTree:
                 raise InputError(
                     f"{path} was not made by this command, or was changed since: {_MOVE}. Nothing was deleted"
                 )
-        if self.out:
-            publish(self.out, {}, f"annotate-{self.kind}")
+        self._publish({}, splits)
         for path in found:
             path.unlink()
         job_dir = open_store(self.job_dir)
@@ -206,16 +210,25 @@ class MapTree:
         for folder in (*self.folders(splits), self.job_dir):
             open_store(folder).remove_empty_folders()
 
-    def write_list(self, splits: Mapping[str, Split], sidecars: Sequence[Sidecar]) -> None:
-        """List the images with their existing and new maps in `out`; failed samples are omitted.
+    def write_lists(self, splits: Mapping[str, Split], sidecars: Sequence[Sidecar], names: Sequence[str]) -> None:
+        """Write the names of the labels of masks, if there are any, and in `out` the list of images."""
+        files = {LABELS_FILE: label_names_text(names)} if names else {}
+        if self.out and self.list_file:
+            files[self.list_file.name] = self._list(self.out, splits, sidecars)
+        self._publish(files, splits)
+
+    def _publish(self, files: Mapping[str, bytes], splits: Mapping[str, Split]) -> None:
+        if self.out or self.kind == "segmentation":  # depth maps beside images have neither names nor a list
+            publish(self._root(splits), files, f"annotate-{self.kind}")
+
+    def _list(self, out: Path, splits: Mapping[str, Split], sidecars: Sequence[Sidecar]) -> bytes:
+        """The images with their existing and new maps, as Parquet; failed samples are omitted.
 
         Conditions that are not files cannot be listed and are omitted.
         """
         import pyarrow as pa
         from pyarrow import parquet
 
-        if self.out is None or self.list_file is None:
-            return
         failed = {(sidecar.split, failure.key) for sidecar in sidecars for failure in sidecar.failures}
         rows: list[dict[str, Any]] = []
         for split, item in ((name, item) for name, samples in splits.items() for item in samples.items):
@@ -225,7 +238,7 @@ class MapTree:
             maps = {name: Path(path) for name, source in item.conditions.items() if (path := _local_path(source))}
             paths = {"image": image, **maps, self.kind: self.map_path(split, item)}
             named = {
-                name: path.relative_to(self.out).as_posix() if path.is_relative_to(self.out) else str(path)
+                name: path.relative_to(out).as_posix() if path.is_relative_to(out) else str(path)
                 for name, path in paths.items()
             }
             rows.append({"label": item.label, "split": split, "key": unquote(item.key), **named})
@@ -234,7 +247,12 @@ class MapTree:
         used = {name: column for name, column in columns.items() if any(value is not None for value in column)}
         file = io.BytesIO()
         parquet.write_table(pa.table(used), file)
-        publish(self.out, {self.list_file.name: file.getvalue()}, f"annotate-{self.kind}")
+        return file.getvalue()
+
+
+def _images(splits: Mapping[str, Split]) -> Path:
+    """The root folder of the images of the first split."""
+    return _split_path(next(iter(splits.values())).items[0])[0]
 
 
 def _local_path(source: object) -> str:

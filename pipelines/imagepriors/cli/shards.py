@@ -14,6 +14,7 @@ from codeshards.format.shardfile import ShardFormat
 from imagepriors.cli.common import FLAT, Subcommands
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish, publish_file
+from runkit.names import listed
 
 if TYPE_CHECKING:
     from codeshards.tools.inspect import Inspection
@@ -303,6 +304,8 @@ def _describe(found: "Inspection") -> list[str]:
         )
     for name, carried in value["carried"].items():
         lines.append(f"{name}: {carried['nulls']:,} rows without a value, the first is {carried['first']!r:.80}")
+    if value["label_names"]:
+        lines.append(f"labels of masks: {listed(value['label_names'], 20)}")
     labels = _labels(found)
     most = max(labels.values(), default=1)
     lines += [f"{name:>20} {n:>10,} {'█' * max(1, round(40 * n / most))}" for name, n in list(labels.items())[:20]]

@@ -20,7 +20,8 @@ from vqgan.tokenizer import Tokenizer
 
 Codes = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-_REGIONS = ("upper", "left", "corner", "centre", "checkerboard")
+REGIONS = ("upper", "left", "corner", "centre", "checkerboard")
+"""Regions that have a name."""
 
 
 def known_codes(sequence: SequenceSpec, given: Any) -> Mask:
@@ -95,7 +96,7 @@ def _rectangle(text: str, height: int, width: int) -> tuple[float, float, float,
             raise ValueError
     except ValueError:
         raise ShardError(
-            f"given = {text!r}: use a number of codes, {', '.join(_REGIONS)}, a rectangle LEFT,TOP,RIGHT,BOTTOM in "
+            f"given = {text!r}: use a number of codes, {', '.join(REGIONS)}, a rectangle LEFT,TOP,RIGHT,BOTTOM in "
             "fractions of the picture such as 0.25,0.25,0.75,0.75, the path of a .png, not- before one of them, or "
             "scales-K"
         ) from None

@@ -86,10 +86,15 @@ def read_rows(
     for number, shard in enumerate(dataset.shards(split)):
         rows = indices[(indices >= start) & (indices < start + shard.rows)] - start
         start += shard.rows
-        if len(rows):
-            batches = list(dataset.batches(split, list(columns), shards=[number]))
+        begun = 0
+        for batch in dataset.batches(split, list(columns), shards=[number]) if len(rows) else ():
+            read = len(batch[columns[0]])
+            wanted = rows[(rows >= begun) & (rows < begun + read)] - begun
             for column, values in parts.items():
-                values.append(np.concatenate([batch[column] for batch in batches])[rows])
+                values.append(batch[column][wanted])
+            begun += read
+            if begun > rows[-1]:
+                break
     return {column: np.concatenate(values) if values else np.empty(0) for column, values in parts.items()}
 
 

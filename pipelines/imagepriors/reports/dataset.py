@@ -13,6 +13,7 @@ import numpy.typing as npt
 from imagepriors.reports.figures import colorize, picture_grid, png_bytes
 from runkit.files import pretty_json
 from runkit.folders import check_apart, check_publish, publish
+from runkit.names import listed
 from runkit.places import as_typed
 from runkit.progress import tqdm
 from vqgan.config import Geometry, dataset_geometry
@@ -105,6 +106,7 @@ def _counts(split: Split) -> dict[str, Any]:
         "labels": {names.get(label, str(label)): count for label, count in sorted(labels.items())},
         "empty_classes": [name for label, name in names.items() if label not in labels],
         "conditions": {name: with_condition[name] for name in CONDITIONS if with_condition[name]},
+        "label_names": list(split.label_names),
         "without_condition": {
             name: [item.key for item in split.items if name not in item.conditions]
             for name in CONDITIONS
@@ -143,6 +145,8 @@ def _as_text(name: str, found: dict[str, Any]) -> list[str]:
         lines += [f"    … and {len(counts) - _NAMED} more in the JSON"] if len(counts) > _NAMED else []
     for condition, count in found["conditions"].items():
         lines.append(f"  {condition}: {count:,} samples have it, {found['samples'] - count:,} do not")
+    if found["label_names"]:
+        lines.append(f"  labels of masks: {listed(found['label_names'], _NAMED)}")
     for title, names in (
         ("classes without an image", found["empty_classes"]),
         ("maps without an image", found["maps_without_image"]),

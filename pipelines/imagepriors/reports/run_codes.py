@@ -107,7 +107,7 @@ def read_coded(run: RunFolder) -> Coded:
     decoded = colorize(run.tokenizer.decode(codes_NHW))
     names = [_label(run, split.items[index].label) or split.keys[index] for index in indices]
     colours_K = np.full((net.codebook_size, 3), 128, np.uint8)
-    codes, patches = _mean_patches(codes_NHW, decoded)
+    codes, patches = mean_patches(codes_NHW, decoded)
     colours_K[codes] = patches.mean((1, 2)).round()
     return Coded(names, originals, codes_NHW, decoded, colours_K, _most_colourful(originals[:_SHOWN]))
 
@@ -142,10 +142,10 @@ def _original(split: Split, index: int, run: RunFolder) -> Pixels:
         return np.full((net.resolution, net.resolution, 3), 128, np.uint8)
 
 
-def _mean_patches(
+def mean_patches(
     codes_NHW: npt.NDArray[np.int64], decoded: Pixels
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The codes that occur, most frequent first, and the mean of the pixels [K, h, w, 3] at their cells."""
+    """Return the codes that occur, most frequent first, and the mean of the pixels [K, h, w, 3] at their cells."""
     blocks = _blocks(decoded, *codes_NHW.shape[1:])
     patches = blocks.swapaxes(2, 3).reshape(-1, *blocks.shape[2::2], 3)
     codes, cell_code, counts = np.unique(codes_NHW, return_inverse=True, return_counts=True)
@@ -190,7 +190,7 @@ def block_means(originals: Pixels, height: int, width: int) -> Pixels:
 def codebook(run: RunFolder, coded: Coded) -> dict[str, Any]:
     """Picture of the codebook, and its frequencies in the validation split if the training recorded them."""
     columns, most, largest = _ATLAS
-    _, patches = _mean_patches(coded.codes_NHW, coded.decoded)
+    _, patches = mean_patches(coded.codes_NHW, coded.decoded)
     every, across = (max(1, side // largest) for side in patches.shape[1:3])
     whole_rows = max(columns, len(patches) // columns * columns)
     cells = patches[: min(most, whole_rows), ::every, ::across].round().astype(np.uint8)

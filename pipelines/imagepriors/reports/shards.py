@@ -17,6 +17,7 @@ from imagepriors.reports.charts import line_chart
 from imagepriors.reports.figures import colorize
 from imagepriors.reports.page import embed, render_page
 from imagepriors.reports.run_codes import usage_chart
+from runkit.names import listed
 from vqgan.data import spread
 
 _SHOWN = 24
@@ -25,7 +26,7 @@ _COUNTED_ROWS = 200_000
 _READERS = 32
 """Threads that read sidecars."""
 _NAMED = 10
-"""Maximum number of failed samples that are named per kind of failure."""
+"""Maximum number of failed samples that are named per kind of failure, and of labels."""
 Rates = dict[str, tuple[list[float], list[float]]]
 """Node → minutes since the start, and images per second."""
 
@@ -72,6 +73,8 @@ def _facts(out: Store, manifest: Manifest, events: list[dict[str, Any]]) -> list
         facts.append(("scales", ", ".join(map(str, spec.scales))))
     if spec.conditions:
         facts.append(("conditions", ", ".join(spec.conditions)))
+    if manifest.label_names:
+        facts.append(("labels of masks", listed(manifest.label_names, _NAMED)))
     if spec.carried:
         facts.append(("columns", ", ".join(sorted(spec.carried))))
     settings = plan_settings(out)
@@ -129,26 +132,42 @@ def _throughput_sections(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"title": "Throughput", "text": text, "chart": chart}]
 
 
-def _failure_sections(out: Store, manifest: Manifest) -> list[dict[str, Any]]:
-    found: dict[str, list[Failure]] = defaultdict(list)
+def failures_by_kind(out: Store, manifest: Manifest, most: int) -> dict[str, tuple[int, list[tuple[str, Failure]]]]:
+    """The failed samples of a dataset, from its sidecars and those of added columns.
+
+    Args:
+        out: The dataset.
+        manifest: Its manifest.
+        most: Maximum number of samples that are named per kind of failure.
+
+    Returns:
+        Kind of failure, the most frequent first → number of samples, and the first of them, each with its split.
+    """
+    found: dict[str, list[tuple[str, Failure]]] = defaultdict(list)
     counts: Counter[str] = Counter()
+    folders = [out, *(out / column.spec.name for column in manifest.added)]
     for name, split in manifest.splits.items():
         if not split.failures:
             continue
-        paths = [out / f"{name}/{shard.name}.json" for shard in split.shards]
+        paths = [folder / f"{name}/{shard.name}.json" for folder in folders for shard in split.shards]
         with ThreadPoolExecutor(_READERS) as pool:  # one read of an object store takes tens of milliseconds
             for sidecar in pool.map(Sidecar.load, paths):
                 for failure in sidecar.failures:
                     kind = kind_of(failure.reason)
                     counts[kind] += 1
-                    if len(found[kind]) < _NAMED:
-                        found[kind].append(failure)
-    if not counts:
+                    if len(found[kind]) < most:
+                        found[kind].append((name, failure))
+    return {kind: (count, found[kind]) for kind, count in counts.most_common()}
+
+
+def _failure_sections(out: Store, manifest: Manifest) -> list[dict[str, Any]]:
+    kinds = failures_by_kind(out, manifest, _NAMED)
+    if not kinds:
         return []
     rows = [
         (f"{count:,}× {kind}" if not index else "", failure.key, failure.reason)
-        for kind, count in counts.most_common()
-        for index, failure in enumerate(found[kind])
+        for kind, (count, failures) in kinds.items()
+        for index, (_, failure) in enumerate(failures)
     ]
     text = f"Failed samples by kind, at most {_NAMED} of each kind; the sidecars name all."
     return [{"title": "Failures", "text": text, "rows": rows}]

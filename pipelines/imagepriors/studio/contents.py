@@ -1,26 +1,23 @@
 """What the page shows: priors, tokenizers and token shards, by name. A request names one of these, never a path."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from codeprior.sample_config import SampleConfig
-from codeshards.format import ShardDataset, open_store
-from imagepriors.api.defaults import PathLike, as_path, model_folder, results_folder
-from imagepriors.api.hub import kind_of
+from codeshards.format import ShardDataset
+from imagepriors.api.defaults import PathLike
 from imagepriors.api.priors import ImagePrior
 from imagepriors.api.settings import stage_2_table
-from imagepriors.api.shards import open_shards
 from imagepriors.api.tokenizers import ImageTokenizer
+from imagepriors.studio.jobs import plain
+from imagepriors.studio.search import Part, Search, short_names
 from runkit.configs import from_dict
 from runkit.errors import UserError
-from runkit.hub import is_hub
 from runkit.suggestions import choose_one_of
 
 _T = TypeVar("_T")
-_Part = ImagePrior | ImageTokenizer | ShardDataset
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,8 @@ class Contents:
     """Name → path or address as the user wrote it, for commands to copy."""
     fingerprints: Mapping[str, str]
     """Fingerprint of codes → name of the tokenizer that makes them."""
+    problems: tuple[str, ...] = ()
+    """What is damaged or not finished, in one sentence each."""
 
     @classmethod
     def open(cls, places: Sequence[PathLike]) -> "Contents":
@@ -49,21 +48,23 @@ class Contents:
         """
         if not places:
             raise UserError("no place is named: pass a run folder, a prior, a tokenizer, shards or hf://OWNER/NAME")
-        parts: dict[str, tuple[_Part, str]] = {}
-        fingerprints: dict[str, str] = {}
-        for place in places:
-            found = list(_look(place))
-            prefix = f"{_short(place)}/" if len(places) > 1 and len(found) > 1 else ""
-            for name, part, typed, fingerprint in found:
-                if parts.setdefault(f"{prefix}{name}", (part, typed))[0] is part and fingerprint:
-                    fingerprints.setdefault(fingerprint, f"{prefix}{name}")
+        search, parts, fingerprints = Search(), dict[str, tuple[Part, str]](), dict[str, str]()
+        shorts = short_names(places)
+        for place, short in zip(places, shorts, strict=True):
+            found = search.look(place)
+            prefix = f"{short}/" if len(places) > 1 and len(found) > 1 else ""
+            for one in found:
+                name = f"{prefix}{one.name if prefix or len(places) == 1 else short}"
+                if parts.setdefault(name, (one.part, one.typed))[0] is one.part and one.fingerprint:
+                    fingerprints.setdefault(one.fingerprint, name)
         return cls(
-            title=", ".join(dict.fromkeys(map(_short, places))),
+            title=", ".join(shorts),
             priors={name: part for name, (part, _) in parts.items() if isinstance(part, ImagePrior)},
             tokenizers={name: part for name, (part, _) in parts.items() if isinstance(part, ImageTokenizer)},
             shards={name: part for name, (part, _) in parts.items() if isinstance(part, ShardDataset)},
             typed={name: typed for name, (_, typed) in parts.items()},
             fingerprints=fingerprints,
+            problems=tuple(search.problems),
         )
 
     def prior(self, name: str) -> ImagePrior:
@@ -117,16 +118,28 @@ class Contents:
                 return name
         return None
 
+    @functools.cached_property
+    def places(self) -> dict[str, str]:
+        """Absolute path → name of the part there, for messages."""
+        models: dict[str, ImagePrior | ImageTokenizer] = {**self.priors, **self.tokenizers}
+        found = {str(part.folder): name for name, part in models.items() if part.folder.is_absolute()}
+        return found | {str(part.path.local): name for name, part in self.shards.items() if part.path.local}
+
     def sampling(self, prior: str) -> SampleConfig:
-        """Return the configuration that the command line would sample a prior with."""
-        config: SampleConfig = from_dict(SampleConfig, stage_2_table("auto", "sample", self.prior(prior).shards))
-        return config
+        """Return the configuration that the command line would sample a prior with; errors as :meth:`prior`."""
+        return _named(self._samplings, "prior", prior)
+
+    @functools.cached_property
+    def _samplings(self) -> dict[str, SampleConfig]:
+        tables = {name: stage_2_table("auto", "sample", prior.shards) for name, prior in self.priors.items()}
+        return {name: from_dict(SampleConfig, table) for name, table in tables.items()}
 
     @functools.cached_property
     def described(self) -> dict[str, Any]:
         """All of it as JSON values, without weights."""
         return {
             "title": self.title,
+            "problems": [plain(problem, self.places) for problem in self.problems],
             "priors": [self._prior_values(name) for name in self.priors],
             "tokenizers": [self._tokenizer_values(name) for name in self.tokenizers],
             "shards": [self._shards_values(name) for name in self.shards],
@@ -173,6 +186,7 @@ class Contents:
             "typed": self.typed[name],
             "splits": {split: dataset.rows(split) for split in dataset.splits},
             "class_names": list(dataset.class_names),
+            "label_names": list(dataset.label_names),
             "conditions": {
                 part: self.fingerprints.get(grid.fingerprint) for part, grid in sorted(spec.conditions.items())
             },
@@ -186,81 +200,5 @@ class Contents:
 def _named(table: Mapping[str, _T], kind: str, name: str) -> _T:
     if name not in table:
         remedy = choose_one_of(name, table) if table else "it shows none"
-        raise UserError(f"{kind} {name!r} is not on this page: {remedy}")
+        raise UserError(f"{kind} {name[:80]!r} is not on this page: {remedy}")
     return table[name]
-
-
-def _short(place: PathLike) -> str:
-    """The last part of a path or address."""
-    path = as_path(place)
-    return results_folder(path).name if is_hub(path) else path.resolve().name
-
-
-_Found = Iterator[tuple[str, _Part, str, str]]
-"""Name, part, path as typed, and fingerprint of the codes that the part makes, if it is a tokenizer."""
-
-
-def _look(place: PathLike) -> _Found:
-    """What a place holds.
-
-    Raises:
-        UserError: Nothing that can be shown.
-    """
-    path, count = as_path(place), 0
-    if kind := _kind(path):
-        yield from _parts(path, kind, _short(place))
-        if kind == "prior" and _kind(beside := ImagePrior(path).shards) == "shards":
-            yield from _parts(beside, "shards", beside.name)
-        return
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist: pass a run folder such as runs/demo, or hf://OWNER/NAME")
-    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
-    kinds = {folder: kind for folder in folders if (kind := _kind(folder))}
-    # Shards come first: their copy of a tokenizer has a recorded fingerprint, and hides that of the same name beside.
-    for folder, kind in sorted(kinds.items(), key=lambda item: item[1] != "shards"):
-        for found in _parts(folder, kind, folder.name):
-            count += 1
-            yield found
-    if not count:
-        raise UserError(f"{path} holds no finished prior, tokenizer or token shards: train or import one first")
-
-
-def _kind(path: Path) -> str | None:
-    """Kind of a finished part; None for anything else."""
-    if str(path).startswith("hf:") and "datasets/" in str(path):
-        return "shards"
-    folder = model_folder(path)
-    kind = kind_of(open_store(folder))
-    if kind == "shards":
-        return kind if (open_store(folder) / "dataset.json").size() is not None else None
-    return kind if kind and (open_store(folder) / "model.safetensors").size() is not None else None
-
-
-def _parts(path: Path, kind: str, name: str) -> _Found:
-    if kind == "shards":
-        dataset = open_shards(path)
-        yield name, dataset, str(path), ""
-        grids = {"tokenizer": dataset.spec.image}
-        grids |= {f"tokenizer-{part}": grid for part, grid in dataset.spec.conditions.items()}
-        for stored, grid in grids.items():
-            if (dataset.path / stored / "config.json").size() is not None:
-                yield stored, _stored_tokenizer(dataset, stored, grid.fingerprint), f"{path}/{stored}", grid.fingerprint
-        return
-    if kind == "tokenizer":
-        tokenizer = ImageTokenizer(path)
-        yield name, tokenizer, str(path), tokenizer.fingerprint
-        return
-    prior = ImagePrior(path)
-    yield name, prior, str(path), ""
-    if (prior.folder / "tokenizer/config.json").is_file():
-        stored = f"{name}/tokenizer"
-        yield stored, ImageTokenizer(prior.folder / "tokenizer"), f"{path}/tokenizer", prior.sequence.fingerprint
-
-
-def _stored_tokenizer(dataset: ShardDataset, name: str, fingerprint: str) -> ImageTokenizer:
-    place = dataset.path / name
-    if place.local is not None:
-        return ImageTokenizer(place.local)
-    from imagepriors.decode.rows import load_shard_tokenizer
-
-    return ImageTokenizer.of(load_shard_tokenizer(dataset.path, name, fingerprint), Path(str(place)))

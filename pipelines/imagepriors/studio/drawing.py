@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from codeprior.config import PriorError, SequenceSpec
-from codeprior.given import UNKNOWN, check_known
+from codeprior.given import UNKNOWN, given_region, given_scales
 from codeprior.sample import sample_codes
 from codeprior.sample_config import SampleConfig
 from imagepriors.api.conditions import condition_tokens
@@ -25,11 +25,18 @@ from imagepriors.studio.jobs import Event, Report
 from imagepriors.studio.pictures import uris
 from runkit.configs import check_fields, from_dict, require
 from runkit.errors import UserError
+from runkit.suggestions import choose_one_of
+from vqgan.tokenizer import Tokenizer
 
 Codes = npt.NDArray[np.int64]
 MAX_PICTURES = 16
 _PER_CONDITION = 4
 """Consecutive pictures per validation row, as the command line draws them."""
+_CHOSEN = frozenset({
+    "temperature", "temperature_end", "top_k", "top_p", "min_p", "guidance", "guidance_schedule", "guidance_power",
+    "guidance_interval", "order", "steps", "schedule", "choice_temperature", "seed", "batch_size",
+})  # fmt: skip
+"""Fields of SampleConfig that a page may set; the others decide about memory and time."""
 _SHOWING = 0.25
 """Fraction of the time in which unfinished pictures may be decoded."""
 
@@ -49,13 +56,19 @@ class DrawRequest:
     """Codes of a picture to complete, in raster order."""
     known: list[int] | None = None
     """Its cells that are kept, in raster order; the others are drawn."""
+    scales: int | None = None
+    """In place of cells, for a multiscale prior: its first scales that are kept."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Fields of SampleConfig that differ from the defaults of the command line."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         require(1 <= self.n <= MAX_PICTURES, "n", self.n, f"use 1 to {MAX_PICTURES} pictures")
-        require((self.codes is None) == (self.known is None), "known", self.known, "send codes and known together")
+        kept = [value for value in (self.known, self.scales) if value is not None]
+        together = len(kept) == (self.codes is not None)
+        require(together, "known", self.known, "send codes together with known, or with scales")
+        if others := self.sampling.keys() - _CHOSEN:
+            raise UserError(f"sampling has {min(others)!r}: {choose_one_of(min(others), sorted(_CHOSEN))}")
 
 
 def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
@@ -68,7 +81,8 @@ def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
 
     Returns:
         ``pictures``, their ``codes`` [N][h·w] and ``classes`` (if the prior has them), ``hints`` (conditions that were
-        taken from validation rows), and the ``command`` that draws the same, empty if there is none.
+        taken from validation rows), ``kept`` (a picture of the codes that are kept, if there are any), and the
+        ``command`` that draws the same, empty if there is none.
 
     Raises:
         UserError: A name, a condition, the known cells or a field of the sampling does not fit.
@@ -76,14 +90,14 @@ def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
     prior, tokenizer = contents.prior(request.prior), contents.image_tokenizer(request.prior).loaded
     sequence, config = prior.sequence, sampling_of(contents, request)
     conditions = conditions_of(contents, request)
-    given_NT = _given(sequence, request)
-    total = request.n * sequence.length if given_NT is None else int((given_NT == UNKNOWN).sum())
+    given_NT = _given(sequence, tokenizer, request)
+    each = sequence.length if given_NT is None else int((given_NT[0] == UNKNOWN).sum())
+    total = request.n * each
     shown_s, cost_s = time.monotonic(), 0.0
 
     def watch(first: int, codes_BT: torch.Tensor) -> None:
         nonlocal shown_s, cost_s
-        known_B = int((codes_BT != UNKNOWN).sum())
-        done = first * sequence.length + known_B - (request.n * sequence.length - total)
+        done = (first + len(codes_BT)) * each - int((codes_BT == UNKNOWN).sum())
         if time.monotonic() - shown_s < cost_s / _SHOWING or first:
             return report(done, total)
         started = time.monotonic()
@@ -106,6 +120,7 @@ def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
         "codes": codes_Nhw.reshape(request.n, -1).tolist(),
         "classes": conditions["class"].tolist() if "class" in conditions else [],
         "hints": _hints(contents, request, conditions),
+        "kept": [] if given_NT is None else uris(decode_partial(tokenizer, sequence, given_NT[:1])),
         "command": command(contents, request),
     }
 
@@ -134,64 +149,90 @@ def conditions_of(contents: Contents, request: DrawRequest) -> dict[str, Codes]:
         UserError: A condition is not one of the prior's.
     """
     prior, n = contents.prior(request.prior), request.n
-    sequence, found = prior.sequence, {}
+    sequence, found = prior.sequence, dict[str, Codes]()
     if unknown := set(request.conditions) - {part.name for part in sequence.conditions}:
         raise UserError(f"condition {min(unknown)!r}: {request.prior} is conditioned on {sequence.condition!r}")
-    if _from_rows(sequence, request):
+    if not sequence.conditions:
+        return {}
+    from_rows = _from_rows(sequence, request)
+    if from_rows and request.codes is not None:
+        raise UserError(
+            f"{request.prior} is conditioned on {sequence.condition!r}, which this picture does not have: choose a "
+            "picture of the shards, or another prior"
+        )
+    chosen = {name: [value] * n for name, value in request.conditions.items()}
+    if from_rows:
         count = -(-n // _PER_CONDITION)
         nothing = np.zeros(sequence.length, bool)
         rows, _ = select_conditions(sequence, prior.shards, count, range(count), nothing)
         found = {name: tokens.repeat(_PER_CONDITION, 0)[:n] for name, tokens in rows.items()}
-    elif sequence.conditions:
-        chosen = {name: [value] * n for name, value in request.conditions.items()}
-        if "class" in (part.name for part in sequence.conditions) and "class" not in chosen:
-            chosen["class"] = [index % sequence.conditions[0].vocabulary for index in range(n)]
-        return condition_tokens(sequence, chosen, n)
-    return found | {name: np.repeat(np.atleast_1d(value)[None], n, 0) for name, value in request.conditions.items()}
+    elif sequence.conditions[0].name == "class" and "class" not in chosen:
+        chosen["class"] = [index % sequence.conditions[0].vocabulary for index in range(n)]
+    return found | condition_tokens(sequence, chosen, n)
 
 
 def _hints(contents: Contents, request: DrawRequest, conditions: dict[str, Codes]) -> list[str]:
-    """The validation rows' first picture condition, one for each condition; empty if none was taken from rows."""
+    """The first condition that was taken from validation rows, a picture for each row; empty if none was."""
     prior = contents.prior(request.prior)
     if not _from_rows(prior.sequence, request):
         return []
+    missing = tuple(part for part in prior.sequence.conditions if part.name not in request.conditions)
     each = {name: tokens[::_PER_CONDITION] for name, tokens in conditions.items()}
-    return uris(decode_condition(prior.sequence, prior.shards, each))
+    return uris(decode_condition(dataclasses.replace(prior.sequence, conditions=missing), prior.shards, each))
 
 
-def _given(sequence: SequenceSpec, request: DrawRequest) -> Codes | None:
+def _given(sequence: SequenceSpec, tokenizer: Tokenizer, request: DrawRequest) -> Codes | None:
     """The known codes [N, T] of a picture to complete, -1 where codes are drawn; None where nothing is known.
 
     Raises:
-        UserError: Their number is wrong, no cell is left to draw, or the prior's order does not begin with them.
+        UserError: Their number is wrong, nothing is left to draw, or the prior does not begin with what is known.
     """
-    if request.codes is None or request.known is None:
+    if request.codes is None:
         return None
     cells = sequence.height * sequence.width
-    if len(request.codes) != cells or not set(request.known) <= set(range(cells)):
+    known = request.known or []
+    if len(request.codes) != cells or not set(known) <= set(range(cells)):
         raise UserError(f"{len(request.codes)} codes with known cells: send {cells}, and cells from 0 to {cells - 1}")
+    codes_hw = np.array(request.codes).reshape(sequence.height, sequence.width)
+    if request.scales is not None:
+        return _given_scales(sequence, tokenizer, codes_hw, request.scales).repeat(request.n, 0)
     if sequence.scales:
-        raise PriorError(f"{request.prior} draws coarse scales first: it completes no cells of a picture")
-    known = np.zeros(cells, bool)
-    known[request.known] = True
-    if known.all():
+        raise PriorError(f"{request.prior} draws coarse scales first: keep the first scales, not cells of the picture")
+    known_hw = np.zeros(cells, bool)
+    known_hw[known] = True
+    if known_hw.all():
         raise UserError("all cells are known: erase a part of the picture first")
-    permutation = sequence.permutation(sequence.height, sequence.width)
-    known_T = known[permutation]
-    check_known(sequence, torch.from_numpy(known_T))
-    return np.where(known_T, np.array(request.codes)[permutation], UNKNOWN)[None].repeat(request.n, 0)
+    region_hw = torch.from_numpy(known_hw.reshape(codes_hw.shape))
+    return given_region(sequence, torch.from_numpy(codes_hw[None]), region_hw).numpy().repeat(request.n, 0)
+
+
+def _given_scales(sequence: SequenceSpec, tokenizer: Tokenizer, codes_hw: Codes, count: int) -> Codes:
+    """The codes of the first scales of a picture, [1, T], -1 where codes are drawn."""
+    if not 1 <= count <= len(sequence.scales):
+        raise PriorError(f"{count} scales are kept: keep 1 to {len(sequence.scales)} of those before the full grid")
+    grids = [tokenizer.rescale(codes_hw[None], side).astype(np.int64) for side, _ in sequence.grids[:count]]
+    return given_scales(sequence, [torch.from_numpy(grid) for grid in grids]).numpy()
 
 
 def command(contents: Contents, request: DrawRequest) -> str:
-    """Return the command line that draws the same pictures; empty where conditions or known cells are from the page."""
-    if request.codes is not None or set(request.conditions) - {"class"}:
+    """Return the command line that draws the same pictures; empty if there is none.
+
+    It completes `picture.png`, a picture with the codes of the request, where `mask.png` is white. There is none with
+    the codes of a condition from the page, or with scales of a picture.
+    """
+    if request.scales is not None or set(request.conditions) - {"class"}:
         return ""
     sequence = contents.prior(request.prior).sequence
     words = ["imagepriors", "sample", "--prior", contents.typed[request.prior], "--n", str(request.n)]
-    if "class" in request.conditions:
-        label = request.conditions["class"]
-        names = sequence.class_names
-        words += ["--condition", names[label] if isinstance(label, int) and label < len(names) else str(label)]
+    names = dict(enumerate(sequence.class_names))
+    label = request.conditions.get("class")
+    classes = [label] if isinstance(label, int) else []
+    if request.known:
+        if sequence.conditions and not classes:  # the picture is completed once with each class
+            classes = conditions_of(contents, request)["class"].tolist()
+        words += ["--images", *["picture.png"] * max(1, len(classes)), "--given", "mask.png"]
+    if classes:
+        words += ["--condition", *(names.get(one, str(one)) for one in classes)]
     defaults, chosen = contents.sampling(request.prior), sampling_of(contents, request)
     for name, value in dataclasses.asdict(chosen).items():
         if value != getattr(defaults, name):

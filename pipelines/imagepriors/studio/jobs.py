@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 from runkit.errors import UserError, user_message
@@ -21,6 +23,11 @@ MAX_WAITING = 16
 """Jobs that may wait; more are refused."""
 _WAITING_S = 0.5
 """Seconds between events while a job waits."""
+_LONGEST = 400
+"""Characters of a message; a value in it may be a whole request."""
+_ABSOLUTE = re.compile(r"(?<![\w:/.~-])/(?:[^\s/'\",:;()\[\]]+/)+([^\s/'\",:;()\[\]]*)")
+"""An absolute path, and its last part."""
+_NO_PLACES: Mapping[str, str] = MappingProxyType({})
 
 
 class StoppedJobError(Exception):
@@ -32,11 +39,17 @@ class BusyError(UserError):
 
 
 class JobQueue:
-    """Runs jobs one after the other in a thread, so that all cores work for one at a time."""
+    """Runs jobs one after the other in a thread, so that all cores work for one at a time.
 
-    def __init__(self) -> None:
+    Args:
+        places: Absolute path → name on the page, for messages.
+    """
+
+    def __init__(self, places: Mapping[str, str] = _NO_PLACES) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="job")
-        self._unfinished: list[Future[None]] = []
+        self._unfinished: dict[Future[None], Callable[[], None]] = {}
+        self._places = places
+        self._is_closed = False
 
     async def stream(self, job: Job) -> AsyncIterator[Event]:
         """Run a job in its turn, and yield its events; ending the iteration stops the job.
@@ -47,19 +60,26 @@ class JobQueue:
             ``seconds``, or ``{"state": "failed", "error": …}``.
 
         Raises:
-            BusyError: Too many jobs wait.
+            BusyError: Too many jobs wait, or the queue is closed.
         """
+        if self._is_closed:
+            raise BusyError("the studio is ending: start it again in the terminal")
         if len(self._unfinished) > MAX_WAITING:
-            raise BusyError(f"{MAX_WAITING} drawings wait already: try again in a minute")
+            raise BusyError(f"{MAX_WAITING} jobs wait already: try again in a minute")
         loop, events, stop = asyncio.get_running_loop(), asyncio.Queue[Event | None](), threading.Event()
 
         def send(event: Event | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        running = self._thread.submit(_run, job, send, stop)
-        self._unfinished.append(running)
-        running.add_done_callback(self._unfinished.remove)
+        def end() -> None:
+            stop.set()
+            running.cancel()
+            send(None)
+
+        running = self._thread.submit(self._run, job, send, stop)
+        self._unfinished[running] = end
+        running.add_done_callback(self._unfinished.pop)
         try:
             while True:
                 try:
@@ -72,37 +92,59 @@ class JobQueue:
                     return
                 yield event
         finally:
-            stop.set()
-            running.cancel()
+            end()
+
+    def close(self) -> None:
+        """Stop all jobs, and refuse new ones; may be called from any thread and from a handler of signals."""
+        self._is_closed = True
+        for end in list(self._unfinished.values()):
+            end()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, job: Job, send: Callable[[Event | None], None], stop: threading.Event) -> None:
+        started = time.monotonic()
+        begun: list[tuple[float, int]] = []
+
+        def report(done: int, total: int, **values: Any) -> None:
+            if stop.is_set():
+                raise StoppedJobError
+            now = time.monotonic()
+            begun.extend([(now, done)] if done and not begun else [])  # loading the networks is before it
+            measured = bool(begun) and done > begun[0][1]
+            left_s = (now - begun[0][0]) / (done - begun[0][1]) * (total - done) if measured else None
+            send({"state": "running", "done": done, "total": total, "left_s": left_s, **values})
+
+        try:
+            report(0, 1)
+            send({"state": "done", **job(report), "seconds": time.monotonic() - started})
+        except StoppedJobError:
+            pass
+        except Exception as error:  # noqa: BLE001 - a bug is logged, and the page continues
+            send({"state": "failed", "error": message_of(error, self._places)})
+        finally:
+            send(None)
 
 
-def _run(job: Job, send: Callable[[Event | None], None], stop: threading.Event) -> None:
-    started = time.monotonic()
-    begun: list[tuple[float, int]] = []
+def message_of(error: Exception, places: Mapping[str, str] = _NO_PLACES) -> str:
+    """Return what a person is told about an error; that of a bug is in the log only.
 
-    def report(done: int, total: int, **values: Any) -> None:
-        if stop.is_set():
-            raise StoppedJobError
-        now = time.monotonic()
-        begun.extend([(now, done)] if done and not begun else [])  # loading the networks is before it
-        left_s = (now - begun[0][0]) / (done - begun[0][1]) * (total - done) if begun and done > begun[0][1] else None
-        send({"state": "running", "done": done, "total": total, "left_s": left_s, **values})
-
-    try:
-        report(0, 1)
-        send({"state": "done", **job(report), "seconds": time.monotonic() - started})
-    except StoppedJobError:
-        pass
-    except Exception as error:  # noqa: BLE001 - a bug is logged, and the page continues
-        send({"state": "failed", "error": message_of(error)})
-    finally:
-        send(None)
-
-
-def message_of(error: Exception) -> str:
-    """Return what a person is told about an error; that of a bug is in the log only."""
+    Args:
+        error: The error.
+        places: Absolute path → name on the page. Of other absolute paths only the last part remains, because the
+            person may be on another machine.
+    """
     message = user_message(error)
     if message is None:
         log.error("a request failed", exc_info=error)
         return "this failed because of a fault in the program; the terminal of the studio shows which"
-    return message
+    return plain(message, places)
+
+
+def plain(message: str, places: Mapping[str, str] = _NO_PLACES) -> str:
+    """Return a message without the folders of this machine, short, and in characters that can be sent."""
+    for path in sorted(places, key=len, reverse=True):
+        message = message.replace(path, places[path])
+    message = _ABSOLUTE.sub(r"\1", message)
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
+    return message.encode("utf-8", "backslashreplace").decode()

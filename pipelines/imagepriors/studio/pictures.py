@@ -3,7 +3,9 @@
 import base64
 import binascii
 import io
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 from PIL import Image
@@ -11,12 +13,17 @@ from PIL import Image
 from imagepriors.reports.figures import colorize
 from imagepriors.reports.page import embed
 from runkit.errors import UserError
-from vqgan.data.pictures import open_picture, to_rgb, upright_size
+from vqgan.data.pictures import open_picture, to_rgb
 
+_T = TypeVar("_T")
 MAX_BYTES = 16 * 2**20
 """Size of a request's body."""
+LARGEST_FILE = MAX_BYTES * 3 // 4 - 2**12
+"""Size of a picture's file that fits into a request in base64."""
 _MAX_PIXELS = 40_000_000
 """Pixels of an uploaded picture: more than most cameras have, and at most 160 MB in memory."""
+_decoding = threading.Lock()
+"""Held while an upload is decoded, so that several at once do not fill the memory."""
 
 
 def uris(pictures: npt.NDArray[Any], *, exact: bool = False) -> list[str]:
@@ -35,7 +42,7 @@ def read_bytes(uri: str) -> bytes:
         if not (head.startswith("data:") and mark):
             raise binascii.Error
         return base64.b64decode(content, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error, or that of characters that are not ASCII
         raise UserError(f"the picture begins with {uri[:24]!r}: send a data URI in base64") from None
 
 
@@ -45,15 +52,16 @@ def read_picture(uri: str) -> Image.Image:
     Raises:
         UserError: It is no picture, is damaged, or has too many pixels.
     """
+    return read_picture_as(uri, to_rgb)
+
+
+def read_picture_as(uri: str, convert: Callable[[Image.Image], _T]) -> _T:
+    """Return what `convert` makes of an uploaded picture that is open; errors as :func:`read_picture`."""
     file = io.BytesIO(read_bytes(uri))
     try:
-        with open_picture(file) as picture:
-            width, height = upright_size(picture)
-            if width * height > _MAX_PIXELS:
-                most = _MAX_PIXELS // 10**6
-                raise UserError(f"the picture has {width:,}×{height:,} pixels: send at most {most} megapixels")
-            return to_rgb(picture)
-    except UserError:
+        with _decoding, open_picture(file, _MAX_PIXELS) as picture:
+            return convert(picture)
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # decoders raise anything on broken files
         raise UserError(f"the picture cannot be read: {error}") from error

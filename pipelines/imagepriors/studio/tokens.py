@@ -1,10 +1,16 @@
-"""Pictures and their codes: encode a picture of the person, decode codes that the person has changed."""
+"""Pictures and their codes: encode a picture of the person, decode codes that the person has changed.
+
+Axes: N pictures, T codes of a picture, h × w the grid of codes, S the side of a coarser grid.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from codeshards.format import ORDER_NAMES, defined_orders, order
 from imagepriors.api.images import to_arrays
+from imagepriors.decode.rows import read_rows
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.jobs import Event
 from imagepriors.studio.pictures import read_picture, uris
@@ -44,7 +50,7 @@ def encode(contents: Contents, request: EncodeRequest) -> Event:
     codes_Nhw = tokenizer.loaded.encode(seen)
     return {
         "codes": codes_Nhw[0].reshape(-1).tolist(),
-        "picture": uris(np.stack(seen))[0],
+        "picture": uris(np.stack(seen), exact=True)[0],
         "decoded": uris(tokenizer.loaded.decode(codes_Nhw))[0],
     }
 
@@ -57,6 +63,8 @@ class DecodeRequest:
     """Name of the tokenizer."""
     codes: list[list[int]]
     """Grids of codes [N][h·w], each in raster order."""
+    exact: bool = False
+    """Whether the pictures must be without loss, to compare or save them."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -69,11 +77,113 @@ def decode(contents: Contents, request: DecodeRequest) -> Event:
     Raises:
         UserError: Their number is not that of the tokenizer's grid, or one is not in the codebook.
     """
-    tokenizer = contents.tokenizer(request.tokenizer)
+    tokenizer = contents.tokenizer(request.tokenizer).loaded
+    codes_Nhw = _grids(contents, request.tokenizer, request.codes)
+    return {"pictures": uris(tokenizer.decode(codes_Nhw), exact=request.exact)}
+
+
+def _grids(contents: Contents, name: str, codes: list[list[int]]) -> npt.NDArray[np.int64]:
+    """Grids of codes [N, h, w] of a tokenizer.
+
+    Raises:
+        UserError: The number of codes is wrong, or one is negative.
+    """
+    net = contents.tokenizer(name).config
+    height, width = net.grid
+    if wrong := [len(grid) for grid in codes if len(grid) != height * width]:
+        raise UserError(f"{wrong[0]} codes: a picture of {name} has {height}×{width}")
+    lowest, highest = min(map(min, codes)), max(map(max, codes))
+    if lowest < 0 or highest >= net.codebook_size:
+        wrong_code = lowest if lowest < 0 else highest
+        raise UserError(f"code {wrong_code} is not in the codebook: use 0 to {net.codebook_size - 1}")
+    return np.array(codes, np.int64).reshape(-1, height, width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrdersRequest:
+    """A grid whose orders are shown."""
+
+    tokenizer: str
+    """Name of the tokenizer."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def orders(contents: Contents, request: OrdersRequest) -> Event:
+    """Return the ``orders`` of a tokenizer's grid, name → raster cells, and the names that are ``undefined`` on it."""
+    height, width = contents.tokenizer(request.tokenizer).config.grid
+    defined = defined_orders(height, width)
+    return {
+        "orders": {name: order(name, height, width).tolist() for name in defined},
+        "undefined": [name for name in ORDER_NAMES if name not in defined],
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalesRequest:
+    """Codes whose coarser scales are shown."""
+
+    tokenizer: str
+    """Name of the tokenizer."""
+    codes: list[int]
+    """Codes [h·w] in raster order."""
+    shards: str = ""
+    """Name of the shards that hold the codes, where they are those of a row: scales that it has are shown as stored."""
+    split: str = ""
+    """Split of this row."""
+    index: int = 0
+    """Index of this row."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(self.index >= 0, "index", self.index, "use 0 or more")
+
+
+def scales(contents: Contents, request: ScalesRequest) -> Event:
+    """Decode the coarser scales of codes.
+
+    Returns:
+        ``scales``, coarse to fine, each with ``side``, ``codes``, ``picture`` and whether the codes are ``stored``; or
+        none, and in ``why`` the reason.
+
+    Raises:
+        UserError: A name, the row or a code does not fit.
+    """
+    tokenizer = contents.tokenizer(request.tokenizer).loaded
+    codes_1hw = _grids(contents, request.tokenizer, [request.codes])
     height, width = tokenizer.config.grid
-    if wrong := [len(codes) for codes in request.codes if len(codes) != height * width]:
-        raise UserError(f"{wrong[0]} codes: a picture of {request.tokenizer} has {height}×{width}")
-    codes_NT = np.array(request.codes, np.int64)
-    if codes_NT.min() < 0:
-        raise UserError(f"code {codes_NT.min()} is negative: use 0 to {tokenizer.config.codebook_size - 1}")
-    return {"pictures": uris(tokenizer.loaded.decode(codes_NT.reshape(-1, height, width)))}
+    if height != width:
+        return {"scales": [], "why": f"a grid of {height}×{width} codes has no coarser scales: only square grids have"}
+    if tokenizer.config.kind:
+        return {"scales": [], "why": f"{request.tokenizer} has no coarser scales: another package has its codebook"}
+    found = _stored_scales(contents, request) if request.shards else {}
+    stored = set(found)
+    sides = {2**k for k in range(height.bit_length()) if height % 2**k == 0 and 2**k < height}
+    found |= {side: tokenizer.rescale(codes_1hw, side).astype(np.int64) for side in sides - stored}
+    return {
+        "scales": [
+            {
+                "side": side,
+                "codes": codes_1SS.reshape(-1).tolist(),
+                "picture": uris(tokenizer.decode(codes_1SS), exact=True)[0],
+                "stored": side in stored,
+            }
+            for side, codes_1SS in sorted(found.items())
+        ],
+        "why": "",
+    }
+
+
+def _stored_scales(contents: Contents, request: ScalesRequest) -> dict[int, npt.NDArray[np.int64]]:
+    """Side → codes [1, S, S] that a row of shards has.
+
+    Raises:
+        UserError: There is no such row.
+    """
+    dataset = contents.dataset(request.shards)
+    if request.split not in dataset.splits or request.index >= dataset.rows(request.split):
+        raise UserError(f"{request.shards} has no row {request.index} in the split {request.split!r}")
+    columns = [f"scale_{side}" for side in dataset.spec.scales]
+    row = read_rows(dataset, request.split, columns, np.array([request.index])) if columns else {}
+    return {side: row[f"scale_{side}"].astype(np.int64).reshape(1, side, side) for side in dataset.spec.scales}

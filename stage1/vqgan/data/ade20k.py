@@ -3,21 +3,24 @@
 from pathlib import Path
 
 from vqgan.data.files import folders_in, make_key
+from vqgan.data.label_names import check_label_names
 from vqgan.data.sources import read_text
 from vqgan.data.split import Split
 from vqgan.data.split_names import SPLIT_NAMES, split_names, split_word
 from vqgan.data.trees import class_items, split_folders, with_maps
 from vqgan.errors import InputError
 
+_ADE20K_LABELS = 151
+
 
 def ade20k(root: Path) -> dict[str, Split]:
     """Read ADEChallengeData2016: `images/{training,validation}` with masks in `annotations/`.
 
-    Labels of masks are 0 (unlabelled) to 150. The class label is the scene category in `sceneCategories.txt`, if that
-    file exists.
+    Labels of masks are 0 (unlabelled) to 150, with the names in `objectInfo150.txt`. The class label is the scene
+    category in `sceneCategories.txt`. Both files may be missing.
 
     Raises:
-        InputError: `images/` is missing.
+        InputError: `images/` is missing, or `objectInfo150.txt` does not number its names from 1 to 150.
     """
     root = root / "ADEChallengeData2016" if (root / "ADEChallengeData2016").is_dir() else root
     listed = root / "sceneCategories.txt"
@@ -25,6 +28,7 @@ def ade20k(root: Path) -> dict[str, Split]:
     category = {make_key(f"{line[0]}."): line[1].strip() for line in lines if len(line) > 1}
     names = sorted(set(category.values()))
     label_of = {name: label for label, name in enumerate(names)}
+    label_names = _object_names(root / "objectInfo150.txt")
     splits = {}
     if not (root / "images").is_dir():
         raise InputError(
@@ -34,8 +38,26 @@ def ade20k(root: Path) -> dict[str, Split]:
         found = class_items(folder, folders_in(folder))
         items, strays = with_maps(found, {"segmentation": _masks(root / "annotations", folder.name, split)})
         items = [item.labelled(label_of.get(category.get(item.key.split("/")[-1], ""))) for item in items]
-        splits[split] = Split(items, names, n_labels=151, strays=strays)
+        splits[split] = Split(items, names, n_labels=_ADE20K_LABELS, label_names=label_names, strays=strays)
     return splits
+
+
+def _object_names(path: Path) -> tuple[str, ...]:
+    """Return the names of labels in the release's table, whose columns are Idx, Ratio, Train, Val and Name."""
+    if not path.is_file():
+        return ()
+    names = ["unlabelled"]
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        fields = [field.strip() for field in line.rstrip().split("\t")]
+        if fields[0] in ("", "Idx"):
+            continue
+        if fields[0] != str(len(names)) or len(fields) < 2:
+            raise InputError(
+                f"{path}, line {number}: expected the number {len(names)}, tabs and a name, found {line[:80]!r}: copy "
+                "the file of the release again, or remove it"
+            )
+        names.append(fields[-1])
+    return check_label_names(tuple(names), _ADE20K_LABELS, path)
 
 
 def _masks(folder: Path, name: str, split: str) -> Path:

@@ -27,5 +27,5 @@ def demo(root: Path) -> dict[str, Split]:
             replace(item, conditions={**item.conditions, "depth": depth_of[item.key], "pose": pose_of[item.key]})
             for item in split.items
         ]
-        splits[name] = Split(items, split.class_names, n_labels=split.n_labels)
+        splits[name] = Split(items, split.class_names, n_labels=split.n_labels, label_names=split.label_names)
     return splits

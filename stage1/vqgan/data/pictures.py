@@ -33,17 +33,19 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def open_picture(file: BinaryIO) -> Image.Image:
+def open_picture(file: BinaryIO, most_pixels: int | None = None) -> Image.Image:
     """Open an image of one of the FORMATS; use it as a context manager.
 
     Args:
         file: The bytes, seekable.
+        most_pixels: Pixels that the image may have; None: as many as Pillow allows. No pixel of a larger image is
+            decoded.
 
     Raises:
-        Exception: Pillow's, for bytes that are not an image or declare too many pixels.
+        Exception: Pillow's, for bytes that are not an image; or it declares too many pixels.
     """
     try:
-        image = Image.open(file, formats=_formats())
+        image = _checked(Image.open(file, formats=_formats()), most_pixels)
         if image.format == "PNG":
             image.load()  # Pillow may refuse a chunk after the pixels
     except (ValueError, OSError) as error:
@@ -53,7 +55,14 @@ def open_picture(file: BinaryIO) -> Image.Image:
             if isinstance(error, UnidentifiedImageError):  # its message has an address, which differs per process
                 raise OSError(f"cannot identify image file: it is not one of {', '.join(_formats())}") from error
             raise
-        image = Image.open(io.BytesIO(_without_metadata(data)), formats=("PNG",))
+        image = _checked(Image.open(io.BytesIO(_without_metadata(data)), formats=("PNG",)), most_pixels)
+    return image
+
+
+def _checked(image: Image.Image, most_pixels: int | None) -> Image.Image:
+    width, height = image.size
+    if most_pixels is not None and width * height > most_pixels:
+        raise ValueError(f"it has {width:,}×{height:,} pixels; at most {most_pixels // 10**6} megapixels are allowed")
     return image
 
 

@@ -19,11 +19,16 @@ LIMBS = (
     (1, 2), (2, 3), (3, 4), (1, 5), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10),
     (1, 11), (11, 12), (12, 13), (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
 )  # fmt: skip
-"""Limbs between joints by index, in drawing order; each has its own hue."""
+"""Limbs between joints by index, in drawing order."""
+LIMB_COLORS = tuple(
+    tuple(round(127.5 + 127.5 * math.cos(2 * math.pi * number / len(LIMBS) - shift)) for shift in (0.0, 2.094, 4.189))
+    for number in range(len(LIMBS))
+)
+"""Red, green and blue of each limb, 0 to 255; each has its own hue."""
 _MIRRORED = [
     JOINTS.index(name.replace("right", "LEFT").replace("left", "right").replace("LEFT", "left")) for name in JOINTS
 ]
-_THICKNESS = 0.025
+LIMB_WIDTH = 0.025
 """Width of a limb relative to the side of the picture."""
 
 
@@ -84,11 +89,9 @@ def draw_pose(
         placed, missing = placed[_MIRRORED], missing[_MIRRORED]
     image = Image.new("RGB", (size, size))
     draw = ImageDraw.Draw(image)
-    width = max(1, round(size * _THICKNESS))
-    for number, limb in enumerate(LIMBS):
+    width = max(1, round(size * LIMB_WIDTH))
+    for limb, color in zip(LIMBS, LIMB_COLORS, strict=True):
         if not missing[list(limb)].any():
-            hue = 2 * math.pi * number / len(LIMBS)
-            red, green, blue = (round(127.5 + 127.5 * math.cos(hue - shift)) for shift in (0.0, 2.094, 4.189))
             ends = [(float(x), float(y)) for x, y in placed[list(limb)]]
-            draw.line(ends, fill=(red, green, blue), width=width)
+            draw.line(ends, fill=color, width=width)
     return image

@@ -16,6 +16,7 @@ from vqgan.data.files import folders_in
 from vqgan.data.folder import folder
 from vqgan.data.huggingface import huggingface
 from vqgan.data.imagenet import imagenet, imagenet_depth, restricted_imagenet
+from vqgan.data.label_names import LABELS_FILE, read_label_names
 from vqgan.data.recognise import other_layout, recognise
 from vqgan.data.split import Split, hold_out
 from vqgan.data.webdataset import webdataset
@@ -94,6 +95,8 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
     For the readers in `REMOTE` the folder may be the URL of a folder in an object store or on the Hub, or of a list of
     files on a web server.
 
+    The labels of masks have the names in `segmentation_labels.txt` in the folder, else those that the reader gives.
+
     Args:
         name: A name in `DATASETS`; one that an installed package registers; `package.module:function`, which must be
             importable; or "auto", which takes what `recognise` finds and never runs the code of another package.
@@ -101,7 +104,7 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
 
     Raises:
         InputError: the name is unknown or cannot be imported, the folder is missing, nothing in it is readable, train
-            has no images, or keys are not unique.
+            has no images, keys are not unique, or the names of labels are broken.
     """
     place = open_folder(root)
     name, reader, reason = _select(name, place)
@@ -112,7 +115,7 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
     snapshots = folders_in(place / "snapshots") if {"refs", "snapshots"} <= set(folders_in(place)) else []
     if len(snapshots) > 1:
         raise InputError(f"{root} has {len(snapshots)} snapshots of one dataset: pass one, as snapshots/{snapshots[0]}")
-    found = _checked(reader(place), name)
+    found = _named(_checked(reader(place), name), place)
     splits = {split: data for split, data in found.items() if len(data)}
     if not splits:
         raise InputError(f"no images found in {place}: does it have the layout of {name}, and is it unpacked?")
@@ -127,6 +130,12 @@ def open_splits(name: str, root: Path) -> dict[str, Split]:
     if only != "train":
         log.warning("%s has no train: a part of its val is held out, and the rest is train", place)
     return hold_out(splits[only])
+
+
+def _named(found: Mapping[str, Split], place: AnyPath) -> Mapping[str, Split]:
+    """Return splits with the names of the labels of masks that are in a file in their folder, if it exists."""
+    names = read_label_names(place / LABELS_FILE, min((data.n_labels for data in found.values()), default=256))
+    return {split: data.with_label_names(names) for split, data in found.items()} if names else found
 
 
 def _checked(found: Any, name: str) -> Mapping[str, Split]:

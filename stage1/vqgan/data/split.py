@@ -61,7 +61,13 @@ class Split:
     """
 
     def __init__(
-        self, items: Iterable[Item], class_names: Sequence[str] = (), *, n_labels: int = 256, strays: Sequence[str] = ()
+        self,
+        items: Iterable[Item],
+        class_names: Sequence[str] = (),
+        *,
+        n_labels: int = 256,
+        label_names: Sequence[str] = (),
+        strays: Sequence[str] = (),
     ) -> None:
         """Check the keys.
 
@@ -69,11 +75,13 @@ class Split:
             items: The samples.
             class_names: Name of each label.
             n_labels: Number of labels that a mask may hold, 0 … n_labels - 1.
+            label_names: Name of each label of a mask, from 0; empty where they are unknown.
             strays: Files of conditions that belong to no image.
         """
         self.items = collect(items)
         self.class_names = tuple(class_names)
         self.n_labels = n_labels
+        self.label_names = tuple(label_names)
         self.strays = tuple(strays)
         self.keys = keys_of(self.items)
         self._check_keys()
@@ -96,7 +104,9 @@ class Split:
 
     def subset(self, indices: Iterable[int]) -> "Split":
         """Return the split with these samples alone, in this order."""
-        return Split(chosen(self.items, indices), self.class_names, n_labels=self.n_labels)
+        return Split(
+            chosen(self.items, indices), self.class_names, n_labels=self.n_labels, label_names=self.label_names
+        )
 
     def having(self, condition: str) -> "Split":
         """Return the samples that have this condition.
@@ -108,6 +118,12 @@ class Split:
         if not indices:
             raise InputError(f"no sample has {condition}: choose a dataset that has it, or add maps of it")
         return self if len(indices) == len(self) else self.subset(indices)
+
+    def with_label_names(self, label_names: Sequence[str]) -> "Split":
+        """Return the same samples, with these names of the labels of their masks."""
+        found = copy.copy(self)
+        found.label_names = tuple(label_names)
+        return found
 
     def within(self, n_labels: int) -> "Split":
         """Return the same samples, of which those whose mask has a label of `n_labels` or above cannot be read."""
@@ -335,6 +351,7 @@ def hold_out(split: Split) -> dict[str, Split]:
             chosen(split.items, np.flatnonzero(is_val_N == is_val)),
             split.class_names,
             n_labels=split.n_labels,
+            label_names=split.label_names,
             strays=() if is_val else split.strays,
         )
         for name, is_val in (("train", False), ("val", True))

@@ -19,6 +19,7 @@ from codeshards.format.plan import PLAN_FILE, SAMPLES_FILE, SAMPLES_SCHEMA, Plan
 from codeshards.format.schema import CONDITION_NAMES, METADATA_KEY
 from codeshards.format.shardfile import SUFFIXES
 from codeshards.format.tar import SPEC_MEMBER
+from runkit.names import listed
 from runkit.places import Store, Where, open_store
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,6 @@ _CACHED = re.compile(
     rf"{re.escape(CACHE_FOLDER)}/"
     rf"([a-z0-9_]+-(codes|scale|cond|label|view|key)[a-z0-9_]*-[0-9a-f]{{16}}\.npy|{CHECKED_FILES})"
 )
-_MAX_LISTED = 3
-"""Number of unexpected files that a message names."""
 
 
 def save_or_match(plan: Plan, dataset: Where) -> bool:
@@ -132,7 +131,7 @@ def check_deletable(store: Store) -> list[str]:
         return []
     if PLAN_FILE not in names:
         raise ShardError(
-            f"{store} is not empty and has no {PLAN_FILE}, so it is no dataset of shards ({_listed(names)}): choose "
+            f"{store} is not empty and has no {PLAN_FILE}, so it is no dataset of shards ({listed(names)}): choose "
             "another output folder. Nothing was deleted"
         )
     try:
@@ -146,7 +145,7 @@ def check_deletable(store: Store) -> list[str]:
     foreign = foreign or list(_changed(store, plan, names))
     if foreign:
         raise ShardError(
-            f"{store} has files that its job did not make or that were changed since ({_listed(foreign)}): move "
+            f"{store} has files that its job did not make or that were changed since ({listed(foreign)}): move "
             "them away, or choose another output folder. Nothing was deleted"
         )
     return names
@@ -168,7 +167,7 @@ def _check_unused(plan: Plan, folder: Store) -> None:
     if not foreign and (started or any(_is_sidecar_of(plan, folder, name) for name in names)):
         return
     raise ShardError(
-        f"{folder} is not empty and holds no {PLAN_FILE} of this job ({_listed(foreign or names)}): choose another "
+        f"{folder} is not empty and holds no {PLAN_FILE} of this job ({listed(foreign or names)}): choose another "
         "output folder, because a dataset requires one of its own"
     )
 
@@ -180,11 +179,6 @@ def _is_empty(store: Store, names: list[str]) -> bool:
 
 def _visible_files(store: Store) -> list[str]:
     return [name for name in store.files() if not any(part.startswith(".") for part in name.split("/"))]
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_planned(name: str, plan: Plan) -> bool:

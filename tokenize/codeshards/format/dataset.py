@@ -43,6 +43,8 @@ class ShardDataset:
     """Columns of every shard."""
     class_names: tuple[str, ...]
     """Name of each label; empty where the dataset has no classes."""
+    label_names: tuple[str, ...]
+    """Name of each label of the masks in ``cond_segmentation``, from 0; empty where they are unknown."""
 
     def __init__(self, path: Store, manifest: Manifest, known: str = "") -> None:
         self.path = path
@@ -51,6 +53,7 @@ class ShardDataset:
         self._known = known
         self.spec = self.manifest.spec
         self.class_names = manifest.class_names
+        self.label_names = manifest.label_names
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._intact: set[str] = set()
@@ -118,9 +121,9 @@ class ShardDataset:
     def fingerprint(self) -> str:
         """sha256 (hex) over the spec and the hashes of all shards: a content address for caches and priors.
 
-        The licence, the card and the names of classes are not part of it. A dataset that is opened with the fingerprint
-        from before columns were added keeps it, and so does one that an earlier version identified by the hash of
-        ``dataset.json``.
+        The licence, the card and the names of classes and labels are not part of it. A dataset that is opened with the
+        fingerprint from before columns were added keeps it, and so does one that an earlier version identified by the
+        hash of ``dataset.json``.
         """
         current = fingerprint_of(self._own)
         if self._known in ("", current):

@@ -155,6 +155,8 @@ class Manifest:
     """Split → its shards and counts."""
     class_names: tuple[str, ...] = ()
     """Name of each label; empty where the dataset has no classes."""
+    label_names: tuple[str, ...] = ()
+    """Name of each label of the masks in ``cond_segmentation``, from 0; empty where they are unknown."""
     tokenizer: dict[str, Any] = field(default_factory=dict)
     """JSON about the image tokenizer: its folder and its fingerprint."""
     conditions: dict[str, Any] = field(default_factory=dict)
@@ -174,6 +176,7 @@ class Manifest:
         sidecars: Iterable[Sidecar],
         spec: ShardSpec,
         class_names: Iterable[str] = (),
+        label_names: Iterable[str] = (),
         tokenizer: Mapping[str, Any] | None = None,
         conditions: Mapping[str, Any] | None = None,
         license: str = UNKNOWN_LICENSE,
@@ -194,6 +197,7 @@ class Manifest:
             plan_hash=plan_hash,
             splits={split: builder.build(split) for split, builder in builders.items()},
             class_names=tuple(class_names),
+            label_names=tuple(label_names),
             tokenizer=dict(tokenizer or {}),
             conditions=dict(conditions or {}),
             license=license,
@@ -264,6 +268,8 @@ class Manifest:
             "license": self.license,
             "files": files_json(files),
         }
+        if self.label_names:
+            value["label_names"] = list(self.label_names)
         if self.added:
             value["added"] = [column.to_json() for column in self.added]
         write_sealed_json(store / MANIFEST_FILE, value)
@@ -292,6 +298,7 @@ class Manifest:
                 plan_hash=value["plan_hash"],
                 splits={name: split_from_json(split) for name, split in value["splits"].items()},
                 class_names=tuple(value["class_names"]),
+                label_names=tuple(value.get("label_names", ())),
                 tokenizer=value["tokenizer"],
                 conditions=value["conditions"],
                 license=value["license"],

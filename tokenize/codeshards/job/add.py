@@ -139,6 +139,8 @@ def _add(
     column = ColumnSpec(name=f"cond_{name}", grid=grid)
     with_columns(manifest.whole.spec, [column]).check_rows(plan.shard_rows)
     settings = {"device": device_of(config), **({"depth": DEPTH_RANGE} if name == "depth" else {})}
+    if name == "segmentation":
+        manifest = dataclasses.replace(manifest, label_names=next(iter(splits.values())).label_names)
     side_cars = SideCars(store, plan, manifest, column, settings)
     remove_temps(plan, side_cars.folder)
     copy_tokenizers({name: folder}, store)

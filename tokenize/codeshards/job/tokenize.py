@@ -18,7 +18,6 @@ from typing import Literal
 from codeshards.config import TokenizeConfig
 from codeshards.format.column import ColumnSpec
 from codeshards.format.contents import EVENTS_FILE, delete_dataset, save_dataset
-from codeshards.format.entries import AddedColumn
 from codeshards.format.errors import ShardError
 from codeshards.format.manifest import MANIFEST_FILE, UNKNOWN_LICENSE, Manifest, Sidecar, is_intact
 from codeshards.format.orders import ORDER_NAMES, defined_orders
@@ -187,23 +186,28 @@ def _tokenize(
     if overwrite:
         delete_dataset(store)
     missing = open_job(plan, store, retry_failed=retry_failed)
-    added: tuple[AddedColumn, ...] = ()
-    if not missing and (store / MANIFEST_FILE).exists():
-        made = Manifest.load(store)
+    made = Manifest.load(store) if not missing and (store / MANIFEST_FILE).exists() else None
+    names = _label_names(splits, made.whole.spec if made else spec)
+    if made:
         failed = sum(split.failures for split in made.splits.values())
         allowed = config.max_failure_rate * (failed + sum(split.samples for split in made.splits.values()))
         # Tokenizers, plan and card are restored where one was lost.
         complete = all(is_intact(store / name, record, check_hash=False) for name, record in made.files.items())
-        if config.license in (UNKNOWN_LICENSE, made.license) and failed <= allowed and complete:
+        named = config.license in (UNKNOWN_LICENSE, made.license) and names in ((), made.label_names)
+        if named and failed <= allowed and complete:
             return made
-        added = made.added
     copy_tokenizers(tokenizers, store)
     if missing:
         _delete_manifest(store)
         events = EventLog(store / EVENTS_FILE)
         task_of = task_maker(plan, splits)
         make_shards(missing, config, plan, spec, tokenizers, store, task_of=task_of, events=events)
-    return _finish(plan, spec, config, splits, tokenizers, store, added)
+    return _finish(plan, spec, config, splits, names, tokenizers, store, made)
+
+
+def _label_names(splits: Mapping[str, Split], spec: ShardSpec) -> tuple[str, ...]:
+    """Return the names of the labels of masks, if the shards have masks."""
+    return next(iter(splits.values())).label_names if "segmentation" in spec.conditions else ()
 
 
 def _delete_manifest(store: Store) -> None:
@@ -287,22 +291,28 @@ def _finish(
     spec: ShardSpec,
     config: TokenizeConfig,
     splits: Mapping[str, Split],
+    names: tuple[str, ...],
     tokenizers: Mapping[str, Path],
     out: Store,
-    added: tuple[AddedColumn, ...],
+    made: Manifest | None,
 ) -> Manifest:
-    """Check that all shards are made and few samples failed, and write the manifest."""
+    """Check that all shards are made and few samples failed, and write the manifest.
+
+    The licence, the names of labels and the added columns that the dataset has already are kept where none is given.
+    """
     about = {name: about_tokenizer(name, grid, tokenizers[name]) for name, grid in _grids(spec).items()}
     manifest = Manifest.build(
         plan=plan,
         sidecars=close_job(plan, out, config.max_failure_rate),
         spec=spec,
         class_names=next(iter(splits.values())).class_names,
+        label_names=names or (made.label_names if made else ()),
         tokenizer=about.pop(IMAGE),
         conditions=about,
-        license=config.license,
+        license=made.license if made and config.license == UNKNOWN_LICENSE else config.license,
     )
-    manifest = dataclasses.replace(manifest, added=added)
+    if made:
+        manifest = dataclasses.replace(manifest, added=made.added)
     save_dataset(manifest, out)
     return manifest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -19,8 +20,10 @@ from codeshards.job.resume import locked_store, remove_temps
 from runkit.folders import check_apart
 from runkit.places import Store, Where, open_store
 
+_T = TypeVar("_T")
 
-def convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manifest:
+
+def convert(source: Where, out: Where, formats: Sequence[ShardFormat], *, splits: Sequence[str] = ()) -> Manifest:
     """Write a dataset again with its shards in other formats; converting back gives the same bytes.
 
     Columns that were added later are written into the shards, as by one job for all columns. Rows, plan (except its
@@ -30,6 +33,7 @@ def convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manife
         source: A finished dataset.
         out: Folder or URL of the new one: empty, or the same conversion, unfinished.
         formats: Out of ``parquet`` and ``webdataset``.
+        splits: Splits of the new dataset; none: all.
 
     Raises:
         UserError: `out` is, holds or is in the source, or another process uses it.
@@ -38,16 +42,18 @@ def convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manife
     """
     check_apart(out, source=source)
     with locked_store(out, "shards-convert"):
-        return _convert(source, out, formats)
+        return _convert(source, out, formats, splits)
 
 
-def _convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manifest:
+def _convert(source: Where, out: Where, formats: Sequence[ShardFormat], splits: Sequence[str]) -> Manifest:
     dataset, old = ShardDataset.open(source), load_plan(source)
     settings = whole_plan(old, dataset.manifest).settings
-    plan = dataclasses.replace(old, settings={**settings, "formats": list(check_formats(formats))})
+    plan = _only(dataclasses.replace(old, settings={**settings, "formats": list(check_formats(formats))}), splits)
     start_copy(plan, dataset.manifest, open_store(source), open_store(out))
     plan_hash, sidecars = plan.hash, list[Sidecar]()
     for shard, entry in planned_entries(old, dataset.manifest):
+        if shard.split not in plan.splits:
+            continue
         sidecar = finished_sidecar(out, plan_hash, shard)
         if sidecar is None:
             table = read_intact_table(dataset, shard.split, entry)
@@ -65,6 +71,22 @@ def _convert(source: Where, out: Where, formats: Sequence[ShardFormat]) -> Manif
     return finish_copy(plan, sidecars, dataset.manifest, out)
 
 
+def _only(plan: Plan, splits: Sequence[str]) -> Plan:
+    """The plan of some of the splits; of all, where none is named."""
+    if unknown := set(splits) - set(plan.splits):
+        raise ShardError(f"there is no split {min(unknown)!r}: choose out of {', '.join(plan.splits)}")
+
+    def kept(values: dict[str, _T]) -> dict[str, _T]:
+        return {name: value for name, value in values.items() if name in splits or not splits}
+
+    return dataclasses.replace(
+        plan,
+        keys=kept(plan.keys),
+        keys_sha256=kept(plan.keys_sha256),
+        source_hashes=kept(plan.source_hashes),
+    )
+
+
 def start_copy(plan: Plan, manifest: Manifest, source: Store, out: Store) -> None:
     """Write the plan and the tokenizers of a dataset that is made from `source`."""
     save_or_match(plan, out)
@@ -75,12 +97,13 @@ def start_copy(plan: Plan, manifest: Manifest, source: Store, out: Store) -> Non
 
 
 def finish_copy(plan: Plan, sidecars: Sequence[Sidecar], original: Manifest, out: Where) -> Manifest:
-    """Write the manifest of a dataset with the spec, classes, tokenizers and licence of `original`."""
+    """Write the manifest of a dataset with the spec, names, tokenizers and licence of `original`."""
     manifest = Manifest.build(
         plan=plan,
         sidecars=sidecars,
         spec=original.spec,
         class_names=original.class_names,
+        label_names=original.label_names,
         tokenizer=original.tokenizer,
         conditions=original.conditions,
         license=original.license,

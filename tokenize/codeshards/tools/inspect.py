@@ -6,6 +6,7 @@ Axes: N rows, L codes of a picture in raster order, K entries of the codebook.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from runkit.places import Where
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodeStatistics:
-    """Distribution of the codes of one column over the rows of all splits."""
+    """Distribution of the codes of one column over the rows of the splits."""
 
     counts_K: npt.NDArray[np.int64]
     """Number of occurrences of each code."""
@@ -86,18 +87,31 @@ class Inspection:
                 for name, split in manifest.splits.items()
             },
             "class_names": list(manifest.class_names),
+            "label_names": list(manifest.label_names),
             "codes": {name: statistics.to_json() for name, statistics in self.codes.items()},
             "carried": {name: asdict(statistics) for name, statistics in self.carried.items()},
         }
 
 
-def inspect(dataset: Where) -> Inspection:
+def inspect(
+    dataset: Where | ShardDataset,
+    *,
+    splits: Sequence[str] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Inspection:
     """Count the codes and labels of a dataset; reads each row once.
+
+    Args:
+        dataset: The dataset or its path.
+        splits: Splits to read; None reads all.
+        progress: Called with the number of rows that are read, and that there are.
 
     Raises:
         ShardError: It is not a finished dataset, or a shard is missing or damaged.
     """
-    shards = ShardDataset.open(dataset)
+    shards = dataset if isinstance(dataset, ShardDataset) else ShardDataset.open(dataset)
+    splits, done = shards.splits if splits is None else splits, 0
+    total = sum(map(shards.rows, splits))
     spec, grids = shards.spec, shards.spec.code_grids
     columns = {"image": f"codes_{spec.orders[0]}"}
     columns |= {name: name for name in grids if not name.startswith("codes_")}
@@ -108,7 +122,7 @@ def inspect(dataset: Where) -> Inspection:
     }
     labels: dict[str, Counter[int]] = {split: Counter() for split in shards.splits}
     carried = {name: CarriedStatistics() for name in sorted(spec.carried)}
-    for split in shards.splits:
+    for split in splits:
         for batch in shards.batches(split, ["label", *columns.values(), *carried]):
             values, numbers = np.unique(batch["label"], return_counts=True)
             labels[split].update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
@@ -119,6 +133,8 @@ def inspect(dataset: Where) -> Inspection:
             for name, column in columns.items():
                 codes = batch[column][:, to_raster] if name == "image" else batch[column]
                 _add_counts(counts[name], codes)
+            done += len(batch["label"])
+            progress(done, total)
     statistics = {
         name: CodeStatistics(counts_K=counts_LK.sum(0, np.int64), entropy_bits_L=_entropy_bits(counts_LK))
         for name, counts_LK in counts.items()

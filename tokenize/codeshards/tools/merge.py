@@ -26,7 +26,7 @@ def merge(sources: Sequence[Where], out: Where, *, formats: Sequence[ShardFormat
     Samples that failed stay on record. The plan names the merged plans instead of a source list.
 
     Args:
-        sources: Two or more finished datasets of equal spec, views, classes and licence.
+        sources: Two or more finished datasets of equal spec, views, classes, names of labels and licence.
         out: Folder or URL of the new one: empty, or the same merge, unfinished.
         formats: Out of ``parquet`` and ``webdataset``; empty: those of the first source.
 
@@ -127,6 +127,7 @@ def _check_mergeable(datasets: Sequence[ShardDataset], plans: Sequence[Plan]) ->
         for what, expected, found in (
             ("spec", first.spec, dataset.spec),
             ("classes", first.class_names, dataset.class_names),
+            ("names of labels", first.label_names, dataset.label_names),
             ("views", plans[0].views, plan.views),
             ("scales_from", plans[0].scales_from, plan.scales_from),
             ("licence", first.manifest.license, dataset.manifest.license),

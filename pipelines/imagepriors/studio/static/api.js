@@ -42,16 +42,17 @@ async function send(path, options) {
 }
 
 async function read(response) {
+  if (response.ok) return response.json();
   const values = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
-  if (!response.ok) throw new Error(sentence(values.error));
-  return values;
+  throw new Error(sentence(values.error));
 }
 
 function post(values, signal) {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(values), signal };
 }
 
-function sentence(text) {
-  const begun = text.charAt(0).toUpperCase() + text.slice(1);
+/** A message of the server as a sentence; a name at its beginning stays as it is. */
+export function sentence(text) {
+  const begun = /^[a-z]+[ ,:]/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
   return /[.?!]$/.test(begun) ? begun : `${begun}.`;
 }

@@ -1,6 +1,6 @@
 // The page: its tabs, the theme, and what it shows.
 
-import { contents } from "./api.js";
+import { contents, sentence } from "./api.js";
 import { compare } from "./compare.js";
 import { complete } from "./complete.js";
 import { draw } from "./draw.js";
@@ -60,6 +60,7 @@ async function open() {
     const found = await contents();
     document.getElementById("place").textContent = found.title;
     document.title = `${found.title} · imagepriors studio`;
+    tabs.before(...found.problems.map((problem) => el("p", { className: "note" }, sentence(problem))));
     for (const tab of TABS) {
       tab.contents = found;
       const control = { id: `tab-${tab.id}`, type: "button", role: "tab", onclick: () => select(tab.id), onkeydown: moveBy };

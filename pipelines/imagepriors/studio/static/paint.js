@@ -1,9 +1,203 @@
-// Paint.
+// Paint: draw pictures that follow a mask, a depth map or a pose of the person.
 
-import { empty } from "./widgets.js";
+import { ask } from "./api.js";
+import { Controls } from "./draw.js";
+import { MapEditor } from "./mapeditor.js";
+import { dataUri } from "./pick.js";
+import { PoseEditor } from "./pose.js";
+import { Starts } from "./starts.js";
+import { button, copyButton, el, empty, jobStatus, picture, pictures, select, setOptions } from "./widgets.js";
 
 export const paint = { id: "paint", title: "Paint", mount };
 
+const PAUSE_MS = 200;
+
 function mount(panel, contents) {
-  panel.append(empty("…"));
+  const priors = contents.priors.filter((prior) => prior.tokenizer && painted(prior).length);
+  if (priors.length) panel.append(new Painter(contents, priors).node);
+  else panel.append(empty("No prior here is conditioned on segmentation, depth or pose. Train one that is, and open its run folder."));
+}
+
+/** The conditions of a prior that can be painted. */
+function painted(prior) {
+  return prior.conditions.filter((part) => part.tokenizer);
+}
+
+class Painter {
+  constructor(contents, priors) {
+    this.contents = contents;
+    this.slots = new Map();
+    this.controls = new Controls(priors, "How to draw from what is painted");
+    this.which = select("Paint", [], "", () => this.open());
+    this.live = el("input", { type: "checkbox", checked: true });
+    this.place = el("div", { className: "paint-tools" });
+    this.job = jobStatus();
+    this.results = pictures("Sample");
+    this.blank = empty("Paint something, or choose a map to start from. Pictures that follow it appear here.");
+    this.hints = pictures("Condition", "pictures small");
+    this.others = el("div", { hidden: true }, el("h3", {}, "Other conditions, of validation pictures"), this.hints);
+    this.seen = picture("", "The map as the prior sees it");
+    this.seenNote = el("p", { className: "note", role: "status" });
+    this.sight = el("div", { className: "seen" }, this.seen, el("div", {}, el("h3", {}, "What the prior sees"), this.seenNote));
+    this.code = el("code");
+    this.script = el("div", { className: "command script", hidden: true }, this.code, copyButton(() => this.code.textContent, "Copy Python"));
+    this.controls.prior.addEventListener("change", () => this.adapt());
+    this.controls.form.addEventListener("submit", (event) => { event.preventDefault(); this.draw(); });
+    this.controls.form.querySelector(".actions").before(el("label", { className: "check" }, this.live, "Draw after each stroke"));
+    this.controls.about.after(this.which.parentElement);
+    this.node = el("div", { className: "columns" }, this.controls.form,
+      el("div", { className: "stage painting" }, this.place,
+        el("div", { className: "drawn" },
+          this.sight, this.job.node, this.results, this.blank, this.others, this.script)));
+    this.adapt();
+  }
+
+  /** Offer what the chosen prior is conditioned on. */
+  adapt() {
+    setOptions(this.which, painted(this.controls.chosen).map((part) => part.name));
+    this.which.parentElement.hidden = this.which.options.length < 2;
+    return this.open();
+  }
+
+  /** Show the editor of the chosen condition; those of priors with the same tokenizer are the same. */
+  async open() {
+    const prior = this.controls.chosen;
+    const part = prior.conditions.find(({ name }) => name === this.which.value);
+    const slot = this.slots.get(part.tokenizer) ?? { prior: prior.name, condition: part.name };
+    this.slot = slot;
+    this.slots.set(part.tokenizer, slot);
+    slot.node ??= this.prepare(slot, prior);
+    this.showSeen(slot);
+    this.place.replaceChildren(el("div", { className: "state", role: "status" }, "Loading …"));
+    try {
+      const node = await slot.node;
+      if (slot === this.slot) this.place.replaceChildren(node);
+    } catch (error) {
+      slot.node = null;
+      if (slot === this.slot) this.place.replaceChildren(empty(error.message, button("Try again", () => this.open())));
+    }
+  }
+
+  async prepare(slot, prior) {
+    const where = { prior: slot.prior, condition: slot.condition };
+    const described = await ask("canvas", where);
+    const names = this.contents.shards.find((shards) => shards.name === prior.shards)?.label_names ?? [];
+    const changed = () => this.change(slot);
+    slot.editor = slot.condition === "pose" ? new PoseEditor(described, changed) : new MapEditor(slot.condition, described, names, changed);
+    const starts = new Starts(slot.prior, slot.condition, (map) => slot.editor.load(map), (found) => slot.editor.add(found));
+    const maps = await starts.show();
+    slot.quiet = true; // the first map is there to be painted on, not to be drawn from
+    if (maps.length && slot.condition !== "pose") slot.editor.load(maps[0]);
+    else this.change(slot);
+    slot.quiet = false;
+    return el("div", { className: "paint-tools" }, slot.editor.node, this.files(slot),
+      el("details", { open: true }, el("summary", {}, slot.condition === "pose" ? "Use a validation pose" : "Start from a validation map"), starts.node));
+  }
+
+  /** Buttons that open and save a map. */
+  files(slot) {
+    const note = el("p", { className: "note", role: "status" });
+    const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Map to open" });
+    file.addEventListener("change", async () => {
+      note.textContent = "Opening …";
+      try {
+        if (file.files[0].size > this.contents.largest_file) throw new Error(`${file.files[0].name} is too large: use a map of at most ${this.contents.largest_file >> 20} MiB.`);
+        slot.editor.load(await ask("upload", { prior: slot.prior, condition: slot.condition, picture: await dataUri(file.files[0]) }));
+        note.textContent = "";
+      } catch (error) {
+        note.textContent = error.message;
+      }
+      note.classList.toggle("bad", note.textContent !== "");
+      file.value = "";
+    });
+    const open = slot.condition === "pose" ? null : button("Open a map …", () => file.click(), { className: "quiet" });
+    const save = async () => {
+      await slot.encoding;
+      if (slot.encoded?.file) el("a", { href: slot.encoded.file, download: `${slot.condition}.png` }).click();
+    };
+    slot.save = button("Save map", save, { className: "quiet" });
+    return el("div", { className: "actions files" }, open, slot.save, file, note);
+  }
+
+  /** Encode the map, and draw from it. */
+  async change(slot) {
+    slot.abort?.abort();
+    slot.abort = new AbortController();
+    const isQuiet = slot.quiet;
+    slot.changed = performance.now();
+    slot.encoding = this.encode(slot, slot.editor.request(), slot.abort.signal);
+    if (await slot.encoding && !isQuiet && this.live.checked) {
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.draw(slot.changed), PAUSE_MS);
+    }
+  }
+
+  /** Returns whether the map is encoded, and no later one has taken its place. */
+  async encode(slot, map, signal) {
+    try {
+      slot.encoded = map.codes ? map : await ask("map", { prior: slot.prior, condition: slot.condition, ...map }, signal);
+      slot.error = "";
+    } catch (error) {
+      if (error.name === "AbortError") return false;
+      slot.error = error.message;
+    }
+    slot.save.disabled = !slot.encoded?.file;
+    this.showSeen(slot);
+    return !slot.error;
+  }
+
+  showSeen(slot) {
+    if (slot !== this.slot) return;
+    const { grid } = this.controls.chosen.conditions.find(({ name }) => name === slot.condition);
+    this.seen.hidden = !slot.encoded;
+    this.sight.hidden = !slot.encoded && !slot.error;
+    this.seenNote.classList.toggle("bad", Boolean(slot.error));
+    if (slot.encoded) this.seen.querySelector("img").src = slot.encoded.seen;
+    this.seenNote.textContent = slot.error || `The map, encoded to ${grid.join(" × ")} codes and decoded again. Details that are lost here do not reach the pictures.`;
+  }
+
+  async draw(started = performance.now()) {
+    clearTimeout(this.timer);
+    if (!this.controls.form.reportValidity()) return;
+    await this.slot.node?.catch(() => {}); // its error is where the editor would be
+    await this.slot.encoding;
+    if (this.slot.error) return;
+    const request = this.request();
+    let first = null;
+    const since = () => ((performance.now() - started) / 1000).toFixed(1);
+    const last = await this.job.start("draw", request, (event) => {
+      if (!event.pictures) return;
+      first ??= since();
+      this.show(event.pictures);
+    });
+    if (!last) return;
+    this.job.say(`First picture begun after ${first ?? since()} s; all ${request.n} done after ${since()} s.`);
+    const names = this.controls.priors.find(({ name }) => name === request.prior).class_names;
+    this.show(last.pictures, last.classes.map((label) => names[label] || `class ${label}`));
+    this.hints.show(last.hints);
+    this.others.hidden = !last.hints.length;
+    this.showScript(request);
+  }
+
+  show(found, captions) {
+    this.blank.hidden = true;
+    this.results.show(found, captions);
+  }
+
+  /** The request for the server: the form, and the codes of all maps of this prior. */
+  request() {
+    const request = this.controls.values();
+    for (const part of painted(this.controls.chosen)) {
+      const codes = this.slots.get(part.tokenizer)?.encoded?.codes;
+      if (codes) request.conditions[part.name] = codes;
+    }
+    return request;
+  }
+
+  async showScript(request) {
+    const files = painted(this.controls.chosen).filter((part) => this.slots.get(part.tokenizer)?.encoded?.file);
+    const { script } = await ask("script", { draw: request, painted: files.map((part) => part.name) });
+    this.code.textContent = script;
+    this.script.hidden = !script;
+  }
 }

@@ -168,7 +168,7 @@ export function jobStatus() {
     }
   }
 
-  return { node, start, stop: () => current?.abort(), fail: (error) => show("failed", error.message) };
+  return { node, start, stop: () => current?.abort(), say: (text) => show("done", text), fail: (error) => show("failed", error.message) };
 }
 
 function waiting(ahead) {

@@ -1,0 +1,184 @@
+"""What the page finds in places, and the networks that it keeps in memory."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from plugin_package import install
+
+from imagepriors.demo.scenes import SEGMENTATION_NAMES
+from imagepriors.studio.contents import Contents
+from imagepriors.studio.drawing import DrawRequest, draw
+from imagepriors.studio.networks import Networks, StudioPrior, StudioTokenizer
+from imagepriors.studio.rows import RowsRequest, rows
+from runkit.errors import UserError
+
+
+def copy_of(run, folder, *names):
+    for name in names:
+        shutil.copytree(run / name, folder / name)
+    return folder
+
+
+def drawn(contents, prior):
+    return draw(contents, DrawRequest(prior=prior, n=1), lambda *_, **__: None)["codes"]
+
+
+def test_all_parts_of_a_run_are_found(contents):
+    assert set(contents.priors) == {
+        "prior-any-class", *(f"prior-row_major-{name}" for name in ("class", "segmentation", "depth", "pose"))
+    }  # fmt: skip
+    assert set(contents.tokenizers) == {"tokenizer", "tokenizer-segmentation", "tokenizer-depth", "tokenizer-pose"}
+    assert list(contents.shards) == ["shards"]
+    assert contents.described["problems"] == []
+    assert contents.condition_tokenizer("prior-row_major-depth", "depth").config.modality == "depth"
+
+
+def test_the_fingerprint_of_a_stored_tokenizer_is_not_computed(demo_run, monkeypatch):
+    from imagepriors.studio import search
+
+    monkeypatch.setattr(search, "fingerprint", lambda *_: pytest.fail("computed"))
+    found = Contents.open([demo_run])
+    assert found.image_tokenizer("prior-any-class") is found.tokenizers["tokenizer"]
+    assert not any("loaded" in part.__dict__ for part in (*found.priors.values(), *found.tokenizers.values()))
+
+
+def test_single_parts_and_several_places(demo_run, tmp_path):
+    alone = Contents.open([demo_run / "prior-any-class"])
+    assert (list(alone.priors), list(alone.shards)) == (["prior-any-class"], ["shards"])
+    assert drawn(alone, "prior-any-class")
+    lonely = copy_of(demo_run, tmp_path / "lonely", "prior-any-class")
+    without = Contents.open([lonely / "prior-any-class"])
+    with pytest.raises(UserError, match="open the studio with its folder, too"):
+        without.image_tokenizer("prior-any-class")
+    both = Contents.open([lonely / "prior-any-class", demo_run / "tokenizer"])
+    assert drawn(both, "prior-any-class") == drawn(alone, "prior-any-class")
+
+    other = copy_of(demo_run, tmp_path / "other/demo", "prior-any-class", "shards")
+    two = Contents.open([demo_run, other])
+    assert two.title == "demo, demo-2"
+    assert {"demo/prior-any-class", "demo-2/prior-any-class"} <= set(two.priors)
+    assert two.shards_of("demo-2/prior-any-class") == "demo/shards"  # equal shards: the first that fit
+
+
+def test_damaged_and_unfinished_parts_do_not_keep_the_rest_from_opening(demo_run, tmp_path):
+    run = copy_of(demo_run, tmp_path / "demo", *(path.name for path in demo_run.iterdir() if path.is_dir()))
+    (run / "prior-row_major-depth/config.json").write_text("{")
+    config = run / "prior-row_major-pose/config.json"
+    config.write_text(config.read_text().replace('"n_layer": 1', '"n_layer": "one"'))
+    for name in ("config.json", "model.safetensors", "summary.json"):
+        (run / "prior-any-class" / name).unlink()  # as before the end of its training
+    (run / "tokenizer-depth/model.safetensors").write_bytes(b"broken")
+    half = copy_of(demo_run / "shards", run / "more", "val")
+    shutil.copy(demo_run / "shards/plan.json", half)
+
+    found = Contents.open([run])
+    problems = found.described["problems"]
+    assert set(found.priors) == {"prior-row_major-class", "prior-row_major-segmentation", "prior-any-class"}
+    for name, word in (
+        ("prior-row_major-depth", "config.json"), ("prior-row_major-pose", "n_layer"), ("more", "not finished"),
+        ("prior-any-class", "after 3 steps"),
+    ):  # fmt: skip
+        assert sum(problem.startswith(name) and word in problem for problem in problems) == 1, (name, problems)
+    assert str(tmp_path) not in str(problems)
+    assert drawn(found, "prior-any-class")
+
+    shutil.rmtree(run / "shards")
+    for prior in run.glob("prior-*"):
+        shutil.rmtree(prior)
+    for tokenizer in run.glob("tokenizer*"):
+        (tokenizer / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"that can be shown: .*not finished"):
+        Contents.open([run])
+
+
+def test_places_on_the_hub(demo_run, hub):
+    def files(folder, prefix=""):
+        paths = (path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts)
+        return {f"{prefix}{path.relative_to(folder)}": path.read_bytes() for path in paths}
+
+    hub.put("datasets/owner/shards", files(demo_run / "shards"))
+    model = files(demo_run / "prior-any-class") | files(demo_run / "shards/tokenizer", "tokenizer/")
+    hub.put("models/owner/prior", model)
+    found = Contents.open(["hf://owner/prior", "hf://datasets/owner/shards"])
+    (prior,) = found.priors
+    assert found.typed[prior] == "hf:/owner/prior" or found.typed[prior].startswith("hf://")
+    assert drawn(found, prior)
+    (shards,) = found.shards
+    assert rows(found, RowsRequest(shards=shards, split="val", count=2))["rows"][0]["picture"]
+
+
+def test_tokenizers_of_other_packages(tmp_path, monkeypatch):
+    code = (
+        "import numpy as np\n"
+        "class Grey:\n"
+        "    resolution, grid, codebook_size, fingerprint = 8, (2, 2), 4, 'grey'\n"
+        "    def encode(self, pictures): return (pictures[:, ::4, ::4, 0] // 64).astype(np.int64)\n"
+        "    def decode(self, codes): return np.kron(codes[..., None], np.ones((1, 4, 4, 3))).astype(np.uint8) * 64\n"
+        "def make(): return Grey()\n"
+    )
+    install(tmp_path, "grey-tokenizer", "grey_tokenizer", code, {})
+    monkeypatch.syspath_prepend(tmp_path)
+    found = Contents.open(["grey_tokenizer:make"])
+    assert found.described["tokenizers"][0]["codebook_size"] == 4
+    with pytest.raises(UserError, match="not on this page"):
+        found.tokenizer("os:getcwd")
+
+
+def test_a_network_is_loaded_once(demo_run, monkeypatch):
+    from codeprior import checkpoint
+
+    loads, load = [], checkpoint.load_prior
+    monkeypatch.setattr(checkpoint, "load_prior", lambda *args, **more: loads.append(args) or load(*args, **more))
+    prior, start, seen = StudioPrior(demo_run / "prior-any-class", Networks()), threading.Barrier(4), []
+
+    def use():
+        start.wait()
+        seen.append(prior.loaded)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
+    assert all(one is seen[0] for one in seen)
+
+
+def test_the_least_recently_used_network_is_dropped(demo_run):
+    size = (demo_run / "tokenizer/model.safetensors").stat().st_size
+    networks = Networks(most_bytes=2 * size)
+    a, b, c = (StudioTokenizer(demo_run / "tokenizer", networks) for _ in range(3))
+    kept = a.loaded
+    _ = b.loaded
+    assert a.loaded is kept
+    _ = c.loaded  # in place of b
+    assert [("loaded" in one.__dict__) for one in (a, b, c)] == [True, False, True]
+    codes = np.zeros((1, *a.config.grid), np.int64)
+    assert np.array_equal(b.loaded.decode(codes), kept.decode(codes))
+
+
+def test_networks_compute_the_same_in_several_threads(contents):
+    tokenizer = contents.tokenizers["tokenizer"].loaded
+    size = tokenizer.config.codebook_size
+    grids = np.random.default_rng(0).integers(0, size, (8, 2, *tokenizer.config.grid))
+    expected = [tokenizer.decode(codes) for codes in grids]
+    found = [None] * len(grids)
+    threads = [
+        threading.Thread(target=lambda i=i, codes=codes: found.__setitem__(i, tokenizer.decode(codes)))
+        for i, codes in enumerate(grids)
+    ]
+    for thread in threads:
+        thread.start()
+    codes = drawn(contents, "prior-any-class")
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert codes == drawn(contents, "prior-any-class")
+
+
+def test_shards_bring_the_names_of_the_labels_of_masks(contents: Contents) -> None:
+    (shards,) = contents.described["shards"]
+    assert shards["label_names"] == ["unlabelled", *SEGMENTATION_NAMES]
+    assert shards["conditions"].keys() == {"segmentation", "depth", "pose"}
