@@ -135,7 +135,10 @@ def test_parquet_columns_are_those_of_the_page(dataset):
 
 
 def test_json_fields_are_those_of_the_page(dataset, tmp_path):
-    """Every key of the three JSON files is in the page, and in no file is there another."""
+    """Every key of the three JSON files is in the page, and in no file is there another.
+
+    Names of labels and carried columns are only where there are any.
+    """
     text = (ROOT / "docs/format.md").read_text()
     manifest, plan = (json.loads((dataset / name).read_text()) for name in ("dataset.json", "plan.json"))
     sidecar = json.loads((dataset / "train/shard-000000.json").read_text())
@@ -143,10 +146,10 @@ def test_json_fields_are_those_of_the_page(dataset, tmp_path):
     add_codes(tmp_path / "d", orders=["zcurve"])
     added = json.loads((tmp_path / "d/dataset.json").read_text())
     for section, value in (
-        ("## dataset.json", {key if key != "splits" else "splits.SPLIT" for key in added}),
+        ("## dataset.json", {*(key if key != "splits" else "splits.SPLIT" for key in added), "label_names"}),
         ("## Added columns", set(added["added"][0])),
         ("## Sidecars", set(sidecar)),
-        ("## The spec", {*manifest["spec"], *manifest["spec"]["image"], "carried"}),  # only where there are any
+        ("## The spec", {*manifest["spec"], *manifest["spec"]["image"], "carried"}),
         ("## plan.json", {"hash", "shards.SPLIT", *(f"plan.{key}" for key in plan["plan"] if key != "splits")}),
     ):
         table = text.partition(f"\n{section}\n")[2].partition("\n## ")[0]
