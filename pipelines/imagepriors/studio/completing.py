@@ -1,45 +1,14 @@
-"""What the page needs to complete a picture: regions that a prior can keep, and conditions of a row of shards."""
+"""Conditions of a row of shards, for a prior that completes its picture."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from codeprior.config import PriorError
-from codeshards.format import ShardError
-from imagepriors.decode.partial import REGIONS, known_codes
 from imagepriors.decode.rows import read_rows
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.jobs import Event
 from runkit.configs import check_fields
 from runkit.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RegionsRequest:
-    """Which regions a prior can keep."""
-
-    prior: str
-    """Name of the prior."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-
-def regions(contents: Contents, request: RegionsRequest) -> Event:
-    """Return ``regions``, from the name to the cells in raster order, which are those that the prior can complete.
-
-    Raises:
-        UserError: There is no such prior.
-    """
-    sequence = contents.prior(request.prior).sequence
-    found = {}
-    for name in REGIONS:
-        try:
-            known_T = known_codes(sequence, name)
-        except (PriorError, ShardError):  # the prior has another order, or scales, or its grid is too small
-            continue
-        found[name] = sorted(sequence.permutation(sequence.height, sequence.width)[known_T].tolist())
-    return {"regions": found}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from codeprior.config import PriorError, SequenceSpec
 from codeprior.sample_config import SampleConfig
-from codeshards.format import ShardDataset
+from codeshards.format import ShardDataset, ShardError
 from imagepriors.api.defaults import PathLike
 from imagepriors.api.priors import ImagePrior
 from imagepriors.api.settings import stage_2_table
 from imagepriors.api.tokenizers import ImageTokenizer
+from imagepriors.decode.partial import REGIONS, known_codes
 from imagepriors.studio.jobs import plain
 from imagepriors.studio.search import Part, Search, short_names
 from runkit.configs import from_dict
@@ -155,6 +157,7 @@ class Contents:
             "order": spec.order_text,
             "grid": [spec.height, spec.width],
             "permutation": [int(cell) for cell in spec.permutation(spec.height, spec.width)],
+            "regions": regions(spec),
             "scales": [list(grid) for grid in spec.grids[:-1]],
             "codebook_size": spec.codebook_size,
             "class_names": list(spec.class_names),
@@ -195,6 +198,18 @@ class Contents:
             "codebook_size": spec.image.codebook_size,
             "tokenizer": self.fingerprints.get(spec.image.fingerprint),
         }
+
+
+def regions(sequence: SequenceSpec) -> dict[str, list[int]]:
+    """Return the cells in raster order of each named region that a prior can keep."""
+    found = {}
+    for name in REGIONS:
+        try:
+            known_T = known_codes(sequence, name)
+        except (PriorError, ShardError):  # the prior has another order, or scales, or its grid is too small
+            continue
+        found[name] = sorted(sequence.permutation(sequence.height, sequence.width)[known_T].tolist())
+    return found
 
 
 def _named(table: Mapping[str, _T], kind: str, name: str) -> _T:

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 
 from imagepriors.studio.codebook import CodeRequest, UsageRequest, code, usage
 from imagepriors.studio.comparing import FiguresRequest, ReconstructRequest, figures, reconstruct
-from imagepriors.studio.completing import RegionsRequest, RowConditionsRequest, regions, row_conditions
+from imagepriors.studio.completing import RowConditionsRequest, row_conditions
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.finding import FindRequest, find
@@ -80,7 +80,6 @@ ANSWERS: dict[str, _Answer] = {
     "code": (CodeRequest, code),
     "orders": (OrdersRequest, orders),
     "scales": (ScalesRequest, scales),
-    "regions": (RegionsRequest, regions),
     "row_conditions": (RowConditionsRequest, row_conditions),
 }
 """Name → what is answered at once. The function gets the contents and the request."""

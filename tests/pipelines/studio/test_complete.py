@@ -10,8 +10,8 @@ from PIL import Image
 import imagepriors as ip
 from imagepriors.cli import main
 from imagepriors.decode.rows import read_codes, read_rows, select_rows
-from imagepriors.studio.completing import RegionsRequest, RowConditionsRequest, regions, row_conditions
-from imagepriors.studio.contents import Contents
+from imagepriors.studio.completing import RowConditionsRequest, row_conditions
+from imagepriors.studio.contents import Contents, regions
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.pictures import read_picture
 from runkit.errors import UserError
@@ -32,11 +32,11 @@ def row_codes(contents, index=0):
 
 
 def test_regions_are_those_that_the_prior_can_keep(contents):
-    any_order = regions(contents, RegionsRequest(prior="prior-any-class"))["regions"]
+    any_order = regions(contents.prior("prior-any-class").sequence)
     assert sorted(any_order) == ["centre", "checkerboard", "corner", "left", "upper"]
     height, width = contents.prior("prior-any-class").sequence.height, contents.prior("prior-any-class").sequence.width
     assert any_order["corner"] == [row * width + column for row in range(height // 2) for column in range(width // 2)]
-    ordered = regions(contents, RegionsRequest(prior="prior-row_major-class"))["regions"]
+    ordered = regions(contents.prior("prior-row_major-class").sequence)
     assert ordered == {"upper": any_order["upper"]}
 
 
@@ -239,4 +239,4 @@ def test_pictures_are_chosen_with_keys_dropped_and_pasted(page, tab, photo):
     page.evaluate(SEND, ["drop", "a.txt", "text/plain", [65]])
     tab.get_by_text("This is no picture").wait_for()
     page.evaluate(SEND, ["drop", "c.png", "image/png", {"length": 13 << 20}])
-    tab.get_by_text("c.png has 13.0 MiB: use a picture of at most 12.0 MiB").wait_for()
+    tab.get_by_text("c.png has 13.0 MiB: use at most 12.0 MiB").wait_for()

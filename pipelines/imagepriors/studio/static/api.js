@@ -1,5 +1,7 @@
 // Requests to the server. Errors have a message for the person in `message`.
 
+import { sentence } from "./text.js";
+
 /** What the page shows: priors, tokenizers and shards. */
 export async function contents() {
   return read(await send("api/contents", {}));
@@ -20,7 +22,7 @@ export async function run(name, values, onEvent, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reached(reader.read());
     if (done) throw new Error("The studio has ended: start it again in the terminal.");
     const lines = (rest + value).split("\n");
     rest = lines.pop();
@@ -32,9 +34,14 @@ export async function run(name, values, onEvent, signal) {
   }
 }
 
-async function send(path, options) {
+function send(path, options) {
+  return reached(fetch(path, options));
+}
+
+/** What a part of a request gives; without a connection, an error that says what to do. */
+async function reached(part) {
   try {
-    return await fetch(path, options);
+    return await part;
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The studio does not answer: start it again in the terminal.");
@@ -42,17 +49,11 @@ async function send(path, options) {
 }
 
 async function read(response) {
-  if (response.ok) return response.json();
+  if (response.ok) return reached(response.json());
   const values = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
   throw new Error(sentence(values.error));
 }
 
 function post(values, signal) {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(values), signal };
-}
-
-/** A message of the server as a sentence; a name at its beginning stays as it is. */
-export function sentence(text) {
-  const begun = /^[a-z]+[ ,:]/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
-  return /[.?!]$/.test(begun) ? begun : `${begun}.`;
 }

@@ -1,11 +1,12 @@
 // The page: its tabs, the theme, and what it shows.
 
-import { contents, sentence } from "./api.js";
+import { contents } from "./api.js";
 import { compare } from "./compare.js";
 import { complete } from "./complete.js";
 import { draw } from "./draw.js";
 import { paint } from "./paint.js";
 import { shards } from "./shards.js";
+import { sentence } from "./text.js";
 import { tokens } from "./tokens.js";
 import { el, empty } from "./widgets.js";
 

@@ -1,6 +1,10 @@
 // The cells of a picture's codes, which a person keeps or erases: any cells, or the first of a prior's order.
 
-import { el } from "./widgets.js";
+import { between, cellAt, cellName, cellsOf, moved } from "./grid.js";
+import { History } from "./history.js";
+import { undoKeys } from "./keys.js";
+import { capital } from "./text.js";
+import { el, svg } from "./widgets.js";
 
 /** A picture under its cells. Calls `onchange()` when the kept cells have changed. */
 export class Cells {
@@ -13,13 +17,13 @@ export class Cells {
       onpointerdown: (event) => this.begin(event), onpointermove: (event) => this.stroke && this.extend(this.at(event)),
       onpointerup: () => this.end(), onpointercancel: () => this.end(),
     });
-    this.path = svg("svg", { class: "order", "aria-hidden": "true" });
+    this.path = svg("svg", { class: "order", preserveAspectRatio: "none", "aria-hidden": "true" });
     this.node = el("div", { className: "erase" }, this.image, this.grid, this.path);
   }
 
-  /** Take a grid of cells, and the order in which a prior keeps them; null: any can be kept. */
-  adapt([height, width], order) {
-    Object.assign(this, { height, width, order, past: [], stroke: null, kept: Array(height * width).fill(true) });
+  /** Take a grid of cells, the order in which a prior keeps them (null: any can be kept), and which it keeps at first. */
+  adapt([height, width], order, kept) {
+    Object.assign(this, { height, width, order, stroke: null, anchor: null, kept, history: new History(kept) });
     this.rank = order && order.reduce((rank, cell, place) => { rank[cell] = place; return rank; }, []);
     this.cells = this.kept.map((_, cell) => el("div", {
       role: "gridcell", tabIndex: cell ? -1 : 0, "aria-label": this.nameOf(cell), data: { cell }, onfocus: () => this.stopAt(cell),
@@ -40,7 +44,7 @@ export class Cells {
   }
 
   nameOf(cell) {
-    const place = `Row ${Math.floor(cell / this.width) + 1}, column ${cell % this.width + 1}`;
+    const place = capital(cellName(cell, this.width));
     return this.rank ? `${place}, code ${this.rank[cell] + 1}` : place;
   }
 
@@ -53,34 +57,44 @@ export class Cells {
     return this.kept.flatMap((kept, cell) => (kept ? [cell] : []));
   }
 
-  /** Keep these cells; a step that can be undone, unless it is a part of one. */
-  keep(kept, { step = true } = {}) {
-    if (step && kept.some((one, cell) => one !== this.kept[cell])) this.past.push(this.kept);
+  /** Keep these cells; `remember()` makes a step of it that can be undone. */
+  keep(kept) {
     this.kept = kept;
     this.render();
+  }
+
+  remember() {
+    this.stroke = null;
+    this.history.keep(this.kept);
+    this.onchange();
   }
 
   keepOnly(cells) {
     const chosen = new Set(cells);
     this.keep(this.kept.map((_, cell) => chosen.has(cell)));
+    this.remember();
   }
 
-  keepFirst(count, options) {
-    this.keep(this.rank.map((place) => place < count), options);
-  }
-
-  /** Keep the first codes while a slider moves; `end()` makes one step of it. */
-  slide(count) {
-    this.stroke ??= { before: this.kept };
-    this.keepFirst(count, { step: false });
+  keepFirst(count) {
+    this.keep(this.rank.map((place) => place < count));
   }
 
   invert() {
     this.keep(this.kept.map((kept) => !kept));
+    this.remember();
   }
 
   undo() {
-    if (this.past.length) this.keep(this.past.pop(), { step: false });
+    this.restore(this.history.undo());
+  }
+
+  redo() {
+    this.restore(this.history.redo());
+  }
+
+  restore(kept) {
+    this.anchor = null;
+    if (kept) this.keep(kept);
   }
 
   begin(event) {
@@ -96,39 +110,34 @@ export class Cells {
   /** Draw the stroke up to a cell. */
   extend(cell) {
     const { from, last, before, value } = this.stroke;
-    if (this.order) return this.keepFirst(this.rank[cell] + 1, { step: false });
-    const touched = new Set(this.rectangle ? this.between(from, cell) : this.line(last, cell));
+    if (this.order) return this.keepFirst(this.rank[cell] + 1);
+    const touched = new Set(this.rectangle ? this.inside(from, cell) : this.line(last, cell));
     const under = this.rectangle ? before : this.kept;
     this.stroke.last = cell;
-    return this.keep(under.map((kept, one) => (touched.has(one) ? value : kept)), { step: false });
+    return this.keep(under.map((kept, one) => (touched.has(one) ? value : kept)));
   }
 
   end() {
-    if (!this.stroke) return;
-    const { before } = this.stroke;
-    this.stroke = null;
-    if (before.some((one, cell) => one !== this.kept[cell])) this.past.push(before);
-    this.onchange();
+    if (this.stroke) this.remember();
   }
 
   press(event) {
-    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Home: [0, -Infinity], End: [0, Infinity] }[event.key];
-    if (step) this.moveBy(step, event.shiftKey && !this.order);
+    if (undoKeys(event, this)) return;
+    const to = moved(event.key, this.cursor, [this.height, this.width]);
+    if (to !== null) this.moveTo(to, event.shiftKey && !this.order);
     else if (event.key === " ") this.toggle();
-    else if (event.key === "z" && (event.ctrlKey || event.metaKey)) this.undo();
     else return;
     event.preventDefault();
   }
 
   /** Move the cursor; `extending` gives the cells from where it began what that cell is. */
-  moveBy([down, right], extending) {
-    const within = (value, most) => Math.min(Math.max(value, 0), most - 1);
-    const to = within(Math.floor(this.cursor / this.width) + down, this.height) * this.width + within(this.cursor % this.width + right, this.width);
+  moveTo(to, extending) {
     if (extending) {
       this.anchor ??= { from: this.cursor, before: this.kept };
       const { from, before } = this.anchor;
-      const touched = new Set(this.between(from, to));
+      const touched = new Set(this.inside(from, to));
       this.keep(before.map((kept, cell) => (touched.has(cell) ? before[from] : kept)));
+      this.remember();
     } else this.anchor = null;
     this.cells[to].focus();
   }
@@ -137,6 +146,7 @@ export class Cells {
     this.anchor = null;
     if (this.order) this.keepFirst(this.rank[this.cursor] + 1);
     else this.keep(this.kept.map((kept, cell) => (cell === this.cursor ? !kept : kept)));
+    this.remember();
   }
 
   stopAt(cell) {
@@ -145,20 +155,13 @@ export class Cells {
     this.cursor = cell;
   }
 
-  /** The cell at a pointer, or the nearest one. */
   at(event) {
-    const box = this.grid.getBoundingClientRect();
-    const place = (value, size, count) => Math.min(Math.max(Math.floor(value / size * count), 0), count - 1);
-    return place(event.clientY - box.top, box.height, this.height) * this.width + place(event.clientX - box.left, box.width, this.width);
+    return cellAt(event, this.grid, [this.height, this.width]);
   }
 
   /** The cells of the rectangle with these corners. */
-  between(one, other) {
-    const [rows, columns] = [(cell) => Math.floor(cell / this.width), (cell) => cell % this.width].map((of) => [of(one), of(other)].sort((a, b) => a - b));
-    return this.kept.flatMap((_, cell) => {
-      const [row, column] = [Math.floor(cell / this.width), cell % this.width];
-      return row >= rows[0] && row <= rows[1] && column >= columns[0] && column <= columns[1] ? [cell] : [];
-    });
+  inside(one, other) {
+    return cellsOf(between(one, other, this.width), this.width);
   }
 
   /** The cells on the line between two: a fast pointer skips some. */
@@ -192,7 +195,7 @@ export function outline(kept, [height, width]) {
     }
   }
   const paths = ["edge", "mark"].map((name) => svg("path", { class: name, d }));
-  return svg("svg", { class: "outline", viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, ...paths);
+  return svg("svg", { class: "outline", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" }, ...paths);
 }
 
 /** A mask of kept cells, white on black, as a canvas of this many pixels. */
@@ -208,11 +211,4 @@ export function mask(kept, [height, width], [down, right]) {
     if (one) context.fillRect(left, top, edge(column + 1, right, width) - left, edge(row + 1, down, height) - top);
   });
   return canvas;
-}
-
-function svg(tag, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
 }

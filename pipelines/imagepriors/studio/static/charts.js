@@ -1,19 +1,11 @@
-// Numbers on the page: as text, in tables, as a curve over ranks, and as a heat map over a grid.
+// Numbers on the page: in tables, as a curve over ranks, and as a heat map over a grid.
 
-import { el } from "./widgets.js";
+import { cellAt, cellName, moved } from "./grid.js";
+import { capital, count } from "./text.js";
+import { el, svg } from "./widgets.js";
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [360, 200, 44, 30, 12];
 const COLOURS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]]; // viridis
-
-/** A number with thousands separated. */
-export function count(value) {
-  return value.toLocaleString("en");
-}
-
-/** A size in kB or MB. */
-export function megabytes(bytes) {
-  return bytes < 1e6 ? `${count(Math.ceil(bytes / 1e3))}\u00a0kB` : `${count(Math.round(bytes / 1e5) / 10)}\u00a0MB`;
-}
 
 /** A table; it scrolls by itself where it is wider than the page. */
 export function table(heads, rows) {
@@ -21,13 +13,6 @@ export function table(heads, rows) {
     el("table", {},
       el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))),
       el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell) => el("td", {}, cell)))))));
-}
-
-function svg(tag, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
 }
 
 /** Shares of codes by rank; `points` are [rank, occurrences], `total` all occurrences. The dashed line is their mean. */
@@ -46,7 +31,7 @@ export function curve(points, total) {
     svg("line", { x1: LEFT, x2: WIDTH - 8, y1: y(mean), y2: y(mean), class: "even" }),
     svg("line", { x1: LEFT, x2: WIDTH - 8, y1: y(0), y2: y(0), class: "axis" }),
     text(`${short(top)} %`, LEFT - 6, y(top) + 9, "end"), text("0", LEFT - 6, y(0) + 4, "end"),
-    text("1", x(1), HEIGHT - 12, "start"), text(last.toLocaleString("en"), x(last), HEIGHT - 12, "end"),
+    text("1", x(1), HEIGHT - 12, "start"), text(count(last), x(last), HEIGHT - 12, "end"),
     text("code, by frequency", (LEFT + WIDTH) / 2, HEIGHT - 12, "middle"));
 }
 
@@ -63,24 +48,19 @@ export function heatmap(values, [height, width], what) {
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `${what}: entropy from ${low.toFixed(2)} to ${high.toFixed(2)} bits over ${height} × ${width} positions; arrow keys read them`);
   const note = el("p", { className: "note", role: "status" }, "Point at a position, or use the arrow keys.");
-  let cell = -1;
+  let cell = null;
   const read = (index) => {
     cell = index;
-    note.textContent = `Row ${Math.floor(cell / width)}, column ${cell % width}: ${values[cell].toFixed(2)} bits`;
+    note.textContent = `${capital(cellName(cell, width))}: ${values[cell].toFixed(2)} bits`;
   };
-  const point = (event) => {
-    const box = canvas.getBoundingClientRect();
-    const at = (part, size, cells) => Math.min(cells - 1, Math.max(0, Math.floor((part / size) * cells)));
-    read(at(event.clientY - box.top, box.height, height) * width + at(event.clientX - box.left, box.width, width));
-  };
+  const point = (event) => read(cellAt(event, canvas, [height, width]));
   canvas.addEventListener("pointermove", point);
   canvas.addEventListener("pointerdown", point);
   canvas.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -width, ArrowDown: width }[event.key];
-    if (!step) return;
+    const next = moved(event.key, cell ?? 0, [height, width]);
+    if (next === null) return;
     event.preventDefault();
-    const next = cell < 0 ? 0 : cell + step;
-    if (next >= 0 && next < values.length) read(next);
+    read(cell === null ? 0 : next);
   });
   const steps = Array.from({ length: 64 }, (_, index) => index / 63);
   const legend = el("div", { className: "legend" }, el("span", {}, low.toFixed(2)), paint(steps, 1, 64), el("span", {}, `${high.toFixed(2)} bits`));

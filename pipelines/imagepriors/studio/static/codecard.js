@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import { latest } from "./latest.js";
+import { count, sentence } from "./text.js";
 import { el, picture } from "./widgets.js";
 
 const PAUSE_MS = 60; // of the pointer on a cell, before the server is asked
@@ -73,11 +74,11 @@ function figure(source, caption, alt) {
   return typeof source === "string" ? picture(source, alt, caption) : el("figure", { className: "picture" }, source, el("figcaption", {}, caption));
 }
 
-function frequency({ count, rank, used, share }, shards) {
-  if (count === null) return shards ? "The codes of the shards are not counted yet." : "No shards of this tokenizer are here to count it in.";
-  if (!count) return "It does not occur in the shards.";
-  const times = count === 1 ? "Once" : `${count.toLocaleString("en")} times`;
-  return `${times} in the shards, ${(100 * share).toPrecision(2)} % of all codes: rank ${rank.toLocaleString("en")} of ${used.toLocaleString("en")} that occur.`;
+function frequency({ count: found, rank, used, share }, shards) {
+  if (found === null) return shards ? "The codes of the shards are not counted yet." : "No shards of this tokenizer are here to count it in.";
+  if (!found) return "It does not occur in the shards.";
+  const times = found === 1 ? "Once" : `${count(found)} times`;
+  return `${times} in the shards, ${(100 * share).toPrecision(2)} % of all codes: rank ${count(rank)} of ${count(used)} that occur.`;
 }
 
 function kind({ places, count }) {
@@ -90,8 +91,4 @@ function measured({ measure, nearest }) {
   return measure === "distance"
     ? "The distance is that of the code vectors. Choose a code to put it in the cell."
     : "This quantiser compares by the dot product of the code vectors. Choose a code to put it in the cell.";
-}
-
-function sentence(text) {
-  return `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 }

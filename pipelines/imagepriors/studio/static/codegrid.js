@@ -1,102 +1,93 @@
-// A square of cells over a picture or over codes: hover, tap, arrow keys and, where it is wanted, drag a rectangle.
+// A board of cells over a picture or over codes, and how codes are drawn.
 
+import { between, cellAt, moved } from "./grid.js";
+import { pixels } from "./picturediff.js";
 import { el } from "./widgets.js";
-
-const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 /**
  * A board of cells over `content`. It calls `onlook(cell)` for the cell under the pointer or that the arrow keys reach,
- * `onleave()`, `onchoose(cell)` for a click, tap or Enter, and with `drag` `onselect(rectangle)` in place of it.
- * A rectangle has row, column, rows and columns; a cell is its index in raster order.
+ * `onleave()`, and `onchoose(cell)` for a click, tap or Enter. With `onselect(rectangle)` a person drags or extends a
+ * rectangle, and takes it with Enter. `at` is where the arrow keys start.
  */
-export function board(label, content, { onlook = () => {}, onleave = () => {}, onchoose = () => {}, onselect = null }) {
-  const mark = el("div", { className: "cell-mark", hidden: true });
-  const node = el("div", {
-    className: "board", tabIndex: 0, role: "application", "aria-label": label, "aria-roledescription": "grid of codes",
-    data: { drag: Boolean(onselect) },
-  }, content, mark);
-  let [rows, columns, count] = [1, 1, 1];
-  let [at, anchor] = [0, null];
+export class Board {
+  constructor(label, content, { onlook = () => {}, onleave = () => {}, onchoose = () => {}, onselect = null }) {
+    Object.assign(this, { onlook, onchoose, onselect });
+    this.mark = el("div", { className: "cell-mark", hidden: true });
+    this.node = el("div", {
+      className: "board", tabIndex: 0, role: "application", "aria-label": label, "aria-roledescription": "grid of codes",
+      data: { drag: Boolean(onselect) }, onkeydown: (event) => this.key(event),
+      onpointerdown: (event) => this.press(event), onpointermove: (event) => this.point(event), onpointerup: (event) => this.release(event),
+      onpointerleave: (event) => event.pointerType !== "touch" && onleave(),
+    }, content, this.mark);
+    this.layout(1, 1);
+  }
 
-  function cellOf(event) {
-    const box = node.getBoundingClientRect();
-    const part = (value, cells) => Math.max(0, Math.min(cells - 1, Math.floor(value * cells)));
-    const row = part((event.clientY - box.top) / box.height, rows);
-    return Math.min(count - 1, row * columns + part((event.clientX - box.left) / box.width, columns));
+  /** Set the grid; `cells` may be fewer than rows × columns. */
+  layout(rows, columns, cells = rows * columns) {
+    Object.assign(this, { grid: [rows, columns], cells, at: 0, anchor: null });
+    this.show(null);
   }
 
   /** Frame a rectangle; null frames nothing. */
-  function show(rectangle) {
-    mark.hidden = !rectangle;
+  show(rectangle) {
+    this.mark.hidden = !rectangle;
     if (!rectangle) return;
     const per = (value, cells) => `${(100 * value) / cells}%`;
-    Object.assign(mark.style, {
+    const [rows, columns] = this.grid;
+    Object.assign(this.mark.style, {
       left: per(rectangle.column, columns), top: per(rectangle.row, rows),
       width: per(rectangle.columns, columns), height: per(rectangle.rows, rows),
     });
   }
 
-  function between(one, other) {
-    const [r, c, s, d] = [Math.floor(one / columns), one % columns, Math.floor(other / columns), other % columns];
-    return { row: Math.min(r, s), column: Math.min(c, d), rows: Math.abs(r - s) + 1, columns: Math.abs(c - d) + 1 };
+  get selected() {
+    return between(this.anchor ?? this.at, this.at, this.grid[1]);
   }
 
-  node.addEventListener("pointerdown", (event) => {
+  cellOf(event) {
+    return Math.min(this.cells - 1, cellAt(event, this.node, this.grid));
+  }
+
+  press(event) {
     if (event.button) return;
-    at = cellOf(event);
-    if (!onselect) return;
-    anchor = at;
-    node.setPointerCapture(event.pointerId);
-    show(between(at, at));
-  });
-  node.addEventListener("pointermove", (event) => {
-    const cell = cellOf(event);
-    if (onselect) {
-      if (anchor !== null && event.buttons) show(between(anchor, at = cell));
-    } else if (event.pointerType !== "touch" && cell !== at) onlook(at = cell);
-  });
-  node.addEventListener("pointerup", (event) => {
+    this.at = this.cellOf(event);
+    if (!this.onselect) return;
+    this.anchor = this.at;
+    this.node.setPointerCapture(event.pointerId);
+    this.show(this.selected);
+  }
+
+  point(event) {
+    const cell = this.cellOf(event);
+    if (this.onselect) {
+      if (this.anchor === null || !event.buttons) return;
+      this.at = cell;
+      this.show(this.selected);
+    } else if (event.pointerType !== "touch" && cell !== this.at) this.onlook(this.at = cell);
+  }
+
+  release(event) {
     if (event.button) return;
-    if (!onselect) onchoose(at);
-    else if (anchor !== null) onselect(between(anchor, at));
-  });
-  node.addEventListener("pointerleave", (event) => event.pointerType !== "touch" && onleave());
-  node.addEventListener("keydown", (event) => {
-    const step = STEPS[event.key];
-    if (step) move(step, event.shiftKey);
-    else if (event.key === "Enter" || event.key === " ") onselect ? onselect(between(anchor ?? at, at)) : onchoose(at);
-    else return;
+    if (!this.onselect) this.onchoose(this.at);
+    else if (this.anchor !== null) this.onselect(this.selected);
+  }
+
+  key(event) {
+    const to = moved(event.key, this.at, this.grid);
+    if (to !== null) this.move(Math.min(this.cells - 1, to), event.shiftKey);
+    else if (event.key !== "Enter" && event.key !== " ") return;
+    else if (this.onselect) this.onselect(this.selected);
+    else this.onchoose(this.at);
     event.preventDefault();
-  });
-
-  function move([down, right], extend) {
-    const row = Math.max(0, Math.min(rows - 1, Math.floor(at / columns) + down));
-    const column = Math.max(0, Math.min(columns - 1, (at % columns) + right));
-    at = Math.min(count - 1, row * columns + column);
-    if (!onselect) return onlook(at);
-    if (!extend || anchor === null) anchor = extend ? anchor ?? at : at;
-    show(between(anchor, at));
   }
 
-  return {
-    node, show, cell: (row, column) => row * columns + column,
-    /** Set the grid; `cells` may be fewer than rows × columns. */
-    layout(height, width, cells = height * width) { [rows, columns, count, at, anchor] = [height, width, cells, 0, null]; show(null); },
-    /** Where the arrow keys start. */
-    set at(cell) { at = cell; },
-  };
-}
-
-/** Whether the codes of a tokenizer have cells on the picture; those of a 1-D tokenizer, which are in a row, have none. */
-export function hasCells([height, width]) {
-  return height === width || (height !== 1 && width !== 1);
-}
-
-/** Rows and columns in which codes are shown: their grid, or a row of codes folded. */
-export function shape([height, width]) {
-  if (hasCells([height, width])) return [height, width];
-  const columns = Math.ceil(Math.sqrt(height * width));
-  return [Math.ceil((height * width) / columns), columns];
+  /** Move to a cell; `extend` keeps the other corner of the rectangle. */
+  move(cell, extend) {
+    this.anchor = extend ? this.anchor ?? this.at : cell;
+    this.at = cell;
+    if (this.onselect) this.show(this.selected);
+    else this.onlook(cell);
+  }
 }
 
 /** Draw codes [r, g, b] in their colours, with their numbers where these can be read. Returns whether they can. */
@@ -126,10 +117,7 @@ export function drawCodes(canvas, codes, [rows, columns], colours, numbers) {
 
 /** The mean colour of each cell of a picture, [r, g, b] in raster order. */
 export function cellColours(image, [rows, columns]) {
-  const canvas = el("canvas", { width: image.naturalWidth, height: image.naturalHeight });
-  const pen = canvas.getContext("2d", { willReadFrequently: true });
-  pen.drawImage(image, 0, 0);
-  const { data, width, height } = pen.getImageData(0, 0, canvas.width, canvas.height);
+  const { data, width, height } = pixels(image);
   const sums = Array.from({ length: rows * columns }, () => [0, 0, 0, 0]);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {

@@ -1,9 +1,10 @@
 // Two priors that draw the same class with the same seed.
 
 import { ask } from "./api.js";
-import { count } from "./charts.js";
-import { rowsOf, side, valuesTable } from "./compare.js";
-import { Controls } from "./draw.js";
+import { Controls } from "./controls.js";
+import { turns } from "./latest.js";
+import { rowsOf, side, valuesTable } from "./sides.js";
+import { count } from "./text.js";
 import { button, el, empty, jobStatus, number, numberOf, pictures, select, setOptions } from "./widgets.js";
 
 const NAMES = {
@@ -24,6 +25,7 @@ export function comparePriors(contents) {
     label.parentElement, seed.parentElement, n.parentElement,
     el("div", { className: "actions" }, el("button", { type: "submit", className: "main" }, "Draw both"), next), note);
   const results = rowsOf(["A", "B"]);
+  const asking = turns();
   const figures = el("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Figures of both priors" });
 
   function changed() {
@@ -45,14 +47,16 @@ export function comparePriors(contents) {
   }
 
   async function showFigures() {
+    const isLast = asking();
+    const different = sides[0].prior.tokenizer !== sides[1].prior.tokenizer;
     try {
       const found = await Promise.all(sides.map((one) => one.figures()));
+      if (!isLast()) return;
       const names = [...new Set(found.flatMap(Object.keys))];
-      const different = sides[0].prior.tokenizer !== sides[1].prior.tokenizer;
       figures.replaceChildren(valuesTable(names, found),
         el("p", { className: "note" }, different ? "These priors draw codes of different tokenizers: figures per code do not compare." : ""));
     } catch (error) {
-      figures.replaceChildren(el("p", { className: "note" }, error.message));
+      if (isLast()) figures.replaceChildren(el("p", { className: "note" }, error.message));
     }
   }
 
@@ -77,14 +81,9 @@ class Side {
   constructor(letter, priors, name, onchange) {
     this.job = jobStatus();
     this.hints = pictures(`Condition of ${letter}`, "pictures small");
-    this.controls = new Controls(priors, `How prior ${letter} draws`);
-    const { form, prior, label, seed, n } = this.controls;
-    for (const input of [label, seed, n]) input.parentElement.remove(); // both sides share these
-    for (const part of form.querySelectorAll(".pair, .actions")) part.remove();
+    this.controls = new Controls(priors, { legend: `How prior ${letter} draws`, title: `Prior ${letter}`, chosen: name, shared: true });
+    const { form, prior } = this.controls;
     form.addEventListener("submit", (event) => event.preventDefault());
-    prior.parentElement.querySelector("label").textContent = `Prior ${letter}`;
-    prior.value = name;
-    this.controls.adapt();
     prior.addEventListener("change", () => { this.clear(); onchange(); });
     this.node = side(letter, form, this.job.node, this.hints);
     this.clear();
@@ -105,14 +104,16 @@ class Side {
     return this.classes.length ? `${this.prior.name} has no class ${name}: it draws all in turn.` : `${this.prior.name} has no classes.`;
   }
 
+  /** Show nothing, and stop what is drawn. */
   clear() {
+    this.job.clear();
     [this.pictures, this.captions, this.perPicture] = [[], [], null];
     this.hints.show([]);
   }
 
   async draw({ seed, n, name }, show) {
-    const { controls } = this;
-    const index = this.classes.indexOf(name);
+    const { controls, classes, prior } = this;
+    const index = classes.indexOf(name);
     controls.seed.value = seed;
     controls.n.value = n;
     controls.label.value = index < 0 ? "" : index;
@@ -126,8 +127,8 @@ class Side {
     if (!last) return;
     this.pictures = last.pictures;
     this.hints.show(last.hints);
-    this.captions = last.classes.map((one) => this.classes[one] ?? "");
-    const total = n * this.prior.permutation.length;
+    this.captions = last.classes.map((one) => classes[one] ?? "");
+    const total = n * prior.permutation.length;
     const whole = begun && begun.done < total ? (performance.now() - begun.at) / 1000 / (1 - begun.done / total) : last.seconds;
     this.perPicture = whole / n; // without the time in which networks are loaded
     show();
@@ -135,16 +136,16 @@ class Side {
 
   /** Name → text of what is known. */
   async figures() {
-    const { figures } = await ask("figures", { prior: this.prior.name });
+    const { prior, perPicture } = this;
+    const { figures } = await ask("figures", { prior: prior.name });
     const known = Object.entries(figures).map(([name, value]) => [NAMES[name] ?? title(name), text(value)]);
-    const time = this.perPicture === null ? [] : [["Seconds per picture, here", text(this.perPicture)]];
-    return Object.fromEntries([...time, ["Codes per picture", count(this.prior.permutation.length)], ...known]);
+    const time = perPicture === null ? [] : [["Seconds per picture, here", text(perPicture)]];
+    return Object.fromEntries([...time, ["Codes per picture", count(prior.permutation.length)], ...known]);
   }
 }
 
 function title(name) {
-  const words = name.replaceAll("_", " ");
-  return `Evaluation: ${words}`;
+  return `Evaluation: ${name.replaceAll("_", " ")}`;
 }
 
 function text(value) {

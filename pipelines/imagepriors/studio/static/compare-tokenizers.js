@@ -1,8 +1,10 @@
 // Two tokenizers that encode and decode the same pictures.
 
-import { count, megabytes } from "./charts.js";
-import { rowsOf, side, valuesTable } from "./compare.js";
-import { dataUri, picker } from "./pick.js";
+import { dataUris } from "./files.js";
+import { turns } from "./latest.js";
+import { Picker, splitsOf, validationOf } from "./pick.js";
+import { rowsOf, side, valuesTable } from "./sides.js";
+import { count } from "./text.js";
 import { button, el, empty, jobStatus, number, numberOf, select } from "./widgets.js";
 
 const SHOWN = [["reconstructions", "Reconstructions"], ["originals", "As each tokenizer sees it"], ["differences", "Differences × 4"]];
@@ -53,17 +55,15 @@ export function compareTokenizers(contents) {
 /** The form for the pictures: evenly spaced ones of shards, or those that the person chooses. Calls `onstart(request, names)`. */
 class Source {
   constructor(contents, tokenizer, onstart) {
-    Object.assign(this, { largest: contents.largest_file, onstart, first: 0, files: [], names: [] });
-    const decodable = contents.shards.filter((one) => one.tokenizer);
-    const sources = decodable.flatMap((one) => Object.keys(one.splits).map((split) => [JSON.stringify([one.name, split]), `${one.name}, ${split}`]));
-    const validation = sources.find(([value]) => JSON.parse(value)[1] === "val")?.[0];
-    this.source = select("Pictures of", [...sources, ["", "your choice"]], validation, () => this.adapt());
+    Object.assign(this, { largest: contents.largest_file, onstart, first: 0, files: [], names: [], opening: turns() });
+    const sources = splitsOf(contents.shards.filter((one) => one.tokenizer));
+    this.source = select("Pictures of", [...sources, ["", "your choice"]], validationOf(sources), () => this.adapt());
     this.n = number("Pictures", 6, { min: 1, max: 16, step: 1, required: true });
     this.note = el("p", { className: "note", role: "status" });
     this.file = el("input", { type: "file", accept: "image/*", multiple: true, hidden: true, onchange: () => this.open() });
     this.chooser = button("Open pictures …", () => this.file.click());
     this.others = button("Other pictures", () => { this.first += 1; this.start(); });
-    this.picked = picker(contents, tokenizer, ({ picture, name }) => this.take([picture], [name]));
+    this.picked = new Picker(contents, tokenizer, ({ picture, name }) => this.take([picture], [name]));
     this.choice = el("details", { ontoggle: () => this.refresh() }, el("summary", {}, "Choose one picture of the shards of tokenizer A"), this.picked.node);
     const main = el("button", { type: "submit", className: "main" }, "Reconstruct");
     this.form = el("form", { className: "controls compare-shared", "aria-label": "Pictures that both tokenizers encode" },
@@ -91,15 +91,13 @@ class Source {
   }
 
   async open() {
-    const files = [...this.file.files];
-    const size = files.reduce((sum, one) => sum + one.size, 0);
+    const [isLast, files] = [this.opening(), [...this.file.files]];
+    this.file.value = "";
     try {
-      if (size > this.largest) throw new Error(`These pictures have ${megabytes(size)}: open at most ${megabytes(this.largest)}.`);
-      this.take(await Promise.all(files.map(dataUri)), files.map((one) => one.name));
+      const uris = await dataUris(files, this.largest);
+      if (isLast()) this.take(uris, files.map((one) => one.name));
     } catch (error) {
-      this.note.textContent = error.message;
-    } finally {
-      this.file.value = "";
+      if (isLast()) this.note.textContent = error.message;
     }
   }
 
@@ -129,6 +127,7 @@ class Side {
     };
     this.tokenizer = select(`Tokenizer ${letter}`, tokenizers.map((one) => one.name), name, () => {
       this.found = null;
+      this.job.clear();
       adapt();
       onchange();
     });

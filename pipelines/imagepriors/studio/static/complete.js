@@ -2,8 +2,11 @@
 
 import { ask } from "./api.js";
 import { Cells, mask, outline } from "./cells.js";
-import { Controls } from "./draw.js";
-import { picker } from "./pick.js";
+import { Controls } from "./controls.js";
+import { canvasOf, loaded, savePng } from "./files.js";
+import { hasCells } from "./grid.js";
+import { turns } from "./latest.js";
+import { Picker } from "./pick.js";
 import { button, copyButton, el, empty, jobStatus, picture, pictures, range } from "./widgets.js";
 
 export const complete = { id: "complete", title: "Complete", mount };
@@ -16,56 +19,52 @@ function mount(panel, contents) {
     panel.append(empty("There is no prior with its tokenizer here. Train one, and open its run folder."));
     return;
   }
-  const controls = new Controls(priors, "How to complete");
-  controls.form.querySelector("button.main").textContent = "Complete";
-  controls.n.max = 8;
-  const editor = new Editor(controls);
+  const controls = new Controls(priors, { legend: "How to complete", action: "Complete", most: 8 });
+  const editor = new Editor();
   const results = new Results();
   const job = jobStatus();
-  const chooser = picker(contents, () => controls.chosen.tokenizer, (chosen) => {
+  const chooser = new Picker(contents, () => controls.chosen.tokenizer, (chosen) => {
     editor.choose(chosen);
-    if (Number.isInteger(chosen.label)) controls.label.value = chosen.label;
+    takeClass();
   });
-  let [tokenizer, ready] = [null, null];
+  const begin = turns();
+  let tokenizer = null;
 
-  async function adapt() {
-    try {
-      const prior = controls.chosen;
-      await editor.adapt(prior);
-      if (prior.tokenizer !== tokenizer) {
-        tokenizer = prior.tokenizer;
-        editor.choose(null);
-        await chooser.refresh();
-        chooser.first();
-      } else if (Number.isInteger(editor.chosen?.label)) controls.label.value = editor.chosen.label;
-    } catch (error) {
-      job.fail(error);
-    }
+  function adapt() {
+    editor.adapt(controls.chosen);
+    if (controls.chosen.tokenizer === tokenizer) return takeClass();
+    tokenizer = controls.chosen.tokenizer;
+    editor.choose(null);
+    chooser.refresh({ first: true });
+  }
+
+  function takeClass() {
+    if (Number.isInteger(editor.chosen?.label)) controls.label.value = editor.chosen.label;
   }
 
   async function start() {
     if (!controls.form.reportValidity()) return;
+    const isLast = begin();
     try {
-      await ready;
-      const part = editor.part();
-      const values = controls.values();
+      const [prior, values, part] = [controls.chosen, controls.values(), editor.part()];
       results.begin(part);
-      values.conditions = { ...await conditionsOf(controls.chosen, part.chosen), ...values.conditions };
+      values.conditions = { ...await conditionsOf(prior, part.chosen), ...values.conditions };
+      if (!isLast()) return;
       const request = { ...values, codes: part.chosen.codes, ...part.kept };
       const last = await job.start("draw", request, (event) => event.pictures && results.show(event.pictures));
-      if (last) results.finish(last, values.conditions.class === undefined ? controls.chosen.class_names : []);
+      if (last) results.finish(last, values.conditions.class === undefined ? prior.class_names : []);
     } catch (error) {
-      job.fail(error);
+      if (isLast()) job.fail(error);
     }
   }
 
   controls.form.addEventListener("submit", (event) => { event.preventDefault(); start(); });
-  controls.prior.addEventListener("change", () => { ready = adapt(); });
+  controls.prior.addEventListener("change", adapt);
   panel.append(el("div", { className: "columns completing" },
     el("div", { className: "stage editing" }, editor.node, el("div", { className: "card" }, el("h2", {}, "Picture"), chooser.node)),
     controls.form,
     el("div", { className: "stage" }, job.node, results.node)));
-  ready = adapt();
+  adapt();
 }
 
 /** The codes of a row of shards for a prior that draws from a picture condition. */
@@ -76,25 +75,25 @@ async function conditionsOf(prior, { shards, split, index }) {
 
 /** The picture, and which part of it is kept. */
 class Editor {
-  constructor(controls) {
-    this.controls = controls;
+  constructor() {
     this.chosen = null;
     this.cells = new Cells(() => this.changed());
     this.nothing = empty("Choose a picture to complete.");
     this.status = el("p", { className: "note", role: "status" });
     this.about = el("p", { className: "note" });
-    this.first = range("Codes to keep", 0, { min: 0, max: 1, step: 1 }, (count) => this.cells.slide(count));
-    this.first.addEventListener("change", () => this.cells.end());
+    this.first = range("Codes to keep", 0, { min: 0, max: 1, step: 1 }, (count) => this.cells.keepFirst(count));
+    this.first.addEventListener("change", () => this.cells.remember());
     this.scales = range("Scales to keep", 1, { min: 1, max: 1, step: 1 }, () => this.changed());
     this.presets = el("div", { className: "actions", role: "group", "aria-label": "Regions to keep" });
     const tool = (text, rectangle) => button(text, () => this.use(rectangle), { className: "quiet" });
     this.tools = [tool("Brush", false), tool("Rectangle", true)];
     this.brushes = el("div", { className: "actions", role: "group", "aria-label": "Tools" }, this.tools);
     this.undo = button("Undo", () => this.cells.undo(), { className: "quiet" });
+    this.redo = button("Redo", () => this.cells.redo(), { className: "quiet" });
     this.invert = button("Invert", () => this.cells.invert(), { className: "quiet" });
-    this.work = el("div", { className: "editor", hidden: true }, this.cells.node,
+    this.work = el("div", { className: "options", hidden: true }, this.cells.node,
       this.status, this.first.parentElement, this.scales.parentElement,
-      el("div", { className: "actions" }, this.brushes, this.invert, this.undo, this.presets), this.about);
+      el("div", { className: "actions" }, this.brushes, this.invert, this.undo, this.redo, this.presets), this.about);
     this.node = el("div", {}, this.nothing, this.work);
     this.use(false);
   }
@@ -105,28 +104,22 @@ class Editor {
   }
 
   /** Offer what a prior can keep. */
-  async adapt(prior) {
-    this.prior = null;
-    const { regions } = await ask("regions", { prior: prior.name });
-    if (prior !== this.controls.chosen) return;
-    const flat = prior.grid.includes(1);
+  adapt(prior) {
     this.prior = prior;
-    this.order = prior.objective === "ordered" || flat;
+    this.order = prior.objective === "ordered" || !hasCells(prior.grid);
     const cells = prior.grid[0] * prior.grid[1];
+    const scaled = prior.scales.length > 0;
     this.first.max = cells - 1;
     this.scales.max = prior.scales.length;
-    const scaled = prior.scales.length > 0;
-    this.cells.cover(!scaled && !flat);
+    this.cells.cover(!scaled && hasCells(prior.grid));
     this.first.parentElement.hidden = scaled || !this.order;
     this.scales.parentElement.hidden = !scaled;
     this.brushes.hidden = this.invert.hidden = scaled || this.order;
-    this.undo.hidden = scaled;
+    this.undo.hidden = this.redo.hidden = scaled;
     this.about.textContent = about(prior);
-    this.offer(regions, cells);
-    this.cells.adapt(prior.grid, this.order ? prior.permutation : null);
-    if (this.order) this.cells.keepFirst(Math.floor(cells / 2), { step: false });
-    else this.cells.keepOnly(regions.upper ?? []);
-    this.cells.past.length = 0;
+    this.offer(prior.regions, cells);
+    const kept = new Set(this.order ? prior.permutation.slice(0, Math.floor(cells / 2)) : prior.regions.upper);
+    this.cells.adapt(prior.grid, this.order ? prior.permutation : null, Array.from({ length: cells }, (_, cell) => kept.has(cell)));
     this.scales.value = prior.scales.length;
     this.scales.dispatchEvent(new Event("input"));
   }
@@ -150,9 +143,9 @@ class Editor {
   }
 
   changed() {
-    if (!this.prior) return;
-    const scales = this.prior.scales;
-    this.undo.disabled = !this.cells.past.length;
+    const { scales } = this.prior;
+    this.undo.disabled = !this.cells.history.canUndo;
+    this.redo.disabled = !this.cells.history.canRedo;
     this.first.value = this.cells.count;
     this.first.parentElement.querySelector("output").value = this.cells.count;
     const kept = Number(this.scales.value);
@@ -163,7 +156,6 @@ class Editor {
 
   /** What a request needs: the chosen picture, and what of it is kept. */
   part() {
-    if (!this.prior) throw new Error("The prior could not be opened: choose it again.");
     if (!this.chosen) throw new Error("Choose a picture first.");
     const scaled = this.prior.scales.length > 0;
     return {
@@ -179,7 +171,7 @@ class Editor {
 function about(prior) {
   if (prior.scales.length) return "This prior draws coarse scales first: it keeps the first scales, and draws the finer ones.";
   if (prior.objective === "ordered") return `This prior draws in ${prior.order}, which the line shows: it keeps what the order begins with. A prior of any order keeps any cells.`;
-  if (prior.grid.includes(1)) return "The codes of this tokenizer are in a row, without places on the picture: keep the first of them.";
+  if (!hasCells(prior.grid)) return "The codes of this tokenizer are in a row, without places on the picture: keep the first of them.";
   return "Draw over the picture to erase cells, and over erased ones to keep them.";
 }
 
@@ -205,7 +197,7 @@ class Results {
     this.part = part;
     this.node.hidden = false;
     this.below.hidden = true;
-    this.toggle.hidden = !part.cells || part.grid.includes(1);
+    this.toggle.hidden = !part.cells || !hasCells(part.grid);
     this.original.replaceChildren(this.marked(picture(part.chosen.decoded, "The original", "Original, decoded")));
     this.drawn.replaceChildren();
   }
@@ -234,16 +226,9 @@ class Results {
   }
 
   async download(name) {
-    const image = el("img", { src: this.part.chosen.picture });
-    await image.decode();
-    const size = [image.naturalHeight, image.naturalWidth];
-    const canvas = name === "mask.png" ? mask(this.part.cells, this.part.grid, size) : el("canvas", { width: size[1], height: size[0] });
-    if (name === "picture.png") canvas.getContext("2d").drawImage(image, 0, 0);
-    canvas.toBlob((blob) => {
-      const link = el("a", { href: URL.createObjectURL(blob), download: name });
-      link.click();
-      setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-    }, "image/png");
+    const { chosen, cells, grid } = this.part;
+    const image = await loaded(chosen.picture);
+    savePng(name === "mask.png" ? mask(cells, grid, [image.naturalHeight, image.naturalWidth]) : canvasOf(image), name);
   }
 }
 

@@ -1,47 +1,17 @@
 // Codes of one picture that a person edits: what they are now, and how they were.
 
+import { History } from "./history.js";
+
 /** Codes with undo and redo. */
-export class Edits {
+export class Edits extends History {
   constructor(codes) {
-    this.past = [codes];
-    this.at = 0;
-  }
-
-  get codes() {
-    return this.past[this.at];
-  }
-
-  get original() {
-    return this.past[0];
-  }
-
-  get canUndo() {
-    return this.at > 0;
-  }
-
-  get canRedo() {
-    return this.at < this.past.length - 1;
+    super(codes);
+    this.original = codes;
   }
 
   /** The number of codes that differ from the original. */
   get changed() {
-    return this.codes.filter((code, cell) => code !== this.original[cell]).length;
-  }
-
-  /** Make these the codes; returns whether any is new. */
-  put(codes) {
-    if (codes.every((code, cell) => code === this.codes[cell])) return false;
-    this.past = [...this.past.slice(0, this.at + 1), codes];
-    this.at++;
-    return true;
-  }
-
-  undo() {
-    this.at = Math.max(0, this.at - 1);
-  }
-
-  redo() {
-    this.at = Math.min(this.past.length - 1, this.at + 1);
+    return this.state.filter((code, cell) => code !== this.original[cell]).length;
   }
 }
 

@@ -19,3 +19,15 @@ export function latest(work) {
     }
   };
 }
+
+/**
+ * A function that begins a turn. What it returns says whether that turn is still the last one: ask it after each `await`,
+ * and drop the answer if it is not.
+ */
+export function turns() {
+  let last = 0;
+  return () => {
+    const mine = ++last;
+    return () => mine === last;
+  };
+}

@@ -34,8 +34,8 @@ export class MapEditor {
     this.hint = el("p", { className: "note", hidden: true });
     this.options = this.isMask ? this.labels(described.colors, names) : this.levels(described.colors);
     const drawing = this.canvas;
-    this.node = el("div", { className: "editor", onkeydown: (event) => this.key(event) },
-      el("div", { className: "actions tools", role: "toolbar", "aria-label": "Tools" }, this.tools),
+    this.node = el("div", { className: "options", onkeydown: (event) => this.key(event) },
+      el("div", { className: "actions", role: "toolbar", "aria-label": "Tools" }, this.tools),
       this.hint, drawing.node, this.note,
       el("div", { className: "actions" },
         ...[["Undo", "undo"], ["Redo", "redo"], ["Clear", "clear"]].map(([text, what]) => button(text, () => drawing[what](), { className: "quiet" }))),
@@ -86,7 +86,6 @@ export class MapEditor {
   }
 
   choose(value) {
-    this.canvas.value = value;
     if (this.isMask) {
       this.palette.choose(value);
       if (this.canvas.tool === "erase") this.use("brush");
@@ -94,6 +93,7 @@ export class MapEditor {
       this.level.value = value / HIGHEST;
       this.level.dispatchEvent(new Event("input"));
     }
+    this.canvas.value = value; // the slider has rounded it
   }
 
   use(tool) {

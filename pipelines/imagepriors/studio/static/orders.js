@@ -1,97 +1,105 @@
 // Orders: the paths in which priors draw codes, over a picture that appears with them.
 
 import { ask } from "./api.js";
+import { turns } from "./latest.js";
 import { button, el, range } from "./widgets.js";
 
 const SECONDS = 7;
 
-/** The section about orders: `open(tokenizer)` finds those of a grid, `show(image)` draws them over a picture. */
-export function orderPlayer() {
-  const note = el("p", { className: "note" });
-  const play = button("▶", () => (running ? stop() : start()), { className: "quiet play", "aria-label": "Play the orders" });
-  const slider = range("Codes", 0, { min: 0, max: 1, step: 1 }, (value) => { stop(); now = value; draw(); });
-  const cards = el("div", { className: "order-cards" });
-  const player = el("div", { className: "order-player", hidden: true }, play, slider.parentElement);
-  const node = el("section", { "aria-label": "Orders" }, el("h2", {}, "Orders"), note, player, cards);
-  const still = matchMedia("(prefers-reduced-motion: reduce)");
-  let [paths, grid, image] = [[], [1, 1], null];
-  let [now, steps, running, before, greeted] = [0, 1, 0, 0, false];
+/** The section about orders: `open(tokenizer, cells)` finds those of a grid, `show(image)` draws them over a picture. */
+export class OrderPlayer {
+  constructor() {
+    Object.assign(this, { paths: [], grid: [1, 1], image: null, now: 0, steps: 1, running: 0, greeted: false, opening: turns() });
+    this.note = el("p", { className: "note" });
+    this.play = button("▶", () => (this.running ? this.stop() : this.start()), { className: "quiet play", "aria-label": "Play the orders" });
+    this.slider = range("Codes", 0, { min: 0, max: 1, step: 1 }, (value) => this.go(value));
+    this.cards = el("div", { className: "order-cards" });
+    this.player = el("div", { className: "order-player", hidden: true }, this.play, this.slider.parentElement);
+    this.node = el("section", { "aria-label": "Orders" }, el("h2", {}, "Orders"), this.note, this.player, this.cards);
+    new ResizeObserver(() => this.draw()).observe(this.cards);
+    new IntersectionObserver((entries) => this.greet(entries.some((entry) => entry.isIntersecting)), { rootMargin: "-20% 0px" }).observe(this.cards);
+  }
 
-  new ResizeObserver(() => draw()).observe(cards);
-  new IntersectionObserver((entries) => {
-    if (!entries.some((entry) => entry.isIntersecting)) return stop();
-    if (greeted || still.matches || !image || !paths.length) return;
-    greeted = true;
-    start();
-  }, { rootMargin: "-20% 0px" }).observe(cards);
+  /** Play when the paths come into view for the first time, and stop when they leave it. */
+  greet(visible) {
+    if (!visible) return this.stop();
+    if (this.greeted || matchMedia("(prefers-reduced-motion: reduce)").matches || !this.image || !this.paths.length) return;
+    this.greeted = true;
+    this.start();
+  }
 
-  async function open(tokenizer, cells) {
-    stop();
-    [grid, steps, now, image, greeted] = [tokenizer.grid, tokenizer.grid[0] * tokenizer.grid[1], Infinity, null, false];
-    [slider.max, player.hidden] = [steps, true];
-    cards.replaceChildren();
-    paths = [];
-    if (!cells) {
-      note.textContent = "The codes of this tokenizer are in a row: they have no cells on the picture, and a prior draws them in the row's order.";
-      return;
-    }
+  async open(tokenizer, cells) {
+    const isLast = this.opening();
+    this.stop();
+    const { grid } = tokenizer;
+    Object.assign(this, { grid, steps: grid[0] * grid[1], now: Infinity, image: null, greeted: false, paths: [] });
+    [this.slider.max, this.player.hidden] = [this.steps, true];
+    this.cards.replaceChildren();
+    this.note.textContent = cells ? "" : "The codes of this tokenizer are in a row: they have no cells on the picture, and a prior draws them in the row's order.";
+    if (!cells) return;
     try {
       const found = await ask("orders", { tokenizer: tokenizer.name });
-      paths = Object.entries(found.orders);
-      note.textContent = `A prior draws the codes in one of these orders. The finished picture is uncovered cell by cell. ${missing(found.undefined, grid)}`;
-      cards.replaceChildren(...paths.map(([name]) => card(name)));
-      player.hidden = false;
-      draw();
+      if (!isLast()) return;
+      this.paths = Object.entries(found.orders);
+      this.note.textContent = `A prior draws the codes in one of these orders. The finished picture is uncovered cell by cell. ${missing(found.undefined, grid)}`;
+      this.cards.replaceChildren(...this.paths.map(([name]) => this.card(name)));
+      this.player.hidden = false;
+      this.draw();
     } catch (error) {
-      note.textContent = error.message;
+      if (isLast()) this.note.textContent = error.message;
     }
   }
 
-  function card(name) {
-    const canvas = el("canvas", { role: "img", "aria-label": `Path of ${name} over ${grid.join(" × ")} codes` });
+  card(name) {
+    const canvas = el("canvas", { role: "img", "aria-label": `Path of ${name} over ${this.grid.join(" × ")} codes` });
     return el("figure", { className: "order-card" }, canvas, el("figcaption", {}, name));
   }
 
   /** Draw over this picture, a loaded image element. */
-  function show(picture) {
-    image = picture;
-    draw();
+  show(image) {
+    this.image = image;
+    this.draw();
   }
 
-  function draw() {
-    now = Math.min(steps, now);
-    if (slider.value !== String(Math.round(now))) slider.value = Math.round(now);
-    slider.parentElement.querySelector("output").value = `${Math.round(now)} of ${steps}`;
-    if (image) paths.forEach(([, cells], index) => trace(cards.children[index].firstChild, cells, Math.round(now), grid, image));
+  go(now) {
+    this.stop();
+    this.now = now;
+    this.draw();
   }
 
-  function tick(time) {
-    now = Math.min(steps, now + (((time - before) / 1000) * steps) / SECONDS);
-    before = time;
-    draw();
-    if (now < steps) running = requestAnimationFrame(tick);
-    else stop();
+  draw() {
+    this.now = Math.min(this.steps, this.now);
+    const now = Math.round(this.now);
+    if (this.slider.value !== String(now)) this.slider.value = now;
+    this.slider.parentElement.querySelector("output").value = `${now} of ${this.steps}`;
+    if (this.image) this.paths.forEach(([, cells], index) => trace(this.cards.children[index].firstChild, cells, now, this.grid, this.image));
   }
 
-  function start() {
-    if (now >= steps) now = 0;
-    before = performance.now();
-    running = requestAnimationFrame(tick);
-    label("❚❚", "Pause the orders");
+  tick(time) {
+    this.now += (((time - this.before) / 1000) * this.steps) / SECONDS;
+    this.before = time;
+    this.draw();
+    if (this.now < this.steps) this.running = requestAnimationFrame((next) => this.tick(next));
+    else this.stop();
   }
 
-  function stop() {
-    cancelAnimationFrame(running);
-    running = 0;
-    label("▶", "Play the orders");
+  start() {
+    if (this.now >= this.steps) this.now = 0;
+    this.before = performance.now();
+    this.running = requestAnimationFrame((time) => this.tick(time));
+    this.label("❚❚", "Pause the orders");
   }
 
-  function label(sign, text) {
-    play.textContent = sign;
-    play.setAttribute("aria-label", text);
+  stop() {
+    cancelAnimationFrame(this.running);
+    this.running = 0;
+    this.label("▶", "Play the orders");
   }
 
-  return { node, open, show };
+  label(sign, text) {
+    this.play.textContent = sign;
+    this.play.setAttribute("aria-label", text);
+  }
 }
 
 function missing(names, grid) {

@@ -1,9 +1,10 @@
 // Paint: draw pictures that follow a mask, a depth map or a pose of the person.
 
 import { ask } from "./api.js";
-import { Controls } from "./draw.js";
+import { Controls } from "./controls.js";
+import { dataUris } from "./files.js";
+import { turns } from "./latest.js";
 import { MapEditor } from "./mapeditor.js";
-import { dataUri } from "./pick.js";
 import { PoseEditor } from "./pose.js";
 import { Starts } from "./starts.js";
 import { button, copyButton, el, empty, jobStatus, picture, pictures, select, setOptions } from "./widgets.js";
@@ -27,7 +28,8 @@ class Painter {
   constructor(contents, priors) {
     this.contents = contents;
     this.slots = new Map();
-    this.controls = new Controls(priors, "How to draw from what is painted");
+    this.drawing = turns();
+    this.controls = new Controls(priors, { legend: "How to draw from what is painted" });
     this.which = select("Paint", [], "", () => this.open());
     this.live = el("input", { type: "checkbox", checked: true });
     this.place = el("div", { className: "paint-tools" });
@@ -97,18 +99,25 @@ class Painter {
   /** Buttons that open and save a map. */
   files(slot) {
     const note = el("p", { className: "note", role: "status" });
+    const say = (text, isBad) => {
+      note.textContent = text;
+      note.classList.toggle("bad", isBad);
+    };
+    const opening = turns();
     const file = el("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Map to open" });
     file.addEventListener("change", async () => {
-      note.textContent = "Opening …";
-      try {
-        if (file.files[0].size > this.contents.largest_file) throw new Error(`${file.files[0].name} is too large: use a map of at most ${this.contents.largest_file >> 20} MiB.`);
-        slot.editor.load(await ask("upload", { prior: slot.prior, condition: slot.condition, picture: await dataUri(file.files[0]) }));
-        note.textContent = "";
-      } catch (error) {
-        note.textContent = error.message;
-      }
-      note.classList.toggle("bad", note.textContent !== "");
+      const [isLast, files] = [opening(), [...file.files]];
       file.value = "";
+      say("Opening …", false);
+      try {
+        const [picture] = await dataUris(files, this.contents.largest_file);
+        const map = await ask("upload", { prior: slot.prior, condition: slot.condition, picture });
+        if (!isLast()) return;
+        slot.editor.load(map);
+        say("", false);
+      } catch (error) {
+        if (isLast()) say(error.message, true);
+      }
     });
     const open = slot.condition === "pose" ? null : button("Open a map …", () => file.click(), { className: "quiet" });
     const save = async () => {
@@ -126,7 +135,7 @@ class Painter {
     const isQuiet = slot.quiet;
     slot.changed = performance.now();
     slot.encoding = this.encode(slot, slot.editor.request(), slot.abort.signal);
-    if (await slot.encoding && !isQuiet && this.live.checked) {
+    if (await slot.encoding && !isQuiet && this.live.checked && this.slotsNow.includes(slot)) {
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.draw(slot.changed), PAUSE_MS);
     }
@@ -159,10 +168,11 @@ class Painter {
   async draw(started = performance.now()) {
     clearTimeout(this.timer);
     if (!this.controls.form.reportValidity()) return;
+    const isLast = this.drawing();
     await this.slot.node?.catch(() => {}); // its error is where the editor would be
     await this.slot.encoding;
-    if (this.slot.error) return;
-    const request = this.request();
+    if (!isLast() || this.slot.error) return;
+    const { request, painted: files } = this.request();
     let first = null;
     const since = () => ((performance.now() - started) / 1000).toFixed(1);
     const last = await this.job.start("draw", request, (event) => {
@@ -176,7 +186,15 @@ class Painter {
     this.show(last.pictures, last.classes.map((label) => names[label] || `class ${label}`));
     this.hints.show(last.hints);
     this.others.hidden = !last.hints.length;
-    this.showScript(request);
+    this.script.hidden = true;
+    try {
+      const { script } = await ask("script", { draw: request, painted: files });
+      if (!isLast()) return;
+      this.code.textContent = script;
+      this.script.hidden = !script;
+    } catch (error) {
+      if (isLast()) this.job.fail(error);
+    }
   }
 
   show(found, captions) {
@@ -184,20 +202,19 @@ class Painter {
     this.results.show(found, captions);
   }
 
-  /** The request for the server: the form, and the codes of all maps of this prior. */
-  request() {
-    const request = this.controls.values();
-    for (const part of painted(this.controls.chosen)) {
-      const codes = this.slots.get(part.tokenizer)?.encoded?.codes;
-      if (codes) request.conditions[part.name] = codes;
-    }
-    return request;
+  /** The slots of the conditions of the chosen prior; undefined where none is open. */
+  get slotsNow() {
+    return painted(this.controls.chosen).map((part) => this.slots.get(part.tokenizer));
   }
 
-  async showScript(request) {
-    const files = painted(this.controls.chosen).filter((part) => this.slots.get(part.tokenizer)?.encoded?.file);
-    const { script } = await ask("script", { draw: request, painted: files.map((part) => part.name) });
-    this.code.textContent = script;
-    this.script.hidden = !script;
+  /** The request for the server: the form, and the codes of all maps of this prior; and the conditions that have files. */
+  request() {
+    const [request, files] = [this.controls.values(), []];
+    painted(this.controls.chosen).forEach(({ name }, index) => {
+      const encoded = this.slotsNow[index]?.encoded;
+      if (encoded?.codes) request.conditions[name] = encoded.codes;
+      if (encoded?.file) files.push(name);
+    });
+    return { request, painted: files };
   }
 }

@@ -1,16 +1,17 @@
 // A region of codes from another picture.
 
-import { board } from "./codegrid.js";
-import { picker } from "./pick.js";
+import { Board } from "./codegrid.js";
+import { cellsOf } from "./grid.js";
+import { Picker } from "./pick.js";
 import { el } from "./widgets.js";
 
 /** A second picture to take a region from: calls `onregion({rows, columns, codes, name})` when one is dragged. */
 export function pasteRegion(contents, tokenizer, onregion) {
   const image = el("img", { alt: "Picture to take a region from" });
-  const area = board("Drag a region. With the keyboard: arrow keys, Shift and arrow keys, then Enter", image, { onselect: take });
+  const area = new Board("Drag a region. With the keyboard: arrow keys, Shift and arrow keys, then Enter", image, { onselect: take });
   const hint = el("p", { className: "note" }, "Choose a picture first.");
   const source = el("figure", { className: "paste-source", hidden: true }, area.node);
-  const choice = picker(contents, () => tokenizer().name, open);
+  const choice = new Picker(contents, () => tokenizer().name, open);
   const node = el("details", { className: "card paste", ontoggle: () => node.open && refresh() },
     el("summary", {}, "Paste a region of another picture"),
     el("div", { className: "paste-parts" }, choice.node, el("div", {}, source, hint)));
@@ -26,12 +27,7 @@ export function pasteRegion(contents, tokenizer, onregion) {
   }
 
   function take(rectangle) {
-    const width = tokenizer().grid[1];
-    const codes = [];
-    for (let row = 0; row < rectangle.rows; row++) {
-      const from = (rectangle.row + row) * width + rectangle.column;
-      codes.push(...picked.codes.slice(from, from + rectangle.columns));
-    }
+    const codes = cellsOf(rectangle, tokenizer().grid[1]).map((cell) => picked.codes[cell]);
     hint.textContent = `${rectangle.rows} × ${rectangle.columns} codes are taken. Click in the picture where they go.`;
     onregion({ rows: rectangle.rows, columns: rectangle.columns, codes, name: picked.name });
   }

@@ -1,13 +1,7 @@
-// The difference of two pictures, and a picture as a file.
+// The difference of two pictures, and a part of one.
 
+import { canvasOf } from "./files.js";
 import { el } from "./widgets.js";
-
-/** A loaded image element of a data URI. */
-export async function loaded(uri) {
-  const image = el("img", { src: uri });
-  await image.decode();
-  return image;
-}
 
 /** Draw where two pictures differ, white where most; returns the largest difference of a channel, 0 to 255. */
 export function drawDifference(canvas, one, other) {
@@ -28,11 +22,10 @@ export function drawDifference(canvas, one, other) {
   return largest;
 }
 
-function pixels(image) {
-  const canvas = el("canvas", { width: image.naturalWidth, height: image.naturalHeight });
-  const pen = canvas.getContext("2d", { willReadFrequently: true });
-  pen.drawImage(image, 0, 0);
-  return pen.getImageData(0, 0, canvas.width, canvas.height);
+/** The pixels of a loaded image. */
+export function pixels(image) {
+  const canvas = canvasOf(image);
+  return canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
 }
 
 /** The part of a picture at a cell, as a canvas. */
@@ -44,15 +37,4 @@ export function patch(image, [rows, columns], cell) {
   const canvas = el("canvas", { width: Math.max(1, width), height: Math.max(1, height), className: "crisp", role: "img", "aria-label": "Patch of this picture" });
   canvas.getContext("2d").drawImage(image, left, top, canvas.width, canvas.height, 0, 0, canvas.width, canvas.height);
   return canvas;
-}
-
-/** Save a picture as PNG. */
-export function savePng(image, name) {
-  const canvas = el("canvas", { width: image.naturalWidth, height: image.naturalHeight });
-  canvas.getContext("2d").drawImage(image, 0, 0);
-  canvas.toBlob((blob) => {
-    const href = URL.createObjectURL(blob);
-    el("a", { href, download: name }).click();
-    setTimeout(() => URL.revokeObjectURL(href), 10_000);
-  }, "image/png");
 }

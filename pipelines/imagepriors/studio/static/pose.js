@@ -2,21 +2,18 @@
 
 import { History } from "./history.js";
 import { ARROWS, FAR, undoKeys } from "./keys.js";
-import { button, el } from "./widgets.js";
+import { button, el, svg } from "./widgets.js";
 
 const MISSING = [-1, -1];
 const NEAR = 0.08;
-const SVG = "http://www.w3.org/2000/svg";
 
-/** An editor of joints; see `mapEditor`. A pose of a validation picture is used as it is, by its codes. */
+/** An editor of joints; see `MapEditor`. A pose of a validation picture is used as it is, by its codes. */
 export class PoseEditor {
   constructor(described, onchange) {
     const side = described.resolution;
     Object.assign(this, { described, side, onchange, joints: copy(described.standing), asIs: null });
     this.history = new History(copy(this.joints));
-    this.figure = document.createElementNS(SVG, "svg");
-    this.figure.setAttribute("viewBox", `-0.5 -0.5 ${side} ${side}`);
-    this.figure.setAttribute("aria-hidden", "true");
+    this.figure = svg("svg", { viewBox: `-0.5 -0.5 ${side} ${side}`, "aria-hidden": "true" });
     this.limbs = described.limbs.map((_, number) => this.limb(number));
     this.handles = described.joints.map((_, index) => this.handle(index));
     this.photo = el("img", { className: "asis", alt: "Pose of a validation picture", hidden: true });
@@ -27,12 +24,12 @@ export class PoseEditor {
     this.toggles = described.joints.map((name, index) => button(spoken(name), () => this.toggle(index), { className: "quiet", "aria-pressed": "true" }));
     this.back = button("Back to the figure", () => this.stand(), { hidden: true });
     this.note = el("p", { className: "note", role: "status" });
-    this.node = el("div", { className: "editor", onkeydown: (event) => undoKeys(event, this) },
+    this.node = el("div", { className: "options", onkeydown: (event) => undoKeys(event, this) },
       this.easel, this.note, this.back,
       el("div", { className: "actions", role: "toolbar", "aria-label": "Pose" },
         [["Undo", () => this.undo()], ["Redo", () => this.redo()], ["Smaller", () => this.scale(0.9)], ["Larger", () => this.scale(1.1)],
           ["Start again", () => this.stand()]].map(([text, act]) => button(text, act, { className: "quiet" }))),
-      el("details", {}, el("summary", {}, "Joints"), el("div", { className: "actions joints", role: "group", "aria-label": "Joints in the picture" }, this.toggles)),
+      el("details", {}, el("summary", {}, "Joints"), el("div", { className: "actions", role: "group", "aria-label": "Joints in the picture" }, this.toggles)),
       el("details", {}, el("summary", {}, "Keyboard"), el("p", { className: "note" },
         "Tab moves between joints, the arrow keys move a joint, with Shift by 8 pixels, with Alt the whole figure; Delete removes it, and its button below Joints brings it back; Ctrl+Z and Ctrl+Shift+Z undo and redo. With the mouse, drag a joint, or the figure beside its joints.")));
     this.show();
@@ -96,16 +93,17 @@ export class PoseEditor {
     this.onchange();
   }
 
+  /** Take the joints as they are now, in place of a validation pose; a step that can be undone. */
   keep() {
-    this.history.keep(copy(this.joints));
+    const isNew = this.history.keep(copy(this.joints)) || this.asIs;
+    this.asIs = null;
     this.show();
-    this.onchange();
+    if (isNew) this.onchange();
   }
 
   limb(number) {
-    const line = document.createElementNS(SVG, "line");
-    line.setAttribute("stroke", `rgb(${this.described.limb_colors[number].join(" ")})`);
-    line.setAttribute("stroke-width", this.described.limb_width);
+    const stroke = `rgb(${this.described.limb_colors[number].join(" ")})`;
+    const line = svg("line", { stroke, "stroke-width": this.described.limb_width });
     this.figure.append(line);
     return line;
   }
@@ -175,8 +173,7 @@ export class PoseEditor {
   drop() {
     if (this.held === undefined) return;
     this.held = undefined;
-    const before = this.history.states[this.history.at];
-    if (String(before) !== String(this.joints)) this.keep();
+    this.keep();
   }
 
   /** Apply a function of x and y to all joints that are there, if all stay in the picture. */
@@ -194,7 +191,6 @@ export class PoseEditor {
   scale(factor) {
     const there = this.joints.filter((_, index) => !this.isMissing(index));
     const middle = [0, 1].map((axis) => there.reduce((sum, joint) => sum + joint[axis], 0) / there.length);
-    this.asIs = null;
     this.transform((joint) => joint.map((value, axis) => middle[axis] + factor * (value - middle[axis])));
     this.keep();
   }
@@ -229,7 +225,6 @@ export class PoseEditor {
 
   /** Remove a joint, or bring it back where it is at the start. */
   toggle(index) {
-    this.asIs = null;
     this.joints[index] = this.isMissing(index) ? [...this.described.standing[index]] : [...MISSING];
     this.keep();
   }

@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import { latest } from "./latest.js";
+import { sentence } from "./text.js";
 import { el, picture, range } from "./widgets.js";
 
 /** The section about scales. */
@@ -45,7 +46,7 @@ export function pyramid() {
     const all = Number(kept.value) === before;
     scales = found;
     parts.hidden = !scales.length;
-    note.textContent = scales.length ? origin(scales) : `${why.charAt(0).toUpperCase()}${why.slice(1)}.`;
+    note.textContent = scales.length ? origin(scales) : sentence(why);
     tiers.replaceChildren(...scales.map((one) => {
       const tier = picture(one.picture, `Scale of ${one.side} × ${one.side} codes`, `${one.side} × ${one.side}`);
       tier.style.flexGrow = Math.sqrt(one.side);

@@ -1,7 +1,8 @@
 // Rows of shards: pages of them, a filter, and a row with all of its columns.
 
 import { ask } from "./api.js";
-import { count } from "./charts.js";
+import { turns } from "./latest.js";
+import { count } from "./text.js";
 import { button, el, empty, jobStatus } from "./widgets.js";
 
 const PER_PAGE = 24;
@@ -9,6 +10,7 @@ const PER_PAGE = 24;
 export class Rows {
   constructor() {
     this.job = jobStatus();
+    [this.paging, this.working] = [turns(), turns()]; // which rows are shown, and what the job is for
     this.note = el("p", { className: "note", role: "status" });
     this.grid = el("div", { className: "rows", role: "group", "aria-label": "Rows", onkeydown: (event) => this.move(event) });
     this.back = button("←", () => this.page(this.first - PER_PAGE), { className: "quiet", "aria-label": "Previous rows" });
@@ -27,7 +29,7 @@ export class Rows {
   /** Show the rows that match a filter; null shows all. */
   async filter(values) {
     const found = values && await this.find(values);
-    if (values && !found) return; // stopped
+    if (values && !found) return;
     this.found = found;
     await this.page(0);
   }
@@ -40,7 +42,7 @@ export class Rows {
       const found = await this.find({ key: target });
       if (!found) return;
       if (!found.indices.length) {
-        this.job.fail(new Error(`No row of ${this.split} has the key ${target}; row numbers are 0 to ${count(total - 1)}.`));
+        this.job.fail(new Error(`No row of ${this.split} has the key ${target}; indices are 0 to ${count(total - 1)}.`));
         return;
       }
       [index] = found.indices;
@@ -49,51 +51,58 @@ export class Rows {
     await this.page(index - (index % PER_PAGE), index);
   }
 
+  /** Find rows; null if this has failed, or the person did something else meanwhile. */
   async find(values) {
+    const isLast = this.working();
     const found = await this.job.start("find", { shards: this.shards.name, split: this.split, ...values });
-    if (found) this.job.node.hidden = true;
+    if (!found || !isLast()) return null;
+    this.job.clear();
     return found;
   }
 
   /** Show the rows from `first` on, their texts at once and their pictures when they are decoded; focus one of them. */
   async page(first, focused = null) {
-    const turn = this.turn = {};
+    const [isShown, isLast] = [this.paging(), this.working()];
+    this.job.clear();
     const total = this.found ? this.found.indices.length : this.shards.splits[this.split];
     this.first = Math.min(Math.max(0, first), Math.max(0, total - 1));
     const chosen = this.found ? { indices: this.found.indices.slice(this.first, this.first + PER_PAGE) } : { first: this.first, count: PER_PAGE };
     const request = { shards: this.shards.name, split: this.split, ...chosen };
     this.back.disabled = this.first === 0;
     this.next.disabled = this.first + PER_PAGE >= total;
+    this.grid.setAttribute("aria-busy", total > 0);
     if (!total) {
-      this.job.stop();
       this.note.textContent = "";
       this.grid.replaceChildren(empty(this.found ? "No row matches this filter." : "This split has no rows."));
       return;
     }
-    this.grid.setAttribute("aria-busy", "true");
     try {
       const { rows } = await ask("rows", { ...request, decoded: false, columns: true });
-      if (turn !== this.turn) return;
-      this.rows = rows;
-      this.note.textContent = this.about(total);
-      const conditions = Object.entries(this.shards.conditions).filter(([, tokenizer]) => tokenizer).sort();
-      for (const row of rows) row.conditions = Object.fromEntries(conditions.map(([name]) => [name, null]));
-      this.grid.replaceChildren(...rows.map((row) => this.card(row)));
+      if (!isShown()) return;
+      this.put(rows, total);
       this.grid.querySelector(`[data-index="${focused}"]`)?.focus();
-      await this.decode(request, turn);
+      if (isLast()) await this.decode(request, isShown);
     } catch (error) {
-      if (turn === this.turn) this.job.fail(error);
+      if (isLast()) this.job.fail(error);
     } finally {
-      if (turn === this.turn) this.grid.removeAttribute("aria-busy");
+      if (isShown()) this.grid.setAttribute("aria-busy", false);
     }
   }
 
-  async decode(request, turn) {
+  put(rows, total) {
+    this.rows = rows;
+    this.note.textContent = this.about(total);
+    const conditions = Object.entries(this.shards.conditions).filter(([, tokenizer]) => tokenizer).sort();
+    for (const row of rows) row.conditions = Object.fromEntries(conditions.map(([name]) => [name, null]));
+    this.grid.replaceChildren(...rows.map((row) => this.card(row)));
+  }
+
+  async decode(request, isShown) {
     if (!this.shards.tokenizer) this.note.textContent += ". The tokenizer of these codes is not on this page: open the studio with its folder, too.";
     const last = await this.job.start("row_pictures", request, (event) => {
-      if (turn === this.turn) event.pictures?.forEach((decoded) => this.fill(decoded));
+      if (isShown()) event.pictures?.forEach((decoded) => this.fill(decoded));
     });
-    if (last && turn === this.turn) this.job.node.hidden = true;
+    if (last) this.job.clear();
   }
 
   fill(decoded) {
@@ -106,19 +115,19 @@ export class Rows {
 
   about(total) {
     const last = Math.min(this.first + PER_PAGE, total);
-    if (!this.found) return `Rows ${count(this.first)} to ${count(last - 1)} of ${count(total)}`;
+    if (!this.found) return `Index ${count(this.first)} to ${count(last - 1)} of ${count(total)} rows`;
     const all = this.found.complete ? count(total) : `at least ${count(total)}`;
     return `${count(this.first + 1)} to ${count(last)} of ${all} rows that match`;
   }
 
   card(row) {
     const name = this.labelOf(row);
-    return button("", () => this.detail.open(row), { className: "row", data: { index: row.index }, "aria-label": `Row ${row.index}, ${row.key}${name ? `, ${name}` : ""}` })
+    return button("", () => this.detail.open(row), { className: "row", data: { index: row.index }, "aria-label": `Index ${row.index}, ${row.key}${name ? `, ${name}` : ""}` })
       .appendChild(el("span", { className: "row-pictures" }, images(row))).parentElement
       .appendChild(el("span", { className: "row-text" },
         name ? el("strong", {}, name) : null,
         el("span", {}, row.key),
-        el("small", {}, [`row ${row.index}`, row.view ? `view ${row.view}` : null].filter(Boolean).join(", ")),
+        el("small", {}, [`index ${row.index}`, row.view ? `view ${row.view}` : null].filter(Boolean).join(", ")),
         row.carried.caption ? el("span", { className: "row-caption" }, row.carried.caption) : null)).parentElement;
   }
 
@@ -169,7 +178,7 @@ class Detail {
     this.back.disabled = at === 0;
     this.next.disabled = at === this.rows.rows.length - 1;
     this.title.textContent = row.key;
-    const values = [["Row", row.index], ["Label", row.label === null ? "none" : `${this.rows.labelOf(row)} (${row.label})`], ["View", row.view],
+    const values = [["Index", row.index], ["Class", row.label === null ? "none" : `${this.rows.labelOf(row)} (${row.label})`], ["View", row.view],
       ...Object.entries(row.carried).map(([name, value]) => [name, value ?? "none"])];
     this.body.replaceChildren(
       el("dl", { className: "facts" }, values.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))])),

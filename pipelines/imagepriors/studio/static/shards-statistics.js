@@ -1,30 +1,34 @@
-// Statistics of shards: usage of the codebook, entropy per position, rows per label.
+// Statistics of shards: usage of the codebook, entropy per position, rows per class.
 
-import { count, curve, heatmap } from "./charts.js";
+import { curve, heatmap } from "./charts.js";
+import { turns } from "./latest.js";
+import { capital, count } from "./text.js";
 import { el, empty, jobStatus } from "./widgets.js";
 
-const MOST_LABELS = 1000;
+const MOST_CLASSES = 1000;
 
 export class Statistics {
   constructor() {
     this.job = jobStatus();
+    this.turn = turns();
     this.body = el("div");
     this.node = el("div", {}, this.job.node, this.body);
   }
 
   async show(shards, split) {
     if (this.shards === shards && this.split === split) return;
+    const isLast = this.turn();
     Object.assign(this, { shards, split });
     this.body.replaceChildren();
     const found = await this.job.start("statistics", { shards: shards.name, split });
-    if (this.shards !== shards || this.split !== split) return;
+    if (!isLast()) return;
     if (!found) {
       this.shards = null;
       return;
     }
     this.job.node.hidden = true;
     if (!found.rows) this.body.replaceChildren(empty("This split has no rows."));
-    else this.body.replaceChildren(...found.codes.map((codes) => card(codes, found.rows)), labels(found.labels, shards.class_names));
+    else this.body.replaceChildren(...found.codes.map((codes) => card(codes, found.rows)), classes(found.labels, shards.class_names));
   }
 }
 
@@ -38,7 +42,7 @@ function card(codes, rows) {
   ];
   const few = rows < codes.codebook_size
     ? el("p", { className: "note" }, `From ${count(rows)} rows, the entropy of a position is at most ${Math.log2(rows).toFixed(1)} bits: it is estimated too low.`) : null;
-  return el("section", { className: "card statistics" },
+  return el("section", { className: "card" },
     el("h2", {}, title(codes.name)),
     el("dl", { className: "facts" }, facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
     el("div", { className: "charts" },
@@ -48,23 +52,22 @@ function card(codes, rows) {
 }
 
 function title(name) {
-  const words = name.replace(/^cond_/, "").replace(/^scale_(\d+)$/, "scale $1 × $1");
-  return words.charAt(0).toUpperCase() + words.slice(1);
+  return capital(name.replace(/^cond_/, "").replace(/^scale_(\d+)$/, "scale $1 × $1"));
 }
 
 function percent(share) {
   return `${(100 * share).toFixed(share < 1 && share > 0.995 ? 1 : 0)} %`;
 }
 
-function labels(found, names) {
-  const shown = found.length > MOST_LABELS ? [...found].sort((a, b) => b[1] - a[1]).slice(0, MOST_LABELS) : found;
+function classes(found, names) {
+  const shown = found.length > MOST_CLASSES ? [...found].sort((a, b) => b[1] - a[1]).slice(0, MOST_CLASSES) : found;
   const most = Math.max(...shown.map(([, rows]) => rows));
   const bars = shown.map(([label, rows]) => {
     const bar = el("span", { className: "bar" });
     bar.style.width = `${(100 * rows) / most}%`;
-    return el("li", {}, el("span", {}, label < 0 ? "without a label" : names[label] || `class ${label}`), el("span", { className: "bar-track" }, bar), el("span", {}, count(rows)));
+    return el("li", {}, el("span", {}, label < 0 ? "without a class" : names[label] || `class ${label}`), el("span", {}, bar), el("span", {}, count(rows)));
   });
-  const text = found.length > MOST_LABELS ? `The ${count(MOST_LABELS)} most frequent of ${count(found.length)} labels` : `Rows per label, of ${count(found.length)} labels`;
-  return el("section", { className: "card" }, el("h2", {}, "Labels"), el("p", { className: "note" }, text),
-    el("ul", { className: "bars", tabIndex: 0, "aria-label": "Rows per label" }, bars));
+  const text = found.length > MOST_CLASSES ? `The ${count(MOST_CLASSES)} most frequent of ${count(found.length)} classes` : `Rows per class, of ${count(found.length)} classes`;
+  return el("section", { className: "card" }, el("h2", {}, "Classes"), el("p", { className: "note" }, text),
+    el("ul", { className: "bars", tabIndex: 0, "aria-label": "Rows per class" }, bars));
 }

@@ -1,9 +1,11 @@
 // Shards: rows of a dataset, statistics of its codes, its failures, and what identifies it.
 
 import { ask } from "./api.js";
-import { count, megabytes, table } from "./charts.js";
+import { table } from "./charts.js";
+import { turns } from "./latest.js";
 import { Rows } from "./shards-rows.js";
 import { Statistics } from "./shards-statistics.js";
+import { count, size } from "./text.js";
 import { button, el, empty, number, numberOf, select, setOptions } from "./widgets.js";
 
 export const shards = { id: "shards", title: "Shards", mount };
@@ -60,8 +62,8 @@ function plain(view) {
 
 /** The rows, with a form that filters them and one that goes to a row. */
 function withFilter(rows) {
-  const label = select("Label", [], "");
-  const unnamed = number("Label", null, { min: -1, step: 1, placeholder: "all labels" }, undefined, "-1: rows without a label");
+  const label = select("Class", [], "");
+  const unnamed = number("Class", null, { min: -1, step: 1, placeholder: "all classes" }, undefined, "-1: rows without a class");
   const text = el("input", { type: "search", id: "shards-text", autocomplete: "off" });
   const view = number("View", null, { min: 0, max: 255, step: 1, placeholder: "all views" }, undefined, "0: centre crop; 1: its mirror; 2 and more: further crops");
   const clear = button("Clear", () => { filter.reset(); rows.filter(null); });
@@ -70,9 +72,10 @@ function withFilter(rows) {
     el("div", { className: "field" }, el("label", { htmlFor: text.id }, "Text in key or caption"), text),
     view.parentElement,
     el("div", { className: "actions" }, el("button", { type: "submit", className: "main" }, "Filter"), clear));
-  const target = el("input", { type: "text", id: "shards-target", required: true, autocomplete: "off", placeholder: "120 or a key" });
+  const target = el("input", { type: "text", id: "shards-target", required: true, autocomplete: "off", placeholder: "120 or a key", "aria-describedby": "shards-target-help" });
   const go = el("form", { className: "controls", "aria-label": "Go to a row" },
-    el("div", { className: "field" }, el("label", { htmlFor: target.id }, "Row number or key"), target),
+    el("div", { className: "field" }, el("label", { htmlFor: target.id }, "Index or key of a row"), target, el("small", { id: "shards-target-help" },
+      "The index counts from 0, as the format does; all other numbers of rows, columns and places on this page count from 1.")),
     el("div", { className: "actions" }, el("button", { type: "submit" }, "Go")));
   filter.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -91,7 +94,7 @@ function withFilter(rows) {
     if (rows.shards !== shards) {
       unnamed.parentElement.hidden = shards.class_names.length > 0;
       label.parentElement.hidden = !unnamed.parentElement.hidden;
-      setOptions(label, [["", "all"], ...shards.class_names.map((name, index) => [index, name]), [-1, "without a label"]], "");
+      setOptions(label, [["", "all"], ...shards.class_names.map((name, index) => [index, name]), [-1, "without a class"]], "");
     }
     return rows.show(shards, split);
   }
@@ -105,16 +108,19 @@ class About {
   constructor(render) {
     this.render = render;
     this.node = el("div");
+    this.turn = turns();
   }
 
   async show(shards) {
     if (this.shown === shards) return;
+    const isLast = this.turn();
     this.shown = shards;
     this.node.replaceChildren(empty("Reading …"));
     try {
       const about = await ask("about", { shards: shards.name });
-      if (this.shown === shards) this.node.replaceChildren(...this.render(about, shards));
+      if (isLast()) this.node.replaceChildren(...this.render(about, shards));
     } catch (error) {
+      if (!isLast()) return;
       this.shown = null;
       this.node.replaceChildren(empty(error.message));
     }
@@ -144,7 +150,7 @@ function facts(about, shards) {
     ["Licence", about.license || "unknown"],
     ["Fingerprint", about.fingerprint],
   ];
-  const splits = about.splits.map((one) => [one.name, count(one.rows), count(one.samples), count(one.failures), count(one.shards), megabytes(one.bytes)]);
+  const splits = about.splits.map((one) => [one.name, count(one.rows), count(one.samples), count(one.failures), count(one.shards), size(one.bytes)]);
   return [
     el("dl", { className: "card facts" }, values.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
     el("h3", {}, "Splits"), table(["Split", "Rows", "Samples", "Failures", "Shards", "Size"], splits),

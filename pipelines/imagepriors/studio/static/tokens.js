@@ -2,15 +2,19 @@
 
 import { ask } from "./api.js";
 import { codeCard } from "./codecard.js";
-import { board, cellColours, drawCodes, hasCells, numberColour, shape } from "./codegrid.js";
+import { Board, cellColours, drawCodes, numberColour } from "./codegrid.js";
 import { asJson, asNumpy, Edits } from "./edits.js";
+import { canvasOf, loaded, savePng } from "./files.js";
+import { cellName, cellsOf, hasCells, shape } from "./grid.js";
+import { undoKeys } from "./keys.js";
 import { latest } from "./latest.js";
-import { orderPlayer } from "./orders.js";
+import { OrderPlayer } from "./orders.js";
 import { pasteRegion } from "./paste.js";
-import { picker } from "./pick.js";
-import { drawDifference, loaded, patch, savePng } from "./picturediff.js";
+import { Picker } from "./pick.js";
+import { drawDifference, patch } from "./picturediff.js";
 import { pyramid } from "./pyramid.js";
-import { button, copyButton, el, empty, jobStatus, number, numberOf, select } from "./widgets.js";
+import { count } from "./text.js";
+import { button, copyButton, el, empty, jobStatus, number, select } from "./widgets.js";
 
 export const tokens = { id: "tokens", title: "Tokens", mount };
 
@@ -29,8 +33,8 @@ class Tab {
     const first = known.find((one) => contents.shards.some((shards) => shards.tokenizer === one.name)) ?? known[0];
     this.choice = select("Tokenizer", known.map((one) => one.name), first.name, () => this.change());
     this.about = el("p", { className: "note" });
-    this.picker = picker(contents, () => this.choice.value, (picked) => this.open(picked));
-    this.orders = orderPlayer();
+    this.picker = new Picker(contents, () => this.choice.value, (picked) => this.open(picked));
+    this.orders = new OrderPlayer();
     this.pyramid = pyramid();
     this.card = codeCard((code) => this.replace(code));
     this.decode = latest((text) => this.decodeNow(text));
@@ -53,8 +57,8 @@ class Tab {
       onlook: (cell) => this.look(cell), onleave: () => this.look(this.cell), onchoose: (cell) => this.choose(cell),
     };
     const keys = "Arrow keys move, Enter chooses a cell";
-    this.left = board(`Picture. ${keys}`, el("div", { className: "board-layers" }, this.image, this.difference), calls);
-    this.right = board(`Codes. ${keys}`, this.canvas, calls);
+    this.left = new Board(`Picture. ${keys}`, el("div", { className: "board-layers" }, this.image, this.difference), calls);
+    this.right = new Board(`Codes. ${keys}`, this.canvas, calls);
     this.views = Object.entries(VIEWS).map(([view, text]) => button(text, () => this.see(view), { className: "quiet", data: { view } }));
     this.numbers = button("Numbers", () => this.drawGrid(!this.numbered), { className: "quiet", "aria-pressed": "true" });
     this.numbered = true;
@@ -69,23 +73,23 @@ class Tab {
 
   makeTools() {
     this.code = number("Code", 0, { min: 0, step: 1, required: true }, (code) => this.replace(code));
-    this.undo = button("Undo", () => this.turn("undo"), { className: "quiet", title: "Ctrl+Z" });
-    this.redo = button("Redo", () => this.turn("redo"), { className: "quiet", title: "Ctrl+Shift+Z" });
+    this.back = button("Undo", () => this.undo(), { className: "quiet", title: "Ctrl+Z" });
+    this.forth = button("Redo", () => this.redo(), { className: "quiet", title: "Ctrl+Shift+Z" });
     this.reset = button("Reset", () => this.put([...this.edits.original], "Reset."), { className: "quiet" });
     this.done = button("Do not paste", () => this.hold(null), { className: "quiet", hidden: true });
     this.status = el("p", { className: "note", role: "status" });
     this.paste = pasteRegion(this.contents, () => this.tokenizer, (region) => this.hold(region));
     this.tools = el("div", { className: "token-tools" }, this.code.parentElement,
-      el("div", { className: "actions" }, this.undo, this.redo, this.reset, this.done,
-        copyButton(() => asJson(this.edits.codes, this.tokenizer.grid), "Copy as JSON"),
-        copyButton(() => asNumpy(this.edits.codes, this.tokenizer.grid), "Copy for NumPy"),
-        button("Download PNG", () => this.now && savePng(this.now, `${this.picked.name.replace(/\.\w+$/, "").replace(/\W+/g, "-")}.png`), { className: "quiet" })));
+      el("div", { className: "actions" }, this.back, this.forth, this.reset, this.done,
+        copyButton(() => asJson(this.edits.state, this.tokenizer.grid), "Copy as JSON"),
+        copyButton(() => asNumpy(this.edits.state, this.tokenizer.grid), "Copy for NumPy"),
+        button("Download PNG", () => this.now && savePng(canvasOf(this.now), `${this.picked.name.replace(/\.\w+$/, "").replace(/\W+/g, "-")}.png`), { className: "quiet" })));
   }
 
   makeCounting() {
     this.job = jobStatus();
     this.start = button("Count the codes of the shards", () => this.count(), { className: "quiet" });
-    this.counting = el("div", { className: "counting" }, this.start, this.job.node);
+    this.counting = el("div", {}, this.start, this.job.node);
   }
 
   get tokenizer() {
@@ -93,16 +97,15 @@ class Tab {
   }
 
   /** Another tokenizer: other pictures, grid and orders. */
-  async change() {
-    const { name, grid, codebook_size: size, resolution } = this.tokenizer;
-    this.about.textContent = `${resolution} × ${resolution} pixels → ${grid.join(" × ")} codes, of ${size.toLocaleString("en")} in the codebook`;
+  change() {
+    const { grid, codebook_size: size, resolution } = this.tokenizer;
+    this.about.textContent = `${resolution} × ${resolution} pixels → ${grid.join(" × ")} codes, of ${count(size)} in the codebook`;
     this.code.max = size - 1;
     [this.edits, this.work.hidden, this.nothing.hidden, this.paste.node.hidden] = [null, true, false, !hasCells(grid)];
     this.hold(null);
     this.orders.open(this.tokenizer, hasCells(grid));
     this.paste.refresh();
-    await this.picker.refresh();
-    if (this.choice.value === name && !this.edits) this.picker.first();
+    this.picker.refresh({ first: true });
   }
 
   /** Open a picture that the picker has found. */
@@ -113,7 +116,7 @@ class Tab {
     const owned = this.contents.shards.find((one) => one.tokenizer === this.tokenizer.name);
     this.shards = picked.shards ?? owned?.name ?? "";
     for (const side of [this.left, this.right]) side.layout(rows, columns, picked.codes.length);
-    this.cell = this.right.cell(Math.floor(rows / 2), Math.floor(columns / 2)) % picked.codes.length;
+    this.cell = (Math.floor(rows / 2) * columns + Math.floor(columns / 2)) % picked.codes.length;
     this.views.at(-1).hidden = Boolean(picked.shards);
     this.see("picture");
     this.adapt();
@@ -123,35 +126,36 @@ class Tab {
 
   /** Decode the codes, and show everything that follows from them. */
   async decodeNow(text) {
-    const { edits } = this;
+    const { edits, originalImage } = this;
     if (!edits) return;
+    const request = this.scalesRequest();
+    const codes = originalImage || !edits.changed ? [edits.state] : [edits.state, edits.original];
     try {
-      const found = await ask("decode", { tokenizer: this.tokenizer.name, codes: [edits.codes], exact: true });
-      const image = await loaded(found.pictures[0]);
+      const { pictures } = await ask("decode", { tokenizer: request.tokenizer, codes, exact: true });
+      const [image, original = originalImage ?? image] = await Promise.all(pictures.map(loaded));
       if (edits !== this.edits) return;
-      this.now = image;
-      this.originalImage ??= image;
+      [this.now, this.originalImage] = [image, original];
       this.status.textContent = text && `${text} Decoded in ${Math.round(performance.now() - this.since)} ms.`;
       this.see(this.view);
       this.drawGrid();
       this.look(this.cell);
       this.orders.show(image);
-      this.pyramid.show(this.scalesRequest(), image.src);
+      this.pyramid.show(request, image.src);
     } catch (error) {
-      this.status.textContent = error.message;
+      if (edits === this.edits) this.status.textContent = error.message;
     }
   }
 
   scalesRequest() {
     const { shards, split, index } = this.picked;
     const row = shards && !this.edits.changed ? { shards, split, index } : {};
-    return { tokenizer: this.tokenizer.name, codes: this.edits.codes, ...row };
+    return { tokenizer: this.tokenizer.name, codes: this.edits.state, ...row };
   }
 
   /** Show what can be done now. */
   adapt() {
-    [this.undo.disabled, this.redo.disabled, this.reset.disabled] = [!this.edits.canUndo, !this.edits.canRedo, !this.edits.changed];
-    this.code.value = this.edits.codes[this.cell];
+    [this.back.disabled, this.forth.disabled, this.reset.disabled] = [!this.edits.canUndo, !this.edits.canRedo, !this.edits.changed];
+    this.code.value = this.edits.state[this.cell];
     this.code.labels[0].textContent = `Code in ${this.where(this.cell)}`;
   }
 
@@ -177,7 +181,7 @@ class Tab {
     if (!this.edits || !this.now) return;
     const grid = shape(this.tokenizer.grid);
     this.numbered = numbered;
-    const { codes } = this.edits;
+    const codes = this.edits.state;
     const known = this.counted.get(this.shards)?.colours ?? {};
     const cells = hasCells(this.tokenizer.grid) ? cellColours(this.now, grid) : codes.map(numberColour);
     const readable = drawCodes(this.canvas, codes, grid, codes.map((code, cell) => known[code] ?? cells[cell]), numbered);
@@ -186,9 +190,7 @@ class Tab {
   }
 
   where(cell) {
-    const columns = this.tokenizer.grid[1];
-    if (!hasCells(this.tokenizer.grid)) return `place ${cell + 1}`;
-    return `row ${Math.floor(cell / columns) + 1}, column ${(cell % columns) + 1}`;
+    return hasCells(this.tokenizer.grid) ? cellName(cell, this.tokenizer.grid[1]) : `place ${cell + 1}`;
   }
 
   /** Show a cell and its code, or where the region that is held would go. */
@@ -203,7 +205,7 @@ class Tab {
     this.right.show(rectangle);
     this.left.at = this.right.at = cell;
     this.card.show({
-      tokenizer: this.tokenizer.name, shards: this.shards, code: this.edits.codes[cell], where: this.where(cell),
+      tokenizer: this.tokenizer.name, shards: this.shards, code: this.edits.state[cell], where: this.where(cell),
       here: placed ? patch(this.now, this.tokenizer.grid, cell) : null,
     });
   }
@@ -217,7 +219,7 @@ class Tab {
   }
 
   replace(code) {
-    const codes = [...this.edits.codes];
+    const codes = [...this.edits.state];
     const before = codes[this.cell];
     codes[this.cell] = code;
     this.put(codes, `Code ${before} is now ${code} in ${this.where(this.cell)}.`);
@@ -241,20 +243,21 @@ class Tab {
     const { region } = this;
     this.hold(null);
     const [top, left] = [Math.min(rows - region.rows, Math.floor(cell / columns)), Math.min(columns - region.columns, cell % columns)];
-    const codes = [...this.edits.codes];
-    region.codes.forEach((code, index) => {
-      codes[(top + Math.floor(index / region.columns)) * columns + left + (index % region.columns)] = code;
-    });
+    const codes = [...this.edits.state];
+    cellsOf({ ...region, row: top, column: left }, columns).forEach((to, index) => { codes[to] = region.codes[index]; });
     this.put(codes, `${region.rows} × ${region.columns} codes of ${region.name} are pasted.`);
   }
 
   put(codes, text) {
-    if (this.edits.put(codes)) this.changed(text);
+    if (this.edits.keep(codes)) this.changed(text);
   }
 
-  turn(way) {
-    this.edits[way]();
-    this.changed(way === "undo" ? "Undone." : "Redone.");
+  undo() {
+    if (this.edits.undo()) this.changed("Undone.");
+  }
+
+  redo() {
+    if (this.edits.redo()) this.changed("Redone.");
   }
 
   /** The codes are others: show so at once, and the picture when it is decoded. */
@@ -268,12 +271,10 @@ class Tab {
   }
 
   key(event) {
-    if (event.key === "Escape" && this.region) this.hold(null);
-    else if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey) && event.target.tagName !== "INPUT") {
-      const way = event.shiftKey ? "redo" : "undo";
-      if (!this[way].disabled) this.turn(way);
-    } else return;
-    event.preventDefault();
+    if (event.key === "Escape" && this.region) {
+      this.hold(null);
+      event.preventDefault();
+    } else if (event.target.tagName !== "INPUT") undoKeys(event, this);
   }
 
   offerCounting() {
@@ -281,7 +282,7 @@ class Tab {
     const rows = Object.values(shards?.splits ?? {}).reduce((sum, one) => sum + one, 0);
     this.counting.hidden = !shards || this.counted.has(this.shards);
     if (this.counting.hidden || this.underway === this.shards) return;
-    this.start.hidden = rows * this.edits.codes.length <= COUNTED_AT_ONCE && !this.declined.has(this.shards);
+    this.start.hidden = rows * this.edits.state.length <= COUNTED_AT_ONCE && !this.declined.has(this.shards);
     if (this.start.hidden) this.count();
   }
 

@@ -15,6 +15,14 @@ export function el(tag, properties = {}, ...children) {
   return made;
 }
 
+/** Make an element of SVG. */
+export function svg(tag, attributes, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
 let fields = 0;
 
 /** A label above an input. Returns the input; its `parentElement` is what to place. */
@@ -27,8 +35,8 @@ function field(label, input, help) {
 }
 
 /** A choice; options are texts, or [value, text]. */
-export function select(label, options, value, onchange = () => {}, help = "") {
-  const made = field(label, el("select", { onchange: () => onchange(made.value) }), help);
+export function select(label, options, value, onchange = () => {}) {
+  const made = field(label, el("select", { onchange: () => onchange(made.value) }));
   setOptions(made, options, value);
   return made;
 }
@@ -72,20 +80,26 @@ export function button(text, onclick, properties = {}) {
 /** A button that copies the text that `text()` returns. */
 export function copyButton(text, label = "Copy") {
   const made = button(label, async () => {
-    await copy(text());
-    made.textContent = "Copied";
+    made.textContent = await copy(text()) ? "Copied" : "The browser refuses";
     setTimeout(() => { made.textContent = label; }, 1500);
   }, { className: "quiet" });
   return made;
 }
 
+/** Returns whether the text is in the clipboard. */
 async function copy(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  const area = el("textarea", { value: text }); // pages that are not on https or this machine have no clipboard
-  document.body.append(area);
-  area.select();
-  document.execCommand("copy");
-  area.remove();
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch { // it is refused, or the page is not on https or this machine, and has no clipboard
+    const [area, before] = [el("textarea", { value: text }), document.activeElement];
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    before?.focus();
+    return done;
+  }
 }
 
 /** A picture with a caption. Small pictures are enlarged without smoothing. */
@@ -124,7 +138,7 @@ export function empty(text, ...more) {
 
 /**
  * The state of a job: waiting, progress with the time left and a stop button, or an error in one sentence.
- * `job.start(name, values, onEvent)` runs a job, stops the one before, and returns its last event, null if it was stopped.
+ * `job.start(name, values, onEvent)` runs a job, stops the one before, and returns its last event; null if it has failed or was stopped.
  */
 export function jobStatus() {
   const bar = el("progress", { max: 1, value: 0, "aria-label": "Progress" });
@@ -151,7 +165,7 @@ export function jobStatus() {
         if (mine !== current) return;
         if (event.state === "waiting") show("waiting", waiting(event.ahead));
         else {
-          show("running", event.left_s === null ? "Loading the networks …" : left(event.left_s), event.done / event.total);
+          show("running", event.left_s === null ? "Starting …" : left(event.left_s), event.done / event.total);
           onEvent(event);
         }
       }, mine.signal);
@@ -168,7 +182,19 @@ export function jobStatus() {
     }
   }
 
-  return { node, start, stop: () => current?.abort(), say: (text) => show("done", text), fail: (error) => show("failed", error.message) };
+  /** Stop the job, and show nothing: what it was for is gone. */
+  function clear() {
+    current?.abort();
+    current = null;
+    show("idle", "");
+  }
+
+  function fail(error) {
+    clear();
+    show("failed", error.message);
+  }
+
+  return { node, start, clear, fail, say: (text) => show("done", text) };
 }
 
 function waiting(ahead) {
