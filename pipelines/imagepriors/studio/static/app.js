@@ -27,6 +27,7 @@ function select(id, focus = false) {
       panel.dataset.mounted = "true";
       tab.mount(panel, tab.contents);
     }
+    if (chosen) control.scrollIntoView({ block: "nearest", inline: "nearest" });
     if (chosen && focus) control.focus();
   }
   history.replaceState(null, "", `#${id}`);

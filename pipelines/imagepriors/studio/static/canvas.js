@@ -36,6 +36,14 @@ export class MapCanvas {
     this.keep();
   }
 
+  /** Begin with a map: before it, there is nothing to undo. */
+  open(values) {
+    this.values.set(values);
+    this.history = new History(this.values.slice());
+    this.show();
+    this.onchange();
+  }
+
   clear() {
     this.load(new Uint8Array(this.values.length));
   }

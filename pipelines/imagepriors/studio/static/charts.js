@@ -53,13 +53,17 @@ export function heatmap(values, [height, width], what) {
     cell = index;
     note.textContent = `${capital(cellName(cell, width))}: ${values[cell].toFixed(2)} bits`;
   };
-  const point = (event) => read(cellAt(event, canvas, [height, width]));
+  const point = (event) => {
+    note.ariaLive = "off"; // a pointer moves too fast to be told
+    read(cellAt(event, canvas, [height, width]));
+  };
   canvas.addEventListener("pointermove", point);
   canvas.addEventListener("pointerdown", point);
   canvas.addEventListener("keydown", (event) => {
     const next = moved(event.key, cell ?? 0, [height, width]);
     if (next === null) return;
     event.preventDefault();
+    note.ariaLive = "polite";
     read(cell === null ? 0 : next);
   });
   const steps = Array.from({ length: 64 }, (_, index) => index / 63);

@@ -1,7 +1,8 @@
 // Two priors that draw the same class with the same seed.
 
 import { ask } from "./api.js";
-import { Controls } from "./controls.js";
+import { codesOf, Controls } from "./controls.js";
+import { followers } from "./drawn.js";
 import { turns } from "./latest.js";
 import { rowsOf, side, valuesTable } from "./sides.js";
 import { count } from "./text.js";
@@ -79,6 +80,7 @@ export function comparePriors(contents) {
 
 class Side {
   constructor(letter, priors, name, onchange) {
+    this.letter = letter;
     this.job = jobStatus();
     this.hints = pictures(`Condition of ${letter}`, "pictures small");
     this.controls = new Controls(priors, { legend: `How prior ${letter} draws`, title: `Prior ${letter}`, chosen: name, shared: true });
@@ -126,9 +128,9 @@ class Side {
     });
     if (!last) return;
     this.pictures = last.pictures;
-    this.hints.show(last.hints);
+    this.hints.show(last.hints, followers(last).map((text) => `${this.letter}: condition of ${text.toLowerCase()}`));
     this.captions = last.classes.map((one) => classes[one] ?? "");
-    const total = n * prior.permutation.length;
+    const total = n * codesOf(prior);
     const whole = begun && begun.done < total ? (performance.now() - begun.at) / 1000 / (1 - begun.done / total) : last.seconds;
     this.perPicture = whole / n; // without the time in which networks are loaded
     show();
@@ -140,7 +142,7 @@ class Side {
     const { figures } = await ask("figures", { prior: prior.name });
     const known = Object.entries(figures).map(([name, value]) => [NAMES[name] ?? title(name), text(value)]);
     const time = perPicture === null ? [] : [["Seconds per picture, here", text(perPicture)]];
-    return Object.fromEntries([...time, ["Codes per picture", count(prior.permutation.length)], ...known]);
+    return Object.fromEntries([...time, ["Codes per picture", count(codesOf(prior))], ...known]);
   }
 }
 

@@ -32,7 +32,7 @@ export function compareTokenizers(contents) {
     for (const one of switches) one.setAttribute("aria-pressed", one.dataset.kind === kind);
     const found = sides.map((one) => one.found);
     const finest = found.filter(Boolean).sort((one, other) => other.resolution - one.resolution)[0];
-    const notes = found.map((one) => one?.psnr_db.map((value) => `${value.toFixed(1)} dB`) ?? []);
+    const notes = found.map((one) => (kind === "reconstructions" && one?.psnr_db.map((value) => `${value.toFixed(1)} dB`)) || []);
     results.show([finest?.originals ?? [], ...found.map((one) => one?.[kind] ?? [])], [[], ...notes], finest?.names);
     shown.hidden = card.hidden = !finest;
     const values = sides.map((one) => one.values());
@@ -41,6 +41,7 @@ export function compareTokenizers(contents) {
 
   async function start(request, names) {
     sides.forEach((one) => { one.found = null; });
+    show();
     await Promise.all(sides.map(async (one) => {
       const last = await one.job.start("reconstruct", { tokenizer: one.tokenizer.value, ...request });
       if (!last) return;

@@ -7,7 +7,7 @@ import { canvasOf, loaded, savePng } from "./files.js";
 import { hasCells } from "./grid.js";
 import { turns } from "./latest.js";
 import { Picker } from "./pick.js";
-import { button, copyButton, el, empty, jobStatus, picture, pictures, range } from "./widgets.js";
+import { button, copyButton, el, empty, jobStatus, picture, pictures, range, switchOff } from "./widgets.js";
 
 export const complete = { id: "complete", title: "Complete", mount };
 
@@ -31,6 +31,9 @@ function mount(panel, contents) {
   let tokenizer = null;
 
   function adapt() {
+    begin(); // what is under way is of another prior
+    job.clear();
+    results.clear();
     editor.adapt(controls.chosen);
     if (controls.chosen.tokenizer === tokenizer) return takeClass();
     tokenizer = controls.chosen.tokenizer;
@@ -144,8 +147,8 @@ class Editor {
 
   changed() {
     const { scales } = this.prior;
-    this.undo.disabled = !this.cells.history.canUndo;
-    this.redo.disabled = !this.cells.history.canRedo;
+    switchOff(this.undo, !this.cells.history.canUndo);
+    switchOff(this.redo, !this.cells.history.canRedo);
     this.first.value = this.cells.count;
     this.first.parentElement.querySelector("output").value = this.cells.count;
     const kept = Number(this.scales.value);
@@ -191,6 +194,10 @@ class Results {
     this.toggle = el("label", { className: "check", htmlFor: "outlined" }, this.shown, "Outline the kept cells");
     this.node = el("div", { className: "results outlined", hidden: true }, this.toggle,
       el("div", { className: "pictures" }, this.original, this.drawn), this.below);
+  }
+
+  clear() {
+    this.node.hidden = true;
   }
 
   begin(part) {

@@ -1,5 +1,6 @@
 // How a person has a prior draw.
 
+import { count } from "./text.js";
 import { button, el, number, numberOf, range, select, setOptions } from "./widgets.js";
 
 /**
@@ -39,7 +40,7 @@ export class Controls {
   adapt() {
     const prior = this.chosen;
     const classes = prior.conditions.find((part) => part.name === "class");
-    this.about.textContent = `${prior.grid.join(" × ")} codes in ${prior.order}, of ${prior.codebook_size} in the codebook`;
+    this.about.textContent = `${layout(prior)}, of ${count(prior.codebook_size)} in the codebook`;
     this.label.parentElement.hidden = !classes;
     const names = Array.from({ length: classes?.vocabulary ?? 0 }, (_, index) => [index, prior.class_names[index] || index]);
     setOptions(this.label, [["", "all in turn"], ...names], "");
@@ -49,6 +50,7 @@ export class Controls {
       input.value = value;
       input.dispatchEvent(new Event("input"));
     }
+    this.steps.value = sampling.steps;
     this.guidance.parentElement.hidden = !prior.can_be_guided;
     this.steps.parentElement.hidden = prior.objective === "ordered";
   }
@@ -64,4 +66,14 @@ export class Controls {
     const conditions = this.label.value === "" || this.label.parentElement.hidden ? {} : { class: Number(this.label.value) };
     return { prior: prior.name, n: numberOf(this.n), conditions, sampling };
   }
+}
+
+/** The number of codes that a prior draws for a picture: of the grid, and of all scales before it. */
+export function codesOf(prior) {
+  return [...prior.scales, prior.grid].reduce((sum, [height, width]) => sum + height * width, 0);
+}
+
+function layout(prior) {
+  const [grid, ...coarser] = [...prior.scales, prior.grid].map((sides) => sides.join(" × ")).reverse();
+  return coarser.length ? `${count(codesOf(prior))} codes in the scales ${coarser.reverse().join(", ")} and ${grid}` : `${grid} codes in ${prior.order}`;
 }

@@ -3,7 +3,7 @@
 import { MapCanvas, fromBase64, toBase64 } from "./canvas.js";
 import { undoKeys } from "./keys.js";
 import { Palette } from "./palette.js";
-import { button, el, range } from "./widgets.js";
+import { button, el, range, switchOff } from "./widgets.js";
 
 const TOOLS = {
   brush: ["Brush", "b"], erase: ["Eraser", "e"], fill: ["Fill", "f"], gradient: ["Gradient", "g"], pick: ["Pick", "i"],
@@ -14,8 +14,8 @@ const HINTS = {
 const HIGHEST = 255;
 
 /**
- * An editor of a map. It has a `node`, `request()` (the map as the server takes it), `load(map)` of a validation map,
- * `add(found)` for a page of validation maps, and calls `onchange()` after each change.
+ * An editor of a map. It has a `node`, `request()` (the map as the server takes it), `load(map)` of a validation map
+ * (`begin(map)` with it), `add(found)` for a page of validation maps, and calls `onchange()` after each change.
  */
 export class MapEditor {
   constructor(condition, described, names, onchange) {
@@ -24,7 +24,7 @@ export class MapEditor {
     this.canvas = new MapCanvas(side, described.colors, {
       label: `${this.isMask ? "Segmentation" : "Depth"} map, ${side} by ${side} pixels`, tolerance: this.isMask ? 0 : 8,
     });
-    this.canvas.onchange = onchange;
+    this.canvas.onchange = () => { this.adapt(); onchange(); };
     this.canvas.onpick = (value) => { this.choose(value); this.use("brush"); };
     this.canvas.onmove = (value, { x, y }) => { this.note.textContent = `x ${Math.floor(x)}, y ${Math.floor(y)}: ${this.spoken(value)}`; };
     const offered = Object.keys(TOOLS).filter((tool) => tool !== (this.isMask ? "gradient" : "erase"));
@@ -33,13 +33,13 @@ export class MapEditor {
     this.note = el("p", { className: "note", role: "status" });
     this.hint = el("p", { className: "note", hidden: true });
     this.options = this.isMask ? this.labels(described.colors, names) : this.levels(described.colors);
-    const drawing = this.canvas;
-    this.node = el("div", { className: "options", onkeydown: (event) => this.key(event) },
+    this.steps = [["Undo", "undo"], ["Redo", "redo"], ["Clear", "clear"]].map(([text, what]) => button(text, () => this.canvas[what](), { className: "quiet" }));
+    const live = (isLive) => { this.note.ariaLive = isLive ? "polite" : "off"; }; // a pointer moves too fast to be told
+    this.node = el("div", { className: "options map-editor", onpointermove: () => live(false), onkeydown: (event) => { live(true); this.key(event); } },
       el("div", { className: "actions", role: "toolbar", "aria-label": "Tools" }, this.tools),
-      this.hint, drawing.node, this.note,
-      el("div", { className: "actions" },
-        ...[["Undo", "undo"], ["Redo", "redo"], ["Clear", "clear"]].map(([text, what]) => button(text, () => drawing[what](), { className: "quiet" }))),
-      this.size.parentElement, this.options, this.shortcuts());
+      this.hint, this.canvas.node, this.note, el("div", { className: "actions" }, this.steps),
+      el("div", { className: "options map-options" }, this.size.parentElement, this.options, this.shortcuts()));
+    this.adapt();
     this.use("brush");
     this.choose(this.isMask ? 1 : 26);
   }
@@ -51,6 +51,16 @@ export class MapEditor {
 
   load(map) {
     this.canvas.load(fromBase64(map.values));
+  }
+
+  begin(map) {
+    this.canvas.open(fromBase64(map.values));
+  }
+
+  /** Show what can be undone. */
+  adapt() {
+    switchOff(this.steps[0], !this.canvas.history.canUndo);
+    switchOff(this.steps[1], !this.canvas.history.canRedo);
   }
 
   add({ counts }) {

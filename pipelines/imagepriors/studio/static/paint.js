@@ -2,12 +2,13 @@
 
 import { ask } from "./api.js";
 import { Controls } from "./controls.js";
+import { Drawn } from "./drawn.js";
 import { dataUris } from "./files.js";
 import { turns } from "./latest.js";
 import { MapEditor } from "./mapeditor.js";
 import { PoseEditor } from "./pose.js";
 import { Starts } from "./starts.js";
-import { button, copyButton, el, empty, jobStatus, picture, pictures, select, setOptions } from "./widgets.js";
+import { button, el, empty, picture, select, setOptions, switchOff } from "./widgets.js";
 
 export const paint = { id: "paint", title: "Paint", mount };
 
@@ -33,29 +34,26 @@ class Painter {
     this.which = select("Paint", [], "", () => this.open());
     this.live = el("input", { type: "checkbox", checked: true });
     this.place = el("div", { className: "paint-tools" });
-    this.job = jobStatus();
-    this.results = pictures("Sample");
-    this.blank = empty("Paint something, or choose a map to start from. Pictures that follow it appear here.");
-    this.hints = pictures("Condition", "pictures small");
-    this.others = el("div", { hidden: true }, el("h3", {}, "Other conditions, of validation pictures"), this.hints);
+    this.drawn = new Drawn("Paint something, or choose a map to start from. Pictures that follow it appear here.", "Other conditions, of validation pictures", "Copy Python");
+    this.drawn.again.classList.add("script");
     this.seen = picture("", "The map as the prior sees it");
     this.seenNote = el("p", { className: "note", role: "status" });
     this.sight = el("div", { className: "seen" }, this.seen, el("div", {}, el("h3", {}, "What the prior sees"), this.seenNote));
-    this.code = el("code");
-    this.script = el("div", { className: "command script", hidden: true }, this.code, copyButton(() => this.code.textContent, "Copy Python"));
     this.controls.prior.addEventListener("change", () => this.adapt());
     this.controls.form.addEventListener("submit", (event) => { event.preventDefault(); this.draw(); });
     this.controls.form.querySelector(".actions").before(el("label", { className: "check" }, this.live, "Draw after each stroke"));
     this.controls.about.after(this.which.parentElement);
     this.node = el("div", { className: "columns" }, this.controls.form,
       el("div", { className: "stage painting" }, this.place,
-        el("div", { className: "drawn" },
-          this.sight, this.job.node, this.results, this.blank, this.others, this.script)));
+        el("div", { className: "drawn" }, this.sight, this.drawn.nodes)));
     this.adapt();
   }
 
   /** Offer what the chosen prior is conditioned on. */
   adapt() {
+    clearTimeout(this.timer);
+    this.drawing(); // what is under way is of another prior
+    this.drawn.clear();
     setOptions(this.which, painted(this.controls.chosen).map((part) => part.name));
     this.which.parentElement.hidden = this.which.options.length < 2;
     return this.open();
@@ -84,16 +82,21 @@ class Painter {
     const where = { prior: slot.prior, condition: slot.condition };
     const described = await ask("canvas", where);
     const names = this.contents.shards.find((shards) => shards.name === prior.shards)?.label_names ?? [];
-    const changed = () => this.change(slot);
+    const changed = () => {
+      slot.starts?.choices.mark(""); // the map is no longer the one that was chosen
+      this.change(slot);
+    };
     slot.editor = slot.condition === "pose" ? new PoseEditor(described, changed) : new MapEditor(slot.condition, described, names, changed);
-    const starts = new Starts(slot.prior, slot.condition, (map) => slot.editor.load(map), (found) => slot.editor.add(found));
-    const maps = await starts.show();
+    slot.starts = new Starts(slot.prior, slot.condition, (map) => slot.editor.load(map), (found) => slot.editor.add(found));
+    const [first] = await slot.starts.show();
     slot.quiet = true; // the first map is there to be painted on, not to be drawn from
-    if (maps.length && slot.condition !== "pose") slot.editor.load(maps[0]);
-    else this.change(slot);
+    if (first && slot.condition !== "pose") {
+      slot.editor.begin(first);
+      slot.starts.choices.mark(first.key);
+    } else this.change(slot);
     slot.quiet = false;
     return el("div", { className: "paint-tools" }, slot.editor.node, this.files(slot),
-      el("details", { open: true }, el("summary", {}, slot.condition === "pose" ? "Use a validation pose" : "Start from a validation map"), starts.node));
+      el("details", { open: true }, el("summary", {}, slot.condition === "pose" ? "Use a validation pose" : "Start from a validation map"), slot.starts.node));
   }
 
   /** Buttons that open and save a map. */
@@ -150,7 +153,7 @@ class Painter {
       if (error.name === "AbortError") return false;
       slot.error = error.message;
     }
-    slot.save.disabled = !slot.encoded?.file;
+    switchOff(slot.save, !slot.encoded?.file);
     this.showSeen(slot);
     return !slot.error;
   }
@@ -175,31 +178,14 @@ class Painter {
     const { request, painted: files } = this.request();
     let first = null;
     const since = () => ((performance.now() - started) / 1000).toFixed(1);
-    const last = await this.job.start("draw", request, (event) => {
-      if (!event.pictures) return;
-      first ??= since();
-      this.show(event.pictures);
-    });
-    if (!last) return;
-    this.job.say(`First picture begun after ${first ?? since()} s; all ${request.n} done after ${since()} s.`);
-    const names = this.controls.priors.find(({ name }) => name === request.prior).class_names;
-    this.show(last.pictures, last.classes.map((label) => names[label] || `class ${label}`));
-    this.hints.show(last.hints);
-    this.others.hidden = !last.hints.length;
-    this.script.hidden = true;
+    if (!await this.drawn.draw(this.controls.chosen, request, () => { first ??= since(); })) return;
+    this.drawn.job.say(`First picture begun after ${first ?? since()} s; all ${request.n} done after ${since()} s.`);
     try {
       const { script } = await ask("script", { draw: request, painted: files });
-      if (!isLast()) return;
-      this.code.textContent = script;
-      this.script.hidden = !script;
+      if (isLast()) this.drawn.tell(script);
     } catch (error) {
-      if (isLast()) this.job.fail(error);
+      if (isLast()) this.drawn.job.fail(error);
     }
-  }
-
-  show(found, captions) {
-    this.blank.hidden = true;
-    this.results.show(found, captions);
   }
 
   /** The slots of the conditions of the chosen prior; undefined where none is open. */

@@ -9,7 +9,7 @@ import { el } from "./widgets.js";
 export function pasteRegion(contents, tokenizer, onregion) {
   const image = el("img", { alt: "Picture to take a region from" });
   const area = new Board("Drag a region. With the keyboard: arrow keys, Shift and arrow keys, then Enter", image, { onselect: take });
-  const hint = el("p", { className: "note" }, "Choose a picture first.");
+  const hint = el("p", { className: "note" });
   const source = el("figure", { className: "paste-source", hidden: true }, area.node);
   const choice = new Picker(contents, () => tokenizer().name, open);
   const node = el("details", { className: "card paste", ontoggle: () => node.open && refresh() },
@@ -23,7 +23,13 @@ export function pasteRegion(contents, tokenizer, onregion) {
     image.classList.toggle("crisp", tokenizer().resolution <= 128);
     source.hidden = false;
     area.layout(...tokenizer().grid);
-    hint.textContent = "Drag over the part to take, or press the arrow keys, extend it with Shift, and press Enter.";
+    rest();
+  }
+
+  /** Say what to do while no region is held. */
+  function rest() {
+    hint.textContent = picked
+      ? "Drag over the part to take, or press the arrow keys, extend it with Shift, and press Enter." : "Choose a picture first.";
   }
 
   function take(rectangle) {
@@ -38,9 +44,10 @@ export function pasteRegion(contents, tokenizer, onregion) {
     offered = tokenizer().name;
     picked = null;
     source.hidden = true;
-    hint.textContent = "Choose a picture first.";
+    rest();
     choice.refresh();
   }
 
-  return { node, refresh };
+  rest();
+  return { node, refresh, rest };
 }

@@ -4,7 +4,7 @@ import { ask } from "./api.js";
 import { Choices } from "./choices.js";
 import { dataUris } from "./files.js";
 import { turns } from "./latest.js";
-import { button, el, empty, select, setOptions } from "./widgets.js";
+import { button, el, empty, select, setOptions, switchOff } from "./widgets.js";
 
 const PER_PAGE = 12;
 /** Pickers of the page; one that is visible gets what is pasted. */
@@ -53,10 +53,10 @@ export class Picker {
     if (first && untouched()) this.choices.first();
   }
 
-  nothing(text) {
+  nothing(text, ...more) {
     this.page(); // no answer comes after it
     this.choices.node.removeAttribute("aria-busy");
-    this.choices.node.replaceChildren(empty(text));
+    this.choices.node.replaceChildren(empty(text, ...more));
   }
 
   async show(from) {
@@ -69,13 +69,17 @@ export class Picker {
       const { rows, total } = await ask("rows", { shards, split, first, count: PER_PAGE });
       if (!isLast()) return;
       this.start = first;
-      this.back.disabled = first === 0;
-      this.next.disabled = first + PER_PAGE >= total;
+      switchOff(this.back, first === 0);
+      switchOff(this.next, first + PER_PAGE >= total);
       this.say(this.shown = total ? `${first + 1} to ${first + rows.length} of ${total}` : "");
       this.choices.show(rows.map((row) => ({ ...row, shards, split })));
       if (!total) this.nothing("This split has no rows: choose another, or open a picture of your own.");
     } catch (error) {
-      if (isLast()) this.fail(error.message);
+      if (!isLast()) return;
+      this.say("");
+      switchOff(this.back, true);
+      switchOff(this.next, true);
+      this.nothing(error.message, button("Try again", () => this.show(from), { className: "quiet" }));
     } finally {
       if (isLast()) this.choices.node.removeAttribute("aria-busy");
     }

@@ -2,7 +2,7 @@
 
 import { History } from "./history.js";
 import { ARROWS, FAR, undoKeys } from "./keys.js";
-import { button, el, svg } from "./widgets.js";
+import { button, el, select, svg, switchOff } from "./widgets.js";
 
 const MISSING = [-1, -1];
 const NEAR = 0.08;
@@ -24,15 +24,20 @@ export class PoseEditor {
     this.toggles = described.joints.map((name, index) => button(spoken(name), () => this.toggle(index), { className: "quiet", "aria-pressed": "true" }));
     this.back = button("Back to the figure", () => this.stand(), { hidden: true });
     this.note = el("p", { className: "note", role: "status" });
-    this.node = el("div", { className: "options", onkeydown: (event) => undoKeys(event, this) },
-      this.easel, this.note, this.back,
-      el("div", { className: "actions", role: "toolbar", "aria-label": "Pose" },
-        [["Undo", () => this.undo()], ["Redo", () => this.redo()], ["Smaller", () => this.scale(0.9)], ["Larger", () => this.scale(1.1)],
-          ["Start again", () => this.stand()]].map(([text, act]) => button(text, act, { className: "quiet" }))),
+    this.dragged = select("What to drag", [["", "the nearest joint, or the figure"], ...described.joints.map((name, index) => [index, spoken(name)])], "");
+    this.steps = [["Undo", () => this.undo()], ["Redo", () => this.redo()], ["Smaller", () => this.scale(0.9)], ["Larger", () => this.scale(1.1)],
+      ["Start again", () => this.stand()]].map(([text, act]) => button(text, act, { className: "quiet" }));
+    this.node = el("div", { className: "options map-editor", onkeydown: (event) => undoKeys(event, this) },
+      this.easel, this.note, this.back, el("div", { className: "actions", role: "toolbar", "aria-label": "Pose" }, this.steps), this.options());
+    this.show();
+  }
+
+  options() {
+    return el("div", { className: "options map-options" },
+      this.dragged.parentElement,
       el("details", {}, el("summary", {}, "Joints"), el("div", { className: "actions", role: "group", "aria-label": "Joints in the picture" }, this.toggles)),
       el("details", {}, el("summary", {}, "Keyboard"), el("p", { className: "note" },
         "Tab moves between joints, the arrow keys move a joint, with Shift by 8 pixels, with Alt the whole figure; Delete removes it, and its button below Joints brings it back; Ctrl+Z and Ctrl+Shift+Z undo and redo. With the mouse, drag a joint, or the figure beside its joints.")));
-    this.show();
   }
 
   /** The map for the server, or codes that are used as they are. */
@@ -139,6 +144,8 @@ export class PoseEditor {
       handle.setAttribute("aria-label", `${spoken(this.described.joints[index])}, x ${Math.round(x)}, y ${Math.round(y)}`);
       this.toggles[index].setAttribute("aria-pressed", String(!this.isMissing(index)));
     });
+    switchOff(this.steps[0], !this.history.canUndo && !this.asIs);
+    switchOff(this.steps[1], !this.history.canRedo);
     this.photo.hidden = this.back.hidden = !this.asIs;
     if (this.asIs) {
       this.photo.src = this.asIs.picture;
@@ -156,9 +163,10 @@ export class PoseEditor {
     const away = (index) => (this.isMissing(index) ? Infinity : Math.hypot(...this.joints[index].map((value, axis) => value - place[axis])));
     const nearest = this.joints.map((_, index) => index).reduce((best, index) => (away(index) < away(best) ? index : best));
     this.held = away(nearest) > this.side * NEAR ? null : nearest; // null: all of them
+    if (this.dragged.value !== "") this.put(this.held = Number(this.dragged.value), place);
     this.from = place;
     event.preventDefault();
-    if (this.held !== null) this.handles[nearest].focus();
+    if (this.held !== null) this.handles[this.held].focus();
     this.easel.setPointerCapture(event.pointerId);
   }
 

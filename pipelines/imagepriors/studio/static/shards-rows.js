@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { turns } from "./latest.js";
 import { count } from "./text.js";
-import { button, el, empty, jobStatus } from "./widgets.js";
+import { button, el, empty, jobStatus, switchOff } from "./widgets.js";
 
 const PER_PAGE = 24;
 
@@ -68,8 +68,8 @@ export class Rows {
     this.first = Math.min(Math.max(0, first), Math.max(0, total - 1));
     const chosen = this.found ? { indices: this.found.indices.slice(this.first, this.first + PER_PAGE) } : { first: this.first, count: PER_PAGE };
     const request = { shards: this.shards.name, split: this.split, ...chosen };
-    this.back.disabled = this.first === 0;
-    this.next.disabled = this.first + PER_PAGE >= total;
+    switchOff(this.back, this.first === 0);
+    switchOff(this.next, this.first + PER_PAGE >= total);
     this.grid.setAttribute("aria-busy", total > 0);
     if (!total) {
       this.note.textContent = "";
@@ -175,8 +175,8 @@ class Detail {
   open(row) {
     this.row = row;
     const at = this.rows.rows.indexOf(row);
-    this.back.disabled = at === 0;
-    this.next.disabled = at === this.rows.rows.length - 1;
+    switchOff(this.back, at === 0);
+    switchOff(this.next, at === this.rows.rows.length - 1);
     this.title.textContent = row.key;
     const values = [["Index", row.index], ["Class", row.label === null ? "none" : `${this.rows.labelOf(row)} (${row.label})`], ["View", row.view],
       ...Object.entries(row.carried).map(([name, value]) => [name, value ?? "none"])];

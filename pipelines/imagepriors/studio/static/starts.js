@@ -3,15 +3,15 @@
 import { ask } from "./api.js";
 import { Choices } from "./choices.js";
 import { turns } from "./latest.js";
-import { button, el, empty } from "./widgets.js";
+import { button, el, empty, switchOff } from "./widgets.js";
 
 /** A chooser of validation maps. Calls `onpick(map)` with a chosen one, and `onpage(found)` with each page. */
 export class Starts {
   constructor(prior, condition, onpick, onpage) {
     Object.assign(this, { prior, condition, onpage, page: 0, turn: turns() });
     this.choices = new Choices("Maps of validation pictures", "Map of", (map) => map.key, (map) => {
-      this.choices.mark(map.key);
       onpick(map);
+      this.choices.mark(map.key);
     });
     this.note = el("p", { className: "note", role: "status" });
     this.back = button("←", () => this.show(this.page - 1), { className: "quiet", "aria-label": "Previous maps" });
@@ -27,8 +27,8 @@ export class Starts {
       const found = await ask("maps", { prior: this.prior, condition: this.condition, page });
       if (!isLast()) return [];
       this.page = page;
-      this.back.disabled = !page;
-      this.next.disabled = page + 1 >= found.pages;
+      switchOff(this.back, !page);
+      switchOff(this.next, page + 1 >= found.pages);
       this.back.hidden = this.next.hidden = found.pages < 2;
       this.note.textContent = found.pages > 1 ? `${page + 1} of ${found.pages}` : "";
       this.choices.show(found.maps);

@@ -14,7 +14,7 @@ import { Picker } from "./pick.js";
 import { drawDifference, patch } from "./picturediff.js";
 import { pyramid } from "./pyramid.js";
 import { count } from "./text.js";
-import { button, copyButton, el, empty, jobStatus, number, select } from "./widgets.js";
+import { button, copyButton, el, empty, jobStatus, number, select, switchOff } from "./widgets.js";
 
 export const tokens = { id: "tokens", title: "Tokens", mount };
 
@@ -36,7 +36,10 @@ class Tab {
     this.picker = new Picker(contents, () => this.choice.value, (picked) => this.open(picked));
     this.orders = new OrderPlayer();
     this.pyramid = pyramid();
-    this.card = codeCard((code) => this.replace(code));
+    this.card = codeCard((code) => {
+      this.replace(code);
+      this.right.node.focus({ preventScroll: true });
+    });
     this.decode = latest((text) => this.decodeNow(text));
     this.makeBoards();
     this.makeTools();
@@ -89,7 +92,7 @@ class Tab {
   makeCounting() {
     this.job = jobStatus();
     this.start = button("Count the codes of the shards", () => this.count(), { className: "quiet" });
-    this.counting = el("div", {}, this.start, this.job.node);
+    this.counting = el("div", { className: "counting" }, this.start, this.job.node);
   }
 
   get tokenizer() {
@@ -154,7 +157,9 @@ class Tab {
 
   /** Show what can be done now. */
   adapt() {
-    [this.back.disabled, this.forth.disabled, this.reset.disabled] = [!this.edits.canUndo, !this.edits.canRedo, !this.edits.changed];
+    switchOff(this.back, !this.edits.canUndo);
+    switchOff(this.forth, !this.edits.canRedo);
+    switchOff(this.reset, !this.edits.changed);
     this.code.value = this.edits.state[this.cell];
     this.code.labels[0].textContent = `Code in ${this.where(this.cell)}`;
   }
@@ -228,6 +233,7 @@ class Tab {
   /** Hold a region to paste; null holds none. */
   hold(region) {
     this.region = region;
+    if (!region) this.paste.rest();
     this.done.hidden = !region;
     this.work?.classList.toggle("pasting", Boolean(region));
     if (!this.edits) return;

@@ -36,7 +36,7 @@ function field(label, input, help) {
 
 /** A choice; options are texts, or [value, text]. */
 export function select(label, options, value, onchange = () => {}) {
-  const made = field(label, el("select", { onchange: () => onchange(made.value) }));
+  const made = field(label, el("select", { onchange: () => { made.title = nameOf(made); onchange(made.value); } }));
   setOptions(made, options, value);
   return made;
 }
@@ -48,6 +48,12 @@ export function setOptions(input, options, value = input.value) {
     return el("option", { value: key }, text);
   }));
   if ([...input.options].some((option) => option.value === String(value))) input.value = value;
+  input.title = nameOf(input);
+}
+
+/** The text of the chosen option, which may be too long for the field. */
+function nameOf(input) {
+  return input.selectedOptions[0]?.textContent ?? "";
 }
 
 /** A number; `limits` are min, max and step. An empty field counts as null. */
@@ -73,8 +79,16 @@ export function range(label, value, limits, oninput = () => {}, help = "") {
   return made;
 }
 
+/** A button; `switchOff` makes it do nothing. */
 export function button(text, onclick, properties = {}) {
-  return el("button", { type: "button", onclick, ...properties }, text);
+  const act = (event) => made.getAttribute("aria-disabled") !== "true" && onclick(event);
+  const made = el("button", { type: "button", onclick: act, ...properties }, text);
+  return made;
+}
+
+/** Switch a button off, or on again; it keeps the focus, which a disabled one would lose. */
+export function switchOff(control, off) {
+  control.setAttribute("aria-disabled", off);
 }
 
 /** A button that copies the text that `text()` returns. */
@@ -142,7 +156,7 @@ export function empty(text, ...more) {
  */
 export function jobStatus() {
   const bar = el("progress", { max: 1, value: 0, "aria-label": "Progress" });
-  const text = el("span", { role: "status" });
+  const text = el("span", { role: "status", tabIndex: -1 });
   const stop = button("Stop", () => current?.abort(), { className: "quiet" });
   const node = el("div", { className: "job", hidden: true }, bar, text, stop);
   let current = null;
@@ -150,10 +164,17 @@ export function jobStatus() {
   function show(state, message, part = null) {
     node.hidden = state === "idle";
     node.dataset.state = state;
+    text.ariaLive = state === "running" ? "off" : "polite"; // the bar tells the progress
     text.textContent = message;
-    bar.hidden = stop.hidden = state === "failed" || state === "done";
+    if (state === "failed" || state === "done") hideStop();
+    else bar.hidden = stop.hidden = false;
     if (part === null) bar.removeAttribute("value");
     else bar.value = part;
+  }
+
+  function hideStop() {
+    if (document.activeElement === stop) text.focus();
+    bar.hidden = stop.hidden = true;
   }
 
   async function start(name, values, onEvent = () => {}) {
