@@ -239,12 +239,16 @@ def test_a_mask_is_painted_and_drawn_from(page):
     tab.locator("canvas").focus()
     page.keyboard.press("Control+Shift+Z")
     assert np.array_equal(saved(page, "segmentation"), stroke)
+    tab.get_by_label("Prior").select_option(DEPTH["prior"])  # the pictures are those of the old one
+    assert tab.locator(".drawn > .pictures img").count() == 0
+    assert not tab.locator(".script").is_visible()
 
 
 def test_a_mask_is_painted_by_keyboard(page):
     open_tab(page, MASK)
     tab = page.locator("#paint")
     tab.get_by_label("Draw after each stroke").uncheck()
+    assert tab.get_by_role("button", name="Undo").is_disabled()
     tab.get_by_role("button", name="Clear").click()
     tab.locator("canvas").focus()
     for key in ("[", "[", "[", "1", "ArrowLeft", "Shift+ArrowUp"):
@@ -285,6 +289,17 @@ def test_depth_is_graded(page):
     assert column[0] == 255
     assert column[-1] == 26
     assert (np.diff(column) <= 0).all()
+    page.locator("#paint canvas").focus()
+    for key in (
+        "i",
+        "ArrowDown",
+        "Space",
+        "Shift+ArrowLeft",
+        "Shift+ArrowUp",
+        "Space",
+    ):  # paint with a depth that is picked
+        page.keyboard.press(key)
+    assert saved(page, "depth")[5, 8] == column[13]
     finished(page)
 
 

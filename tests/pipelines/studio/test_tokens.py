@@ -282,6 +282,12 @@ def test_a_region_of_another_picture_is_pasted(page):
     tab.locator("summary", has_text="Paste a region").click()
     tab.locator(".paste .choice").nth(2).click()
     source, target = tab.locator(".paste .board"), tab.locator(".boards .board").first
+    source.focus()
+    for key in ("Shift+ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    assert tab.get_by_text("1 × 2 codes are taken").is_visible()
+    page.keyboard.press("Escape")
+    assert tab.get_by_text("Drag over the part to take").is_visible()
     source.scroll_into_view_if_needed()
     box, (start, end) = source.bounding_box(), (at(source, row, row, len(before)) for row in (1, 2))
     page.mouse.move(box["x"] + start["x"], box["y"] + start["y"])

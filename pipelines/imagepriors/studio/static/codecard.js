@@ -8,66 +8,66 @@ import { el, picture } from "./widgets.js";
 const PAUSE_MS = 60; // of the pointer on a cell, before the server is asked
 
 /** A card that describes a code. `onreplace(code)` is called for a nearest code that is clicked. */
-export function codeCard(onreplace) {
-  const title = el("h2", {});
-  const place = el("p", { className: "note" });
-  const patches = el("div", { className: "code-patches" });
-  const facts = el("p", {});
-  const nearest = el("div", { className: "nearest-codes" });
-  const about = el("p", { className: "note" });
-  const node = el("section", { className: "card code-card", "aria-label": "Code" },
-    el("div", { className: "code-head" }, el("div", {}, el("div", { role: "status" }, title, place), facts), patches),
-    el("div", {}, el("h3", {}, "Nearest codes"), nearest, about));
-  let known = new Map();
-  let [waiting, wanted] = [0, ""];
+export class CodeCard {
+  constructor(onreplace) {
+    Object.assign(this, { onreplace, known: new Map(), waiting: 0, wanted: "" });
+    this.title = el("h2", {});
+    this.place = el("p", { className: "note" });
+    this.patches = el("div", { className: "code-patches" });
+    this.facts = el("p", {});
+    this.nearest = el("div", { className: "nearest-codes" });
+    this.about = el("p", { className: "note" });
+    this.node = el("section", { className: "card code-card", "aria-label": "Code" },
+      el("div", { className: "code-head" }, el("div", {}, el("div", { role: "status" }, this.title, this.place), this.facts), this.patches),
+      el("div", {}, el("h3", {}, "Nearest codes"), this.nearest, this.about));
+    this.find = latest((key, request, here) => this.ask(key, request, here));
+  }
 
   /** Describe a code; `here` is its patch in the picture, null where codes have no cells. */
-  function show({ tokenizer, shards, code, where, here }) {
-    const key = wanted = JSON.stringify([tokenizer, shards, code]);
-    clearTimeout(waiting);
-    title.textContent = `Code ${code}`;
-    place.textContent = where;
-    if (known.has(key)) return fill(known.get(key), here);
-    patches.replaceChildren(...(here ? [figure(here, "In this picture", "Patch of this picture")] : []));
-    facts.textContent = "…";
-    waiting = setTimeout(() => find(key, { tokenizer, code, shards }, here), PAUSE_MS);
+  show({ tokenizer, shards, code, where, here }) {
+    const key = this.wanted = JSON.stringify([tokenizer, shards, code]);
+    clearTimeout(this.waiting);
+    this.title.textContent = `Code ${code}`;
+    this.place.textContent = where;
+    if (this.known.has(key)) return this.fill(this.known.get(key), here);
+    this.patches.replaceChildren(...(here ? [figure(here, "In this picture", "Patch of this picture")] : []));
+    this.facts.textContent = "…";
+    this.waiting = setTimeout(() => this.find(key, { tokenizer, code, shards }, here), PAUSE_MS);
   }
 
-  const find = latest(async (key, request, here) => {
-    const table = known;
+  async ask(key, request, here) {
+    const { known } = this;
     try {
-      const found = table.get(key) ?? await ask("code", request);
-      table.set(key, found);
-      if (wanted === key) fill(found, here);
+      const found = known.get(key) ?? await ask("code", request);
+      known.set(key, found);
+      if (this.wanted === key) this.fill(found, here);
     } catch (error) {
-      if (wanted !== key) return;
-      facts.textContent = error.message;
-      nearest.replaceChildren();
+      if (this.wanted !== key) return;
+      this.facts.textContent = error.message;
+      this.nearest.replaceChildren();
     }
-  });
-
-  function fill(found, here) {
-    facts.textContent = frequency(found, JSON.parse(wanted)[1]);
-    const typical = found.patch && figure(found.patch, "Typical", "Typical patch of this code");
-    patches.replaceChildren(...[here && figure(here, "In this picture", "Patch of this picture"), typical].filter(Boolean));
-    nearest.replaceChildren(...found.nearest.map((one) => candidate(one, found.measure)));
-    about.textContent = [found.why && sentence(found.why), found.patch && kind(found), measured(found)].filter(Boolean).join(" ");
   }
 
-  function candidate(one, measure) {
+  fill(found, here) {
+    this.facts.textContent = frequency(found, JSON.parse(this.wanted)[1]);
+    const typical = found.patch && figure(found.patch, "Typical", "Typical patch of this code");
+    this.patches.replaceChildren(...[here && figure(here, "In this picture", "Patch of this picture"), typical].filter(Boolean));
+    this.nearest.replaceChildren(...found.nearest.map((one) => this.candidate(one, found.measure)));
+    this.about.textContent = [found.why && sentence(found.why), found.patch && kind(found), measured(found)].filter(Boolean).join(" ");
+  }
+
+  candidate(one, measure) {
     const image = one.patch ? el("img", { src: one.patch, alt: "" }) : null;
     const distance = one.distance.toPrecision(3);
     const label = `Use code ${one.code}, ${measure} ${distance}`;
-    return el("button", { type: "button", className: "candidate", title: label, "aria-label": label, onclick: () => onreplace(one.code) },
+    return el("button", { type: "button", className: "candidate", title: label, "aria-label": label, onclick: () => this.onreplace(one.code) },
       image, el("b", {}, String(one.code)), el("small", {}, distance));
   }
 
   /** Ask again: the codes have been counted. */
-  function forget() {
-    known = new Map();
+  forget() {
+    this.known = new Map();
   }
-
-  return { node, show, forget };
 }
 
 function figure(source, caption, alt) {

@@ -6,7 +6,7 @@ import { followers } from "./drawn.js";
 import { turns } from "./latest.js";
 import { rowsOf, side, valuesTable } from "./sides.js";
 import { count } from "./text.js";
-import { button, el, empty, jobStatus, number, numberOf, pictures, select, setOptions } from "./widgets.js";
+import { button, el, empty, JobStatus, number, numberOf, pictures, select, setOptions } from "./widgets.js";
 
 const NAMES = {
   parameters: "Parameters", steps: "Steps of training", train_rows: "Rows of training", train_seconds: "Seconds of training",
@@ -26,8 +26,7 @@ export function comparePriors(contents) {
     label.parentElement, seed.parentElement, n.parentElement,
     el("div", { className: "actions" }, el("button", { type: "submit", className: "main" }, "Draw both"), next), note);
   const results = rowsOf(["A", "B"]);
-  const asking = turns();
-  const figures = el("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Figures of both priors" });
+  const figures = new Figures();
 
   function changed() {
     const names = new Set(sides.flatMap((one) => one.classes));
@@ -35,7 +34,7 @@ export function comparePriors(contents) {
     label.parentElement.hidden = !names.size;
     explain();
     show();
-    showFigures();
+    figures.show(sides);
   }
 
   function show() {
@@ -47,27 +46,13 @@ export function comparePriors(contents) {
     note.textContent = sides.map((one) => one.lack(label.value)).filter(Boolean).join(" ");
   }
 
-  async function showFigures() {
-    const isLast = asking();
-    const different = sides[0].prior.tokenizer !== sides[1].prior.tokenizer;
-    try {
-      const found = await Promise.all(sides.map((one) => one.figures()));
-      if (!isLast()) return;
-      const names = [...new Set(found.flatMap(Object.keys))];
-      figures.replaceChildren(valuesTable(names, found),
-        el("p", { className: "note" }, different ? "These priors draw codes of different tokenizers: figures per code do not compare." : ""));
-    } catch (error) {
-      if (isLast()) figures.replaceChildren(el("p", { className: "note" }, error.message));
-    }
-  }
-
   async function start() {
     if (![shared, ...sides.map((one) => one.controls.form)].every((form) => form.reportValidity())) return;
     explain();
     const values = { seed: numberOf(seed), n: numberOf(n), name: label.value };
     sides.forEach((one) => one.clear());
     await Promise.all(sides.map((one) => one.draw(values, show)));
-    showFigures();
+    figures.show(sides);
   }
 
   label.addEventListener("change", explain);
@@ -75,13 +60,34 @@ export function comparePriors(contents) {
   changed();
   return el("div", { className: "compare" }, shared,
     el("div", { className: "compare-sides" }, sides.map((one) => one.node)),
-    results, el("section", { className: "card" }, el("h2", {}, "Figures"), figures));
+    results, el("section", { className: "card" }, el("h2", {}, "Figures"), figures.node));
+}
+
+/** A table of what is known of both priors. */
+class Figures {
+  constructor() {
+    this.turn = turns();
+    this.node = el("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Figures of both priors" });
+  }
+
+  async show(sides) {
+    const isLast = this.turn();
+    const different = sides[0].prior.tokenizer !== sides[1].prior.tokenizer;
+    try {
+      const found = await Promise.all(sides.map((one) => one.figures()));
+      if (!isLast()) return;
+      this.node.replaceChildren(valuesTable([...new Set(found.flatMap(Object.keys))], found),
+        el("p", { className: "note" }, different ? "These priors draw codes of different tokenizers: figures per code do not compare." : ""));
+    } catch (error) {
+      if (isLast()) this.node.replaceChildren(el("p", { className: "note" }, error.message));
+    }
+  }
 }
 
 class Side {
   constructor(letter, priors, name, onchange) {
     this.letter = letter;
-    this.job = jobStatus();
+    this.job = new JobStatus();
     this.hints = pictures(`Condition of ${letter}`, "pictures small");
     this.controls = new Controls(priors, { legend: `How prior ${letter} draws`, title: `Prior ${letter}`, chosen: name, shared: true });
     const { form, prior } = this.controls;

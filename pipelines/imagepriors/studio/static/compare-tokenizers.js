@@ -5,7 +5,7 @@ import { turns } from "./latest.js";
 import { Picker, splitsOf, validationOf } from "./pick.js";
 import { rowsOf, side, valuesTable } from "./sides.js";
 import { count } from "./text.js";
-import { button, el, empty, jobStatus, number, numberOf, select } from "./widgets.js";
+import { button, el, empty, JobStatus, number, numberOf, select } from "./widgets.js";
 
 const SHOWN = [["reconstructions", "Reconstructions"], ["originals", "As each tokenizer sees it"], ["differences", "Differences × 4"]];
 
@@ -119,7 +119,7 @@ class Source {
 
 class Side {
   constructor(letter, tokenizers, name, onchange) {
-    this.job = jobStatus();
+    this.job = new JobStatus();
     this.found = null;
     const about = el("p", { className: "note" });
     const adapt = () => {

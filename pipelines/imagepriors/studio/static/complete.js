@@ -7,7 +7,7 @@ import { canvasOf, loaded, savePng } from "./files.js";
 import { hasCells } from "./grid.js";
 import { turns } from "./latest.js";
 import { Picker } from "./pick.js";
-import { button, copyButton, el, empty, jobStatus, picture, pictures, range, switchOff } from "./widgets.js";
+import { button, copyButton, el, empty, JobStatus, picture, pictures, range, switchOff } from "./widgets.js";
 
 export const complete = { id: "complete", title: "Complete", mount };
 
@@ -22,7 +22,7 @@ function mount(panel, contents) {
   const controls = new Controls(priors, { legend: "How to complete", action: "Complete", most: 8 });
   const editor = new Editor();
   const results = new Results();
-  const job = jobStatus();
+  const job = new JobStatus();
   const chooser = new Picker(contents, () => controls.chosen.tokenizer, (chosen) => {
     editor.choose(chosen);
     takeClass();

@@ -74,6 +74,6 @@ export function codesOf(prior) {
 }
 
 function layout(prior) {
-  const [grid, ...coarser] = [...prior.scales, prior.grid].map((sides) => sides.join(" × ")).reverse();
+  const [grid, ...coarser] = [...prior.scales, prior.grid].map((sides) => sides.join("\u00a0×\u00a0")).reverse();
   return coarser.length ? `${count(codesOf(prior))} codes in the scales ${coarser.reverse().join(", ")} and ${grid}` : `${grid} codes in ${prior.order}`;
 }

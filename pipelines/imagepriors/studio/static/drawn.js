@@ -1,13 +1,13 @@
 // Pictures that a prior draws, the conditions that they follow, and what draws them again.
 
-import { copyButton, el, empty, jobStatus, pictures } from "./widgets.js";
+import { copyButton, el, empty, JobStatus, pictures } from "./widgets.js";
 
 const PER_CONDITION = 4; // pictures that follow the same condition of a validation picture
 
 /** The results of a tab: `invitation` is what they say while there are none, `heading` is that of the conditions. */
 export class Drawn {
   constructor(invitation, heading, copyText) {
-    this.job = jobStatus();
+    this.job = new JobStatus();
     this.blank = empty(invitation);
     this.results = pictures("Sample");
     this.hints = pictures("Condition", "pictures small");

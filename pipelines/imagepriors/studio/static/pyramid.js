@@ -5,68 +5,67 @@ import { latest } from "./latest.js";
 import { sentence } from "./text.js";
 import { el, picture, range } from "./widgets.js";
 
-/** The section about scales. */
-export function pyramid() {
-  const note = el("p", { className: "note", role: "status" });
-  const tiers = el("div", { className: "tiers" });
-  const whole = el("img", { alt: "Picture of the scales that are kept", className: "kept" });
-  const kept = range("Keep the first scales", 1, { min: 1, max: 1, step: 1 }, keep);
-  const text = el("p", { className: "note", role: "status" });
-  const parts = el("div", { className: "pyramid", hidden: true },
-    tiers, el("div", { className: "kept-scales" }, whole, kept.parentElement, text));
-  const node = el("section", { "aria-label": "Scales" }, el("h2", {}, "Scales"), note, parts);
-  let [scales, wanted, visible] = [[], null, false];
-
-  new IntersectionObserver((entries) => {
-    visible = entries.at(-1).isIntersecting;
-    if (visible && wanted) find();
-  }, { rootMargin: "200px" }).observe(node);
-
-  /** Show the scales of codes when they come into view; `finest` is the decoded picture of all codes. */
-  function show(request, finest) {
-    wanted = { request, finest };
-    if (!scales.length) note.textContent = "Decoding …";
-    if (visible) find();
+/** The section about scales: `show(request, finest)` shows those of codes. */
+export class Pyramid {
+  constructor() {
+    Object.assign(this, { scales: [], wanted: null, visible: false, find: latest(() => this.ask()) });
+    this.note = el("p", { className: "note", role: "status" });
+    this.tiers = el("div", { className: "tiers" });
+    this.whole = el("img", { alt: "Picture of the scales that are kept", className: "kept" });
+    this.kept = range("Keep the first scales", 1, { min: 1, max: 1, step: 1 }, (k) => this.keep(k));
+    this.text = el("p", { className: "note", role: "status" });
+    this.parts = el("div", { className: "pyramid", hidden: true },
+      this.tiers, el("div", { className: "kept-scales" }, this.whole, this.kept.parentElement, this.text));
+    this.node = el("section", { "aria-label": "Scales" }, el("h2", {}, "Scales"), this.note, this.parts);
+    new IntersectionObserver((entries) => {
+      this.visible = entries.at(-1).isIntersecting;
+      if (this.visible && this.wanted) this.find();
+    }, { rootMargin: "200px" }).observe(this.node);
   }
 
-  const find = latest(async () => {
-    const { request, finest } = wanted;
-    wanted = null;
+  /** Show the scales of codes when they come into view; `finest` is the decoded picture of all codes. */
+  show(request, finest) {
+    this.wanted = { request, finest };
+    if (!this.scales.length) this.note.textContent = "Decoding …";
+    if (this.visible) this.find();
+  }
+
+  async ask() {
+    const { request, finest } = this.wanted;
+    this.wanted = null;
     try {
       const found = await ask("scales", request);
       const side = Math.sqrt(request.codes.length);
-      fill(found.why ? [] : [...found.scales, { side, picture: finest, stored: false }], found.why);
+      this.fill(found.why ? [] : [...found.scales, { side, picture: finest, stored: false }], found.why);
     } catch (error) {
-      [parts.hidden, note.textContent] = [true, error.message];
+      [this.parts.hidden, this.note.textContent] = [true, error.message];
     }
-  });
+  }
 
-  function fill(found, why) {
-    const before = scales.length;
-    const all = Number(kept.value) === before;
-    scales = found;
-    parts.hidden = !scales.length;
-    note.textContent = scales.length ? origin(scales) : sentence(why);
-    tiers.replaceChildren(...scales.map((one) => {
+  fill(found, why) {
+    const before = this.scales.length;
+    const all = Number(this.kept.value) === before;
+    this.scales = found;
+    this.parts.hidden = !found.length;
+    this.note.textContent = found.length ? origin(found) : sentence(why);
+    this.tiers.replaceChildren(...found.map((one) => {
       const tier = picture(one.picture, `Scale of ${one.side} × ${one.side} codes`, `${one.side} × ${one.side}`);
       tier.style.flexGrow = Math.sqrt(one.side);
       return tier;
     }));
-    kept.max = scales.length;
-    if (scales.length !== before || all) kept.value = scales.length;
-    kept.dispatchEvent(new Event("input"));
+    this.kept.max = found.length;
+    if (found.length !== before || all) this.kept.value = found.length;
+    this.kept.dispatchEvent(new Event("input"));
   }
 
-  function keep(k) {
-    if (!scales.length) return;
-    const last = scales[k - 1];
-    whole.src = last.picture;
-    const count = (some) => some.reduce((sum, one) => sum + one.side ** 2, 0);
-    text.textContent = `${count(scales.slice(0, k))} of ${count(scales)} codes; the picture is decoded from ${last.side} × ${last.side} codes.`;
-    [...tiers.children].forEach((tier, index) => tier.classList.toggle("dropped", index >= k));
+  keep(k) {
+    if (!this.scales.length) return;
+    const last = this.scales[k - 1];
+    this.whole.src = last.picture;
+    const codes = (some) => some.reduce((sum, one) => sum + one.side ** 2, 0);
+    this.text.textContent = `${codes(this.scales.slice(0, k))} of ${codes(this.scales)} codes; the picture is decoded from ${last.side} × ${last.side} codes.`;
+    [...this.tiers.children].forEach((tier, index) => tier.classList.toggle("dropped", index >= k));
   }
-
-  return { node, show };
 }
 
 function origin(scales) {

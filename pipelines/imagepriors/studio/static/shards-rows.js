@@ -3,13 +3,13 @@
 import { ask } from "./api.js";
 import { turns } from "./latest.js";
 import { count } from "./text.js";
-import { button, el, empty, jobStatus, switchOff } from "./widgets.js";
+import { button, el, empty, JobStatus, switchOff } from "./widgets.js";
 
 const PER_PAGE = 24;
 
 export class Rows {
   constructor() {
-    this.job = jobStatus();
+    this.job = new JobStatus();
     [this.paging, this.working] = [turns(), turns()]; // which rows are shown, and what the job is for
     this.note = el("p", { className: "note", role: "status" });
     this.grid = el("div", { className: "rows", role: "group", "aria-label": "Rows", onkeydown: (event) => this.move(event) });

@@ -3,13 +3,13 @@
 import { curve, heatmap } from "./charts.js";
 import { turns } from "./latest.js";
 import { capital, count } from "./text.js";
-import { el, empty, jobStatus } from "./widgets.js";
+import { el, empty, JobStatus } from "./widgets.js";
 
 const MOST_CLASSES = 1000;
 
 export class Statistics {
   constructor() {
-    this.job = jobStatus();
+    this.job = new JobStatus();
     this.turn = turns();
     this.body = el("div");
     this.node = el("div", {}, this.job.node, this.body);
@@ -26,7 +26,7 @@ export class Statistics {
       this.shards = null;
       return;
     }
-    this.job.node.hidden = true;
+    this.job.clear();
     if (!found.rows) this.body.replaceChildren(empty("This split has no rows."));
     else this.body.replaceChildren(...found.codes.map((codes) => card(codes, found.rows)), classes(found.labels, shards.class_names));
   }

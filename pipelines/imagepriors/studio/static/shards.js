@@ -98,7 +98,7 @@ function withFilter(rows) {
     }
     return rows.show(shards, split);
   }
-  const controls = el("details", { className: "shards-filter", open: matchMedia("(min-width: 48rem)").matches },
+  const controls = el("details", { open: matchMedia("(min-width: 48rem)").matches },
     el("summary", {}, "Filter and go to"), filter, go);
   return { node: rows.node, controls, show };
 }

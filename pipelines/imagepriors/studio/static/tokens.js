@@ -1,7 +1,7 @@
 // Tokens: a picture beside its codes. Look at a code, change it, paste others, and see orders and scales.
 
 import { ask } from "./api.js";
-import { codeCard } from "./codecard.js";
+import { CodeCard } from "./codecard.js";
 import { Board, cellColours, drawCodes, numberColour } from "./codegrid.js";
 import { asJson, asNumpy, Edits } from "./edits.js";
 import { canvasOf, loaded, savePng } from "./files.js";
@@ -12,9 +12,9 @@ import { OrderPlayer } from "./orders.js";
 import { pasteRegion } from "./paste.js";
 import { Picker } from "./pick.js";
 import { drawDifference, patch } from "./picturediff.js";
-import { pyramid } from "./pyramid.js";
+import { Pyramid } from "./pyramid.js";
 import { count } from "./text.js";
-import { button, copyButton, el, empty, jobStatus, number, select, switchOff } from "./widgets.js";
+import { button, copyButton, el, empty, JobStatus, number, select, switchOff } from "./widgets.js";
 
 export const tokens = { id: "tokens", title: "Tokens", mount };
 
@@ -35,8 +35,8 @@ class Tab {
     this.about = el("p", { className: "note" });
     this.picker = new Picker(contents, () => this.choice.value, (picked) => this.open(picked));
     this.orders = new OrderPlayer();
-    this.pyramid = pyramid();
-    this.card = codeCard((code) => {
+    this.pyramid = new Pyramid();
+    this.card = new CodeCard((code) => {
       this.replace(code);
       this.right.node.focus({ preventScroll: true });
     });
@@ -90,7 +90,7 @@ class Tab {
   }
 
   makeCounting() {
-    this.job = jobStatus();
+    this.job = new JobStatus();
     this.start = button("Count the codes of the shards", () => this.count(), { className: "quiet" });
     this.counting = el("div", { className: "counting" }, this.start, this.job.node);
   }

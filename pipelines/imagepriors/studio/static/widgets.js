@@ -150,72 +150,70 @@ export function empty(text, ...more) {
   return el("div", { className: "state" }, el("p", {}, text), ...more);
 }
 
-/**
- * The state of a job: waiting, progress with the time left and a stop button, or an error in one sentence.
- * `job.start(name, values, onEvent)` runs a job, stops the one before, and returns its last event; null if it has failed or was stopped.
- */
-export function jobStatus() {
-  const bar = el("progress", { max: 1, value: 0, "aria-label": "Progress" });
-  const text = el("span", { role: "status", tabIndex: -1 });
-  const stop = button("Stop", () => current?.abort(), { className: "quiet" });
-  const node = el("div", { className: "job", hidden: true }, bar, text, stop);
-  let current = null;
-
-  function show(state, message, part = null) {
-    node.hidden = state === "idle";
-    node.dataset.state = state;
-    text.ariaLive = state === "running" ? "off" : "polite"; // the bar tells the progress
-    text.textContent = message;
-    if (state === "failed" || state === "done") hideStop();
-    else bar.hidden = stop.hidden = false;
-    if (part === null) bar.removeAttribute("value");
-    else bar.value = part;
+/** The state of a job: waiting, progress with the time left and a stop button, or an error in one sentence. */
+export class JobStatus {
+  constructor() {
+    this.current = null;
+    this.bar = el("progress", { max: 1, value: 0, "aria-label": "Progress" });
+    this.text = el("span", { role: "status", tabIndex: -1 });
+    this.stop = button("Stop", () => this.current?.abort(), { className: "quiet" });
+    this.node = el("div", { className: "job", hidden: true }, this.bar, this.text, this.stop);
   }
 
-  function hideStop() {
-    if (document.activeElement === stop) text.focus();
-    bar.hidden = stop.hidden = true;
-  }
-
-  async function start(name, values, onEvent = () => {}) {
-    current?.abort();
-    const mine = current = new AbortController();
-    show("waiting", "Starting …");
+  /** Run a job, and stop the one before. Returns its last event; null if it has failed or was stopped. */
+  async start(name, values, onEvent = () => {}) {
+    this.current?.abort();
+    const mine = this.current = new AbortController();
+    this.show("waiting", "Starting …");
     try {
-      const last = await run(name, values, (event) => {
-        if (mine !== current) return;
-        if (event.state === "waiting") show("waiting", waiting(event.ahead));
-        else {
-          show("running", event.left_s === null ? "Starting …" : left(event.left_s), event.done / event.total);
-          onEvent(event);
-        }
-      }, mine.signal);
-      if (mine !== current) return null;
-      show("done", `Done in ${seconds(last.seconds)}.`);
+      const last = await run(name, values, (event) => mine === this.current && this.follow(event, onEvent), mine.signal);
+      if (mine !== this.current) return null;
+      this.say(`Done in ${seconds(last.seconds)}.`);
       return last;
     } catch (error) {
-      if (mine !== current) return null;
-      if (error.name === "AbortError") show("done", "Stopped.");
-      else show("failed", error.message);
+      if (mine !== this.current) return null;
+      if (error.name === "AbortError") this.say("Stopped.");
+      else this.show("failed", error.message);
       return null;
     } finally {
-      if (mine === current) current = null;
+      if (mine === this.current) this.current = null;
     }
   }
 
+  follow(event, onEvent) {
+    if (event.state === "waiting") return this.show("waiting", waiting(event.ahead));
+    this.show("running", event.left_s === null ? "Starting …" : left(event.left_s), event.done / event.total);
+    onEvent(event);
+  }
+
   /** Stop the job, and show nothing: what it was for is gone. */
-  function clear() {
-    current?.abort();
-    current = null;
-    show("idle", "");
+  clear() {
+    this.current?.abort();
+    this.current = null;
+    this.show("idle", "");
   }
 
-  function fail(error) {
-    clear();
-    show("failed", error.message);
+  fail(error) {
+    this.clear();
+    this.show("failed", error.message);
   }
 
-  return { node, start, clear, fail, say: (text) => show("done", text) };
+  /** Show what has come of a job that is done. */
+  say(text) {
+    this.show("done", text);
+  }
+
+  show(state, message, part = null) {
+    this.node.hidden = state === "idle";
+    this.node.dataset.state = state;
+    this.text.ariaLive = state === "running" ? "off" : "polite"; // the bar tells the progress
+    this.text.textContent = message;
+    const runs = state === "waiting" || state === "running";
+    if (!runs && document.activeElement === this.stop) this.text.focus();
+    this.bar.hidden = this.stop.hidden = !runs;
+    if (part === null) this.bar.removeAttribute("value");
+    else this.bar.value = part;
+  }
 }
 
 function waiting(ahead) {
