@@ -290,14 +290,7 @@ def test_depth_is_graded(page):
     assert column[-1] == 26
     assert (np.diff(column) <= 0).all()
     page.locator("#paint canvas").focus()
-    for key in (
-        "i",
-        "ArrowDown",
-        "Space",
-        "Shift+ArrowLeft",
-        "Shift+ArrowUp",
-        "Space",
-    ):  # paint with a depth that is picked
+    for key in ("i", "ArrowDown", "Space", "Shift+ArrowLeft", "Shift+ArrowUp", "Space"):  # what is picked is painted
         page.keyboard.press(key)
     assert saved(page, "depth")[5, 8] == column[13]
     finished(page)

@@ -35,10 +35,11 @@ export class Pyramid {
     this.wanted = null;
     try {
       const found = await ask("scales", request);
+      if (this.wanted) return; // those of other codes follow
       const side = Math.sqrt(request.codes.length);
       this.fill(found.why ? [] : [...found.scales, { side, picture: finest, stored: false }], found.why);
     } catch (error) {
-      [this.parts.hidden, this.note.textContent] = [true, error.message];
+      if (!this.wanted) [this.parts.hidden, this.note.textContent] = [true, error.message];
     }
   }
 
