@@ -250,6 +250,7 @@ def test_a_code_is_looked_at_changed_and_restored(page, contents):
     assert "row 2, column 3" in tab.locator(".code-card").inner_text()
     grid.click(position=at(grid, 1, 2, len(before)))
     nearest = tab.locator(".candidate").first
+    nearest.wait_for()
     number = int(nearest.locator("b").inner_text())
     original = picture.locator("img").get_attribute("src")
     nearest.click()

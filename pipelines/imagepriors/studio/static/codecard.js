@@ -32,6 +32,7 @@ export class CodeCard {
     if (this.known.has(key)) return this.fill(this.known.get(key), here);
     this.patches.replaceChildren(...(here ? [figure(here, "In this picture", "Patch of this picture")] : []));
     this.facts.textContent = "…";
+    this.nearest.classList.add("stale"); // they are those of the code before
     this.waiting = setTimeout(() => this.find(key, { tokenizer, code, shards }, here), PAUSE_MS);
   }
 
@@ -52,6 +53,7 @@ export class CodeCard {
     this.facts.textContent = frequency(found, JSON.parse(this.wanted)[1]);
     const typical = found.patch && figure(found.patch, "Typical", "Typical patch of this code");
     this.patches.replaceChildren(...[here && figure(here, "In this picture", "Patch of this picture"), typical].filter(Boolean));
+    this.nearest.classList.remove("stale");
     this.nearest.replaceChildren(...found.nearest.map((one) => this.candidate(one, found.measure)));
     this.about.textContent = [found.why && sentence(found.why), found.patch && kind(found), measured(found)].filter(Boolean).join(" ");
   }
