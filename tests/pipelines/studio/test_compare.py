@@ -112,7 +112,8 @@ def test_two_tokenizers_reconstruct_the_same_picture(page, tmp_path):
         tab.get_by_role("button", name="Open pictures").click()
     chooser.value.set_files(tmp_path / "noise.png")
     pair = tab.locator(".compared figure").filter(has_text="noise.png")
-    pair.get_by_text("B: ").filter(has_text="dB").wait_for()
+    for side in ("A: ", "B: "):
+        pair.get_by_text(side).filter(has_text="dB").wait_for()
     original, left, right = sources(tab)
     assert original != left == right
     tab.get_by_role("button", name="As each tokenizer sees it").click()
