@@ -14,6 +14,7 @@ from imagepriors.api.tokenizers import ImageTokenizer
 from imagepriors.studio.networks import Networks, StudioPrior, StudioTokenizer
 from runkit.errors import UserError
 from runkit.hub import is_hub
+from runkit.places import as_typed
 from vqgan.checkpoint import fingerprint
 from vqgan.plugin_tokenizer import plugin_name
 
@@ -72,11 +73,11 @@ class Search:
                 found += self._try(beside.name, lambda: list(self._parts(beside, "shards", beside.name)))
             return found
         if not path.is_dir():
-            raise UserError(f"{path} does not exist: pass a run folder such as runs/demo, or hf://OWNER/NAME")
+            raise UserError(f"{as_typed(path)} does not exist: pass a run folder such as runs/demo, or hf://OWNER/NAME")
         found = list(self._folder(path))
         if not found:
             why = "; ".join(self.problems[before:]) or "train or import one first"
-            raise UserError(f"{path} holds no prior, tokenizer or token shards that can be shown: {why}")
+            raise UserError(f"{as_typed(path)} holds no prior, tokenizer or token shards that can be shown: {why}")
         return found
 
     def _folder(self, run: Path) -> Iterator[Found]:
@@ -103,17 +104,17 @@ class Search:
         if kind == "shards":
             yield from self._shards(path, name)
         elif kind == "tokenizer":
-            yield self._tokenizer(name, path, str(path))
+            yield self._tokenizer(name, path, as_typed(path))
         else:
             prior = StudioPrior(path, self._networks)
             sequence = prior.sequence  # is read here, so that a damaged config is a problem of this prior alone
-            yield Found(name, prior, str(path))
+            yield Found(name, prior, as_typed(path))
             if (weights := prior_folder(prior.folder)) != prior.folder:
                 step = int(weights.name.rpartition("-")[2])
                 self.problems.append(f"{name} is not finished: its checkpoint after {step:,} steps is shown")
             if (prior.folder / "tokenizer/config.json").is_file():
                 own = StudioTokenizer(prior.folder / "tokenizer", self._networks)
-                yield Found(f"{name}/tokenizer", own, f"{path}/tokenizer", sequence.fingerprint)
+                yield Found(f"{name}/tokenizer", own, f"{as_typed(path)}/tokenizer", sequence.fingerprint)
 
     def _tokenizer(self, name: str, path: Path, typed: str) -> Found:
         tokenizer = StudioTokenizer(path, self._networks)
@@ -121,7 +122,7 @@ class Search:
 
     def _shards(self, path: Path, name: str) -> Iterator[Found]:
         dataset = open_shards(path)
-        yield Found(name, dataset, str(path))
+        yield Found(name, dataset, as_typed(path))
         grids = {"tokenizer": dataset.spec.image}
         grids |= {f"tokenizer-{part}": grid for part, grid in dataset.spec.conditions.items()}
         for stored, grid in grids.items():
@@ -135,7 +136,7 @@ class Search:
 
                 loaded = load_shard_tokenizer(dataset.path, stored, grid.fingerprint)
                 tokenizer = ImageTokenizer.of(loaded, Path(str(place)))
-            yield Found(stored, tokenizer, f"{path}/{stored}", grid.fingerprint)
+            yield Found(stored, tokenizer, f"{as_typed(path)}/{stored}", grid.fingerprint)
 
 
 def _kind(path: Path) -> str | None:
