@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from codeprior.checkpoint import prior_folder
-from codeshards.format import ShardDataset, open_store
+from codeshards.format import ShardDataset, Store, open_store
 from imagepriors.api.defaults import PathLike, as_path, model_folder, results_folder
 from imagepriors.api.hub import kind_of
 from imagepriors.api.priors import ImagePrior
@@ -111,9 +112,10 @@ class Search:
             if (weights := prior_folder(prior.folder)) != prior.folder:
                 step = int(weights.name.rpartition("-")[2])
                 self.problems.append(f"{name} is not finished: its checkpoint after {step:,} steps is shown")
+            own = f"{name}/tokenizer"
             if (prior.folder / "tokenizer/config.json").is_file():
-                own = StudioTokenizer(prior.folder / "tokenizer", self._networks)
-                yield Found(f"{name}/tokenizer", own, f"{path}/tokenizer", sequence.fingerprint)
+                store = open_store(prior.folder) / "tokenizer"
+                yield from self._try(own, lambda: [self._stored(own, store, f"{path}/tokenizer", sequence.fingerprint)])
 
     def _tokenizer(self, name: str, path: Path, typed: str) -> Found:
         tokenizer = StudioTokenizer(path, self._networks)
@@ -125,17 +127,21 @@ class Search:
         grids = {"tokenizer": dataset.spec.image}
         grids |= {f"tokenizer-{part}": grid for part, grid in dataset.spec.conditions.items()}
         for stored, grid in grids.items():
-            place = dataset.path / stored
-            if (place / "config.json").size() is None:
-                continue
-            if place.local is not None:
-                tokenizer: ImageTokenizer = StudioTokenizer(place.local, self._networks)
-            else:
-                from imagepriors.decode.rows import load_shard_tokenizer
+            find = partial(self._stored, stored, dataset.path / stored, f"{path}/{stored}", grid.fingerprint)
+            if (dataset.path / stored / "config.json").size() is not None:
+                yield from self._try(f"{name}/{stored}", lambda f=find: [f()])  # type: ignore[misc]
 
-                loaded = load_shard_tokenizer(dataset.path, stored, grid.fingerprint)
-                tokenizer = ImageTokenizer.of(loaded, Path(str(place)))
-            yield Found(stored, tokenizer, f"{path}/{stored}", grid.fingerprint)
+    def _stored(self, name: str, place: Store, typed: str, made: str) -> Found:
+        """A tokenizer that is stored with codes. Its config is read here, so that a damaged one is a problem alone."""
+        if place.local is not None:
+            tokenizer: ImageTokenizer = StudioTokenizer(place.local, self._networks)
+        else:
+            from imagepriors.decode.rows import load_shard_tokenizer
+
+            loaded = load_shard_tokenizer(str(place).rpartition("/")[0], place.name, made)
+            tokenizer = ImageTokenizer.of(loaded, Path(str(place)))
+        _ = tokenizer.config
+        return Found(name, tokenizer, typed, made)
 
 
 def _kind(path: Path) -> str | None:

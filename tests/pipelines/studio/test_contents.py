@@ -182,3 +182,25 @@ def test_shards_bring_the_names_of_the_labels_of_masks(contents: Contents) -> No
     (shards,) = contents.described["shards"]
     assert shards["label_names"] == ["unlabelled", *SEGMENTATION_NAMES]
     assert shards["conditions"].keys() == {"segmentation", "depth", "pose"}
+
+
+def damaged_copy(demo_run, folder):
+    """The shards and two priors of the run."""
+    return copy_of(demo_run, folder, "shards", "prior-any-class", "prior-row_major-depth")
+
+
+def test_a_damaged_stored_tokenizer_is_named_and_the_rest_shown(demo_run, tmp_path):
+    run = damaged_copy(demo_run, tmp_path / "demo")
+    (run / "shards/tokenizer/config.json").write_text("{broken")
+    (run / "shards/tokenizer-depth/config.json").write_text("[]")
+    copy_of(demo_run / "shards", run / "prior-any-class", "tokenizer")
+    found = Contents.open([run])
+    shown = found.described
+    assert [one["name"] for one in shown["tokenizers"]] == [
+        "tokenizer-pose", "tokenizer-segmentation", "prior-any-class/tokenizer",
+    ]  # fmt: skip
+    for name in ("shards/tokenizer", "shards/tokenizer-depth"):
+        assert sum(problem.startswith(f"{name} cannot be shown: ") for problem in shown["problems"]) == 1
+    assert drawn(found, "prior-any-class")
+    (run / "prior-any-class/tokenizer/config.json").write_text("{")
+    assert any(problem.startswith("prior-any-class/tokenizer") for problem in Contents.open([run]).problems)
