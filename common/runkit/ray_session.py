@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import queue
@@ -250,10 +251,14 @@ def _requires_token(endpoint: str) -> bool:
 def any_agent_port(ray: Any) -> Iterator[None]:
     """Let the agent of a Ray that is started in this block take any free port.
 
-    By default all agents of a machine take the same port, and every Ray but the first tries for four seconds.
+    By default all agents of a machine take the same port, and every Ray but the first tries for four seconds. A version
+    of Ray without this private parameter starts as by default.
     """
-    module = ray._private.parameter  # ray.init has no argument for this port
-    parameters = module.RayParams
+    module: Any = getattr(getattr(ray, "_private", None), "parameter", None)  # ray.init has no argument for this port
+    parameters = getattr(module, "RayParams", None)
+    if parameters is None or "dashboard_agent_listen_port" not in inspect.signature(parameters).parameters:
+        yield
+        return
     module.RayParams = functools.partial(parameters, dashboard_agent_listen_port=0)
     try:
         yield

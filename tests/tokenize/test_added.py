@@ -278,14 +278,19 @@ def test_killed_addition_resumes_with_finished_side_cars(world, added, base):
 
 
 def test_mended_map_is_encoded_when_failures_are_retried(world, base, tmp_path):
-    add(world, base, "depth")
-    mended = Path(shutil.copytree(world / "data", tmp_path / "data"))
-    shutil.copy(mended / "train_depth/class2/014.png", mended / "train_depth/class2/011.png")
-    kept = {path: path.stat().st_mtime_ns for path in base.rglob("cond_depth/*/*.parquet")}
-    add(world, base, "depth", data=mended, retry_failed=True)
+    data = Path(shutil.copytree(world / "data", tmp_path / "data"))
+    mask = data / "train_segmentation/class2/011.png"
+    whole = mask.read_bytes()
+    mask.write_bytes(b"no map")
+    add(world, base, "segmentation", data=data)
+    mask.write_bytes(whole)
+    (data / "segmentation_labels.txt").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in base.rglob("cond_segmentation/*/*.parquet")}
+    add(world, base, "segmentation", data=data, retry_failed=True)
     assert ShardDataset.open(base).rows("train") == ShardDataset.open(world / "base").rows("train")
+    assert ShardDataset.open(base).label_names == LABELS
     assert sum(path.stat().st_mtime_ns != time for path, time in kept.items()) == 1
-    add(world, base, "segmentation")
+    add(world, base, "depth")
     assert verify(base).problems == ()
 
 

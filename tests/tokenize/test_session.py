@@ -24,7 +24,7 @@ from codeshards.job.tokenize import EVENTS_FILE, tokenize
 from runkit import ray_session
 from runkit.errors import UserError
 from runkit.machine import usable_cores
-from runkit.ray_session import Session, connected
+from runkit.ray_session import Session, any_agent_port, connected
 from runkit.signals import StoppedError
 from runkit.termination import defer_signals, exit_on_sigterm
 
@@ -99,6 +99,14 @@ def test_local_ray_that_dies_ends_the_job_in_seconds(name):
     (port,) = re.findall(r"^port of the agent: (\d+)$", done.stdout, re.MULTILINE)
     assert int(port) not in (0, DEFAULT_DASHBOARD_AGENT_LISTEN_PORT)  # that of another Ray on this machine
     assert gone(env)
+
+
+@pytest.mark.parametrize("parameter", [{}, {"RayParams": lambda *, redis_address=None: redis_address}])
+def test_a_ray_without_a_port_of_its_agent_starts_as_by_default(parameter):
+    module = SimpleNamespace(**parameter)
+    for ray in (SimpleNamespace(_private=SimpleNamespace(parameter=module)), SimpleNamespace()):
+        with any_agent_port(ray):
+            assert vars(module) == parameter
 
 
 @pytest.mark.slow

@@ -120,6 +120,16 @@ def test_merge_keeps_rows_keys_and_failures(tmp_path: Path) -> None:
     assert load_plan(tmp_path / "m").settings["merged"] == [load_plan(tmp_path / name).hash for name in "ab"]
 
 
+@pytest.mark.parametrize("sources", ["abc", "bca"])
+def test_merge_takes_the_names_of_labels_from_those_that_have_them(tmp_path: Path, sources: str) -> None:
+    for seed, name in enumerate("abc"):
+        make_dataset(tmp_path / name, seed=10 * seed)
+    value = read_sealed_json(tmp_path / "b/dataset.json")
+    write_sealed_json(tmp_path / "b/dataset.json", {**value, "label_names": ["sky", "wall"]})
+    made = merge([tmp_path / name for name in sources], tmp_path / "m")
+    assert made.label_names == ShardDataset.open(tmp_path / "m").label_names == ("sky", "wall")
+
+
 def test_merge_refuses_different_datasets(tmp_path: Path) -> None:
     make_dataset(tmp_path / "a")
     make_dataset(tmp_path / "b", rows=7)
@@ -127,13 +137,20 @@ def test_merge_refuses_different_datasets(tmp_path: Path) -> None:
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
     with pytest.raises(ShardError, match="two datasets or more, found 1"):
         merge([tmp_path / "a"], tmp_path / "m")
-    value = read_sealed_json(tmp_path / "b/dataset.json")
-    write_sealed_json(tmp_path / "b/dataset.json", {**value, "class_names": ["x"]})
-    with pytest.raises(ShardError, match=r"cannot be merged, because they differ in classes"):
-        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
-    write_sealed_json(tmp_path / "b/dataset.json", {**value, "label_names": ["sky"]})
-    with pytest.raises(ShardError, match=r"cannot be merged, because they differ in names of labels"):
-        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    many = [f"class {number}" for number in range(1000)]
+    equal = {"class_names": [], "label_names": [], "license": "mit"}
+    for field, one, other, words in (
+        ("class_names", many, [*many[:700], "x", *many[701:]], "classes:\n  700: class 700\n  700: x\n"),
+        ("class_names", many, many[:-1], "classes:\n  999: class 999\n  999: none\n"),
+        ("label_names", ["sky"], ["wall"], "names of labels:\n  0: sky\n  0: wall\n"),
+        ("license", "mit", "cc0-1.0", "licence:\n  mit\n  cc0-1.0\nRepeat the job"),
+    ):
+        for name, changed in (("a", one), ("b", other)):
+            value = read_sealed_json(tmp_path / name / "dataset.json")
+            write_sealed_json(tmp_path / name / "dataset.json", {**value, **equal, field: changed})
+        with pytest.raises(ShardError, match=f"cannot be merged, because they differ in {words}") as caught:
+            merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+        assert len(str(caught.value)) < 600
     assert not (tmp_path / "m").exists()
 
 

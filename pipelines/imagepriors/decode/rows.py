@@ -101,10 +101,10 @@ def read_rows(
 def read_codes(
     dataset: ShardDataset, split: str, indices: npt.NDArray[np.int64], columns: Sequence[str] = ()
 ) -> tuple[Array, dict[str, Array]]:
-    """Codes [N, H, W] in raster order of the rows with these indices, and other columns of the same rows."""
+    """Codes [N, H, W] in raster order of the rows with these indices, and columns of the same rows."""
     name, grid = dataset.spec.orders[0], dataset.spec.image
-    found = read_rows(dataset, split, [*columns, f"codes_{name}"], indices)
-    codes_NT = found.pop(f"codes_{name}")[:, inverse(name, grid.height, grid.width)]
+    found = read_rows(dataset, split, list(dict.fromkeys([*columns, f"codes_{name}"])), indices)
+    codes_NT = found[f"codes_{name}"].reshape(-1, grid.length)[:, inverse(name, grid.height, grid.width)]
     return codes_NT.reshape(-1, grid.height, grid.width), found
 
 

@@ -81,7 +81,8 @@ def usage(contents: Contents, request: UsageRequest, report: Report) -> Event:
     dataset = contents.dataset(request.shards)
     found = _USAGE.get(dataset)
     if found is None:
-        found = _USAGE[dataset] = _measure(dataset, _tokenizer_of(contents, request.shards), report)
+        tokenizer = contents.codes_tokenizer(dataset.spec.image.fingerprint, request.shards)
+        found = _USAGE[dataset] = _measure(dataset, tokenizer.loaded, report)
     return {
         "rows": sum(dataset.rows(split) for split in dataset.splits),
         "codes": int(found.counts_K.sum()),
@@ -90,13 +91,6 @@ def usage(contents: Contents, request: UsageRequest, report: Report) -> Event:
         "pictures": found.pictures,
         "colours": {code: patch.mean((0, 1)).round().astype(int).tolist() for code, patch in found.patches.items()},
     }
-
-
-def _tokenizer_of(contents: Contents, shards: str) -> Tokenizer:
-    fingerprint = contents.dataset(shards).spec.image.fingerprint
-    if fingerprint not in contents.fingerprints:
-        raise UserError(f"the tokenizer of {shards} is not on this page: open the studio with its folder, too")
-    return contents.tokenizer(contents.fingerprints[fingerprint]).loaded
 
 
 def _measure(dataset: ShardDataset, tokenizer: Tokenizer, report: Report) -> CodeUsage:
@@ -109,7 +103,7 @@ def _measure(dataset: ShardDataset, tokenizer: Tokenizer, report: Report) -> Cod
             counts_K += np.bincount(batch[column].reshape(-1), minlength=net.codebook_size)
             done += len(batch[column])
             report(done, 2 * total)
-    shown = "val" if "val" in dataset.splits else dataset.splits[0]
+    shown = "val" if "val" in dataset.splits and dataset.rows("val") else dataset.splits[0]
     most = min(_MOST_PICTURES, max(4, _DECODED_PIXELS // net.resolution**2))
     codes_Nhw, _ = read_codes(dataset, shown, select_rows(dataset, shown, most))
     if not has_cells(net) or not len(codes_Nhw):

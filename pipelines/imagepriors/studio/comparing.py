@@ -103,9 +103,7 @@ def reconstruct(contents: Contents, request: ReconstructRequest, report: Report)
     Raises:
         UserError: The tokenizer is of another modality, a picture cannot be read, or there are no such shards.
     """
-    tokenizer = contents.tokenizer(request.tokenizer)
-    if tokenizer.config.modality != "rgb":
-        raise UserError(f"{request.tokenizer} encodes {tokenizer.config.modality}: choose a tokenizer of pictures")
+    tokenizer = contents.picture_tokenizer(request.tokenizer)
     seen, names = _seen(contents, request, tokenizer.config)
     network, codes, decoded = tokenizer.loaded, [], []
     started = time.monotonic()
@@ -147,10 +145,10 @@ def _seen(
     if request.pictures:  # one after the other, because a large picture takes much memory
         return np.stack([to_arrays(read_picture(one), config)[0][0] for one in request.pictures]), []
     dataset = split_of(contents, request)
-    total, fingerprint = dataset.rows(request.split), dataset.spec.image.fingerprint
-    if fingerprint not in contents.fingerprints or not total:
-        raise UserError(f"no picture of {request.shards} can be decoded here: open pictures of your own")
+    total = dataset.rows(request.split)
+    if not total:
+        raise UserError(f"{request.shards} has no rows in the split {request.split!r}: open pictures of your own")
+    made_by = contents.codes_tokenizer(dataset.spec.image.fingerprint, request.shards)
     indices = np.unique((select_rows(dataset, request.split, request.n) + request.first % total) % total)
     codes_Nhw, found = read_codes(dataset, request.split, indices, ["key"])
-    decoded = contents.tokenizer(contents.fingerprints[fingerprint]).decode(codes_Nhw)
-    return np.stack(to_arrays(decoded, config)[0]), list(map(str, found["key"]))
+    return np.stack(to_arrays(made_by.decode(codes_Nhw), config)[0]), list(map(str, found["key"]))

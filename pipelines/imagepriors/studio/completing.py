@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from codeprior.config import PriorError
 from codeshards.format import ShardError
 from imagepriors.decode.partial import REGIONS, known_codes
 from imagepriors.decode.rows import read_rows
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.jobs import Event
+from imagepriors.studio.rows import row_of
 from runkit.configs import check_fields
 from runkit.errors import UserError
 
@@ -65,9 +64,7 @@ def row_conditions(contents: Contents, request: RowConditionsRequest) -> Event:
     Raises:
         UserError: There is no such prior, shards or row, or the shards do not hold a condition of the prior.
     """
-    sequence, dataset = contents.prior(request.prior).sequence, contents.dataset(request.shards)
-    if request.split not in dataset.splits or not 0 <= request.index < dataset.rows(request.split):
-        raise UserError(f"{request.shards} has no row {request.index} of {request.split!r}: choose another picture")
+    sequence, (dataset, indices) = contents.prior(request.prior).sequence, row_of(contents, request)
     parts = [part for part in sequence.conditions if part.name != "class"]
     for part in parts:
         stored = dataset.spec.conditions.get(part.name)
@@ -77,5 +74,5 @@ def row_conditions(contents: Contents, request: RowConditionsRequest) -> Event:
                 "picture of other shards, or another prior"
             )
     columns = [part.column for part in parts]
-    found = read_rows(dataset, request.split, columns, np.array([request.index])) if parts else {}
+    found = read_rows(dataset, request.split, columns, indices) if parts else {}
     return {"conditions": {part.name: found[part.column][0].tolist() for part in parts}}

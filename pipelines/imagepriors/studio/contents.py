@@ -79,6 +79,17 @@ class Contents:
         """Return the tokenizer of this name; errors as :meth:`prior`."""
         return _named(self.tokenizers, "tokenizer", name)
 
+    def picture_tokenizer(self, name: str) -> ImageTokenizer:
+        """Return the tokenizer of this name.
+
+        Raises:
+            UserError: There is none, or it encodes a condition.
+        """
+        found = self.tokenizer(name)
+        if found.config.modality != "rgb":
+            raise UserError(f"{name} encodes {found.config.modality}: choose a tokenizer of pictures")
+        return found
+
     def dataset(self, name: str) -> ShardDataset:
         """Return the shards of this name; errors as :meth:`prior`."""
         return _named(self.shards, "shards", name)
@@ -89,7 +100,7 @@ class Contents:
         Raises:
             UserError: It is not among the tokenizers.
         """
-        return self._of_codes(self.prior(prior).sequence.fingerprint, f"the image codes of {prior}")
+        return self.codes_tokenizer(self.prior(prior).sequence.fingerprint, f"the image codes of {prior}")
 
     def condition_tokenizer(self, prior: str, condition: str) -> ImageTokenizer:
         """Return the tokenizer of a prior's segmentation, depth or pose.
@@ -101,9 +112,18 @@ class Contents:
         part = next((part for part in spec.conditions if part.name == condition), None)
         if part is None or not part.fingerprint:
             raise UserError(f"{prior} is not conditioned on {condition!r}, but on {spec.condition!r}")
-        return self._of_codes(part.fingerprint, f"the {condition} codes of {prior}")
+        return self.codes_tokenizer(part.fingerprint, f"the {condition} codes of {prior}")
 
-    def _of_codes(self, fingerprint: str, what: str) -> ImageTokenizer:
+    def codes_tokenizer(self, fingerprint: str, what: str) -> ImageTokenizer:
+        """Return the tokenizer of the codes with a fingerprint.
+
+        Args:
+            fingerprint: The tokenizer of the codes, as their shards or prior record it.
+            what: The codes, for the message.
+
+        Raises:
+            UserError: It is not among the tokenizers.
+        """
         if fingerprint not in self.fingerprints:
             raise UserError(f"the tokenizer of {what} is not on this page: open the studio with its folder, too")
         return self.tokenizers[self.fingerprints[fingerprint]]

@@ -23,6 +23,7 @@ from imagepriors.decode.partial import decode_partial
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.jobs import Event, Report
 from imagepriors.studio.pictures import uris
+from imagepriors.studio.tokens import grids
 from runkit.configs import check_fields, from_dict, require
 from runkit.errors import UserError
 from runkit.suggestions import choose_one_of
@@ -185,15 +186,16 @@ def _given(sequence: SequenceSpec, tokenizer: Tokenizer, request: DrawRequest) -
     """The known codes [N, T] of a picture to complete, -1 where codes are drawn; None where nothing is known.
 
     Raises:
-        UserError: Their number is wrong, nothing is left to draw, or the prior does not begin with what is known.
+        UserError: Their number is wrong, one is not in the codebook, nothing is left to draw, or the prior does not
+            begin with what is known.
     """
     if request.codes is None:
         return None
     cells = sequence.height * sequence.width
     known = request.known or []
-    if len(request.codes) != cells or not set(known) <= set(range(cells)):
-        raise UserError(f"{len(request.codes)} codes with known cells: send {cells}, and cells from 0 to {cells - 1}")
-    codes_hw = np.array(request.codes).reshape(sequence.height, sequence.width)
+    if not set(known) <= set(range(cells)):
+        raise UserError(f"a known cell is not in the picture: send cells from 0 to {cells - 1}")
+    codes_hw = grids(tokenizer.config, [request.codes])[0]
     if request.scales is not None:
         return _given_scales(sequence, tokenizer, codes_hw, request.scales).repeat(request.n, 0)
     if sequence.scales:

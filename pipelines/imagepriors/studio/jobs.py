@@ -30,6 +30,20 @@ _ABSOLUTE = re.compile(r"(?<![\w:/.~-])/(?:[^\s/'\",:;()\[\]]+/)+([^\s/'\",:;()\
 _NO_PLACES: Mapping[str, str] = MappingProxyType({})
 
 
+def use_set_threads() -> None:
+    """Compute in this thread with the number of threads that torch was last set to in this process.
+
+    A thread keeps the number with which it began, and sums over another number round differently: codes of this thread
+    could differ from those of the command line.
+    """
+    import torch
+
+    with ThreadPoolExecutor(1) as new:  # a new thread has this number
+        threads = new.submit(torch.get_num_threads).result()
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
 class StoppedJobError(Exception):
     """Raised in a job by its report when the person has stopped it or left."""
 
@@ -116,6 +130,7 @@ class JobQueue:
 
         try:
             report(0, 1)
+            use_set_threads()
             send({"state": "done", **job(report), "seconds": time.monotonic() - started})
         except StoppedJobError:
             pass

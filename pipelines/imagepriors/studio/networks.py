@@ -21,19 +21,25 @@ _SHARE = 4
 class Networks:
     """Loads networks: one at a time, each once, also when several threads ask for it; drops the least recently used.
 
+    A network that is loaded is returned at once, also while another is being loaded.
+
     Args:
         most_bytes: Bytes of weights that are kept, and one network in any case; default: a quarter of the memory.
     """
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self._most_bytes = memory_bytes()[0] // _SHARE if most_bytes is None else most_bytes
-        self._lock = threading.RLock()
+        self._loading, self._lock = threading.RLock(), threading.Lock()
         self._bytes: dict[Any, int] = {}
 
     def get(self, part: "StudioPrior | StudioTokenizer", load: Callable[[], _T]) -> _T:
         """Return the network of a part."""
+        found: _T | None = part.__dict__.get("loaded")
+        if found is None:
+            with self._loading:
+                found = load()
         with self._lock:
-            found = load()
+            part.__dict__["loaded"] = found  # another thread may have dropped it
             self._bytes[part] = self._bytes.pop(part, 0) or _size(part.folder)
             while len(self._bytes) > 1 and sum(self._bytes.values()) > self._most_bytes:
                 oldest = next(iter(self._bytes))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codeshards.format import GridSpec, ShardDataset, ShardSpec, inverse
-from imagepriors.decode.rows import read_rows
+from codeshards.format import ShardDataset
+from imagepriors.decode.rows import read_codes
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.jobs import Event, Report
 from imagepriors.studio.pictures import uris
@@ -74,13 +74,11 @@ def rows(contents: Contents, request: RowsRequest) -> Event:
     """
     dataset = split_of(contents, request)
     spec, indices = dataset.spec, request.chosen(dataset.rows(request.split))
-    image = f"codes_{spec.orders[0]}"
     listed = [name for name, grid in spec.code_grids.items() if grid.length <= _MOST_CODES]
     more = ["view", *spec.carried, *listed] if request.columns else []
-    found = read_rows(dataset, request.split, list(dict.fromkeys(["key", "label", image, *more])), indices)
-    codes_Nhw = _raster(spec, found[image])
-    decodable = request.decoded and len(indices) and spec.image.fingerprint in contents.fingerprints
-    pictures = uris(_tokenizer(contents, spec.image).decode(codes_Nhw)) if decodable else None
+    codes_Nhw, found = read_codes(dataset, request.split, indices, ["key", "label", *more])
+    tokenizer = contents.fingerprints.get(spec.image.fingerprint) if request.decoded and len(indices) else None
+    pictures = uris(contents.tokenizer(tokenizer).loaded.decode(codes_Nhw)) if tokenizer else None
 
     def values(i: int) -> Event:
         row: Event = {
@@ -111,6 +109,18 @@ def split_of(contents: Contents, request: Any) -> ShardDataset:
     return dataset
 
 
+def row_of(contents: Contents, request: Any) -> tuple[ShardDataset, npt.NDArray[np.int64]]:
+    """Return the shards of a request with a split and an index, and the index [1].
+
+    Raises:
+        UserError: There are no such shards, split or row.
+    """
+    dataset = split_of(contents, request)
+    if not 0 <= request.index < dataset.rows(request.split):
+        raise UserError(f"{request.shards} has no row {request.index} in the split {request.split!r}: choose another")
+    return dataset, np.array([request.index])
+
+
 def _plain(value: Any) -> Any:
     """A value of a carried column as JSON has it."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
@@ -130,38 +140,30 @@ def row_pictures(contents: Contents, request: RowsRequest, report: Report) -> Ev
     """
     dataset = split_of(contents, request)
     spec, indices = dataset.spec, request.chosen(dataset.rows(request.split))
-    image = f"codes_{spec.orders[0]}"
-    grids = {image: spec.image} | {f"cond_{name}": grid for name, grid in spec.conditions.items()}
+    grids = {"image": spec.image, **spec.conditions}
     known = {name: grid for name, grid in grids.items() if grid.fingerprint in contents.fingerprints}
     if not known:
         return {}
-    found = read_rows(dataset, request.split, list(known), indices)
-    if image in found:
-        found[image] = _raster(spec, found[image])
+    codes_Nhw, found = read_codes(
+        dataset, request.split, indices, [f"cond_{name}" for name in known if name != "image"]
+    )
+
+    def decoded(name: str, few: slice) -> list[str]:
+        grid = known[name]
+        codes = codes_Nhw if name == "image" else found[f"cond_{name}"].reshape(-1, grid.height, grid.width)
+        return uris(contents.codes_tokenizer(grid.fingerprint, name).loaded.decode(codes[few]))
+
     for start in range(0, len(indices), _DECODED):
         few = slice(start, start + _DECODED)
-        decoded = {
-            name: uris(_tokenizer(contents, grid).decode(found[name][few].reshape(-1, grid.height, grid.width)))
-            for name, grid in known.items()
-        }
+        conditions = {name: decoded(name, few) for name in known}
+        images = conditions.pop("image", None)
         pictures = [
             {
                 "index": int(index),
-                "picture": decoded[image][i] if image in decoded else None,
-                "conditions": {name.removeprefix("cond_"): each[i] for name, each in decoded.items() if name != image},
+                "picture": images[i] if images else None,
+                "conditions": {name: each[i] for name, each in conditions.items()},
             }
             for i, index in enumerate(indices[few])
         ]
         report(min(start + _DECODED, len(indices)), len(indices), pictures=pictures)
     return {}
-
-
-def _raster(spec: ShardSpec, codes_NT: Any) -> npt.NDArray[Any]:
-    """Image codes in the spec's first order as grids [N, h, w]."""
-    grid = spec.image
-    raster_NT = codes_NT.reshape(-1, grid.length)[:, inverse(spec.orders[0], grid.height, grid.width)]
-    return np.asarray(raster_NT.reshape(-1, grid.height, grid.width))
-
-
-def _tokenizer(contents: Contents, grid: GridSpec) -> Any:
-    return contents.tokenizer(contents.fingerprints[grid.fingerprint]).loaded

@@ -15,6 +15,7 @@ from imagepriors.api.tokenizers import ImageTokenizer
 from imagepriors.studio.networks import Networks, StudioPrior, StudioTokenizer
 from runkit.errors import UserError
 from runkit.hub import is_hub
+from runkit.places import as_typed
 from vqgan.checkpoint import fingerprint
 from vqgan.plugin_tokenizer import plugin_name
 
@@ -73,11 +74,11 @@ class Search:
                 found += self._try(beside.name, lambda: list(self._parts(beside, "shards", beside.name)))
             return found
         if not path.is_dir():
-            raise UserError(f"{path} does not exist: pass a run folder such as runs/demo, or hf://OWNER/NAME")
+            raise UserError(f"{as_typed(path)} does not exist: pass a run folder such as runs/demo, or hf://OWNER/NAME")
         found = list(self._folder(path))
         if not found:
             why = "; ".join(self.problems[before:]) or "train or import one first"
-            raise UserError(f"{path} holds no prior, tokenizer or token shards that can be shown: {why}")
+            raise UserError(f"{as_typed(path)} holds no prior, tokenizer or token shards that can be shown: {why}")
         return found
 
     def _folder(self, run: Path) -> Iterator[Found]:
@@ -104,18 +105,20 @@ class Search:
         if kind == "shards":
             yield from self._shards(path, name)
         elif kind == "tokenizer":
-            yield self._tokenizer(name, path, str(path))
+            yield self._tokenizer(name, path, as_typed(path))
         else:
             prior = StudioPrior(path, self._networks)
             sequence = prior.sequence  # is read here, so that a damaged config is a problem of this prior alone
-            yield Found(name, prior, str(path))
+            yield Found(name, prior, as_typed(path))
             if (weights := prior_folder(prior.folder)) != prior.folder:
                 step = int(weights.name.rpartition("-")[2])
                 self.problems.append(f"{name} is not finished: its checkpoint after {step:,} steps is shown")
             own = f"{name}/tokenizer"
             if (prior.folder / "tokenizer/config.json").is_file():
                 store = open_store(prior.folder) / "tokenizer"
-                yield from self._try(own, lambda: [self._stored(own, store, f"{path}/tokenizer", sequence.fingerprint)])
+                yield from self._try(
+                    own, lambda: [self._stored(own, store, f"{as_typed(path)}/tokenizer", sequence.fingerprint)]
+                )
 
     def _tokenizer(self, name: str, path: Path, typed: str) -> Found:
         tokenizer = StudioTokenizer(path, self._networks)
@@ -123,11 +126,11 @@ class Search:
 
     def _shards(self, path: Path, name: str) -> Iterator[Found]:
         dataset = open_shards(path)
-        yield Found(name, dataset, str(path))
+        yield Found(name, dataset, as_typed(path))
         grids = {"tokenizer": dataset.spec.image}
         grids |= {f"tokenizer-{part}": grid for part, grid in dataset.spec.conditions.items()}
         for stored, grid in grids.items():
-            find = partial(self._stored, stored, dataset.path / stored, f"{path}/{stored}", grid.fingerprint)
+            find = partial(self._stored, stored, dataset.path / stored, f"{as_typed(path)}/{stored}", grid.fingerprint)
             if (dataset.path / stored / "config.json").size() is not None:
                 yield from self._try(f"{name}/{stored}", lambda f=find: [f()])  # type: ignore[misc]
 

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import anyio
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -28,7 +28,7 @@ from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.finding import FindRequest, find
 from imagepriors.studio.guard import Access, Guard
-from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of, plain
+from imagepriors.studio.jobs import BusyError, Event, JobQueue, message_of, plain, use_set_threads
 from imagepriors.studio.painting import (
     CanvasRequest,
     MapRequest,
@@ -103,23 +103,27 @@ def make_app(contents: Contents, access: Access) -> Starlette:
         access: Who may open it.
     """
     places = contents.places
-    queue, threads = JobQueue(places), anyio.CapacityLimiter(_AT_ONCE)
+    queue, turns = JobQueue(places), asyncio.Semaphore(_AT_ONCE)
+
+    async def compute(function: Callable[..., Any], *values: Any) -> Any:
+        async with turns:
+            return await run_in_threadpool(_compute, function, *values)
 
     async def page(_: Request) -> Response:
         return FileResponse(STATIC / "index.html")
 
     async def describe(_: Request) -> Response:
-        described = await anyio.to_thread.run_sync(lambda: contents.described, limiter=threads)
+        described = await compute(lambda: contents.described)
         return JSONResponse({**described, "largest_file": LARGEST_FILE})
 
     async def answer(request: Request) -> Response:
         cls, function = _find(ANSWERS, request)
-        values = await anyio.to_thread.run_sync(_read, cls, await _body(request), limiter=threads)
-        return JSONResponse(await anyio.to_thread.run_sync(function, contents, values, limiter=threads))
+        values = await compute(_read, cls, await _body(request))
+        return JSONResponse(await compute(function, contents, values))
 
     async def job(request: Request) -> Response:
         cls, function = _find(JOBS, request)
-        values = await anyio.to_thread.run_sync(_read, cls, await _body(request), limiter=threads)
+        values = await compute(_read, cls, await _body(request))
         events = queue.stream(partial(function, contents, values))
         first = await anext(events)  # a full queue is an error of the request
         # The header has proxies send each line at once.
@@ -140,6 +144,11 @@ def make_app(contents: Contents, access: Access) -> Starlette:
     )
     app.state.queue = queue
     return app
+
+
+def _compute(function: Callable[..., Any], *values: Any) -> Any:
+    use_set_threads()
+    return function(*values)
 
 
 def _answering(endpoint: Callable[[Request], Any], places: Mapping[str, str]) -> Callable[[Request], Any]:

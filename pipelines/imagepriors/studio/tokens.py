@@ -14,8 +14,10 @@ from imagepriors.decode.rows import read_rows
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.jobs import Event
 from imagepriors.studio.pictures import read_picture, uris
+from imagepriors.studio.rows import row_of
 from runkit.configs import check_fields, require
 from runkit.errors import UserError
+from vqgan.config import ModelConfig
 
 _MOST = 64
 """Grids of codes in one request."""
@@ -43,9 +45,7 @@ def encode(contents: Contents, request: EncodeRequest) -> Event:
     Raises:
         UserError: The tokenizer is of another modality, or the picture cannot be read.
     """
-    tokenizer = contents.tokenizer(request.tokenizer)
-    if tokenizer.config.modality != "rgb":
-        raise UserError(f"{request.tokenizer} encodes {tokenizer.config.modality}: choose a tokenizer of pictures")
+    tokenizer = contents.picture_tokenizer(request.tokenizer)
     seen, _ = to_arrays(read_picture(request.picture), tokenizer.config)
     codes_Nhw = tokenizer.loaded.encode(seen)
     return {
@@ -78,20 +78,18 @@ def decode(contents: Contents, request: DecodeRequest) -> Event:
         UserError: Their number is not that of the tokenizer's grid, or one is not in the codebook.
     """
     tokenizer = contents.tokenizer(request.tokenizer).loaded
-    codes_Nhw = _grids(contents, request.tokenizer, request.codes)
-    return {"pictures": uris(tokenizer.decode(codes_Nhw), exact=request.exact)}
+    return {"pictures": uris(tokenizer.decode(grids(tokenizer.config, request.codes)), exact=request.exact)}
 
 
-def _grids(contents: Contents, name: str, codes: list[list[int]]) -> npt.NDArray[np.int64]:
-    """Grids of codes [N, h, w] of a tokenizer.
+def grids(net: ModelConfig, codes: list[list[int]]) -> npt.NDArray[np.int64]:
+    """Return grids of codes [N, h, w] of a tokenizer.
 
     Raises:
-        UserError: The number of codes is wrong, or one is negative.
+        UserError: Their number is not that of the tokenizer's grid, or one is not in the codebook.
     """
-    net = contents.tokenizer(name).config
     height, width = net.grid
     if wrong := [len(grid) for grid in codes if len(grid) != height * width]:
-        raise UserError(f"{wrong[0]} codes: a picture of {name} has {height}×{width}")
+        raise UserError(f"{wrong[0]} codes: a picture of this tokenizer has {height}×{width}")
     lowest, highest = min(map(min, codes)), max(map(max, codes))
     if lowest < 0 or highest >= net.codebook_size:
         wrong_code = lowest if lowest < 0 else highest
@@ -151,7 +149,7 @@ def scales(contents: Contents, request: ScalesRequest) -> Event:
         UserError: A name, the row or a code does not fit.
     """
     tokenizer = contents.tokenizer(request.tokenizer).loaded
-    codes_1hw = _grids(contents, request.tokenizer, [request.codes])
+    codes_1hw = grids(tokenizer.config, [request.codes])
     height, width = tokenizer.config.grid
     if height != width:
         return {"scales": [], "why": f"a grid of {height}×{width} codes has no coarser scales: only square grids have"}
@@ -181,9 +179,7 @@ def _stored_scales(contents: Contents, request: ScalesRequest) -> dict[int, npt.
     Raises:
         UserError: There is no such row.
     """
-    dataset = contents.dataset(request.shards)
-    if request.split not in dataset.splits or request.index >= dataset.rows(request.split):
-        raise UserError(f"{request.shards} has no row {request.index} in the split {request.split!r}")
+    dataset, indices = row_of(contents, request)
     columns = [f"scale_{side}" for side in dataset.spec.scales]
-    row = read_rows(dataset, request.split, columns, np.array([request.index])) if columns else {}
+    row = read_rows(dataset, request.split, columns, indices) if columns else {}
     return {side: row[f"scale_{side}"].astype(np.int64).reshape(1, side, side) for side in dataset.spec.scales}

@@ -57,6 +57,17 @@ def test_a_row_is_completed_with_its_own_condition(contents):
         row_conditions(contents, RowConditionsRequest(prior=name, shards="shards", split="val", index=99))
 
 
+@pytest.mark.parametrize("wrong", [-1, 10**6])
+def test_kept_codes_are_in_the_codebook(contents, wrong):
+    codes = row_codes(contents).reshape(-1).tolist()
+    with pytest.raises(UserError, match=f"code {wrong} is not in the codebook"):
+        run_draw(contents, prior="prior-any-class", codes=[wrong, *codes[1:]], known=[0, 1])
+    with pytest.raises(UserError, match="3 codes: a picture"):
+        run_draw(contents, prior="prior-any-class", codes=codes[:3], known=[0, 1])
+    with pytest.raises(UserError, match="cells from 0 to"):
+        run_draw(contents, prior="prior-any-class", codes=codes, known=[len(codes)])
+
+
 def test_first_scales_are_kept(demo_run, tmp_path):
     shards = tmp_path / "run/shards"
     shutil.copytree(demo_run / "shards", shards)

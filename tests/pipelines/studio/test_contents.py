@@ -103,7 +103,7 @@ def test_places_on_the_hub(demo_run, hub):
     hub.put("models/owner/prior", model)
     found = Contents.open(["hf://owner/prior", "hf://datasets/owner/shards"])
     (prior,) = found.priors
-    assert found.typed[prior] == "hf:/owner/prior" or found.typed[prior].startswith("hf://")
+    assert found.typed[prior] == "hf://owner/prior"
     assert drawn(found, prior)
     (shards,) = found.shards
     assert rows(found, RowsRequest(shards=shards, split="val", count=2))["rows"][0]["picture"]
@@ -144,6 +144,27 @@ def test_a_network_is_loaded_once(demo_run, monkeypatch):
         thread.join()
     assert len(loads) == 1
     assert all(one is seen[0] for one in seen)
+
+
+def test_a_loaded_network_does_not_wait_for_another(demo_run):
+    networks, begins, continues, seen = Networks(), threading.Event(), threading.Event(), []
+    loaded, other = (StudioTokenizer(demo_run / "tokenizer", networks) for _ in range(2))
+    expected = loaded.loaded
+
+    def load():
+        begins.set()
+        continues.wait(30)
+        return "slow"
+
+    slow = threading.Thread(target=lambda: seen.append(networks.get(other, load)))
+    slow.start()
+    begins.wait(30)
+    quick = threading.Thread(target=lambda: seen.append(loaded.loaded))
+    quick.start()
+    quick.join(5)
+    continues.set()
+    slow.join(30)
+    assert seen == [expected, "slow"]
 
 
 def test_the_least_recently_used_network_is_dropped(demo_run):

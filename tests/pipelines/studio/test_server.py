@@ -13,6 +13,7 @@ import time
 import zlib
 
 import pytest
+import torch
 from PIL import Image
 from studio_server import connect, request, run, running
 
@@ -253,14 +254,19 @@ class Count:
 
 @pytest.fixture
 def counting(contents, monkeypatch):
-    """A studio with a job that counts, in hundredths of a second; and what the jobs have done."""
-    done = []
+    """A studio with a job that counts, in hundredths of a second; what the jobs have done; and an event.
+
+    A job that is named first ends after the event.
+    """
+    done, queued = [], threading.Event()
 
     def count(_, job, report):
         done.append(f"{job.name} begins")
         for step in range(job.steps):
             report(step, job.steps)
             time.sleep(0.01)
+        if job.name == "first":
+            assert queued.wait(30)
         if job.name == "bad":
             raise UserError("this one fails")
         done.append(f"{job.name} ends")
@@ -268,7 +274,7 @@ def counting(contents, monkeypatch):
 
     monkeypatch.setitem(server.JOBS, "count", (Count, count))
     with running(make_app(contents, Access())) as url:
-        yield url, done
+        yield url, done, queued
 
 
 def begin(url, **values):
@@ -284,18 +290,19 @@ def rest(response):
 
 
 def test_several_people_queue(counting):
-    url, done = counting
-    first = begin(url, steps=150, name="first")
+    url, done, queued = counting
+    first = begin(url, steps=3, name="first")
     second, third = begin(url, steps=3, name="second"), begin(url, steps=3, name="third")
     assert first[2]["state"] == "running"
     assert [second[2]["ahead"], third[2]["ahead"]] == [1, 2]
+    queued.set()
     for _, response, _ in (first, second, third):
         assert rest(response)[-1]["state"] == "done"
     assert done == [f"{name} {what}" for name in ("first", "second", "third") for what in ("begins", "ends")]
 
 
 def test_who_leaves_or_fails_does_not_block_the_others(counting):
-    url, done = counting
+    url, done, _ = counting
     leaves, waits = begin(url, steps=100_000, name="leaves"), begin(url, steps=9, name="waits")
     bad, good = begin(url, steps=1, name="bad"), begin(url, steps=1, name="good")
     waits[1].close()
@@ -308,7 +315,7 @@ def test_who_leaves_or_fails_does_not_block_the_others(counting):
 
 
 def test_a_full_queue_says_so(counting):
-    url, _ = counting
+    url, *_ = counting
     opened = []
     threads = [
         threading.Thread(target=lambda: opened.append(begin(url, steps=100_000))) for _ in range(MAX_WAITING + 1)
@@ -323,6 +330,25 @@ def test_a_full_queue_says_so(counting):
         response.close()
         connection.close()
     assert run(url, "count", {"steps": 1})[-1]["state"] == "done"
+
+
+def test_jobs_and_answers_compute_with_as_many_threads_as_the_command_line(contents, monkeypatch):
+    """Sums over another number of threads round differently, and a near tie of two codes is another picture."""
+
+    def threads(*_):
+        return {"threads": torch.get_num_threads()}
+
+    before = torch.get_num_threads()
+    for table in (server.JOBS, server.ANSWERS):
+        monkeypatch.setitem(table, "threads", (Count, threads))
+    try:
+        with running(make_app(contents, Access())) as url:
+            for count in (before, before + 1, before + 2, before):
+                torch.set_num_threads(count)
+                assert run(url, "threads", {"steps": 1})[-1]["threads"] == count
+                assert json.loads(request(url, "/api/threads", {"steps": 1})[2]) == {"threads": count}
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_closed_queue_ends_its_jobs():

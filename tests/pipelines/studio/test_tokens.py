@@ -5,6 +5,7 @@ import io
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from imagepriors.api.tokenizers import ImageTokenizer
 from imagepriors.decode.rows import read_codes
 from imagepriors.studio.codebook import CodeRequest, UsageRequest, code, usage
 from imagepriors.studio.contents import Contents
+from imagepriors.studio.rows import RowsRequest, row_pictures, rows
 from imagepriors.studio.tokens import (
     DecodeRequest,
     EncodeRequest,
@@ -109,6 +111,24 @@ def test_the_typical_patch_is_the_mean_where_the_code_occurs(contents, counted):
     assert said["places"] == len(patches)
     assert np.abs(pixels(said["patch"]) - np.mean(patches, 0)).max() <= 0.51
     assert np.allclose(counted[0]["colours"][number], np.mean(patches, (0, 1, 2)), atol=1)
+
+
+@pytest.mark.parametrize("empty", [("val",), ("train", "val")])
+def test_shards_with_empty_splits_are_counted(tmp_path, empty):
+    keys = {"train": [f"sample1-{i:04d}" for i in range(10)], "val": [f"sample2-{i:04d}" for i in range(3)]}
+    made = make_dataset(tmp_path / "shards", fails=[key for split in empty for key in keys[split]])
+    contents = replace(
+        contents_of(random_tokenizer(resolution=16, codebook_size=50)),
+        shards={"shards": ShardDataset.open(tmp_path / "shards")},
+        fingerprints={"image-tokenizer": "t0"},
+    )
+    found = usage(contents, UsageRequest(shards="shards"), lambda *_: None)
+    assert found["pictures"] == len(made["train"]["keys"])
+    assert set(map(str, found["colours"])) == set(map(str, np.unique(made["train"]["codes_NHW"])))
+    for split in empty:
+        request = RowsRequest(shards="shards", split=split, columns=True)
+        assert rows(contents, request) == {"total": 0, "rows": []}
+        assert row_pictures(contents, request, lambda *_, **__: None) == {}
 
 
 def test_nearest_codes_are_those_of_the_quantiser():

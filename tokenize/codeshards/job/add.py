@@ -22,7 +22,7 @@ from codeshards.format.schema import CONDITION_NAMES, ShardSpec
 from codeshards.job.encode import IMAGE, ShardTask
 from codeshards.job.progress import EventLog
 from codeshards.job.resume import close_job, locked_store, remove_temps
-from codeshards.job.tokenize import device_of, make_shards, open_inputs
+from codeshards.job.tokenize import device_of, label_names, make_shards, open_inputs
 from codeshards.job.tokenizers import DEPTH_RANGE, about_tokenizer, check_fit, copy_tokenizers, grid_of
 from runkit.places import Store, Where, absolute, as_typed
 from runkit.termination import exit_on_sigterm
@@ -139,8 +139,7 @@ def _add(
     column = ColumnSpec(name=f"cond_{name}", grid=grid)
     with_columns(manifest.whole.spec, [column]).check_rows(plan.shard_rows)
     settings = {"device": device_of(config), **({"depth": DEPTH_RANGE} if name == "depth" else {})}
-    if name == "segmentation":
-        manifest = dataclasses.replace(manifest, label_names=next(iter(splits.values())).label_names)
+    manifest = dataclasses.replace(manifest, label_names=label_names([name], splits, manifest))
     side_cars = SideCars(store, plan, manifest, column, settings)
     remove_temps(plan, side_cars.folder)
     copy_tokenizers({name: folder}, store)

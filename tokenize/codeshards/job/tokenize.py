@@ -187,13 +187,13 @@ def _tokenize(
         delete_dataset(store)
     missing = open_job(plan, store, retry_failed=retry_failed)
     made = Manifest.load(store) if not missing and (store / MANIFEST_FILE).exists() else None
-    names = _label_names(splits, made.whole.spec if made else spec)
+    names = label_names((made.whole.spec if made else spec).conditions, splits, made)
     if made:
         failed = sum(split.failures for split in made.splits.values())
         allowed = config.max_failure_rate * (failed + sum(split.samples for split in made.splits.values()))
         # Tokenizers, plan and card are restored where one was lost.
         complete = all(is_intact(store / name, record, check_hash=False) for name, record in made.files.items())
-        named = config.license in (UNKNOWN_LICENSE, made.license) and names in ((), made.label_names)
+        named = config.license in (UNKNOWN_LICENSE, made.license) and names == made.label_names
         if named and failed <= allowed and complete:
             return made
     copy_tokenizers(tokenizers, store)
@@ -205,9 +205,15 @@ def _tokenize(
     return _finish(plan, spec, config, splits, names, tokenizers, store, made)
 
 
-def _label_names(splits: Mapping[str, Split], spec: ShardSpec) -> tuple[str, ...]:
-    """Return the names of the labels of masks, if the shards have masks."""
-    return next(iter(splits.values())).label_names if "segmentation" in spec.conditions else ()
+def label_names(
+    conditions: Collection[str], splits: Mapping[str, Split], made: Manifest | None = None
+) -> tuple[str, ...]:
+    """Return the names of the labels of masks, if masks are among the conditions.
+
+    Those of a manifest are kept where the data has none.
+    """
+    names = next(iter(splits.values())).label_names if "segmentation" in conditions else ()
+    return names or (made.label_names if made else ())
 
 
 def _delete_manifest(store: Store) -> None:
@@ -298,7 +304,7 @@ def _finish(
 ) -> Manifest:
     """Check that all shards are made and few samples failed, and write the manifest.
 
-    The licence, the names of labels and the added columns that the dataset has already are kept where none is given.
+    The licence and the added columns that the dataset has already are kept where none is given.
     """
     about = {name: about_tokenizer(name, grid, tokenizers[name]) for name, grid in _grids(spec).items()}
     manifest = Manifest.build(
@@ -306,7 +312,7 @@ def _finish(
         sidecars=close_job(plan, out, config.max_failure_rate),
         spec=spec,
         class_names=next(iter(splits.values())).class_names,
-        label_names=names or (made.label_names if made else ()),
+        label_names=names,
         tokenizer=about.pop(IMAGE),
         conditions=about,
         license=made.license if made and config.license == UNKNOWN_LICENSE else config.license,

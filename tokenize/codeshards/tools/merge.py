@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import pyarrow as pa
 
@@ -19,6 +21,10 @@ from codeshards.tools.convert import finish_copy, planned_entries, read_intact_t
 from runkit.folders import check_apart
 from runkit.places import Where, open_store
 
+_ENCODE = "Encode both with one tokenizer and the same settings"
+_NAME = "A number would have two meanings: encode both from data with the same names"
+_LICENSE = "Repeat the job that encodes one of them with the licence of the other, if it is under that, too"
+
 
 def merge(sources: Sequence[Where], out: Where, *, formats: Sequence[ShardFormat] = ()) -> Manifest:
     """Concatenate the rows of several datasets and cut them into shards of one size.
@@ -26,7 +32,8 @@ def merge(sources: Sequence[Where], out: Where, *, formats: Sequence[ShardFormat
     Samples that failed stay on record. The plan names the merged plans instead of a source list.
 
     Args:
-        sources: Two or more finished datasets of equal spec, views, classes, names of labels and licence.
+        sources: Two or more finished datasets of equal spec, views, classes and licence, and of equal names of labels,
+            which some may lack.
         out: Folder or URL of the new one: empty, or the same merge, unfinished.
         formats: Out of ``parquet`` and ``webdataset``; empty: those of the first source.
 
@@ -43,7 +50,8 @@ def merge(sources: Sequence[Where], out: Where, *, formats: Sequence[ShardFormat
 def _merge(sources: Sequence[Where], out: Where, formats: Sequence[ShardFormat]) -> Manifest:
     datasets, plans = [ShardDataset.open(source) for source in sources], [load_plan(source) for source in sources]
     _check_mergeable(datasets, [whole_plan(p, d.manifest) for p, d in zip(plans, datasets, strict=True)])
-    manifest = datasets[0].manifest
+    names = next((dataset.label_names for dataset in datasets if dataset.label_names), ())
+    manifest = dataclasses.replace(datasets[0].manifest, label_names=names)
     formats = check_formats(formats or manifest.formats)
     plan = _merged_plan(plans, manifest, formats)
     start_copy(plan, manifest, open_store(sources[0]), open_store(out))
@@ -123,17 +131,27 @@ def _check_mergeable(datasets: Sequence[ShardDataset], plans: Sequence[Plan]) ->
     if len(datasets) < 2:
         raise ShardError(f"merge requires two datasets or more, found {len(datasets)}")
     first = datasets[0]
+    named = next((dataset for dataset in datasets if dataset.label_names), first)
     for dataset, plan in zip(datasets[1:], plans[1:], strict=True):
-        for what, expected, found in (
-            ("spec", first.spec, dataset.spec),
-            ("classes", first.class_names, dataset.class_names),
-            ("names of labels", first.label_names, dataset.label_names),
-            ("views", plans[0].views, plan.views),
-            ("scales_from", plans[0].scales_from, plan.scales_from),
-            ("licence", first.manifest.license, dataset.manifest.license),
+        labels = dataset.label_names or named.label_names  # shards from before these were recorded have none
+        for what, one, expected, found, remedy in (
+            ("spec", first, first.spec, dataset.spec, _ENCODE),
+            ("views", first, plans[0].views, plan.views, _ENCODE),
+            ("scales_from", first, plans[0].scales_from, plan.scales_from, _ENCODE),
+            ("classes", first, first.class_names, dataset.class_names, _NAME),
+            ("names of labels", named, named.label_names, labels, _NAME),
+            ("licence", first, first.manifest.license, dataset.manifest.license, _LICENSE),
         ):
             if expected != found:
                 raise ShardError(
-                    f"{first.path} and {dataset.path} cannot be merged, because they differ in {what}:\n"
-                    f"  {expected}\n  {found}\nEncode both with one tokenizer and the same settings"
+                    f"{one.path} and {dataset.path} cannot be merged, because they differ in {what}:\n"
+                    f"{_difference(expected, found)}\n{remedy}"
                 )
+
+
+def _difference(one: object, other: object) -> str:
+    """Both values, a line each; of names the first that differ, with their number."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        number = next(i for i, (a, b) in enumerate(zip_longest(one, other)) if a != b)
+        one, other = (f"{number}: {names[number] if number < len(names) else 'none'}" for names in (one, other))
+    return f"  {one}\n  {other}"
