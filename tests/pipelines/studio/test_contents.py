@@ -1,18 +1,22 @@
 """What the page finds in places, and the networks that it keeps in memory."""
 
+import re
 import shutil
 import threading
 
 import numpy as np
 import pytest
 from plugin_package import install
+from safetensors.numpy import load_file, save_file
 
+import imagepriors as ip
 from imagepriors.demo.scenes import SEGMENTATION_NAMES
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
 from imagepriors.studio.networks import Networks, StudioPrior, StudioTokenizer
 from imagepriors.studio.rows import RowsRequest, rows
 from runkit.errors import UserError
+from vqgan.checkpoint import fingerprint
 
 
 def copy_of(run, folder, *names):
@@ -225,3 +229,69 @@ def test_a_damaged_stored_tokenizer_is_named_and_the_rest_shown(demo_run, tmp_pa
     assert drawn(found, "prior-any-class")
     (run / "prior-any-class/tokenizer/config.json").write_text("{")
     assert any(problem.startswith("prior-any-class/tokenizer") for problem in Contents.open([run]).problems)
+
+
+def retrained(tokenizer):
+    """Change the weights of a tokenizer."""
+    path = tokenizer / "model.safetensors"
+    save_file({name: values + 1 if "decoder" in name else values for name, values in load_file(path).items()}, path)
+
+
+def test_a_tokenizer_is_hidden_by_an_equal_one_only(demo_run, tmp_path, contents):
+    run = copy_of(demo_run, tmp_path / "demo", "tokenizer", "tokenizer-depth", "shards", "prior-any-class")
+    equal = load_file(run / "tokenizer-depth/model.safetensors")
+    save_file(equal, run / "tokenizer-depth/model.safetensors", {"made": "again"})
+    assert set(Contents.open([run]).tokenizers) == set(contents.tokenizers)
+    retrained(run / "tokenizer")
+    found = Contents.open([run])
+    assert {"shards/tokenizer", *contents.tokenizers} == set(found.tokenizers)
+    assert found.typed["shards/tokenizer"] == f"{run}/shards/tokenizer"
+    assert found.fingerprints[found.shards["shards"].spec.image.fingerprint] == "shards/tokenizer"
+    assert found.tokenizers["tokenizer"].fingerprint != contents.tokenizers["tokenizer"].fingerprint
+    assert drawn(found, "prior-any-class") == drawn(contents, "prior-any-class")
+
+
+def test_several_shards_of_a_run_keep_their_tokenizers(demo_run, tmp_path):
+    run = copy_of(demo_run, tmp_path / "demo", "shards", "prior-any-class", "prior-row_major-class")
+    retrained(shutil.copytree(demo_run / "tokenizer", tmp_path / "other"))
+    old, new = (fingerprint(place) for place in (demo_run / "tokenizer", tmp_path / "other"))
+    cells = ip.load_tokenizer(tmp_path / "other").config.grid[0] ** 2
+    (tmp_path / "tokens.jsonl").write_text(f'{{"class_id": 0, "tokens": {[1] * cells}}}\n' * 4)
+    ip.import_shards(
+        tmp_path / "tokens.jsonl", run / "shards-2", tokenizer=tmp_path / "other", lines=1, val_every=2, shard_rows=2
+    )
+    config = run / "prior-any-class/config.json"
+    config.write_text(config.read_text().replace(old, new))
+    found = Contents.open([run])
+    assert [name for name in found.tokenizers if name.endswith("/tokenizer")] == ["shards-2/tokenizer"]
+    assert found.fingerprints == found.fingerprints | {old: "tokenizer", new: "shards-2/tokenizer"}
+    assert rows(found, RowsRequest(shards="shards-2", split="val", count=1))["rows"][0]["picture"]
+    assert found.image_tokenizer("prior-any-class") is found.tokenizers["shards-2/tokenizer"]
+    assert drawn(found, "prior-any-class")
+    assert drawn(found, "prior-row_major-class")
+
+
+def test_a_stored_tokenizer_of_other_codes_is_refused_when_it_is_loaded(demo_run, tmp_path):
+    run = copy_of(demo_run, tmp_path / "demo", "shards", "prior-any-class")
+    retrained(run / "shards/tokenizer")
+    found = Contents.open([run])
+    for _ in range(2):
+        with pytest.raises(UserError, match="the codes were made by"):
+            drawn(found, "prior-any-class")
+    copy_of(demo_run, run, "tokenizer")
+    assert drawn(Contents.open([run]), "prior-any-class")  # that of the run made them
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("~nosuch/x", "home of a user"),
+        ("x" * 5000, "File name too long"),
+        ("http://127.0.0.1:9/x", "http://127.0.0.1:9/x does not exist"),
+        (__file__, f"{__file__} is a file"),
+    ],
+    ids=["user", "long", "web", "file"],
+)
+def test_places_that_cannot_be_opened_are_named(place, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Contents.open([place])
