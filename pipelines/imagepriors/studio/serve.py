@@ -57,7 +57,7 @@ def serve(
     logging.getLogger("imagepriors.api.defaults").setLevel(logging.WARNING)  # logs the preset of each prior
     listener = listen("0.0.0.0" if share or public else "127.0.0.1", port)
     _limit_threads()
-    contents = Contents.open(places)
+    contents = Contents.open(places, for_others=share or public)
     app = make_app(contents, access := Access.public() if public else Access.shared() if share else Access())
 
     class Server(uvicorn.Server):

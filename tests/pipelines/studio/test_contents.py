@@ -1,5 +1,6 @@
 """What the page finds in places, and the networks that it keeps in memory."""
 
+import json
 import re
 import shutil
 import threading
@@ -13,6 +14,7 @@ import imagepriors as ip
 from imagepriors.demo.scenes import SEGMENTATION_NAMES
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
+from imagepriors.studio.jobs import message_of, plain
 from imagepriors.studio.networks import Networks, StudioPrior, StudioTokenizer
 from imagepriors.studio.rows import RowsRequest, rows
 from runkit.errors import UserError
@@ -54,6 +56,8 @@ def test_single_parts_and_several_places(demo_run, tmp_path):
     assert drawn(alone, "prior-any-class")
     lonely = copy_of(demo_run, tmp_path / "lonely", "prior-any-class")
     without = Contents.open([lonely / "prior-any-class"])
+    (problem,) = without.problems
+    assert problem.startswith("prior-any-class cannot draw: its tokenizer is not on this page")
     with pytest.raises(UserError, match="open the studio with its folder, too"):
         without.image_tokenizer("prior-any-class")
     both = Contents.open([lonely / "prior-any-class", demo_run / "tokenizer"])
@@ -295,3 +299,37 @@ def test_a_stored_tokenizer_of_other_codes_is_refused_when_it_is_loaded(demo_run
 def test_places_that_cannot_be_opened_are_named(place, message):
     with pytest.raises(UserError, match=re.escape(message)):
         Contents.open([place])
+
+
+def test_pages_for_others_show_no_folder_of_this_machine(demo_run, tmp_path):
+    run = copy_of(demo_run, tmp_path / "Jane Doe (private)/demo", "shards", "prior-any-class")
+    copy_of(demo_run, run.parent / "more", "prior-row_major-class")
+    places = [run, run.parent / "more/prior-row_major-class", run / "prior-any-class"]
+    found = Contents.open(places, for_others=True)
+    assert found.typed["demo/tokenizer"] == "demo/shards/tokenizer"
+    assert found.typed["prior-row_major-class"] == "prior-row_major-class"
+    last = draw(found, DrawRequest(prior="demo/prior-any-class", n=1), lambda *_, **__: None)
+    assert "--prior demo/prior-any-class" in last["command"]
+    assert "Jane" not in json.dumps([found.described, last])
+    assert Contents.open([run]).typed["prior-any-class"] == f"{run}/prior-any-class"
+
+
+@pytest.mark.parametrize("folder", ["Jane Doe (private)", "a [b]", "plain"])
+def test_messages_name_no_folder_of_this_machine(demo_run, tmp_path, monkeypatch, folder):
+    run = copy_of(demo_run, tmp_path / folder / "demo", "shards", "prior-any-class")
+    monkeypatch.setenv("HOME", str(tmp_path / "my home"))
+    monkeypatch.chdir(run.parent)
+    found = Contents.open([run])
+    (run / "shards/tokenizer/model.safetensors").unlink()
+    with pytest.raises(UserError) as missing:
+        drawn(found, "prior-any-class")
+    for error in (
+        missing.value,
+        UserError(f"{run.parent}/other/x.json is damaged"),
+        UserError(f"see '{run}/prior-any-class/y.json' and {tmp_path}/my home/.cache/z"),
+        UserError(f"in {tmp_path}/{folder}: not found"),
+    ):
+        message = message_of(error, found.places)
+        assert "Jane Doe" not in message.replace("in Jane Doe (private): not", "")
+        assert str(tmp_path) not in message
+    assert plain(f"{run}/prior-any-class/y.json", found.places) == "prior-any-class/y.json"
