@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from imagepriors.studio.guard import Connection
 from imagepriors.studio.serve import listen
 
 
@@ -18,7 +19,7 @@ from imagepriors.studio.serve import listen
 def running(app: Starlette) -> Iterator[str]:
     """Serve an application during a block; yields its URL."""
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

@@ -17,7 +17,7 @@ from imagepriors.reports.figures import Pixels, colorize
 from imagepriors.reports.run_codes import mean_patches
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.jobs import Event, Report
-from imagepriors.studio.pictures import uris
+from imagepriors.studio.pictures import decode_few, uris
 from runkit.configs import check_fields, require
 from runkit.errors import UserError
 from vqgan.config import ModelConfig
@@ -214,7 +214,7 @@ def _alone(tokenizer: Tokenizer, codes: list[int]) -> list[Pixels]:
         return []
     net = tokenizer.config
     height, width = net.grid if net.kind else (min(_ALONE, side) for side in net.grid)
-    pictures = colorize(tokenizer.decode(np.array(codes)[:, None, None].repeat(height, 1).repeat(width, 2)))
+    pictures = colorize(decode_few(tokenizer, np.array(codes)[:, None, None].repeat(height, 1).repeat(width, 2)))
     top, bottom = (row * pictures.shape[1] // height for row in (height // 2, height // 2 + 1))
     left, right = (column * pictures.shape[2] // width for column in (width // 2, width // 2 + 1))
     return list(pictures[:, top : max(bottom, top + 1), left : max(right, left + 1)])

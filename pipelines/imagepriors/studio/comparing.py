@@ -55,8 +55,11 @@ def figures(contents: Contents, request: FiguresRequest) -> Event:
     folder = contents.prior(request.prior).folder
     trained, evaluated = (_json(folder / name) for name in ("summary.json", "evaluation.json"))
     names = ("parameters", "steps", "train_rows", "train_seconds", "val_nll_nats", "val_bits_per_code")
-    found = {name: trained.get(name) for name in names} | evaluated.get("figures", {})
-    return {"figures": {name: value for name, value in found.items() if isinstance(value, int | float)}}
+    found = {name: trained.get(name) for name in names}
+    if isinstance(figures := evaluated.get("figures"), dict):
+        found |= figures
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    return {"figures": {name: value for name, value in numbers.items() if math.isfinite(value)}}
 
 
 def _json(path: Path) -> dict[str, Any]:

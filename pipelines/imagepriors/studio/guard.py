@@ -1,13 +1,15 @@
 """Who may open the page: this machine only, or those who know the key; and what browsers may do with it."""
 
+import asyncio
 import secrets
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _HEADERS = {
@@ -22,6 +24,8 @@ _POLICY = (
 )
 _MOST_OPEN = 64
 """Requests that are answered at the same time, those that wait in the queue among them."""
+_IDLE_S = 10.0
+"""Seconds in which the header of a request must arrive, after the connection or the last answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +88,11 @@ class Guard:
         if "\0" in scope["path"]:
             return _error(404, "there is no such page: open the studio itself")
         cookie = f"studio-key-{(scope.get('server') or ('', ''))[1]}"  # browsers share cookies between ports
-        if not self._access.key or self._fits(_cookie(headers, cookie)):
+        is_known = not self._access.key or self._fits(_cookie(headers, cookie))
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[0]
+        if is_known and not (self._access.key and given):
             return None
-        if not self._fits(parse_qs(scope["query_string"].decode("latin-1")).get("key", [""])[0]):
+        if not is_known and not self._fits(given):
             return _error(403, "open the link with the key that the terminal of the studio shows")
         home = RedirectResponse("/", 303)
         # "strict" would leave the cookie out after a link in another page, such as in a chat.
@@ -95,6 +101,27 @@ class Guard:
 
     def _fits(self, key: str) -> bool:
         return secrets.compare_digest(key.encode(), self._access.key.encode())
+
+
+class Connection(H11Protocol):
+    """A connection that ends when it brings no request: those of strangers could keep others out."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin."""
+        super().connection_made(transport)
+        self._expect_request()
+
+    def on_response_complete(self) -> None:
+        """Continue after an answer."""
+        self._expect_request()
+        super().on_response_complete()
+
+    def _expect_request(self) -> None:
+        self.loop.call_later(_IDLE_S, self._end_if_idle, self.cycle)
+
+    def _end_if_idle(self, last: object) -> None:
+        if self.cycle is last:
+            self.transport.close()
 
 
 def _is_foreign(scope: Scope, headers: Headers, host: str) -> bool:
@@ -112,9 +139,4 @@ def _error(status: int, message: str) -> ASGIApp:
 
 
 def _cookie(headers: Headers, name: str) -> str:
-    cookies: SimpleCookie = SimpleCookie()
-    try:
-        cookies.load(headers.get("cookie", ""))
-    except CookieError:
-        return ""
-    return cookies[name].value if name in cookies else ""
+    return cookie_parser(headers.get("cookie", "")).get(name, "")

@@ -17,7 +17,7 @@ from imagepriors.reports.figures import colorize, png_bytes
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, sampling_of
 from imagepriors.studio.jobs import Event
-from imagepriors.studio.pictures import read_bytes, read_picture_as, uris
+from imagepriors.studio.pictures import decode_few, decoding, read_bytes, read_picture_as, uris
 from runkit.configs import check_fields, require
 from runkit.errors import UserError
 from vqgan.data.conditions import DepthMap, read_map
@@ -113,7 +113,7 @@ def validation_maps(contents: Contents, request: MapsRequest) -> Event:
     if dataset is None or not len(indices):
         return {"pages": pages, "maps": [], "counts": [], **_extent(np.empty(0))}
     found = read_rows(dataset, "val", ["key", column := f"cond_{request.condition}"], indices)
-    maps = tokenizer.loaded.decode(found[column].reshape(-1, *tokenizer.config.grid))
+    maps = decode_few(tokenizer.loaded, found[column].reshape(-1, *tokenizer.config.grid))
     values = [None] * len(maps) if maps.ndim == 4 else [_values(one) for one in maps]
     n_labels = tokenizer.config.n_labels
     return {
@@ -166,7 +166,7 @@ def encode_map(contents: Contents, request: MapRequest) -> Event:
     codes_Nhw = tokenizer.loaded.encode([_as_input(pixels, modality)])
     return {
         "codes": codes_Nhw.reshape(-1).tolist(),
-        "seen": uris(tokenizer.loaded.decode(codes_Nhw), exact=True)[0],
+        "seen": uris(decode_few(tokenizer.loaded, codes_Nhw), exact=True)[0],
         "file": f"data:image/png;base64,{base64.b64encode(png_bytes(Image.fromarray(pixels))).decode()}",
     }
 
@@ -219,7 +219,8 @@ def read_upload(contents: Contents, request: UploadRequest) -> Event:
         raise UserError("a pose is drawn by its joints: drag them, or choose a validation pose")
     size = read_picture_as(request.picture, upright_size)
     try:
-        found = read_map(config.modality, Memory("map.png", read_bytes(request.picture)), size, config.n_labels)
+        with decoding:
+            found = read_map(config.modality, Memory("map.png", read_bytes(request.picture)), size, config.n_labels)
     except Exception as error:  # decoders raise anything on broken files
         raise UserError(f"the map cannot be read: {error}") from error
     image = found.unit if isinstance(found, DepthMap) else found

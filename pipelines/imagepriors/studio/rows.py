@@ -14,7 +14,7 @@ from codeshards.format import ShardDataset
 from imagepriors.decode.rows import read_codes
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.jobs import Event, Report
-from imagepriors.studio.pictures import uris
+from imagepriors.studio.pictures import decode_few, uris
 from runkit.configs import check_fields, require
 from runkit.errors import UserError
 
@@ -78,7 +78,7 @@ def rows(contents: Contents, request: RowsRequest) -> Event:
     more = ["view", *spec.carried, *listed] if request.columns else []
     codes_Nhw, found = read_codes(dataset, request.split, indices, ["key", "label", *more])
     tokenizer = contents.fingerprints.get(spec.image.fingerprint) if request.decoded and len(indices) else None
-    pictures = uris(contents.tokenizer(tokenizer).loaded.decode(codes_Nhw)) if tokenizer else None
+    pictures = uris(decode_few(contents.tokenizer(tokenizer).loaded, codes_Nhw)) if tokenizer else None
 
     def values(i: int) -> Event:
         row: Event = {

@@ -49,7 +49,7 @@ def serve(
         import uvicorn
     except ImportError as error:
         raise UserError(f"the studio requires {error.name}: pip install 'imagepriors[studio]'") from error
-    from imagepriors.studio.guard import Access
+    from imagepriors.studio.guard import Access, Connection
     from imagepriors.studio.server import make_app
 
     if share and public:
@@ -67,10 +67,14 @@ def serve(
             app.state.queue.close()
             super().handle_exit(sig, frame)  # type: ignore[arg-type]
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it logs answers that it cuts off
+            await super().shutdown(sockets)
+
     _announce(access, listener, "public" if public else "shared" if share else "local", browser)
     for problem in contents.problems:
         log.warning("%s", problem)
-    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, limit_concurrency=512)
+    config = uvicorn.Config(app, http=Connection, log_level="error", timeout_graceful_shutdown=1, limit_concurrency=512)
     with contextlib.suppress(KeyboardInterrupt):  # the server raises it again, after it has ended
         Server(config).run(sockets=[listener])
     _leave("the studio has ended")

@@ -60,6 +60,8 @@ from runkit.errors import UserError
 STATIC = Path(__file__).with_name("static")
 _AT_ONCE = 4
 """Requests outside the queue that are computed at the same time."""
+_MOST_VALUES = 100_000
+"""Values in a request; a picture is one. Reading them takes up to a second."""
 _UPLOAD_S = 60.0
 """Seconds in which the body of a request must arrive."""
 _LARGEST = 2**63 - 1
@@ -197,11 +199,13 @@ async def _body(request: Request) -> bytes:
 
 
 def _read(cls: type[Any], content: bytes) -> Any:
-    """The request in JSON; takes up to seconds.
+    """The request in JSON; takes up to a second.
 
     Raises:
-        UserError: It is no JSON object, or not of this request; the message names the field.
+        UserError: It is no JSON object, has too many values, or is not of this request; the message names the field.
     """
+    if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise UserError(f"the request has more than {_MOST_VALUES:,} values: send less")
     try:
         values = json.loads(content, parse_int=_integer, parse_float=_number, parse_constant=_no_number)
     except (ValueError, RecursionError):

@@ -13,13 +13,13 @@ from imagepriors.api.images import to_arrays
 from imagepriors.decode.rows import read_rows
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.jobs import Event
-from imagepriors.studio.pictures import read_picture, uris
+from imagepriors.studio.pictures import decode_few, read_picture, uris
 from imagepriors.studio.rows import row_of
 from runkit.configs import check_fields, require
 from runkit.errors import UserError
 from vqgan.config import ModelConfig
 
-_MOST = 64
+_MOST = 4
 """Grids of codes in one request."""
 
 
@@ -51,7 +51,7 @@ def encode(contents: Contents, request: EncodeRequest) -> Event:
     return {
         "codes": codes_Nhw[0].reshape(-1).tolist(),
         "picture": uris(np.stack(seen), exact=True)[0],
-        "decoded": uris(tokenizer.loaded.decode(codes_Nhw))[0],
+        "decoded": uris(decode_few(tokenizer.loaded, codes_Nhw))[0],
     }
 
 
@@ -78,7 +78,7 @@ def decode(contents: Contents, request: DecodeRequest) -> Event:
         UserError: Their number is not that of the tokenizer's grid, or one is not in the codebook.
     """
     tokenizer = contents.tokenizer(request.tokenizer).loaded
-    return {"pictures": uris(tokenizer.decode(grids(tokenizer.config, request.codes)), exact=request.exact)}
+    return {"pictures": uris(decode_few(tokenizer, grids(tokenizer.config, request.codes)), exact=request.exact)}
 
 
 def grids(net: ModelConfig, codes: list[list[int]]) -> npt.NDArray[np.int64]:
@@ -164,7 +164,7 @@ def scales(contents: Contents, request: ScalesRequest) -> Event:
             {
                 "side": side,
                 "codes": codes_1SS.reshape(-1).tolist(),
-                "picture": uris(tokenizer.decode(codes_1SS), exact=True)[0],
+                "picture": uris(decode_few(tokenizer, codes_1SS), exact=True)[0],
                 "stored": side in stored,
             }
             for side, codes_1SS in sorted(found.items())

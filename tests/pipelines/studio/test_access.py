@@ -1,5 +1,6 @@
 """Who may open the page, and how it ends."""
 
+import json
 import re
 import signal
 import socket
@@ -11,8 +12,10 @@ import pytest
 from studio_server import connect, request, running
 
 from imagepriors.cli import main
+from imagepriors.studio import guard, server
 from imagepriors.studio.guard import Access
 from imagepriors.studio.server import make_app
+from imagepriors.studio.tokens import OrdersRequest
 
 FOREIGN = "another page"
 
@@ -60,6 +63,11 @@ def test_a_shared_page_requires_its_key(contents, open_page):
         assert re.search(r"HttpOnly.*SameSite=lax", headers["set-cookie"])
         cookie = {"Cookie": headers["set-cookie"].partition(";")[0]}
         assert request(url, "/api/contents", headers=cookie)[0] == 200
+        for others in ("{broken}=1; a b=2; ", "theme=dark; =; "):  # of other pages on this host
+            assert request(url, "/api/contents", headers={"Cookie": others + cookie["Cookie"]})[0] == 200
+        for key in (access.key, "old"):  # the link once more, or that of an earlier studio
+            status, headers, _ = request(url, f"/?key={key}", headers=cookie)
+            assert (status, headers["location"]) == (303, "/")
         assert FOREIGN in request(url, "/api/rows", {}, headers={**cookie, "Origin": "https://evil.example"})[2]
 
         page = open_page(f"{url}/?key={access.key}")
@@ -91,12 +99,34 @@ def test_a_shared_studio_ends_at_once_while_it_draws(demo_run, tmp_path):
     connection = connect(url)
     connection.request("POST", "/api/jobs/draw", '{"prior": "prior-row_major-depth", "n": 16}', cookie)
     assert b"running" in connection.getresponse().readline()
+    upload = connect(url)
+    upload.putrequest("POST", "/api/rows")
+    for name, value in {**cookie, "Content-Length": "100"}.items():
+        upload.putheader(name, value)
+    upload.endheaders(b"{")  # and no more
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert "has ended" in process.stdout.readline()
     assert time.monotonic() - started < 5
     assert process.wait(60) == 0
     assert "Traceback" not in process.stderr.read()
+
+
+def test_a_connection_without_a_request_ends(contents, monkeypatch):
+    monkeypatch.setattr(guard, "_IDLE_S", 0.2)
+    monkeypatch.setitem(server.ANSWERS, "slow", (OrdersRequest, lambda *_: time.sleep(0.4) or {}))
+    values = {"tokenizer": "tokenizer"}
+    with running(make_app(contents, Access())) as url:
+        for begin in (b"", b"GET / HT", b"GET /static/app.js HTTP/1.1\r\nHost: localhost\r\n\r\nGET"):
+            with socket.create_connection(url.removeprefix("http://").split(":"), timeout=5) as idle:
+                idle.sendall(begin)
+                while idle.recv(2**16):
+                    pass
+        assert request(url, "/api/slow", values)[0] == 200
+        connection = connect(url)  # that is used again
+        for _ in range(2):
+            connection.request("POST", "/api/slow", json.dumps(values), {"Content-Type": "application/json"})
+            assert connection.getresponse().read() == b"{}"
 
 
 def test_a_studio_that_cannot_start_says_why(demo_run, capsys, monkeypatch, tmp_path):

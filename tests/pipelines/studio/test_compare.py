@@ -2,15 +2,31 @@
 
 import base64
 import io
+import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from imagepriors.studio.comparing import FiguresRequest, ReconstructRequest, figures, reconstruct
+from imagepriors.studio.contents import Contents
 from imagepriors.studio.pictures import read_picture
 from runkit.errors import UserError
+
+
+def test_figures_that_are_no_finite_numbers_are_left_out(demo_run, tmp_path):
+    folder = Path(shutil.copytree(demo_run / "prior-any-class", tmp_path / "run/prior"))
+    contents = Contents.open([folder.parent])
+    whole = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**whole, "val_nll_nats": math.nan}))
+    for damaged in (None, [], 3, {"fid": math.inf, "kid": "low"}):
+        (folder / "evaluation.json").write_text(json.dumps({"figures": damaged}))
+        found = figures(contents, FiguresRequest(prior="prior"))["figures"]
+        assert found["steps"] == whole["steps"]
+        assert not {"val_nll_nats", "fid", "kid"} & found.keys()
 
 
 def run_job(contents, **values):

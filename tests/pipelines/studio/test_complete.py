@@ -82,6 +82,8 @@ def test_first_scales_are_kept(demo_run, tmp_path):
     assert np.array_equal(expected.codes.reshape(1, -1), last["codes"])
     assert last["command"] == ""
     assert total == codes.size
+    with pytest.raises(UserError, match="not in the codebook"):
+        run_draw(contents, prior="prior-scales", codes=[10**6] * codes.size, scales=1)
     for wrong in ({"scales": 3}, {"scales": 0}, {"known": [0]}):
         with pytest.raises(UserError, match="scales"):
             run_draw(contents, prior="prior-scales", codes=codes.reshape(-1).tolist(), **wrong)

@@ -23,6 +23,7 @@ from imagepriors.studio.jobs import MAX_WAITING, BusyError, JobQueue, message_of
 from imagepriors.studio.pictures import MAX_BYTES, read_picture
 from imagepriors.studio.server import ANSWERS, JOBS, make_app
 from runkit.errors import UserError
+from vqgan.tokenizer import Tokenizer
 
 NAMES = [
     "../prior-row_major-class", "..%2fshards", "/etc/passwd", "shards/../../demo", "a\0b", "hf://datasets/owner/name",
@@ -85,13 +86,46 @@ def test_only_the_static_files_are_served(studio, path):
 @pytest.mark.parametrize(
     "body",
     [b"", b"[]", b"{", b'{"n": NaN}', b'{"n": -Infinity}', b'{"n": 1e999}', b'{"n": 1%s}' % (b"0" * 30),
-     b'{"n": %s}' % (b"9" * 10_000), b'{"n": ' + b"[" * 200_000, b'{"n": "\xff"}', b'{"n": ' * 5_000 + b"}" * 5_000],
+     b'{"n": %s}' % (b"9" * 10_000), b'{"n": ' + b"[" * 90_000, b'{"n": "\xff"}', b'{"n": ' * 5_000 + b"}" * 5_000],
     ids=range(11),
 )  # fmt: skip
 def test_other_json_is_one_sentence(studio, body):
     status, _, text = request(studio, "/api/rows", body)
     assert status == 400
     assert "JSON object" in json.loads(text)["error"]
+
+
+def test_a_request_of_many_values_is_refused_before_they_are_read(studio):
+    body = b'{"tokenizer": "tokenizer", "codes": [%s]}' % b",".join([b"[]"] * 4_000_000)
+    started = time.monotonic()
+    status, _, text = request(studio, "/api/decode", body)
+    assert (status, "more than 100,000 values" in text) == (400, True)
+    assert time.monotonic() - started < 5
+
+
+def test_answers_decode_a_few_pictures_at_a_time_and_one_after_the_other(studio, monkeypatch):
+    calls, lock, decode = [], threading.Lock(), Tokenizer._decode
+
+    def watched(self, codes_Nhw):
+        is_alone = lock.acquire(blocking=False)
+        calls.append((len(codes_Nhw), is_alone))
+        try:
+            time.sleep(0.01)
+            return decode(self, codes_Nhw)
+        finally:
+            if is_alone:
+                lock.release()
+
+    monkeypatch.setattr(Tokenizer, "_decode", watched)
+    values = {"shards": "shards", "split": "train", "count": 12}
+    threads = [threading.Thread(target=request, args=(studio, "/api/rows", values)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [(4, True)] * 9
+    codes = {"tokenizer": "tokenizer", "codes": [[0] * 16] * 5}
+    assert "send 1 to 4 grids" in request(studio, "/api/decode", codes)[2]
 
 
 def test_fields_are_checked(studio):
@@ -186,6 +220,11 @@ def gif_of(width: int, height: int) -> bytes:
     return small[:6] + struct.pack("<HH", width, height) + small[10:]
 
 
+def jpeg_of_scans(count: int) -> bytes:
+    head, mark, scan = encoded(Image.effect_noise((64, 64), 50), "JPEG", progressive=True).rpartition(b"\xff\xda")
+    return head + (mark + scan.removesuffix(b"\xff\xd9")) * count + b"\xff\xd9"
+
+
 def tiff_of(side: int) -> bytes:
     small = encoded(Image.new("RGB", (8, 8)), "TIFF")
     entry = struct.pack("<HHI", 256, 4, 1)
@@ -204,6 +243,7 @@ def tiff_of(side: int) -> bytes:
         (jpeg_of(9000, 9000), "megapixels"),
         (jpeg_of(65_000, 65_000), "bomb"),
         (gif_of(60_000, 60_000), "bomb"),
+        (jpeg_of_scans(600), "scans"),
         (tiff_of(9000), "megapixels"),
         (b"P6 9000 9000 255\n", "megapixels"),
         (encoded(Image.effect_noise((64, 64), 50), "PNG")[:1500], "cannot be read"),
@@ -212,7 +252,7 @@ def tiff_of(side: int) -> bytes:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n", "cannot identify"),
         (b"", "cannot be read"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_pictures_that_are_too_large_or_broken_are_refused_before_they_are_decoded(content, word):
     started = time.monotonic()
@@ -229,6 +269,10 @@ def test_pictures_that_are_too_large_or_broken_are_refused_before_they_are_decod
 def test_a_picture_is_a_data_uri(text):
     with pytest.raises(UserError):
         read_picture(text)
+
+
+def test_a_usual_progressive_picture_is_read():
+    assert read_picture(uri(jpeg_of_scans(1))).size == (64, 64)
 
 
 def test_the_first_of_many_frames_and_the_orientation_are_kept():
