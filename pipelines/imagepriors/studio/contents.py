@@ -17,6 +17,7 @@ from imagepriors.studio.jobs import folders_above, plain
 from imagepriors.studio.search import Part, Search, short_names
 from runkit.configs import from_dict
 from runkit.errors import UserError
+from runkit.names import listed
 from runkit.suggestions import choose_one_of
 
 _T = TypeVar("_T")
@@ -66,7 +67,8 @@ class Contents:
                 if parts.setdefault(name, (one.part, typed))[0] is one.part and one.fingerprint:
                     fingerprints.setdefault(one.fingerprint, name)
         priors = {name: part for name, (part, _) in parts.items() if isinstance(part, ImagePrior)}
-        without = [name for name, prior in priors.items() if prior.sequence.fingerprint not in fingerprints]
+        if without := [name for name, prior in priors.items() if prior.sequence.fingerprint not in fingerprints]:
+            search.problems.append(f"{listed(without)} cannot draw: the tokenizer {_MISSING}")
         return cls(
             title=", ".join(shorts),
             priors=priors,
@@ -74,7 +76,7 @@ class Contents:
             shards={name: part for name, (part, _) in parts.items() if isinstance(part, ShardDataset)},
             typed={name: typed for name, (_, typed) in parts.items()},
             fingerprints=fingerprints,
-            problems=(*search.problems, *(f"{name} cannot draw: its tokenizer {_MISSING}" for name in without)),
+            problems=tuple(search.problems),
         )
 
     def prior(self, name: str) -> ImagePrior:

@@ -200,6 +200,14 @@ def _shards_of(contents: Contents, prior: str) -> Store:
     return contents.shards[name].path
 
 
+def shards_elsewhere(contents: Contents, prior: str) -> str:
+    """Return the path or address of a prior's shards as the user wrote it; empty if they are beside the prior."""
+    name = contents.shards_of(prior)
+    if name is None or Path(str(absolute(contents.shards[name].path))) == contents.prior(prior).shards:
+        return ""
+    return contents.typed[name]
+
+
 def _given(sequence: SequenceSpec, tokenizer: Tokenizer, request: DrawRequest) -> Codes | None:
     """The known codes [N, T] of a picture to complete, -1 where codes are drawn; None where nothing is known.
 
@@ -244,10 +252,8 @@ def command(contents: Contents, request: DrawRequest) -> str:
         return ""
     sequence = contents.prior(request.prior).sequence
     words = ["imagepriors", "sample", "--prior", contents.typed[request.prior], "--n", str(request.n)]
-    shards = contents.shards_of(request.prior)
-    beside = contents.prior(request.prior).shards
-    if shards is not None and Path(str(absolute(contents.shards[shards].path))) != beside:
-        words += ["--shards", contents.typed[shards]]
+    if shards := shards_elsewhere(contents, request.prior):
+        words += ["--shards", shards]
     names = dict(enumerate(sequence.class_names))
     label = request.conditions.get("class")
     classes = [label] if isinstance(label, int) else []

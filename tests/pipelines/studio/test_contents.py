@@ -57,7 +57,7 @@ def test_single_parts_and_several_places(demo_run, tmp_path):
     lonely = copy_of(demo_run, tmp_path / "lonely", "prior-any-class")
     without = Contents.open([lonely / "prior-any-class"])
     (problem,) = without.problems
-    assert problem.startswith("prior-any-class cannot draw: its tokenizer is not on this page")
+    assert problem.startswith("prior-any-class cannot draw: the tokenizer is not on this page")
     with pytest.raises(UserError, match="open the studio with its folder, too"):
         without.image_tokenizer("prior-any-class")
     both = Contents.open([lonely / "prior-any-class", demo_run / "tokenizer"])
