@@ -60,6 +60,13 @@ $(call one_of,KIND,$(KINDS))
 
 $(foreach name,$(CONDITIONS),$(if $(filter $(name),$(MODALITIES)),,$(error CONDITIONS=$(name) is unknown: choose out of $(MODALITIES))))
 
+# An address such as hf://OWNER/NAME is for the studio only: its colon cannot be in the rules.
+PAGE     := $(RUN)
+ifneq ($(findstring :,$(RUN)),)
+$(if $(filter-out studio help,$(MAKECMDGOALS)),$(error RUN=$(RUN) is an address: only studio opens one, pass a folder))
+override RUN := $(subst :,-,$(RUN))
+endif
+
 PRIOR    := $(RUN)/prior-$(ORDER)$(if $(filter-out none,$(COND)),-$(COND))$(if $(word 2,$(SHARDS)),-blend)
 BESIDE   := $(CONDITIONS:%=$(RUN)/tokenizer-%/summary.json)
 SOURCE   := --dataset $(DATASET) --data $(DATA)
@@ -161,10 +168,11 @@ push: $(PRIOR)/summary.json ## Publish the prior with its tokenizer, and the sha
 report: $(READY) ## Write RUN/report/report.html
 	$(CLI) report $(RUN) $(SOURCE)
 
-# The demo run is made first where it does not exist.
-studio: $(if $(wildcard $(RUN)/*/model.safetensors),,$(if $(filter demo,$(DATASET)),quickstart)) | $(READY) ## Open a page to draw with the priors of RUN and to look into its tokens (PORT=, SET=--share)
+# The demo run is made first where it does not exist; another RUN is not, it may be misspelt.
+NODEMO   := $(if $(wildcard $(RUN)/*/model.safetensors),,$(and $(filter demo,$(DATASET)),$(filter runs/demo,$(RUN)),quickstart))
+studio: $(NODEMO) | $(READY) ## Open a page to draw with the priors of RUN and to look into its tokens (PORT=, SET=--share)
 	$(INSTALL) -e '.[studio]'
-	$(CLI) studio $(RUN) --port $(PORT) $(if $(filter studio,$(MAKECMDGOALS)),$(SET))
+	$(CLI) studio $(PAGE) --port $(PORT) $(if $(filter studio,$(MAKECMDGOALS)),$(SET))
 
 evaluate-prior: $(PRIOR)/summary.json ## Likelihood, distances and agreement with conditions of the prior (ORDER=, COND=)
 	$(NEEDDATA)

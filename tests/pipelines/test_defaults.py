@@ -95,6 +95,23 @@ def test_make_derives_folders_from_the_data(variables, run):
     assert f"--out {run}/tokenizer" in made.stdout
 
 
+@pytest.mark.parametrize("run", ["/nowhere", "hf://owner/name"])
+def test_make_opens_the_run_that_is_named_or_none(run):
+    made = subprocess.run(
+        ["make", "-C", ROOT, "-n", "studio", f"RUN={run}"], capture_output=True, text=True, check=True
+    )
+    assert f" studio {run} --port" in made.stdout
+    assert "data/demo" not in made.stdout
+
+
+def test_make_trains_into_no_address():
+    made = subprocess.run(
+        ["make", "-C", ROOT, "-n", "sample", "RUN=hf://owner/name"], capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 2
+    assert "RUN=hf://owner/name is an address" in made.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("IMAGEPRIORS_DATA"), reason="IMAGEPRIORS_DATA is unset: no real data")
 @pytest.mark.parametrize("name", ["ade20k", "cifar10", "imagenet-depth", "imagenet-sample", "landscapes"])

@@ -31,11 +31,14 @@ def as_path(path: PathLike) -> Path:
     """A path with the user's home folder in place of "~".
 
     Raises:
-        UserError: It is not a path.
+        UserError: It is not a path, or there is no such user.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r} is a {type(path).__name__}: pass a path, or what the function before this returned")
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path} begins with the home of a user that this machine does not know") from error
 
 
 def model_folder(path: PathLike) -> Path:

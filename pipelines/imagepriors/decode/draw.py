@@ -16,7 +16,7 @@ from codeprior.model import Prior
 from codeprior.sample import sample_codes, to_grids
 from codeprior.sample_config import SampleConfig
 from codeprior.window import sample_larger
-from codeshards.format import ShardDataset, ShardError
+from codeshards.format import ShardDataset, ShardError, Where
 from imagepriors.decode.partial import Codes, Mask, decode_partial
 from imagepriors.decode.rows import load_shard_tokenizer, read_rows, select_rows
 from imagepriors.reports.figures import colorize
@@ -225,7 +225,7 @@ def uses_rows(sequence: SequenceSpec, known_T: Mask) -> bool:
 
 
 def select_conditions(
-    sequence: SequenceSpec, shards: Path, n: int, samples: range, known_T: Mask
+    sequence: SequenceSpec, shards: Where, n: int, samples: range, known_T: Mask
 ) -> tuple[dict[str, Codes], Codes | None]:
     """Return the conditions of some of `n` samples.
 
@@ -251,7 +251,7 @@ def select_conditions(
 
 
 def _validation_rows(
-    sequence: SequenceSpec, shards: Path, n: int, indices: npt.NDArray[np.int64]
+    sequence: SequenceSpec, shards: Where, n: int, indices: npt.NDArray[np.int64]
 ) -> tuple[dict[str, Codes], Codes]:
     """Conditions and whole code sequences of validation rows, which repeat if there are fewer than `n`."""
     dataset = ShardDataset.open(shards)

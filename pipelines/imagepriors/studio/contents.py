@@ -1,25 +1,29 @@
 """What the page shows: priors, tokenizers and token shards, by name. A request names one of these, never a path."""
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from codeprior.config import PriorError, SequenceSpec
 from codeprior.sample_config import SampleConfig
 from codeshards.format import ShardDataset, ShardError
-from imagepriors.api.defaults import PathLike
+from imagepriors.api.defaults import PathLike, as_path
 from imagepriors.api.priors import ImagePrior
 from imagepriors.api.settings import stage_2_table
 from imagepriors.api.tokenizers import ImageTokenizer
 from imagepriors.decode.partial import REGIONS, known_codes
-from imagepriors.studio.jobs import plain
+from imagepriors.studio.jobs import folders_above, plain
 from imagepriors.studio.search import Part, Search, short_names
 from runkit.configs import from_dict
 from runkit.errors import UserError
+from runkit.names import listed
 from runkit.suggestions import choose_one_of
 
 _T = TypeVar("_T")
+_MISSING = "is not on this page: open the studio with its folder, too"
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,19 @@ class Contents:
     shards: Mapping[str, ShardDataset]
     """Name → finished token shards."""
     typed: Mapping[str, str]
-    """Name → path or address as the user wrote it, for commands to copy."""
+    """Name → path or address as the user wrote it, for commands to copy; for others without the folders above it."""
     fingerprints: Mapping[str, str]
     """Fingerprint of codes → name of the tokenizer that makes them."""
     problems: tuple[str, ...] = ()
     """What is damaged or not finished, in one sentence each."""
 
     @classmethod
-    def open(cls, places: Sequence[PathLike]) -> "Contents":
+    def open(cls, places: Sequence[PathLike], *, for_others: bool = False) -> "Contents":
         """Find what run folders, single priors, tokenizers, shards and addresses on the Hub hold.
+
+        Args:
+            places: Where to look.
+            for_others: Whether the page is for other people, too, who see no folders of this machine.
 
         Raises:
             UserError: A place holds none of these, or cannot be read.
@@ -57,11 +65,15 @@ class Contents:
             prefix = f"{short}/" if len(places) > 1 and len(found) > 1 else ""
             for one in found:
                 name = f"{prefix}{one.name if prefix or len(places) == 1 else short}"
-                if parts.setdefault(name, (one.part, one.typed))[0] is one.part and one.fingerprint:
+                typed = _below(one.typed, place) if for_others else one.typed
+                if parts.setdefault(name, (one.part, typed))[0] is one.part and one.fingerprint:
                     fingerprints.setdefault(one.fingerprint, name)
+        priors = {name: part for name, (part, _) in parts.items() if isinstance(part, ImagePrior)}
+        if without := [name for name, prior in priors.items() if prior.sequence.fingerprint not in fingerprints]:
+            search.problems.append(f"{listed(without)} cannot draw: the tokenizer {_MISSING}")
         return cls(
             title=", ".join(shorts),
-            priors={name: part for name, (part, _) in parts.items() if isinstance(part, ImagePrior)},
+            priors=priors,
             tokenizers={name: part for name, (part, _) in parts.items() if isinstance(part, ImageTokenizer)},
             shards={name: part for name, (part, _) in parts.items() if isinstance(part, ShardDataset)},
             typed={name: typed for name, (_, typed) in parts.items()},
@@ -127,7 +139,7 @@ class Contents:
             UserError: It is not among the tokenizers.
         """
         if fingerprint not in self.fingerprints:
-            raise UserError(f"the tokenizer of {what} is not on this page: open the studio with its folder, too")
+            raise UserError(f"the tokenizer of {what} {_MISSING}")
         return self.tokenizers[self.fingerprints[fingerprint]]
 
     def shards_of(self, prior: str) -> str | None:
@@ -142,10 +154,13 @@ class Contents:
 
     @functools.cached_property
     def places(self) -> dict[str, str]:
-        """Absolute path → name of the part there, for messages."""
+        """Absolute path → what messages have in its place: the name of a part, and of other folders the last part."""
         models: dict[str, ImagePrior | ImageTokenizer] = {**self.priors, **self.tokenizers}
         found = {str(part.folder): name for name, part in models.items() if part.folder.is_absolute()}
-        return found | {str(part.path.local): name for name, part in self.shards.items() if part.path.local}
+        found |= {str(part.path.local): name for name, part in self.shards.items() if part.path.local}
+        beside = [str(prior.shards) for prior in self.priors.values() if prior.shards.is_absolute()]
+        above = folders_above([*found, *beside, str(Path.cwd()), os.environ.get("HOME", "")])
+        return {path: name for path, name in above.items() if path.removesuffix("/") not in found} | found
 
     def sampling(self, prior: str) -> SampleConfig:
         """Return the configuration that the command line would sample a prior with; errors as :meth:`prior`."""
@@ -230,6 +245,14 @@ def regions(sequence: SequenceSpec) -> dict[str, list[int]]:
             continue
         found[name] = sorted(sequence.permutation(sequence.height, sequence.width)[known_T].tolist())
     return found
+
+
+def _below(typed: str, place: PathLike) -> str:
+    """A path without the folders above its place; of one that is elsewhere, the last part; others as they are."""
+    path, above = Path(typed), as_path(place).absolute().parent
+    if not path.is_absolute():
+        return typed
+    return str(path.relative_to(above)) if path.is_relative_to(above) else path.name
 
 
 def _named(table: Mapping[str, _T], kind: str, name: str) -> _T:

@@ -7,6 +7,7 @@ import dataclasses
 import shlex
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from codeprior.config import PriorError, SequenceSpec
 from codeprior.given import UNKNOWN, given_region, given_scales
 from codeprior.sample import sample_codes
 from codeprior.sample_config import SampleConfig
+from codeshards.format import Store, absolute
 from imagepriors.api.conditions import condition_tokens
-from imagepriors.decode.draw import decode_condition, select_conditions
+from imagepriors.decode.draw import select_conditions
 from imagepriors.decode.partial import decode_partial
+from imagepriors.reports.figures import colorize
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.jobs import Event, Report
 from imagepriors.studio.pictures import uris
@@ -165,7 +168,7 @@ def conditions_of(contents: Contents, request: DrawRequest) -> dict[str, Codes]:
     if from_rows:
         count = -(-n // _PER_CONDITION)
         nothing = np.zeros(sequence.length, bool)
-        rows, _ = select_conditions(sequence, prior.shards, count, range(count), nothing)
+        rows, _ = select_conditions(sequence, _shards_of(contents, request.prior), count, range(count), nothing)
         found = {name: tokens.repeat(_PER_CONDITION, 0)[:n] for name, tokens in rows.items()}
     elif sequence.conditions[0].name == "class" and "class" not in chosen:
         chosen["class"] = [index % sequence.conditions[0].vocabulary for index in range(n)]
@@ -174,12 +177,35 @@ def conditions_of(contents: Contents, request: DrawRequest) -> dict[str, Codes]:
 
 def _hints(contents: Contents, request: DrawRequest, conditions: dict[str, Codes]) -> list[str]:
     """The first condition that was taken from validation rows, a picture for each row; empty if none was."""
-    prior = contents.prior(request.prior)
-    if not _from_rows(prior.sequence, request):
+    sequence = contents.prior(request.prior).sequence
+    if not _from_rows(sequence, request):
         return []
-    missing = tuple(part for part in prior.sequence.conditions if part.name not in request.conditions)
-    each = {name: tokens[::_PER_CONDITION] for name, tokens in conditions.items()}
-    return uris(decode_condition(dataclasses.replace(prior.sequence, conditions=missing), prior.shards, each))
+    part = next(part for part in sequence.conditions if part.name not in ("class", *request.conditions))
+    tokenizer = contents.condition_tokenizer(request.prior, part.name).loaded
+    codes_Ahw = conditions[part.name][::_PER_CONDITION].reshape(-1, part.height, part.width)
+    return uris(colorize(tokenizer.decode(codes_Ahw)))
+
+
+def _shards_of(contents: Contents, prior: str) -> Store:
+    """The shards whose validation rows have the conditions of a prior.
+
+    Raises:
+        UserError: They are not among the shards.
+    """
+    if (name := contents.shards_of(prior)) is None:
+        raise UserError(
+            f"the conditions of {prior} come from token shards that are not on this page: open the studio with their "
+            "folder, too"
+        )
+    return contents.shards[name].path
+
+
+def shards_elsewhere(contents: Contents, prior: str) -> str:
+    """Return the path or address of a prior's shards as the user wrote it; empty if they are beside the prior."""
+    name = contents.shards_of(prior)
+    if name is None or Path(str(absolute(contents.shards[name].path))) == contents.prior(prior).shards:
+        return ""
+    return contents.typed[name]
 
 
 def _given(sequence: SequenceSpec, tokenizer: Tokenizer, request: DrawRequest) -> Codes | None:
@@ -226,6 +252,8 @@ def command(contents: Contents, request: DrawRequest) -> str:
         return ""
     sequence = contents.prior(request.prior).sequence
     words = ["imagepriors", "sample", "--prior", contents.typed[request.prior], "--n", str(request.n)]
+    if shards := shards_elsewhere(contents, request.prior):
+        words += ["--shards", shards]
     names = dict(enumerate(sequence.class_names))
     label = request.conditions.get("class")
     classes = [label] if isinstance(label, int) else []

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from runkit.names import plain_path
 from runkit.places import absolute
 from vqgan.plugin_tokenizer import plugin_name
 
+log = logging.getLogger(__name__)
 _PACKAGES = ("runkit", "vqgan", "codeshards", "codeprior", "imagepriors")
 _REQUIRED = (
     "dacite", "jinja2", "matplotlib", "numpy", "packaging", "pillow", "pyarrow", "safetensors", "starlette", "tqdm",
@@ -31,6 +33,8 @@ _REQUIRED = (
 )  # fmt: skip
 """Dependencies of the page beside torch. Those of training, Ray and evaluation are left out."""
 _PORT = 7860
+_SPLIT = "val"
+"""Split whose rows are exported. Those of training stay where they are."""
 _NAMES = ("Dockerfile", "README.md", "requirements.txt", ".gitattributes", "packages", "model")
 _MARK = "# The studio of imagepriors"
 _DOCKERFILE = """\
@@ -115,7 +119,7 @@ def export_studio(places: Sequence[Path], out: Path) -> str:
             folders.append(folder)
         _copy_packages(made / "packages")
         for name, text in _texts(", ".join(short_names(places)), folders, parts).items():
-            (made / name).write_text(text)
+            (made / name).write_text(text, encoding="utf-8")
         if out.exists():
             out.rename(Path(temp, "old"))
         made.rename(out)
@@ -135,7 +139,7 @@ def _check_replaceable(out: Path) -> None:
     others = sorted(found - set(_NAMES))
     if found and not others and not (out / "Dockerfile").is_file():
         others = sorted(found)
-    if not others and found and not (out / "Dockerfile").read_text().startswith(_MARK):
+    if not others and found and not (out / "Dockerfile").read_text(encoding="utf-8").startswith(_MARK):
         others = ["Dockerfile"]
     if others:
         raise UserError(f"{out} holds {others[0]}, which is not of an exported studio: choose another folder")
@@ -148,7 +152,10 @@ def _copy_models(contents: Contents, folder: Path) -> list[str]:
         _copy_files(prior.folder, prior_folder(prior.folder), folder / plain_path(name, "the folder"))
         sequence = prior.sequence
         lines.append(f"- {name}: a prior over {sequence.height}×{sequence.width} codes in {sequence.order_text}")
-    stored = [str(absolute(dataset.path)) for dataset in contents.shards.values()]
+    shown = {name: dataset for name, dataset in contents.shards.items() if _has_rows(dataset)}
+    if not (shown or contents.priors or contents.tokenizers):
+        raise UserError(f"{contents.title} has no validation rows, and training rows are not exported: leave it out")
+    stored = [str(absolute(dataset.path)) for dataset in shown.values()]
     for name, tokenizer in contents.tokenizers.items():
         if plugin_name(tokenizer.folder):
             raise UserError(f"{name} is a tokenizer of another package, which cannot be exported: leave it out")
@@ -156,8 +163,11 @@ def _copy_models(contents: Contents, folder: Path) -> list[str]:
         lines.append(f"- {name}: a tokenizer of {net.resolution}×{net.resolution} {net.modality}")
         if not any(str(tokenizer.folder).startswith(f"{place}/") for place in stored):
             _copy_files(tokenizer.folder, tokenizer.folder, folder / plain_path(name, "the folder"))
-    for name, dataset in contents.shards.items():
-        lines.append(f"- {name}: {_copy_shards(dataset, folder / plain_path(name, 'the folder'))}")
+    for name, dataset in shown.items():
+        _copy_shards(dataset, folder / plain_path(name, "the folder"))
+        lines.append(f"- {name}: {dataset.rows(_SPLIT):,} validation rows")
+    for name in contents.shards.keys() - shown:
+        log.warning("%s are left out: they have no validation rows, and training rows are not exported", name)
     return lines
 
 
@@ -169,13 +179,15 @@ def _copy_files(run: Path, weights: Path, out: Path) -> None:
             shutil.copyfile(source, out / name)
 
 
-def _copy_shards(dataset: ShardDataset, out: Path) -> str:
-    """Write the validation rows of shards, all where there are none; returns what was written."""
-    splits = [split for split in ("val",) if split in dataset.splits and dataset.rows(split)] or list(dataset.splits)
-    convert(dataset.path, out, dataset.manifest.formats[:1], splits=splits)
+def _has_rows(dataset: ShardDataset) -> bool:
+    return _SPLIT in dataset.splits and dataset.rows(_SPLIT) > 0
+
+
+def _copy_shards(dataset: ShardDataset, out: Path) -> None:
+    """Write the validation rows of shards."""
+    convert(dataset.path, out, dataset.manifest.formats[:1], splits=[_SPLIT])
     for path in out.glob(".*.lock"):
         path.unlink()
-    return ", ".join(f"{dataset.rows(split):,} {split} rows" for split in splits)
 
 
 def _copy_packages(out: Path) -> None:
@@ -195,10 +207,10 @@ def _copy_packages(out: Path) -> None:
 def _texts(title: str, folders: list[str], parts: list[str]) -> dict[str, str]:
     """The other files: name → content."""
     command = ["python", "-m", "imagepriors", "studio", *folders, "--port", str(_PORT), "--public"]
-    torch = _version("torch")
+    torch, heading = _version("torch"), json.dumps(f"{title}: imagepriors studio", ensure_ascii=False)
     about = {
         "mark": _MARK, "port": _PORT, "python": f"{sys.version_info.major}.{sys.version_info.minor}", "torch": torch,
-        "command": json.dumps(command), "name": title, "title": json.dumps(f"{title}: imagepriors studio"),
+        "command": json.dumps(command, ensure_ascii=False), "name": title, "title": heading,
         "parts": "\n".join(parts), "version": importlib.metadata.version("imagepriors"),
     }  # fmt: skip
     pins = [f"{name}=={_version(name)}" for name in sorted(_closure(_REQUIRED))]

@@ -6,8 +6,9 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -153,6 +154,20 @@ def message_of(error: Exception, places: Mapping[str, str] = _NO_PLACES) -> str:
         log.error("a request failed", exc_info=error)
         return "this failed because of a fault in the program; the terminal of the studio shows which"
     return plain(message, places)
+
+
+def folders_above(paths: Iterable[str]) -> dict[str, str]:
+    """Return what messages have in place of folders whose names have spaces or brackets, where a path seems to end.
+
+    Args:
+        paths: Absolute paths.
+
+    Returns:
+        Such a path, or folder above it → its last part; with a slash at the end → nothing.
+    """
+    folders = {folder for path in map(Path, paths) for folder in (path, *path.parents) if folder.is_absolute()}
+    ended = [folder for folder in folders if folder.name and not _ABSOLUTE.fullmatch(f"{folder}/x")]
+    return {f"{folder}/": "" for folder in ended} | {str(folder): folder.name for folder in ended}
 
 
 def plain(message: str, places: Mapping[str, str] = _NO_PLACES) -> str:

@@ -15,7 +15,7 @@ from codeprior.sample_config import SampleConfig
 from imagepriors.decode.rows import read_rows
 from imagepriors.reports.figures import colorize, png_bytes
 from imagepriors.studio.contents import Contents
-from imagepriors.studio.drawing import DrawRequest, sampling_of
+from imagepriors.studio.drawing import DrawRequest, sampling_of, shards_elsewhere
 from imagepriors.studio.jobs import Event
 from imagepriors.studio.pictures import decode_few, decoding, read_bytes, read_picture_as, uris
 from runkit.configs import check_fields, require
@@ -257,7 +257,7 @@ def script(contents: Contents, request: ScriptRequest) -> Event:
         UserError: The prior has no such condition, or its tokenizer is unknown.
     """
     drawn = request.draw
-    prior = contents.prior(drawn.prior)
+    prior, shards = contents.prior(drawn.prior), shards_elsewhere(contents, drawn.prior)
     conditions: dict[str, str] = {}
     lines: list[str] = []
     for part in prior.sequence.conditions:
@@ -272,7 +272,7 @@ def script(contents: Contents, request: ScriptRequest) -> Event:
     settings = "".join(f", {name}={value!r}" for name, value in chosen.items() if value != defaults[name])
     pairs = ", ".join(f'"{name}": {value}' for name, value in conditions.items())
     lines += [
-        f"prior = ip.load_prior({contents.typed[drawn.prior]!r})",
+        f"prior = ip.load_prior({contents.typed[drawn.prior]!r}{f', shards={shards!r}' if shards else ''})",
         f"samples = prior.sample({drawn.n}, condition={{{pairs}}}{settings})",
         'samples[0].save("sample.png")',
     ]

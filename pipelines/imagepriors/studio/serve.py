@@ -54,10 +54,9 @@ def serve(
 
     if share and public:
         raise UserError("share requires a key and public requires none: choose one of them")
-    logging.getLogger("imagepriors.api.defaults").setLevel(logging.WARNING)  # logs the preset of each prior
     listener = listen("0.0.0.0" if share or public else "127.0.0.1", port)
     _limit_threads()
-    contents = Contents.open(places)
+    contents = Contents.open(places, for_others=share or public)
     app = make_app(contents, access := Access.public() if public else Access.shared() if share else Access())
 
     class Server(uvicorn.Server):
@@ -71,6 +70,7 @@ def serve(
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it logs answers that it cuts off
             await super().shutdown(sockets)
 
+    logging.getLogger("imagepriors.api.defaults").setLevel(logging.WARNING)  # logs the preset of each prior
     _announce(access, listener, "public" if public else "shared" if share else "local", browser)
     for problem in contents.problems:
         log.warning("%s", problem)

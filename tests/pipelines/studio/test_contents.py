@@ -1,18 +1,24 @@
 """What the page finds in places, and the networks that it keeps in memory."""
 
+import json
+import re
 import shutil
 import threading
 
 import numpy as np
 import pytest
 from plugin_package import install
+from safetensors.numpy import load_file, save_file
 
+import imagepriors as ip
 from imagepriors.demo.scenes import SEGMENTATION_NAMES
 from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
+from imagepriors.studio.jobs import message_of, plain
 from imagepriors.studio.networks import Networks, StudioPrior, StudioTokenizer
 from imagepriors.studio.rows import RowsRequest, rows
 from runkit.errors import UserError
+from vqgan.checkpoint import fingerprint
 
 
 def copy_of(run, folder, *names):
@@ -50,6 +56,8 @@ def test_single_parts_and_several_places(demo_run, tmp_path):
     assert drawn(alone, "prior-any-class")
     lonely = copy_of(demo_run, tmp_path / "lonely", "prior-any-class")
     without = Contents.open([lonely / "prior-any-class"])
+    (problem,) = without.problems
+    assert problem.startswith("prior-any-class cannot draw: the tokenizer is not on this page")
     with pytest.raises(UserError, match="open the studio with its folder, too"):
         without.image_tokenizer("prior-any-class")
     both = Contents.open([lonely / "prior-any-class", demo_run / "tokenizer"])
@@ -203,3 +211,125 @@ def test_shards_bring_the_names_of_the_labels_of_masks(contents: Contents) -> No
     (shards,) = contents.described["shards"]
     assert shards["label_names"] == ["unlabelled", *SEGMENTATION_NAMES]
     assert shards["conditions"].keys() == {"segmentation", "depth", "pose"}
+
+
+def damaged_copy(demo_run, folder):
+    """The shards and two priors of the run."""
+    return copy_of(demo_run, folder, "shards", "prior-any-class", "prior-row_major-depth")
+
+
+def test_a_damaged_stored_tokenizer_is_named_and_the_rest_shown(demo_run, tmp_path):
+    run = damaged_copy(demo_run, tmp_path / "demo")
+    (run / "shards/tokenizer/config.json").write_text("{broken")
+    (run / "shards/tokenizer-depth/config.json").write_text("[]")
+    copy_of(demo_run / "shards", run / "prior-any-class", "tokenizer")
+    found = Contents.open([run])
+    shown = found.described
+    assert [one["name"] for one in shown["tokenizers"]] == [
+        "tokenizer-pose", "tokenizer-segmentation", "prior-any-class/tokenizer",
+    ]  # fmt: skip
+    for name in ("shards/tokenizer", "shards/tokenizer-depth"):
+        assert sum(problem.startswith(f"{name} cannot be shown: ") for problem in shown["problems"]) == 1
+    assert drawn(found, "prior-any-class")
+    (run / "prior-any-class/tokenizer/config.json").write_text("{")
+    assert any(problem.startswith("prior-any-class/tokenizer") for problem in Contents.open([run]).problems)
+
+
+def retrained(tokenizer):
+    """Change the weights of a tokenizer."""
+    path = tokenizer / "model.safetensors"
+    save_file({name: values + 1 if "decoder" in name else values for name, values in load_file(path).items()}, path)
+
+
+def test_a_tokenizer_is_hidden_by_an_equal_one_only(demo_run, tmp_path, contents):
+    run = copy_of(demo_run, tmp_path / "demo", "tokenizer", "tokenizer-depth", "shards", "prior-any-class")
+    equal = load_file(run / "tokenizer-depth/model.safetensors")
+    save_file(equal, run / "tokenizer-depth/model.safetensors", {"made": "again"})
+    assert set(Contents.open([run]).tokenizers) == set(contents.tokenizers)
+    retrained(run / "tokenizer")
+    found = Contents.open([run])
+    assert {"shards/tokenizer", *contents.tokenizers} == set(found.tokenizers)
+    assert found.typed["shards/tokenizer"] == f"{run}/shards/tokenizer"
+    assert found.fingerprints[found.shards["shards"].spec.image.fingerprint] == "shards/tokenizer"
+    assert found.tokenizers["tokenizer"].fingerprint != contents.tokenizers["tokenizer"].fingerprint
+    assert drawn(found, "prior-any-class") == drawn(contents, "prior-any-class")
+
+
+def test_several_shards_of_a_run_keep_their_tokenizers(demo_run, tmp_path):
+    run = copy_of(demo_run, tmp_path / "demo", "shards", "prior-any-class", "prior-row_major-class")
+    retrained(shutil.copytree(demo_run / "tokenizer", tmp_path / "other"))
+    old, new = (fingerprint(place) for place in (demo_run / "tokenizer", tmp_path / "other"))
+    cells = ip.load_tokenizer(tmp_path / "other").config.grid[0] ** 2
+    (tmp_path / "tokens.jsonl").write_text(f'{{"class_id": 0, "tokens": {[1] * cells}}}\n' * 4)
+    ip.import_shards(
+        tmp_path / "tokens.jsonl", run / "shards-2", tokenizer=tmp_path / "other", lines=1, val_every=2, shard_rows=2
+    )
+    config = run / "prior-any-class/config.json"
+    config.write_text(config.read_text().replace(old, new))
+    found = Contents.open([run])
+    assert [name for name in found.tokenizers if name.endswith("/tokenizer")] == ["shards-2/tokenizer"]
+    assert found.fingerprints == found.fingerprints | {old: "tokenizer", new: "shards-2/tokenizer"}
+    assert rows(found, RowsRequest(shards="shards-2", split="val", count=1))["rows"][0]["picture"]
+    assert found.image_tokenizer("prior-any-class") is found.tokenizers["shards-2/tokenizer"]
+    assert drawn(found, "prior-any-class")
+    assert drawn(found, "prior-row_major-class")
+
+
+def test_a_stored_tokenizer_of_other_codes_is_refused_when_it_is_loaded(demo_run, tmp_path):
+    run = copy_of(demo_run, tmp_path / "demo", "shards", "prior-any-class")
+    retrained(run / "shards/tokenizer")
+    found = Contents.open([run])
+    for _ in range(2):
+        with pytest.raises(UserError, match="the codes were made by"):
+            drawn(found, "prior-any-class")
+    copy_of(demo_run, run, "tokenizer")
+    assert drawn(Contents.open([run]), "prior-any-class")  # that of the run made them
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("~nosuch/x", "home of a user"),
+        ("x" * 5000, "File name too long"),
+        ("http://127.0.0.1:9/x", "http://127.0.0.1:9/x does not exist"),
+        (__file__, f"{__file__} is a file"),
+    ],
+    ids=["user", "long", "web", "file"],
+)
+def test_places_that_cannot_be_opened_are_named(place, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Contents.open([place])
+
+
+def test_pages_for_others_show_no_folder_of_this_machine(demo_run, tmp_path):
+    run = copy_of(demo_run, tmp_path / "Jane Doe (private)/demo", "shards", "prior-any-class")
+    copy_of(demo_run, run.parent / "more", "prior-row_major-class")
+    places = [run, run.parent / "more/prior-row_major-class", run / "prior-any-class"]
+    found = Contents.open(places, for_others=True)
+    assert found.typed["demo/tokenizer"] == "demo/shards/tokenizer"
+    assert found.typed["prior-row_major-class"] == "prior-row_major-class"
+    last = draw(found, DrawRequest(prior="demo/prior-any-class", n=1), lambda *_, **__: None)
+    assert "--prior demo/prior-any-class" in last["command"]
+    assert "Jane" not in json.dumps([found.described, last])
+    assert Contents.open([run]).typed["prior-any-class"] == f"{run}/prior-any-class"
+
+
+@pytest.mark.parametrize("folder", ["Jane Doe (private)", "a [b]", "plain"])
+def test_messages_name_no_folder_of_this_machine(demo_run, tmp_path, monkeypatch, folder):
+    run = copy_of(demo_run, tmp_path / folder / "demo", "shards", "prior-any-class")
+    monkeypatch.setenv("HOME", str(tmp_path / "my home"))
+    monkeypatch.chdir(run.parent)
+    found = Contents.open([run])
+    (run / "shards/tokenizer/model.safetensors").unlink()
+    with pytest.raises(UserError) as missing:
+        drawn(found, "prior-any-class")
+    for error in (
+        missing.value,
+        UserError(f"{run.parent}/other/x.json is damaged"),
+        UserError(f"see '{run}/prior-any-class/y.json' and {tmp_path}/my home/.cache/z"),
+        UserError(f"in {tmp_path}/{folder}: not found"),
+    ):
+        message = message_of(error, found.places)
+        assert "Jane Doe" not in message.replace("in Jane Doe (private): not", "")
+        assert str(tmp_path) not in message
+    assert plain(f"{run}/prior-any-class/y.json", found.places) == "prior-any-class/y.json"

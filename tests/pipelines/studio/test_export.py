@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,12 @@ import yaml
 from studio_server import request, run
 
 import imagepriors as ip
+from codeshards.tools.convert import convert
 from imagepriors.cli import main
+from imagepriors.studio.contents import Contents
 from imagepriors.studio.drawing import DrawRequest, draw
+from imagepriors.studio.export import export_studio
+from runkit.errors import UserError
 
 BLOCK = """
 import sys
@@ -97,3 +102,25 @@ def test_only_an_earlier_export_is_replaced(folder, demo_run, tmp_path, capsys):
     assert main(["studio", str(demo_run), "--export", str(folder)]) == 2
     assert ".git" in capsys.readouterr().err
     (folder / ".git").rmdir()
+
+
+def test_training_rows_are_not_exported(demo_run, tmp_path, caplog):
+    run = tmp_path / "🦆 «ducks» \U0001f468\u200d\U0001f469"
+    shutil.copytree(demo_run / "prior-any-class", run / "prior-any-class")
+    convert(demo_run / "shards", run / "shards", ["parquet"], splits=["train"])
+    assert main(["studio", str(run), "--export", str(tmp_path / "space")]) == 0
+    assert "shards are left out" in caplog.text
+    assert not list((tmp_path / "space").rglob("*.parquet"))
+    readme = (tmp_path / "space/README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(readme.split("---")[1])["title"] == f"{run.name}: imagepriors studio"
+    assert "shards" not in readme.split("A page on which")[1].split("On this machine")[0].replace("token shards", "")
+    docker = (tmp_path / "space/Dockerfile").read_text(encoding="utf-8")
+    (model,) = [one for one in json.loads(re.search(r"^CMD (\[.*\])$", docker, re.MULTILINE)[1]) if "model/" in one]
+    found = Contents.open([tmp_path / "space" / model])
+    assert draw(found, DrawRequest(prior="prior-any-class", n=1), lambda *_, **__: None)["codes"]
+
+    convert(demo_run / "shards", tmp_path / "bare", ["parquet"], splits=["train"])
+    for tokenizer in (tmp_path / "bare").glob("tokenizer*"):
+        shutil.rmtree(tokenizer)
+    with pytest.raises(UserError, match="no validation rows"):
+        export_studio([tmp_path / "bare"], tmp_path / "other")

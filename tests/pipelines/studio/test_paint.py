@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,18 @@ def test_the_script_draws_the_same_from_the_saved_map(contents, tmp_path, monkey
     assert "encode" not in as_is
     exec(as_is, names)
     assert names["samples"].codes.reshape(3, -1).tolist() == last["codes"]
+
+
+def test_the_script_names_shards_that_are_elsewhere(demo_run, tmp_path, monkeypatch):
+    prior = "prior-row_major-segmentation"
+    shutil.copytree(demo_run / prior, tmp_path / prior)
+    found = Contents.open([tmp_path / prior, demo_run / "shards"])
+    (grid,) = [part for part in found.described["priors"][0]["conditions"] if part["name"] == "segmentation"]
+    codes = [0] * (grid["grid"][0] * grid["grid"][1])
+    request = DrawRequest(prior=prior, conditions={"segmentation": codes})
+    monkeypatch.chdir(tmp_path)
+    exec(script(found, ScriptRequest(draw=request, painted=[]))["script"], {})
+    assert Path("sample.png").exists()
 
 
 def test_class_and_mask_mix(both, monkeypatch, tmp_path):
