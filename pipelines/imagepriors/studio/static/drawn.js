@@ -2,8 +2,6 @@
 
 import { copyButton, el, empty, JobStatus, pictures } from "./widgets.js";
 
-const PER_CONDITION = 4; // pictures that follow the same condition of a validation picture
-
 /** The results of a tab: `invitation` is what they say while there are none, `heading` is that of the conditions. */
 export class Drawn {
   constructor(invitation, heading, copyText) {
@@ -56,9 +54,9 @@ export class Drawn {
 }
 
 /** Which pictures follow each condition. */
-export function followers({ hints, pictures: drawn }) {
+export function followers({ hints, pictures: drawn, pictures_per_hint: each }) {
   return hints.map((_, index) => {
-    const [first, last] = [PER_CONDITION * index + 1, Math.min(PER_CONDITION * (index + 1), drawn.length)];
+    const [first, last] = [each * index + 1, Math.min(each * (index + 1), drawn.length)];
     return first === last ? `Sample ${first}` : `Samples ${first} to ${last}`;
   });
 }
