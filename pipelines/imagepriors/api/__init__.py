@@ -10,6 +10,7 @@ from imagepriors.api.plans import plan_prior, plan_samples, plan_tokenize, plan_
 from imagepriors.api.priors import ImagePrior, import_prior, load_prior
 from imagepriors.api.samples import SampledImages
 from imagepriors.api.shards import add_codes, add_conditions, import_shards, inspect, open_shards, tokenize
+from imagepriors.api.studio import open_studio
 from imagepriors.api.tokenizers import (
     ImageTokenizer,
     evaluate_tokenizer,
@@ -52,6 +53,7 @@ __all__ = [
     "load_tokenizer",
     "open_dataset",
     "open_shards",
+    "open_studio",
     "plan_prior",
     "plan_samples",
     "plan_tokenize",

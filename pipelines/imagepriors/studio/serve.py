@@ -3,20 +3,23 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 import webbrowser
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from imagepriors.api.defaults import PathLike
 from imagepriors.studio.contents import Contents
 from runkit.errors import UserError
 from runkit.machine import usable_cores
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from imagepriors.studio.guard import Access
 
 log = logging.getLogger(__name__)
@@ -30,7 +33,7 @@ _ENDING_S = 1.0
 
 
 def serve(
-    places: Sequence[Path], *, port: int, share: bool = False, public: bool = False, browser: bool = False
+    places: Sequence[PathLike], *, port: int, share: bool = False, public: bool = False, browser: bool = False
 ) -> str:
     """Serve the page; returns when Ctrl-C ends it.
 
@@ -44,20 +47,73 @@ def serve(
     Raises:
         UserError: A place holds nothing to show, the port is taken, or the packages are missing.
     """
-    try:
-        import starlette  # noqa: F401 - the message is the same for both packages
-        import uvicorn
-    except ImportError as error:
-        raise UserError(f"the studio requires {error.name}: pip install 'imagepriors[studio]'") from error
-    from imagepriors.studio.guard import Access, Connection
-    from imagepriors.studio.server import make_app
+    _check_packages()
+    from imagepriors.studio.guard import Access
 
     if share and public:
         raise UserError("share requires a key and public requires none: choose one of them")
-    listener = listen("0.0.0.0" if share or public else "127.0.0.1", port)
+    access = Access.public() if public else Access.shared() if share else Access()
+    listener = listen("127.0.0.1" if access.local else "0.0.0.0", port)
+    server = make_server(places, access)
+    _announce(access, listener, "public" if public else "shared" if share else "local", browser)
+    with contextlib.suppress(KeyboardInterrupt):  # the server raises it again, after it has ended
+        server.run(sockets=[listener])
+    _leave("the studio has ended")
+    return "the studio has ended"
+
+
+class Studio:
+    """A page that a thread serves until it is closed; make one with :func:`.open_studio`."""
+
+    def __init__(self, places: Sequence[PathLike], port: int, *, share: bool) -> None:
+        _check_packages()
+        from imagepriors.studio.guard import Access
+
+        access = Access.shared() if share else Access()
+        self._server = make_server(places, access)
+        listener = listen("127.0.0.1" if access.local else "0.0.0.0", port)
+        self.url = address_of(access, listener)
+        """The link to open."""
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"Studio({self.url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop what is drawn, and serve the page no longer."""
+        self._server.handle_exit(signal.SIGTERM, None)
+        self._thread.join()
+
+
+def _check_packages() -> None:
+    try:
+        import starlette  # noqa: F401 - the message is the same for both packages
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the studio requires {error.name}: pip install 'imagepriors[studio]'") from error
+
+
+def make_server(places: Sequence[PathLike], access: "Access") -> "uvicorn.Server":
+    """Return the server of a page, which logs what it cannot show.
+
+    Raises:
+        UserError: A place holds nothing to show.
+    """
+    import uvicorn
+
+    from imagepriors.studio.guard import Connection
+    from imagepriors.studio.server import make_app
+
     _limit_threads()
-    contents = Contents.open(places, for_others=share or public)
-    app = make_app(contents, access := Access.public() if public else Access.shared() if share else Access())
+    contents = Contents.open(places, for_others=not access.local)
+    app = make_app(contents, access)
 
     class Server(uvicorn.Server):
         """A server whose jobs end with it."""
@@ -71,14 +127,11 @@ def serve(
             await super().shutdown(sockets)
 
     logging.getLogger("imagepriors.api.defaults").setLevel(logging.WARNING)  # logs the preset of each prior
-    _announce(access, listener, "public" if public else "shared" if share else "local", browser)
     for problem in contents.problems:
         log.warning("%s", problem)
-    config = uvicorn.Config(app, http=Connection, log_level="error", timeout_graceful_shutdown=1, limit_concurrency=512)
-    with contextlib.suppress(KeyboardInterrupt):  # the server raises it again, after it has ended
-        Server(config).run(sockets=[listener])
-    _leave("the studio has ended")
-    return "the studio has ended"
+    return Server(
+        uvicorn.Config(app, http=Connection, log_level="error", timeout_graceful_shutdown=1, limit_concurrency=512)
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -107,12 +160,17 @@ def _limit_threads() -> None:
 
 
 def _announce(access: "Access", listener: socket.socket, how: str, browser: bool) -> None:
-    port = listener.getsockname()[1]
-    path = f"/?key={access.key}" if access.key else "/"
-    log.info("open http://%s:%d%s; Ctrl-C ends it", "127.0.0.1" if access.local else _own_address(), port, path)
+    address = address_of(access, listener)
+    log.info("open %s; Ctrl-C ends it", address)
     log.info(_NOTES[how])
     if browser:
-        webbrowser.open(f"http://127.0.0.1:{port}{path}")
+        webbrowser.open(address)
+
+
+def address_of(access: "Access", listener: socket.socket) -> str:
+    """Return the link that opens the page."""
+    key = f"?key={access.key}" if access.key else ""
+    return f"http://{'127.0.0.1' if access.local else _own_address()}:{listener.getsockname()[1]}/{key}"
 
 
 def _own_address() -> str:
