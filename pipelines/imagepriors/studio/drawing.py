@@ -85,8 +85,8 @@ def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
 
     Returns:
         ``pictures``, their ``codes`` [N][h·w] and ``classes`` (if the prior has them), ``hints`` (conditions that were
-        taken from validation rows) with ``pictures_per_hint``, ``kept`` (a picture of the codes that are kept, if there
-        are any), and the ``command`` that draws the same, empty if there is none.
+        taken from validation rows) with ``pictures_per_hint``, ``kept`` (a picture of the scales that are kept, if any
+        are), and the ``command`` that draws the same, empty if there is none.
 
     Raises:
         UserError: A name, a condition, the known cells or a field of the sampling does not fit.
@@ -125,7 +125,9 @@ def draw(contents: Contents, request: DrawRequest, report: Report) -> Event:
         "classes": conditions["class"].tolist() if "class" in conditions else [],
         "hints": _hints(contents, request, conditions),
         "pictures_per_hint": _PER_CONDITION,
-        "kept": [] if given_NT is None else uris(decode_partial(tokenizer, sequence, given_NT[:1])),
+        "kept": uris(decode_partial(tokenizer, sequence, given_NT[:1]))
+        if request.scales and given_NT is not None
+        else [],
         "command": command(contents, request),
     }
 

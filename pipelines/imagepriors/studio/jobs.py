@@ -142,7 +142,7 @@ class JobQueue:
 
 
 def message_of(error: Exception, places: Mapping[str, str] = _NO_PLACES) -> str:
-    """Return what a person is told about an error; that of a bug is in the log only.
+    """Return the message of an error for the page; the error of a bug is logged, and the message only says so.
 
     Args:
         error: The error.

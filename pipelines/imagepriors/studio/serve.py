@@ -47,14 +47,7 @@ def serve(
     Raises:
         UserError: A place holds nothing to show, the port is taken, or the packages are missing.
     """
-    _check_packages()
-    from imagepriors.studio.guard import Access
-
-    if share and public:
-        raise UserError("share requires a key and public requires none: choose one of them")
-    access = Access.public() if public else Access.shared() if share else Access()
-    listener = listen("127.0.0.1" if access.local else "0.0.0.0", port)
-    server = make_server(places, access)
+    server, listener, access = _prepared(places, port, share=share, public=public)
     _announce(access, listener, "public" if public else "shared" if share else "local", browser)
     with contextlib.suppress(KeyboardInterrupt):  # the server raises it again, after it has ended
         server.run(sockets=[listener])
@@ -66,12 +59,7 @@ class Studio:
     """A page that a thread serves until it is closed; make one with :func:`.open_studio`."""
 
     def __init__(self, places: Sequence[PathLike], port: int, *, share: bool) -> None:
-        _check_packages()
-        from imagepriors.studio.guard import Access
-
-        access = Access.shared() if share else Access()
-        self._server = make_server(places, access)
-        listener = listen("127.0.0.1" if access.local else "0.0.0.0", port)
+        self._server, listener, access = _prepared(places, port, share=share)
         self.url = address_of(access, listener)
         """The link to open."""
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -92,12 +80,26 @@ class Studio:
         self._thread.join()
 
 
-def _check_packages() -> None:
+def _prepared(
+    places: Sequence[PathLike], port: int, *, share: bool, public: bool = False
+) -> "tuple[uvicorn.Server, socket.socket, Access]":
+    """The server of a page, the socket that it is to serve, and who may open it; errors as :func:`serve`."""
     try:
         import starlette  # noqa: F401 - the message is the same for both packages
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"the studio requires {error.name}: pip install 'imagepriors[studio]'") from error
+    from imagepriors.studio.guard import Access
+
+    if share and public:
+        raise UserError("share requires a key and public requires none: choose one of them")
+    access = Access.public() if public else Access.shared() if share else Access()
+    listener = listen("127.0.0.1" if access.local else "0.0.0.0", port)
+    try:
+        return make_server(places, access), listener, access
+    except BaseException:
+        listener.close()
+        raise
 
 
 def make_server(places: Sequence[PathLike], access: "Access") -> "uvicorn.Server":
