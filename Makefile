@@ -187,6 +187,10 @@ bench: $(DEV) ## Measure against the rivals on this machine (SUITE='loader sampl
 	$(INSTALL) --no-deps -r benchmarks/priorbench/rivals.txt
 	$(BIN)/python -m priorbench $(SUITE) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) $(SET)
 
+gpu-check: $(READY) ## Check and measure everything on this machine's GPU in 8 minutes (SET='--only …'; without a GPU: a rehearsal)
+	$(INSTALL) -e '.[bench,cuda]'
+	$(BIN)/python benchmarks/gpu_check.py $(SET)
+
 readme: $(READY) ## Put the tables that bench has measured into docs/benchmarks.md
 	$(BIN)/python -m priorbench.readme docs/benchmarks.md
 
@@ -213,4 +217,4 @@ clean: ## Remove build products and caches (keeps .venv, runs and data)
 
 .PHONY: help setup lock quickstart demo-data inspect annotate train-vqgan evaluate tokenize train-prior \
         evaluate-prior figures \
-        sample push report studio bench readme docs faults check lint test clean
+        sample push report studio bench gpu-check readme docs faults check lint test clean

@@ -23,6 +23,7 @@ import torch
 
 from codeprior.speed import measured_flops
 from codeshards.format.files import atomic_write
+from priorbench.markdown import markdown
 from priorbench.processes import ContenderError
 from runkit.machine import usable_cores
 from runkit.progress import tqdm
@@ -276,11 +277,3 @@ def result_path(out: Path, name: str, ending: str) -> Path:
     place = torch.cuda.get_device_name() if device() == "cuda" else "cpu"
     suffix = "".join(c if c.isalnum() else "-" for c in place.lower())
     return out / f"{name}-{suffix}{ending}"
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """A report as a Markdown table under its text."""
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    head = "| " + " | ".join(report["columns"]) + " |"
-    lines = [head, "|---" * len(report["columns"]) + "|", *(f"| {' | '.join(row)} |" for row in report["rows"])]
-    return f"{report['machine']}; {versions}. {report['text']} `{report['command']}`\n\n" + "\n".join(lines) + "\n"

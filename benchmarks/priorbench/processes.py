@@ -6,11 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import torch
+from typing import IO, Any
 
 from runkit.machine import usable_cores
 
@@ -54,6 +53,8 @@ def _reply(work: Callable[[], Any], file: Any) -> bool:
 
 def use_all_cores() -> None:
     """Let torch use all cores of this process; its default is the cores of the machine, above a container's quota."""
+    import torch
+
     torch.set_num_threads(usable_cores())
 
 
@@ -76,24 +77,41 @@ class Server:
         suite: Module of this package.
         arguments: Command line.
         env: Additional environment variables.
+        log: File for what it prints and for its tracebacks; None: stderr.
     """
 
-    def __init__(self, suite: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, suite: str, *arguments: str, env: Mapping[str, str] | None = None, log: IO[str] | None = None
+    ) -> None:
         self._process = subprocess.Popen(
             _command(suite, *arguments), env={**os.environ, **(env or {})},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
         )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
         self._ready = False
 
-    def ask(self, **request: Any) -> Any:
+    def ask(self, *, timeout_s: float = 0.0, **request: Any) -> Any:
         """Send a request and return the answer.
+
+        Args:
+            timeout_s: Seconds after which the process is killed; 0: never.
+            request: Arguments of its `work`.
 
         Raises:
             ContenderError: the process failed or was killed; its own message is in stderr.
         """
+        timer = threading.Timer(timeout_s, self._process.kill) if timeout_s else None
+        if timer is not None:
+            timer.start()
+        try:
+            return self._ask(request)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _ask(self, request: Mapping[str, Any]) -> Any:
         self.wait_until_ready()
         with contextlib.suppress(BrokenPipeError):  # it died after its last answer
             print(json.dumps(request), file=self._to, flush=True)
@@ -105,6 +123,11 @@ class Server:
         if not self._ready:
             self._from.readline()
             self._ready = True
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self.__exit__()
 
     def __enter__(self) -> "Server":
         return self
@@ -121,6 +144,8 @@ def serve(work: Callable[..., Any]) -> None:
 
     A request that fails, for example because memory is short, does not affect later ones.
     """
+    import torch
+
     answers = _as_contender()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from priorbench import SUITES
-from priorbench.harness import RESULTS, markdown
+from priorbench.harness import RESULTS
+from priorbench.markdown import markdown
 
 _BLOCK = re.compile(r"(<!-- (table|claims) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -1,0 +1,1 @@
+"""Checks of a GPU: whether it computes what the CPU computes, and how fast."""
