@@ -66,7 +66,7 @@ def listing(checks: Sequence[Check]) -> str:
 def _ranges() -> dict[str, str]:
     """Return package → versions that pyproject.toml accepts."""
     project = tomllib.loads(_PROJECT.read_text())["project"]
-    found = {}
+    found: dict[str, str] = {}
     for requirement in itertools.chain(project["dependencies"], *project["optional-dependencies"].values()):
         name, sign, version = requirement.partition(">=")
         found.setdefault(name.partition("[")[0], sign + version)
