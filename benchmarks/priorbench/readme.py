@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from priorbench import SUITES
+from priorbench.gpu.report import table as gpu_table
 from priorbench.harness import RESULTS
 from priorbench.markdown import markdown
 
@@ -62,6 +63,8 @@ def tabulated(path: Path) -> dict[str, Any]:
         KeyError: its figures are in the format of an earlier version.
     """
     report: dict[str, Any] = json.loads(path.read_text())
+    if path.name.startswith("gpu-check-"):
+        return {**report, **gpu_table(report["figures"])}
     suite = next(name for name in SUITES if path.name.startswith(f"{name}-"))
     module = importlib.import_module(f"priorbench.{suite.replace('-', '_')}")
     if suite == "scaling":

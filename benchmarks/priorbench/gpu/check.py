@@ -44,6 +44,7 @@ class Check(NamedTuple):
     name: str
     """Name of the function."""
     module: str
+    """Its module; one that begins with a dot is in this package."""
     kind: Literal["correct", "speed"]
     """Limits of speed are targets, and hold for full sizes on a GPU only."""
     seconds: float
@@ -54,6 +55,8 @@ class Check(NamedTuple):
     """Modules besides those that every check requires."""
     gpu: bool = False
     """Whether it cannot be rehearsed on a CPU."""
+    photos: bool = False
+    """Whether it reads the photos."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Setup:
     device: torch.device
     size: Size
     work: Path
-    """Folder for files, shared by all checks of a run; `PHOTOS` in it is complete when checks of speed run."""
+    """Folder for files, shared by all checks of a run; `PHOTOS` in it is complete when a check of speed runs."""
 
     def pick(self, full: T, tiny: T) -> T:
         """Return the value for this size."""

@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"gpu_check: {user_message(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"gpu_check: interrupted; {options.out} has the checks that are done", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,12 +93,13 @@ def run(checks: Sequence[Check], options: argparse.Namespace, command: str) -> i
     with tempfile.TemporaryDirectory() as folder, (options.out / LOG).open("w") as log:
         worker = _Worker(options.device, Path(folder), log)
         try:
-            session = _Session(worker, options, command, end=start + options.budget_s)
+            photos = any(check.photos for check in checks)
+            session = _Session(worker, options, command, end=start + options.budget_s, photos=photos)
             for check in checks:
                 session.take(check)
+            return session.finish()
         finally:
             worker.stop()
-    return session.finish()
 
 
 class _Worker:
@@ -135,7 +139,7 @@ class _Worker:
 class _Session:
     """One run of the checks: its time, its outcomes and its report."""
 
-    def __init__(self, worker: _Worker, options: argparse.Namespace, command: str, *, end: float) -> None:
+    def __init__(self, worker: _Worker, options: argparse.Namespace, command: str, *, end: float, photos: bool) -> None:
         self._worker, self._end = worker, end
         gpu = worker.about["device"] == "cuda"
         self._size = options.size if options.size != "auto" else "full" if gpu else "tiny"
@@ -148,7 +152,7 @@ class _Session:
         }  # fmt: skip
         self._outcomes: list[Outcome] = []
         print(self._head["machine"], flush=True)
-        self._photos = self._make_photos(worker.work / PHOTOS)
+        self._photos = self._make_photos(worker.work / PHOTOS) if photos else None
 
     def _make_photos(self, folder: Path) -> subprocess.Popen[bytes]:
         """Start to write the photos that the speed of tokenizing is measured with."""
@@ -157,20 +161,16 @@ class _Session:
 
     def take(self, check: Check) -> None:
         """Run a check, or not, and add its outcome to the report."""
-        if check.kind == "speed":
+        if check.kind == "speed" and self._photos is not None:
             self._photos.wait()  # nothing is timed while they are written
-        start = time.monotonic()
-        reason = self._reason_to_skip(check)
+        left_s, reason = self._end - time.monotonic(), self._reason_to_skip(check)
         if reason:
             found = Outcome(check.name, check.kind, "skipped", 0.0, reason)
-        elif self._end - start < check.seconds and self._size == "full":
-            found = Outcome(
-                check.name, check.kind, "left out", 0.0,
-                f"about {check.seconds:.0f} s, and {max(0.0, self._end - start):.0f} s are left: "
-                f"--only {check.name}, or a larger --budget-s",
-            )  # fmt: skip
+        elif left_s <= (check.seconds if self._size == "full" else 0):
+            reason = f"about {check.seconds:.0f} s, and {max(0.0, left_s):.0f} s were left: --only {check.name} runs it"
+            found = Outcome(check.name, check.kind, "left out", 0.0, reason)
         else:
-            found = self._run(check, min(self._end - start, max(_LEAST_S, _PATIENCE * check.seconds)))
+            found = self._run(check, left_s)
         self._outcomes.append(found)
         save(self._path, self._head, self._outcomes)
         self._print(found)
@@ -181,19 +181,25 @@ class _Session:
             return f"{', '.join(lacking)} not installed"
         return "requires a GPU" if check.gpu and self._worker.about["device"] != "cuda" else ""
 
-    def _run(self, check: Check, timeout_s: float) -> Outcome:
+    def _run(self, check: Check, left_s: float) -> Outcome:
         start, failed, skipped = time.monotonic(), "", ""
+        patience_s = max(_LEAST_S, _PATIENCE * check.seconds)
         (self._worker.work / FIGURES).unlink(missing_ok=True)
         try:
-            answer = self._worker.ask(check=(check.module, check.name), size=self._size, timeout_s=timeout_s)
+            answer = self._worker.ask(
+                check=(check.module, check.name), size=self._size, timeout_s=min(left_s, patience_s)
+            )
             skipped = answer.get("skipped", "")
         except ContenderError as error:
-            seconds = time.monotonic() - start
-            failed = f"no end after {seconds:.0f} s" if seconds >= timeout_s else str(error)
-        return outcome(
-            check, time.monotonic() - start, self._worker.figures(),
-            targets=self._targets, failed=failed, skipped=skipped,
-        )  # fmt: skip
+            failed = str(error)
+        seconds = time.monotonic() - start
+        if failed and seconds >= left_s:
+            return Outcome(
+                check.name, check.kind, "left out", round(seconds, 1), "the budget ended", self._worker.figures()
+            )
+        if failed and seconds >= patience_s:
+            failed = f"no end after {seconds:.0f} s"
+        return outcome(check, seconds, self._worker.figures(), targets=self._targets, failed=failed, skipped=skipped)
 
     def _print(self, found: Outcome) -> None:
         figures = "; ".join(f"{figure.what}: {shown(figure)}" for figure in found.figures)
@@ -202,7 +208,8 @@ class _Session:
 
     def finish(self) -> int:
         """Write the table, say where it is, and return the exit code: 1 if a check failed."""
-        self._photos.wait()
+        if self._photos is not None:
+            self._photos.wait()
         report = save(self._path, self._head, self._outcomes)
         table = self._path.with_suffix(".md")
         write_file(table, markdown(report).encode())

@@ -17,7 +17,7 @@ from runkit.devices import pick_device
 
 def run_check(setup: Setup, module: str, name: str) -> dict[str, str]:
     """Run a check and write each of its figures to `FIGURES`; return why it was skipped, if it was."""
-    check: Run = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    check: Run = getattr(importlib.import_module(module, __package__), name)
     torch.manual_seed(0)
     with (setup.work / FIGURES).open("w") as file:
         try:
