@@ -47,7 +47,8 @@ DOCS     := .venv/.ready-docs
 LOCKED   := annotate bench cuda dev docs hub studio wandb
 # uv installs the same pins in a fraction of pip's time; it is installed into .venv where the machine has none.
 UV       := $(or $(shell command -v uv),$(BIN)/uv)
-INSTALL   = $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
+INSTALL   = { command -v $(UV) || $(BIN)/python -m pip install --quiet --progress-bar off uv; } >/dev/null && \
+            $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
 
 define one_of
 $(if $(filter $($(1)),$(2)),,$(error $(1)=$($(1)) is unknown: choose one of $(2)))
@@ -85,7 +86,6 @@ setup: $(DEV) ## Make .venv from the pinned versions, with all that tests and li
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: set PYTHON=" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@command -v $(UV) >/dev/null || $(BIN)/python -m pip install --quiet --progress-bar off uv
 	$(INSTALL) -e .
 	@touch $@
 
