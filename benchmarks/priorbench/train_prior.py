@@ -11,7 +11,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ _AS_IS = ", as it is"
 _NANO, _PIXELS = "nanoGPT, compiled", "taming, pixels encoded in the step"
 _TRANSFORMERS, _MINGPT = "transformers", "taming's minGPT"
 Step = Callable[[], Any]
+Attention = Literal["sdpa", "xformers", "math"]
 
 
 class NanoBlock(nn.Module):
@@ -106,7 +107,8 @@ def _codes(size: Size, start: int) -> tuple[Tensor, Tensor]:
 
 def nanogpt(size: Size, precision: str, compiled: bool) -> Step:
     """The training step of nanoGPT: fused AdamW, clipping by torch's function."""
-    model: nn.Module = NanoGPT(size).to(harness.device())
+    with torch.device(harness.device()):
+        model: nn.Module = NanoGPT(size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     if compiled:
         model.compile()
@@ -116,7 +118,9 @@ def nanogpt(size: Size, precision: str, compiled: bool) -> Step:
 
 def transformers(size: Size, precision: str, compiled: bool) -> Step:
     """GPT2LMHeadModel with SDPA, no dropout; fused AdamW and clipping, the defaults of its Trainer."""
-    model = peers.gpt2_from_mingpt(_mingpt(size), size.heads).to(harness.device())
+    with torch.device(harness.device()):
+        model = peers.gpt2(_CODEBOOK, size.codes, layers=size.layers, heads=size.heads, width=size.width)
+    model.config.pad_token_id = None  # else every step looks for it in the batch, and waits for the GPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     inputs, codes = _codes(size, 0)
 
@@ -199,10 +203,11 @@ def _taming_step(loss_of_batch: Callable[[], Tensor], optimizer: torch.optim.Opt
     return step
 
 
-def ours(size: Size, precision: str, compiled: bool) -> Step:
+def ours(size: Size, precision: str, compiled: bool, attention: Attention = "sdpa") -> Step:
     """The training step of this project on a batch in main memory."""
     device = torch.device(harness.device())
-    prior = _prior(size).to(device)
+    with device:  # a CPU draws the weights of large priors slowly
+        prior = _prior(size, attention)
     loss, optimizer = SequenceLoss(prior), make_optimizer(prior, TrainConfig())
     if compiled:
         loss.compile()
@@ -231,8 +236,10 @@ def _sequence(size: Size) -> SequenceSpec:
     )
 
 
-def _prior(size: Size) -> Prior:
-    config = ModelConfig(n_layer=size.layers, n_head=size.heads, n_embd=size.width, position="learned")
+def _prior(size: Size, attention: Attention = "sdpa") -> Prior:
+    config = ModelConfig(
+        n_layer=size.layers, n_head=size.heads, n_embd=size.width, position="learned", attention=attention
+    )
     return Prior(config, _sequence(size))
 
 
@@ -240,7 +247,7 @@ def _prior(size: Size) -> Prior:
 CONTENDERS: dict[str, tuple[Callable[[Size, str, bool], Step], bool, bool, tuple[str, ...]]] = {
     _NANO + _AS_IS: (nanogpt, True, False, ()),
     _NANO: (nanogpt, True, True, ()),
-    _TRANSFORMERS: (transformers, False, True, ("transformers", "taming")),
+    _TRANSFORMERS: (transformers, False, True, ("transformers",)),
     _MINGPT: (taming_codes, False, True, ("taming", "einops", "transformers")),
     _PIXELS + _AS_IS: (taming_pixels, False, False, ("taming", "einops", "transformers")),
     _PIXELS: (taming_pixels, False, True, ("taming", "einops", "transformers")),
