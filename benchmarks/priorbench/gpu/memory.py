@@ -1,4 +1,4 @@
-"""Memory and compiled code between measurements, and calls that wait for the GPU."""
+"""Memory and compiled code between measurements, the compiler, and calls that wait for the GPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from priorbench.gpu.check import SkipCheckError
+from runkit.compiling import check_compiler
+from runkit.errors import UserError
 
 
 def start_afresh() -> None:
@@ -20,6 +24,18 @@ def start_afresh() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def require_compiler(device: torch.device) -> None:
+    """Skip a check on a machine without a compiler.
+
+    Raises:
+        SkipCheckError: No compiler is found.
+    """
+    try:
+        check_compiler(device.type)
+    except UserError as error:
+        raise SkipCheckError(str(error)) from error
 
 
 def waits(work: Callable[[], Any]) -> int:

@@ -11,7 +11,7 @@ from codeprior.speed import peak_flops
 from priorbench import harness
 from priorbench import train_prior as steps
 from priorbench.gpu.check import Figure, Setup
-from priorbench.gpu.memory import start_afresh, waits
+from priorbench.gpu.memory import require_compiler, start_afresh, waits
 from priorbench.train_prior import Size, Step
 
 _TOKENS = 2**16
@@ -41,13 +41,14 @@ def train_prior(setup: Setup) -> Iterator[Figure]:
 
 
 def train_prior_compiled(setup: Setup) -> Iterator[Figure]:
-    """Measure the same steps, compiled."""
-    for codes in (256, 512):
+    """Measure the same steps, compiled as the trainer does, and by a candidate that compiles one block for all."""
+    require_compiler(setup.device)
+    for codes, by_block in ((256, False), (512, False), (256, True)):
         size = _size(setup, codes)
-        speed = _measure(partial(steps.ours, size, _PRECISION, True))
-        what = f"GPT-2 medium, {codes} codes, compiled"
+        speed = _measure(partial(steps.ours, size, _PRECISION, True, by_block=by_block))
+        what = f"GPT-2 medium, {codes} codes, compiled{' by block' * by_block}"
         yield Figure(f"{what}: first step", speed.first_s, "s")
-        yield from _figures(what, size, speed, setup, at_least=_LEAST_MFU)
+        yield from _figures(what, size, speed, setup, at_least=None if by_block else _LEAST_MFU)
 
 
 def train_prior_xformers(setup: Setup) -> Iterator[Figure]:
@@ -64,6 +65,7 @@ def train_transformers(setup: Setup) -> Iterator[Figure]:
 
 def train_nanogpt(setup: Setup) -> Iterator[Figure]:
     """Measure the step of nanoGPT, compiled, against this project, compiled."""
+    require_compiler(setup.device)
     yield from _compared(setup, "nanoGPT, compiled", steps.nanogpt, compiled=True)
 
 

@@ -18,7 +18,7 @@ from codeprior.sample import prepare, sample_codes, sample_sequences
 from codeprior.sample_config import SampleConfig
 from priorbench import harness, peers
 from priorbench.gpu.check import Figure, Setup
-from priorbench.gpu.memory import start_afresh, waits
+from priorbench.gpu.memory import require_compiler, start_afresh, waits
 from priorbench.gpu.replay import replayed
 from vqgan.config import ModelConfig as VqganConfig
 from vqgan.model import VQGAN
@@ -60,6 +60,7 @@ def sample(setup: Setup) -> Iterator[Figure]:
 
 def sample_compiled(setup: Setup) -> Iterator[Figure]:
     """Measure drawing with compiled steps, which are CUDA graphs on a GPU."""
+    require_compiler(setup.device)
     config = replace(_CONFIG, compile=True)
     start_afresh()
     prior, read = prepare(_prior(setup), config), harness.read_floor()
