@@ -43,7 +43,8 @@ def train_prior(setup: Setup) -> Iterator[Figure]:
 def train_prior_compiled(setup: Setup) -> Iterator[Figure]:
     """Measure the same steps, compiled as the trainer does, and by a candidate that compiles one block for all."""
     require_compiler(setup.device)
-    for codes, by_block in ((256, False), (512, False), (256, True)):
+    variants = ((256, False), (512, False), (256, True))
+    for codes, by_block in setup.pick(variants, variants[::2]):
         size = _size(setup, codes)
         speed = _measure(partial(steps.ours, size, _PRECISION, True, by_block=by_block))
         what = f"GPT-2 medium, {codes} codes, compiled{' by block' * by_block}"
