@@ -166,9 +166,34 @@ def mingpt() -> Any:
     return importlib.import_module("taming.modules.transformer.mingpt")
 
 
+def gpt2(codes: int, length: int, *, layers: int, heads: int, width: int) -> Any:
+    """Hugging Face's GPT2LMHeadModel as minGPT is (exact GELU, untied head), randomly initialised, in eval mode.
+
+    Args:
+        codes: Size of its vocabulary.
+        length: Largest number of tokens.
+        layers: Number of blocks.
+        heads: Attention heads per block.
+        width: Channels of the residual stream.
+    """
+    transformers = importlib.import_module("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=codes,
+        n_positions=length,
+        n_layer=layers,
+        n_head=heads,
+        n_embd=width,
+        activation_function="gelu",
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
 def gpt2_from_mingpt(peer: Any, n_head: int) -> Any:
     """Hugging Face's GPT2LMHeadModel with minGPT's weights, in eval mode."""
-    transformers = importlib.import_module("transformers")
     state, renamed = peer.state_dict(), {}
     names = {"ln1": "ln_1", "ln2": "ln_2", "attn.proj": "attn.c_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"}
     n_layer, width = len(peer.blocks), peer.tok_emb.weight.shape[1]
@@ -187,18 +212,7 @@ def gpt2_from_mingpt(peer: Any, n_head: int) -> Any:
         "transformer.ln_f.bias": state["ln_f.bias"],
         "lm_head.weight": state["head.weight"],
     }
-    config = transformers.GPT2Config(
-        vocab_size=len(state["tok_emb.weight"]),
-        n_positions=state["pos_emb"].shape[1],
-        n_layer=n_layer,
-        n_head=n_head,
-        n_embd=width,
-        activation_function="gelu",
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    model = transformers.GPT2LMHeadModel(config).eval()
+    length = state["pos_emb"].shape[1]
+    model = gpt2(len(state["tok_emb.weight"]), length, layers=n_layer, heads=n_head, width=width)
     model.load_state_dict(renamed)
     return model

@@ -11,7 +11,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from codeprior.speed import resolve_precision, step_flops_per_sequence
 from codeprior.trainer import SequenceLoss, train_step
 from priorbench import harness, peers, processes
 from priorbench.harness import RESULTS
+from priorbench.nanogpt import NanoGPT
 from runkit.machine import ALLOCATOR
 from vqgan.config import ModelConfig as VqganConfig
 
@@ -52,50 +53,7 @@ _AS_IS = ", as it is"
 _NANO, _PIXELS = "nanoGPT, compiled", "taming, pixels encoded in the step"
 _TRANSFORMERS, _MINGPT = "transformers", "taming's minGPT"
 Step = Callable[[], Any]
-
-
-class NanoBlock(nn.Module):
-    """The transformer block of nanoGPT."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.heads, width = size.heads, size.width
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Residual attention, residual MLP."""
-        B, S, D = x.shape
-        q, k, v = (part.view(B, S, self.heads, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(D, dim=2))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).contiguous().view(B, S, D))
-        result: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
-        return result
-
-
-class NanoGPT(nn.Module):
-    """GPT-2 over one vocabulary of codes and a start token, head tied to the embedding, loss inside."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.tokens, self.places = nn.Embedding(_CODEBOOK + 1, size.width), nn.Embedding(size.codes, size.width)
-        self.blocks = nn.ModuleList(NanoBlock(size) for _ in range(size.layers))
-        self.norm, self.head = nn.LayerNorm(size.width), nn.Linear(size.width, _CODEBOOK + 1, bias=False)
-        self.apply(self._start)
-        self.tokens.weight = self.head.weight
-
-    def _start(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy."""
-        x = self.tokens(inputs) + self.places(torch.arange(inputs.shape[1], device=inputs.device))
-        for block in self.blocks:
-            x = block(x)
-        logits = self.head(self.norm(x))
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=-1)
+Attention = Literal["sdpa", "xformers", "math"]
 
 
 def _codes(size: Size, start: int) -> tuple[Tensor, Tensor]:
@@ -106,7 +64,8 @@ def _codes(size: Size, start: int) -> tuple[Tensor, Tensor]:
 
 def nanogpt(size: Size, precision: str, compiled: bool) -> Step:
     """The training step of nanoGPT: fused AdamW, clipping by torch's function."""
-    model: nn.Module = NanoGPT(size).to(harness.device())
+    with torch.device(harness.device()):
+        model: nn.Module = NanoGPT(_CODEBOOK, size.codes, layers=size.layers, heads=size.heads, width=size.width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     if compiled:
         model.compile()
@@ -116,7 +75,9 @@ def nanogpt(size: Size, precision: str, compiled: bool) -> Step:
 
 def transformers(size: Size, precision: str, compiled: bool) -> Step:
     """GPT2LMHeadModel with SDPA, no dropout; fused AdamW and clipping, the defaults of its Trainer."""
-    model = peers.gpt2_from_mingpt(_mingpt(size), size.heads).to(harness.device())
+    with torch.device(harness.device()):
+        model = peers.gpt2(_CODEBOOK, size.codes, layers=size.layers, heads=size.heads, width=size.width)
+    model.config.pad_token_id = None  # else every step looks for it in the batch, and waits for the GPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     inputs, codes = _codes(size, 0)
 
@@ -199,13 +160,15 @@ def _taming_step(loss_of_batch: Callable[[], Tensor], optimizer: torch.optim.Opt
     return step
 
 
-def ours(size: Size, precision: str, compiled: bool) -> Step:
-    """The training step of this project on a batch in main memory."""
+def ours(size: Size, precision: str, compiled: bool, attention: Attention = "sdpa", by_block: bool = False) -> Step:
+    """The training step of this project on a batch in main memory; compiled as a whole, or one block for all."""
     device = torch.device(harness.device())
-    prior = _prior(size).to(device)
+    with device:  # a CPU draws the weights of large priors slowly
+        prior = _prior(size, attention)
     loss, optimizer = SequenceLoss(prior), make_optimizer(prior, TrainConfig())
     if compiled:
-        loss.compile()
+        for part in prior.blocks if by_block else [loss]:
+            part.compile()
     batch = Batch(
         condition_BC=torch.zeros(size.batch, 1, dtype=torch.int64),
         codes_BT=torch.randint(_CODEBOOK, (size.batch, size.codes)),
@@ -231,8 +194,10 @@ def _sequence(size: Size) -> SequenceSpec:
     )
 
 
-def _prior(size: Size) -> Prior:
-    config = ModelConfig(n_layer=size.layers, n_head=size.heads, n_embd=size.width, position="learned")
+def _prior(size: Size, attention: Attention = "sdpa") -> Prior:
+    config = ModelConfig(
+        n_layer=size.layers, n_head=size.heads, n_embd=size.width, position="learned", attention=attention
+    )
     return Prior(config, _sequence(size))
 
 
@@ -240,7 +205,7 @@ def _prior(size: Size) -> Prior:
 CONTENDERS: dict[str, tuple[Callable[[Size, str, bool], Step], bool, bool, tuple[str, ...]]] = {
     _NANO + _AS_IS: (nanogpt, True, False, ()),
     _NANO: (nanogpt, True, True, ()),
-    _TRANSFORMERS: (transformers, False, True, ("transformers", "taming")),
+    _TRANSFORMERS: (transformers, False, True, ("transformers",)),
     _MINGPT: (taming_codes, False, True, ("taming", "einops", "transformers")),
     _PIXELS + _AS_IS: (taming_pixels, False, False, ("taming", "einops", "transformers")),
     _PIXELS: (taming_pixels, False, True, ("taming", "einops", "transformers")),

@@ -92,19 +92,25 @@ def sample_sequences(
     in_own_order = drawn_in_own_order(sequence, config, given_NT)
     prior = prepare(prior, config)
     drafter = functools.cache(lambda: with_eight_bits(prior))
-    draw_batch = functools.partial(_draw_in_own_order, drafter=drafter) if in_own_order else draw_in_any_order
+    own = functools.partial(_draw_in_own_order, drafter=drafter, cache_of=_Caches(prior, config))
+    draw_batch = own if in_own_order else draw_in_any_order
     sampled, batches = [], range(0, n, config.batch_size)
     left = int((given_NT[:1] == UNKNOWN).sum())
     with tqdm(total=len(batches) * left, desc="sample", unit="code", disable=None) as bar:
         for start in batches:
-            rows = slice(start, start + config.batch_size)
+            count = min(config.batch_size, n - start)
 
-            def report(codes_BT: Tensor, drawn: int, start: int = start) -> None:
+            def report(codes_BT: Tensor, drawn: int, start: int = start, count: int = count) -> None:
                 bar.update(drawn)
                 if watch is not None:
-                    watch(start, codes_BT)
+                    watch(start, codes_BT[:count])
 
-            sampled.append(draw_batch(prior, condition_NC[rows], given_NT[rows], config, first + start, report).cpu())
+            rows = torch.arange(start, start + count)
+            if start > 0 and _has_static_cache(prior, config):
+                # Steps are compiled for one size, which takes longer than to draw the last sample several times.
+                rows = torch.arange(start, start + config.batch_size).clamp(max=n - 1)
+            codes_BT = draw_batch(prior, condition_NC[rows], given_NT[rows], config, first + start, report)
+            sampled.append(codes_BT[:count].cpu())
     return torch.cat(sampled) if sampled else torch.empty((0, sequence.length), dtype=torch.int64)
 
 
@@ -190,6 +196,7 @@ def _draw_in_own_order(
     report: Report,
     *,
     drafter: Callable[[], Prior],
+    cache_of: Callable[[int], KVCache],
 ) -> Tensor:
     """Return the codes [B, T] of samples first … first + B - 1, drawn one after the other in the prior's order."""
     B, T = given_BT.shape
@@ -197,7 +204,7 @@ def _draw_in_own_order(
     keys_B = sample_keys(config.seed, first, B).to(prior.device)
     codes_BT = given_BT.to(prior.device, copy=True)
     condition_RC = with_null(condition_BC, config).to(prior.device)
-    cache, drafts = new_cache(prior, len(condition_RC), config), drafts_per_check(prior, len(condition_RC), config)
+    cache, drafts = cache_of(len(condition_RC)), drafts_per_check(prior, len(condition_RC), config)
 
     def draw_one(logits_RV: Tensor, t: int) -> Tensor:
         t_1 = torch.full((1,), t, device=prior.device)
@@ -222,7 +229,27 @@ def _draw_in_own_order(
 
 def new_cache(prior: Prior, rows: int, config: SampleConfig) -> KVCache:
     """Return an empty cache, static for CUDA graphs; a static one is read to its end for each code."""
-    return KVCache(prior, rows, static=config.compile and prior.device.type == "cuda")
+    return KVCache(prior, rows, static=_has_static_cache(prior, config))
+
+
+def _has_static_cache(prior: Prior, config: SampleConfig) -> bool:
+    return config.compile and prior.device.type == "cuda"
+
+
+class _Caches:
+    """The cache of the last batch, for the next one of as many rows: CUDA graphs are recorded for its addresses."""
+
+    def __init__(self, prior: Prior, config: SampleConfig) -> None:
+        self._prior, self._config = prior, config
+        self._last: KVCache | None = None
+
+    def __call__(self, rows: int) -> KVCache:
+        """Return an empty cache."""
+        if self._last is None or self._last.batch != rows:
+            self._last = None  # its memory is free before the next one is made
+            self._last = new_cache(self._prior, rows, self._config)
+        self._last.length = 0
+        return self._last
 
 
 def next_codes(

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from codeprior import draw as draw_module
+from codeprior import sample as sample_module
 from codeprior.config import ConditionSpec, ModelConfig, PriorError, SequenceSpec
 from codeprior.draw import draw, race_noise, sample_keys
 from codeprior.given import given_prefix, given_region, given_scales
 from codeprior.model import Prior
 from codeprior.sample import (
     condition_tokens,
+    new_cache,
     sample_codes,
     sample_sequences,
     to_grids,
@@ -218,6 +220,26 @@ def test_compiled_steps_draw_the_same_codes() -> None:
     config = SampleConfig(guidance=1.5, top_p=0.9, batch_size=4)
     compiled = sample_codes(prior, 4, condition=classes, config=replace(config, compile=True))
     assert torch.equal(compiled, sample_codes(prior, 4, condition=classes, config=config))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_batches_of_compiled_steps_have_one_size_and_one_cache(
+    monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    prior, classes, seen, caches = random_prior("class"), torch.arange(5), [], []
+    config = SampleConfig(batch_size=3, guidance=guidance)
+    expected = sample_codes(prior, 5, condition=classes, config=config)
+    monkeypatch.setattr(sample_module, "_has_static_cache", lambda prior, config: True)  # as compiled on a GPU
+    monkeypatch.setattr(sample_module, "new_cache", lambda *args: caches.append(new_cache(*args)) or caches[-1])
+    found = sample_codes(
+        prior, 5, condition=classes, config=config, watch=lambda first, codes: seen.append((first, len(codes)))
+    )
+    assert torch.equal(found, expected)
+    assert set(seen) == {(0, 3), (3, 2)}
+    assert [cache.batch for cache in caches] == [3 if guidance == 1 else 6]
+    assert caches[0].static
+    sample_codes(prior, 2, condition=classes[:2], config=config)
+    assert caches[-1].batch == (2 if guidance == 1 else 4)
 
 
 def test_random_numbers_are_exponential_and_all_different() -> None:

@@ -2,55 +2,50 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from priorbench.gpu.check import Check
 
+_prior = partial(Check, module=".correct_prior", kind="correct")
+_sample = partial(Check, module=".correct_sample", kind="correct")
+_training = partial(Check, module=".correct_training", kind="correct")
+_vqgan = partial(Check, module=".correct_vqgan", kind="correct")
 _CORRECT = (
-    Check("attention", ".correct_prior", "correct", 5, "sdpa and math give the same outputs and gradients"),
-    Check(
-        "attention_xformers", ".correct_prior", "correct", 5, "xformers gives those of math", ("xformers",), gpu=True
-    ),
-    Check(
-        "prior_losses", ".correct_prior", "correct", 8, "losses, gradients and an update of the prior, as on the CPU"
-    ),
-    Check("prior_samples", ".correct_sample", "correct", 8, "codes drawn in float32, as on the CPU"),
-    Check(
-        "prior_samples_compiled", "correct_sample", "correct", 40, "compiled steps (CUDA graphs) draw the same codes"
-    ),
-    Check(
-        "prior_parallel", ".correct_training", "correct", 12, "DDP and FSDP2 on one device train as one process does"
-    ),
-    Check("prior_resume", ".correct_training", "correct", 12, "a prior's run that is resumed equals one that is not"),
-    Check("memory_message", ".correct_training", "correct", 5, "too large a batch ends with one message"),
-    Check("tokenizer_codes", ".correct_vqgan", "correct", 12, "codes and pictures of the tokenizer, as on the CPU"),
-    Check(
-        "vqgan_losses", "correct_vqgan", "correct", 8, "losses and gradients of the VQGAN, as on the CPU", ("lpips",)
-    ),
-    Check(
-        "vqgan_resume", "correct_vqgan", "correct", 12, "a tokenizer's run that is resumed continues with its losses"
-    ),
-    Check("shards_again", ".correct_vqgan", "correct", 10, "a shard that is encoded again has the same bytes"),
+    _prior("attention", seconds=5, what="sdpa and math give the same outputs and gradients"),
+    _prior("attention_xformers", seconds=5, what="xformers gives those of math", needs=("xformers",), gpu=True),
+    _prior("prior_losses", seconds=8, what="losses, gradients and an update of the prior, as on the CPU"),
+    _sample("prior_samples", seconds=8, what="codes drawn in float32, as on the CPU"),
+    _sample("prior_samples_compiled", seconds=40, what="compiled steps (CUDA graphs) draw the same codes"),
+    _training("prior_parallel", seconds=12, what="DDP and FSDP2 on one device train as one process does"),
+    _training("prior_resume", seconds=12, what="a prior's run that is resumed equals one that is not"),
+    _training("memory_message", seconds=5, what="too large a batch ends with one message"),
+    _vqgan("tokenizer_codes", seconds=12, what="codes and pictures of the tokenizer, as on the CPU"),
+    _vqgan("vqgan_losses", seconds=8, what="losses and gradients of the VQGAN, as on the CPU", needs=("lpips",)),
+    _vqgan("vqgan_resume", seconds=12, what="a tokenizer's run that is resumed continues with its losses"),
+    _vqgan("shards_again", seconds=10, what="a shard that is encoded again has the same bytes"),
 )
+_limits = partial(Check, module=".speed_limits", kind="speed")
+_encode = partial(Check, module=".speed_vqgan", kind="speed")
+_tokenize = partial(Check, module=".speed_tokenize", kind="speed")
+_train = partial(Check, module=".speed_prior", kind="speed")
+_draw = partial(Check, module=".speed_sample", kind="speed")
 _SPEED = (
-    Check("peaks", ".speed_limits", "speed", 8, "limits of the card: matrix products, memory, copies"),
-    Check("encode", ".speed_vqgan", "speed", 15, "encoding from memory"),
-    Check(
-        "tokenize", ".speed_tokenize", "speed", 25, "JPEG files to shards by the job's worker, without Ray", photos=True
-    ),
-    Check("train_prior", ".speed_prior", "speed", 20, "training steps of GPT-2 medium"),
-    Check("sample", ".speed_sample", "speed", 30, "drawing pictures with GPT-2 medium"),
-    Check("train_prior_compiled", ".speed_prior", "speed", 70, "the same training steps, compiled"),
-    Check("sample_compiled", ".speed_sample", "speed", 60, "the same drawing, compiled (CUDA graphs)"),
-    Check("encode_compiled", ".speed_vqgan", "speed", 45, "encoding from memory, compiled"),
-    Check("tokenize_ray", ".speed_tokenize", "speed", 40, "the tokenize job on a local Ray", ("ray",), photos=True),
-    Check("load", ".speed_tokenize", "speed", 10, "reading shuffled codes to the device"),
-    Check("train_vqgan", ".speed_vqgan", "speed", 15, "training steps of the VQGAN", ("lpips",)),
-    Check(
-        "train_prior_xformers", "speed_prior", "speed", 10, "the training steps with xformers", ("xformers",), gpu=True
-    ),
-    Check("train_transformers", ".speed_prior", "speed", 15, "the rival transformers, training", ("transformers",)),
-    Check("sample_transformers", ".speed_sample", "speed", 20, "the rival transformers, drawing", ("transformers",)),
-    Check("encode_diffusers", ".speed_vqgan", "speed", 15, "the rival diffusers, encoding", ("diffusers",)),
-    Check("train_nanogpt", ".speed_prior", "speed", 60, "the rival nanoGPT, compiled, training"),
-    Check("train_vqgan_compiled", ".speed_vqgan", "speed", 90, "training steps of the VQGAN, compiled", ("lpips",)),
+    _limits("peaks", seconds=8, what="limits of the card: matrix products, memory, copies"),
+    _encode("encode", seconds=15, what="encoding from memory"),
+    _tokenize("tokenize", seconds=25, what="JPEG files to shards by the job's worker, without Ray", photos=True),
+    _train("train_prior", seconds=15, what="training steps of GPT-2 medium"),
+    _draw("sample", seconds=30, what="drawing pictures with GPT-2 medium, also with plain CUDA graphs"),
+    _train("train_prior_compiled", seconds=90, what="the same training steps, compiled"),
+    _draw("sample_compiled", seconds=70, what="the same drawing, compiled (CUDA graphs)"),
+    _encode("encode_compiled", seconds=45, what="encoding from memory, compiled"),
+    _tokenize("tokenize_ray", seconds=40, what="the tokenize job on a local Ray", needs=("ray",), photos=True),
+    _tokenize("load", seconds=10, what="reading shuffled codes to the device"),
+    _encode("train_vqgan", seconds=15, what="training steps of the VQGAN", needs=("lpips",)),
+    _train("train_prior_xformers", seconds=10, what="those of the prior by xformers", needs=("xformers",), gpu=True),
+    _train("train_transformers", seconds=15, what="the rival transformers, training", needs=("transformers",)),
+    _draw("sample_transformers", seconds=20, what="the rival transformers, drawing", needs=("transformers",)),
+    _encode("encode_diffusers", seconds=15, what="the rival diffusers, encoding", needs=("diffusers",)),
+    _train("train_nanogpt", seconds=60, what="the rival nanoGPT, compiled, training"),
+    _encode("train_vqgan_compiled", seconds=90, what="training steps of the VQGAN, compiled", needs=("lpips",)),
 )
 CHECKS = (*_CORRECT, *_SPEED)
