@@ -29,7 +29,7 @@ _WARM = 8
 """Codes that a first call draws: with CUDA graphs the first step warms up, the second is recorded."""
 _CONFIG = SampleConfig(precision="bfloat16", top_k=100)
 _MOST_OVER_READING, _LEAST_IMAGES = 1.5, 150
-"""Issue 29's targets: of the time of batch 1, and of images per second with decoding."""
+"""Targets: of the time of batch 1, and of images per second with decoding."""
 _PARTS = 4
 """Graphs of a replayed step that reads no more of the cache than it needs: on average 5/8 of it."""
 _FEW = 16
