@@ -10,6 +10,7 @@ the lists of the CPU.
 from __future__ import annotations
 
 import contextlib
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,7 +102,8 @@ def _check_devices(func: Any, args: Any, kwargs: Any) -> None:
     if name in _MOVES:
         if strangers:
             _record(name)
-    elif any(x.ndim > 0 for x in strangers):
+    # A number on the CPU may be an operand, but not one of a list of tensors.
+    elif any(x.ndim > 0 or all(x is not arg for arg in args) for x in strangers):
         raise RuntimeError(f"{name}: expected all tensors on one device, found {GPU} and cpu")
 
 
@@ -269,6 +271,13 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
     def on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: function(*("cpu" if arg == "cuda" else arg for arg in args), **kwargs)
 
+    run = threading.Thread.run
+
+    def run_with_gpu(self: threading.Thread) -> None:
+        with _Mode():
+            run(self)
+
+    yield threading.Thread, "run", run_with_gpu
     yield torch, "_has_compatible_shallow_copy_type", same_kind
     yield (
         torch._C, "_group_tensors_by_device_and_dtype",
