@@ -92,12 +92,13 @@ def test_training_and_sampling_a_prior(no_compiler: None, tmp_path: Path) -> Non
 def test_every_thread_can_capture_cuda_graphs() -> None:
     from torch._inductor import cudagraph_trees as trees  # this thread imports it
 
-    def container() -> object:
+    def graphs() -> object:
         allow_cuda_graphs()
-        return trees.get_obj(trees.local, "tree_manager_containers")
+        found: object = trees.local.tree_manager_containers
+        assert trees.get_obj(trees.local, "tree_manager_containers") is found
+        return found
 
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
-        first, again, second = (pool.submit(container).result() for pool in (one, one, other))
+        first, again, second = (pool.submit(graphs).result() for pool in (one, one, other))
     assert first is again
     assert first is not second
-    assert container() is container()

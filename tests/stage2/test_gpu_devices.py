@@ -176,7 +176,8 @@ def test_codes_are_drawn_without_waiting(name: str, position: str, monkeypatch: 
     expected = sample_sequences(prior, 3, condition=labels, config=replace(config, compile=False), given_NT=given_NT)
     monkeypatch.setattr(sample, "_compiled", lambda _: sample._step)
     monkeypatch.setattr(sample, "check_compiler", lambda *_: None)
-    counts = []
+    counts, allowed = [], []
+    monkeypatch.setattr(sample, "allow_cuda_graphs", lambda: allowed.append(True))
     with pretend_gpu() as waits:
         on_gpu = prior.to(GPU)
         waits.clear()
@@ -191,6 +192,7 @@ def test_codes_are_drawn_without_waiting(name: str, position: str, monkeypatch: 
         assert len(counts) > 3
         assert len(set(counts)) == 1, waits
         assert len(waits) == counts[0] + 1
+        assert bool(allowed) == config.compile  # once per batch, in the thread that draws it
     assert torch.equal(found, expected)
 
 
