@@ -1,4 +1,4 @@
-"""The compiler that torch.compile requires."""
+"""What torch.compile requires."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import shlex
 import shutil
 import sys
+import threading
+from collections import defaultdict
 
 from runkit.errors import UserError
 
@@ -30,3 +32,16 @@ def check_compiler(device: str, error: type[UserError] = UserError) -> None:
             f"compile requires a {kind} compiler, and this machine has no {' or '.join(names)}: install one, name it "
             f"in {variable}, or leave compile off"
         )
+
+
+def allow_cuda_graphs() -> None:
+    """Let compiled code capture and replay CUDA graphs in this thread.
+
+    In torch 2.6 to 2.11 only the thread that imports their module can, and others fail with an AssertionError. Each
+    thread captures graphs of its own.
+    """
+    from torch._inductor.cudagraph_trees import local
+
+    if not hasattr(local, "tree_manager_containers"):
+        local.tree_manager_containers = {}
+        local.tree_manager_locks = defaultdict(threading.Lock)

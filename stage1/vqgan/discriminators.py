@@ -142,7 +142,8 @@ class _Halve(nn.Module):
 
 def _blurred_half(x: Tensor) -> Tensor:
     """Return every second pixel after a convolution with the kernel 1 3 3 1 along each axis."""
-    line = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype, device=x.device) / 8
+    # Computed, because on a GPU the CPU would wait for the copy of a constant.
+    line = (2 - (torch.arange(4, dtype=x.dtype, device=x.device) - 1.5).abs()) / 4
     kernel = torch.outer(line, line).expand(x.shape[1], 1, 4, 4)
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel, stride=2, groups=x.shape[1])
 
@@ -164,20 +165,23 @@ class DinoDiscriminator(nn.Module):
 
     DEPTHS = (2, 5, 8, 11)
     """Blocks whose output a head sees."""
+    mean_311: Tensor
+    std_311: Tensor
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
         self._trunk = [trunk.eval().requires_grad_(False)]  # in a list, so that it is not registered
         width: int = trunk.hidden_dim  # type: ignore[assignment]
         self.heads = nn.ModuleList(_TokenHead(width) for _ in self.DEPTHS)
+        for name, values in (("mean_311", _IMAGENET_MEAN), ("std_311", _IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Pictures [B, 3 or 1, H, W] in [-1, 1] → logits [B, 4, S]."""
         trunk: Any = self._trunk[0].to(x_BCHW.device)
         size = trunk.image_size
         x = F.interpolate(as_rgb(x_BCHW), (size, size), mode="bilinear", antialias=True, align_corners=False)
-        mean, std = (x.new_tensor(values).view(3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
-        features = dino_features(trunk, ((x + 1) / 2 - mean) / std, self.DEPTHS)
+        features = dino_features(trunk, ((x + 1) / 2 - self.mean_311) / self.std_311, self.DEPTHS)
         return torch.cat([head(h_BSE) for head, h_BSE in zip(self.heads, features, strict=True)], dim=1)
 
 

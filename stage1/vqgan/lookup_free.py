@@ -39,8 +39,12 @@ class _DigitQuantizer(Quantizer):
         raise NotImplementedError
 
     def codebook(self) -> Tensor:
-        """Return the code vectors that are decoded, float32 [K, D]."""
-        return self._vectors(self._digits(torch.arange(math.prod(self.levels))))
+        """Return the code vectors that are decoded, float32 [K, D], on the CPU."""
+        return self.codebook_on(torch.device("cpu"))
+
+    def codebook_on(self, device: torch.device) -> Tensor:
+        """Return the same, computed on a device."""
+        return self._vectors(self._digits(torch.arange(math.prod(self.levels), device=device)))
 
     def lookup(self, codes_Bhw: Tensor) -> Tensor:
         """Return code vectors, float32 [B, D, h, w]."""
@@ -58,13 +62,17 @@ class FiniteScalarQuantizer(_DigitQuantizer):
 
     def _bounded(self, z_ND: Tensor) -> Tensor:
         """Return latents whose rounded values are the digits, counted from the middle level."""
-        levels_D = z_ND.new_tensor(self.levels)
+        levels_D = self._levels(z_ND)
         half_D = (levels_D - 1) * (1 + 1e-3) / 2
         offset_D = torch.where(levels_D % 2 == 0, 0.5, 0.0)  # an even number of levels has no level in the middle
         return (z_ND + (offset_D / half_D).atanh()).tanh() * half_D - offset_D
 
+    def _levels(self, like: Tensor) -> Tensor:
+        # Each is a kernel on a GPU, where the CPU would wait for the copy of a tensor of them.
+        return torch.stack([like.new_full((), level) for level in self.levels])
+
     def _middle(self, like: Tensor) -> Tensor:
-        return like.new_tensor(self.levels) // 2
+        return self._levels(like) // 2
 
     def _vectors(self, digits: Tensor) -> Tensor:
         middle_D = self._middle(digits)

@@ -44,7 +44,7 @@ def plan_training(config: TrainConfig, splits: Mapping[str, Split], run: Path) -
         notes.append("time and memory are without LPIPS, whose weights training downloads first")
     with torch.random.fork_rng(devices=[]):
         trainer = Trainer(tried)
-        found = _try(trainer, splits["train"]) if steps else None
+        found = _try(trainer, splits["train"], config.batch_size // config.accumulate) if steps else None
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in _parts(trainer).items()}
     adversarial = _adversarial_steps(config, done)
     images = min(config.eval_images or len(splits["val"]), len(splits["val"]))
@@ -93,15 +93,14 @@ def _is_uncached(config: TrainConfig) -> bool:
     return not (Path(torch.hub.get_dir()) / "checkpoints" / file).is_file()
 
 
-def _try(trainer: Trainer, split: Split) -> dict[str, Trial]:
-    """Time a step without and with the discriminator, and the evaluation of one picture."""
+def _try(trainer: Trainer, split: Split, part: int) -> dict[str, Trial]:
+    """Time a step without and with the discriminator, `part` pictures at once, and the evaluation of one picture."""
     config = trainer.config
     with ThreadPoolExecutor(config.reader_threads) as pool:
         training_pictures(split, config, 0, pool)
         start = time.perf_counter()
         pictures = training_pictures(split, config, 1, pool)
         read_s = (time.perf_counter() - start) / len(pictures)
-    part = config.batch_size
 
     def step(rows: int) -> None:
         trainer.step(to_input(pictures[:rows], config.model, trainer.device))

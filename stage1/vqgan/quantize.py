@@ -38,7 +38,7 @@ def pooled_codes(codes_Bhw: Tensor, quantize: "Quantizer", side: int) -> Tensor:
 
     The result is a function of the codes and the codebook on every device, because float64 makes rounding irrelevant.
     """
-    codebook_KD = quantize.codebook().to(codes_Bhw.device).double()
+    codebook_KD = quantize.codebook_on(codes_Bhw.device).double()
     batch, height, width = codes_Bhw.shape
     q_BDhw = F.embedding(codes_Bhw, codebook_KD).permute(0, 3, 1, 2)
     pooled_BDSS = F.avg_pool2d(q_BDhw, (height // side, width // side))
@@ -90,6 +90,10 @@ class Quantizer(nn.Module):
     def codebook(self) -> Tensor:
         """Return the code vectors that are decoded, float32 [K, D]."""
         raise NotImplementedError
+
+    def codebook_on(self, device: torch.device) -> Tensor:
+        """Return the same on a device."""
+        return self.codebook().to(device)
 
     def match(self, z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
         """Return the code of each vector, int64 [N]: the nearest. The codebook has the type of the vectors."""

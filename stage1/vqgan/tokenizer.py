@@ -149,7 +149,7 @@ class Tokenizer:
             InputError: The code is not in the codebook, or the codebook is that of another package.
         """
         self._check_code(code)
-        codebook_KD = self._model.quantize.codebook().to(self._device)
+        codebook_KD = self._model.quantize.codebook_on(self._device)
         with torch.autocast(self._device.type, enabled=False):
             distances_K = self._model.quantize.distances(codebook_KD[code], codebook_KD)
         nearest = torch.sort(distances_K, stable=True).indices  # among equals, the lowest number

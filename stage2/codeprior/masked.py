@@ -92,13 +92,13 @@ class MaskedPrior(Prior):
         return self._logits(x_BTD.gather(1, asked_BQ[..., None].expand(-1, -1, x_BTD.shape[2])))
 
     def _read(self, condition_BC: Tensor, codes_BT: Tensor) -> Tensor:
-        C, places_S = condition_BC.shape[1], torch.arange(condition_BC.shape[1] + codes_BT.shape[1])
-        places_S = places_S.to(codes_BT.device)
+        C, S = condition_BC.shape[1], condition_BC.shape[1] + codes_BT.shape[1]
+        places_S = torch.arange(S, device=codes_BT.device)
         known_BTD = self._embed_codes(codes_BT.clamp(min=0), places_S[C:])
         image_BTD = torch.where((codes_BT == UNKNOWN)[..., None], self.mask_embedding.weight, known_BTD)
         x_BSD = torch.cat((self._embed_condition(condition_BC), image_BTD), dim=1)
-        everything_SS = torch.ones(len(places_S), len(places_S), dtype=torch.bool, device=codes_BT.device)
-        return self._run_blocks(x_BSD, places_S, places_S[: len(places_S) - C], None, everything_SS)[:, C:]
+        everything_SS = torch.ones(S, S, dtype=torch.bool, device=codes_BT.device)
+        return self._run_blocks(x_BSD, places_S, places_S[: S - C], None, everything_SS)[:, C:]
 
 
 def training_mask(count_bits_B1: NDArray[np.uint64], order_bits_BT: NDArray[np.uint64]) -> Tensor:

@@ -23,7 +23,7 @@ from codeprior.given import UNKNOWN, checked_given
 from codeprior.guidance import guide, with_null
 from codeprior.model import Prior
 from codeprior.sample_config import SampleConfig
-from runkit.compiling import check_compiler
+from runkit.compiling import allow_cuda_graphs, check_compiler
 from runkit.progress import tqdm
 
 Condition = Tensor | Mapping[str, Tensor]
@@ -229,7 +229,10 @@ def _draw_in_own_order(
 
 def new_cache(prior: Prior, rows: int, config: SampleConfig) -> KVCache:
     """Return an empty cache, static for CUDA graphs; a static one is read to its end for each code."""
-    return KVCache(prior, rows, static=_has_static_cache(prior, config))
+    static = _has_static_cache(prior, config)
+    if static:
+        allow_cuda_graphs()
+    return KVCache(prior, rows, static=static)
 
 
 def _has_static_cache(prior: Prior, config: SampleConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from codeprior.sample_config import SampleConfig
 from codeprior.train import train_prior
 from codeshards.format import ShardError
 from codeshards.job.tokenize import tokenize
-from runkit.compiling import check_compiler
+from runkit.compiling import allow_cuda_graphs, check_compiler
 from runkit.errors import UserError
 from vqgan.config import LossConfig
 from vqgan.config import TrainConfig as TokenizerConfig
@@ -86,3 +87,18 @@ def test_training_and_sampling_a_prior(no_compiler: None, tmp_path: Path) -> Non
     sequence = SequenceSpec(height=4, width=4, codebook_size=50, order="row_major", fingerprint="x")
     with torch.random.fork_rng(), pytest.raises(PriorError, match=REFUSED):
         sample_codes(Prior(model, sequence), 2, config=SampleConfig(compile=True, top_k=None))
+
+
+def test_every_thread_can_capture_cuda_graphs() -> None:
+    from torch._inductor import cudagraph_trees as trees  # this thread imports it
+
+    def graphs() -> object:
+        allow_cuda_graphs()
+        found: object = trees.local.tree_manager_containers
+        assert trees.get_obj(trees.local, "tree_manager_containers") is found
+        return found
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        first, again, second = (pool.submit(graphs).result() for pool in (one, one, other))
+    assert first is again
+    assert first is not second

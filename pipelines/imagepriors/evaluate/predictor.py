@@ -99,7 +99,7 @@ class ConditionPredictor:
             steps: Batches of `BATCH_SIZE` pictures.
             seed: Seed of the initial weights and the batches.
         """
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
             torch.manual_seed(seed)
             predictor = cls(sizes)
         optimizer = torch.optim.AdamW(predictor._net.parameters())
