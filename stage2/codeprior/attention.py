@@ -60,7 +60,7 @@ class KVCache:
         """Place of the token that a step reads; a tensor, so that it is no constant of compiled code."""
         if static:
             for tensor in (*self.keys, *self.values, self.place_1):
-                torch._dynamo.mark_static_address(tensor)  # CUDA graphs then write into it instead of a copy
+                torch._dynamo.mark_static_address(tensor, guard=False)  # CUDA graphs then write into it, not a copy
 
     def extend(self, layer: int, k_BHSE: Tensor, v_BHSE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store keys and values of new tokens; return those to attend to, and a mask of valid places (None: all)."""
