@@ -50,6 +50,13 @@ for name in sys.argv[1:]:
     except BaseException as error:
         found[name] = f"{type(error).__name__}: {error}"
 """
+_XFORMERS = """
+from codeprior.attention import load_xformers
+try:
+    load_xformers()  # a plain import succeeds without the library
+except ValueError as error:
+    found["xformers"] = str(error)
+"""
 _TORCH = """
 if not found["torch"]:
     import torch
@@ -116,7 +123,7 @@ def diagnose(out: Path = Path("runs"), *, start_ray: bool = False) -> Diagnosis:
             for names, more in (
                 (("torch", "torchvision", "lpips"), _TORCH),
                 (("ray",), ""),
-                (("xformers.ops",) if _version("xformers") else (), ""),
+                (("codeprior.attention",), _XFORMERS) if _version("xformers") else ((), ""),
             )
         )
     imported = torch.result()
@@ -236,7 +243,7 @@ def _memory() -> Finding:
 def _gpu(torch_facts: dict[str, Any], xformers: dict[str, str]) -> Finding:
     gpus, cuda = torch_facts.get("gpus") or [], torch_facts.get("cuda")
     driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
-    problem, version = xformers.get("xformers.ops", ""), _version("xformers")
+    problem, version = next(filter(None, xformers.values()), ""), _version("xformers")
     facts: dict[str, Any] = {"gpus": gpus, "cuda": cuda, "driver": driver, "xformers": version}
     if not gpus:
         why = f"torch is built for CUDA {cuda}" if cuda else "torch is built without CUDA"
@@ -244,7 +251,7 @@ def _gpu(torch_facts: dict[str, Any], xformers: dict[str, str]) -> Finding:
         text = f"none that torch can use ({why}, driver {driver or 'not found'})"
         return _found("GPU", text, remedy, status="note", **facts)
     names = ", ".join(f"{gpu['name']} ({gpu['memory_bytes'] / 1e9:.0f} GB)" for gpu in gpus)
-    kernels = f"xformers {version or 'not installed'}" + (f", which cannot be imported ({problem})" if problem else "")
+    kernels = f"xformers {version or 'not installed'}" + (f", which cannot be used ({problem})" if problem else "")
     return _found("GPU", f"{names}, CUDA {cuda}, driver {driver}, {kernels}", **facts)
 
 

@@ -6,8 +6,13 @@ head.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import importlib.metadata
+import logging
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +22,7 @@ from torch import Tensor, nn
 from codeprior.config import ModelConfig, PriorError
 from codeprior.cpu_kernels import Linear
 from codeprior.positions import Rotation, rotate
+from runkit.devices import Autocast
 
 if TYPE_CHECKING:
     from codeprior.model import Prior
@@ -127,20 +133,78 @@ def attend_xformers(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor
     """Return the same by xformers' memory_efficient_attention.
 
     Raises:
-        PriorError: xformers is not installed, or the tensors are not on an NVIDIA GPU.
+        PriorError: The tensors are not on an NVIDIA GPU, or as :func:`load_xformers`.
     """
     if q_BHSE.device.type != "cuda":
         raise PriorError(f"attention = 'xformers' runs on NVIDIA GPUs only, not on {q_BHSE.device}: use 'sdpa'")
-    try:
-        from xformers.ops import LowerTriangularMask, memory_efficient_attention
-    except ImportError as error:
-        raise PriorError(f"attention = 'xformers': {error}; pip install 'imagepriors[cuda]', or use 'sdpa'") from error
+    if not torch.compiler.is_compiling():
+        load_xformers()
+    from xformers.ops import LowerTriangularMask, memory_efficient_attention
+
     if q_BHSE.shape[2] == 1 or seen is not None:  # not faster for one query
         return attend_sdpa(q_BHSE, k_BHSE, v_BHSE, seen)
     # Rotary angles and autocast may give queries in float32 and values in bfloat16.
     q, k, v = (x.transpose(1, 2).to(v_BHSE.dtype) for x in (q_BHSE, k_BHSE, v_BHSE))
     out_BSHE: Tensor = memory_efficient_attention(q, k, v, attn_bias=LowerTriangularMask())
     return out_BSHE.transpose(1, 2)
+
+
+def load_xformers() -> None:
+    """Import xformers with its compiled library, without which it has no attention.
+
+    The released library requires the runtime of CUDA 12 also where torch has that of CUDA 13. Both can be in one
+    process. The package `nvidia-cuda-runtime-cu12` has it, and no loader searches there.
+
+    Raises:
+        PriorError: xformers is not installed, or its library does not fit this torch.
+    """
+    if "xformers" not in sys.modules:
+        logging.getLogger("xformers").setLevel(logging.ERROR)  # its warning of six lines is the error below
+        if not (torch.version.cuda or "").startswith("12."):
+            _load_cuda_12()
+    try:
+        import xformers
+    except ImportError as error:
+        raise PriorError(f"attention = 'xformers': {error}; pip install 'imagepriors[cuda]', or use 'sdpa'") from error
+    if not xformers._has_cpp_library:
+        raise PriorError(
+            f"attention = 'xformers': the library of xformers {xformers.__version__} cannot be loaded with torch "
+            f"{torch.__version__} ({_first_cause(xformers._cpp_lib._cpp_library_load_exception)}): use 'sdpa', or pip "
+            "install 'imagepriors[cuda]' again, which also installs the runtime of CUDA 12"
+        )
+
+
+def _load_cuda_12() -> None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, OSError):
+        for file in importlib.metadata.files("nvidia-cuda-runtime-cu12") or ():
+            if file.name == "libcudart.so.12":
+                ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return str(error).partition("\n")[0]
+
+
+def check_attention(config: ModelConfig, device: torch.device, precision: Autocast) -> None:
+    """Refuse an attention that this installation or this device does not have. Call it before the work.
+
+    Raises:
+        PriorError: as :func:`attend_xformers`, or xformers has no kernel for these heads.
+    """
+    if config.attention != "xformers":
+        return
+    width = config.n_embd // config.n_head
+    with torch.inference_mode(False), torch.enable_grad():
+        x_BHSE = torch.ones(1, 1, 8, width, device=device, dtype=getattr(torch, precision), requires_grad=True)
+        try:
+            attend_xformers(x_BHSE, x_BHSE, x_BHSE).sum().backward()  # type: ignore[no-untyped-call]
+        except NotImplementedError as error:  # with a dozen lines of reasons
+            raise PriorError(
+                f"attention = 'xformers': xformers {importlib.metadata.version('xformers')} has no kernel for heads of "
+                f"{width} channels in {precision} on {torch.cuda.get_device_name(device)}: use 'sdpa'"
+            ) from error
 
 
 ATTENTION = {"sdpa": attend_sdpa, "math": attend_math, "xformers": attend_xformers}

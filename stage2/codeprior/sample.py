@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from codeprior.any_order import Report, draw_in_any_order, drawn_in_own_order
-from codeprior.attention import KVCache
+from codeprior.attention import KVCache, check_attention
 from codeprior.config import PriorError, SequenceSpec
 from codeprior.cpu_kernels import with_packed_weights
 from codeprior.drafts import drafted_codes, drafts_per_check, with_eight_bits
@@ -173,12 +173,14 @@ def prepare(prior: Prior, config: SampleConfig) -> Prior:
     It is a copy where weights are converted; on a CPU it is for sampling only.
 
     Raises:
-        PriorError: Guidance is requested for a prior without a condition.
+        PriorError: Guidance is requested for a prior without a condition, or this machine lacks what the prior or the
+            config requires.
     """
     if config.guidance != 1 and not prior.sequence.conditions:
         raise PriorError(f"guidance = {config.guidance}: this prior has no condition to guide by; use 1")
     if config.compile:
         check_compiler(prior.device.type, PriorError)
+    check_attention(prior.config, prior.device, config.precision)
     dtype = getattr(torch, config.precision)
     prior.eval()
     if prior.code_embedding.weight.dtype != dtype:

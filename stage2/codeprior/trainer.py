@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from codeprior import checkpoint as ckpt
 from codeprior import distributed
+from codeprior.attention import check_attention
 from codeprior.augment import augment
 from codeprior.blend import Blend
 from codeprior.config import PriorError
@@ -129,6 +130,7 @@ class Trainer:
         config = run.train
         self.folder = ckpt.run_folder(out)
         self.device, precision = place_run(config, resolve_precision, PriorError)
+        check_attention(config.model, self.device, precision)
         self._set_precision(precision)
         self.batches = blend.batches(config, run.sequence, rank=rank(), world_size=world_size())
         torch.manual_seed(config.seed)

@@ -420,6 +420,15 @@ def test_whole_numbers_in_a_config_survive_json(tmp_path: Path, dataset: ShardDa
     assert ckpt.RunConfig.load(tmp_path / "run" / "config.json").train == config
 
 
+def test_an_attention_that_this_machine_lacks_is_refused_before_the_first_step(
+    dataset: ShardDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codeprior.trainer.train_step", lambda *_, **__: pytest.fail("a step was done"))
+    config = replace(TINY, model=replace(TINY.model, attention="xformers"))
+    with pytest.raises(PriorError, match="attention = 'xformers' runs on NVIDIA GPUs only"):
+        train_prior(config, dataset.path, tmp_path / "run")
+
+
 def test_auto_precision_is_decided_by_the_machine() -> None:
     cpu = torch.device("cpu")
     assert resolve_precision("float32", cpu) == "float32"

@@ -11,13 +11,13 @@ _sample = partial(Check, module=".correct_sample", kind="correct")
 _training = partial(Check, module=".correct_training", kind="correct")
 _vqgan = partial(Check, module=".correct_vqgan", kind="correct")
 _CORRECT = (
-    _prior("attention", seconds=5, what="sdpa and math give the same outputs and gradients"),
-    _prior("attention_xformers", seconds=5, what="xformers gives those of math", needs=("xformers",), gpu=True),
-    _prior("prior_losses", seconds=8, what="losses, gradients and an update of the prior, as on the CPU"),
-    _sample("prior_samples", seconds=8, what="codes drawn in float32, as on the CPU"),
+    _prior("attention", seconds=5, what="sdpa gives the outputs and gradients of plain products"),
+    _prior("attention_xformers", seconds=6, what="xformers gives them, too", needs=("xformers",), gpu=True),
+    _prior("prior_losses", seconds=8, what="losses, gradients and updates of the prior, as on the CPU"),
+    _sample("prior_samples", seconds=6, what="codes drawn in float32, as on the CPU"),
     _sample("prior_samples_compiled", seconds=40, what="compiled steps (CUDA graphs) draw the same codes"),
-    _training("prior_parallel", seconds=12, what="DDP and FSDP2 on one device train as one process does"),
-    _training("prior_resume", seconds=12, what="a prior's run that is resumed equals one that is not"),
+    _training("prior_parallel", seconds=8, what="DDP and FSDP2 on one device train as one process does"),
+    _training("prior_resume", seconds=8, what="a prior's run that is resumed equals one that is not"),
     _training("memory_message", seconds=5, what="too large a batch ends with one message"),
     _vqgan("tokenizer_codes", seconds=12, what="codes and pictures of the tokenizer, as on the CPU"),
     _vqgan("vqgan_losses", seconds=8, what="losses and gradients of the VQGAN, as on the CPU", needs=("lpips",)),
