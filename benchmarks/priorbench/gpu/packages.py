@@ -15,6 +15,8 @@ from priorbench.gpu.check import Check
 CORE = ("dacite", "numpy", "packaging", "pillow", "pyarrow", "safetensors", "torch", "torchvision", "tqdm")
 """Packages without which no check runs."""
 _MODULES = {"pillow": "PIL"}
+_BESIDE = {"xformers": "nvidia-cuda-runtime-cu12"}
+"""Package → another one that it does not run without, beside a torch for CUDA 13."""
 _PROJECT = Path(__file__).resolve().parents[3] / "pyproject.toml"
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
@@ -39,12 +41,12 @@ def listing(checks: Sequence[Check]) -> str:
     """Return a table of the packages, and the commands that bring missing ones to a machine without a network."""
     users = dict.fromkeys(CORE, "every check")
     for check in checks:
-        for name in check.needs:
+        for name in (*check.needs, *(_BESIDE[need] for need in check.needs if need in _BESIDE)):
             users[name] = ", ".join(filter(None, [users.get(name, ""), check.name]))
     here, ranges = versions(list(users)), _ranges()
-    lines = [f"{'package':14} {'required':12} {'here':16} for"]
+    lines = [f"{'package':24} {'required':9} {'here':16} for"]
     lines += [
-        f"{name:14} {ranges.get(name, ''):12} {here.get(name, 'missing'):16} {used}"
+        f"{name:24} {ranges.get(name, ''):9} {here.get(name, 'missing'):16} {used}"
         for name, used in sorted(users.items())
     ]
     absent = sorted(set(users) - set(here))
@@ -68,6 +70,6 @@ def _ranges() -> dict[str, str]:
     project = tomllib.loads(_PROJECT.read_text())["project"]
     found: dict[str, str] = {}
     for requirement in itertools.chain(project["dependencies"], *project["optional-dependencies"].values()):
-        name, sign, version = requirement.partition(">=")
+        name, sign, version = requirement.partition(";")[0].partition(">=")
         found.setdefault(name.partition("[")[0], sign + version)
     return found
