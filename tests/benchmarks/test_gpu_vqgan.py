@@ -186,7 +186,7 @@ def test_speed_is_computed_from_time_and_operations(setup, monkeypatch):
     assert found[batch] == 16  # two batches in half a second
     assert found[f"{batch}: operations"] == pytest.approx(16 * flops / 1e12)
     assert found[f"{batch}: share of the peak"] == pytest.approx(16 * flops / 1e9)
-    assert found["a tiny network, bfloat16: the best batch"] == 16
+    assert found["a tiny network, bfloat16: the best batch"] == 32  # of batch 8
 
 
 def test_operations_of_the_encoder_are_counted_once(setup):

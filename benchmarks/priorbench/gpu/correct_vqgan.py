@@ -140,7 +140,7 @@ class _Steps(NamedTuple):
 def vqgan_losses(setup: Setup) -> Iterator[Figure]:
     """Compare losses, gradients and updates of the VQGAN with those of the CPU, and bfloat16 with float32."""
     config = networks.config(setup)
-    config = config.at_resolution(setup.pick(128, config.resolution))
+    config = config.at_resolution(setup.pick(64, config.resolution))
     prepare(setup.work / "vqgan-losses", diffusers=False, config=config)
     pictures = _random_pictures(config, 2)
     with own_arithmetic(tf32=False):
