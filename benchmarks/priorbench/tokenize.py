@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -93,6 +94,17 @@ def pictures_of(what: str, precision: str) -> int:
     return _PICTURES[device][what] // (_EXACT_SHARE if few else 1)
 
 
+def encode_all(tokenizer: Tokenizer, batches: list[list[npt.NDArray[Any]]], count: int) -> None:
+    """Encode `count` batches out of these, in turn; as in the job, one is queued while the previous one is encoded."""
+    waiting: list[Callable[[], Any]] = []
+    for index in range(count):
+        waiting.append(tokenizer.encode_async(batches[index % len(batches)]))
+        if len(waiting) > 1:
+            waiting.pop(0)()
+    for finish in waiting:
+        finish()
+
+
 def bare(work: Path, precision: str) -> dict[str, Any]:
     """Measure the encoder alone on decoded pictures in memory, with all threads of one process."""
     batch, total = _BATCH[harness.device()], pictures_of("bare", precision)
@@ -104,13 +116,7 @@ def bare(work: Path, precision: str) -> dict[str, Any]:
         tokenizer.encode(batches[0])
     tokenizer.encode(batches[1])
     start = time.perf_counter()
-    waiting: list[Callable[[], Any]] = []
-    for index in range(total // batch):
-        waiting.append(tokenizer.encode_async(batches[index % len(batches)]))
-        if len(waiting) > 1:
-            waiting.pop(0)()
-    for finish in waiting:
-        finish()
+    encode_all(tokenizer, batches, total // batch)
     return {
         "images_per_s": total // batch * batch / (time.perf_counter() - start),
         "flops": counter.get_total_flops() / batch,

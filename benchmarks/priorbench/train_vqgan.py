@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from vqgan.modalities import to_input, to_pictures
 from vqgan.model import VQGAN
 from vqgan.quantize import VectorQuantizer
 from vqgan.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from vqgan.trainer import Trainer
 
 _MODEL = ModelConfig()
 _BATCH = {"cpu": {"train": 1, "encode": 4, "decode": 2}, "cuda": {"train": 8, "encode": 64, "decode": 64}}
@@ -82,8 +85,9 @@ def _native() -> str:
     return resolve_precision("auto", torch.device(harness.device()))
 
 
-def _pictures(count: int, seed: int = 0) -> list[Array]:
-    shape = (count, _MODEL.resolution, _MODEL.resolution, 3)
+def _pictures(count: int, seed: int = 0, side: int | None = None) -> list[Array]:
+    side = side or _MODEL.resolution
+    shape = (count, side, side, 3)
     return list(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
@@ -92,22 +96,34 @@ def _codes(count: int) -> Array:
     return np.random.default_rng(0).integers(0, _MODEL.codebook_size, (count, side, side))
 
 
-def random_weights() -> VQGAN:
-    """Random weights with a codebook of latents of other pictures, so that codes are close as after training."""
+def random_weights(config: ModelConfig | None = None) -> VQGAN:
+    """Random weights with a codebook of latents of other pictures, so that codes are close as after training.
+
+    Args:
+        config: Architecture for RGB pictures; None: that of this suite.
+    """
     torch.manual_seed(0)
-    model = VQGAN(_MODEL).eval()
+    model = VQGAN(config or _MODEL).eval()
+    height, width = model.config.grid
     with torch.inference_mode():
-        latents = model.latent(to_input(_pictures(4, seed=1), _MODEL)).permute(0, 2, 3, 1).flatten(0, 2)
+        pictures = _pictures(-(-model.config.codebook_size // (height * width)), seed=1, side=model.config.resolution)
+        latents = model.latent(to_input(pictures, model.config)).permute(0, 2, 3, 1).flatten(0, 2)
     assert isinstance(model.quantize, VectorQuantizer)
     codebook = model.quantize.embedding.weight.data
     codebook.copy_(latents[torch.randperm(len(latents))[torch.arange(len(codebook)) % len(latents)]])
     return model
 
 
-def prepare(work: Path, diffusers: bool) -> int:
-    """Write the weights that all contenders load, and return the number of parameters of the autoencoder."""
-    model = random_weights()
-    save_model(work / "tokenizer", TrainConfig(model=_MODEL), model)
+def prepare(work: Path, diffusers: bool, config: ModelConfig | None = None) -> int:
+    """Write the weights that all contenders load, and return the number of parameters of the autoencoder.
+
+    Args:
+        work: Folder for them.
+        diffusers: Also in the format of diffusers.
+        config: Architecture; None: that of this suite.
+    """
+    model = random_weights(config)
+    save_model(work / "tokenizer", TrainConfig(model=model.config), model)
     if diffusers:
         export_diffusers(work / "tokenizer", work / "diffusers")
     trunk = peers.vgg_features().state_dict()
@@ -115,7 +131,7 @@ def prepare(work: Path, diffusers: bool) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-class _Anywhere(contextlib.nullcontext[None]):
+class Anywhere(contextlib.nullcontext[None]):
     """Replacement of FlopCounterMode's module tracker, whose hooks do not work with autograd.grad."""
 
     parents = frozenset({"Global"})
@@ -162,18 +178,24 @@ def train_rival(work: Path, who: str, precision: str, batch: int) -> Call:
     return step
 
 
-def train_ours(work: Path, precision: str, batch: int, compiled: bool) -> Call:
-    """The training step of this project with the same losses: L1, LPIPS (VGG), hinge discriminator, adaptive weight."""
+def our_trainer(work: Path, precision: str, batch: int, compiled: bool = False, device: str = "auto") -> "Trainer":
+    """The trainer of this project with the same weights and losses: L1, LPIPS (VGG), hinge discriminator."""
     from vqgan.trainer import Trainer
 
+    model = load_model(work / "tokenizer")[1]
     loss = LossConfig(perceptual="lpips-vgg", trunk=str(work / "trunk.pth"), disc_start=0)
-    config = TrainConfig(model=_MODEL, loss=loss, batch_size=batch, precision=precision, compile=compiled)  # type: ignore[arg-type]
-    trainer = Trainer(config)
-    trainer.model.load_state_dict(load_model(work / "tokenizer")[1].state_dict())
-    pictures = to_input(_pictures(batch), _MODEL)
+    trainer = Trainer(TrainConfig(
+        model=model.config, loss=loss, batch_size=batch, precision=precision, compile=compiled, device=device,  # type: ignore[arg-type]
+    ))  # fmt: skip
+    trainer.model.load_state_dict(model.state_dict())
+    return trainer
+
+
+def train_ours(trainer: "Trainer", pictures: list[Array]) -> Call:
+    """Its training step with the adaptive weight, from uint8 pictures in main memory, as in a run."""
 
     def step() -> float:
-        terms = trainer.step(pictures)
+        terms = trainer.step(to_input(pictures, trainer.config.model, trainer.device))
         return terms["reconstruction"] + terms["perceptual"]
 
     return step
@@ -211,7 +233,7 @@ def decode_rival(work: Path, who: str, precision: str, batch: int) -> Call:
 def _ours(work: Path, job: str, precision: str, batch: int, compiled: bool) -> Call:
     """`Tokenizer` of this project: from uint8 pictures to codes in main memory, and back."""
     if job == "train":
-        return train_ours(work, precision, batch, compiled)
+        return train_ours(our_trainer(work, precision, batch, compiled), _pictures(batch))
     tokenizer = Tokenizer.load(work / "tokenizer", precision=precision, compiled=compiled)  # type: ignore[arg-type]
     if job == "decode":
         codes = _codes(batch)
@@ -238,7 +260,7 @@ def measure(folder: str, contender: str) -> dict[str, Any]:
         rival = {"train": train_rival, "encode": encode_rival, "decode": decode_rival}[one.job]
         call = rival(work, one.who, one.precision, batch)
     counter, output = FlopCounterMode(display=False), _output(work, one)
-    counter.mod_tracker = _Anywhere()  # type: ignore[assignment]
+    counter.mod_tracker = Anywhere()  # type: ignore[assignment]
     counting = not output.exists() and not one.compiled  # compiled code cannot be counted
     with counter if counting else contextlib.nullcontext():
         np.save(output, call())

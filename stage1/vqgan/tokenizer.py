@@ -117,7 +117,8 @@ class Tokenizer:
             return lambda: [codes.numpy().astype(dtype) for codes in found]
         # int32, because torch has no arithmetic in uint16; the copy is complete when the event is.
         copies = [codes.to(torch.int32).to("cpu", non_blocking=True) for codes in found]
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # Blocking, because a thread that waits otherwise keeps a core busy, which decodes pictures meanwhile.
+        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         copied.record()
 
         def finish() -> list[Codes]:
