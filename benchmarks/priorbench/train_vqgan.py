@@ -82,8 +82,8 @@ def _native() -> str:
     return resolve_precision("auto", torch.device(harness.device()))
 
 
-def _pictures(count: int, seed: int = 0) -> list[Array]:
-    shape = (count, _MODEL.resolution, _MODEL.resolution, 3)
+def _pictures(count: int, seed: int = 0, side: int = _MODEL.resolution) -> list[Array]:
+    shape = (count, side, side, 3)
     return list(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
@@ -92,12 +92,13 @@ def _codes(count: int) -> Array:
     return np.random.default_rng(0).integers(0, _MODEL.codebook_size, (count, side, side))
 
 
-def random_weights() -> VQGAN:
+def random_weights(config: ModelConfig = _MODEL) -> VQGAN:
     """Random weights with a codebook of latents of other pictures, so that codes are close as after training."""
     torch.manual_seed(0)
-    model = VQGAN(_MODEL).eval()
+    model = VQGAN(config).eval()
     with torch.inference_mode():
-        latents = model.latent(to_input(_pictures(4, seed=1), _MODEL)).permute(0, 2, 3, 1).flatten(0, 2)
+        x_BCHW = to_input(_pictures(4, seed=1, side=config.resolution), config)
+        latents = model.latent(x_BCHW).permute(0, 2, 3, 1).flatten(0, 2)
     assert isinstance(model.quantize, VectorQuantizer)
     codebook = model.quantize.embedding.weight.data
     codebook.copy_(latents[torch.randperm(len(latents))[torch.arange(len(codebook)) % len(latents)]])

@@ -271,7 +271,7 @@ def make_shards(
         run_shards(
             missing,
             task_of,
-            _Worker,
+            Worker,
             (config, spec, folders, out, device, column),
             name="tokenize",
             device=device,
@@ -350,7 +350,7 @@ def device_of(config: TokenizeConfig) -> Literal["cpu", "cuda"]:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class _Worker:
+class Worker:
     """The worker of an actor: loads the tokenizers once, then encodes shards, reading one while it encodes another."""
 
     def __init__(
