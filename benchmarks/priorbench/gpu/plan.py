@@ -27,14 +27,15 @@ _CORRECT = (
 _SPEED = (
     Check("peaks", "speed_limits", "speed", 8, "limits of the card: matrix products, memory, copies"),
     Check("encode", "speed_vqgan", "speed", 15, "encoding from memory"),
-    Check("tokenize", "speed_tokenize", "speed", 25, "JPEG files to shards by the job's worker, without Ray"),
+    Check("tokenize", "speed_tokenize", "speed", 28, "JPEG files to shards by the job's worker, without Ray"),
+    Check("tokenize_two", "speed_tokenize", "speed", 20, "the same by two processes that share the GPU"),
     Check("train_prior", "speed_prior", "speed", 20, "training steps of GPT-2 medium"),
     Check("sample", "speed_sample", "speed", 30, "drawing pictures with GPT-2 medium"),
     Check("train_prior_compiled", "speed_prior", "speed", 70, "the same training steps, compiled"),
     Check("sample_compiled", "speed_sample", "speed", 60, "the same drawing, compiled (CUDA graphs)"),
     Check("encode_compiled", "speed_vqgan", "speed", 45, "encoding from memory, compiled"),
     Check("tokenize_ray", "speed_tokenize", "speed", 40, "the tokenize job on a local Ray", ("ray",)),
-    Check("load", "speed_tokenize", "speed", 10, "reading shuffled codes to the device"),
+    Check("load", "speed_tokenize", "speed", 6, "reading shuffled codes to the device"),
     Check("train_vqgan", "speed_vqgan", "speed", 15, "training steps of the VQGAN", ("lpips",)),
     Check(
         "train_prior_xformers", "speed_prior", "speed", 10, "the training steps with xformers", ("xformers",), gpu=True

@@ -9,8 +9,10 @@ import contextlib
 import functools
 import shutil
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +24,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from codeprior.data import checked
 from codeprior.speed import peak_flops
 from codeshards.config import TokenizeConfig
-from codeshards.format.manifest import Sidecar
-from codeshards.format.plan import PlannedShard
 from codeshards.job.encode import IMAGE, WorkerResources, read_ahead, task_maker
 from codeshards.job.tokenize import Worker, make_plan, open_inputs
 from priorbench import harness, loader, train_prior
 from priorbench.gpu.check import PHOTOS, Figure, Setup
+from priorbench.processes import spawn, write_answer
 from priorbench.shards import skewed_codes
 from priorbench.tokenize import measure_job
 from priorbench.train_vqgan import random_weights
-from runkit.machine import usable_cores
+from runkit.machine import ALLOCATOR, usable_cores
 from vqgan.checkpoint import load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.data import Split, open_splits, views_of
@@ -46,34 +47,53 @@ _LOADER_MARGIN = 2.0
 _MFU = 0.5
 """Share of the peak at which a training step would be fast."""
 
+_PARTS = ("0", "1")
+_MEETING_S = 60.0
+"""Seconds that a process waits for the other one, which imports torch and warms up too."""
+
 
 def tokenize(setup: Setup) -> Iterator[Figure]:
     """Measure the worker of the tokenize job with each resampler, and reading the photos alone."""
-    tokenizer = make_tokenizer(setup)
-    model = load_config(tokenizer).model
+    model = load_config(make_tokenizer(setup)).model
     flops, peak = encode_flops(model), peak_flops(setup.device, "bfloat16")
-    split = open_splits("folder", setup.work / PHOTOS)["train"]
-    cores, best = usable_cores(), 0.0
+    splits = open_splits("folder", setup.work / PHOTOS)
+    cores, rates, out = usable_cores(), [], setup.work / "tokenize-shards"
     for name in ("pillow", "torch"):
-        one, all_cores = (read_rate(split, model.resolution, name, count, setup.pick(300, 4)) for count in (1, cores))
-        yield Figure(f"{name}: reading alone, 1 thread", one, "images/s")
-        yield Figure(f"{name}: reading alone, {cores} threads, per core", all_cores / cores, "images/s")
-        made = make_shards(setup, tokenizer, name)
-        best = max(best, made.images_per_s)
-        yield Figure(f"{name}: files to shards", made.images_per_s, "images/s")
-        yield Figure(f"{name}: encoder", made.images_per_s * flops / 1e12, "TFLOP/s")
-        yield Figure(f"{name}: share of the peak", made.images_per_s * flops / peak, "%")
-        yield Figure(f"{name}: waiting for photos", made.waiting_s, "s")
-        yield Figure(f"{name}: encoding", made.encoding_s, "s")
-        yield Figure(f"{name}: CPU time per photo", made.cpu_ms, "ms")
-        yield Figure(f"{name}: photos without a row", made.missing, "", at_most=0)
-    yield Figure("files to shards, the faster of the two", best, "images/s", at_least=_TARGET)
+        for threads in (1, cores):
+            rate = read_rate(splits["train"], model.resolution, name, threads, setup.pick(300, 4))
+            yield Figure(f"{name}: reading alone, threads: {threads}", rate, "images/s")
+        shutil.rmtree(out, ignore_errors=True)
+        made = make_shards(setup, name, out)
+        rates.append(made.rate)
+        yield Figure(f"{name}: files to shards", rates[-1], "images/s")
+        yield Figure(f"{name}: the encoder's part of it", rates[-1] * flops / 1e12, "TFLOP/s")
+        yield Figure(f"{name}: of the card's peak", rates[-1] * flops / peak, "%")
+        yield Figure(f"{name}: shards waited for photos", made.waiting_s, "s")
+        yield Figure(f"{name}: shards were encoded", made.encoding_s, "s")
+        yield Figure(f"{name}: CPU time per photo", made.cpu_s / made.images * 1e3, "ms")
+        yield Figure(f"{name}: photos without a row", missing_rows(splits, out), "", at_most=0)
+    yield Figure("files to shards, the faster of both", max(rates), "images/s", at_least=_TARGET)
+
+
+def tokenize_two(setup: Setup) -> Iterator[Figure]:
+    """Measure two worker processes that share the device and the cores, as with `workers_per_gpu = 2`."""
+    make_tokenizer(setup)
+    with tempfile.TemporaryDirectory(dir=setup.work) as folder, ThreadPoolExecutor() as pool:
+        out = Path(folder) / "shards"
+        words = (setup.device.type, setup.size, str(setup.work), str(out))
+        work = functools.partial(spawn, "gpu.speed_tokenize", *words, env=ALLOCATOR)
+        found = [Made(*made) for made in pool.map(work, _PARTS)]
+        seconds = max(made.end_s for made in found) - max(made.start_s for made in found)
+        rate = sum(made.images for made in found) / seconds
+        yield Figure("pillow: files to shards, two processes", rate, "images/s", at_least=_TARGET)
+        lacking = missing_rows(open_splits("folder", setup.work / PHOTOS), out)
+        yield Figure("photos without a row", lacking, "", at_most=0)
 
 
 def tokenize_ray(setup: Setup) -> Iterator[Figure]:
     """Measure the tokenize job itself, from the end of its first shard."""
     out = setup.work / "tokenize-ray"
-    found = measure_job(_config(setup, "pillow"), setup.work / PHOTOS, make_tokenizer(setup), out)
+    found = measure_job(_config(setup, "pillow", usable_cores()), setup.work / PHOTOS, make_tokenizer(setup), out)
     yield Figure("files to shards", found["images_per_s"], "images/s", at_least=_TARGET)
     yield Figure("with the start of Ray", found["images_per_s_with_start"], "images/s")
     yield Figure("photos without a row", missing_rows(open_splits("folder", setup.work / PHOTOS), out), "", at_most=0)
@@ -111,16 +131,16 @@ def make_tokenizer(setup: Setup) -> Path:
     return folder
 
 
-def _config(setup: Setup, resampler: str) -> TokenizeConfig:
+def _config(setup: Setup, resampler: str, decode_threads: int) -> TokenizeConfig:
     gpu = setup.device.type == "cuda"
     return TokenizeConfig(
         precision="bfloat16",
         device="cuda" if gpu else "cpu",
         resampler=resampler,  # type: ignore[arg-type]
         batch_size=setup.pick(128, 2),
-        shard_rows=setup.pick(2048, 4),
+        shard_rows=setup.pick(1024, 4),
         threads=2 if gpu else usable_cores(),
-        decode_threads=usable_cores(),
+        decode_threads=max(1, decode_threads),
         workers=0 if gpu else 1,
     )
 
@@ -146,7 +166,7 @@ def read_rate(split: Split, size: int, resampler: str, threads: int, photos: int
         for _ in read_ahead(read, count, 8 * threads, pool):
             pass
 
-    with pool:
+    with _arithmetic_kept(), pool:
         read_all(threads)  # starts the threads
         start = time.perf_counter()
         read_all(total)
@@ -154,51 +174,67 @@ def read_rate(split: Split, size: int, resampler: str, threads: int, photos: int
 
 
 class Made(NamedTuple):
-    """What making all shards took, from the end of the first one."""
+    """What making shards took after the first one, in which a worker warms up."""
 
-    images_per_s: float
+    images: int
+    start_s: float
+    end_s: float
+    """Start and end on the clock that all processes of a machine share."""
+    cpu_s: float
+    """CPU time of all threads."""
     waiting_s: float
     """Seconds that shards waited for photos, some of them while another one was encoded."""
     encoding_s: float
-    cpu_ms: float
-    """CPU time of all threads per photo."""
-    missing: int
-    """Photos without a row."""
+
+    @property
+    def rate(self) -> float:
+        """Images/s."""
+        return self.images / (self.end_s - self.start_s)
 
 
-class _Done(NamedTuple):
-    time_s: float
-    cpu_s: float
-    sidecar: Sidecar
+def make_shards(
+    setup: Setup, resampler: str, out: Path, part: int = 0, parts: int = 1, ready: Callable[[], None] = lambda: None
+) -> Made:
+    """Make every `parts`-th shard of all photos by the job's worker, after the first one two at once as Ray calls it.
 
-
-def make_shards(setup: Setup, tokenizer: Path, resampler: str) -> Made:
-    """Make the shards of all photos by the job's worker, two at once as Ray calls it."""
-    out, tokenizers = setup.work / "tokenize-shards", {IMAGE: tokenizer}
-    shutil.rmtree(out, ignore_errors=True)
-    config = _config(setup, resampler)
+    Args:
+        setup: The setup.
+        resampler: Library that resizes the photos.
+        out: Folder of the shards.
+        part: Number of this part.
+        parts: Number of parts; each has its share of the cores.
+        ready: Called after the first shard.
+    """
+    tokenizers = {IMAGE: make_tokenizer(setup)}
+    config = _config(setup, resampler, usable_cores() // parts)
     inputs = open_inputs(config, "folder", setup.work / PHOTOS, tokenizers, out)
     plan, spec = make_plan(config, inputs, tokenizers, overwrite=False)
     task_of = task_maker(plan, inputs.splits)
     with _arithmetic_kept(), ThreadPoolExecutor(2) as pool:
         worker = Worker(config, spec, tokenizers, inputs.store, config.device)  # type: ignore[arg-type]
+        first, *shards = map(task_of, plan.shards[part::parts])
+        worker.run(first)
+        ready()
+        start_s, cpu_s = time.perf_counter(), time.process_time()
+        sidecars = list(pool.map(worker.run, shards))
+        end_s, cpu_s = time.perf_counter(), time.process_time() - cpu_s
+    waiting_s, encoding_s = (sum(one.durations_s[step] for one in sidecars) for step in ("decode_wait", "encode"))
+    return Made(sum(one.rows for one in sidecars), start_s, end_s, cpu_s, waiting_s, encoding_s)
 
-        def make(shard: PlannedShard) -> _Done:
-            sidecar = worker.run(task_of(shard))
-            return _Done(time.perf_counter(), time.process_time(), sidecar)
 
-        first, *later = sorted(pool.map(make, plan.shards), key=lambda done: done.time_s)
-    images = sum(done.sidecar.rows for done in later)
-    waiting_s, encoding_s = (
-        sum(done.sidecar.durations_s[step] for done in later) for step in ("decode_wait", "encode")
-    )
-    return Made(
-        images_per_s=images / (later[-1].time_s - first.time_s),
-        waiting_s=waiting_s,
-        encoding_s=encoding_s,
-        cpu_ms=(later[-1].cpu_s - first.cpu_s) / images * 1e3,
-        missing=missing_rows(inputs.splits, out),
-    )
+def _part(device: str, size: str, work: str, out: str, part: str) -> Made:
+    """The work of one of two processes, which start to measure together."""
+    setup = Setup(torch.device(device), size, Path(work))  # type: ignore[arg-type]
+
+    def meet() -> None:
+        Path(f"{out}.ready-{part}").touch()
+        end_s = time.monotonic() + _MEETING_S
+        while not all(Path(f"{out}.ready-{one}").exists() for one in _PARTS):
+            if time.monotonic() > end_s:
+                raise RuntimeError("the other process is not ready")
+            time.sleep(0.01)
+
+    return make_shards(setup, "pillow", Path(out), int(part), len(_PARTS), meet)
 
 
 def missing_rows(splits: Mapping[str, Split], out: Path) -> int:
@@ -222,3 +258,7 @@ def _arithmetic_kept() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         matmul.allow_tf32 = tf32
+
+
+if __name__ == "__main__":
+    write_answer(lambda: _part(*sys.argv[1:]))

@@ -39,7 +39,7 @@ IMAGE = "image"
 _BATCHES_AHEAD = 2
 """Batches read while one is encoded: enough to hide the time of reading, few enough for memory."""
 _PARTS = 16
-"""Parts of a batch that threads take: with a part per sample, all threads wait more for the interpreter's lock."""
+"""Parts of a batch that threads take: a part per sample costs Python more time, in which no other thread runs it."""
 
 Codes = dict[str, npt.NDArray[Any]]
 """Name of the tokenizer, or scale_S → codes [n, h, w]."""
@@ -87,7 +87,7 @@ class WorkerResources:
     """What the shards in one process share: while one is encoded, the next is read and the previous is written."""
 
     def __init__(self, decode_threads: int) -> None:
-        # With its own team of torch threads, each thread that resizes by torch would take several times as long.
+        # Else each thread that resizes by torch has further threads, which only wait.
         one_thread = functools.partial(torch.set_num_threads, 1)
         self.decode_pool = ThreadPoolExecutor(decode_threads, "decode", initializer=one_thread)
         self.encode_lock = threading.Lock()

@@ -277,6 +277,7 @@ def make_shards(
             device=device,
             settings=config,
             shards_at_once=2,
+            workers_per_gpu=config.workers_per_gpu,
             events=events,
             on_done=failures_of,
         )
