@@ -82,7 +82,8 @@ def _native() -> str:
     return resolve_precision("auto", torch.device(harness.device()))
 
 
-def _pictures(count: int, seed: int = 0, side: int = _MODEL.resolution) -> list[Array]:
+def _pictures(count: int, seed: int = 0, side: int | None = None) -> list[Array]:
+    side = side or _MODEL.resolution
     shape = (count, side, side, 3)
     return list(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
@@ -92,13 +93,18 @@ def _codes(count: int) -> Array:
     return np.random.default_rng(0).integers(0, _MODEL.codebook_size, (count, side, side))
 
 
-def random_weights(config: ModelConfig = _MODEL) -> VQGAN:
-    """Random weights with a codebook of latents of other pictures, so that codes are close as after training."""
+def random_weights(config: ModelConfig | None = None) -> VQGAN:
+    """Random weights with a codebook of latents of other pictures, so that codes are close as after training.
+
+    Args:
+        config: Architecture for RGB pictures; None: that of this suite.
+    """
     torch.manual_seed(0)
-    model = VQGAN(config).eval()
+    model = VQGAN(config or _MODEL).eval()
+    height, width = model.config.grid
     with torch.inference_mode():
-        x_BCHW = to_input(_pictures(4, seed=1, side=config.resolution), config)
-        latents = model.latent(x_BCHW).permute(0, 2, 3, 1).flatten(0, 2)
+        pictures = _pictures(-(-model.config.codebook_size // (height * width)), seed=1, side=model.config.resolution)
+        latents = model.latent(to_input(pictures, model.config)).permute(0, 2, 3, 1).flatten(0, 2)
     assert isinstance(model.quantize, VectorQuantizer)
     codebook = model.quantize.embedding.weight.data
     codebook.copy_(latents[torch.randperm(len(latents))[torch.arange(len(codebook)) % len(latents)]])
