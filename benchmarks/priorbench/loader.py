@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 
 from priorbench import harness, peers, processes
 from priorbench.shards import skewed_codes, write
+
+if TYPE_CHECKING:
+    from codeprior.data import CodeBatches
 
 ROWS = 50_000
 _BATCH, _LENGTH = 256, 256
@@ -74,14 +77,19 @@ class _Steps(torch.utils.data.Dataset[torch.Tensor]):
         return codes_BT
 
 
-def read_ours(folder: Path, workers: int) -> Iterator[Any]:
-    """Read by random access; worker processes are those of a DataLoader over the batches."""
+def open_ours(folder: Path, batch_size: int) -> "CodeBatches":
+    """Shuffled batches of the shards that `write_ours` writes."""
     from codeprior.data import CodeBatches, CodeData, sequence_from_dataset
     from codeshards.format import ShardDataset
 
     dataset = ShardDataset.open(folder)
     data = CodeData.open(dataset, "train", sequence_from_dataset(dataset, "row_major", "none"))
-    batches = CodeBatches(data, batch_size=_BATCH, seed=0)
+    return CodeBatches(data, batch_size=batch_size, seed=0)
+
+
+def read_ours(folder: Path, workers: int) -> Iterator[Any]:
+    """Read by random access; worker processes are those of a DataLoader over the batches."""
+    batches = open_ours(folder, _BATCH)
     if not workers:
         return (batch.codes_BT for batch in batches)
     steps = itertools.count()

@@ -126,9 +126,6 @@ def bare(work: Path, precision: str) -> dict[str, Any]:
 
 def job(work: Path, precision: str) -> dict[str, Any]:
     """Measure `tokenize` from JPEG files to shards, from the end of its first shard, in which its worker warms up."""
-    from codeshards.format.contents import EVENTS_FILE
-    from codeshards.job.tokenize import tokenize
-
     config = TokenizeConfig(
         precision=precision,  # type: ignore[arg-type]
         batch_size=_BATCH[harness.device()],
@@ -136,10 +133,17 @@ def job(work: Path, precision: str) -> dict[str, Any]:
         threads=usable_cores(),
         workers=0 if harness.device() == "cuda" else 1,
     )
-    data, out = work / precision / "data", work / precision / "shards"
+    return measure_job(config, work / precision / "data", work / "tokenizer", work / precision / "shards")
+
+
+def measure_job(config: TokenizeConfig, data: Path, tokenizer: Path, out: Path) -> dict[str, Any]:
+    """Images/s of a job with these settings, warm and with its start; `out` is deleted first."""
+    from codeshards.format.contents import EVENTS_FILE
+    from codeshards.job.tokenize import tokenize
+
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
-    tokenize(config, dataset="folder", data=data, tokenizers={"image": work / "tokenizer"}, out=out)
+    tokenize(config, dataset="folder", data=data, tokenizers={"image": tokenizer}, out=out)
     seconds = time.perf_counter() - start
     events = read_events(out / EVENTS_FILE)
     done = [event for event in events if event["event"] == "shard_done"]

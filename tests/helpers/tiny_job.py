@@ -37,7 +37,7 @@ def write_images(root: Path, train: int = 60, val: int = 6) -> Path:
 
 
 MORTAL = """
-class Mortal(job._Worker):
+class Mortal(job.Worker):
     \"\"\"A worker that dies in its fourth shard, as if killed for its memory, if no other has died before.\"\"\"
 
     def run(self, task):
@@ -46,7 +46,7 @@ class Mortal(job._Worker):
             os.kill(os.getpid(), 9)
         return super().run(task)
 
-job._Worker = Mortal
+job.Worker = Mortal
 """
 """Text of a program in which `job` is the module of the tokenize job, and `marker` a file for the death."""
 

@@ -55,6 +55,11 @@ def test_workers_fit_their_node(device, node, fits):
     assert WorkerSize(device=device, threads=4, decode_threads=0).fits(*node) == fits
 
 
+def test_workers_share_a_gpu_and_its_cores():
+    two = WorkerSize(device="cuda", threads=4, decode_threads=0, per_gpu=2)
+    assert two.fits(16, 1) == (2, {"num_gpus": 0.5, "num_cpus": 8})
+
+
 def test_failures_of_one_kind_are_counted_together():
     assert kind_of("a/1: 1.png: cannot identify image file <_io.BytesIO at 0x7f>") == kind_of(
         "b: 22.png: cannot identify image file <_io.BytesIO at 0x55>"

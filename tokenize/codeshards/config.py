@@ -19,6 +19,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "batch_size": (1, 65_536),
     "threads": (1, 1024),
     "workers": (0, 65_536),
+    "workers_per_gpu": (1, 16),
     "decode_threads": (0, 1024),
     "max_failure_rate": (0, 1),
     "max_attempts": (1, 1000),
@@ -73,8 +74,12 @@ class TokenizeConfig:
     threads: int = 2
     """Torch threads per worker. Part of the plan: sums may round differently with another number."""
     workers: int = 0
-    """Worker processes; 0: one per GPU, or on the CPU one per ``threads`` cores, on all nodes, including those that
-    join later. An autoscaling cluster is asked for resources for this many."""
+    """Worker processes; 0: ``workers_per_gpu`` per GPU, or on the CPU one per ``threads`` cores, on all nodes,
+    including those that join later. An autoscaling cluster is asked for resources for this many."""
+    workers_per_gpu: int = 1
+    """Worker processes that share a GPU and its part of the node's cores. The threads of one process read at most
+    about 4,000 pictures per second on any number of cores, because Python runs one at a time. Choose 2 where the GPU
+    is faster than that, and has the memory."""
     decode_threads: int = 0
     """Threads per worker that read and decode images while it encodes; 0: the number of cores in its share of the
     node, at least 2."""

@@ -74,7 +74,7 @@ def plan_tokenize(
 
 def _workers(config: TokenizeConfig) -> int:
     if device_of(config) == "cuda":
-        return torch.cuda.device_count()
+        return torch.cuda.device_count() * config.workers_per_gpu
     return max(1, usable_cores() // config.threads)
 
 
@@ -114,7 +114,8 @@ def _trial(
         raise ShardError(f"none of the first samples can be encoded (the first: {rows.failures[0].reason})")
     count, samples = len(rows.keys) // config.views, sum(shard.samples for shard in missing)
     fixed, per_row = _bytes(rows, spec, config)
-    images_per_s = count / seconds * workers
+    at_once = max(1, workers // config.workers_per_gpu) if device_of(config) == "cuda" else workers
+    images_per_s = count / seconds * at_once  # workers that share a GPU share its speed
     memory = torch.cuda.max_memory_allocated() if device_of(config) == "cuda" else 0
     return {
         "images_per_s": round(images_per_s, 1), "time_s": samples / images_per_s,

@@ -38,6 +38,8 @@ IMAGE = "image"
 
 _BATCHES_AHEAD = 2
 """Batches read while one is encoded: enough to hide the time of reading, few enough for memory."""
+_PARTS = 16
+"""Parts of a batch that threads take: a part per sample costs Python more time, in which no other thread runs it."""
 
 Codes = dict[str, npt.NDArray[Any]]
 """Name of the tokenizer, or scale_S → codes [n, h, w]."""
@@ -85,7 +87,9 @@ class WorkerResources:
     """What the shards in one process share: while one is encoded, the next is read and the previous is written."""
 
     def __init__(self, decode_threads: int) -> None:
-        self.decode_pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        # Else each thread that resizes by torch has further threads, which only wait.
+        one_thread = functools.partial(torch.set_num_threads, 1)
+        self.decode_pool = ThreadPoolExecutor(decode_threads, "decode", initializer=one_thread)
         self.encode_lock = threading.Lock()
         """Held by the shard that is encoded."""
         self.samples_done = 0
@@ -262,14 +266,23 @@ class Rows:
 
 def read_ahead(read: Callable[[int], T], total: int, step: int, pool: ThreadPoolExecutor) -> Iterator[list[T]]:
     """`read(0) … read(total - 1)` in lists of `step`; the pool reads further lists while the caller processes one."""
-    pending: deque[list[Future[T]]] = deque()
+    pending: deque[list[Future[list[T]]]] = deque()
+    some = -(-step // _PARTS)
+
+    def read_all(places: range) -> list[T]:
+        return [read(place) for place in places]
+
+    def first_list() -> list[T]:
+        return [item for future in pending.popleft() for item in future.result()]
+
     try:
         for start in range(0, total, step):
-            pending.append([pool.submit(read, index) for index in range(start, min(start + step, total))])
+            places = range(start, min(start + step, total))
+            pending.append([pool.submit(read_all, places[i : i + some]) for i in range(0, len(places), some)])
             if len(pending) > _BATCHES_AHEAD:
-                yield [future.result() for future in pending.popleft()]
+                yield first_list()
         while pending:
-            yield [future.result() for future in pending.popleft()]
+            yield first_list()
     finally:
         for future in (future for batch in pending for future in batch):
             future.cancel()

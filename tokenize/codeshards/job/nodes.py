@@ -25,15 +25,18 @@ class WorkerSize:
     """Cores of a worker on the CPU."""
     decode_threads: int
     """Cores of a worker with a GPU; 0: its share of the node's cores."""
+    per_gpu: int = 1
+    """Workers that share a GPU."""
 
-    def fits(self, cpus: int, gpus: int) -> tuple[int, dict[str, int]]:
+    def fits(self, cpus: int, gpus: int) -> tuple[int, dict[str, float]]:
         """How many workers a node of this size runs, and the Ray resources of each.
 
         A node with fewer cores than a worker requires still gets one: more threads than cores are only slower.
         """
         if self.device == "cuda":
-            share = self.decode_threads or max(1, cpus // max(gpus, 1))
-            return gpus, {"num_gpus": 1, "num_cpus": min(share, cpus // gpus if gpus else 0)}
+            slots = gpus * self.per_gpu
+            share = self.decode_threads or max(1, cpus // max(slots, 1))
+            return slots, {"num_gpus": 1 / self.per_gpu, "num_cpus": min(share, cpus // slots if slots else 0)}
         return (max(1, cpus // self.threads) if cpus else 0), {"num_cpus": min(self.threads, cpus)}
 
     def __str__(self) -> str:
@@ -44,7 +47,7 @@ class WorkerSize:
 class _Node:
     name: str
     slots: int
-    resources: dict[str, int]
+    resources: dict[str, float]
     alive: bool = True
 
 
@@ -88,7 +91,7 @@ class Cluster:
     def _ask_autoscaler(self) -> None:
         """Request the resources of all workers: an autoscaler does not see ours, which are bound to existing nodes."""
         self._autoscaler_asked = True
-        bundle = {"GPU": 1} if self._size.device == "cuda" else {"CPU": self._size.threads}
+        bundle = {"GPU": 1 / self._size.per_gpu} if self._size.device == "cuda" else {"CPU": self._size.threads}
         with contextlib.suppress(Exception):  # the cluster has no autoscaler
             from ray.autoscaler.sdk import request_resources
 

@@ -49,7 +49,7 @@ class WorkerSettings(Protocol):
 
     @property
     def workers(self) -> int:
-        """Number of processes; 0: one per GPU, or per `threads` cores. An autoscaler is asked for this many."""
+        """Number of processes; 0: as many as fit, one per `threads` cores. An autoscaler is asked for this many."""
 
     @property
     def threads(self) -> int:
@@ -75,6 +75,7 @@ def run_shards(
     settings: WorkerSettings,
     packages: Sequence[str] = (),
     shards_at_once: int = 1,
+    workers_per_gpu: int = 1,
     events: EventLog | None = None,
     on_done: Callable[[PlannedShard, Any], dict[str, int]] | None = None,
 ) -> None:
@@ -89,11 +90,12 @@ def run_shards(
         worker: Class of the actors' workers.
         arguments: Arguments of its constructor.
         name: Name of the job in the progress bar.
-        device: With cuda each worker gets a GPU and its share of the node's cores, with cpu it gets `threads` cores.
+        device: With cuda each worker gets its share of a GPU and of the node's cores, with cpu it gets `threads` cores.
         settings: Number and size of the workers.
         packages: Packages beside vqgan and codeshards that the nodes of a cluster get from here.
         shards_at_once: Concurrent calls of `run` per worker, in threads: with 2, one shard is read while another is
             encoded.
+        workers_per_gpu: Workers that share a GPU.
         events: Where to log events.
         on_done: Called with each shard and the result of `run`; returns the shard's failures by kind.
 
@@ -102,7 +104,9 @@ def run_shards(
             that a person can fix, or no node can run a worker.
         UserError: There is no Ray, or it has died.
     """
-    size = WorkerSize(device=device, threads=settings.threads, decode_threads=settings.decode_threads)
+    size = WorkerSize(
+        device=device, threads=settings.threads, decode_threads=settings.decode_threads, per_gpu=workers_per_gpu
+    )
     with connected(settings.workers * settings.threads, ("vqgan", "codeshards", *packages)) as session:
         scheduler = Scheduler(
             Cluster(session, size, settings.workers),

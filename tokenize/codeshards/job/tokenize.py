@@ -271,12 +271,13 @@ def make_shards(
         run_shards(
             missing,
             task_of,
-            _Worker,
+            Worker,
             (config, spec, folders, out, device, column),
             name="tokenize",
             device=device,
             settings=config,
             shards_at_once=2,
+            workers_per_gpu=config.workers_per_gpu,
             events=events,
             on_done=failures_of,
         )
@@ -350,7 +351,7 @@ def device_of(config: TokenizeConfig) -> Literal["cpu", "cuda"]:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class _Worker:
+class Worker:
     """The worker of an actor: loads the tokenizers once, then encodes shards, reading one while it encodes another."""
 
     def __init__(

@@ -1,0 +1,39 @@
+"""Samples are read ahead by threads, in order."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from codeshards.job.encode import WorkerResources, read_ahead
+
+
+@pytest.mark.parametrize(("total", "step"), [(0, 4), (3, 4), (100, 32), (100, 1), (300, 128)])
+def test_lists_are_read_ahead_in_order(total, step):
+    with ThreadPoolExecutor(3) as pool:
+        lists = list(read_ahead(str, total, step, pool))
+    assert [len(one) for one in lists] == [min(step, total - start) for start in range(0, total, step)]
+    assert [int(item) for one in lists for item in one] == list(range(total))
+
+
+def test_an_error_of_a_sample_is_raised_with_its_list():
+    def read(index):
+        if index == 70:
+            raise OSError("gone")
+        return index
+
+    with ThreadPoolExecutor(2) as pool:
+        lists = read_ahead(read, 100, 32, pool)
+        assert [next(lists), next(lists)] == [list(range(32)), list(range(32, 64))]
+        with pytest.raises(OSError, match="gone"):
+            next(lists)
+
+
+def test_threads_that_read_have_no_torch_threads_of_their_own():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert WorkerResources(1).decode_pool.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
