@@ -32,10 +32,10 @@ def test_speed_of_training_follows_from_the_time_of_a_step(clock, monkeypatch):
     size = train_prior.Size(1, 2, 32, 16, 2)
     monkeypatch.setattr(speed_prior, "peak_flops", lambda device, precision: 4 * train_prior.step_flops(size))
     found = by_name(speed_prior.train_prior(SETUP))
-    what = "GPT-2 medium, 256 codes, batch 2"
+    what = "a tiny prior, 16 codes, batch 2"
     assert found[what].value == pytest.approx(2 * 16 * 3)  # three steps of 2 × 16 codes were measured as one second
     assert found[f"{what}: MFU"].value == pytest.approx(3 / 4)
-    assert found["GPT-2 medium, 512 codes, batch 2"].value == pytest.approx(2 * 32 * 3)
+    assert found["a tiny prior, 32 codes, batch 2"].value == pytest.approx(2 * 32 * 3)
     assert found["calls in a step that wait for the GPU"].within
 
 
@@ -45,9 +45,9 @@ def test_the_target_is_that_of_compiled_steps(clock, monkeypatch):
     monkeypatch.setattr(speed_prior, "peak_flops", lambda device, precision: 1e18)
     found = by_name(speed_prior.train_prior_compiled(SETUP))
     assert [figure.what for figure in found.values() if not figure.within] == [
-        "GPT-2 medium, 256 codes, compiled, batch 2: MFU"
+        "a tiny prior, 16 codes, compiled, batch 2: MFU"
     ]
-    assert found["GPT-2 medium, 256 codes, compiled: first step"].value == 1.0
+    assert found["a tiny prior, 16 codes, compiled: first step"].value == 1.0
     assert compiled == ["SequenceLoss", "Block"]
 
 

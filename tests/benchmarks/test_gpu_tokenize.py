@@ -75,7 +75,7 @@ def test_the_rate_leaves_out_the_first_shard(setup, monkeypatch, tmp_path):
             return SimpleNamespace(rows=4, durations_s={"decode_wait": 1.0, "encode": 2.0})
 
     monkeypatch.setattr(speed_tokenize, "Worker", Regular)
-    made = make_shards(setup, "pillow", tmp_path)
+    made = make_shards(setup, speed_tokenize._config(setup, "pillow", 2), tmp_path)
     shards = Regular.calls - 1
     assert (made.images, made.waiting_s, made.encoding_s) == (4 * shards, shards, 2 * shards)
     assert made.rate == pytest.approx(made.images / (0.1 * -(-shards // 2)), rel=0.5)  # two at once

@@ -32,6 +32,10 @@ _VERSIONS = ("torch", "triton", "xformers", "transformers", "diffusers", "ray", 
 _PATIENCE = 4
 """A check is ended after this many times its expected seconds, if the budget lasts so long."""
 _LEAST_S = 60.0
+_PARTLY = 0.5
+"""A check of speed begins if this part of its expected time is left: its first figures are the most useful ones."""
+_SHOWN = 3
+"""Number of figures of a check that are printed; the report has all."""
 LOG = "gpu-check.log"
 
 
@@ -166,7 +170,7 @@ class _Session:
         left_s, reason = self._end - time.monotonic(), self._reason_to_skip(check)
         if reason:
             found = Outcome(check.name, check.kind, "skipped", 0.0, reason)
-        elif left_s <= (check.seconds if self._size == "full" else 0):
+        elif left_s <= self._least_s(check):
             reason = f"about {check.seconds:.0f} s, and {max(0.0, left_s):.0f} s were left: --only {check.name} runs it"
             found = Outcome(check.name, check.kind, "left out", 0.0, reason)
         else:
@@ -174,6 +178,12 @@ class _Session:
         self._outcomes.append(found)
         save(self._path, self._head, self._outcomes)
         self._print(found)
+
+    def _least_s(self, check: Check) -> float:
+        """Return the seconds without which a check does not begin; a rehearsal takes less than is expected."""
+        if self._size != "full":
+            return 0.0
+        return check.seconds * (_PARTLY if check.kind == "speed" else 1.0)
 
     def _reason_to_skip(self, check: Check) -> str:
         lacking = packages.missing(check.needs)
@@ -202,9 +212,14 @@ class _Session:
         return outcome(check, seconds, self._worker.figures(), targets=self._targets, failed=failed, skipped=skipped)
 
     def _print(self, found: Outcome) -> None:
-        figures = "; ".join(f"{figure.what}: {shown(figure)}" for figure in found.figures)
-        text = "; ".join(filter(None, [found.reason, figures]))
-        print(f"{found.status:12} {found.name:24} {found.seconds:5.1f} s  {text}", flush=True)
+        notable = [
+            figure for figure in found.figures if not figure.within and (self._targets or found.kind == "correct")
+        ]
+        notable += [figure for figure in found.figures if figure not in notable][: max(0, _SHOWN - len(notable))]
+        texts = [found.reason] * bool(found.reason) + [f"{figure.what}: {shown(figure)}" for figure in notable]
+        more = len(found.figures) - len(notable)
+        texts += [f"{more} more"] * (more > 0)
+        print(f"{found.status:12} {found.name:24} {found.seconds:5.1f} s  {'; '.join(texts)}", flush=True)
 
     def finish(self) -> int:
         """Write the table, say where it is, and return the exit code: 1 if a check failed."""

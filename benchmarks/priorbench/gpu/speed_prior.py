@@ -35,7 +35,7 @@ def train_prior(setup: Setup) -> Iterator[Figure]:
     for codes in (256, 512):
         size = _size(setup, codes)
         speed = _measure(partial(steps.ours, size, _PRECISION, False))
-        yield from _figures(f"GPT-2 medium, {codes} codes", size, speed, setup)
+        yield from _figures(_name(setup, codes), size, speed, setup)
         if codes == 256:
             yield from _host_figures(size, speed)
 
@@ -47,7 +47,7 @@ def train_prior_compiled(setup: Setup) -> Iterator[Figure]:
     for codes, by_block in setup.pick(variants, variants[::2]):
         size = _size(setup, codes)
         speed = _measure(partial(steps.ours, size, _PRECISION, True, by_block=by_block))
-        what = f"GPT-2 medium, {codes} codes, compiled{' by block' * by_block}"
+        what = f"{_name(setup, codes)}, compiled{' by block' * by_block}"
         yield Figure(f"{what}: first step", speed.first_s, "s")
         yield from _figures(what, size, speed, setup, at_least=None if by_block else _LEAST_MFU)
 
@@ -56,7 +56,7 @@ def train_prior_xformers(setup: Setup) -> Iterator[Figure]:
     """Measure the steps with attention by xformers."""
     size = _size(setup, 256)
     speed = _measure(partial(steps.ours, size, _PRECISION, False, "xformers"))
-    yield from _figures("GPT-2 medium, 256 codes, xformers", size, speed, setup)
+    yield from _figures(f"{_name(setup, 256)}, xformers", size, speed, setup)
 
 
 def train_transformers(setup: Setup) -> Iterator[Figure]:
@@ -74,10 +74,14 @@ def _compared(setup: Setup, rival: str, make: Callable[[Size, str, bool], Step],
     """Yield the speed of a rival and of this project, measured one after the other, and their ratio."""
     size = _size(setup, 256)
     theirs = _measure(partial(make, size, _PRECISION, compiled))
-    yield from _figures(f"{rival}: GPT-2 medium, 256 codes", size, theirs, setup)
+    yield from _figures(f"{rival}: {_name(setup, 256)}", size, theirs, setup)
     own = _measure(partial(steps.ours, size, _PRECISION, compiled))
     yield Figure(f"imagepriors{', compiled' * compiled}", _tokens(size) / own.s, "tokens/s")
     yield Figure(f"imagepriors over {rival}", theirs.s / own.s, "×", at_least=1.0)
+
+
+def _name(setup: Setup, codes: int) -> str:
+    return setup.pick(f"GPT-2 medium, {codes} codes", f"a tiny prior, {codes // 16} codes")
 
 
 def _size(setup: Setup, codes: int) -> Size:

@@ -6,6 +6,7 @@ Random weights of the f16/1024 tokenizer, photos of 500×375 pixels, five orders
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shutil
 import statistics
@@ -28,6 +29,7 @@ from codeshards.job.encode import IMAGE, WorkerResources, read_ahead, task_maker
 from codeshards.job.tokenize import Worker, make_plan, open_inputs
 from priorbench import harness, loader, train_prior
 from priorbench.gpu.check import PHOTOS, Figure, Setup
+from priorbench.gpu.memory import require_compiler
 from priorbench.processes import spawn, write_answer
 from priorbench.shards import skewed_codes
 from priorbench.tokenize import measure_job
@@ -63,7 +65,7 @@ def tokenize(setup: Setup) -> Iterator[Figure]:
             rate = read_rate(splits["train"], model.resolution, name, threads, setup.pick(300, 4))
             yield Figure(f"{name}: reading alone, threads: {threads}", rate, "images/s")
         shutil.rmtree(out, ignore_errors=True)
-        made = make_shards(setup, name, out)
+        made = make_shards(setup, _config(setup, name, cores), out)
         rates.append(made.rate)
         yield Figure(f"{name}: files to shards", rates[-1], "images/s")
         yield Figure(f"{name}: the encoder's part of it", rates[-1] * flops / 1e12, "TFLOP/s")
@@ -73,6 +75,18 @@ def tokenize(setup: Setup) -> Iterator[Figure]:
         yield Figure(f"{name}: CPU time per photo", made.cpu_s / made.images * 1e3, "ms")
         yield Figure(f"{name}: photos without a row", missing_rows(splits, out), "", at_most=0)
     yield Figure("files to shards, the faster of both", max(rates), "images/s", at_least=_TARGET)
+
+
+def tokenize_compiled(setup: Setup) -> Iterator[Figure]:
+    """Measure the worker with a compiled encoder."""
+    require_compiler(setup.device)
+    model = load_config(make_tokenizer(setup)).model
+    config, out = _config(setup, "pillow", usable_cores()), setup.work / "tokenize-compiled"
+    made = make_shards(setup, dataclasses.replace(config, compile=True), out)
+    yield Figure("pillow, compiled: files to shards", made.rate, "images/s", at_least=_TARGET)
+    share = made.rate * encode_flops(model) / peak_flops(setup.device, "bfloat16")
+    yield Figure("pillow, compiled: of the card's peak", share, "%")
+    yield Figure("photos without a row", missing_rows(open_splits("folder", setup.work / PHOTOS), out), "", at_most=0)
 
 
 def tokenize_two(setup: Setup) -> Iterator[Figure]:
@@ -193,20 +207,24 @@ class Made(NamedTuple):
 
 
 def make_shards(
-    setup: Setup, resampler: str, out: Path, part: int = 0, parts: int = 1, ready: Callable[[], None] = lambda: None
+    setup: Setup,
+    config: TokenizeConfig,
+    out: Path,
+    part: int = 0,
+    parts: int = 1,
+    ready: Callable[[], None] = lambda: None,
 ) -> Made:
     """Make every `parts`-th shard of all photos by the job's worker, after the first one two at once as Ray calls it.
 
     Args:
         setup: The setup.
-        resampler: Library that resizes the photos.
+        config: Settings of the job.
         out: Folder of the shards.
         part: Number of this part.
-        parts: Number of parts; each has its share of the cores.
+        parts: Number of parts.
         ready: Called after the first shard.
     """
     tokenizers = {IMAGE: make_tokenizer(setup)}
-    config = _config(setup, resampler, usable_cores() // parts)
     inputs = open_inputs(config, "folder", setup.work / PHOTOS, tokenizers, out)
     plan, spec = make_plan(config, inputs, tokenizers, overwrite=False)
     task_of = task_maker(plan, inputs.splits)
@@ -234,7 +252,8 @@ def _part(device: str, size: str, work: str, out: str, part: str) -> Made:
                 raise RuntimeError("the other process is not ready")
             time.sleep(0.01)
 
-    return make_shards(setup, "pillow", Path(out), int(part), len(_PARTS), meet)
+    config = _config(setup, "pillow", usable_cores() // len(_PARTS))
+    return make_shards(setup, config, Path(out), int(part), len(_PARTS), meet)
 
 
 def missing_rows(splits: Mapping[str, Split], out: Path) -> int:
