@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from codeshards.job.encode import WorkerResources, read_ahead
+from codeshards.job.encode import WorkerResources, fix_arithmetic, read_ahead
 
 
 @pytest.mark.parametrize(("total", "step"), [(0, 4), (3, 4), (100, 32), (100, 1), (300, 128)])
@@ -29,11 +29,26 @@ def test_an_error_of_a_sample_is_raised_with_its_list():
             next(lists)
 
 
-def test_threads_that_read_have_no_torch_threads_of_their_own():
+def in_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_threads_that_read_have_one_torch_thread_and_others_keep_theirs():
+    """torch gives a thread that computes for the first time the latest number of any thread."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+
+    def encode(pool):
+        fix_arithmetic(3)
+        assert pool.submit(torch.get_num_threads).result() == 1
+        return torch.get_num_threads()
+
     try:
-        assert WorkerResources(1).decode_pool.submit(torch.get_num_threads).result() == 1
+        fix_arithmetic(2)
+        pool = WorkerResources(1).decode_pool
+        assert pool.submit(torch.get_num_threads).result() == 1
+        assert in_thread(torch.get_num_threads) == 2
+        assert in_thread(lambda: encode(WorkerResources(1).decode_pool)) == 3
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

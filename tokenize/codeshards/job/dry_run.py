@@ -114,8 +114,8 @@ def _trial(
         raise ShardError(f"none of the first samples can be encoded (the first: {rows.failures[0].reason})")
     count, samples = len(rows.keys) // config.views, sum(shard.samples for shard in missing)
     fixed, per_row = _bytes(rows, spec, config)
-    at_once = max(1, workers // config.workers_per_gpu) if device_of(config) == "cuda" else workers
-    images_per_s = count / seconds * at_once  # workers that share a GPU share its speed
+    sharing = config.workers_per_gpu if device_of(config) == "cuda" else 1
+    images_per_s = count / seconds * -(-workers // sharing)  # workers that share a GPU share its speed
     memory = torch.cuda.max_memory_allocated() if device_of(config) == "cuda" else 0
     return {
         "images_per_s": round(images_per_s, 1), "time_s": samples / images_per_s,

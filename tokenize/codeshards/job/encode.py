@@ -76,11 +76,25 @@ def fix_arithmetic(threads: int) -> None:
     Args:
         threads: Torch threads, the same in every worker: a sum over more threads may round differently.
     """
-    torch.set_num_threads(threads)
+    _set_torch_threads(threads)
     torch.backends.cudnn.benchmark = False  # it chooses algorithms by their measured time
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False  # convolutions use TF32 by default
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _set_torch_threads(count: int) -> None:
+    """Give this thread, and those that have not yet computed, this number of torch threads."""
+    torch.get_num_threads()  # else the first operation of this thread replaces it by the latest number of any thread
+    torch.set_num_threads(count)
+
+
+def _take_one_torch_thread(others: int) -> None:
+    """Give this thread one torch thread, and those that have not yet computed `others`, as before."""
+    _set_torch_threads(1)
+    thread = threading.Thread(target=_set_torch_threads, args=(others,))
+    thread.start()
+    thread.join()
 
 
 class WorkerResources:
@@ -88,8 +102,8 @@ class WorkerResources:
 
     def __init__(self, decode_threads: int) -> None:
         # Else each thread that resizes by torch has further threads, which only wait.
-        one_thread = functools.partial(torch.set_num_threads, 1)
-        self.decode_pool = ThreadPoolExecutor(decode_threads, "decode", initializer=one_thread)
+        others = (torch.get_num_threads(),)
+        self.decode_pool = ThreadPoolExecutor(decode_threads, "decode", _take_one_torch_thread, others)
         self.encode_lock = threading.Lock()
         """Held by the shard that is encoded."""
         self.samples_done = 0
