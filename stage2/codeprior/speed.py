@@ -51,7 +51,8 @@ def measured_flops(device: str, precision: str) -> float:
     """Return the FLOP/s of a large linear layer on this device in this precision: the best of four runs."""
     side = 8192 if device == "cuda" else 1024
     # Random, because a GPU multiplies equal numbers faster: they take less power.
-    matrix = torch.randn(side, side, device=device, dtype=getattr(torch, precision))
+    generator = torch.Generator(device).manual_seed(0)  # of its own, so that a run draws the same numbers as before
+    matrix = torch.randn(side, side, generator=generator, device=device, dtype=getattr(torch, precision))
     best_s = float("inf")
     for _ in range(4):
         start = time.perf_counter()

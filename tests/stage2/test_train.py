@@ -429,6 +429,12 @@ def test_an_attention_that_this_machine_lacks_is_refused_before_the_first_step(
         train_prior(config, dataset.path, tmp_path / "run")
 
 
+def test_measuring_a_device_draws_none_of_the_random_numbers() -> None:
+    before = torch.get_rng_state()
+    assert speed.measured_flops.__wrapped__("cpu", "float32") > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_auto_precision_is_decided_by_the_machine() -> None:
     cpu = torch.device("cpu")
     assert resolve_precision("float32", cpu) == "float32"
