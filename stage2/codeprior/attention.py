@@ -158,14 +158,17 @@ def load_xformers() -> None:
     Raises:
         PriorError: xformers is not installed, or its library does not fit this torch.
     """
-    if "xformers" not in sys.modules:
-        logging.getLogger("xformers").setLevel(logging.ERROR)  # its warning of six lines is the error below
-        if not (torch.version.cuda or "").startswith("12."):
-            _load_cuda_12()
+    if "xformers" not in sys.modules and not (torch.version.cuda or "").startswith("12."):
+        _load_cuda_12()
+    log = logging.getLogger("xformers")
+    level = log.level
+    log.setLevel(logging.ERROR)  # its warning of six lines is the error below
     try:
         import xformers
     except ImportError as error:
         raise PriorError(f"attention = 'xformers': {error}; pip install 'imagepriors[cuda]', or use 'sdpa'") from error
+    finally:
+        log.setLevel(level)
     if not xformers._has_cpp_library:
         raise PriorError(
             f"attention = 'xformers': the library of xformers {xformers.__version__} cannot be loaded with torch "
@@ -178,7 +181,7 @@ def _load_cuda_12() -> None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError, OSError):
         for file in importlib.metadata.files("nvidia-cuda-runtime-cu12") or ():
             if file.name == "libcudart.so.12":
-                ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)
+                ctypes.CDLL(str(file.locate()))
 
 
 def _first_cause(error: BaseException) -> str:

@@ -275,13 +275,15 @@ def test_heads_without_a_kernel_of_xformers_are_refused_before_the_work(monkeypa
 
 
 LOAD_XFORMERS = """
-import sys
+import logging, sys
 from codeprior.attention import load_xformers
 from codeprior.config import PriorError
 try:
     load_xformers()
 except PriorError as error:
     sys.exit(str(error))
+finally:
+    assert logging.getLogger("xformers").isEnabledFor(logging.WARNING)
 """
 
 
@@ -299,7 +301,7 @@ def load_xformers(folder: Path, files: dict[str, str]) -> str:
 
 
 def test_xformers_without_its_library_is_refused_in_one_line(tmp_path: Path) -> None:
-    """Of the six lines that xformers logs, nothing is left."""
+    """Of the six lines that xformers logs, nothing is left; later ones are logged."""
     module = """
 import logging
 logging.getLogger("xformers").warning("six lines")
