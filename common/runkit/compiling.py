@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -40,8 +41,24 @@ def allow_cuda_graphs() -> None:
     In torch 2.6 to 2.11 only the thread that imports their module can, and others fail with an AssertionError. Each
     thread captures graphs of its own.
     """
-    from torch._inductor.cudagraph_trees import local
+    import torch
 
-    if not hasattr(local, "tree_manager_containers"):
-        local.tree_manager_containers = {}
-        local.tree_manager_locks = defaultdict(threading.Lock)
+    with contextlib.suppress(ImportError, AttributeError):  # a torch with other internals may not require it
+        from torch._inductor.cudagraph_trees import local
+
+        if not hasattr(local, "tree_manager_containers"):
+            local.tree_manager_containers, local.tree_manager_locks = {}, defaultdict(threading.Lock)
+            for name in ("tree_manager_containers", "tree_manager_locks"):  # for backward passes and resets
+                torch._C._stash_obj_in_tls(name, getattr(local, name))
+
+
+def allow_programs(count: int) -> None:
+    """Let a function have at least this many compiled programs in this thread.
+
+    A function is compiled again for constants that differ, such as settings. Beyond the limit, which is 8 otherwise,
+    torch runs it uncompiled.
+    """
+    import torch._dynamo
+
+    config = torch._dynamo.config
+    config.cache_size_limit = max(config.cache_size_limit, count)  # its name in every torch since 2.6

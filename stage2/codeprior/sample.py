@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -23,9 +24,11 @@ from codeprior.given import UNKNOWN, checked_given
 from codeprior.guidance import guide, with_null
 from codeprior.model import Prior
 from codeprior.sample_config import SampleConfig
-from runkit.compiling import allow_cuda_graphs, check_compiler
+from runkit.compiling import allow_cuda_graphs, allow_programs, check_compiler
 from runkit.progress import tqdm
 
+_PROGRAMS = 64
+"""Compiled programs of the step of one code: one for each setting, number of rows and network that a process uses."""
 Condition = Tensor | Mapping[str, Tensor]
 """Tokens [N], [N, C] or [N, h, w] of a single condition, or a mapping from name to such tokens."""
 Watch = Callable[[int, Tensor], None]
@@ -92,7 +95,8 @@ def sample_sequences(
     in_own_order = drawn_in_own_order(sequence, config, given_NT)
     prior = prepare(prior, config)
     drafter = functools.cache(lambda: with_eight_bits(prior))
-    own = functools.partial(_draw_in_own_order, drafter=drafter, cache_of=_Caches(prior, config))
+    caches = _Caches(prior, config)
+    own = functools.partial(_draw_in_own_order, drafter=drafter, cache_of=caches)
     draw_batch = own if in_own_order else draw_in_any_order
     sampled, batches = [], range(0, n, config.batch_size)
     left = int((given_NT[:1] == UNKNOWN).sum())
@@ -106,11 +110,12 @@ def sample_sequences(
                     watch(start, codes_BT[:count])
 
             rows = torch.arange(start, start + count)
-            if start > 0 and _has_static_cache(prior, config):
+            if caches.is_compiled_for(config.batch_size):
                 # Steps are compiled for one size, which takes longer than to draw the last sample several times.
                 rows = torch.arange(start, start + config.batch_size).clamp(max=n - 1)
             codes_BT = draw_batch(prior, condition_NC[rows], given_NT[rows], config, first + start, report)
             sampled.append(codes_BT[:count].cpu())
+    caches.keep()
     return torch.cat(sampled) if sampled else torch.empty((0, sequence.length), dtype=torch.int64)
 
 
@@ -170,7 +175,7 @@ def condition_tokens(sequence: SequenceSpec, n: int, condition: Condition | None
 def prepare(prior: Prior, config: SampleConfig) -> Prior:
     """Return the prior in eval mode with weights of the config's precision, in the layout that the CPU multiplies by.
 
-    It is a copy where weights are converted; on a CPU it is for sampling only.
+    Call it in the thread that draws. It is a copy where weights are converted; on a CPU it is for sampling only.
 
     Raises:
         PriorError: Guidance is requested for a prior without a condition, or this machine lacks what the prior or the
@@ -180,6 +185,9 @@ def prepare(prior: Prior, config: SampleConfig) -> Prior:
         raise PriorError(f"guidance = {config.guidance}: this prior has no condition to guide by; use 1")
     if config.compile:
         check_compiler(prior.device.type, PriorError)
+        allow_programs(_PROGRAMS)
+    if _has_static_cache(prior, config):
+        allow_cuda_graphs()
     check_attention(prior.config, prior.device, config.precision)
     dtype = getattr(torch, config.precision)
     prior.eval()
@@ -231,10 +239,7 @@ def _draw_in_own_order(
 
 def new_cache(prior: Prior, rows: int, config: SampleConfig) -> KVCache:
     """Return an empty cache, static for CUDA graphs; a static one is read to its end for each code."""
-    static = _has_static_cache(prior, config)
-    if static:
-        allow_cuda_graphs()
-    return KVCache(prior, rows, static=static)
+    return KVCache(prior, rows, static=_has_static_cache(prior, config))
 
 
 def _has_static_cache(prior: Prior, config: SampleConfig) -> bool:
@@ -246,7 +251,11 @@ class _Caches:
 
     def __init__(self, prior: Prior, config: SampleConfig) -> None:
         self._prior, self._config = prior, config
-        self._last: KVCache | None = None
+        # It is removed, because another thread may draw from this prior meanwhile.
+        self._last = _kept.pop(prior, None) if _has_static_cache(prior, config) else None
+        weight = prior.code_embedding.weight
+        if self._last and (self._last.place_1.device, self._last.keys[0].dtype) != (weight.device, weight.dtype):
+            self._last = None  # the prior was moved
 
     def __call__(self, rows: int) -> KVCache:
         """Return an empty cache."""
@@ -255,6 +264,19 @@ class _Caches:
             self._last = new_cache(self._prior, rows, self._config)
         self._last.length = 0
         return self._last
+
+    def is_compiled_for(self, batch: int) -> bool:
+        """Return whether the last cache is static and has the rows of so many samples."""
+        rows = batch if self._config.guidance == 1 else 2 * batch
+        return self._last is not None and self._last.static and self._last.batch == rows
+
+    def keep(self) -> None:
+        """Keep a static cache for the next call with this prior."""
+        if self._last is not None and self._last.static:
+            _kept[self._prior] = self._last
+
+
+_kept: WeakKeyDictionary[Prior, KVCache] = WeakKeyDictionary()
 
 
 def next_codes(

@@ -42,7 +42,8 @@ class SampleConfig:
     precision: Autocast = "float32"
     """Type of the weights and of the cache. bfloat16 halves the memory traffic per code; samples differ."""
     compile: bool = False
-    """Compile the step of one code, with CUDA graphs on a GPU; pays off for more than a few batches."""
+    """Compile the step of one code, on a GPU with CUDA graphs and again for every new setting and batch size; pays off
+    for more than a few batches. A prior on a GPU keeps the cache of its last batch."""
     order: DrawingOrder = "auto"
     """Order in which codes are drawn. A prior of one order has that one: auto. Others draw in each of the five, in a
     random one for each sample (auto, as they were trained), or by confidence: in each step the surest codes."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from codeprior import draw as draw_module
 from codeprior import sample as sample_module
@@ -222,6 +226,27 @@ def test_compiled_steps_draw_the_same_codes() -> None:
     assert torch.equal(compiled, sample_codes(prior, 4, condition=classes, config=config))
 
 
+def as_compiled_on_a_gpu(monkeypatch: pytest.MonkeyPatch, step: Any = sample_module._step) -> None:
+    monkeypatch.setattr(sample_module, "_compiled", lambda _: step)
+    monkeypatch.setattr(sample_module, "_has_static_cache", lambda prior, config: config.compile)
+    monkeypatch.setattr(sample_module, "check_compiler", lambda *_: None)
+
+
+def test_every_setting_of_a_sweep_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself torch compiles the step for a few of them, and draws with the others uncompiled."""
+    counter = CompileCounter()
+    as_compiled_on_a_gpu(monkeypatch, torch.compile(sample_module._step, dynamic=False, backend=counter))
+    prior = random_prior()
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for temperature in (0.5, 1.0, 1.5):
+            config = SampleConfig(temperature=temperature, compile=True)
+            found = sample_codes(prior, 2, config=config)
+            assert torch.equal(found, sample_codes(prior, 2, config=replace(config, compile=False)))
+    assert counter.frame_count == 3
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_batches_of_compiled_steps_have_one_size_and_one_cache(
     monkeypatch: pytest.MonkeyPatch, guidance: float
@@ -229,17 +254,41 @@ def test_batches_of_compiled_steps_have_one_size_and_one_cache(
     prior, classes, seen, caches = random_prior("class"), torch.arange(5), [], []
     config = SampleConfig(batch_size=3, guidance=guidance)
     expected = sample_codes(prior, 5, condition=classes, config=config)
-    monkeypatch.setattr(sample_module, "_has_static_cache", lambda prior, config: True)  # as compiled on a GPU
+    as_compiled_on_a_gpu(monkeypatch)
     monkeypatch.setattr(sample_module, "new_cache", lambda *args: caches.append(new_cache(*args)) or caches[-1])
+    config = replace(config, compile=True)
     found = sample_codes(
         prior, 5, condition=classes, config=config, watch=lambda first, codes: seen.append((first, len(codes)))
     )
     assert torch.equal(found, expected)
     assert set(seen) == {(0, 3), (3, 2)}
+    found = sample_codes(prior, 2, condition=classes[:2], config=config)  # in another call
+    assert torch.equal(found, expected[:2])
     assert [cache.batch for cache in caches] == [3 if guidance == 1 else 6]
     assert caches[0].static
-    sample_codes(prior, 2, condition=classes[:2], config=config)
-    assert caches[-1].batch == (2 if guidance == 1 else 4)
+    sample_codes(prior, 4, condition=classes[:4], config=replace(config, batch_size=4))
+    assert caches[-1].batch == (4 if guidance == 1 else 8)
+    sample_codes(prior.bfloat16(), 4, condition=classes[:4], config=replace(config, batch_size=4, precision="bfloat16"))
+    assert caches[-1].keys[0].dtype == torch.bfloat16
+
+
+def test_a_call_never_draws_into_the_cache_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_compiled_on_a_gpu(monkeypatch)
+    prior, config, nested = random_prior(), SampleConfig(compile=True), []
+    expected = sample_codes(prior, 2, config=config)
+
+    def watch(first: int, codes_BT: Tensor) -> None:
+        if not nested:
+            nested.append(sample_codes(prior, 2, config=replace(config, seed=1)))
+
+    assert torch.equal(sample_codes(prior, 2, config=config, watch=watch), expected)
+
+    other = random_prior()
+    sample_codes(other, 2, config=config)
+    kept = weakref.ref(sample_module._kept[other])
+    del other
+    gc.collect()
+    assert kept() is None  # a prior takes its cache along
 
 
 def test_random_numbers_are_exponential_and_all_different() -> None:
