@@ -1,5 +1,6 @@
 """Samples are read ahead by threads, in order."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -27,6 +28,13 @@ def test_an_error_of_a_sample_is_raised_with_its_list():
         assert [next(lists), next(lists)] == [list(range(32)), list(range(32, 64))]
         with pytest.raises(OSError, match="gone"):
             next(lists)
+
+
+def test_many_threads_all_read():
+    """They wait for a slow store, and the first batch already has a sample for each."""
+    everyone = threading.Barrier(32, timeout=30)
+    with ThreadPoolExecutor(32) as pool:
+        assert next(read_ahead(lambda _: everyone.wait() >= 0, 32, 32, pool)) == [True] * 32
 
 
 def in_thread(function):

@@ -39,7 +39,8 @@ IMAGE = "image"
 _BATCHES_AHEAD = 2
 """Batches read while one is encoded: enough to hide the time of reading, few enough for memory."""
 _PARTS = 16
-"""Parts of a batch that threads take: a part per sample costs Python more time, in which no other thread runs it."""
+"""Parts of a batch that threads take, or one per thread where there are more: a part per sample costs Python more time,
+in which no other thread runs it."""
 
 Codes = dict[str, npt.NDArray[Any]]
 """Name of the tokenizer, or scale_S → codes [n, h, w]."""
@@ -281,7 +282,7 @@ class Rows:
 def read_ahead(read: Callable[[int], T], total: int, step: int, pool: ThreadPoolExecutor) -> Iterator[list[T]]:
     """`read(0) … read(total - 1)` in lists of `step`; the pool reads further lists while the caller processes one."""
     pending: deque[list[Future[list[T]]]] = deque()
-    some = -(-step // _PARTS)
+    some = -(-step // max(_PARTS, pool._max_workers))
 
     def read_all(places: range) -> list[T]:
         return [read(place) for place in places]
