@@ -39,17 +39,15 @@ def allow_cuda_graphs() -> None:
     """Let compiled code capture and replay CUDA graphs in this thread.
 
     In torch 2.6 to 2.11 only the thread that imports their module can, and others fail with an AssertionError. Each
-    thread captures graphs of its own.
+    thread captures graphs of its own. Later versions make these containers where they are missing and share them with
+    backward passes, after which a process may abort if it ends soon after the thread.
     """
-    import torch
-
     with contextlib.suppress(ImportError, AttributeError):  # a torch with other internals may not require it
         from torch._inductor.cudagraph_trees import local
 
         if not hasattr(local, "tree_manager_containers"):
-            local.tree_manager_containers, local.tree_manager_locks = {}, defaultdict(threading.Lock)
-            for name in ("tree_manager_containers", "tree_manager_locks"):  # for backward passes and resets
-                torch._C._stash_obj_in_tls(name, getattr(local, name))
+            local.tree_manager_containers = {}
+            local.tree_manager_locks = defaultdict(threading.Lock)
 
 
 def allow_programs(count: int) -> None:
