@@ -149,6 +149,7 @@ def attend_xformers(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor
     return out_BSHE.transpose(1, 2)
 
 
+@functools.cache  # each layer of each step calls it
 def load_xformers() -> None:
     """Import xformers with its compiled library, without which it has no attention.
 

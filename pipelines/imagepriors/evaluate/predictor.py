@@ -100,7 +100,7 @@ class ConditionPredictor:
             seed: Seed of the initial weights and the batches.
         """
         with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             predictor = cls(sizes)
         optimizer = torch.optim.AdamW(predictor._net.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
