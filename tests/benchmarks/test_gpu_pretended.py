@@ -1,7 +1,7 @@
 """The checks of a GPU on a pretended one: no operation mixes devices, none waits without need, and codes are a CPU's.
 
 Left out are checks of what is not imitated (NCCL, the limit of a GPU's memory, compilers), those that start other
-processes, and those whose code beyond the others is that of a rival or takes seconds.
+processes, and those whose code beyond the others is that of a rival, or of training, which has such tests of its own.
 """
 
 import importlib
@@ -18,8 +18,8 @@ from priorbench.gpu.check import Setup
 from priorbench.gpu.runner import choose
 
 _CHECKS = (
-    "attention", "prior_losses", "prior_samples", "prior_resume", "tokenizer_codes", "vqgan_resume",
-    "shards_again", "peaks", "encode", "train_prior", "sample", "load", "sample_compiled",
+    "attention", "prior_samples", "tokenizer_codes", "vqgan_resume", "shards_again", "peaks", "encode", "train_prior",
+    "sample", "load", "sample_compiled",
 )  # fmt: skip
 
 
