@@ -71,7 +71,7 @@ def made_up_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder), prepend=":")
         patch.setattr(runner, "CHECKS", checks)
-        patch.setattr(runner, "_LEAST_S", 12.0)  # includes the start of a process
+        patch.setattr(runner, "_LEAST_PATIENCE_S", 3.0)
         code = runner.main(["--device", "cpu", "--out", str(folder / "out")])
     return code, folder / "out", json.loads((folder / "out/gpu-check-cpu.json").read_text())
 
@@ -81,7 +81,7 @@ def test_each_check_has_the_outcome_that_it_earns(made_up_run):
     assert code == 1
     found = [(one["name"], one["status"]) for one in saved["figures"]["checks"]]
     assert found == [
-        ("right", "passed"), ("wrong", "failed"), ("undefined", "failed"), ("silent", "skipped"), ("skips", "skipped"),
+        ("right", "passed"), ("wrong", "failed"), ("undefined", "failed"), ("silent", "failed"), ("skips", "skipped"),
         ("slow", "measured"), ("lacks", "skipped"), ("gpu_only", "skipped"), ("breaks", "failed"), ("right", "passed"),
         ("dies", "failed"), ("hangs", "failed"),
     ]  # fmt: skip
@@ -91,7 +91,8 @@ def test_each_check_has_the_outcome_that_it_earns(made_up_run):
     assert reasons["lacks"] == "no_such_module not installed"
     assert reasons["breaks"] == "RuntimeError: device-side assert"
     assert reasons["dies"] == "exit code 3"
-    assert reasons["hangs"].startswith("no end after 12 s")
+    assert reasons["hangs"] == "no answer within 3 s"
+    assert reasons["silent"] == "it has no figures"
 
 
 def test_figures_before_an_error_are_kept(made_up_run):
