@@ -1,6 +1,8 @@
 """The script for the day on which a GPU is available: its runner, and a rehearsal of every check on the CPU."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +128,12 @@ def test_speeds_have_targets_only_where_they_hold(kind, targets, value, status):
     assert report.outcome(made_up("a", kind), 1.0, figures, targets=targets).status == status
 
 
+def test_a_value_beyond_its_limit_fails_also_where_the_budget_ended():
+    figures, ended = [Figure("share", 0.5, "%", at_least=1)], ("left out", "the budget ended")
+    assert report.outcome(made_up("a"), 1.0, figures, targets=False, ended=ended).status == "failed"
+    assert report.outcome(made_up("a"), 1.0, figures[:0], targets=False, ended=ended).status == "left out"
+
+
 def test_a_speed_without_a_target_is_measured():
     assert report.outcome(made_up("a", "speed"), 1.0, [Figure("rate", 1.0)], targets=True).status == "measured"
 
@@ -155,8 +163,39 @@ def test_an_unknown_check_or_a_missing_gpu_is_one_message(capsys, tmp_path):
     assert "torch finds no GPU" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("budget", ["0", "-5", "nan", "abc"])
+def test_a_budget_is_a_time(budget, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        runner.main(["--budget-s", budget])
+    assert f"'{budget}' is no time: choose a number of seconds above 0" in capsys.readouterr().err
+
+
+def test_a_signal_ends_a_run_with_its_processes_and_temporary_files(tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, SCRIPT, "--device", "cpu", "--out", tmp_path / "out", "--only", "tokenize_two"]
+    env = {**os.environ, "TMPDIR": str(work)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert "Rehearsal" in run.stdout.readline()  # the worker is there, and photos are being written
+        second = [*command[:-2], "--only", "peaks"]
+        refused = subprocess.run(second, capture_output=True, text=True)
+        assert (refused.returncode, "is in use by gpu-check" in refused.stderr) == (2, True)
+        run.terminate()
+        message = run.communicate()[1]
+    assert run.returncode == 143
+    assert message == f"gpu_check: stopped; {tmp_path / 'out'} has the checks that are done\n"
+    assert not list(work.iterdir())
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(work) in _text(path)]
+
+
+def _text(path):
+    with contextlib.suppress(OSError):  # the process has ended
+        return path.read_text()
+    return ""
+
+
 def test_missing_packages_are_listed_with_the_command_that_brings_them(monkeypatch, capsys):
-    monkeypatch.setattr(packages, "versions", lambda names: {"torch": "2.11.0"})
+    monkeypatch.setattr(packages, "versions", lambda names: {"torch": "2.11.0", "torchvision": "0.26.0"})
     assert runner.main(["--packages"]) == 0
     text = capsys.readouterr().out
     assert ["lpips", ">=0.1.4", "missing"] in [line.split()[:3] for line in text.splitlines()]

@@ -87,9 +87,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    if not float(text) > 0:
-        raise ValueError
-    return float(text)
+    with contextlib.suppress(ValueError):
+        if float(text) > 0:  # a NaN is not
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no time: choose a number of seconds above 0")
 
 
 def choose(names: Sequence[str]) -> list[Check]:
