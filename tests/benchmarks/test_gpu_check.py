@@ -19,10 +19,11 @@ SCRIPT = ROOT / "benchmarks" / "gpu_check.py"
 COMPILING = {check.name for check in CHECKS if "compiled" in check.what} | {"tokenize_ray"}
 """Checks whose rehearsal takes long."""
 MADE_UP = """
-import os, time
+import os, subprocess, sys, time
 from priorbench.gpu.check import Figure, SkipCheckError
 
 def right(setup):
+    os.system("echo from a child process")
     yield Figure("a distance", 0.5, "", None, 1.0)
 
 def wrong(setup):
@@ -35,7 +36,7 @@ def silent(setup):
     yield from ()
 
 def skips(setup):
-    raise SkipCheckError("no such kernel")
+    raise SkipCheckError("no kernel for a | b")
     yield
 
 def slow(setup):
@@ -51,6 +52,7 @@ def dies(setup):
     os._exit(3)
 
 def hangs(setup):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)", "child of a check"])
     yield Figure("before", 1.0)
     time.sleep(120)
 """
@@ -58,6 +60,15 @@ def hangs(setup):
 
 def made_up(name, kind="correct", **options):
     return Check(name, "made_up_checks", kind, 0.1, f"check {name}", **options)
+
+
+def processes_with(text):
+    """Return the processes whose command line contains a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # the process has ended
+            found += [path] * (text in path.read_text(errors="replace"))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +100,20 @@ def test_each_check_has_the_outcome_that_it_earns(made_up_run):
     ]  # fmt: skip
     reasons = {one["name"]: one["reason"] for one in saved["figures"]["checks"]}
     assert reasons["wrong"] == "outside its limit: a distance"
-    assert reasons["skips"] == "no such kernel"
+    assert reasons["skips"] == "no kernel for a | b"
     assert reasons["lacks"] == "no_such_module not installed"
     assert reasons["breaks"] == "RuntimeError: device-side assert"
     assert reasons["dies"] == "exit code 3"
     assert reasons["hangs"] == "no answer within 3 s"
     assert reasons["silent"] == "it has no figures"
+
+
+def test_a_check_ends_with_its_processes_and_the_next_one_does_not_count_the_start_of_its_own(made_up_run):
+    _, out, saved = made_up_run
+    assert not processes_with("child of a check")
+    *_, after_a_failure = (one["seconds"] for one in saved["figures"]["checks"] if one["name"] == "right")
+    assert after_a_failure < 1  # torch is imported in more
+    assert "from a child process" in (out / "gpu-check.log").read_text()
 
 
 def test_figures_before_an_error_are_kept(made_up_run):
@@ -110,6 +129,7 @@ def test_the_table_follows_from_the_figures(made_up_run):
     text = (out / "gpu-check-cpu.md").read_text()
     assert "Rehearsal: the speeds mean nothing." in text
     assert "| wrong | failed | 0 | a distance | 2 | ≤ 1 |" in text
+    assert "| skips | skipped | 0 | no kernel for a \\| b |" in text
     assert all(len(row) == len(saved["columns"]) for row in saved["rows"])
 
 
@@ -185,13 +205,7 @@ def test_a_signal_ends_a_run_with_its_processes_and_temporary_files(tmp_path):
     assert run.returncode == 143
     assert message == f"gpu_check: stopped; {tmp_path / 'out'} has the checks that are done\n"
     assert not list(work.iterdir())
-    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(work) in _text(path)]
-
-
-def _text(path):
-    with contextlib.suppress(OSError):  # the process has ended
-        return path.read_text()
-    return ""
+    assert not processes_with(str(work))
 
 
 def test_missing_packages_are_listed_with_the_command_that_brings_them(monkeypatch, capsys):
@@ -202,6 +216,10 @@ def test_missing_packages_are_listed_with_the_command_that_brings_them(monkeypat
     assert '"dacite>=1.9"' in text.split("pip download")[1]
     assert '"nvidia-cuda-runtime-cu12>=12.4"' in text.split("pip download")[1]
     assert '"torch>' not in text.split("pip download")[1]
+    monkeypatch.setattr(packages, "versions", lambda names: {})
+    assert runner.main(["--packages"]) == 0
+    assert "pip download" not in (text := capsys.readouterr().out)  # torch without its dependencies does not run
+    assert "Install torch and torchvision for this machine's GPU first" in text
 
 
 def test_the_list_and_the_packages_need_nothing_installed():
