@@ -13,6 +13,7 @@ import importlib.metadata
 import logging
 import math
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,6 +96,9 @@ def attend_sdpa(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | N
         q_BHSE.shape[2] == 1 and q_BHSE.device.type == "cpu"
     ):  # torch's kernel takes up to four times as long for one query
         return attend_math(q_BHSE, k_BHSE, v_BHSE, seen)
+    if q_BHSE.device.type == "cuda" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        with _without_cudnn():
+            return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, attn_mask=seen, is_causal=causal)
     if q_BHSE.device.type == "cuda" or q_BHSE.dtype != torch.bfloat16 or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE, attn_mask=seen, is_causal=causal)
     # torch's bfloat16 kernel for CPUs is never faster than its float32 kernel, and backward up to four times slower.
@@ -106,6 +110,21 @@ def attend_sdpa(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | N
             q_BHSE.float(), k_BHSE.float(), v_BHSE.float(), attn_mask=seen, is_causal=causal
         )
     return out_BHSE.to(q_BHSE.dtype)
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Leave out the attention of cuDNN, which torch 2.11 prefers on an H100: it plans each length of a cache anew.
+
+    A plan takes 25 ms or more, a step of GPT-2 medium about 5.
+    """
+    enabled = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        if enabled:  # another thread may have left it out at the same time
+            torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def _attend_short(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, seen: Tensor | None = None) -> Tensor:

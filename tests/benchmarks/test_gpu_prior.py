@@ -102,6 +102,19 @@ def test_compiled_steps_that_draw_other_codes_or_are_not_compiled_are_found(setu
     assert found == ["compiled, batch 2, guidance 2: equal codes", "programs compiled"]
 
 
+def test_a_cache_that_is_reused_wrongly_is_found(tmp_path, monkeypatch):
+    calls = itertools.count()
+
+    def compiled(device):  # right in the first batch of one sample only, whose first two codes are not compiled
+        return lambda prior, cache, codes_B, *rest: sample._step(prior, cache, codes_B, *rest) * (next(calls) < 62)
+
+    compiled.cache_clear = lambda: None
+    monkeypatch.setattr(sample, "_compiled", compiled)
+    first = next(correct_sample.prior_samples_compiled(Setup(torch.device("cpu"), "full", tmp_path)))
+    assert first.what == "compiled, batch 1, guidance 1: equal codes"
+    assert not first.within
+
+
 def test_a_compiled_step_writes_only_to_static_inputs(setup, monkeypatch):
     """Otherwise a GPU uses no CUDA graphs. A new cache must not compile again."""
     written: list[set[int]] = []

@@ -11,7 +11,7 @@ from codeprior import sample as codeprior_sample
 from codeprior.attention import KVCache
 from codeprior.sample_config import SampleConfig
 from priorbench import harness, train_prior
-from priorbench.gpu import memory, speed_prior, speed_sample
+from priorbench.gpu import memory, speed_prior, speed_sample, speed_vqgan
 from priorbench.gpu.check import Setup, SkipCheckError
 
 SETUP = Setup(torch.device("cpu"), "tiny", Path())
@@ -54,7 +54,10 @@ def test_the_target_is_that_of_compiled_steps(clock, monkeypatch):
 def test_without_a_compiler_checks_are_skipped(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
-    for check in (speed_prior.train_prior_compiled, speed_prior.train_nanogpt, speed_sample.sample_compiled):
+    for check in (
+        speed_prior.train_prior_compiled, speed_prior.train_nanogpt, speed_sample.sample_compiled,
+        speed_vqgan.encode_compiled, speed_vqgan.train_vqgan_compiled,
+    ):  # fmt: skip
         with pytest.raises(SkipCheckError, match="requires a C"):
             next(check(SETUP))
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pretend_gpu import GPU, pretend_gpu
 from torch import Tensor, nn
 
 from codeprior import checkpoint as ckpt
 from codeprior import chunked_loss, model, sample
+from codeprior.attention import attend_sdpa
 from codeprior.blend import Blend
 from codeprior.config import ConditionSpec, ModelConfig, SequenceSpec, TrainConfig
 from codeprior.data import Batch, CodeData
@@ -194,6 +196,23 @@ def test_codes_are_drawn_without_waiting(name: str, position: str, monkeypatch: 
         assert len(waits) == counts[0] + 1
         assert bool(allowed) == config.compile  # once per batch, in the thread that draws it
     assert torch.equal(found, expected)
+
+
+def test_cudnn_does_not_plan_the_attention_of_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled, attend = [], F.scaled_dot_product_attention
+
+    def watched(*arguments: Tensor, **options: Any) -> Tensor:
+        enabled.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*arguments, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    with pretend_gpu():
+        x_BHSE = torch.randn(1, 2, 4, 8, device=GPU, requires_grad=True)
+        attend_sdpa(x_BHSE, x_BHSE, x_BHSE)
+        with torch.inference_mode():
+            attend_sdpa(x_BHSE[:, :, -1:], x_BHSE, x_BHSE)
+    assert enabled == [True, False]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_scales_and_larger_grids_are_drawn_on_a_gpu() -> None:

@@ -111,9 +111,9 @@ def prior_samples_compiled(setup: Setup) -> Iterator[Figure]:
     _forget_compiled()
     try:
         for batch, guidance in programs:
+            n = max(8, 2 * batch)  # later batches reuse the cache of the first
             plain, compiled = (
-                # Two batches: the second has a cache of its own.
-                _codes(prior, 2 * batch, SampleConfig(batch_size=batch, guidance=guidance, compile=compile, drafts=0))
+                _codes(prior, n, SampleConfig(batch_size=batch, guidance=guidance, compile=compile, drafts=0))
                 for compile in (False, True)
             )
             yield _equal(f"compiled, batch {batch}, guidance {guidance:g}: equal codes", compiled, plain)

@@ -36,6 +36,8 @@ _FLIPPED = 0.999
 """Least share of equal codes in float32: sums are in another order, and a latent may be between two codes."""
 _FLIPPED_SMALL = 0.99
 """The same where a few hundred codes are compared, of which one or two may change."""
+_FLIPPED_LOW = 0.98
+"""The same in bfloat16, where a sum in another order changes roundings, and fewer codes than all roundings do."""
 _BFLOAT16 = 0.9
 """Least share of codes in bfloat16 that are those in float32: 94 to 98% on CPUs, and half with distances in it."""
 _TF32_APART = 0.005
@@ -66,18 +68,24 @@ def tokenizer_codes(setup: Setup) -> Iterator[Figure]:
     yield Figure(f"{name}: codes used", len(np.unique(expected)), at_least=setup.pick(100, 10))
     yield Figure(f"{name}, float32: codes equal to the CPU's", share(codes, expected), "%", at_least=_FLIPPED)
     yield Figure(f"{name}, bfloat16: codes equal to float32", share(low, codes), "%", at_least=_BFLOAT16)
-    for precision, ours, found in (("float32", exact, codes), ("bfloat16", half, low)):
-        again = share(ours.encode(pictures), found)
+    for precision, ours, least in (("float32", exact, _FLIPPED), ("bfloat16", half, _FLIPPED_LOW)):
+        again, moved = _repeated(ours, pictures)
         yield Figure(f"{name}, {precision}: codes equal when encoded again", again, "%", at_least=1)
-        # Products of matrices may be cut into parts that sum in another order.
-        moved = share(ours.encode(pictures[::-1])[::-1], found)
-        yield Figure(f"{name}, {precision}: codes equal in another place", moved, "%", at_least=_FLIPPED)
+        yield Figure(f"{name}, {precision}: codes equal in another place", moved, "%", at_least=least)
     yield from _scales(exact, cpu, pictures)
     decoded, shown = cpu.decode(expected), exact.decode(expected)
     yield Figure(f"{name}, float32: pictures apart", _apart(shown, decoded), "%", at_most=_TF32_APART)
     # bfloat16 has three bits less than TF32.
     yield Figure(f"{name}, bfloat16: pictures apart", _apart(half.decode(expected), decoded), "%", at_most=0.04)
     yield from _others(setup)
+
+
+def _repeated(ours: Tokenizer, pictures: list[Array]) -> tuple[float, float]:
+    """Return the shares of codes that are equal when pictures are encoded again, and in the opposite order."""
+    with own_arithmetic():
+        torch.backends.cudnn.deterministic = True  # as in the job
+        first, again, turned = (ours.encode(batch) for batch in (pictures, pictures, pictures[::-1]))
+    return share(again, first), share(turned[::-1], first)
 
 
 def _scales(ours: Tokenizer, cpu: Tokenizer, pictures: list[Array]) -> Iterator[Figure]:
@@ -148,7 +156,8 @@ def vqgan_losses(setup: Setup) -> Iterator[Figure]:
         ours = _take_steps(setup, setup.device.type, "float32", pictures)
         half = _take_steps(setup, setup.device.type, "bfloat16", pictures)
     # Convolutions of other shapes of tiles sum in another order; ReLU, pooling and hinge change side at some values.
-    yield from _compare("float32 and the CPU", ours, cpu, losses=1e-3, gradients=0.02, updates=0.2)
+    # Noise of 5e-6 in all convolutions of a CPU gives 7e-4, 0.015 (Adam's first updates are signs), 0.003 and 0.06.
+    yield from _compare("float32 and the CPU", ours, cpu, losses=5e-3, later=0.1, gradients=0.02, updates=0.3)
     # Some codes change in bfloat16, and with them what the decoder and the discriminator see; on CPUs a loss is up to
     # 7% apart and gradients up to 0.65. Gradients that have nothing in common are 1.4 apart.
     yield from _compare("bfloat16 and float32", half, ours, losses=0.2, gradients=0.9)
@@ -177,10 +186,19 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _compare(
-    what: str, found: _Steps, expected: _Steps, *, losses: float, gradients: float, updates: float | None = None
+    what: str,
+    found: _Steps,
+    expected: _Steps,
+    *,
+    losses: float,
+    gradients: float,
+    later: float | None = None,
+    updates: float | None = None,
 ) -> Iterator[Figure]:
-    """Yield how far apart the first steps are and, where `updates` limits it, all steps and their update."""
-    for step, most in ((0, losses), (2, 10 * losses))[: 2 if updates else 1]:  # the third starts from other weights
+    """Yield how far apart the first steps are and, where limits are given, the third steps and the updates."""
+    for step, most in ((0, losses), (2, later)):
+        if most is None:
+            continue
         apart = {name: _relative(value, found.terms[step][name]) for name, value in expected.terms[step].items()}
         worst = max(apart, key=lambda name: apart[name])
         yield Figure(f"{what}: losses of step {step + 1} apart, most {worst}", apart[worst], "%", at_most=most)
@@ -223,8 +241,8 @@ def vqgan_resume(setup: Setup) -> Iterator[Figure]:
     yield Figure("moments in another layout than their weights", _misplaced(resumed), at_most=0)
     after = [resumed.step(x_BCHW) for _ in range(3)]
     apart = max(_relative(a[key], b[key]) for a, b in zip(expected, after, strict=True) for key in a)
-    # A GPU adds gradients in an order that changes from run to run.
-    yield Figure("losses of the next steps apart", apart, "%", at_most=0 if setup.device.type == "cpu" else 0.02)
+    # A GPU adds gradients in an order that changes from run to run. Noise of 1e-6 in convolutions gives 0.018 on a CPU.
+    yield Figure("losses of the next steps apart", apart, "%", at_most=0 if setup.device.type == "cpu" else 0.1)
 
 
 def _tensors(trainer: Trainer) -> dict[str, Tensor]:

@@ -121,6 +121,10 @@ def _host_figures(size: Size, speed: Speed) -> Iterator[Figure]:
     harness.synchronize()
     host_s = harness.median([_start_s(step) for _ in range(5)])
     yield Figure("time to start a step, over that of the step", host_s / speed.s, "%", at_most=1.0)
+    step = steps.ours(
+        size._replace(batch=min(16, size.batch)), _PRECISION, False
+    )  # few codes have kernels of their own
+    step()
     yield Figure("calls in a step that wait for the GPU", waits(step), at_most=0)
 
 

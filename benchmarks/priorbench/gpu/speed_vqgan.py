@@ -13,6 +13,7 @@ from codeprior.speed import peak_flops
 from priorbench import harness
 from priorbench.gpu import networks, variants
 from priorbench.gpu.check import Figure, Setup
+from priorbench.gpu.memory import require_compiler
 from priorbench.gpu.networks import own_arithmetic, share
 from priorbench.tokenize import encode_all
 from priorbench.train_vqgan import Anywhere, our_trainer, prepare, train_ours
@@ -65,6 +66,7 @@ def _encode_batch(setup: Setup, ours: Tokenizer, batch: int, flops: float) -> Ge
 
 def encode_compiled(setup: Setup) -> Iterator[Figure]:
     """Measure encoding with the encoder compiled, and with only its norms compiled."""
+    require_compiler(setup.device)
     model, what = networks.network(setup, compiled=True), f"{networks.name(setup)}, bfloat16, compiled"
     batch = setup.pick(_BATCH, 2)
     exact = networks.tokenizer(model, setup.device)
@@ -144,6 +146,7 @@ def train_vqgan(setup: Setup) -> Iterator[Figure]:
 
 def train_vqgan_compiled(setup: Setup) -> Iterator[Figure]:
     """Measure training steps with encoder and decoder compiled; not in a rehearsal, where that takes a minute."""
+    require_compiler(setup.device)
     flops = _step_flops(setup, _trainer(setup))  # those of compiled code cannot be counted
     with torch.compiler.set_stance(setup.pick("default", "force_eager")):
         yield from _train(setup, _trainer(setup, compiled=True), "compiled", flops)
