@@ -187,12 +187,12 @@ bench: $(DEV) ## Measure against the rivals on this machine (SUITE='loader sampl
 	$(INSTALL) --no-deps -r benchmarks/priorbench/rivals.txt
 	$(BIN)/python -m priorbench $(SUITE) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) $(SET)
 
-gpu-check: $(READY) ## Check and measure everything on this machine's GPU in 8 minutes (SET='--only …'; without a GPU: a rehearsal)
+gpu-check: $(READY) ## Check and measure this machine's GPU in 8 minutes (SET='--only …'; without a GPU: a rehearsal)
 	$(INSTALL) -e '.[bench,cuda]'
 	$(BIN)/python benchmarks/gpu_check.py $(SET)
 
-readme: $(READY) ## Put the tables that bench has measured into docs/benchmarks.md
-	$(BIN)/python -m priorbench.readme docs/benchmarks.md
+readme: $(READY) ## Put the tables that bench has measured into docs/benchmarks.md and docs/gpu.md
+	$(BIN)/python -m priorbench.readme docs/benchmarks.md docs/gpu.md
 
 docs: $(DOCS) ## Build the documentation site into site/, strictly: every link and name must resolve
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -12,7 +12,7 @@ CONTAINERS = [str(ROOT / name) for name in ("common", "stage1", "tokenize", "sta
 
 if __name__ == "__main__":
     sys.path[:1] = CONTAINERS  # instead of this folder
-    # Its own processes, and Ray's.
+    # For the processes that it starts, and those that Ray starts.
     os.environ["PYTHONPATH"] = os.pathsep.join([*CONTAINERS, *filter(None, [os.environ.get("PYTHONPATH")])])
     from priorbench.gpu.runner import main
 

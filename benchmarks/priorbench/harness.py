@@ -110,19 +110,10 @@ def pin(cores: int) -> None:
 
 def photos(folder: Path, count: int) -> Path:
     """Write rendered scenes with grain as JPEG files of 500×375 pixels in class folders, and return `folder`."""
-    from PIL import Image
+    from priorbench.gpu.photos import write_photo
 
-    from imagepriors.demo.scenes import CLASS_NAMES, render_scene
-
-    rng = np.random.default_rng(0)
     for index in range(count):
-        scene = render_scene(0, index, 250)
-        smooth = Image.fromarray(scene.image).resize((500, 375), box=(0, 31, 250, 218.5))
-        # Without grain the file is a fifth of a photo's, and is decoded faster.
-        pixels = np.asarray(smooth) + rng.normal(0, 9, (375, 500, 1))
-        path = folder / CLASS_NAMES[scene.label] / f"{index:05d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.clip(pixels.round(), 0, 255).astype(np.uint8)).save(path, quality=92)
+        write_photo(index, folder)
     return folder
 
 

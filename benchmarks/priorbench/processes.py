@@ -4,14 +4,18 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from runkit.machine import usable_cores
+
+_READY = "ready\n"
 
 
 class ContenderError(RuntimeError):
@@ -45,7 +49,7 @@ def _reply(work: Callable[[], Any], file: Any) -> bool:
         reply = {"answer": work()}
     except Exception as error:  # noqa: BLE001 an error of a rival must not stop the others
         traceback.print_exc()
-        message = str(error).strip().partition("\n")[0].replace("|", "/")
+        message = str(error).strip().partition("\n")[0]
         reply = {"failed": f"{type(error).__name__}: {message:.150}"}
     print(json.dumps(reply), file=file, flush=True)
     return "answer" in reply
@@ -59,10 +63,11 @@ def use_all_cores() -> None:
 
 
 def _as_contender() -> Any:
-    """Use all cores of this process, and return its stdout, which libraries cannot print to any more."""
+    """Use all cores of this process, and return its stdout; what libraries and child processes print is in stderr."""
     use_all_cores()
-    stdout, sys.stdout = sys.stdout, sys.stderr
-    return stdout
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
 
 
 def write_answer(work: Callable[[], Any]) -> None:
@@ -70,8 +75,15 @@ def write_answer(work: Callable[[], Any]) -> None:
     _reply(work, _as_contender())
 
 
+def kill_all(process: subprocess.Popen[Any]) -> None:
+    """Kill a process that leads a session, and the processes that it has started in it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 class Server:
-    """A contender in a long-running process; its counterpart is `serve`.
+    """A contender in a long-running process, which leads a session; its counterpart is `serve`.
 
     Args:
         suite: Module of this package.
@@ -86,6 +98,7 @@ class Server:
         self._process = subprocess.Popen(
             _command(suite, *arguments), env={**os.environ, **(env or {})},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            start_new_session=True,
         )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -102,14 +115,18 @@ class Server:
         Raises:
             ContenderError: the process failed or was killed; its own message is in stderr.
         """
-        timer = threading.Timer(timeout_s, self._process.kill) if timeout_s else None
-        if timer is not None:
-            timer.start()
+        if not timeout_s:
+            return self._ask(request)
+        timer, start = threading.Timer(timeout_s, kill_all, (self._process,)), time.monotonic()
+        timer.start()
         try:
             return self._ask(request)
+        except ContenderError:
+            if time.monotonic() - start >= timeout_s:
+                raise ContenderError(f"no answer within {timeout_s:.0f} s") from None
+            raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
 
     def _ask(self, request: Mapping[str, Any]) -> Any:
         self.wait_until_ready()
@@ -120,19 +137,20 @@ class Server:
 
     def wait_until_ready(self) -> None:
         """Wait until the process is ready or has died, which `ask` reports."""
-        if not self._ready:
-            self._from.readline()
-            self._ready = True
+        while not self._ready:
+            self._ready = self._from.readline() in (_READY, "")  # libraries may print while they are imported
 
     def kill(self) -> None:
-        """End the process at once."""
-        self._process.kill()
+        """End the process at once, with those that it has started."""
+        kill_all(self._process)
         self.__exit__()
 
     def __enter__(self) -> "Server":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, *_: object) -> None:
+        if kind is not None:
+            kill_all(self._process)
         with contextlib.suppress(BrokenPipeError):
             self._to.close()  # end of input stops the process
         self._process.wait()
@@ -147,7 +165,7 @@ def serve(work: Callable[..., Any]) -> None:
     import torch
 
     answers = _as_contender()
-    print("ready", file=answers, flush=True)
+    print(_READY, end="", file=answers, flush=True)
     for line in sys.stdin:
         if not _reply(functools.partial(work, **json.loads(line)), answers) and torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -154,10 +154,10 @@ def test_the_reason_of_a_failed_process_is_reported(tmp_path):
                 server.ask(batch=1)
 
 
-def test_servers_continue_after_a_failed_request(monkeypatch, capsys):
+def test_servers_continue_after_a_failed_request(monkeypatch, capfd):
     monkeypatch.setattr(processes.sys, "stdin", iter(['{"x": 2}\n', '{"x": 0}\n', '{"x": 4}\n']))
     processes.serve(lambda x: 1 / x)
-    result = capsys.readouterr()
+    result = capfd.readouterr()
     ready, first, failed, last = result.out.splitlines()
     assert (ready, processes._answer_in(first, 0), processes._answer_in(last, 0)) == ("ready", 0.5, 0.25)
     assert "Traceback" in result.err

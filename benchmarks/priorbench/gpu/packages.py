@@ -52,6 +52,8 @@ def listing(checks: Sequence[Check]) -> str:
     absent = sorted(set(users) - set(here))
     if not absent:
         return "\n".join([*lines, "nothing is missing"])
+    if not {"torch", "torchvision"}.isdisjoint(absent):
+        return "\n".join([*lines, "", "Install torch and torchvision for this machine's GPU first, then list again."])
     wheels = " ".join(f'"{name}{ranges.get(name, "")}"' for name in absent)
     python, platforms = f"{sys.version_info.major}.{sys.version_info.minor}", " --platform ".join(_PLATFORMS)
     return "\n".join([
@@ -61,7 +63,7 @@ def listing(checks: Sequence[Check]) -> str:
         f"  python3 -m pip download --no-deps --only-binary=:all: --python-version {python} --implementation cp \\",
         f"    --platform {platforms} -d wheels {wheels}",
         "and installed here, beside the packages that this Python has:",
-        "  python3 -m pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=site",
+        "  python3 -m pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=$PWD/site",
     ])  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Write synthetic photos: `python -m priorbench.gpu.photos FOLDER SIZE`. Imports no torch.
 
-They are rendered scenes with grain, JPEG files of 500×375 pixels and about 90 kB, as ImageNet's are.
+They are rendered scenes with grain, JPEG files of 500×375 pixels and about 80 kB; those of ImageNet have 110 kB.
 """
 
 from __future__ import annotations

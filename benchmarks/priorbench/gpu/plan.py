@@ -5,52 +5,52 @@ It imports no torch.
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 from priorbench.gpu.check import Check
 
-_prior = partial(Check, module=".correct_prior", kind="correct")
-_sample = partial(Check, module=".correct_sample", kind="correct")
-_training = partial(Check, module=".correct_training", kind="correct")
-_vqgan = partial(Check, module=".correct_vqgan", kind="correct")
-_CORRECT = (
-    _prior("attention", seconds=5, what="sdpa gives the outputs and gradients of plain products"),
-    _prior("attention_xformers", seconds=6, what="xformers gives them, too", needs=("xformers",), gpu=True),
-    _prior("prior_losses", seconds=8, what="losses, gradients and updates of the prior, as on the CPU"),
-    _sample("prior_samples", seconds=6, what="codes drawn in float32, as on the CPU"),
-    _sample("prior_samples_compiled", seconds=25, what="compiled steps (CUDA graphs) draw the same codes"),
-    _training("prior_parallel", seconds=8, what="DDP and FSDP2 on one device train as one process does"),
-    _training("prior_resume", seconds=8, what="a prior's run that is resumed equals one that is not"),
-    _training("memory_message", seconds=5, what="too large a batch ends with one message"),
-    _vqgan("tokenizer_codes", seconds=10, what="codes and pictures of the tokenizer, as on the CPU"),
-    _vqgan("vqgan_losses", seconds=14, what="losses and gradients of the VQGAN, as on the CPU", needs=("lpips",)),
-    _vqgan("vqgan_resume", seconds=12, what="a tokenizer's run that is resumed continues with its losses"),
-    _vqgan("shards_again", seconds=10, what="a shard that is encoded again has the same bytes"),
-)
-_limits = partial(Check, module=".speed_limits", kind="speed")
-_encode = partial(Check, module=".speed_vqgan", kind="speed")
-_tokenize = partial(Check, module=".speed_tokenize", kind="speed")
-_train = partial(Check, module=".speed_prior", kind="speed")
-_draw = partial(Check, module=".speed_sample", kind="speed")
-_SPEED = (
-    _limits("peaks", seconds=8, what="limits of the card: matrix products, memory, copies"),
-    _encode("encode", seconds=22, what="encoding from memory, and other ways to compute it"),
-    _tokenize("tokenize", seconds=28, what="JPEG files to shards by the job's worker, without Ray", photos=True),
-    _train("train_prior", seconds=15, what="training steps of GPT-2 medium"),
-    _draw("sample", seconds=30, what="drawing pictures with GPT-2 medium, also with plain CUDA graphs"),
-    _tokenize("load", seconds=6, what="reading shuffled codes to the device"),
-    _encode("train_vqgan", seconds=18, what="training steps of the VQGAN", needs=("lpips",)),
-    _train("train_transformers", seconds=15, what="the rival transformers, training", needs=("transformers",)),
-    _draw("sample_transformers", seconds=20, what="the rival transformers, drawing", needs=("transformers",)),
-    _train("train_prior_xformers", seconds=10, what="those of the prior by xformers", needs=("xformers",), gpu=True),
-    _encode("encode_diffusers", seconds=15, what="the rival diffusers, encoding", needs=("diffusers",)),
-    _train("train_prior_compiled", seconds=90, what="the same training steps, compiled"),
-    _draw("sample_compiled", seconds=70, what="the same drawing, compiled (CUDA graphs)"),
-    _encode("encode_compiled", seconds=50, what="encoding from memory, compiled"),
-    _tokenize("tokenize_compiled", seconds=40, what="the same by the job's worker, compiled", photos=True),
-    _tokenize("tokenize_two", seconds=20, what="the same by two processes that share the GPU", photos=True),
-    _tokenize("tokenize_ray", seconds=40, what="the tokenize job on a local Ray", needs=("ray",), photos=True),
-    _train("train_nanogpt", seconds=60, what="the rival nanoGPT, compiled, training"),
-    _encode("train_vqgan_compiled", seconds=90, what="training steps of the VQGAN, compiled", needs=("lpips",)),
-)
-CHECKS = (*_CORRECT, *_SPEED)
+
+def _correct(area: str, name: str, seconds: float, what: str, **options: Any) -> Check:
+    return Check(name, f".correct_{area}", "correct", seconds, what, **options)
+
+
+def _speed(area: str, name: str, seconds: float, what: str, **options: Any) -> Check:
+    return Check(name, f".speed_{area}", "speed", seconds, what, **options)
+
+
+CHECKS = (
+    _correct("prior", "attention", 5, "sdpa gives the outputs and gradients of plain products"),
+    _correct("prior", "attention_xformers", 6, "xformers gives them, too", needs=("xformers",), gpu=True),
+    _correct("prior", "prior_losses", 8, "losses, gradients and updates of the prior, as on the CPU"),
+    _correct("sample", "prior_samples", 6, "codes drawn in float32, as on the CPU"),
+    _correct("sample", "prior_samples_compiled", 25, "compiled steps (CUDA graphs) draw the same codes"),
+    _correct("training", "prior_parallel", 8, "DDP and FSDP2 on one device train as one process does"),
+    _correct("training", "prior_resume", 8, "a prior's run that is resumed equals one that is not"),
+    _correct("training", "memory_message", 5, "too large a batch ends with one message"),
+    _correct("vqgan", "tokenizer_codes", 10, "codes and pictures of the tokenizer, as on the CPU"),
+    _correct("vqgan", "vqgan_losses", 14, "losses and gradients of the VQGAN, as on the CPU", needs=("lpips",)),
+    _correct("vqgan", "vqgan_resume", 12, "a tokenizer's run that is resumed continues with its losses"),
+    _correct("vqgan", "shards_again", 10, "a shard that is encoded again has the same bytes"),
+    _speed("limits", "peaks", 8, "limits of the card: matrix products, memory, copies"),
+    _speed("vqgan", "encode", 22, "encoding from memory, and other ways to compute it"),
+    _speed("tokenize", "tokenize", 28, "JPEG files to shards by the job's worker, without Ray", photos=True),
+    _speed("prior", "train_prior", 15, "training steps of GPT-2 medium"),
+    _speed("sample", "sample", 30, "drawing pictures with GPT-2 medium, also with plain CUDA graphs"),
+    _speed("tokenize", "load", 6, "reading shuffled codes to the device"),
+    _speed("vqgan", "train_vqgan", 18, "training steps of the VQGAN", needs=("lpips",)),
+    _speed("prior", "train_transformers", 15, "the rival transformers, training", needs=("transformers",)),
+    _speed("sample", "sample_transformers", 20, "the rival transformers, drawing", needs=("transformers",)),
+    _speed(
+        "prior", "train_prior_xformers", 10, "training steps of GPT-2 medium, by xformers",
+        needs=("xformers",), gpu=True,
+    ),
+    _speed("vqgan", "encode_diffusers", 15, "the rival diffusers, encoding", needs=("diffusers",)),
+    _speed("prior", "train_prior_compiled", 90, "training steps of GPT-2 medium, compiled"),
+    _speed("sample", "sample_compiled", 70, "drawing pictures with GPT-2 medium, compiled (CUDA graphs)"),
+    _speed("vqgan", "encode_compiled", 50, "encoding from memory, compiled"),
+    _speed("tokenize", "tokenize_compiled", 40, "JPEG files to shards, compiled", photos=True),
+    _speed("tokenize", "tokenize_two", 20, "JPEG files to shards by two processes that share the GPU", photos=True),
+    _speed("tokenize", "tokenize_ray", 40, "JPEG files to shards by the job on local Ray", needs=("ray",), photos=True),
+    _speed("prior", "train_nanogpt", 60, "the rival nanoGPT, compiled, training"),
+    _speed("vqgan", "train_vqgan_compiled", 90, "training steps of the VQGAN, compiled", needs=("lpips",)),
+)  # fmt: skip

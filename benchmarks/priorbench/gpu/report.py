@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from priorbench.gpu.check import Check, Figure
+from priorbench.markdown import markdown
 from runkit.files import write_file
 
 Status = Literal["passed", "failed", "measured", "below target", "skipped", "left out"]
-"""measured: a speed without a target; skipped: something is missing; left out: no time was left for it."""
+"""passed: within its limits; measured: a speed without a target; skipped: something is missing; left out: no time was
+left for it, or for the rest of it."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +32,26 @@ class Outcome:
 
 
 def outcome(
-    check: Check, seconds: float, figures: Sequence[Figure], *, targets: bool, failed: str = "", skipped: str = ""
+    check: Check, seconds: float, figures: Sequence[Figure], *, targets: bool, ended: tuple[Status, str] | None = None
 ) -> Outcome:
-    """Return what a check found.
+    """Judge what a check found.
 
     Args:
         check: The check.
         seconds: Its time.
-        figures: Its figures; those before an error, if it failed.
+        figures: Its figures, as far as it came.
         targets: Whether the targets of speed hold here.
-        failed: Why it failed, if it did.
-        skipped: Why it was skipped, if it was.
+        ended: How and why it ended before its last figure, if it did.
     """
     bad = [figure.what for figure in figures if not figure.within]
-    status: Status = "passed" if check.kind == "correct" else "measured"
-    if check.kind == "speed" and targets and any(_limit(figure) for figure in figures):
+    status, reason = ended or ("passed" if check.kind == "correct" else "measured", "")
+    if check.kind == "correct" and bad and status != "failed":
+        status, reason = "failed", f"outside its limit: {', '.join(bad)}"
+    elif not ended and not figures:
+        status, reason = "failed", "it has no figures"
+    elif not ended and check.kind == "speed" and targets and any(_limit(figure) for figure in figures):
         status = "below target" if bad else "passed"
-    elif check.kind == "correct" and bad:
-        status, failed = "failed", failed or f"outside its limit: {', '.join(bad)}"
-    if failed:
-        status = "failed"
-    elif skipped or (check.kind == "correct" and not figures):
-        status, skipped = "skipped", skipped or "it has no figures"
-    return Outcome(check.name, check.kind, status, round(seconds, 1), failed or skipped, list(figures))
+    return Outcome(check.name, check.kind, status, round(seconds, 1), reason, list(figures))
 
 
 def table(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,17 +60,15 @@ def table(figures: Mapping[str, Any]) -> dict[str, Any]:
     for one in figures["checks"]:
         found = [Figure(*figure) for figure in one["figures"]]
         head = [one["name"], one["status"], f"{one['seconds']:.0f}"]
-        rows += [
-            [*(head if first else ["", "", ""]), figure.what, shown(figure), _limit(figure)]
-            for first, figure in zip([True, *[False] * len(found)], found, strict=False)
-        ]
+        lines = [[figure.what, shown(figure), _limit(figure)] for figure in found]
         if one["reason"]:
-            rows.append([*(["", "", ""] if found else head), one["reason"], "", ""])
+            lines.append([one["reason"], "", ""])
+        rows += [[*(["", "", ""] if number else head), *line] for number, line in enumerate(lines)]
     return {"columns": ["check", "result", "s", "figure", "value", "limit"], "rows": rows, "headlines": {}}
 
 
 def shown(figure: Figure) -> str:
-    """Return the value with its unit, in three digits."""
+    """Return the value of a figure with its unit, in three digits."""
     return _number(figure.value, figure.unit)
 
 
@@ -87,8 +84,8 @@ def _number(value: float, unit: str) -> str:
     return f"{text} {unit}".strip()
 
 
-def save(path: Path, head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Write a report, whole or not at all, and return it.
+def save(path: Path, head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
+    """Write a report as a JSON file and as a Markdown table beside it, each whole or not at all.
 
     Args:
         path: The JSON file.
@@ -98,4 +95,4 @@ def save(path: Path, head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> di
     figures = {"checks": [asdict(one) for one in outcomes]}
     report = {**head, **table(figures), "figures": figures}
     write_file(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    return report
+    write_file(path.with_suffix(".md"), markdown(report).encode())

@@ -8,8 +8,11 @@ runs the rest.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,51 +20,63 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from priorbench.gpu import packages
 from priorbench.gpu.check import FIGURES, PHOTOS, Check, Figure
 from priorbench.gpu.plan import CHECKS
-from priorbench.gpu.report import Outcome, outcome, save, shown
-from priorbench.markdown import markdown
-from priorbench.processes import ContenderError, Server
+from priorbench.gpu.report import Outcome, Status, outcome, save, shown
+from priorbench.processes import ContenderError, Server, kill_all
 from runkit.errors import UserError, user_message
-from runkit.files import write_file
+from runkit.folders import held
+from runkit.signals import StoppedError
 
 _VERSIONS = ("torch", "triton", "xformers", "transformers", "diffusers", "ray", "numpy", "pyarrow", "pillow")
-_PATIENCE = 4
-"""A check is ended after this many times its expected seconds, if the budget lasts so long."""
-_LEAST_S = 60.0
+_PATIENCE, _LEAST_PATIENCE_S = 4, 60.0
+"""A check is ended after this many times its expected seconds, but not before the least number of seconds."""
 _PARTLY = 0.5
 """A check of speed begins if this part of its expected time is left: its first figures are the most useful ones."""
+_START_S = 180.0
+"""Seconds in which a process has imported torch, also from a slow disk, and has found the GPU."""
 _SHOWN = 3
 """Number of figures of a check that are printed; the report has all."""
 LOG = "gpu-check.log"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the checks that the arguments choose; returns the exit code: 0 done, 1 a check failed, 2 bad input."""
+    """Run the checks that the arguments choose; returns the exit code: 0 done, 1 a check failed, 2 bad input.
+
+    After a signal it is 128 plus the number of the signal.
+    """
     options = _parser().parse_args(argv)
     try:
         chosen = choose(options.only)
         if options.list:
             print("\n".join(f"{one.name:26} {one.kind:8} {one.seconds:4.0f} s  {one.what}" for one in chosen))
+            print(f"{sum(one.seconds for one in chosen):40.0f} s  in all, on an H100 or H200", flush=True)
             return 0
         if options.packages:
-            print(packages.listing(chosen))
+            print(packages.listing(chosen), flush=True)
             return 0
         return run(chosen, options, shlex.join(["python3", "benchmarks/gpu_check.py", *(argv or sys.argv[1:])]))
+    except BrokenPipeError:  # the reader of this output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
     except (UserError, OSError) as error:
         print(f"gpu_check: {user_message(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"gpu_check: interrupted; {options.out} has the checks that are done", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"gpu_check: stopped; {options.out} has the checks that are done", file=sys.stderr)
+        return error.exit_code if isinstance(error, StoppedError) else 130
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    raise StoppedError(number)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__.partition("\n")[0])
-    parser.add_argument("--budget-s", type=float, default=480, help="seconds for all checks (default: 480)")
+    parser.add_argument("--budget-s", type=_seconds, default=480, help="seconds for all checks (default: 480)")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="run these checks only")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="cpu: a rehearsal")
     parser.add_argument("--size", choices=("auto", "full", "tiny"), default="auto", help="auto: tiny on a CPU")
@@ -69,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the checks with their expected times")
     parser.add_argument("--packages", action="store_true", help="list the packages they require, and what is missing")
     return parser
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if float(text) > 0:  # a NaN is not
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no time: choose a number of seconds above 0")
 
 
 def choose(names: Sequence[str]) -> list[Check]:
@@ -89,21 +111,29 @@ def run(checks: Sequence[Check], options: argparse.Namespace, command: str) -> i
     Raises:
         UserError: No check can run on this machine.
     """
-    start = time.monotonic()
+    end = time.monotonic() + options.budget_s
     lacking = packages.missing(packages.CORE)
     if lacking:
         raise UserError(f"no check can run without {', '.join(lacking)}: --packages says how to bring them")
-    options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, (options.out / LOG).open("w") as log:
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the connection to the machine is lost
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+                stack.callback(signal.signal, number, signal.signal(number, _stop))
+        stack.enter_context(held(options.out, "gpu-check"))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        log = stack.enter_context((options.out / LOG).open("w"))
         worker = _Worker(options.device, Path(folder), log)
+        stack.callback(worker.stop)
         try:
-            photos = any(check.photos for check in checks)
-            session = _Session(worker, options, command, end=start + options.budget_s, photos=photos)
-            for check in checks:
-                session.take(check)
-            return session.finish()
-        finally:
-            worker.stop()
+            worker.start()
+        except ContenderError as error:
+            raise UserError(f"no check can run here: {error}; {log.name} has the details") from error
+        session = _Session(worker, options, command, end)
+        if any(check.photos for check in checks):
+            stack.callback(kill_all, session.make_photos(log))
+        for check in checks:
+            session.take(check)
+        return session.finish()
 
 
 class _Worker:
@@ -112,16 +142,23 @@ class _Worker:
     def __init__(self, device: str, work: Path, log: IO[str]) -> None:
         self._device, self._log, self.work = device, log, work
         self._server: Server | None = None
-        try:
-            self.about: dict[str, str] = self.ask()
-        except ContenderError as error:
-            raise UserError(f"no check can run here: {error}; {log.name} has the details") from error
+        self.about: dict[str, str] = {}
+        """What the report says about the machine, after the first start."""
 
-    def ask(self, **request: Any) -> Any:
-        """Return the answer of the process; it is ended if it fails."""
+    def start(self) -> None:
+        """Start the process, unless it runs.
+
+        Raises:
+            ContenderError: It cannot start, or finds no GPU where one is asked for.
+        """
         if self._server is None:
             env = {"CUDA_VISIBLE_DEVICES": ""} if self._device == "cpu" else {}
             self._server = Server("gpu.worker", self._device, str(self.work), env=env, log=self._log)
+            self.about = self.ask(timeout_s=_START_S)
+
+    def ask(self, **request: Any) -> Any:
+        """Return the answer of the process; it is ended if it fails."""
+        assert self._server is not None
         try:
             return self._server.ask(**request)
         except ContenderError:
@@ -137,49 +174,50 @@ class _Worker:
     def figures(self) -> list[Figure]:
         """Return the figures that the current check has found."""
         path = self.work / FIGURES
-        return [Figure(*json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+        # The last line may be incomplete.
+        return [Figure(*json.loads(line)) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 class _Session:
     """One run of the checks: its time, its outcomes and its report."""
 
-    def __init__(self, worker: _Worker, options: argparse.Namespace, command: str, *, end: float, photos: bool) -> None:
-        self._worker, self._end = worker, end
-        gpu = worker.about["device"] == "cuda"
+    def __init__(self, worker: _Worker, options: argparse.Namespace, command: str, end: float) -> None:
+        self._worker, self._end, about = worker, end, worker.about
+        gpu = about["device"] == "cuda"
         self._size = options.size if options.size != "auto" else "full" if gpu else "tiny"
         self._targets = gpu and self._size == "full"
-        self._path = options.out / worker.about["report"]
+        self._path = options.out / about["report"]
         kind = "" if self._targets else "Rehearsal: the speeds mean nothing. "
         self._head = {
-            "machine": worker.about["machine"], "command": command, "versions": packages.versions(_VERSIONS),
+            "machine": about["machine"], "command": command, "versions": packages.versions(_VERSIONS),
             "text": f"{kind}Checks at the size {self._size!r} within {options.budget_s:.0f} s.",
         }  # fmt: skip
         self._outcomes: list[Outcome] = []
-        print(self._head["machine"], flush=True)
-        self._photos = self._make_photos(worker.work / PHOTOS) if photos else None
+        self._photos: subprocess.Popen[bytes] | None = None
+        print(f"{about['machine']}. {self._head['text']}", flush=True)
 
-    def _make_photos(self, folder: Path) -> subprocess.Popen[bytes]:
-        """Start to write the photos that the speed of tokenizing is measured with."""
-        command = [sys.executable, "-m", "priorbench.gpu.photos", str(folder), self._size]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    def make_photos(self, log: IO[str]) -> subprocess.Popen[bytes]:
+        """Start to write the photos that the speed of tokenizing is measured with, and return the process."""
+        command = [sys.executable, "-m", "priorbench.gpu.photos", str(self._worker.work / PHOTOS), self._size]
+        self._photos = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        return self._photos
 
     def take(self, check: Check) -> None:
         """Run a check, or not, and add its outcome to the report."""
-        if check.kind == "speed" and self._photos is not None:
-            self._photos.wait()  # nothing is timed while they are written
-        left_s, reason = self._end - time.monotonic(), self._reason_to_skip(check)
+        reason, start = self._reason_to_skip(check), time.monotonic()
+        left_s = max(0.0, self._end - start)
         if reason:
             found = Outcome(check.name, check.kind, "skipped", 0.0, reason)
-        elif left_s <= self._least_s(check):
-            reason = f"about {check.seconds:.0f} s, and {max(0.0, left_s):.0f} s were left: --only {check.name} runs it"
+        elif left_s <= self._required_s(check):
+            reason = f"about {check.seconds:.0f} s, and {left_s:.0f} s were left: --only {check.name} runs it"
             found = Outcome(check.name, check.kind, "left out", 0.0, reason)
         else:
-            found = self._run(check, left_s)
+            found = self._run(check)
         self._outcomes.append(found)
         save(self._path, self._head, self._outcomes)
         self._print(found)
 
-    def _least_s(self, check: Check) -> float:
+    def _required_s(self, check: Check) -> float:
         """Return the seconds without which a check does not begin; a rehearsal takes less than is expected."""
         if self._size != "full":
             return 0.0
@@ -189,32 +227,37 @@ class _Session:
         lacking = packages.missing(check.needs)
         if lacking:
             return f"{', '.join(lacking)} not installed"
-        return "requires a GPU" if check.gpu and self._worker.about["device"] != "cuda" else ""
+        if check.gpu and self._worker.about["device"] != "cuda":
+            return "requires a GPU"
+        if check.kind == "speed" and self._photos is not None:  # nothing is timed while photos are written
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._photos.wait(max(0.0, self._end - time.monotonic()))
+            if check.photos and self._photos.returncode:
+                return f"the photos could not be written: {LOG} has the details"
+        return ""
 
-    def _run(self, check: Check, left_s: float) -> Outcome:
-        start, failed, skipped = time.monotonic(), "", ""
-        patience_s = max(_LEAST_S, _PATIENCE * check.seconds)
+    def _run(self, check: Check) -> Outcome:
+        ended: tuple[Status, str] | None = None
         (self._worker.work / FIGURES).unlink(missing_ok=True)
+        start = time.monotonic()
         try:
+            self._worker.start()
+            start = time.monotonic()  # a start after a failure is not a part of this check
+            left_s = max(0.1, self._end - start)
+            patience_s = max(_LEAST_PATIENCE_S, _PATIENCE * check.seconds)
             answer = self._worker.ask(
                 check=(check.module, check.name), size=self._size, timeout_s=min(left_s, patience_s)
             )
-            skipped = answer.get("skipped", "")
+            if "skipped" in answer:
+                ended = "skipped", answer["skipped"]
         except ContenderError as error:
-            failed = str(error)
+            ended = ("left out", "the budget ended") if time.monotonic() >= self._end else ("failed", str(error))
         seconds = time.monotonic() - start
-        if failed and seconds >= left_s:
-            return Outcome(
-                check.name, check.kind, "left out", round(seconds, 1), "the budget ended", self._worker.figures()
-            )
-        if failed and seconds >= patience_s:
-            failed = f"no end after {seconds:.0f} s"
-        return outcome(check, seconds, self._worker.figures(), targets=self._targets, failed=failed, skipped=skipped)
+        return outcome(check, seconds, self._worker.figures(), targets=self._targets, ended=ended)
 
     def _print(self, found: Outcome) -> None:
-        notable = [
-            figure for figure in found.figures if not figure.within and (self._targets or found.kind == "correct")
-        ]
+        judged = self._targets or found.kind == "correct"
+        notable = [figure for figure in found.figures if judged and not figure.within]
         notable += [figure for figure in found.figures if figure not in notable][: max(0, _SHOWN - len(notable))]
         texts = [found.reason] * bool(found.reason) + [f"{figure.what}: {shown(figure)}" for figure in notable]
         more = len(found.figures) - len(notable)
@@ -222,13 +265,9 @@ class _Session:
         print(f"{found.status:12} {found.name:24} {found.seconds:5.1f} s  {'; '.join(texts)}", flush=True)
 
     def finish(self) -> int:
-        """Write the table, say where it is, and return the exit code: 1 if a check failed."""
-        if self._photos is not None:
-            self._photos.wait()
-        report = save(self._path, self._head, self._outcomes)
-        table = self._path.with_suffix(".md")
-        write_file(table, markdown(report).encode())
+        """Say where the report is, and return the exit code: 1 if a check failed."""
         counts = Counter(one.status for one in self._outcomes)
         print(", ".join(f"{number} {status}" for status, number in counts.items()))
+        table = self._path.with_suffix(".md")
         print(f"{table} has the table, {self._path} the figures, {self._path.with_name(LOG)} the log")
         return 1 if counts["failed"] else 0
