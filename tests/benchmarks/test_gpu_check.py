@@ -52,7 +52,7 @@ def dies(setup):
     os._exit(3)
 
 def hangs(setup):
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)", "child of a check"])
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)", __file__])
     yield Figure("before", 1.0)
     time.sleep(120)
 """
@@ -110,7 +110,7 @@ def test_each_check_has_the_outcome_that_it_earns(made_up_run):
 
 def test_a_check_ends_with_its_processes_and_the_next_one_does_not_count_the_start_of_its_own(made_up_run):
     _, out, saved = made_up_run
-    assert not processes_with("child of a check")
+    assert not processes_with(str(out.parent / "made_up_checks.py"))
     *_, after_a_failure = (one["seconds"] for one in saved["figures"]["checks"] if one["name"] == "right")
     assert after_a_failure < 1  # torch is imported in more
     assert "from a child process" in (out / "gpu-check.log").read_text()

@@ -19,7 +19,8 @@ from codeshards.format.schema import GridSpec, ShardSpec
 from codeshards.job.encode import ShardTask, WorkerResources, encode_shard
 from priorbench.gpu import networks
 from priorbench.gpu.check import Figure, Setup
-from priorbench.gpu.networks import Array, distance, own_arithmetic, share
+from priorbench.gpu.correct_prior import distance
+from priorbench.gpu.networks import Array, own_arithmetic, share
 from priorbench.train_vqgan import our_trainer, prepare
 from runkit.checkpoints import save_checkpoint
 from vqgan.checkpoint import run_folder
@@ -203,9 +204,9 @@ def _compare(
         worst = max(apart, key=lambda name: apart[name])
         yield Figure(f"{what}: losses of step {step + 1} apart, most {worst}", apart[worst], "%", at_most=most)
     for part, ours, theirs in zip(("autoencoder", "discriminator"), found.gradients, expected.gradients, strict=True):
-        yield Figure(f"{what}: gradients of the {part} apart", distance(ours, theirs), "%", at_most=gradients)
+        yield Figure(f"{what}: gradients of the {part} apart", distance([ours], [theirs]), "%", at_most=gradients)
     if updates:
-        yield Figure(f"{what}: updates apart", distance(found.update, expected.update), "%", at_most=updates)
+        yield Figure(f"{what}: updates apart", distance([found.update], [expected.update]), "%", at_most=updates)
 
 
 def _relative(value: float, other: float) -> float:

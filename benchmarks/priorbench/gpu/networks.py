@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from priorbench.gpu import photos
 from priorbench.gpu.check import Setup
@@ -75,11 +74,6 @@ def pictures(setup: Setup, count: int) -> list[Array]:
 def share(found: Array, expected: Array) -> float:
     """Return the share of equal codes."""
     return float(np.mean(found == expected))
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    """Return the norm of the difference over that of what is expected."""
-    return float((found - expected).norm() / expected.norm())
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ Random weights of the f16/1024 tokenizer, photos of 500×375 pixels, five orders
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import shutil
@@ -28,19 +27,19 @@ from codeshards.config import TokenizeConfig
 from codeshards.job.encode import IMAGE, WorkerResources, read_ahead, task_maker
 from codeshards.job.tokenize import Worker, make_plan, open_inputs
 from priorbench import harness, loader, train_prior
+from priorbench.gpu import networks
 from priorbench.gpu.check import PHOTOS, Figure, Setup
 from priorbench.gpu.memory import require_compiler
+from priorbench.gpu.networks import own_arithmetic
 from priorbench.processes import spawn, write_answer
 from priorbench.shards import skewed_codes
 from priorbench.tokenize import measure_job
-from priorbench.train_vqgan import random_weights
 from runkit.machine import ALLOCATOR, usable_cores
 from vqgan.checkpoint import load_config, save_model
 from vqgan.config import ModelConfig, TrainConfig
 from vqgan.data import Split, open_splits, views_of
 from vqgan.model import VQGAN
 
-_TINY = ModelConfig(resolution=32, ch=8, ch_mult=(1, 1), z_channels=8, embed_dim=8, codebook_size=64)
 _TARGET = 2500.0
 """Images/s: ImageNet-1k in 9 minutes."""
 _MEDIUM = train_prior.Size(24, 16, 1024, 256, 1)
@@ -140,8 +139,7 @@ def make_tokenizer(setup: Setup) -> Path:
     """Return the folder of a random tokenizer, which is written if it is missing."""
     folder = setup.work / "tokenize-weights"
     if not folder.exists():
-        config = setup.pick(ModelConfig(), _TINY)
-        save_model(folder, TrainConfig(model=config), random_weights(config))
+        save_model(folder, TrainConfig(model=networks.config(setup)), networks.network(setup))
     return folder
 
 
@@ -180,7 +178,7 @@ def read_rate(split: Split, size: int, resampler: str, threads: int, photos: int
         for _ in read_ahead(read, count, 8 * threads, pool):
             pass
 
-    with _arithmetic_kept(), pool:
+    with own_arithmetic(), pool:
         read_all(threads)  # starts the threads
         start = time.perf_counter()
         read_all(total)
@@ -228,7 +226,7 @@ def make_shards(
     inputs = open_inputs(config, "folder", setup.work / PHOTOS, tokenizers, out)
     plan, spec = make_plan(config, inputs, tokenizers, overwrite=False)
     task_of = task_maker(plan, inputs.splits)
-    with _arithmetic_kept(), ThreadPoolExecutor(2) as pool:
+    with own_arithmetic(), ThreadPoolExecutor(2) as pool:
         worker = Worker(config, spec, tokenizers, inputs.store, config.device)  # type: ignore[arg-type]
         first, *shards = map(task_of, plan.shards[part::parts])
         worker.run(first)
@@ -264,19 +262,6 @@ def missing_rows(splits: Mapping[str, Split], out: Path) -> int:
 def _keys(folder: Path) -> set[str]:
     tables = (pq.read_table(path, columns=["key"]) for path in folder.glob("*.parquet"))
     return {key for table in tables for key in table["key"].to_pylist()}
-
-
-@contextlib.contextmanager
-def _arithmetic_kept() -> Iterator[None]:
-    """Restore what a worker sets for its process."""
-    threads, matmul = torch.get_num_threads(), torch.backends.cuda.matmul
-    tf32 = matmul.allow_tf32
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        matmul.allow_tf32 = tf32
 
 
 if __name__ == "__main__":

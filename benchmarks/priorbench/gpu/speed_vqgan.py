@@ -13,7 +13,7 @@ from codeprior.speed import peak_flops
 from priorbench import harness
 from priorbench.gpu import networks, variants
 from priorbench.gpu.check import Figure, Setup
-from priorbench.gpu.memory import require_compiler
+from priorbench.gpu.memory import require_compiler, start_afresh
 from priorbench.gpu.networks import own_arithmetic, share
 from priorbench.tokenize import encode_all
 from priorbench.train_vqgan import Anywhere, our_trainer, prepare, train_ours
@@ -56,7 +56,7 @@ def encode(setup: Setup) -> Iterator[Figure]:
 
 def _encode_batch(setup: Setup, ours: Tokenizer, batch: int, flops: float) -> Generator[Figure, None, float]:
     """Yield the figures of a size of batch; return its rate."""
-    _forget_peak(setup)
+    start_afresh()
     what = f"{networks.name(setup)}, bfloat16, batch {batch}"
     rate = _encode_rate(setup, ours, batch, setup.pick(1024 // batch, 2))
     yield from _rate(setup, what, "bfloat16", flops, rate)
@@ -71,7 +71,7 @@ def encode_compiled(setup: Setup) -> Iterator[Figure]:
     batch = setup.pick(_BATCH, 2)
     exact = networks.tokenizer(model, setup.device)
     ours = networks.tokenizer(model, setup.device, "bfloat16", compiled=True)
-    _forget_peak(setup)
+    start_afresh()
     rate = _encode_rate(setup, ours, batch, setup.pick(8, 2))
     yield from _rate(setup, f"{what}, batch {batch}", "bfloat16", _encoder_flops(model, setup), rate, _ENCODED_PER_S)
     yield Figure(f"{what}: peak memory", harness.peak_gib(), "GiB")
@@ -125,12 +125,6 @@ def _rate(
     yield Figure(f"{what}: share of the peak", flops * rate / peak_flops(setup.device, precision), "%")
 
 
-def _forget_peak(setup: Setup) -> None:
-    if setup.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
 def train_vqgan(setup: Setup) -> Iterator[Figure]:
     """Measure training steps with LPIPS and the discriminator in bfloat16, and other ways to compute them."""
     trainer = _trainer(setup)
@@ -168,7 +162,7 @@ def _train_batch(setup: Setup) -> int:
 def _train(setup: Setup, trainer: Trainer, how: str, flops: float) -> Iterator[Figure]:
     batch = _train_batch(setup)
     step = train_ours(trainer, networks.pictures(setup, batch))
-    _forget_peak(setup)
+    start_afresh()
     what = f"VQGAN {networks.name(setup)}, batch {batch}, {how}"
     yield from _rate(setup, what, "bfloat16", flops, batch / _median_seconds(step))
     yield Figure(f"{what}: peak memory", harness.peak_gib(), "GiB")
