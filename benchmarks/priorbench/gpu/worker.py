@@ -19,6 +19,8 @@ def run_check(setup: Setup, module: str, name: str) -> dict[str, str]:
     """Run a check and write each of its figures to `FIGURES`; return why it was skipped, if it was."""
     check: Run = getattr(importlib.import_module(module, __package__), name)
     torch.manual_seed(0)
+    if setup.size == "tiny":
+        torch.set_num_threads(1)  # several are slower for tiny networks, most of all beside other work
     with (setup.work / FIGURES).open("w") as file:
         try:
             for figure in check(setup):
