@@ -80,11 +80,11 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def median_seconds(work: Callable[[], Any], warm: int) -> float:
-    """Median seconds of a call of `work`, after `warm` untimed calls."""
+def median_seconds(work: Callable[[], Any], warm: int, repeats: int | None = None) -> float:
+    """Median seconds of a call of `work`, after `warm` untimed calls; None: 10 calls on a GPU and 2 on a CPU."""
     for _ in range(warm):
         work()
-    return median([seconds(work) for _ in range(10 if device() == "cuda" else 2)])
+    return median([seconds(work) for _ in range(repeats or (10 if device() == "cuda" else 2))])
 
 
 def peak_gib() -> float:

@@ -181,7 +181,7 @@ def test_speed_is_computed_from_time_and_operations(setup, monkeypatch):
     monkeypatch.setattr(speed_vqgan, "peak_flops", lambda device, precision: 1e9)
     monkeypatch.setattr(harness, "peak_gib", lambda: 2.0)
     found = {figure.what: figure.value for figure in speed_vqgan.encode(setup)}
-    flops = speed_vqgan._encoder_flops(networks.network(setup), setup)
+    flops = networks.encoder_flops(networks.config(setup))
     batch = "a tiny network, bfloat16, batch 4"
     assert found[batch] == 16  # two batches in half a second
     assert found[f"{batch}: operations"] == pytest.approx(16 * flops / 1e12)
@@ -197,7 +197,8 @@ def test_operations_of_the_encoder_are_counted_once(setup):
     seen = []
     for module in used:
         module.register_forward_hook(lambda m, _, y: seen.append(2 * m.weight[0].numel() * y.numel()))
-    found = speed_vqgan._encoder_flops(network, setup)
+    network.encode(torch.rand(1, 3, config.resolution, config.resolution))
+    found = networks.encoder_flops(config)
     tokens, width, codes = 256, 16, 64
     attention, distances = 2 * 2 * tokens**2 * width, 2 * tokens * width * codes
     assert found == sum(seen) + attention + distances

@@ -17,9 +17,8 @@ from codeprior.given import given_prefix
 from codeprior.masked import make_prior
 from codeprior.model import Prior
 from codeprior.sample_config import SampleConfig
-from priorbench.gpu.check import Figure, Setup, SkipCheckError
-from runkit.compiling import check_compiler
-from runkit.errors import UserError
+from priorbench.gpu.check import Figure, Setup
+from priorbench.gpu.memory import require_compiler
 
 _CLASSES = 10
 
@@ -102,10 +101,7 @@ def _codes(prior: Prior, n: int, config: SampleConfig, given_NT: Tensor | None =
 
 def prior_samples_compiled(setup: Setup) -> Iterator[Figure]:
     """Compare compiled steps, on a GPU replays of CUDA graphs, with plain ones."""
-    try:
-        check_compiler(setup.device.type)
-    except UserError as error:
-        raise SkipCheckError(str(error)) from error
+    require_compiler(setup.device)
     prior, cuda = _prior(setup).to(setup.device), setup.device.type == "cuda"
     programs = setup.pick(((1, 1.0), (8, 2.0)), ((2, 2.0),))
     _forget_compiled()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from priorbench.gpu import photos
 from priorbench.gpu.check import Setup
@@ -69,6 +70,20 @@ def pictures(setup: Setup, count: int) -> list[Array]:
     size, distinct = config(setup).resolution, min(count, setup.pick(16, 4))
     found = [split(setup, distinct).read(index, size).image for index in range(distinct)]
     return [found[index % distinct] for index in range(count)]
+
+
+def encoder_flops(config: ModelConfig, *, matching: bool = True) -> float:
+    """Return the floating-point operations of encoding one RGB picture; nothing is computed.
+
+    Args:
+        config: The architecture.
+        matching: Whether to count the distances between latents and codes, less than a thousandth for f16/1024.
+    """
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        VQGAN(config).eval().latent(torch.empty(1, 3, config.resolution, config.resolution))
+    height, width = config.grid
+    distances = 2 * height * width * config.codebook_size * config.embed_dim
+    return float(counter.get_total_flops() + matching * distances)
 
 
 def share(found: Array, expected: Array) -> float:

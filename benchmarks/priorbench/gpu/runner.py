@@ -204,8 +204,9 @@ class _Session:
 
     def take(self, check: Check) -> None:
         """Run a check, or not, and add its outcome to the report."""
-        reason, start = self._reason_to_skip(check), time.monotonic()
-        left_s = max(0.0, self._end - start)
+        if check.kind == "speed":
+            self._wait_for_photos()
+        reason, left_s = self._reason_to_skip(check), max(0.0, self._end - time.monotonic())
         if reason:
             found = Outcome(check.name, check.kind, "skipped", 0.0, reason)
         elif left_s <= self._required_s(check):
@@ -229,12 +230,15 @@ class _Session:
             return f"{', '.join(lacking)} not installed"
         if check.gpu and self._worker.about["device"] != "cuda":
             return "requires a GPU"
-        if check.kind == "speed" and self._photos is not None:  # nothing is timed while photos are written
+        if check.photos and self._photos is not None and self._photos.returncode:
+            return f"the photos could not be written: {LOG} has the details"
+        return ""
+
+    def _wait_for_photos(self) -> None:
+        """Wait until the photos are written, because nothing is timed meanwhile, or until the budget ends."""
+        if self._photos is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._photos.wait(max(0.0, self._end - time.monotonic()))
-            if check.photos and self._photos.returncode:
-                return f"the photos could not be written: {LOG} has the details"
-        return ""
 
     def _run(self, check: Check) -> Outcome:
         ended: tuple[Status, str] | None = None

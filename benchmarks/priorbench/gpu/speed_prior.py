@@ -98,7 +98,7 @@ def _measure(make: Callable[[], Step]) -> Speed:
     step = make()
     first_s = harness.seconds(step)
     step()  # it allocates for the last time
-    s = harness.median([harness.seconds(lambda: [step() for _ in range(3)]) / 3 for _ in range(3)])
+    s = harness.median_seconds(lambda: [step() for _ in range(3)], warm=0, repeats=3) / 3
     return Speed(first_s, s, harness.peak_gib())
 
 

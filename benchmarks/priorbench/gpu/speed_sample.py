@@ -143,7 +143,7 @@ def _seconds(prior: Prior, batch: int, config: SampleConfig) -> float:
 
 def _median_s(draw: Draw, warm: Draw) -> float:
     warm()
-    return harness.median([harness.seconds(draw) for _ in range(3)])
+    return harness.median_seconds(draw, warm=0, repeats=3)
 
 
 def read_bytes(prior: Prior, rows: int) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from codeprior.data import checked
 from codeprior.speed import peak_flops
@@ -36,9 +34,8 @@ from priorbench.shards import skewed_codes
 from priorbench.tokenize import measure_job
 from runkit.machine import ALLOCATOR, usable_cores
 from vqgan.checkpoint import load_config, save_model
-from vqgan.config import ModelConfig, TrainConfig
+from vqgan.config import TrainConfig
 from vqgan.data import Split, open_splits, views_of
-from vqgan.model import VQGAN
 
 _TARGET = 2500.0
 """Images/s: ImageNet-1k in 9 minutes."""
@@ -56,7 +53,7 @@ _MEETING_S = 60.0
 def tokenize(setup: Setup) -> Iterator[Figure]:
     """Measure the worker of the tokenize job with each resampler, and reading the photos alone."""
     model = load_config(make_tokenizer(setup)).model
-    flops, peak = encode_flops(model), peak_flops(setup.device, "bfloat16")
+    flops, peak = networks.encoder_flops(model, matching=False), peak_flops(setup.device, "bfloat16")
     splits = open_splits("folder", setup.work / PHOTOS)
     cores, rates, out = usable_cores(), [], setup.work / "tokenize-shards"
     for name in ("pillow", "torch"):
@@ -83,7 +80,7 @@ def tokenize_compiled(setup: Setup) -> Iterator[Figure]:
     config, out = _config(setup, "pillow", usable_cores()), setup.work / "tokenize-compiled"
     made = make_shards(setup, dataclasses.replace(config, compile=True), out)
     yield Figure("pillow, compiled: files to shards", made.rate, "images/s", at_least=_TARGET)
-    share = made.rate * encode_flops(model) / peak_flops(setup.device, "bfloat16")
+    share = made.rate * networks.encoder_flops(model, matching=False) / peak_flops(setup.device, "bfloat16")
     yield Figure("pillow, compiled: of the card's peak", share, "%")
     yield Figure("photos without a row", missing_rows(open_splits("folder", setup.work / PHOTOS), out), "", at_most=0)
 
@@ -127,7 +124,7 @@ def load(setup: Setup) -> Iterator[Figure]:
     yield Figure("first batch", harness.seconds(functools.partial(read, 1)), "s")
     read()
     tokens = steps * batches.batch_size * sequence.length
-    rate = tokens / statistics.median(harness.seconds(read) for _ in range(3))
+    rate = tokens / harness.median_seconds(read, warm=0, repeats=3)
     per_token = train_prior.step_flops(_MEDIUM) / (_MEDIUM.batch * _MEDIUM.codes)
     needed = _MFU * peak_flops(setup.device, "bfloat16") / per_token
     yield Figure("files to batches on the device", rate, "tokens/s")
@@ -155,16 +152,6 @@ def _config(setup: Setup, resampler: str, decode_threads: int) -> TokenizeConfig
         decode_threads=max(1, decode_threads),
         workers=0 if gpu else 1,
     )
-
-
-def encode_flops(config: ModelConfig) -> float:
-    """FLOPs of the encoder for one picture; nothing is computed. The codebook adds less than a thousandth."""
-    with torch.device("meta"), torch.no_grad():
-        model = VQGAN(config).eval()
-        pictures_BCHW = torch.empty(1, 3, config.resolution, config.resolution)
-        with FlopCounterMode(display=False) as counter:
-            model.latent(pictures_BCHW)
-    return float(counter.get_total_flops())
 
 
 def read_rate(split: Split, size: int, resampler: str, threads: int, photos: int) -> float:

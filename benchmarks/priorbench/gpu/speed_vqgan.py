@@ -37,7 +37,7 @@ _BATCH = 128
 def encode(setup: Setup) -> Iterator[Figure]:
     """Measure encoding of decoded pictures in memory, decoding of codes, and other ways to compute the encoder."""
     model, what = networks.network(setup), networks.name(setup)
-    flops = _encoder_flops(model, setup)
+    flops = networks.encoder_flops(model.config)
     exact = networks.tokenizer(model, setup.device)
     yield from _rate(setup, f"{what}, float32", "float32", flops, _encode_rate(setup, exact, setup.pick(64, 2), 1))
     ours = networks.tokenizer(model, setup.device, "bfloat16")
@@ -73,7 +73,8 @@ def encode_compiled(setup: Setup) -> Iterator[Figure]:
     ours = networks.tokenizer(model, setup.device, "bfloat16", compiled=True)
     start_afresh()
     rate = _encode_rate(setup, ours, batch, setup.pick(8, 2))
-    yield from _rate(setup, f"{what}, batch {batch}", "bfloat16", _encoder_flops(model, setup), rate, _ENCODED_PER_S)
+    flops = networks.encoder_flops(model.config)
+    yield from _rate(setup, f"{what}, batch {batch}", "bfloat16", flops, rate, _ENCODED_PER_S)
     yield Figure(f"{what}: peak memory", harness.peak_gib(), "GiB")
     pictures = networks.pictures(setup, batch)
     yield Figure(f"{what}: codes equal to float32", share(ours.encode(pictures), exact.encode(pictures)), "%")
@@ -102,18 +103,7 @@ def _encode_rate(setup: Setup, tokenizer: Tokenizer, batch: int, count: int) -> 
 
 
 def _median_seconds(work: Callable[[], Any]) -> float:
-    for _ in range(2):
-        work()
-    return harness.median([harness.seconds(work) for _ in range(3)])
-
-
-def _encoder_flops(model: VQGAN, setup: Setup) -> float:
-    """Return the floating-point operations of encoding a picture."""
-    x_BCHW = to_input(networks.pictures(setup, 1), model.config)
-    # Not in inference mode, in which products under autocast are not counted.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.encode(x_BCHW)
-    return float(counter.get_total_flops())
+    return harness.median_seconds(work, warm=2, repeats=3)
 
 
 def _rate(

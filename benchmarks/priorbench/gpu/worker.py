@@ -35,8 +35,8 @@ def run_check(setup: Setup, module: str, name: str) -> dict[str, str]:
 
 def describe(device: torch.device) -> dict[str, str]:
     """Return what the report says about the machine."""
-    path = harness.result_path(Path(), "gpu-check", ".json") if device.type == "cuda" else Path("gpu-check-cpu.json")
-    return {"device": device.type, "machine": harness.machine(), "report": path.name}
+    report = harness.result_path(Path(), "gpu-check", ".json").name
+    return {"device": device.type, "machine": harness.machine(), "report": report}
 
 
 def main(name: str, folder: str) -> None:
