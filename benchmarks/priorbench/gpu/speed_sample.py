@@ -173,7 +173,7 @@ def _figures(
         rows: Rows that enter it.
         s: Seconds of the batch.
         read: Bytes per second that the device reads.
-        images: Pictures of the batch; 0: one per row.
+        images: Pictures of the batch; None: one per row.
         at_most: Limit of the time over the time of reading.
     """
     code_s = s / prior.sequence.length
